@@ -1,0 +1,80 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{MetricValue, Result, RunName, Step};
+
+/// A complete checkpoint in the run folder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CheckpointDir {
+    /// The optimizer step it was taken at.
+    pub step: Step,
+    /// Its folder; absolute.
+    pub path: PathBuf,
+    /// What is in it.
+    pub manifest: Manifest,
+    /// The evaluation's values at this step.
+    pub metrics: Vec<MetricValue>,
+}
+
+/// `manifest.json`: every file of a checkpoint but itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// By path relative to the checkpoint's folder, with `/` between folders.
+    pub files: BTreeMap<String, FileEntry>,
+}
+
+/// A file of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Lower-case hexadecimal.
+    pub sha256: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+impl Manifest {
+    /// Size of all files in bytes.
+    pub fn total_bytes(&self) -> u64 {
+        self.files.values().map(|file| file.size).sum()
+    }
+}
+
+/// A delivery to make.
+#[derive(Clone, Copy, Debug)]
+pub struct Publish<'a> {
+    /// The run.
+    pub run: &'a RunName,
+    /// The checkpoint.
+    pub checkpoint: &'a CheckpointDir,
+    /// A folder of the sink's own, which exists.
+    pub state_dir: &'a std::path::Path,
+}
+
+/// What a sink says about a delivery: a JSON object of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt(pub String);
+
+/// Why a delivery did not happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SinkError {
+    /// It may go well later.
+    Temporary(String),
+    /// It will not.
+    Permanent(String),
+    /// It was asked to end.
+    Cancelled,
+}
+
+/// The port to where checkpoints go. A sink lives on a worker thread of its own and may block.
+pub trait CheckpointSink: Send {
+    /// The sink's plugin id.
+    fn id(&self) -> &str;
+
+    /// Delivers; the same again changes nothing.
+    fn publish(&mut self, publish: Publish<'_>) -> Result<Receipt, SinkError>;
+
+    /// What asks the `publish` that is running, if any, to end soon. `[any]`
+    fn canceller(&self) -> Box<dyn Fn() + Send + Sync>;
+}

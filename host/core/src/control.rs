@@ -1,0 +1,55 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+/// What the outside may ask of the loop. Shared and `[any]`; the loop looks at it only at a step
+/// boundary, so a request never splits a step.
+#[derive(Clone, Debug, Default)]
+pub struct Control(Arc<AtomicU8>);
+
+/// Why training ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// `max_train_steps` were done.
+    Completed,
+    /// Ctrl-C (SIGINT).
+    Interrupted,
+    /// SIGTERM.
+    Terminated,
+    /// An error.
+    Failed,
+}
+
+impl Control {
+    /// Nothing is asked for.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks the loop to finish the step it is in, write a checkpoint and return. The first reason
+    /// stands. Safe in a signal handler: it is one atomic operation.
+    pub fn stop(&self, reason: StopReason) {
+        let code = match reason {
+            StopReason::Completed => return,
+            StopReason::Interrupted => 1,
+            StopReason::Terminated => 2,
+            StopReason::Failed => 3,
+        };
+        // A second request changes nothing, so the result does not matter.
+        let _ = self
+            .0
+            .compare_exchange(0, code, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// Whether the loop shall stop, and why.
+    pub fn stop_requested(&self) -> Option<StopReason> {
+        match self.0.load(Ordering::SeqCst) {
+            0 => None,
+            1 => Some(StopReason::Interrupted),
+            2 => Some(StopReason::Terminated),
+            _ => Some(StopReason::Failed),
+        }
+    }
+}

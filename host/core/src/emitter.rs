@@ -1,0 +1,84 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::{EventBody, Step};
+
+/// An event on its way to the store, which gives it its place in the order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draft {
+    /// When, in microseconds since the Unix epoch.
+    pub time_us: i64,
+    /// The optimizer steps finished by then.
+    pub step: Step,
+    /// What happened.
+    pub body: EventBody,
+}
+
+/// The way events take out of the rooms: a bounded queue that the store's writer empties. `[any]`
+///
+/// Emitting costs one bounded send. Only when the queue is full does the caller wait, and that wait
+/// is counted; nothing is dropped.
+#[derive(Clone, Debug)]
+pub struct Emitter {
+    queue: SyncSender<Draft>,
+    waits: Arc<AtomicU64>,
+}
+
+impl Emitter {
+    /// An emitter, and the end of its queue that the writer reads. The queue holds `capacity` events.
+    pub fn new(capacity: usize) -> (Self, Receiver<Draft>) {
+        let (queue, drafts) = sync_channel(capacity);
+        let waits = Arc::default();
+        (Self { queue, waits }, drafts)
+    }
+
+    /// Sends an event. If the writer is gone, which it reports by itself, the event goes nowhere.
+    pub fn emit(&self, step: Step, body: EventBody) {
+        let draft = Draft {
+            time_us: now_us(),
+            step,
+            body,
+        };
+        if let Err(TrySendError::Full(draft)) = self.queue.try_send(draft) {
+            self.waits.fetch_add(1, Ordering::Relaxed);
+            let _ = self.queue.send(draft);
+        }
+    }
+
+    /// How often `emit` found the queue full and waited.
+    pub fn waits(&self) -> u64 {
+        self.waits.load(Ordering::Relaxed)
+    }
+}
+
+fn now_us() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_queue_makes_the_caller_wait_and_loses_nothing() {
+        let (emitter, drafts) = Emitter::new(1);
+        let sender = emitter.clone();
+        let thread = std::thread::spawn(move || {
+            for n in 0..100 {
+                sender.emit(Step(n), EventBody::RunStarted { generation: 0 });
+            }
+        });
+        while emitter.waits() == 0 {
+            std::thread::yield_now();
+        }
+        drop(emitter);
+        let steps: Vec<u64> = drafts.iter().map(|draft| draft.step.0).collect();
+        thread.join().expect("the sender");
+        assert_eq!(steps, (0..100).collect::<Vec<_>>());
+    }
+}

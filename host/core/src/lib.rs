@@ -1,0 +1,26 @@
+//! The words every room of the host speaks, and the ports (traits) through which the rooms meet.
+//!
+//! There is no behaviour here beyond what the words themselves guarantee, no thread, no file and
+//! no heavy dependency: `train`, `plugin` and `store` never see one another, they meet here.
+
+mod checkpoint;
+mod control;
+mod emitter;
+mod error;
+mod event;
+mod metric;
+mod param;
+mod run_name;
+mod step;
+
+pub use checkpoint::{
+    CheckpointDir, CheckpointSink, FileEntry, Manifest, Publish, Receipt, SinkError,
+};
+pub use control::{Control, StopReason};
+pub use emitter::{Draft, Emitter};
+pub use error::{Error, Kind, Result};
+pub use event::{DeliveryState, Event, EventBody, MetricValue};
+pub use metric::{Device, Dtype, Metric, MetricBatch, Need, TensorView};
+pub use param::{GroupsRequest, ParamGroup, ParamGroups, ParamInfo, check_groups};
+pub use run_name::RunName;
+pub use step::Step;

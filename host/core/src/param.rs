@@ -1,0 +1,170 @@
+use serde::{Deserialize, Serialize};
+
+use crate::{Dtype, Error, Kind, Result};
+
+/// A trainable parameter of the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParamInfo {
+    /// Its name as on the Hub: `transformer.h.0.ln_1.weight`.
+    pub name: String,
+    /// Its sizes.
+    pub shape: Vec<i64>,
+    /// Type of an element.
+    pub dtype: Dtype,
+}
+
+impl ParamInfo {
+    /// Number of elements.
+    pub fn numel(&self) -> i64 {
+        self.shape.iter().product()
+    }
+}
+
+/// What a grouping is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupsRequest<'a> {
+    /// The trainable parameters in the model's order; tied weights appear once.
+    pub params: &'a [ParamInfo],
+    /// The run's `weight_decay`, for groups that decay and say no other.
+    pub weight_decay: f64,
+}
+
+/// Parameters that the optimizer treats alike.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ParamGroup {
+    /// For people: `decay`.
+    pub name: String,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// The learning rate is the schedule's times this.
+    pub lr_multiplier: f64,
+    /// Indices into the request's parameters.
+    pub params: Vec<usize>,
+}
+
+/// The port to whoever decides the parameter groups.
+pub trait ParamGroups {
+    /// The grouper's plugin id.
+    fn id(&self) -> &str;
+
+    /// The groups and what the user should be told about them. The caller checks the groups by
+    /// [`check_groups`].
+    fn group(&mut self, request: GroupsRequest<'_>) -> Result<(Vec<ParamGroup>, Vec<String>)>;
+}
+
+/// Proves that every parameter is in exactly one group and that the numbers make sense.
+///
+/// # Errors
+/// Names what is missing, what is there twice, and who grouped so.
+pub fn check_groups(by: &str, params: &[ParamInfo], groups: &[ParamGroup]) -> Result<()> {
+    let mut times = vec![0u32; params.len()];
+    for group in groups {
+        if !(group.weight_decay.is_finite() && group.weight_decay >= 0.0) {
+            return Err(refusal(
+                by,
+                format!(
+                    "weight decay {} in group {:?}",
+                    group.weight_decay, group.name
+                ),
+            ));
+        }
+        if !(group.lr_multiplier.is_finite() && group.lr_multiplier >= 0.0) {
+            return Err(refusal(
+                by,
+                format!(
+                    "learning-rate multiplier {} in group {:?}",
+                    group.lr_multiplier, group.name
+                ),
+            ));
+        }
+        for &param in &group.params {
+            match times.get_mut(param) {
+                Some(n) => *n += 1,
+                None => {
+                    return Err(refusal(
+                        by,
+                        format!(
+                            "parameter {param} of {} in group {:?}",
+                            params.len(),
+                            group.name
+                        ),
+                    ));
+                }
+            }
+        }
+    }
+    let names = |wanted: fn(u32) -> bool| {
+        let named: Vec<&str> = std::iter::zip(params, &times)
+            .filter(|&(_, &n)| wanted(n))
+            .map(|(param, _)| param.name.as_str())
+            .collect();
+        (!named.is_empty()).then(|| named.join(", "))
+    };
+    let missing = names(|n| n == 0).map(|names| format!("in no group: {names}"));
+    let twice = names(|n| n > 1).map(|names| format!("in more than one group: {names}"));
+    match [missing, twice].into_iter().flatten().collect::<Vec<_>>() {
+        faults if faults.is_empty() => Ok(()),
+        faults => Err(refusal(by, faults.join("; "))),
+    }
+}
+
+fn refusal(by: &str, fault: String) -> Error {
+    Error::new(
+        Kind::Plugin,
+        format!("plugin {by} gave parameter groups that cannot be used: {fault}"),
+    )
+    .hint("every trainable parameter belongs in exactly one group; `host groups` prints the table")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params() -> Vec<ParamInfo> {
+        ["a", "b", "c"]
+            .map(|name| ParamInfo {
+                name: name.to_owned(),
+                shape: vec![2],
+                dtype: Dtype::F32,
+            })
+            .to_vec()
+    }
+
+    fn group(params: &[usize]) -> ParamGroup {
+        ParamGroup {
+            name: "g".to_owned(),
+            weight_decay: 0.1,
+            lr_multiplier: 1.0,
+            params: params.to_vec(),
+        }
+    }
+
+    #[test]
+    fn each_parameter_once_is_right_in_any_order() {
+        assert!(check_groups("x", &params(), &[group(&[2]), group(&[1, 0]), group(&[])]).is_ok());
+    }
+
+    #[test]
+    fn what_is_missing_and_what_is_twice_is_named() {
+        let error =
+            check_groups("x", &params(), &[group(&[0]), group(&[0, 1])]).expect_err("refused");
+        assert_eq!(
+            error.message(),
+            "plugin x gave parameter groups that cannot be used: in no group: c; in more than one group: a"
+        );
+        assert_eq!(error.kind(), Kind::Plugin);
+    }
+
+    #[test]
+    fn numbers_that_make_no_sense_are_refused() {
+        for (weight_decay, lr_multiplier) in [(f64::NAN, 1.0), (-0.1, 1.0), (0.0, f64::INFINITY)] {
+            let odd = ParamGroup {
+                weight_decay,
+                lr_multiplier,
+                ..group(&[0, 1, 2])
+            };
+            assert!(check_groups("x", &params(), &[odd]).is_err());
+        }
+        assert!(check_groups("x", &params(), &[group(&[0, 1, 2, 3])]).is_err());
+    }
+}

@@ -1,0 +1,52 @@
+use core::ffi::c_void;
+
+use crate::{HostCreate, HostDestroy, HostOut, HostStatus, HostStr};
+
+/// A complete checkpoint in the run folder. The host keeps it until the sink has returned.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct HostCheckpoint {
+    /// Size of this struct in the host's build.
+    pub struct_size: u32,
+    /// Zero.
+    pub flags: u32,
+    /// The optimizer step it was taken at.
+    pub step: u64,
+    /// The run's name: letters, digits, `.`, `_` and `-`; a valid branch name.
+    pub run: HostStr,
+    /// Absolute path of the checkpoint's folder. Not to be written to.
+    pub dir: HostStr,
+    /// The folder's `manifest.json`: `{"files": {"PATH": {"sha256": HEX, "size": BYTES}, …}}`.
+    pub manifest_json: HostStr,
+    /// The evaluation's values at this step, `{"loss/eval": 1.5, …}`; those that are not finite
+    /// are strings (`"inf"`, `"nan"`).
+    pub metrics_json: HostStr,
+    /// Absolute path of a folder of the sink's own, which exists, survives the run and is part of
+    /// no checkpoint.
+    pub state_dir: HostStr,
+}
+
+/// Delivers checkpoints somewhere. The host owns the queue and the ledger; the sink reports.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct HostCheckpointSink {
+    /// Size of this struct in the plugin's build.
+    pub struct_size: u32,
+    /// Zero.
+    pub flags: u32,
+    /// See [`HostCreate`].
+    pub create: Option<HostCreate>,
+    /// See [`HostDestroy`].
+    pub destroy: Option<HostDestroy>,
+    /// `[worker]` Delivers the checkpoint and puts a receipt: a JSON object of the sink's, with
+    /// what lets a person find it (`commit`, `path`). Delivering the same again changes nothing.
+    pub publish: Option<
+        unsafe extern "C" fn(
+            instance: *mut c_void,
+            checkpoint: *const HostCheckpoint,
+            out: *const HostOut,
+        ) -> HostStatus,
+    >,
+    /// `[any]` Asks the `publish` that is running, if any, to end soon with `HOST_CANCELLED`.
+    pub cancel: Option<unsafe extern "C" fn(instance: *mut c_void)>,
+}

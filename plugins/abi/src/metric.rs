@@ -1,0 +1,60 @@
+use core::ffi::c_void;
+
+use crate::{HostCreate, HostDestroy, HostOut, HostStatus, HostStr, HostTensor};
+
+/// The inputs of one evaluation batch.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct HostBatch {
+    /// Size of this struct in the host's build.
+    pub struct_size: u32,
+    /// Zero.
+    pub flags: u32,
+    /// The optimizer step at which the evaluation takes place.
+    pub step: u64,
+    /// What the manifest's `needs` asked for, in any order.
+    ///
+    /// | name | shape and type | what |
+    /// |---|---|---|
+    /// | `loss_sum` | 0-d f64 | sum of the negative log likelihoods in nats |
+    /// | `token_count` | 0-d i64 | number of predicted tokens |
+    /// | `nll` | (batch, time) f32 | negative log likelihood of each predicted token, nats |
+    /// | `labels` | (batch, time) i64 | the predicted tokens' ids |
+    /// | `argmax` | (batch, time) i64 | the most likely token |
+    /// | `label_rank` | (batch, time) i64 | how many tokens were likelier than the label |
+    /// | `byte_count` | 0-d i64 | UTF-8 bytes of the predicted tokens |
+    /// | `logits` | (batch, time, vocabulary) f32 | all of them; large, so the last resort |
+    pub tensors: *const HostTensor,
+    /// Length of `tensors`.
+    pub n_tensors: usize,
+}
+
+/// An evaluation metric: a state that batches are added to and that merges across ranks.
+///
+/// Merging is associative and commutative: integers exactly, f64 sums to 1e-12.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct HostMetric {
+    /// Size of this struct in the plugin's build.
+    pub struct_size: u32,
+    /// Zero.
+    pub flags: u32,
+    /// See [`HostCreate`].
+    pub create: Option<HostCreate>,
+    /// See [`HostDestroy`].
+    pub destroy: Option<HostDestroy>,
+    /// `[inst]` Makes the state that of a new instance.
+    pub reset: Option<unsafe extern "C" fn(instance: *mut c_void) -> HostStatus>,
+    /// `[inst]` Adds a batch to the state.
+    pub update:
+        Option<unsafe extern "C" fn(instance: *mut c_void, batch: *const HostBatch) -> HostStatus>,
+    /// `[inst]` Puts the state as bytes, which say their own version.
+    pub export_state:
+        Option<unsafe extern "C" fn(instance: *mut c_void, out: *const HostOut) -> HostStatus>,
+    /// `[inst]` Adds to the state one that another instance exported.
+    pub merge_state:
+        Option<unsafe extern "C" fn(instance: *mut c_void, state: HostStr) -> HostStatus>,
+    /// `[inst]` Puts the named values of the state. Infinity and NaN are values.
+    pub compute:
+        Option<unsafe extern "C" fn(instance: *mut c_void, out: *const HostOut) -> HostStatus>,
+}

@@ -1,0 +1,20 @@
+use core::ffi::c_void;
+
+use crate::{HostStatus, HostStr};
+
+/// Where a call puts its results. Valid until the call returns; the functions copy.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct HostOut {
+    /// Size of this struct in the host's build.
+    pub struct_size: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Handed back as the first argument of each function below.
+    pub ctx: *mut c_void,
+    /// `[inst]` Adds a named number. The same name twice is an error.
+    pub put_f64:
+        Option<unsafe extern "C" fn(ctx: *mut c_void, name: HostStr, value: f64) -> HostStatus>,
+    /// `[inst]` Sets the bytes of the result; the last call counts.
+    pub put_bytes: Option<unsafe extern "C" fn(ctx: *mut c_void, bytes: HostStr) -> HostStatus>,
+}
