@@ -1,1 +1,3 @@
+//! The `host` command.
+
 fn main() {}

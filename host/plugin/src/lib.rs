@@ -1,0 +1,1 @@
+//! Finds, inspects, loads and wraps plugins.

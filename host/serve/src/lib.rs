@@ -1,0 +1,1 @@
+//! The gRPC service over a run store, and its client.

@@ -1,0 +1,1 @@
+//! The run store: one writer, many readers.

@@ -1,0 +1,150 @@
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// What a training is made from: the arguments of CodeParrot's training script under their names
+/// and with their defaults, and what this host adds. As TOML keys they are the same words; as flags
+/// they are in kebab-case.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Folders, files or globs of source code to train on.
+    pub data: Vec<PathBuf>,
+    /// The same for evaluation. Empty: one file in `valid_every` is held out of `data`.
+    pub valid_data: Vec<PathBuf>,
+    /// Which files of a folder count, by extension without the dot. Empty: all.
+    pub extensions: Vec<String>,
+    /// One file in this many is held out for evaluation when `valid_data` is empty.
+    pub valid_every: u64,
+    /// A preset (`tiny demo gpt2 codeparrot-small codeparrot`), a Hugging Face `config.json`, or a
+    /// folder with one and perhaps with weights.
+    pub model: String,
+    /// A `tokenizer.json` or a folder with one. None: that of `model` if it has one, else a byte-level
+    /// BPE is trained on `data` and kept in the cache.
+    pub tokenizer: Option<PathBuf>,
+    /// Size of a vocabulary trained here. None: the model's `vocab_size`.
+    pub vocab_size: Option<i64>,
+    /// `cpu`, `cuda`, `cuda:N` or `auto`.
+    pub device: String,
+    /// `f32`, `f64` or `bf16`.
+    pub precision: Precision,
+    /// Sequences in a training micro-batch.
+    pub train_batch_size: i64,
+    /// Sequences in an evaluation batch.
+    pub valid_batch_size: i64,
+    /// AdamW's weight decay, for the groups that decay.
+    pub weight_decay: f64,
+    /// Sequences in the buffer that the training stream is shuffled through.
+    pub shuffle_buffer: usize,
+    /// AdamW's peak learning rate.
+    pub learning_rate: f64,
+    /// How the learning rate goes, by transformers' names.
+    pub lr_scheduler_type: SchedulerType,
+    /// Optimizer steps over which the learning rate rises from 0.
+    pub num_warmup_steps: u64,
+    /// Micro-batches whose gradients make one optimizer step.
+    pub gradient_accumulation_steps: u64,
+    /// Trade computation for memory in the backward pass.
+    pub gradient_checkpointing: bool,
+    /// Largest L2 norm of the gradient; larger ones are scaled down to it. 0: no clipping.
+    pub max_grad_norm: f64,
+    /// Optimizer steps to train for.
+    pub max_train_steps: u64,
+    /// Batches of an evaluation; -1 is the whole validation set.
+    pub max_eval_steps: i64,
+    /// Tokens of a sequence.
+    pub seq_length: i64,
+    /// Seeds weights, dropout and shuffling.
+    pub seed: i64,
+    /// Evaluate and write a checkpoint every so many optimizer steps. 0: only at the end.
+    pub save_checkpoint_steps: u64,
+    /// Evaluate once before the first step, too.
+    pub eval_on_start: bool,
+    /// Report the validation set's perplexity under a unigram and a bigram model, counted on the
+    /// training tokens, before the first step. Reads the training data once.
+    pub ngram_baselines: bool,
+    /// How many checkpoints stay in the run folder; 0 keeps all. The newest and those that a sink
+    /// still needs stay in any case.
+    pub keep_checkpoints: usize,
+    /// What a loss or gradient that is not finite does.
+    pub on_nonfinite: OnNonfinite,
+    /// Threads of a CPU training. None: one for each core.
+    pub threads: Option<usize>,
+    /// Use deterministic algorithms on CUDA, at some cost. The CPU always does.
+    pub deterministic: bool,
+}
+
+/// Arithmetic of the training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit floats.
+    F32,
+    /// 64-bit floats, for proofs.
+    F64,
+    /// bfloat16 matrix products over 32-bit weights.
+    Bf16,
+}
+
+/// How the learning rate goes over the steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SchedulerType {
+    /// Warm-up, then down to 0 in a line.
+    Linear,
+    /// Warm-up, then down to 0 in half a cosine.
+    Cosine,
+    /// Always the peak.
+    Constant,
+    /// Warm-up, then always the peak.
+    ConstantWithWarmup,
+}
+
+/// What a loss or gradient that is not finite does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNonfinite {
+    /// The run ends with an error; the last checkpoint stands.
+    Stop,
+    /// The step changes no weight, and an event says so.
+    Skip,
+    /// Nothing but an event.
+    Continue,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            data: Vec::new(),
+            valid_data: Vec::new(),
+            extensions: Vec::new(),
+            valid_every: 20,
+            model: "codeparrot".to_owned(),
+            tokenizer: None,
+            vocab_size: None,
+            device: "auto".to_owned(),
+            precision: Precision::F32,
+            train_batch_size: 2,
+            valid_batch_size: 2,
+            weight_decay: 0.1,
+            shuffle_buffer: 10_000,
+            learning_rate: 2e-4,
+            lr_scheduler_type: SchedulerType::Cosine,
+            num_warmup_steps: 750,
+            gradient_accumulation_steps: 16,
+            gradient_checkpointing: true,
+            max_grad_norm: 1.0,
+            max_train_steps: 50_000,
+            max_eval_steps: -1,
+            seq_length: 1024,
+            seed: 1,
+            save_checkpoint_steps: 64,
+            eval_on_start: false,
+            ngram_baselines: false,
+            keep_checkpoints: 0,
+            on_nonfinite: OnNonfinite::Stop,
+            threads: None,
+            deterministic: false,
+        }
+    }
+}

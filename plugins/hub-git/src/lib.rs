@@ -1,0 +1,1 @@
+//! Pushes checkpoints to a git remote such as the Hugging Face Hub.

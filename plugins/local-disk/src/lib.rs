@@ -1,0 +1,1 @@
+//! Keeps complete checkpoints in a folder.

@@ -1,0 +1,1 @@
+//! Loss and perplexity of the evaluation set.

@@ -1,0 +1,1 @@
+//! Safe traits to write plugins with.

@@ -1,0 +1,1 @@
+//! Parameter groups with and without weight decay, by name.

@@ -1,0 +1,1 @@
+//! The outer ring of tests: they run the real binary with real plugins.
