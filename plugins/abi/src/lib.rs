@@ -58,6 +58,11 @@ pub const ENTRY_SYMBOL: &str = "host_plugin_entry_v1";
 /// { "abi": [1, 0], "id": "perplexity", "version": "0.1.0", "description": "...",
 ///   "kinds": ["metric"], "needs": ["loss_sum"], "devices": ["cpu"], "config": { JSON Schema } }
 /// ```
+///
+/// `kinds` has `param_groups`, `metric` and `checkpoint_sink`; `devices` has `cpu` and `cuda`, and
+/// is `["cpu"]` where it is absent. Without `config` the plugin takes no settings. An optional
+/// `min_host_minor` is the descriptor's. Keys that the host does not know are ignored, and so are
+/// zero bytes behind the object, which C puts at the end of a string.
 pub const MANIFEST_SECTION: &str = ".host_manifest";
 
 /// What a call ended with. An unknown value counts as [`HOST_ERROR`].
@@ -75,7 +80,7 @@ pub const HOST_CANCELLED: HostStatus = 4;
 /// It failed for a reason that may pass (the network, a lock): the host may try again.
 pub const HOST_TEMPORARY: HostStatus = 5;
 
-/// Kinds of a [`HostPluginItem`].
+/// Kinds of a [`HostPluginItem`]. See [`HostParamGroups`].
 pub const HOST_KIND_PARAM_GROUPS: u32 = 1;
 /// See [`HostMetric`].
 pub const HOST_KIND_METRIC: u32 = 2;
