@@ -1,0 +1,30 @@
+/// What can be made to go wrong with a request.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// The server reads the request's head and says nothing until it is dropped.
+    Hang,
+    /// The connection ends at once.
+    Close,
+    /// The request is served, but the connection ends without the reply.
+    LoseReply,
+    /// This status instead of serving, with these headers.
+    Status(u16, Vec<(String, String)>),
+}
+
+/// A fault that waits for its requests.
+#[derive(Debug)]
+pub(crate) struct Trap {
+    /// What the request line (`POST /user/model/git-receive-pack`) must contain.
+    pub(crate) matching: String,
+    pub(crate) fault: Fault,
+    pub(crate) times: usize,
+}
+
+/// The fault that the request meets, if any, which is then used up by one.
+pub(crate) fn take(traps: &mut [Trap], request_line: &str) -> Option<Fault> {
+    let trap = traps
+        .iter_mut()
+        .find(|trap| trap.times > 0 && request_line.contains(&trap.matching))?;
+    trap.times -= 1;
+    Some(trap.fault.clone())
+}

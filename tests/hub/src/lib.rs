@@ -1,0 +1,333 @@
+//! A git server for tests: the real `git http-backend` behind basic authentication, a Git LFS batch
+//! server (basic and the Hub's multipart transfer) that checks every sha256, and a pre-receive hook
+//! that refuses what the Hub refuses.
+//!
+//! Objects are sent to a second port, which refuses requests that carry credentials: a client that
+//! leaks its token to the object host fails. Nothing but `git` is needed.
+#![forbid(unsafe_code)]
+
+mod backend;
+mod fault;
+mod http;
+mod lfs;
+
+use std::fs;
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+pub use fault::Fault;
+pub use lfs::parse_pointer;
+
+use fault::Trap;
+use http::{Request, Response};
+use lfs::Lfs;
+
+/// The token that may read and write.
+pub const WRITE_TOKEN: &str = "hf_WriteTokenOfTheTests0123456789";
+/// The token that may read.
+pub const READ_TOKEN: &str = "hf_ReadTokenOfTheTests0123456789";
+
+/// A running server with its repositories in a temporary folder. Dropping it ends both.
+#[derive(Debug)]
+pub struct TestHub {
+    shared: Arc<Shared>,
+    acceptors: Vec<(SocketAddr, JoinHandle<()>)>,
+    _folder: tempfile::TempDir,
+}
+
+#[derive(Debug)]
+struct Shared {
+    root: PathBuf,
+    object_host: String,
+    /// 0 for none.
+    part_bytes: AtomicU64,
+    stopped: AtomicBool,
+    traps: Mutex<Vec<Trap>>,
+    requests: Mutex<Vec<String>>,
+    connections: Mutex<Vec<(TcpStream, JoinHandle<()>)>>,
+    url: String,
+}
+
+/// Which of the two ports a request came to.
+#[derive(Clone, Copy)]
+enum Door {
+    Git,
+    Objects,
+}
+
+impl TestHub {
+    /// Starts a server without repositories.
+    ///
+    /// # Panics
+    /// If there is no temporary folder or no free port.
+    pub fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let git = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let objects = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = |listener: &TcpListener| listener.local_addr().expect("a bound port");
+        let shared = Arc::new(Shared {
+            root: folder.path().to_owned(),
+            object_host: format!("http://{}", address(&objects)),
+            part_bytes: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
+            traps: Mutex::default(),
+            requests: Mutex::default(),
+            connections: Mutex::default(),
+            url: format!("http://{}", address(&git)),
+        });
+        let acceptors = [(git, Door::Git), (objects, Door::Objects)]
+            .into_iter()
+            .map(|(listener, door)| {
+                let shared = Arc::clone(&shared);
+                let at = address(&listener);
+                let thread = std::thread::Builder::new()
+                    .name("test-hub accept".to_owned())
+                    .spawn(move || accept(&shared, &listener, door))
+                    .expect("a thread");
+                (at, thread)
+            })
+            .collect();
+        Self {
+            shared,
+            acceptors,
+            _folder: folder,
+        }
+    }
+
+    /// `http://127.0.0.1:PORT`.
+    pub fn url(&self) -> &str {
+        &self.shared.url
+    }
+
+    /// The URL of a repository: `http://127.0.0.1:PORT/user/model`.
+    pub fn repo_url(&self, name: &str) -> String {
+        format!("{}/{name}", self.url())
+    }
+
+    /// Makes a repository `user/model`. As on the Hub, its `main` has one commit with the files given
+    /// (name, text); with none it stays empty.
+    ///
+    /// # Panics
+    /// If git is not there or fails.
+    pub fn create_repo(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
+        let repo = self.repo_path(name);
+        git(&["init", "--quiet", "--bare", "-b", "main"], &repo);
+        let hook = repo.join("hooks/pre-receive");
+        fs::create_dir_all(repo.join("hooks")).expect("the hooks' folder");
+        fs::write(&hook, include_str!("pre-receive.sh")).expect("the hook");
+        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("the hook");
+        if !files.is_empty() {
+            let work = tempfile::tempdir().expect("a temporary folder");
+            git(&["init", "--quiet", "-b", "main"], work.path());
+            for (file, text) in files {
+                fs::write(work.path().join(file), text).expect("a file");
+            }
+            git(&["add", "."], work.path());
+            git(&["commit", "--quiet", "-m", "initial commit"], work.path());
+            let to = repo.to_str().expect("a UTF-8 path");
+            git(&["push", "--quiet", to, "main"], work.path());
+        }
+        repo
+    }
+
+    /// The bare repository on disk.
+    pub fn repo_path(&self, name: &str) -> PathBuf {
+        self.shared.root.join(format!("{name}.git"))
+    }
+
+    /// Where an LFS object of a repository lies, if it was uploaded.
+    pub fn lfs_object(&self, name: &str, sha256: &str) -> PathBuf {
+        lfs::object_path(&self.repo_path(name), sha256)
+    }
+
+    /// From now on objects larger than this go in parts of this many bytes.
+    pub fn set_part_bytes(&self, bytes: u64) {
+        self.shared.part_bytes.store(bytes, Ordering::SeqCst);
+    }
+
+    /// Lets the next `times` requests go wrong whose request line (`POST /user/model/info/…?query`)
+    /// contains `matching`.
+    pub fn fault(&self, matching: &str, fault: Fault, times: usize) {
+        lock(&self.shared.traps).push(Trap {
+            matching: matching.to_owned(),
+            fault,
+            times,
+        });
+    }
+
+    /// The request lines so far, `METHOD /path?query`, of both ports.
+    pub fn requests(&self) -> Vec<String> {
+        lock(&self.shared.requests).clone()
+    }
+}
+
+impl Drop for TestHub {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        for (address, thread) in self.acceptors.drain(..) {
+            // The acceptor looks at the flag after each connection; this is its last.
+            let _ = TcpStream::connect(address);
+            let _ = thread.join();
+        }
+        for (stream, thread) in lock(&self.shared.connections).drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+            let _ = thread.join();
+        }
+    }
+}
+
+fn accept(shared: &Arc<Shared>, listener: &TcpListener, door: Door) {
+    for stream in listener.incoming() {
+        if shared.stopped.load(Ordering::SeqCst) {
+            return;
+        }
+        let Ok(stream) = stream else { continue };
+        let Ok(handle) = stream.try_clone() else {
+            continue;
+        };
+        let for_thread = Arc::clone(shared);
+        let thread = std::thread::Builder::new()
+            .name("test-hub connection".to_owned())
+            .spawn(move || {
+                // A client that goes away in the middle is no fault of the server.
+                let _ = serve(&for_thread, stream, door);
+            })
+            .expect("a thread");
+        let mut connections = lock(&shared.connections);
+        connections.retain(|(_, thread)| !thread.is_finished());
+        connections.push((handle, thread));
+    }
+}
+
+fn serve(shared: &Shared, stream: TcpStream, door: Door) -> io::Result<()> {
+    let Some(mut request) = Request::read(stream)? else {
+        return Ok(());
+    };
+    let mut line = format!("{} {}", request.method, request.path);
+    if !request.query.is_empty() {
+        line += &format!("?{}", request.query);
+    }
+    lock(&shared.requests).push(line.clone());
+    let fault = fault::take(&mut lock(&shared.traps), &line);
+    let mut answer = || match door {
+        Door::Git => git_request(shared, &mut request),
+        Door::Objects => objects_request(shared, &mut request),
+    };
+    match fault {
+        None => {
+            let response = answer().unwrap_or_else(|error| Response::text(500, &error.to_string()));
+            request.reply(&response)
+        }
+        Some(Fault::Hang) => {
+            while !shared.stopped.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Ok(())
+        }
+        Some(Fault::Close) => Ok(()),
+        Some(Fault::LoseReply) => answer().map(drop),
+        Some(Fault::Status(status, headers)) => {
+            let mut response = Response::text(status, "a fault was asked for");
+            response.headers.extend(headers);
+            request.reply(&response)
+        }
+    }
+}
+
+fn git_request(shared: &Shared, request: &mut Request) -> io::Result<Response> {
+    let lfs = request.path.contains("/info/lfs/");
+    let writes = lfs
+        || request.path.ends_with("/git-receive-pack")
+        || request.query.contains("service=git-receive-pack");
+    match password(request).as_deref() {
+        Some(WRITE_TOKEN) => {}
+        Some(READ_TOKEN) if !writes => {}
+        Some(READ_TOKEN) => {
+            let message = "You have read access only: this token may not write.";
+            return Ok(Response::json(
+                403,
+                &serde_json::json!({"message": message}),
+            ));
+        }
+        _ => {
+            let response = Response::text(401, "Invalid username or password.");
+            return Ok(response.with_header("WWW-Authenticate", "Basic realm=\"test hub\""));
+        }
+    }
+    let cut = ["/info/", "/git-", "/HEAD", "/objects/"]
+        .iter()
+        .filter_map(|part| request.path.find(part))
+        .min()
+        .unwrap_or(request.path.len());
+    let (name, rest) = request.path.split_at(cut);
+    let (name, rest) = (name.trim_end_matches(".git").to_owned(), rest.to_owned());
+    let repo = shared.repo(&name);
+    if !repo.is_dir() {
+        return Ok(Response::text(404, "Repository not found"));
+    }
+    if lfs {
+        return shared.lfs(&repo, &name).batch(request);
+    }
+    backend::answer(&shared.root, &format!("{name}.git{rest}"), request)
+}
+
+fn objects_request(shared: &Shared, request: &mut Request) -> io::Result<Response> {
+    let (name, _) = request.path.rsplit_once('/').unwrap_or_default();
+    let name = name.to_owned();
+    let repo = shared.repo(&name);
+    shared.lfs(&repo, &name).object_request(request)
+}
+
+impl Shared {
+    fn repo(&self, name: &str) -> PathBuf {
+        self.root
+            .join(format!("{}.git", name.trim_start_matches('/')))
+    }
+
+    fn lfs<'a>(&'a self, repo: &'a Path, name: &'a str) -> Lfs<'a> {
+        let part_bytes = self.part_bytes.load(Ordering::SeqCst);
+        Lfs {
+            repo,
+            name,
+            object_host: &self.object_host,
+            part_bytes: (part_bytes > 0).then_some(part_bytes),
+        }
+    }
+}
+
+/// The password of basic authentication; on the Hub the token stands there, and any user name will do.
+fn password(request: &Request) -> Option<String> {
+    let encoded = request.header("authorization")?.strip_prefix("Basic ")?;
+    let decoded = String::from_utf8(BASE64_STANDARD.decode(encoded).ok()?).ok()?;
+    decoded
+        .split_once(':')
+        .map(|(_, password)| password.to_owned())
+}
+
+fn git(args: &[&str], dir: &Path) {
+    fs::create_dir_all(dir).expect("a folder");
+    let status = Command::new("git")
+        .args(args)
+        .current_dir(dir)
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .envs(["AUTHOR", "COMMITTER"].map(|who| (format!("GIT_{who}_NAME"), "hub")))
+        .envs(["AUTHOR", "COMMITTER"].map(|who| (format!("GIT_{who}_EMAIL"), "hub@localhost")))
+        .status()
+        .expect("git runs");
+    assert!(status.success(), "git {args:?} failed");
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
