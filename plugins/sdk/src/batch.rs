@@ -1,0 +1,83 @@
+use std::fmt;
+use std::marker::PhantomData;
+
+use host_plugin_abi::{HostBatch, HostTensor};
+
+use crate::{Error, Result, Tensor, sized};
+
+/// The inputs of one evaluation batch: what the manifest's `needs` asked for.
+///
+/// ```
+/// use host_plugin_sdk::{Batch, Result};
+///
+/// fn mean_loss(batch: &Batch<'_>) -> Result<f64> {
+///     let tokens = batch.scalar_i64("token_count")?;
+///     Ok(batch.scalar_f64("loss_sum")? / tokens as f64)
+/// }
+/// ```
+pub struct Batch<'a> {
+    step: u64,
+    tensors: *const HostTensor,
+    n_tensors: usize,
+    owner: PhantomData<&'a HostTensor>,
+}
+
+impl<'a> Batch<'a> {
+    /// # Safety
+    /// `batch` is null, or what it points to is as the ABI promises and stays so for `'a`.
+    pub(crate) unsafe fn new(batch: *const HostBatch) -> Result<Self> {
+        // SAFETY: the caller's promise.
+        let batch = unsafe { sized::read(batch) }?;
+        Ok(Self {
+            step: batch.step,
+            tensors: batch.tensors,
+            n_tensors: batch.n_tensors,
+            owner: PhantomData,
+        })
+    }
+
+    /// The optimizer step at which the evaluation takes place.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// The input of this name.
+    pub fn tensor(&self, name: &str) -> Result<Tensor<'a>> {
+        for tensor in self.tensors()? {
+            let tensor = tensor?;
+            if tensor.name() == name {
+                return Ok(tensor);
+            }
+        }
+        Err(Error::unsupported(format!(
+            "the host passed no tensor {name:?}; is it in the manifest's `needs`?"
+        )))
+    }
+
+    /// The 64-bit float of this name: `loss_sum`.
+    pub fn scalar_f64(&self, name: &str) -> Result<f64> {
+        self.tensor(name)?.scalar()
+    }
+
+    /// The 64-bit integer of this name: `token_count`.
+    pub fn scalar_i64(&self, name: &str) -> Result<i64> {
+        self.tensor(name)?.scalar()
+    }
+
+    /// All inputs, in the host's order.
+    pub fn tensors(&self) -> Result<impl Iterator<Item = Result<Tensor<'a>>>> {
+        // SAFETY: `new`'s caller promised that the array is as the ABI says.
+        let tensors = unsafe { sized::read_array(self.tensors, self.n_tensors) }?;
+        // SAFETY: as above, for what each of them points to.
+        Ok(tensors.map(|tensor| unsafe { Tensor::new(&tensor?) }))
+    }
+}
+
+impl fmt::Debug for Batch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch")
+            .field("step", &self.step)
+            .field("n_tensors", &self.n_tensors)
+            .finish()
+    }
+}

@@ -1,0 +1,46 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::{Error, Result};
+
+/// Whether the host wants the running [`publish`](crate::CheckpointSink::publish) to end soon.
+///
+/// Clones share the flag, so a helper thread can hold one.
+///
+/// ```
+/// use host_plugin_sdk::{Cancel, Result};
+///
+/// fn send(chunks: &[&[u8]], cancel: &Cancel) -> Result<()> {
+///     for _chunk in chunks {
+///         cancel.check()?;
+///         // … send it …
+///     }
+///     Ok(())
+/// }
+/// assert!(send(&[b"a", b"b"], &Cancel::default()).is_ok());
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Whether it was asked for since `publish` began.
+    pub fn is_requested(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Fails with [`Error::cancelled`] if it was asked for.
+    pub fn check(&self) -> Result<()> {
+        if self.is_requested() {
+            return Err(Error::cancelled());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn request(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn clear(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,148 @@
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use host_plugin_abi::{HOST_CANCELLED, HOST_ERROR, HOST_TEMPORARY, HOST_UNSUPPORTED, HostStatus};
+
+/// Why a call failed: one line for the user, and whether trying again makes sense.
+///
+/// ```
+/// use host_plugin_sdk::{Error, Result};
+///
+/// fn parse(text: &str) -> Result<u64> {
+///     text.parse().map_err(|_| Error::new(format!("{text:?} is not a number")))
+/// }
+/// assert_eq!(parse("x").unwrap_err().message(), "\"x\" is not a number");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    status: HostStatus,
+    message: String,
+}
+
+/// Shorthand for results of a plugin.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// It failed. Say what and why, with the path last.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self::with_status(HOST_ERROR, message)
+    }
+
+    /// It failed for a reason that may pass (the network, a lock): the host may try again.
+    pub fn temporary(message: impl Into<String>) -> Self {
+        Self::with_status(HOST_TEMPORARY, message)
+    }
+
+    /// The plugin cannot do this, and asking again would not help.
+    pub fn unsupported(message: impl Into<String>) -> Self {
+        Self::with_status(HOST_UNSUPPORTED, message)
+    }
+
+    /// The call ended early because the host asked for it.
+    pub fn cancelled() -> Self {
+        Self::with_status(HOST_CANCELLED, "cancelled")
+    }
+
+    /// A file operation that failed: `cannot VERB: REASON: PATH`. Temporary where
+    /// [`From<io::Error>`](Error#impl-From<Error>-for-Error) says so.
+    pub fn io(verb: &str, path: &Path, source: &io::Error) -> Self {
+        Self::with_status(
+            io_status(source.kind()),
+            format!("cannot {verb}: {source}: {}", path.display()),
+        )
+    }
+
+    /// What failed and why.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Whether the host may try again.
+    pub fn is_temporary(&self) -> bool {
+        self.status == HOST_TEMPORARY
+    }
+
+    pub(crate) fn status(&self) -> HostStatus {
+        self.status
+    }
+
+    pub(crate) fn with_status(status: HostStatus, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<String> for Error {
+    fn from(message: String) -> Self {
+        Self::new(message)
+    }
+}
+
+impl From<&str> for Error {
+    fn from(message: &str) -> Self {
+        Self::new(message)
+    }
+}
+
+/// A full disk, a lost network and the like are temporary.
+impl From<io::Error> for Error {
+    fn from(source: io::Error) -> Self {
+        Self::with_status(io_status(source.kind()), source.to_string())
+    }
+}
+
+impl From<serde_json::Error> for Error {
+    fn from(source: serde_json::Error) -> Self {
+        Self::new(source.to_string())
+    }
+}
+
+fn io_status(kind: io::ErrorKind) -> HostStatus {
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted,
+        NetworkDown, NetworkUnreachable, NotConnected, QuotaExceeded, ResourceBusy,
+        StaleNetworkFileHandle, StorageFull, TimedOut, WouldBlock,
+    };
+    match kind {
+        ConnectionAborted
+        | ConnectionRefused
+        | ConnectionReset
+        | HostUnreachable
+        | Interrupted
+        | NetworkDown
+        | NetworkUnreachable
+        | NotConnected
+        | QuotaExceeded
+        | ResourceBusy
+        | StaleNetworkFileHandle
+        | StorageFull
+        | TimedOut
+        | WouldBlock => HOST_TEMPORARY,
+        _ => HOST_ERROR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_may_pass_and_a_missing_file_does_not() {
+        let full = Error::io("write", Path::new("/x"), &io::ErrorKind::StorageFull.into());
+        assert!(full.is_temporary());
+        assert!(full.message().starts_with("cannot write: "));
+        assert!(full.message().ends_with(": /x"));
+        assert!(!Error::from(io::Error::from(io::ErrorKind::NotFound)).is_temporary());
+    }
+}

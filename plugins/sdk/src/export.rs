@@ -1,0 +1,195 @@
+use std::fmt;
+
+use host_plugin_abi::{
+    HOST_ABI_MAJOR, HOST_ABI_MINOR, HostApi, HostPlugin, HostPluginEntry, HostPluginItem, HostStr,
+};
+
+use crate::Host;
+
+/// What [`export_plugin!`](crate::export_plugin) exports, for tests that run without the host:
+/// see [`fake::Plugin::load`](crate::fake::Plugin::load).
+#[derive(Clone, Copy)]
+pub struct Plugin {
+    #[doc(hidden)]
+    pub entry: HostPluginEntry,
+    #[doc(hidden)]
+    pub manifest: &'static [u8],
+}
+
+impl fmt::Debug for Plugin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(self.manifest))
+    }
+}
+
+/// The plugin's own package, as the macro knows it.
+#[doc(hidden)]
+pub trait Package: 'static {
+    const ID: &'static str;
+}
+
+#[doc(hidden)]
+pub const fn descriptor(
+    id: &'static str,
+    version: &'static str,
+    items: &'static [HostPluginItem],
+) -> HostPlugin {
+    HostPlugin {
+        struct_size: size_of::<HostPlugin>() as u32,
+        abi_major: HOST_ABI_MAJOR,
+        abi_minor: HOST_ABI_MINOR,
+        // The SDK asks for nothing that version 1.0 lacks.
+        min_host_minor: 0,
+        id: HostStr::new(id),
+        version: HostStr::new(version),
+        n_items: items.len(),
+        items: items.as_ptr(),
+    }
+}
+
+#[doc(hidden)]
+pub const fn item<V>(kind: u32, vtable: &'static V) -> HostPluginItem {
+    HostPluginItem {
+        struct_size: size_of::<HostPluginItem>() as u32,
+        kind,
+        vtable: (&raw const *vtable).cast(),
+    }
+}
+
+/// The body of the entry function.
+///
+/// # Safety
+/// `api` is what the ABI promises.
+#[doc(hidden)]
+pub unsafe fn enter<P: Package>(
+    api: *const HostApi,
+    plugin: &'static HostPlugin,
+) -> *const HostPlugin {
+    // SAFETY: the caller's promise.
+    let Ok(host) = (unsafe { Host::new(api, P::ID) }) else {
+        return std::ptr::null();
+    };
+    if host.abi_major() != HOST_ABI_MAJOR {
+        host.set_error(&format!(
+            "plugin {} speaks ABI {HOST_ABI_MAJOR}, this host speaks {}",
+            P::ID,
+            host.abi_major()
+        ));
+        return std::ptr::null();
+    }
+    plugin
+}
+
+/// Makes the crate a plugin. Once, at the crate's root, in a crate of `crate-type = ["cdylib", "lib"]`.
+///
+/// The plugin's id and version are the package's name and version. The keys come in this order, all
+/// but `description` and one of the kinds may be left out:
+///
+/// ```text
+/// export_plugin! {
+///     description: "What it does, in a line",
+///     param_groups: MyGroups,             // a type that is ParamGroups
+///     metric: MyMetric,                   // a type that is Metric
+///     checkpoint_sink: MySink,            // a type that is CheckpointSink
+///     needs: ["loss_sum", "token_count"], // inputs of the metric
+///     devices: ["cpu"],                   // where it can read them; the default
+///     config: "config.schema.json",       // JSON Schema of the settings, beside Cargo.toml
+/// }
+/// ```
+///
+/// Without `config` the plugin takes no settings; its `Config` is then [`NoConfig`](crate::NoConfig).
+///
+/// It also makes `PLUGIN`, a [`Plugin`](crate::Plugin) for the crate's own tests, and stops the
+/// build under `panic = "abort"`, where a panic would end the training.
+#[macro_export]
+macro_rules! export_plugin {
+    (
+        description: $description:literal
+        $(, param_groups: $groups:ty)?
+        $(, metric: $metric:ty)?
+        $(, checkpoint_sink: $sink:ty)?
+        $(, needs: [$($need:literal),* $(,)?])?
+        $(, devices: [$($device:literal),* $(,)?])?
+        $(, config: $config:literal)?
+        $(,)?
+    ) => {
+        #[cfg(not(panic = "unwind"))]
+        ::core::compile_error!(
+            "a plugin must be built with panic = \"unwind\": a panic would otherwise end the host"
+        );
+
+        #[doc(hidden)]
+        pub enum HostPluginPackage {}
+
+        impl $crate::__private::Package for HostPluginPackage {
+            const ID: &'static str = ::core::env!("CARGO_PKG_NAME");
+        }
+
+        /// The plugin, for its tests.
+        pub const PLUGIN: $crate::Plugin = {
+            const MANIFEST: $crate::__private::Manifest = $crate::__private::Manifest {
+                id: ::core::env!("CARGO_PKG_NAME"),
+                version: ::core::env!("CARGO_PKG_VERSION"),
+                description: $description,
+                kinds: &[
+                    $($crate::export_plugin!(@second $groups, "param_groups"),)?
+                    $($crate::export_plugin!(@second $metric, "metric"),)?
+                    $($crate::export_plugin!(@second $sink, "checkpoint_sink"),)?
+                ],
+                needs: &[$($($need),*)?],
+                devices: $crate::export_plugin!(@or [$($($device),*)?] ["cpu"]),
+                config: $crate::export_plugin!(@schema $($config)?),
+            };
+
+            #[used]
+            #[unsafe(link_section = ".host_manifest")]
+            static BYTES: [u8; MANIFEST.len()] = MANIFEST.bytes();
+
+            $crate::Plugin {
+                entry: host_plugin_entry_v1,
+                manifest: &BYTES,
+            }
+        };
+
+        /// The plugin's one exported symbol. `[main]`
+        ///
+        /// # Safety
+        /// `api` is the host's table, as the ABI promises.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn host_plugin_entry_v1(
+            api: *const $crate::abi::HostApi,
+        ) -> *const $crate::abi::HostPlugin {
+            static ITEMS: &[$crate::abi::HostPluginItem] = &[
+                $({
+                    static VTABLE: $crate::abi::HostParamGroups =
+                        $crate::__private::param_groups::<$groups, HostPluginPackage>();
+                    $crate::__private::item($crate::abi::HOST_KIND_PARAM_GROUPS, &VTABLE)
+                },)?
+                $({
+                    static VTABLE: $crate::abi::HostMetric =
+                        $crate::__private::metric::<$metric, HostPluginPackage>();
+                    $crate::__private::item($crate::abi::HOST_KIND_METRIC, &VTABLE)
+                },)?
+                $({
+                    static VTABLE: $crate::abi::HostCheckpointSink =
+                        $crate::__private::checkpoint_sink::<$sink, HostPluginPackage>();
+                    $crate::__private::item($crate::abi::HOST_KIND_CHECKPOINT_SINK, &VTABLE)
+                },)?
+            ];
+            static DESCRIPTOR: $crate::abi::HostPlugin = $crate::__private::descriptor(
+                ::core::env!("CARGO_PKG_NAME"),
+                ::core::env!("CARGO_PKG_VERSION"),
+                ITEMS,
+            );
+            // SAFETY: the host passes its table.
+            unsafe { $crate::__private::enter::<HostPluginPackage>(api, &DESCRIPTOR) }
+        }
+    };
+    (@second $first:ty, $second:literal) => { $second };
+    (@or [] [$($default:literal),*]) => { &[$($default),*] };
+    (@or [$($given:literal),+] [$($default:literal),*]) => { &[$($given),+] };
+    (@schema) => { $crate::__private::NO_CONFIG };
+    (@schema $path:literal) => {
+        ::core::include_str!(::core::concat!(::core::env!("CARGO_MANIFEST_DIR"), "/", $path))
+    };
+}

@@ -1,0 +1,156 @@
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::{env, fs, process};
+
+use host_plugin_abi::{HostCheckpoint, HostStr};
+use sha2::{Digest, Sha256};
+
+use crate::{CheckpointManifest, FileEntry};
+
+/// A checkpoint on disk.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    step: u64,
+    run: String,
+    dir: PathBuf,
+    manifest_json: String,
+    metrics: BTreeMap<String, serde_json::Value>,
+    state_dir: PathBuf,
+}
+
+impl Checkpoint {
+    /// Writes a checkpoint of the run `demo` into the folder `dir`: the files, by path and
+    /// content, and `manifest.json`. Its sink's own folder is `state` beside `dir`.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn write(dir: &Path, step: u64, files: &[(&str, &[u8])]) -> Self {
+        let mut manifest = CheckpointManifest::default();
+        for (name, content) in files {
+            let path = dir.join(name);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("a folder for the file");
+            fs::write(path, content).expect("a file of the checkpoint");
+            let entry = FileEntry {
+                sha256: Sha256::digest(content)
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect(),
+                size: content.len() as u64,
+            };
+            manifest.files.insert((*name).to_owned(), entry);
+        }
+        let manifest_json = serde_json::to_string_pretty(&manifest).expect("JSON");
+        fs::create_dir_all(dir).expect("the checkpoint's folder");
+        fs::write(dir.join("manifest.json"), &manifest_json).expect("the manifest");
+        let state_dir = dir.parent().expect("a folder above").join("state");
+        fs::create_dir_all(&state_dir).expect("the sink's folder");
+        Self {
+            step,
+            run: "demo".to_owned(),
+            dir: dir.to_owned(),
+            manifest_json,
+            metrics: BTreeMap::new(),
+            state_dir,
+        }
+    }
+
+    /// Makes it one of another run.
+    #[must_use]
+    pub fn of_run(mut self, run: &str) -> Self {
+        run.clone_into(&mut self.run);
+        self
+    }
+
+    /// Adds a value of the evaluation at its step.
+    #[must_use]
+    pub fn with_metric(mut self, name: &str, value: f64) -> Self {
+        let json = if value.is_nan() {
+            "nan".into()
+        } else if value.is_infinite() {
+            if value > 0.0 { "inf" } else { "-inf" }.into()
+        } else {
+            value.into()
+        };
+        self.metrics.insert(name.to_owned(), json);
+        self
+    }
+
+    /// Gives the sink another folder of its own, which is made.
+    ///
+    /// # Panics
+    /// If the folder cannot be made.
+    #[must_use]
+    pub fn with_state_dir(mut self, state_dir: &Path) -> Self {
+        fs::create_dir_all(state_dir).expect("the sink's folder");
+        state_dir.clone_into(&mut self.state_dir);
+        self
+    }
+
+    /// Claims another manifest than the one that was written.
+    #[must_use]
+    pub fn claim_manifest(mut self, manifest_json: &str) -> Self {
+        manifest_json.clone_into(&mut self.manifest_json);
+        self
+    }
+
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The sink's own folder.
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// Shows the checkpoint as the C struct, for the time of a call.
+    ///
+    /// # Panics
+    /// If a path is not UTF-8.
+    pub fn view<R>(&self, call: impl FnOnce(&HostCheckpoint) -> R) -> R {
+        let metrics_json = serde_json::to_string(&self.metrics).expect("JSON");
+        call(&HostCheckpoint {
+            struct_size: size_of::<HostCheckpoint>() as u32,
+            flags: 0,
+            step: self.step,
+            run: HostStr::new(&self.run),
+            dir: HostStr::new(self.dir.to_str().expect("UTF-8")),
+            manifest_json: HostStr::new(&self.manifest_json),
+            metrics_json: HostStr::new(&metrics_json),
+            state_dir: HostStr::new(self.state_dir.to_str().expect("UTF-8")),
+        })
+    }
+}
+
+/// A folder for one test, removed with all that is in it when dropped.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// A new, empty folder.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    #[expect(clippy::new_without_default, reason = "making a folder is no default")]
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = env::temp_dir().join(format!("host-plugin-{}-{number}", process::id()));
+        // What an earlier process of the same id may have left.
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).expect("a folder for the test");
+        Self(path)
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

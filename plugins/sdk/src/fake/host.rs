@@ -1,0 +1,147 @@
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
+
+use host_plugin_abi::{
+    HOST_ABI_MAJOR, HOST_ABI_MINOR, HOST_CANCELLED, HOST_OK, HOST_PANIC, HOST_TEMPORARY,
+    HOST_UNSUPPORTED, HostApi, HostStatus, HostStr,
+};
+
+/// A call that did not end well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What the plugin returned: one of the ABI's `HOST_*`.
+    pub status: HostStatus,
+    /// What it said by `set_error`; empty if it said nothing.
+    pub message: String,
+}
+
+impl Failure {
+    /// Whether the plugin panicked.
+    pub fn is_panic(&self) -> bool {
+        self.status == HOST_PANIC
+    }
+
+    /// Whether the plugin says that it cannot do this.
+    pub fn is_unsupported(&self) -> bool {
+        self.status == HOST_UNSUPPORTED
+    }
+
+    /// Whether the plugin says that the call ended because of `cancel`.
+    pub fn is_cancelled(&self) -> bool {
+        self.status == HOST_CANCELLED
+    }
+
+    /// Whether the plugin says that it may go well later.
+    pub fn is_temporary(&self) -> bool {
+        self.status == HOST_TEMPORARY
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "status {}: {}", self.status, self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// What a fake host remembers. Never freed, since a plugin may use its host until the process ends.
+#[derive(Debug, Default)]
+pub(crate) struct Host {
+    log: Mutex<Vec<String>>,
+    errors: Mutex<HashMap<ThreadId, String>>,
+}
+
+impl Host {
+    pub(crate) fn new() -> &'static Self {
+        Box::leak(Box::default())
+    }
+
+    pub(crate) fn api(&'static self) -> *const HostApi {
+        Box::leak(Box::new(HostApi {
+            ctx: (&raw const *self).cast_mut().cast(),
+            ..api()
+        }))
+    }
+
+    pub(crate) fn log(&self) -> Vec<String> {
+        lock(&self.log).clone()
+    }
+
+    /// Makes a status a result, with this thread's error text.
+    pub(crate) fn ended(&self, status: HostStatus) -> Result<(), Failure> {
+        let message = lock(&self.errors).remove(&thread::current().id());
+        if status == HOST_OK {
+            return Ok(());
+        }
+        let message = message.unwrap_or_default();
+        Err(Failure { status, message })
+    }
+}
+
+/// The table that a fake host gives to a plugin, for tests that change something in it. Its `ctx`
+/// is null, so what the plugin says is lost.
+pub fn api() -> HostApi {
+    HostApi {
+        struct_size: size_of::<HostApi>() as u32,
+        abi_major: HOST_ABI_MAJOR,
+        abi_minor: HOST_ABI_MINOR,
+        reserved: 0,
+        ctx: std::ptr::null_mut(),
+        log_enabled: Some(log_enabled),
+        log: Some(log),
+        set_error: Some(set_error),
+        get_extension: Some(get_extension),
+    }
+}
+
+/// A test that failed while it held a lock has said so already.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// # Safety
+/// The plugin passes a view that is readable until the callback returns.
+pub(crate) unsafe fn copied(view: HostStr) -> String {
+    // SAFETY: the caller's promise.
+    String::from_utf8_lossy(unsafe { view.as_bytes() }).into_owned()
+}
+
+/// # Safety
+/// `ctx` is null or a leaked [`Host`].
+unsafe fn host(ctx: *mut c_void) -> Option<&'static Host> {
+    // SAFETY: the caller's promise.
+    unsafe { ctx.cast::<Host>().as_ref() }
+}
+
+unsafe extern "C" fn log_enabled(_ctx: *mut c_void, _level: i32) -> bool {
+    true
+}
+
+unsafe extern "C" fn log(ctx: *mut c_void, level: i32, _target: HostStr, message: HostStr) {
+    let level = match level {
+        host_plugin_abi::HOST_LOG_ERROR => "error",
+        host_plugin_abi::HOST_LOG_WARN => "warn",
+        host_plugin_abi::HOST_LOG_INFO => "info",
+        host_plugin_abi::HOST_LOG_DEBUG => "debug",
+        _ => "?",
+    };
+    // SAFETY: the plugin hands back the table's `ctx` and a view that it keeps until this returns.
+    if let (Some(host), message) = unsafe { (host(ctx), copied(message)) } {
+        lock(&host.log).push(format!("{level}: {message}"));
+    }
+}
+
+unsafe extern "C" fn set_error(ctx: *mut c_void, message: HostStr) {
+    // SAFETY: as in `log`.
+    if let (Some(host), message) = unsafe { (host(ctx), copied(message)) } {
+        lock(&host.errors).insert(thread::current().id(), message);
+    }
+}
+
+unsafe extern "C" fn get_extension(_ctx: *mut c_void, _id: HostStr) -> *const c_void {
+    std::ptr::null()
+}

@@ -1,0 +1,106 @@
+use std::collections::BTreeMap;
+use std::ffi::c_void;
+
+use host_plugin_abi::{HOST_ERROR, HOST_OK, HostMetric, HostOut, HostStatus, HostStr};
+
+use super::host::copied;
+use super::plugin::Instance;
+use super::{Batch, Failure};
+
+/// A metric of the plugin's, driven through its vtable.
+#[derive(Debug)]
+pub struct Metric {
+    vtable: &'static HostMetric,
+    instance: Instance,
+}
+
+impl Metric {
+    pub(crate) fn new(vtable: &'static HostMetric, instance: Instance) -> Self {
+        Self { vtable, instance }
+    }
+
+    /// Makes the state that of a new metric.
+    pub fn reset(&mut self) -> Result<(), Failure> {
+        // SAFETY: a live instance.
+        let status = unsafe { self.vtable.reset.expect("reset")(self.instance.pointer) };
+        self.instance.host.ended(status)
+    }
+
+    /// Adds a batch.
+    pub fn update(&mut self, batch: &Batch) -> Result<(), Failure> {
+        let update = self.vtable.update.expect("update");
+        // SAFETY: a live instance and a batch that is borrowed for the call.
+        let status = batch.view(|batch| unsafe { update(self.instance.pointer, batch) });
+        self.instance.host.ended(status)
+    }
+
+    /// The state as bytes.
+    pub fn export_state(&mut self) -> Result<Vec<u8>, Failure> {
+        let mut result = Results::default();
+        let export = self.vtable.export_state.expect("export_state");
+        // SAFETY: a live instance and a place for the results.
+        let status = unsafe { export(self.instance.pointer, &result.out()) };
+        self.instance.host.ended(status)?;
+        Ok(result.bytes.expect("export_state put no bytes"))
+    }
+
+    /// Adds a state that another instance exported.
+    pub fn merge_state(&mut self, state: &[u8]) -> Result<(), Failure> {
+        let merge = self.vtable.merge_state.expect("merge_state");
+        // SAFETY: a live instance and bytes that are borrowed for the call.
+        let status = unsafe { merge(self.instance.pointer, HostStr::from_bytes(state)) };
+        self.instance.host.ended(status)
+    }
+
+    /// The named values of the state.
+    pub fn compute(&mut self) -> Result<BTreeMap<String, f64>, Failure> {
+        let mut result = Results::default();
+        let compute = self.vtable.compute.expect("compute");
+        // SAFETY: a live instance and a place for the results.
+        let status = unsafe { compute(self.instance.pointer, &result.out()) };
+        self.instance.host.ended(status)?;
+        Ok(result.values)
+    }
+
+    /// The C side, for tests that break its rules.
+    pub fn raw(&self) -> (&'static HostMetric, *mut c_void) {
+        (self.vtable, self.instance.pointer)
+    }
+}
+
+/// What a plugin put.
+#[derive(Debug, Default)]
+pub(crate) struct Results {
+    pub(crate) values: BTreeMap<String, f64>,
+    pub(crate) bytes: Option<Vec<u8>>,
+}
+
+impl Results {
+    /// A view for one call, during which nobody else touches the results.
+    pub(crate) fn out(&mut self) -> HostOut {
+        HostOut {
+            struct_size: size_of::<HostOut>() as u32,
+            reserved: 0,
+            ctx: (&raw mut *self).cast(),
+            put_f64: Some(put_f64),
+            put_bytes: Some(put_bytes),
+        }
+    }
+}
+
+unsafe extern "C" fn put_f64(ctx: *mut c_void, name: HostStr, value: f64) -> HostStatus {
+    // SAFETY: the plugin hands back the `ctx` of `Results::out` during the call it was made for,
+    // and a name that it keeps until this returns.
+    let (results, name) = unsafe { (&mut *ctx.cast::<Results>(), copied(name)) };
+    if results.values.insert(name, value).is_some() {
+        return HOST_ERROR;
+    }
+    HOST_OK
+}
+
+unsafe extern "C" fn put_bytes(ctx: *mut c_void, bytes: HostStr) -> HostStatus {
+    // SAFETY: as in `put_f64`.
+    let (results, bytes) = unsafe { (&mut *ctx.cast::<Results>(), bytes.as_bytes()) };
+    results.bytes = Some(bytes.to_vec());
+    HOST_OK
+}

@@ -1,0 +1,177 @@
+use std::ffi::c_void;
+
+use host_plugin_abi::{
+    DLDataType, HOST_ERROR, HOST_OK, HostGroupsOut, HostGroupsRequest, HostParam, HostParamGroups,
+    HostStatus, HostStr,
+};
+
+use super::Failure;
+use super::host::copied;
+use super::plugin::Instance;
+
+/// A trainable parameter of 32-bit floats.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Param {
+    /// Its name.
+    pub name: String,
+    /// Its sizes.
+    pub shape: Vec<i64>,
+}
+
+/// A group that the plugin added.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// Its weight decay.
+    pub weight_decay: f64,
+    /// Its multiple of the learning rate.
+    pub lr_multiplier: f64,
+    /// Names of its parameters, in the order in which they were assigned.
+    pub params: Vec<String>,
+}
+
+/// What a grouping gave.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Grouping {
+    /// The groups, in the order in which they were added.
+    pub groups: Vec<Group>,
+    /// What the plugin warned of.
+    pub warnings: Vec<String>,
+}
+
+/// A grouper of the plugin's, driven through its vtable.
+#[derive(Debug)]
+pub struct ParamGroups {
+    vtable: &'static HostParamGroups,
+    instance: Instance,
+}
+
+impl Param {
+    /// A parameter.
+    pub fn new(name: &str, shape: &[i64]) -> Self {
+        Self {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+        }
+    }
+}
+
+impl ParamGroups {
+    pub(crate) fn new(vtable: &'static HostParamGroups, instance: Instance) -> Self {
+        Self { vtable, instance }
+    }
+
+    /// Groups the parameters of a run with this weight decay.
+    ///
+    /// # Panics
+    /// If the plugin does not put each parameter into one group once.
+    pub fn group(&mut self, params: &[Param], weight_decay: f64) -> Result<Grouping, Failure> {
+        let views: Vec<HostParam> = params.iter().map(Param::view).collect();
+        let request = HostGroupsRequest {
+            struct_size: size_of::<HostGroupsRequest>() as u32,
+            flags: 0,
+            params: views.as_ptr(),
+            n_params: views.len(),
+            weight_decay,
+        };
+        let mut collected = Collected {
+            names: params.iter().map(|param| param.name.as_str()).collect(),
+            times: vec![0; params.len()],
+            grouping: Grouping::default(),
+        };
+        let group = self.vtable.group.expect("group");
+        // SAFETY: a live instance, and a request and a place that are borrowed for the call.
+        let status = unsafe { group(self.instance.pointer, &request, &collected.out()) };
+        self.instance.host.ended(status)?;
+        for (name, times) in std::iter::zip(&collected.names, &collected.times) {
+            assert_eq!(*times, 1, "{name:?} is in {times} groups");
+        }
+        Ok(collected.grouping)
+    }
+
+    /// The C side, for tests that break its rules.
+    pub fn raw(&self) -> (&'static HostParamGroups, *mut c_void) {
+        (self.vtable, self.instance.pointer)
+    }
+}
+
+impl Param {
+    fn view(&self) -> HostParam {
+        HostParam {
+            struct_size: size_of::<HostParam>() as u32,
+            flags: 0,
+            name: HostStr::new(&self.name),
+            shape: self.shape.as_ptr(),
+            ndim: u32::try_from(self.shape.len()).expect("few dimensions"),
+            dtype: DLDataType {
+                code: 2,
+                bits: 32,
+                lanes: 1,
+            },
+        }
+    }
+}
+
+struct Collected<'a> {
+    names: Vec<&'a str>,
+    times: Vec<u32>,
+    grouping: Grouping,
+}
+
+impl Collected<'_> {
+    /// A view for one call, during which nobody else touches what is collected.
+    fn out(&mut self) -> HostGroupsOut {
+        HostGroupsOut {
+            struct_size: size_of::<HostGroupsOut>() as u32,
+            reserved: 0,
+            ctx: (&raw mut *self).cast(),
+            add_group: Some(add_group),
+            assign: Some(assign),
+            warn: Some(warn),
+        }
+    }
+}
+
+unsafe extern "C" fn add_group(
+    ctx: *mut c_void,
+    name: HostStr,
+    weight_decay: f64,
+    lr_multiplier: f64,
+    group: *mut u32,
+) -> HostStatus {
+    // SAFETY: the plugin hands back the `ctx` of `Collected::out` during the call it was made for,
+    // a name that it keeps until this returns, and a place for the index.
+    unsafe {
+        let groups = &mut (*ctx.cast::<Collected<'_>>()).grouping.groups;
+        group.write(u32::try_from(groups.len()).expect("few groups"));
+        groups.push(Group {
+            name: copied(name),
+            weight_decay,
+            lr_multiplier,
+            params: Vec::new(),
+        });
+    }
+    HOST_OK
+}
+
+unsafe extern "C" fn assign(ctx: *mut c_void, param: usize, group: u32) -> HostStatus {
+    // SAFETY: as in `add_group`.
+    let collected = unsafe { &mut *ctx.cast::<Collected<'_>>() };
+    let group = collected.grouping.groups.get_mut(group as usize);
+    let (Some(group), Some(name)) = (group, collected.names.get(param)) else {
+        return HOST_ERROR;
+    };
+    collected.times[param] += 1;
+    group.params.push((*name).to_owned());
+    HOST_OK
+}
+
+unsafe extern "C" fn warn(ctx: *mut c_void, message: HostStr) -> HostStatus {
+    // SAFETY: as in `add_group`.
+    unsafe {
+        let warnings = &mut (*ctx.cast::<Collected<'_>>()).grouping.warnings;
+        warnings.push(copied(message));
+    }
+    HOST_OK
+}

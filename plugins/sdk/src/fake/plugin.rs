@@ -1,0 +1,148 @@
+use std::ffi::c_void;
+use std::ptr;
+
+use host_plugin_abi::{
+    HOST_ABI_MAJOR, HOST_KIND_CHECKPOINT_SINK, HOST_KIND_METRIC, HOST_KIND_PARAM_GROUPS,
+    HostCheckpointSink, HostCreate, HostDestroy, HostMetric, HostParamGroups, HostPlugin,
+    HostPluginItem, HostStr,
+};
+
+use super::host::Host;
+use super::{CheckpointSink, Failure, Metric, ParamGroups};
+
+/// A plugin that a fake host has loaded.
+#[derive(Debug)]
+pub struct Plugin {
+    host: &'static Host,
+    items: &'static [HostPluginItem],
+    manifest: serde_json::Value,
+}
+
+impl Plugin {
+    /// Calls the entry function and reads descriptor and manifest as the host does.
+    ///
+    /// # Panics
+    /// If one of them breaks the ABI, or they contradict each other.
+    pub fn load(plugin: &crate::Plugin) -> Self {
+        let host = Host::new();
+        let manifest: serde_json::Value =
+            serde_json::from_slice(plugin.manifest).expect("the manifest is JSON");
+        // SAFETY: a leaked table, and an entry function that `export_plugin!` made.
+        let descriptor = unsafe { (plugin.entry)(host.api()).as_ref() };
+        let Some(descriptor) = descriptor else {
+            panic!("the plugin refused the host: {:?}", host.ended(1));
+        };
+        // SAFETY: the plugin's constant texts and items.
+        let (id, version, items): (_, _, &'static [HostPluginItem]) = unsafe {
+            (
+                descriptor.id.as_str().expect("the id is UTF-8"),
+                descriptor.version.as_str().expect("the version is UTF-8"),
+                std::slice::from_raw_parts(descriptor.items, descriptor.n_items),
+            )
+        };
+        assert_eq!(descriptor.struct_size as usize, size_of::<HostPlugin>());
+        assert_eq!(descriptor.abi_major, HOST_ABI_MAJOR);
+        assert_eq!(manifest["id"], id);
+        assert_eq!(manifest["version"], version);
+        let kinds: Vec<&str> = items.iter().map(|item| kind_name(item.kind)).collect();
+        assert_eq!(manifest["kinds"], serde_json::json!(kinds));
+        assert_eq!(
+            manifest["config"]["type"], "object",
+            "the schema of an object"
+        );
+        Self {
+            host,
+            items,
+            manifest,
+        }
+    }
+
+    /// What the host reads from the library's file.
+    pub fn manifest(&self) -> &serde_json::Value {
+        &self.manifest
+    }
+
+    /// The lines that the plugin logged, `LEVEL: MESSAGE`.
+    pub fn log(&self) -> Vec<String> {
+        self.host.log()
+    }
+
+    /// A metric with this configuration (JSON, not checked against the schema).
+    pub fn metric(&self, config: &str) -> Result<Metric, Failure> {
+        let vtable: &HostMetric = self.vtable(HOST_KIND_METRIC);
+        let instance = self.create(vtable.create, vtable.destroy, config)?;
+        Ok(Metric::new(vtable, instance))
+    }
+
+    /// A grouper with this configuration (JSON, not checked against the schema).
+    pub fn param_groups(&self, config: &str) -> Result<ParamGroups, Failure> {
+        let vtable: &HostParamGroups = self.vtable(HOST_KIND_PARAM_GROUPS);
+        let instance = self.create(vtable.create, vtable.destroy, config)?;
+        Ok(ParamGroups::new(vtable, instance))
+    }
+
+    /// A sink with this configuration (JSON, not checked against the schema).
+    pub fn checkpoint_sink(&self, config: &str) -> Result<CheckpointSink, Failure> {
+        let vtable: &HostCheckpointSink = self.vtable(HOST_KIND_CHECKPOINT_SINK);
+        let instance = self.create(vtable.create, vtable.destroy, config)?;
+        Ok(CheckpointSink::new(vtable, instance))
+    }
+
+    fn vtable<V>(&self, kind: u32) -> &'static V {
+        let item = self.items.iter().find(|item| item.kind == kind);
+        let item = item.unwrap_or_else(|| panic!("the plugin is no {}", kind_name(kind)));
+        let vtable = item.vtable.cast::<V>();
+        // SAFETY: the SDK's constant, of the type that the kind says; every vtable begins with
+        // its size.
+        unsafe {
+            assert_eq!(vtable.cast::<u32>().read() as usize, size_of::<V>());
+            &*vtable
+        }
+    }
+
+    fn create(
+        &self,
+        create: Option<HostCreate>,
+        destroy: Option<HostDestroy>,
+        config: &str,
+    ) -> Result<Instance, Failure> {
+        let mut pointer = ptr::null_mut();
+        let create = create.expect("create");
+        // SAFETY: a leaked table, a borrowed text and a place for the pointer.
+        let status = unsafe { create(self.host.api(), HostStr::new(config), &raw mut pointer) };
+        self.host.ended(status)?;
+        assert!(!pointer.is_null(), "create went well without an instance");
+        Ok(Instance {
+            host: self.host,
+            pointer,
+            destroy: destroy.expect("destroy"),
+        })
+    }
+}
+
+/// An instance of the plugin's; destroyed when dropped.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    pub(crate) host: &'static Host,
+    pub(crate) pointer: *mut c_void,
+    destroy: HostDestroy,
+}
+
+// SAFETY: the ABI lets an instance migrate between threads.
+unsafe impl Send for Instance {}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        // SAFETY: `create` made it, and it is not used again.
+        unsafe { (self.destroy)(self.pointer) };
+    }
+}
+
+fn kind_name(kind: u32) -> &'static str {
+    match kind {
+        HOST_KIND_PARAM_GROUPS => "param_groups",
+        HOST_KIND_METRIC => "metric",
+        HOST_KIND_CHECKPOINT_SINK => "checkpoint_sink",
+        _ => "unknown",
+    }
+}

@@ -1,0 +1,84 @@
+use std::ffi::c_void;
+use std::thread;
+
+use host_plugin_abi::HostCheckpointSink;
+
+use super::metric::Results;
+use super::plugin::Instance;
+use super::{Checkpoint, Failure};
+
+/// A sink of the plugin's, driven through its vtable.
+#[derive(Debug)]
+pub struct CheckpointSink {
+    vtable: &'static HostCheckpointSink,
+    instance: Instance,
+}
+
+/// Asks a sink's running `publish` to end, from another thread.
+#[derive(Debug)]
+pub struct Canceller<'a> {
+    sink: &'a HostCheckpointSink,
+    pointer: *mut c_void,
+}
+
+// SAFETY: `cancel` is `[any]`, and the sink outlives its canceller.
+unsafe impl Send for Canceller<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Canceller<'_> {}
+
+impl CheckpointSink {
+    pub(crate) fn new(vtable: &'static HostCheckpointSink, instance: Instance) -> Self {
+        Self { vtable, instance }
+    }
+
+    /// Delivers the checkpoint; the receipt.
+    ///
+    /// # Panics
+    /// If the receipt is no JSON.
+    pub fn publish(&mut self, checkpoint: &Checkpoint) -> Result<serde_json::Value, Failure> {
+        self.publish_with(checkpoint, |_| {})
+    }
+
+    /// Delivers the checkpoint while `beside` runs on another thread.
+    ///
+    /// # Panics
+    /// As for [`publish`](Self::publish).
+    pub fn publish_with(
+        &mut self,
+        checkpoint: &Checkpoint,
+        beside: impl FnOnce(&Canceller<'_>) + Send,
+    ) -> Result<serde_json::Value, Failure> {
+        let canceller = Canceller {
+            sink: self.vtable,
+            pointer: self.instance.pointer,
+        };
+        let mut result = Results::default();
+        let publish = self.vtable.publish.expect("publish");
+        let status = thread::scope(|scope| {
+            thread::Builder::new()
+                .name("beside-publish".to_owned())
+                .spawn_scoped(scope, || beside(&canceller))
+                .expect("a thread");
+            // SAFETY: a live instance, a checkpoint and a place that are borrowed for the call.
+            checkpoint.view(|checkpoint| unsafe {
+                publish(self.instance.pointer, checkpoint, &result.out())
+            })
+        });
+        self.instance.host.ended(status)?;
+        let receipt = result.bytes.expect("publish put no receipt");
+        Ok(serde_json::from_slice(&receipt).expect("the receipt is JSON"))
+    }
+
+    /// The C side, for tests that break its rules.
+    pub fn raw(&self) -> (&'static HostCheckpointSink, *mut c_void) {
+        (self.vtable, self.instance.pointer)
+    }
+}
+
+impl Canceller<'_> {
+    /// Asks the running `publish` to end soon.
+    pub fn cancel(&self) {
+        // SAFETY: the sink lives as long as this borrow.
+        unsafe { self.sink.cancel.expect("cancel")(self.pointer) };
+    }
+}

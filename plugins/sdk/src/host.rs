@@ -1,0 +1,129 @@
+use std::fmt;
+
+use host_plugin_abi::{
+    HOST_LOG_DEBUG, HOST_LOG_ERROR, HOST_LOG_INFO, HOST_LOG_WARN, HostApi, HostStr,
+};
+
+use crate::Result;
+use crate::sized;
+
+/// The host that loaded the plugin: a copyable handle, good on every thread until the process ends.
+///
+/// ```
+/// use host_plugin_sdk::{Host, Level};
+///
+/// fn greet(host: Host) {
+///     host.info("the folder is ready");
+///     if host.is_enabled(Level::Debug) {
+///         host.debug(&format!("{:?}", host));
+///     }
+/// }
+/// ```
+#[derive(Clone, Copy)]
+pub struct Host {
+    /// A copy; functions that an older host lacks are `None` in it.
+    api: HostApi,
+    /// The plugin's id, which marks its log lines.
+    plugin: &'static str,
+}
+
+/// How much a log line matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Something failed.
+    Error,
+    /// Something is wrong, and the plugin goes on.
+    Warn,
+    /// What a user may like to know.
+    Info,
+    /// What an author may like to know.
+    Debug,
+}
+
+impl Level {
+    fn code(self) -> i32 {
+        match self {
+            Self::Error => HOST_LOG_ERROR,
+            Self::Warn => HOST_LOG_WARN,
+            Self::Info => HOST_LOG_INFO,
+            Self::Debug => HOST_LOG_DEBUG,
+        }
+    }
+}
+
+impl Host {
+    /// # Safety
+    /// `api` is null or points to a `HostApi` whose functions and `ctx` stay valid until the
+    /// process ends.
+    pub(crate) unsafe fn new(api: *const HostApi, plugin: &'static str) -> Result<Self> {
+        // SAFETY: the caller vouches for the pointer.
+        let api = unsafe { sized::read(api) }?;
+        Ok(Self { api, plugin })
+    }
+
+    /// Writes one line to the run's log.
+    pub fn log(&self, level: Level, message: &str) {
+        if let Some(log) = self.api.log {
+            let (target, message) = (HostStr::new(self.plugin), HostStr::new(message));
+            // SAFETY: the host's function and `ctx` are valid on any thread for the life of the
+            // process, and it copies both texts before it returns.
+            unsafe { log(self.api.ctx, level.code(), target, message) };
+        }
+    }
+
+    /// Logs that something failed.
+    pub fn error(&self, message: &str) {
+        self.log(Level::Error, message);
+    }
+
+    /// Logs that something is wrong, and that the plugin goes on.
+    pub fn warn(&self, message: &str) {
+        self.log(Level::Warn, message);
+    }
+
+    /// Logs what a user may like to know.
+    pub fn info(&self, message: &str) {
+        self.log(Level::Info, message);
+    }
+
+    /// Logs what an author may like to know.
+    pub fn debug(&self, message: &str) {
+        self.log(Level::Debug, message);
+    }
+
+    /// Whether a line of this level would be kept, for lines that are costly to make.
+    pub fn is_enabled(&self, level: Level) -> bool {
+        match self.api.log_enabled {
+            // SAFETY: as in `log`.
+            Some(log_enabled) => unsafe { log_enabled(self.api.ctx, level.code()) },
+            None => self.api.log.is_some(),
+        }
+    }
+
+    /// The host's minor version of the ABI.
+    pub fn abi_minor(&self) -> u32 {
+        self.api.abi_minor
+    }
+
+    pub(crate) fn abi_major(&self) -> u32 {
+        self.api.abi_major
+    }
+
+    /// Says why the call now running on this thread will fail.
+    pub(crate) fn set_error(&self, message: &str) {
+        if let Some(set_error) = self.api.set_error {
+            // SAFETY: as in `log`.
+            unsafe { set_error(self.api.ctx, HostStr::new(message)) };
+        }
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Host")
+            .field("abi_major", &self.api.abi_major)
+            .field("abi_minor", &self.api.abi_minor)
+            .field("plugin", &self.plugin)
+            .finish()
+    }
+}

@@ -1,0 +1,243 @@
+use std::ffi::c_void;
+use std::fmt;
+use std::marker::PhantomData;
+use std::mem::size_of;
+
+use host_plugin_abi::{
+    HOST_OK, HostApi, HostGroupsOut, HostGroupsRequest, HostParam, HostParamGroups, HostStatus,
+    HostStr,
+};
+use serde::de::DeserializeOwned;
+
+use crate::export::Package;
+use crate::{Dtype, Error, Host, Result, instance, sized};
+
+/// Decides the optimizer's parameter groups.
+///
+/// ```
+/// use host_plugin_sdk::{Groups, GroupsRequest, Host, NoConfig, ParamGroups, Result, export_plugin, fake};
+///
+/// struct OneGroup;
+///
+/// impl ParamGroups for OneGroup {
+///     type Config = NoConfig;
+///
+///     fn create(_config: NoConfig, _host: Host) -> Result<Self> {
+///         Ok(Self)
+///     }
+///     fn group(&mut self, request: &GroupsRequest<'_>, groups: &mut Groups<'_>) -> Result<()> {
+///         let all = groups.add_group("all", request.weight_decay(), 1.0)?;
+///         for index in 0..request.params().len() {
+///             groups.assign(index, all)?;
+///         }
+///         Ok(())
+///     }
+/// }
+///
+/// export_plugin! { description: "All parameters in one group", param_groups: OneGroup }
+///
+/// let plugin = fake::Plugin::load(&PLUGIN);
+/// let mut grouper = plugin.param_groups("{}").expect("created");
+/// let grouping = grouper.group(&[fake::Param::new("w", &[2, 3])], 0.1).expect("grouped");
+/// assert_eq!(grouping.groups[0].params, ["w"]);
+/// ```
+pub trait ParamGroups: Sized + Send + 'static {
+    /// The configuration, read from the JSON that the host has checked against the schema.
+    type Config: DeserializeOwned;
+
+    /// A grouper.
+    fn create(config: Self::Config, host: Host) -> Result<Self>;
+
+    /// Puts every parameter into one group. Which one does not depend on the parameters' order.
+    fn group(&mut self, request: &GroupsRequest<'_>, groups: &mut Groups<'_>) -> Result<()>;
+}
+
+/// What a grouping is made from.
+#[derive(Clone, Debug)]
+pub struct GroupsRequest<'a> {
+    params: Vec<Param<'a>>,
+    weight_decay: f64,
+}
+
+/// A trainable parameter of the model. Tied weights appear once.
+#[derive(Clone, Copy, Debug)]
+pub struct Param<'a> {
+    name: &'a str,
+    shape: &'a [i64],
+    dtype: Dtype,
+}
+
+/// Where [`ParamGroups::group`] puts the groups.
+pub struct Groups<'a> {
+    out: HostGroupsOut,
+    call: PhantomData<&'a HostGroupsOut>,
+}
+
+/// A group that was added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group(u32);
+
+impl<'a> GroupsRequest<'a> {
+    /// The trainable parameters, in the model's order.
+    pub fn params(&self) -> &[Param<'a>] {
+        &self.params
+    }
+
+    /// The run's `weight_decay`, for groups that decay and say no other.
+    pub fn weight_decay(&self) -> f64 {
+        self.weight_decay
+    }
+
+    /// # Safety
+    /// `request` is null, or what it points to is as the ABI promises and stays so for `'a`.
+    unsafe fn new(request: *const HostGroupsRequest) -> Result<Self> {
+        // SAFETY: the caller's promise.
+        let request = unsafe { sized::read(request) }?;
+        // SAFETY: as above.
+        let params = unsafe { sized::read_array(request.params, request.n_params) }?;
+        Ok(Self {
+            // SAFETY: as above, for what each of them points to.
+            params: params
+                .map(|param| unsafe { Param::new(&param?) })
+                .collect::<Result<_>>()?,
+            weight_decay: request.weight_decay,
+        })
+    }
+}
+
+impl<'a> Param<'a> {
+    /// Its name as on the Hub: `transformer.h.0.ln_1.weight`.
+    pub fn name(&self) -> &'a str {
+        self.name
+    }
+
+    /// Its sizes.
+    pub fn shape(&self) -> &'a [i64] {
+        self.shape
+    }
+
+    /// Type of its elements.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// # Safety
+    /// What `param` points to is as the ABI promises and stays so for `'a`.
+    unsafe fn new(param: &HostParam) -> Result<Self> {
+        // SAFETY: the caller's promise.
+        let name = unsafe { instance::text(param.name, "a parameter's name") }?;
+        let shape = match param.ndim {
+            0 => &[][..],
+            _ if param.shape.is_null() => {
+                let message = format!("the host passed parameter {name:?} without a shape");
+                return Err(Error::new(message));
+            }
+            // SAFETY: `ndim` sizes lie there, by the caller's promise.
+            ndim => unsafe { std::slice::from_raw_parts(param.shape, ndim as usize) },
+        };
+        Ok(Self {
+            name,
+            shape,
+            dtype: param.dtype.into(),
+        })
+    }
+}
+
+impl Groups<'_> {
+    /// Adds a group. The learning rate of its parameters is the schedule's times `lr_multiplier`.
+    pub fn add_group(
+        &mut self,
+        name: &str,
+        weight_decay: f64,
+        lr_multiplier: f64,
+    ) -> Result<Group> {
+        let add = self.out.add_group.ok_or_else(|| missing("add_group"))?;
+        let mut group = 0;
+        let name_view = HostStr::new(name);
+        // SAFETY: the host's function and `ctx` are valid until `group` returns; it copies the
+        // name and writes the index.
+        let status = unsafe {
+            add(
+                self.out.ctx,
+                name_view,
+                weight_decay,
+                lr_multiplier,
+                &raw mut group,
+            )
+        };
+        match status {
+            HOST_OK => Ok(Group(group)),
+            _ => Err(Error::new(format!("the host refused the group {name:?}"))),
+        }
+    }
+
+    /// Puts the parameter of this index of [`GroupsRequest::params`] into a group.
+    pub fn assign(&mut self, param: usize, group: Group) -> Result<()> {
+        let assign = self.out.assign.ok_or_else(|| missing("assign"))?;
+        // SAFETY: as in `add_group`.
+        match unsafe { assign(self.out.ctx, param, group.0) } {
+            HOST_OK => Ok(()),
+            _ => Err(Error::new(format!(
+                "the host refused to put parameter {param} into group {}",
+                group.0
+            ))),
+        }
+    }
+
+    /// Tells the user of something odd, such as a pattern that matches nothing.
+    pub fn warn(&mut self, message: &str) {
+        if let Some(warn) = self.out.warn {
+            // SAFETY: as in `add_group`. A warning that the host does not want is no failure.
+            unsafe { warn(self.out.ctx, HostStr::new(message)) };
+        }
+    }
+}
+
+impl fmt::Debug for Groups<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Groups").finish_non_exhaustive()
+    }
+}
+
+#[doc(hidden)]
+pub const fn vtable<T: ParamGroups, P: Package>() -> HostParamGroups {
+    HostParamGroups {
+        struct_size: size_of::<HostParamGroups>() as u32,
+        flags: 0,
+        create: Some(create::<T, P>),
+        destroy: Some(instance::destroy::<T>),
+        group: Some(group::<T>),
+    }
+}
+
+unsafe extern "C" fn create<T: ParamGroups, P: Package>(
+    api: *const HostApi,
+    config_json: HostStr,
+    instance: *mut *mut c_void,
+) -> HostStatus {
+    // SAFETY: the host's promise is the same as `instance::create` asks for.
+    unsafe { instance::create(P::ID, api, config_json, instance, T::create) }
+}
+
+unsafe extern "C" fn group<T: ParamGroups>(
+    instance: *mut c_void,
+    request: *const HostGroupsRequest,
+    out: *const HostGroupsOut,
+) -> HostStatus {
+    // SAFETY: the host passes an instance that `create` made and that is not destroyed; the
+    // request and `out` are borrowed until this returns.
+    unsafe {
+        instance::call(instance, |grouper: &mut T, _| {
+            let request = GroupsRequest::new(request)?;
+            let mut groups = Groups {
+                out: sized::read(out)?,
+                call: PhantomData,
+            };
+            grouper.group(&request, &mut groups)
+        })
+    }
+}
+
+fn missing(function: &str) -> Error {
+    Error::new(format!("the host passed no {function}"))
+}
