@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Folders, files or globs of source code to train on.
+    /// Folders or files of source code to train on.
     pub data: Vec<PathBuf>,
     /// The same for evaluation. Empty: one file in `valid_every` is held out of `data`.
     pub valid_data: Vec<PathBuf>,
@@ -94,6 +94,10 @@ pub enum SchedulerType {
     Linear,
     /// Warm-up, then down to 0 in half a cosine.
     Cosine,
+    /// The same; transformers' default of one cycle.
+    CosineWithRestarts,
+    /// Warm-up, then down to 1e-7 in a line: transformers' default power of 1.
+    Polynomial,
     /// Always the peak.
     Constant,
     /// Warm-up, then always the peak.

@@ -4,8 +4,43 @@
 //! what there is to group, [`Trainer::fit`] trains and talks to the other rooms by the ports of
 //! `host-core` only. [`generate`] samples from a checkpoint.
 
-mod config;
-mod trainer;
+#![deny(unsafe_code)]
 
+mod checkpoint;
+mod config;
+mod data;
+mod device;
+mod evaluate;
+mod fit;
+mod generate;
+mod model;
+mod model_config;
+mod ngram;
+mod optimizer;
+mod precision;
+mod schedule;
+mod step_log;
+mod tokenizer;
+#[path = "../torch_shim/mod.rs"]
+mod torch_shim;
+mod trainer;
+mod weights;
+
+pub use checkpoint::verify as verify_checkpoint;
 pub use config::{OnNonfinite, Precision, SchedulerType, TrainConfig};
-pub use trainer::{Generate, Outcome, Ports, Start, Trainer, generate};
+pub use generate::{Generate, generate};
+pub use trainer::{Outcome, Ports, Start, Trainer};
+
+use tch::{Device, Tensor};
+
+/// Sequences of one length as a batch: (batch, sequence) i64 on the device.
+fn batch(sequences: &[Box<[u32]>], device: Device) -> Tensor {
+    let tokens: Vec<i64> = sequences
+        .iter()
+        .flatten()
+        .map(|&token| i64::from(token))
+        .collect();
+    Tensor::from_slice(&tokens)
+        .view([sequences.len() as i64, -1])
+        .to_device(device)
+}

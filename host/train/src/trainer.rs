@@ -1,10 +1,24 @@
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use host_core::{
-    CheckpointDir, Control, Emitter, Metric, ParamGroup, ParamInfo, Result, Step, StopReason,
+    CheckpointDir, Control, Emitter, Error, EventBody, Kind, Metric, MetricValue, ParamGroup,
+    ParamInfo, Result, Step, StopReason,
 };
+use tch::{Device, Tensor};
 
 use crate::TrainConfig;
+use crate::checkpoint::Stored;
+use crate::data::{Corpus, Loader, Packer, Position, SourceFile, Validation};
+use crate::device;
+use crate::fit;
+use crate::model::Gpt2;
+use crate::model_config::{ModelConfig, ModelSource};
+use crate::ngram;
+use crate::precision::Arithmetic;
+use crate::schedule::Schedule;
+use crate::tokenizer::Tokenizer;
+use crate::torch_shim;
 
 /// Where a training begins.
 #[derive(Clone, Debug)]
@@ -16,7 +30,23 @@ pub enum Start {
 }
 
 /// A training that is ready to go: data found, tokenizer at hand, model built.
-pub struct Trainer {}
+pub struct Trainer {
+    pub(crate) config: TrainConfig,
+    pub(crate) model: Gpt2,
+    pub(crate) loader: Loader,
+    pub(crate) validation: Validation,
+    pub(crate) byte_lengths: Tensor,
+    pub(crate) schedule: Schedule,
+    pub(crate) step: Step,
+    pub(crate) stored: Option<Stored>,
+    pub(crate) data_sha256: String,
+    pub(crate) checkpoint_files: Vec<(&'static str, String)>,
+    /// Whose random numbers are part of the state: (name, device).
+    pub(crate) random: Vec<(&'static str, Device)>,
+    files: Arc<[SourceFile]>,
+    tokenizer: Arc<Tokenizer>,
+    params: Vec<ParamInfo>,
+}
 
 /// What the loop talks to.
 pub struct Ports<'a> {
@@ -58,23 +88,168 @@ impl Trainer {
         cache: &Path,
         say: &mut dyn FnMut(&str),
     ) -> Result<Self> {
-        let _ = (config, start, cache, say);
-        todo!()
+        torch_shim::keep_memory();
+        torch_shim::set_deterministic(config.deterministic);
+        let threads = config
+            .threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
+        let device = device::parse(&config.device)?;
+        let source = ModelSource::read(&config.model)?;
+        check_length(config, &source.config)?;
+        let corpus = Corpus::find(config)?;
+
+        let stored = match start {
+            Start::Fresh => None,
+            Start::From(folder) => Some((folder, Stored::read(folder)?)),
+        };
+        let known = stored
+            .as_ref()
+            .map(|(folder, _)| (*folder).clone())
+            .or_else(|| config.tokenizer.clone())
+            .or_else(|| {
+                source
+                    .folder
+                    .clone()
+                    .filter(|folder| folder.join("tokenizer.json").is_file())
+            });
+        let tokenizer = match known {
+            Some(path) => Tokenizer::read(&path)?,
+            None => Tokenizer::train(
+                &corpus.train,
+                config.vocab_size.unwrap_or(source.config.vocab_size),
+                cache,
+                say,
+            )?,
+        };
+        let (model_config, weights) = match &stored {
+            Some((folder, _)) => (
+                ModelSource::read(&folder.to_string_lossy())?.config,
+                Some((*folder).clone()),
+            ),
+            None if source.has_weights => (source.config, source.folder),
+            // New weights have as many rows as there are tokens.
+            None => (
+                ModelConfig {
+                    vocab_size: tokenizer.vocab_size(),
+                    ..source.config
+                },
+                None,
+            ),
+        };
+        if tokenizer.vocab_size() > model_config.vocab_size {
+            return Err(Error::new(
+                Kind::Config,
+                format!(
+                    "the tokenizer has {} tokens, the model {}",
+                    tokenizer.vocab_size(),
+                    model_config.vocab_size
+                ),
+            )
+            .hint("use the tokenizer that belongs to the model's weights"));
+        }
+
+        tch::manual_seed(config.seed);
+        let arithmetic = Arithmetic(config.precision);
+        let mut model = Gpt2::new(model_config, arithmetic, device);
+        if let Some(folder) = weights {
+            model.load(&folder)?;
+        }
+
+        let tokenizer = Arc::new(tokenizer);
+        let data_sha256 = corpus.fingerprint();
+        let files: Arc<[SourceFile]> = corpus.train.into();
+        let seq_length = usize::try_from(config.seq_length).unwrap_or(0);
+        let limit = usize::try_from(config.max_eval_steps)
+            .ok()
+            .filter(|&steps| steps > 0);
+        let limit =
+            limit.map(|steps| steps * usize::try_from(config.valid_batch_size).unwrap_or(1));
+        let validation =
+            Validation::read(corpus.valid.into(), tokenizer.clone(), seq_length, limit)?;
+        let (stored, cursor) = match stored {
+            None => (None, None),
+            Some((_, mut stored)) => {
+                if stored.state.data_sha256 != data_sha256 {
+                    return Err(Error::new(Kind::Config, "the training data is not what it was when the checkpoint was made")
+                        .hint("bring the files back, or begin a new run with --model set to the checkpoint's folder"));
+                }
+                let cursor = (stored.state.data, std::mem::take(&mut stored.buffer));
+                (Some(stored), Some(cursor))
+            }
+        };
+        let position = cursor
+            .as_ref()
+            .map_or_else(Position::default, |(cursor, _)| Loader::position(cursor));
+        let packer = Packer::endless(
+            files.clone(),
+            tokenizer.clone(),
+            seq_length,
+            config.seed,
+            position,
+        );
+        let mut random = vec![("cpu", Device::Cpu)];
+        if device.is_cuda() {
+            random.push(("cuda", device));
+        }
+        let end_of_text = i64::from(tokenizer.end_of_text());
+        let mut checkpoint_files = tokenizer.files().to_vec();
+        let json = model.config.to_json(end_of_text, arithmetic.weights_name());
+        checkpoint_files.push(("config.json", format!("{json:#}\n")));
+        let json = serde_json::json!({ "bos_token_id": end_of_text, "eos_token_id": end_of_text });
+        checkpoint_files.push(("generation_config.json", format!("{json:#}\n")));
+        Ok(Self {
+            loader: Loader::new(packer, config.shuffle_buffer, config.seed, cursor)?,
+            byte_lengths: Tensor::from_slice(&tokenizer.byte_lengths(model.config.vocab_size))
+                .to_device(device),
+            schedule: Schedule {
+                kind: config.lr_scheduler_type,
+                peak: config.learning_rate,
+                warmup_steps: config.num_warmup_steps,
+                total_steps: config.max_train_steps,
+            },
+            step: stored.as_ref().map_or(Step(0), |stored| stored.state.step),
+            params: model.param_infos(),
+            config: config.clone(),
+            model,
+            validation,
+            stored,
+            data_sha256,
+            checkpoint_files,
+            random,
+            files,
+            tokenizer,
+        })
     }
 
     /// The trainable parameters in the model's order; tied weights appear once.
     pub fn params(&self) -> &[ParamInfo] {
-        todo!()
+        &self.params
     }
 
     /// The step that `fit` begins at.
     pub fn step(&self) -> Step {
-        todo!()
+        self.step
     }
 
     /// One line for people: parameters, layers, vocabulary, files, device.
     pub fn summary(&self) -> String {
-        todo!()
+        let parameters: i64 = self.params.iter().map(ParamInfo::numel).sum();
+        let bytes: u64 = self.files.iter().map(|file| file.bytes).sum();
+        let config = &self.model.config;
+        format!(
+            "GPT-2 with {:.1} M parameters ({} layers, width {}, {} heads, vocabulary {}) on {:?}; {} files with {:.1} MB to train on, {} sequences of {} tokens to evaluate on",
+            parameters as f64 / 1e6,
+            config.n_layer,
+            config.n_embd,
+            config.n_head,
+            config.vocab_size,
+            self.model.device,
+            self.files.len(),
+            bytes as f64 / 1e6,
+            self.validation.sequences.len(),
+            self.config.seq_length,
+        )
     }
 
     /// Trains to the end or until the control says stop; returns when the last checkpoint is written.
@@ -82,35 +257,47 @@ impl Trainer {
     /// # Errors
     /// What made training impossible; the checkpoints written before stand.
     pub fn fit(self, ports: Ports<'_>) -> Result<Outcome> {
-        let _ = ports;
-        todo!()
+        if self.validation.skipped > 0 {
+            let message = format!(
+                "{} files of the evaluation data are no UTF-8 text and were left out",
+                self.validation.skipped
+            );
+            ports
+                .emitter
+                .emit(self.step, EventBody::Warning { message });
+        }
+        if self.config.ngram_baselines && self.step == Step(0) {
+            let values: Vec<MetricValue> = ngram::baselines(
+                self.files.clone(),
+                self.tokenizer.clone(),
+                self.model.config.vocab_size,
+                &self.validation,
+            )?;
+            ports.emitter.emit(self.step, EventBody::Metrics { values });
+        }
+        fit::fit(self, ports)
     }
 }
 
-/// What to sample.
-#[derive(Clone, Debug)]
-pub struct Generate {
-    /// A checkpoint's folder, ours or transformers'.
-    pub checkpoint: PathBuf,
-    /// The text to go on from.
-    pub prompt: String,
-    /// Tokens to make at most.
-    pub max_new_tokens: usize,
-    /// 0 takes the likeliest token each time.
-    pub temperature: f64,
-    /// Only the so many likeliest tokens count; 0: all.
-    pub top_k: i64,
-    /// Seeds the choice.
-    pub seed: i64,
-    /// `cpu`, `cuda`, `cuda:N` or `auto`.
-    pub device: String,
-}
-
-/// Samples from a checkpoint, handing on each piece of text as soon as it is whole.
-///
-/// # Errors
-/// A checkpoint that cannot be read.
-pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str)) -> Result<()> {
-    let _ = (request, piece);
-    todo!()
+fn check_length(config: &TrainConfig, model: &ModelConfig) -> Result<()> {
+    if config.seq_length < 2 {
+        return Err(
+            Error::new(Kind::Config, format!("seq_length is {}", config.seq_length))
+                .hint("a sequence needs at least 2 tokens: one to predict the other from"),
+        );
+    }
+    if config.seq_length > model.n_positions {
+        return Err(Error::new(
+            Kind::Config,
+            format!(
+                "seq_length {} is longer than the model's {} positions",
+                config.seq_length, model.n_positions
+            ),
+        )
+        .hint(format!(
+            "use --seq-length {} or less, or a model with more positions",
+            model.n_positions
+        )));
+    }
+    Ok(())
 }

@@ -1,1 +1,27 @@
-fn main() {}
+//! Builds the C++ side of the shim against libtorch's headers and says where libtorch lies, to the
+//! linker and, by `links` metadata, to the binary's own build script.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+fn main() {
+    let lib = PathBuf::from(
+        env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys says where libtorch lies"),
+    );
+    let torch = lib.parent().unwrap_or(Path::new("/"));
+    cc::Build::new()
+        .cpp(true)
+        .std("c++20")
+        .flag_if_supported("-Wno-unused-parameter")
+        .flag("-isystem")
+        .flag(torch.join("include"))
+        .flag("-isystem")
+        .flag(torch.join("include/torch/csrc/api/include"))
+        .warnings_into_errors(true)
+        .file("torch_shim/shim.cpp")
+        .compile("host_torch_shim");
+    println!("cargo::rerun-if-changed=torch_shim/shim.cpp");
+    println!("cargo::metadata=LIBTORCH_LIB={}", lib.display());
+    // This crate's own tests find libtorch by this; the binary's build script sees to the binary.
+    println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display());
+}

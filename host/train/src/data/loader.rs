@@ -1,0 +1,137 @@
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use host_core::{Error, Kind, Result};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::packed::{Packed, Packer, Position};
+use super::{below, random};
+
+/// Sequences that wait between the packing thread and the loop.
+const AHEAD: usize = 256;
+
+/// Where the loader is, apart from the buffer's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Cursor {
+    position: Position,
+    /// How far the buffer's random numbers were used.
+    random: u64,
+    pub(crate) sequences: u64,
+}
+
+/// Training batches: sequences that a thread packs ahead of the loop, through a shuffle buffer.
+///
+/// The buffer belongs to the loop's side of the queue, so what the thread did ahead of the loop is
+/// no part of the loader's state.
+#[derive(Debug)]
+pub(crate) struct Loader {
+    packed: Receiver<Result<Packed>>,
+    buffer: Vec<Box<[u32]>>,
+    capacity: usize,
+    random: ChaCha8Rng,
+    cursor: Cursor,
+    /// How long the loop waited for sequences.
+    pub(crate) waited: Duration,
+}
+
+/// A packer's files are shuffled by streams 0, 1, …: one an epoch. The buffer has the last.
+const BUFFER_STREAM: u64 = u64::MAX;
+
+impl Loader {
+    /// A loader that begins at the packer's place, or that goes on with a cursor and a buffer, to
+    /// whose place the packer was set.
+    pub(crate) fn new(
+        packer: Packer,
+        capacity: usize,
+        seed: i64,
+        resume: Option<(Cursor, Vec<Box<[u32]>>)>,
+    ) -> Result<Self> {
+        let mut random = random(seed, BUFFER_STREAM);
+        let (cursor, buffer) = resume.unwrap_or((
+            Cursor {
+                position: Position::default(),
+                random: 0,
+                sequences: 0,
+            },
+            Vec::new(),
+        ));
+        random.set_word_pos(u128::from(cursor.random));
+        Ok(Self {
+            packed: spawn(packer)?,
+            buffer,
+            capacity: capacity.max(1),
+            random,
+            cursor,
+            waited: Duration::ZERO,
+        })
+    }
+
+    /// The place that a packer must be set to so that a loader can go on from `cursor`.
+    pub(crate) fn position(cursor: &Cursor) -> Position {
+        cursor.position
+    }
+
+    /// The next `n` sequences, each drawn at random from the buffer.
+    ///
+    /// The buffer grows to its capacity while training runs, by two sequences for each that is
+    /// drawn, so that the first batch need not wait for all of it.
+    pub(crate) fn next(&mut self, n: usize) -> Result<Vec<Box<[u32]>>> {
+        let mut batch = Vec::with_capacity(n);
+        for _ in 0..n {
+            let wanted = (self.capacity / 16)
+                .max(self.buffer.len() + 2)
+                .min(self.capacity);
+            while self.buffer.len() < wanted {
+                let packed = self.receive()?;
+                self.cursor.position = packed.after;
+                self.buffer.push(packed.tokens);
+            }
+            let drawn = below(&mut self.random, self.buffer.len());
+            batch.push(self.buffer.swap_remove(drawn));
+        }
+        self.cursor.sequences += n as u64;
+        self.cursor.random = self.random.get_word_pos() as u64;
+        Ok(batch)
+    }
+
+    /// Where the loader is.
+    pub(crate) fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    /// The sequences that wait to be drawn.
+    pub(crate) fn buffer(&self) -> &[Box<[u32]>] {
+        &self.buffer
+    }
+
+    fn receive(&mut self) -> Result<Packed> {
+        let begin = Instant::now();
+        let packed = self.packed.recv();
+        self.waited += begin.elapsed();
+        packed.unwrap_or_else(|_| Err(Error::new(Kind::System, "the data thread ended")))
+    }
+}
+
+/// The thread ends when the loader is dropped, or after an error, which it hands on.
+fn spawn(mut packer: Packer) -> Result<Receiver<Result<Packed>>> {
+    let (sender, receiver) = sync_channel(AHEAD);
+    thread::Builder::new()
+        .name("data".to_owned())
+        .spawn(move || {
+            while let Some(packed) = packer.next().transpose() {
+                let failed = packed.is_err();
+                if sender.send(packed).is_err() || failed {
+                    break;
+                }
+            }
+        })
+        .map_err(|error| {
+            Error::new(
+                Kind::System,
+                format!("cannot start the data thread: {error}"),
+            )
+        })?;
+    Ok(receiver)
+}

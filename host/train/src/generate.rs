@@ -1,0 +1,100 @@
+use std::path::PathBuf;
+
+use host_core::{Error, Kind, Result};
+use tch::{Kind as TorchKind, Tensor, no_grad_guard};
+
+use crate::config::Precision;
+use crate::device;
+use crate::model::{Gpt2, Past};
+use crate::model_config::ModelSource;
+use crate::precision::Arithmetic;
+use crate::tokenizer::Tokenizer;
+
+/// What to sample.
+#[derive(Clone, Debug)]
+pub struct Generate {
+    /// A checkpoint's folder, ours or transformers'.
+    pub checkpoint: PathBuf,
+    /// The text to go on from.
+    pub prompt: String,
+    /// Tokens to make at most.
+    pub max_new_tokens: usize,
+    /// 0 takes the likeliest token each time.
+    pub temperature: f64,
+    /// Only the so many likeliest tokens count; 0: all.
+    pub top_k: i64,
+    /// Seeds the choice.
+    pub seed: i64,
+    /// `cpu`, `cuda`, `cuda:N` or `auto`.
+    pub device: String,
+}
+
+/// Samples from a checkpoint until the end of the text or of the wanted length, handing on each
+/// piece of text as soon as it is whole.
+///
+/// # Errors
+/// A checkpoint that cannot be read, or a sampling that is none.
+pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str)) -> Result<()> {
+    if !(request.temperature.is_finite() && request.temperature >= 0.0) || request.top_k < 0 {
+        return Err(Error::new(
+            Kind::Config,
+            "temperature and top-k must not be negative",
+        ));
+    }
+    let device = device::parse(&request.device)?;
+    let source = ModelSource::read(&request.checkpoint.to_string_lossy())?;
+    let tokenizer = Tokenizer::read(&request.checkpoint)?;
+    let mut model = Gpt2::new(source.config, Arithmetic(Precision::F32), device);
+    model.load(&request.checkpoint)?;
+    tch::manual_seed(request.seed);
+    let _guard = no_grad_guard();
+
+    let mut ids = tokenizer.encode(&request.prompt).unwrap_or_default();
+    if ids.is_empty() {
+        ids.push(tokenizer.end_of_text());
+    }
+    let begin = ids.len();
+    let mut said = 0;
+    let mut past = Past::new();
+    let mut new = ids.clone();
+    for _ in 0..request.max_new_tokens {
+        let window = usize::try_from(model.config.n_positions).unwrap_or(1);
+        if ids.len() > window || past.is_empty() && new.len() > window {
+            // The positions are used up: begin again with the younger half.
+            new = ids[ids.len() - window / 2..].to_vec();
+            past = Past::new();
+        }
+        let tokens: Vec<i64> = new.iter().map(|&id| i64::from(id)).collect();
+        let tokens = Tensor::from_slice(&tokens).view([1, -1]).to_device(device);
+        let next = choose(&model.next_logits(&tokens, &mut past), request);
+        if next == tokenizer.end_of_text() {
+            break;
+        }
+        ids.push(next);
+        new = vec![next];
+        // A character may need several tokens: hold back while the text ends in half of one.
+        let text = tokenizer.decode(&ids[begin..]);
+        if !text.ends_with('\u{fffd}') && text.is_char_boundary(said) {
+            piece(&text[said..]);
+            said = text.len();
+        }
+    }
+    Ok(())
+}
+
+fn choose(logits: &Tensor, request: &Generate) -> u32 {
+    let mut logits = logits.to_kind(TorchKind::Float).squeeze();
+    if request.temperature == 0.0 {
+        return logits.argmax(-1, false).int64_value(&[]) as u32;
+    }
+    logits /= request.temperature;
+    if request.top_k > 0 {
+        let k = request.top_k.min(logits.size()[0]);
+        let (best, _) = logits.topk(k, -1, true, true);
+        logits = logits.masked_fill(&logits.lt_tensor(&best.get(k - 1)), f64::NEG_INFINITY);
+    }
+    logits
+        .softmax(-1, TorchKind::Float)
+        .multinomial(1, false)
+        .int64_value(&[0]) as u32
+}

@@ -1,0 +1,59 @@
+//! What a model that only counts would reach: the yardstick for a small training.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use host_core::{MetricValue, Result};
+
+use crate::data::{Packer, SourceFile, Validation};
+use crate::tokenizer::Tokenizer;
+
+/// Weights that the bigram model may give to the unigram's opinion, in tokens.
+const PRIORS: [f64; 5] = [1.0, 10.0, 100.0, 1000.0, 10_000.0];
+
+/// Perplexities of the validation set's predicted tokens under a unigram model with one count added
+/// to every token, and under a bigram model that leans on it (Dirichlet prior; of some strengths
+/// the one that serves it best). Both are counted on the training files, read once.
+pub(crate) fn baselines(
+    files: Arc<[SourceFile]>,
+    tokenizer: Arc<Tokenizer>,
+    vocab_size: i64,
+    validation: &Validation,
+) -> Result<Vec<MetricValue>> {
+    let mut unigram = vec![1_u64; usize::try_from(vocab_size).unwrap_or(0)];
+    let mut bigram: HashMap<(u32, u32), u32> = HashMap::new();
+    let mut before: HashMap<u32, u32> = HashMap::new();
+    let mut packer = Packer::once(files, tokenizer, 1024);
+    while let Some(packed) = packer.next()? {
+        for &token in &packed.tokens {
+            unigram[token as usize] += 1;
+        }
+        for pair in packed.tokens.windows(2) {
+            *bigram.entry((pair[0], pair[1])).or_default() += 1;
+            *before.entry(pair[0]).or_default() += 1;
+        }
+    }
+    let total: u64 = unigram.iter().sum();
+    let likelihood = |token: u32| unigram[token as usize] as f64 / total as f64;
+
+    let mut count = 0.0;
+    let mut unigram_nll = 0.0;
+    let mut bigram_nll = [0.0; PRIORS.len()];
+    for sequence in &validation.sequences {
+        for pair in sequence.windows(2) {
+            let alone = likelihood(pair[1]);
+            count += 1.0;
+            unigram_nll -= alone.ln();
+            let together = f64::from(bigram.get(&(pair[0], pair[1])).copied().unwrap_or(0));
+            let seen = f64::from(before.get(&pair[0]).copied().unwrap_or(0));
+            for (nll, prior) in bigram_nll.iter_mut().zip(PRIORS) {
+                *nll -= ((together + prior * alone) / (seen + prior)).ln();
+            }
+        }
+    }
+    let best = bigram_nll.into_iter().fold(f64::INFINITY, f64::min);
+    Ok(vec![
+        MetricValue::new("baseline/unigram_perplexity", (unigram_nll / count).exp()),
+        MetricValue::new("baseline/bigram_perplexity", (best / count).exp()),
+    ])
+}

@@ -1,0 +1,146 @@
+//! AdamW over the plugin's parameter groups: libtorch's fused kernel over state tensors of our own,
+//! since tch's optimizers show none of theirs.
+
+use std::collections::HashMap;
+
+use host_core::{Error, Kind, ParamGroup, Result};
+use tch::{Kind as TorchKind, Tensor, no_grad_guard};
+
+use crate::model::Param;
+use crate::torch_shim::{self, AdamW};
+
+/// AdamW (Loshchilov and Hutter, arXiv 1711.05101) with torch's defaults: betas 0.9 and 0.999,
+/// epsilon 1e-8.
+#[derive(Debug)]
+pub(crate) struct Optimizer {
+    groups: Vec<Group>,
+    /// Every parameter once, for the gradients' norm.
+    params: Vec<Tensor>,
+    /// Steps done, 0-d f32 on the parameters' device, as the kernel wants it.
+    step: Tensor,
+}
+
+#[derive(Debug)]
+struct Group {
+    names: Vec<String>,
+    params: Vec<Tensor>,
+    exp_avgs: Vec<Tensor>,
+    exp_avg_sqs: Vec<Tensor>,
+    weight_decay: f64,
+    lr_multiplier: f64,
+}
+
+impl Optimizer {
+    /// An optimizer that has done no step. `groups` were checked.
+    pub(crate) fn new(params: &[Param], groups: &[ParamGroup]) -> Self {
+        let device = params
+            .first()
+            .map_or(tch::Device::Cpu, |param| param.tensor.device());
+        let groups = groups
+            .iter()
+            .filter(|group| !group.params.is_empty())
+            .map(|group| {
+                let members = || group.params.iter().map(|&index| &params[index]);
+                let zeros = || {
+                    members()
+                        .map(|param| param.tensor.zeros_like().set_requires_grad(false))
+                        .collect()
+                };
+                Group {
+                    names: members().map(|param| param.name.clone()).collect(),
+                    params: members()
+                        .map(|param| param.tensor.shallow_clone())
+                        .collect(),
+                    exp_avgs: zeros(),
+                    exp_avg_sqs: zeros(),
+                    weight_decay: group.weight_decay,
+                    lr_multiplier: group.lr_multiplier,
+                }
+            })
+            .collect();
+        Self {
+            groups,
+            params: params
+                .iter()
+                .map(|param| param.tensor.shallow_clone())
+                .collect(),
+            step: Tensor::zeros([], (TorchKind::Float, device)),
+        }
+    }
+
+    /// Scales the gradients down to the norm `max_norm` (0: does not), and returns the norm they
+    /// had: 0-d, on the device.
+    pub(crate) fn clip_gradients(&self, max_norm: f64) -> Result<Tensor> {
+        torch_shim::clip_grad_norm(&self.params, max_norm)
+    }
+
+    /// Changes the parameters by their gradients, which it sets to zero. Where `skip` (0-d f32) is
+    /// 1, no parameter and no state changes.
+    pub(crate) fn step(&mut self, learning_rate: f64, skip: Option<&Tensor>) -> Result<()> {
+        let _guard = no_grad_guard();
+        let count = match skip {
+            Some(skip) => 1.0 - skip,
+            None => Tensor::from(1.0),
+        };
+        let _ = self.step.g_add_(&count);
+        for group in &self.groups {
+            let adamw = AdamW {
+                lr: learning_rate * group.lr_multiplier,
+                beta1: 0.9,
+                beta2: 0.999,
+                weight_decay: group.weight_decay,
+                eps: 1e-8,
+            };
+            torch_shim::fused_adamw(
+                &group.params,
+                &group.exp_avgs,
+                &group.exp_avg_sqs,
+                &self.step,
+                adamw,
+                skip,
+            )?;
+        }
+        for param in &mut self.params {
+            param.zero_grad();
+        }
+        Ok(())
+    }
+
+    /// The state by name, in one order always: `step`, `exp_avg.NAME`, `exp_avg_sq.NAME`.
+    pub(crate) fn state(&self) -> Vec<(String, Tensor)> {
+        let mut state = vec![("step".to_owned(), self.step.shallow_clone())];
+        for group in &self.groups {
+            for (index, name) in group.names.iter().enumerate() {
+                state.push((
+                    format!("exp_avg.{name}"),
+                    group.exp_avgs[index].shallow_clone(),
+                ));
+                state.push((
+                    format!("exp_avg_sq.{name}"),
+                    group.exp_avg_sqs[index].shallow_clone(),
+                ));
+            }
+        }
+        state
+    }
+
+    /// Takes a state over. The groups may be others; the parameters must be the same.
+    pub(crate) fn restore(&mut self, mut stored: HashMap<String, Tensor>) -> Result<()> {
+        let _guard = no_grad_guard();
+        for (name, mut tensor) in self.state() {
+            match stored.remove(&name) {
+                Some(value) if value.size() == tensor.size() => tensor.copy_(&value),
+                _ => {
+                    return Err(Error::new(
+                        Kind::Config,
+                        format!("the optimizer's state lacks {name} or has it in another shape"),
+                    )
+                    .hint(
+                        "resume with the model and configuration that the checkpoint was made with",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}

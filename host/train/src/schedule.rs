@@ -1,0 +1,99 @@
+use std::f64::consts::PI;
+
+use crate::config::SchedulerType;
+
+/// The learning rate over the steps, by the formulas of transformers' `optimization.py`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Schedule {
+    pub(crate) kind: SchedulerType,
+    pub(crate) peak: f64,
+    pub(crate) warmup_steps: u64,
+    pub(crate) total_steps: u64,
+}
+
+/// `polynomial` ends here, as transformers' `lr_end`.
+const POLYNOMIAL_END: f64 = 1e-7;
+
+impl Schedule {
+    /// The learning rate of the step after `done` others: warm-up begins at 0.
+    pub(crate) fn learning_rate(&self, done: u64) -> f64 {
+        use SchedulerType::{
+            Constant, ConstantWithWarmup, Cosine, CosineWithRestarts, Linear, Polynomial,
+        };
+        if self.kind != Constant && done < self.warmup_steps {
+            return self.peak * (done as f64 / self.warmup_steps.max(1) as f64);
+        }
+        let span = self.total_steps.saturating_sub(self.warmup_steps).max(1) as f64;
+        let progress = done.saturating_sub(self.warmup_steps) as f64 / span;
+        match self.kind {
+            Constant | ConstantWithWarmup => self.peak,
+            Linear => self.peak * (1.0 - progress).max(0.0),
+            Cosine => self.peak * (0.5 * (1.0 + (PI * progress).cos())).max(0.0),
+            // One cycle, transformers' default, which ends hard at 0.
+            CosineWithRestarts if progress >= 1.0 => 0.0,
+            CosineWithRestarts => {
+                self.peak * (0.5 * (1.0 + (PI * progress.fract()).cos())).max(0.0)
+            }
+            Polynomial if progress > 1.0 => POLYNOMIAL_END,
+            Polynomial => (self.peak - POLYNOMIAL_END) * (1.0 - progress) + POLYNOMIAL_END,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rates(kind: SchedulerType) -> Vec<f64> {
+        let schedule = Schedule {
+            kind,
+            peak: 1.0,
+            warmup_steps: 2,
+            total_steps: 6,
+        };
+        (0..8).map(|done| schedule.learning_rate(done)).collect()
+    }
+
+    /// Values of transformers 4.57, `get_scheduler(NAME, optimizer, 2, 6)` with a peak of 1.
+    #[test]
+    fn rates_are_those_of_transformers() {
+        let near = |kind, expected: [f64; 8]| {
+            for (rate, expected) in rates(kind).iter().zip(expected) {
+                assert!(
+                    (rate - expected).abs() < 1e-6,
+                    "{kind:?}: {rate} for {expected}"
+                );
+            }
+        };
+        near(
+            SchedulerType::Linear,
+            [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0],
+        );
+        near(
+            SchedulerType::Cosine,
+            [
+                0.0,
+                0.5,
+                1.0,
+                0.853_553_4,
+                0.5,
+                0.146_446_6,
+                0.0,
+                0.146_446_6,
+            ],
+        );
+        near(
+            SchedulerType::CosineWithRestarts,
+            [0.0, 0.5, 1.0, 0.853_553_4, 0.5, 0.146_446_6, 0.0, 0.0],
+        );
+        near(
+            SchedulerType::Polynomial,
+            [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0],
+        );
+        near(SchedulerType::Constant, [1.0; 8]);
+        near(
+            SchedulerType::ConstantWithWarmup,
+            [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! Tensors in safetensors files: reading them into libtorch, and what a snapshot is written from.
+
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+
+use host_core::{Error, Kind, Result};
+use safetensors::{Dtype, SafeTensors, View};
+use serde_json::Value;
+use tch::{Kind as TorchKind, Tensor};
+
+/// Reads every tensor of a folder's `model.safetensors`, or of its shards as
+/// `model.safetensors.index.json` lists them, and hands each on by its name.
+pub(crate) fn read(folder: &Path, take: &mut dyn FnMut(&str, Tensor) -> Result<()>) -> Result<()> {
+    let index = folder.join("model.safetensors.index.json");
+    if !index.is_file() {
+        return read_file(&folder.join("model.safetensors"), take);
+    }
+    let bad = |why: String| {
+        Error::new(
+            Kind::Config,
+            format!(
+                "the list of weight files cannot be used: {why}: {}",
+                index.display()
+            ),
+        )
+    };
+    let text = std::fs::read_to_string(&index)
+        .map_err(|error| Error::io("read the list of weight files", &index, &error))?;
+    let json: Value = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
+    let map = json["weight_map"]
+        .as_object()
+        .ok_or_else(|| bad("it has no weight_map".to_owned()))?;
+    let shards: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
+    for shard in shards {
+        // A shard is a file of this folder: the list must not lead elsewhere.
+        if shard.contains(['/', '\\']) {
+            return Err(bad(format!("{shard:?} is not a file name")));
+        }
+        read_file(&folder.join(shard), take)?;
+    }
+    Ok(())
+}
+
+/// Reads every tensor of a safetensors file and hands each on by its name.
+pub(crate) fn read_file(
+    file: &Path,
+    take: &mut dyn FnMut(&str, Tensor) -> Result<()>,
+) -> Result<()> {
+    let bytes = std::fs::read(file).map_err(|error| Error::io("read the weights", file, &error))?;
+    let bad = |why: String| {
+        Error::new(
+            Kind::Config,
+            format!("the weights cannot be used: {why}: {}", file.display()),
+        )
+        .hint("the file is damaged or not a safetensors file; use another copy")
+    };
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| bad(error.to_string()))?;
+    for (name, view) in tensors.tensors() {
+        let kind = torch_kind(view.dtype())
+            .ok_or_else(|| bad(format!("{name} has the type {:?}", view.dtype())))?;
+        let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
+        let tensor = Tensor::f_from_data_size(view.data(), &shape, kind)
+            .map_err(|error| bad(format!("{name}: {error}")))?;
+        take(&name, tensor)?;
+    }
+    Ok(())
+}
+
+/// A tensor's bytes in main memory, kept between snapshots so that a copy meets touched pages.
+#[derive(Debug)]
+pub(crate) struct HostTensor {
+    pub(crate) name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl HostTensor {
+    /// A copy of `tensor`.
+    pub(crate) fn copy_of(name: impl Into<String>, tensor: &Tensor) -> Result<Self> {
+        let dtype = match tensor.kind() {
+            TorchKind::Float => Dtype::F32,
+            TorchKind::Double => Dtype::F64,
+            TorchKind::Int64 => Dtype::I64,
+            TorchKind::Int => Dtype::I32,
+            TorchKind::Uint8 => Dtype::U8,
+            kind => {
+                return Err(Error::new(
+                    Kind::System,
+                    format!("tensors of {kind:?} are not written"),
+                ));
+            }
+        };
+        let mut copy = Self {
+            name: name.into(),
+            dtype,
+            shape: tensor.size().iter().map(|&size| size as usize).collect(),
+            bytes: vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()],
+        };
+        copy.refresh(tensor)?;
+        Ok(copy)
+    }
+
+    /// Copies `tensor`, of the same type and shape, again.
+    pub(crate) fn refresh(&mut self, tensor: &Tensor) -> Result<()> {
+        tensor
+            .f_copy_data_u8(&mut self.bytes, tensor.numel())
+            .map_err(|error| {
+                Error::new(
+                    Kind::System,
+                    format!("{} could not be copied: {error}", self.name),
+                )
+            })
+    }
+
+    /// Integers that no tensor holds.
+    pub(crate) fn of_u32(name: impl Into<String>, values: &[u32], shape: [usize; 2]) -> Self {
+        Self {
+            name: name.into(),
+            dtype: Dtype::U32,
+            shape: shape.to_vec(),
+            bytes: values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
+        }
+    }
+}
+
+impl View for &HostTensor {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// Writes tensors to a safetensors file as transformers expects it.
+pub(crate) fn write<'a>(file: &Path, tensors: impl Iterator<Item = &'a HostTensor>) -> Result<()> {
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let named = tensors.map(|tensor| (tensor.name.as_str(), tensor));
+    safetensors::serialize_to_file(named, Some(metadata), file).map_err(|error| match error {
+        safetensors::SafeTensorError::IoError(error) => {
+            Error::io("write the weights", file, &error)
+        }
+        error => Error::new(
+            Kind::System,
+            format!("cannot write the weights: {error}: {}", file.display()),
+        ),
+    })
+}
+
+fn torch_kind(dtype: Dtype) -> Option<TorchKind> {
+    Some(match dtype {
+        Dtype::F32 => TorchKind::Float,
+        Dtype::F64 => TorchKind::Double,
+        Dtype::F16 => TorchKind::Half,
+        Dtype::BF16 => TorchKind::BFloat16,
+        Dtype::I64 => TorchKind::Int64,
+        Dtype::I32 => TorchKind::Int,
+        Dtype::U8 => TorchKind::Uint8,
+        Dtype::BOOL => TorchKind::Bool,
+        _ => return None,
+    })
+}
+
+/// Reads the one (rows, columns) u32 tensor of a file, row by row.
+pub(crate) fn read_u32_rows(file: &Path) -> Result<Vec<Box<[u32]>>> {
+    let bytes =
+        std::fs::read(file).map_err(|error| Error::io("read the shuffle buffer", file, &error))?;
+    let bad = |why: &str| {
+        Error::new(
+            Kind::Config,
+            format!(
+                "the shuffle buffer cannot be used: {why}: {}",
+                file.display()
+            ),
+        )
+    };
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| bad(&error.to_string()))?;
+    let view = tensors
+        .tensor("buffer")
+        .map_err(|error| bad(&error.to_string()))?;
+    let &[_, columns] = view.shape() else {
+        return Err(bad("it has not two dimensions"));
+    };
+    if view.dtype() != Dtype::U32 {
+        return Err(bad("it does not hold u32"));
+    }
+    let values: Vec<u32> = view
+        .data()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&bytes| u32::from_le_bytes(bytes))
+        .collect();
+    Ok(values.chunks(columns.max(1)).map(Into::into).collect())
+}

@@ -1,0 +1,169 @@
+//! A tiny model trained on the CPU.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use host_core::{Control, Draft, Emitter, EventBody, ParamGroup, Step, StopReason};
+use host_train::{Outcome, Ports, SchedulerType, Start, TrainConfig, Trainer};
+
+/// Text of a kind that a tiny model learns something from in a few steps.
+fn corpus(folder: &Path) {
+    for file in 0..40 {
+        let mut text = String::new();
+        for line in 0..40 {
+            let (a, b) = (file * 7 % 11, line * 5 % 13);
+            text += &format!(
+                "fn f_{a}(x: u32) -> u32 {{\n    x * {b} + {}\n}}\n\n",
+                a + b
+            );
+        }
+        fs::write(folder.join(format!("{file:02}.rs")), text).expect("written");
+    }
+}
+
+fn config(folder: &Path) -> TrainConfig {
+    TrainConfig {
+        data: vec![folder.to_owned()],
+        model: "tiny".to_owned(),
+        vocab_size: Some(300),
+        device: "cpu".to_owned(),
+        threads: Some(1),
+        train_batch_size: 4,
+        valid_batch_size: 4,
+        shuffle_buffer: 64,
+        learning_rate: 3e-3,
+        num_warmup_steps: 2,
+        lr_scheduler_type: SchedulerType::Cosine,
+        gradient_accumulation_steps: 2,
+        gradient_checkpointing: false,
+        max_train_steps: 10,
+        max_eval_steps: 4,
+        seq_length: 32,
+        save_checkpoint_steps: 5,
+        ..TrainConfig::default()
+    }
+}
+
+struct Run {
+    outcome: Outcome,
+    drafts: Vec<Draft>,
+    checkpoints: PathBuf,
+}
+
+impl Run {
+    fn series(&self, name: &str) -> Vec<(u64, f64)> {
+        let mut points = Vec::new();
+        for draft in &self.drafts {
+            if let EventBody::Metrics { values } = &draft.body {
+                points.extend(
+                    values
+                        .iter()
+                        .filter(|value| &*value.name == name)
+                        .map(|value| (draft.step.0, value.value)),
+                );
+            }
+        }
+        points
+    }
+}
+
+/// libtorch's random numbers belong to the process: one training at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn train(config: &TrainConfig, start: &Start, home: &Path, control: &Control) -> Run {
+    let _alone = ALONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let trainer =
+        Trainer::prepare(config, start, &home.join("cache"), &mut |_| ()).expect("prepared");
+    let group = |name: &str, weight_decay, decays: bool| ParamGroup {
+        name: name.to_owned(),
+        weight_decay,
+        lr_multiplier: 1.0,
+        params: (0..trainer.params().len())
+            .filter(|&index| (trainer.params()[index].shape.len() > 1) == decays)
+            .collect(),
+    };
+    let groups = vec![group("decay", 0.1, true), group("no_decay", 0.0, false)];
+    let (emitter, drafts) = Emitter::new(10_000);
+    let checkpoints = home.join("checkpoints");
+    let complete = Arc::new(Mutex::new(Vec::new()));
+    let told = complete.clone();
+    let outcome = trainer
+        .fit(Ports {
+            groups,
+            metrics: Vec::new(),
+            emitter,
+            control: control.clone(),
+            checkpoints: checkpoints.clone(),
+            on_checkpoint: Box::new(move |dir| told.lock().expect("not poisoned").push(dir)),
+            is_needed: Box::new(|_| false),
+        })
+        .expect("trained");
+    for dir in complete.lock().expect("not poisoned").iter() {
+        host_train::verify_checkpoint(&dir.path).expect("complete");
+    }
+    Run {
+        outcome,
+        drafts: drafts.iter().collect(),
+        checkpoints,
+    }
+}
+
+/// Loss after each of ten steps with seed 1, one thread.
+const GOLDEN: [f64; 10] = [
+    5.64167, 5.64923, 5.18801, 4.86417, 4.65997, 4.43901, 4.24974, 4.14892, 4.06365, 4.02104,
+];
+
+#[test]
+fn ten_steps_give_the_golden_losses() {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path().join("data");
+    fs::create_dir(&data).expect("made");
+    corpus(&data);
+    let run = train(&config(&data), &Start::Fresh, home.path(), &Control::new());
+    assert_eq!(run.outcome.reason, StopReason::Completed);
+    let losses = run.series("loss/train");
+    assert_eq!(
+        losses.iter().map(|point| point.0).collect::<Vec<_>>(),
+        (1..=10).collect::<Vec<_>>()
+    );
+    let losses: Vec<f64> = losses.into_iter().map(|point| point.1).collect();
+    let near = losses
+        .iter()
+        .zip(GOLDEN)
+        .all(|(loss, golden)| (loss - golden).abs() < 2e-3);
+    assert!(near, "{losses:.5?}\ngolden: {GOLDEN:.5?}");
+}
+
+#[test]
+fn a_resumed_training_gives_the_same_bytes() {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path().join("data");
+    fs::create_dir(&data).expect("made");
+    corpus(&data);
+    let config = config(&data);
+    let whole = train(
+        &config,
+        &Start::Fresh,
+        &home.path().join("whole"),
+        &Control::new(),
+    );
+
+    let parts = home.path().join("parts");
+    let first = train(&config, &Start::Fresh, &parts, &Control::new());
+    fs::remove_dir_all(first.checkpoints.join("step-000010")).expect("removed");
+    let second = train(
+        &config,
+        &Start::From(first.checkpoints.join("step-000005")),
+        &parts,
+        &Control::new(),
+    );
+    assert_eq!(second.outcome.step, Step(10));
+    let manifest = |run: &Run| {
+        fs::read_to_string(run.checkpoints.join("step-000010/manifest.json")).expect("read")
+    };
+    assert_eq!(manifest(&whole), manifest(&second));
+    assert_eq!(whole.series("loss/train")[5..], second.series("loss/train"));
+}
