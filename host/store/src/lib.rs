@@ -1,1 +1,42 @@
-//! The run store: one writer, many readers.
+//! The run store: one writer, many readers, one SQLite file per run.
+//!
+//! A run's events lie in `events.db` in the order of their sequence numbers, and each is kept once.
+//! Every event begins as a row. Metric events that name the same series in the same order form a
+//! *frame*; when a frame has a thousand rows they are folded into one *chunk*, which holds the places
+//! (sequence number, step, time) of its rows once and the values of each series as a column. From
+//! this one representation come both reads: the history of a series, which touches only that series'
+//! columns, and the events after a cursor, which puts the folded events together again.
+//!
+//! There is no server here, no async, and no process-wide state: whoever holds a [`Reader`] may be
+//! another process than the one that writes.
+#![forbid(unsafe_code)]
+
+mod chunk;
+mod commits;
+mod downsample;
+mod event_row;
+mod fault;
+mod frame;
+mod history;
+mod lock;
+#[cfg(test)]
+mod model_test;
+mod page;
+mod reader;
+mod run_row;
+mod schema;
+mod series;
+mod supersession;
+mod writer;
+mod writer_thread;
+
+pub use commits::Commits;
+pub use history::Point;
+pub use reader::Reader;
+pub use run_row::{Progress, RunRecord, RunRow, RunStatus, list_runs, run_names};
+pub use series::Series;
+pub use writer::{Journal, Writer};
+pub use writer_thread::{Callbacks, OnCommit, OnFailure, WriterThread};
+
+/// The store's file in a run folder.
+pub const FILE: &str = "events.db";

@@ -1,0 +1,37 @@
+use std::path::Path;
+
+use host_core::{Error, Kind};
+use rusqlite::ErrorCode;
+
+/// Words for an SQLite error: `cannot VERB: REASON: PATH`, with the way out where one is known.
+pub(crate) fn sql(verb: &str, path: &Path, source: &rusqlite::Error) -> Error {
+    let error = Error::new(
+        Kind::System,
+        format!("cannot {verb}: {source}: {}", path.display()),
+    );
+    match source.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => error.hint("free some disk space"),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            error.hint("another program holds the file; close it and try again")
+        }
+        Some(ErrorCode::NotADatabase) => {
+            error.hint("the file is something else than a run store; move it away")
+        }
+        Some(ErrorCode::DatabaseCorrupt) => {
+            error.hint("`sqlite3 events.db .recover` may save what is left")
+        }
+        Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => {
+            error.hint("check that the folder is there and who owns it")
+        }
+        _ => error,
+    }
+}
+
+/// The file contradicts itself.
+pub(crate) fn damaged(path: &Path, what: &str) -> Error {
+    Error::new(
+        Kind::System,
+        format!("the run store is damaged: {what}: {}", path.display()),
+    )
+    .hint("`sqlite3 events.db 'PRAGMA integrity_check'` says more")
+}

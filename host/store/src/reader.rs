@@ -1,0 +1,203 @@
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use host_core::{Error, Kind, Result, Step};
+use rusqlite::{Connection, Transaction};
+
+use crate::frame::FrameNames;
+use crate::run_row::beginning_and_end;
+use crate::schema::{self, Found};
+use crate::supersession::Supersessions;
+use crate::{FILE, Progress, RunRow, RunStatus, event_row, fault, lock};
+
+/// Reads a run, which may be written meanwhile by this or another process.
+///
+/// Each call sees the run as it was at one commit. A reader may move between threads but serves one at
+/// a time; open several to read in parallel.
+#[derive(Debug)]
+pub struct Reader {
+    connection: Connection,
+    run_dir: PathBuf,
+    path: PathBuf,
+    /// Device and inode of the file.
+    identity: (u64, u64),
+    pub(crate) frames: FrameNames,
+}
+
+impl Reader {
+    /// Opens a run's store.
+    ///
+    /// # Errors
+    /// If the folder has no run, or its format is newer than this program.
+    pub fn open(run_dir: &Path) -> Result<Self> {
+        let path = run_dir.join(FILE);
+        let identity = std::fs::metadata(&path)
+            .map(|file| identity(&file))
+            .map_err(|e| match e.kind() {
+                std::io::ErrorKind::NotFound => no_run(run_dir),
+                _ => Error::io("read the run store", &path, &e),
+            })?;
+        let connection = schema::open_to_read(&path)?;
+        match schema::recognise(&connection, &path)? {
+            Found::Run => Ok(Self {
+                connection,
+                run_dir: run_dir.to_owned(),
+                path,
+                identity,
+                frames: FrameNames::default(),
+            }),
+            Found::Empty => Err(no_run(run_dir)),
+        }
+    }
+
+    /// Whether the run's folder still has the file that this reader has open, rather than another
+    /// run's that took its place.
+    pub fn is_current(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|file| identity(&file) == self.identity)
+    }
+
+    /// What the run is and how it stands.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn run(&self) -> Result<RunRow> {
+        let alive = lock::is_held(&self.run_dir);
+        self.snapshot(|tx| {
+            let (generation, end) = beginning_and_end(tx)?;
+            let status = status(alive, end);
+            let run = tx.query_row(
+                "SELECT name, created_us, config_json, last_seq, last_step, last_time_us
+                 FROM run JOIN head",
+                [],
+                |row| {
+                    Ok(RunRow {
+                        name: row.get(0)?,
+                        created_us: row.get(1)?,
+                        config_json: row.get(2)?,
+                        status,
+                        generation,
+                        last_seq: row.get::<_, i64>(3)?.cast_unsigned(),
+                        last_step: Step(row.get::<_, i64>(4)?.cast_unsigned()),
+                        last_time_us: row.get(5)?,
+                    })
+                },
+            )?;
+            Ok(run)
+        })
+    }
+
+    /// How far the log has come; cheap enough to ask many times a second.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn progress(&self) -> Result<Progress> {
+        // The lock first: a run that ends between the two looks is then seen as ended, not as crashed.
+        let alive = lock::is_held(&self.run_dir);
+        self.snapshot(|tx| {
+            Ok(Progress {
+                last_seq: last_seq(tx)?,
+                status: status(alive, beginning_and_end(tx)?.1),
+            })
+        })
+    }
+
+    /// The last event's sequence number; 0 before the first.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn last_seq(&self) -> Result<u64> {
+        self.snapshot(|tx| Ok(last_seq(tx)?))
+    }
+
+    /// The store's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads as of one commit.
+    pub(crate) fn snapshot<T>(
+        &self,
+        read: impl FnOnce(&Transaction<'_>) -> Result<T, ReadError>,
+    ) -> Result<T> {
+        let result = self
+            .connection
+            .unchecked_transaction()
+            .map_err(ReadError::Sql)
+            .and_then(|tx| read(&tx));
+        result.map_err(|error| match error {
+            ReadError::Sql(e) => fault::sql("read the run store", &self.path, &e),
+            ReadError::Damaged(what) => fault::damaged(&self.path, &what),
+        })
+    }
+}
+
+/// Why a read failed, before it has words.
+#[derive(Debug)]
+pub(crate) enum ReadError {
+    Sql(rusqlite::Error),
+    Damaged(String),
+}
+
+impl ReadError {
+    pub(crate) fn damaged(what: impl Into<String>) -> Self {
+        Self::Damaged(what.into())
+    }
+}
+
+impl From<rusqlite::Error> for ReadError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<rusqlite::types::FromSqlError> for ReadError {
+    fn from(error: rusqlite::types::FromSqlError) -> Self {
+        Self::Damaged(error.to_string())
+    }
+}
+
+pub(crate) fn last_seq(connection: &Connection) -> rusqlite::Result<u64> {
+    let seq: i64 = connection
+        .prepare_cached("SELECT last_seq FROM head")?
+        .query_row([], |row| row.get(0))?;
+    Ok(seq.cast_unsigned())
+}
+
+/// What no longer counts.
+pub(crate) fn supersessions(connection: &Connection) -> Result<Supersessions, ReadError> {
+    let mut query =
+        connection.prepare_cached("SELECT seq, body FROM events WHERE kind = ? ORDER BY seq")?;
+    let mut rows = query.query([event_row::SUPERSEDED])?;
+    let mut limits = Vec::new();
+    while let Some(row) = rows.next()? {
+        let seq = row.get::<_, i64>(0)?.cast_unsigned();
+        match event_row::decode(event_row::SUPERSEDED, row.get_ref(1)?.as_str()?) {
+            Ok(host_core::EventBody::Superseded { from_step, .. }) => {
+                limits.push((seq, from_step.0));
+            }
+            _ => return Err(ReadError::damaged(format!("event {seq} cannot be read"))),
+        }
+    }
+    Ok(Supersessions::new(limits))
+}
+
+fn status(alive: bool, end: Option<host_core::StopReason>) -> RunStatus {
+    match end {
+        Some(reason) => RunStatus::Finished(reason),
+        None if alive => RunStatus::Running,
+        None => RunStatus::Crashed,
+    }
+}
+
+fn identity(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
+}
+
+fn no_run(run_dir: &Path) -> Error {
+    Error::new(
+        Kind::Config,
+        format!("there is no run in the folder: {}", run_dir.display()),
+    )
+    .hint("`host runs list` shows the runs there are")
+}

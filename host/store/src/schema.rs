@@ -1,0 +1,226 @@
+use std::path::Path;
+use std::time::Duration;
+
+use host_core::{Error, Kind, Result};
+use rusqlite::{Connection, OpenFlags};
+
+use crate::fault;
+
+/// `PRAGMA user_version` of what this program writes. A change of the tables, or a new kind of event,
+/// raises it and adds a migration.
+pub(crate) const VERSION: i32 = 1;
+
+/// `PRAGMA application_id`: "Host" in ASCII, so that `file` and we know the file for ours.
+const APPLICATION_ID: i32 = 0x486f_7374;
+
+/// Steps are u64 and lie in SQLite's i64 bit for bit; no query compares them.
+const TABLES: &str = "
+-- What the run is. One row, written once.
+CREATE TABLE run (
+    id          INTEGER PRIMARY KEY CHECK (id = 1),
+    name        TEXT NOT NULL,
+    created_us  INTEGER NOT NULL,
+    config_json TEXT NOT NULL
+) STRICT;
+
+-- Where the log ends. One row, written with every commit; polling readers look at nothing else.
+CREATE TABLE head (
+    id           INTEGER PRIMARY KEY CHECK (id = 1),
+    last_seq     INTEGER NOT NULL,
+    last_step    INTEGER NOT NULL,
+    last_time_us INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE series (
+    id   INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE
+) STRICT;
+
+-- A frame: the series that are measured together, in their order. folded: whether it has chunks.
+CREATE TABLE frames (
+    id     INTEGER PRIMARY KEY,
+    folded INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX frames_folded ON frames(id) WHERE folded = 1;
+CREATE TABLE frame_series (
+    frame  INTEGER NOT NULL REFERENCES frames,
+    place  INTEGER NOT NULL,
+    series INTEGER NOT NULL REFERENCES series,
+    PRIMARY KEY (frame, place)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX frame_series_by_series ON frame_series(series, frame, place);
+
+-- Events that are not folded. Metrics: frame, and the values as little-endian doubles in body.
+-- Everything else: kind, and the rest of the event as JSON in body.
+CREATE TABLE events (
+    seq     INTEGER PRIMARY KEY,
+    step    INTEGER NOT NULL,
+    time_us INTEGER NOT NULL,
+    frame   INTEGER REFERENCES frames,
+    kind    TEXT,
+    body    ANY NOT NULL,
+    CHECK ((frame IS NULL) <> (kind IS NULL))
+) STRICT;
+CREATE INDEX events_by_frame ON events(frame, seq) WHERE frame IS NOT NULL;
+CREATE INDEX events_by_kind ON events(kind, seq) WHERE kind IS NOT NULL;
+
+-- Folded metric events of one frame. axis: seq, step and time of every row.
+CREATE TABLE chunks (
+    id        INTEGER PRIMARY KEY,
+    frame     INTEGER NOT NULL REFERENCES frames,
+    first_seq INTEGER NOT NULL,
+    last_seq  INTEGER NOT NULL,
+    rows      INTEGER NOT NULL,
+    min_step  INTEGER NOT NULL,
+    max_step  INTEGER NOT NULL,
+    axis      BLOB NOT NULL
+) STRICT;
+CREATE INDEX chunks_by_frame ON chunks(frame, last_seq, first_seq, rows, min_step, max_step);
+
+-- The values of one place of a chunk's frame.
+CREATE TABLE columns (
+    chunk INTEGER NOT NULL REFERENCES chunks,
+    place INTEGER NOT NULL,
+    data  BLOB NOT NULL,
+    PRIMARY KEY (chunk, place)
+) STRICT;
+";
+
+/// What a file turned out to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Nothing: a new file, or one whose making was cut short.
+    Empty,
+    /// A run store of a version this program reads.
+    Run,
+}
+
+/// Opens the file to write; makes it if it is not there.
+pub(crate) fn open_to_write(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)
+        .map_err(|e| fault::sql("open the run store", path, &e))?;
+    // Short, because the writer's thread empties no queue while it waits here; it tries again.
+    connection
+        .busy_timeout(Duration::from_millis(100))
+        .map_err(|e| fault::sql("open the run store", path, &e))?;
+    Ok(connection)
+}
+
+/// Opens the file to read. The writer may be at work, in any process.
+pub(crate) fn open_to_read(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let open = |flags, name: &Path| -> rusqlite::Result<Connection> {
+        let connection = Connection::open_with_flags(name, flags)?;
+        connection.busy_timeout(Duration::from_secs(5))?;
+        // The first read is what finds out whether the file can be read at all.
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+        Ok(connection)
+    };
+    open(flags, path)
+        .or_else(|error| {
+            // A WAL file on a read-only medium has nowhere to put its index. Nobody can be writing
+            // to it there, so it may be read as it lies.
+            match immutable_uri(path) {
+                Some(uri) => open(flags | OpenFlags::SQLITE_OPEN_URI, Path::new(&uri)),
+                None => Err(error),
+            }
+        })
+        .map_err(|e| fault::sql("read the run store", path, &e))
+}
+
+/// How to open a file that nobody can change; none if it, or its folder, can be written to.
+fn immutable_uri(path: &Path) -> Option<String> {
+    use rustix::fs::{Access, access};
+    let folder = path.parent()?;
+    let fixed = path.is_file() && access(folder, Access::WRITE_OK).is_err();
+    let escaped = path
+        .to_str()?
+        .replace('%', "%25")
+        .replace('?', "%3f")
+        .replace('#', "%23");
+    fixed.then(|| format!("file:{escaped}?immutable=1"))
+}
+
+/// Looks whether the file is a run store that this program understands.
+pub(crate) fn recognise(connection: &Connection, path: &Path) -> Result<Found> {
+    let pragma = |name: &str| -> Result<i32> {
+        connection
+            .pragma_query_value(None, name, |row| row.get(0))
+            .map_err(|e| fault::sql("read the run store", path, &e))
+    };
+    let version = pragma("user_version")?;
+    let application = pragma("application_id")?;
+    match (application, version) {
+        (0, 0) if is_blank(connection, path)? => Ok(Found::Empty),
+        (APPLICATION_ID, 1..=VERSION) => Ok(Found::Run),
+        (APPLICATION_ID, newer) if newer > VERSION => Err(Error::new(
+            Kind::Config,
+            format!(
+                "the run store has format {newer}, this program knows formats up to {VERSION}: {}",
+                path.display()
+            ),
+        )
+        .hint("use the newer version of this program that wrote it")),
+        _ => Err(
+            Error::new(Kind::Config, format!("not a run store: {}", path.display()))
+                .hint("move the file away; a run folder's events.db must be the program's own"),
+        ),
+    }
+}
+
+fn is_blank(connection: &Connection, path: &Path) -> Result<bool> {
+    connection
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| {
+            row.get::<_, i64>(0)
+        })
+        .map(|tables| tables == 0)
+        .map_err(|e| fault::sql("read the run store", path, &e))
+}
+
+/// Makes the tables, and marks the file as ours. To be called in a transaction.
+pub(crate) fn make_tables(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(TABLES)?;
+    connection.pragma_update(None, "application_id", APPLICATION_ID)?;
+    connection.pragma_update(None, "user_version", VERSION)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recognised(sql: &str) -> Result<Found> {
+        let connection = Connection::open_in_memory().expect("a database");
+        connection.execute_batch(sql).expect("SQL");
+        recognise(&connection, Path::new("events.db"))
+    }
+
+    #[test]
+    fn only_a_store_of_a_known_format_is_accepted() {
+        assert_eq!(recognised("").expect("fine"), Found::Empty);
+
+        let ours = format!("PRAGMA application_id = {APPLICATION_ID};");
+        let newer = format!("{ours} PRAGMA user_version = {};", VERSION + 1);
+        let error = recognised(&newer).expect_err("refused");
+        assert!(
+            error.message().starts_with("the run store has format 2"),
+            "{error}"
+        );
+        assert!(error.hint_text().expect("a hint").contains("newer"));
+
+        for foreign in ["CREATE TABLE t(x)", "PRAGMA user_version = 1", &ours] {
+            let error = recognised(foreign).expect_err("refused");
+            assert!(error.message().starts_with("not a run store"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_tables_are_made_and_recognised() {
+        let connection = Connection::open_in_memory().expect("a database");
+        make_tables(&connection).expect("tables");
+        let found = recognise(&connection, Path::new("events.db")).expect("fine");
+        assert_eq!(found, Found::Run);
+    }
+}
