@@ -36,7 +36,8 @@ impl Cancel {
         Ok(())
     }
 
-    pub(crate) fn request(&self) {
+    /// Asks for it. The host does so; a test may.
+    pub fn request(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 

@@ -95,11 +95,12 @@ impl<'a> GroupsRequest<'a> {
         let request = unsafe { sized::read(request) }?;
         // SAFETY: as above.
         let params = unsafe { sized::read_array(request.params, request.n_params) }?;
-        Ok(Self {
+        let params = params.map(|param| {
             // SAFETY: as above, for what each of them points to.
-            params: params
-                .map(|param| unsafe { Param::new(&param?) })
-                .collect::<Result<_>>()?,
+            unsafe { Param::new(&param?) }
+        });
+        Ok(Self {
+            params: params.collect::<Result<_>>()?,
             weight_decay: request.weight_decay,
         })
     }

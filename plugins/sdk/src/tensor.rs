@@ -116,9 +116,9 @@ impl<'a> Tensor<'a> {
         if ndim > 0 && (dl.shape.is_null() || dl.strides.is_null()) {
             return Err(broken("without shape or strides"));
         }
-        // SAFETY: `ndim` sizes and strides lie there, by the caller's promise.
         let sizes = |first: *const i64| match ndim {
             0 => &[][..],
+            // SAFETY: not null, and `ndim` numbers lie there, by the caller's promise.
             _ => unsafe { std::slice::from_raw_parts(first, ndim) },
         };
         let (shape, strides) = (sizes(dl.shape), sizes(dl.strides));

@@ -16,15 +16,15 @@ pub struct CheckpointSink {
 
 /// Asks a sink's running `publish` to end, from another thread.
 #[derive(Debug)]
-pub struct Canceller<'a> {
-    sink: &'a HostCheckpointSink,
+pub struct Canceller {
+    sink: &'static HostCheckpointSink,
     pointer: *mut c_void,
 }
 
-// SAFETY: `cancel` is `[any]`, and the sink outlives its canceller.
-unsafe impl Send for Canceller<'_> {}
+// SAFETY: `cancel` is `[any]`, and a canceller is only lent, while its sink lives.
+unsafe impl Send for Canceller {}
 // SAFETY: as above.
-unsafe impl Sync for Canceller<'_> {}
+unsafe impl Sync for Canceller {}
 
 impl CheckpointSink {
     pub(crate) fn new(vtable: &'static HostCheckpointSink, instance: Instance) -> Self {
@@ -46,7 +46,7 @@ impl CheckpointSink {
     pub fn publish_with(
         &mut self,
         checkpoint: &Checkpoint,
-        beside: impl FnOnce(&Canceller<'_>) + Send,
+        beside: impl FnOnce(&Canceller) + Send,
     ) -> Result<serde_json::Value, Failure> {
         let canceller = Canceller {
             sink: self.vtable,
@@ -75,10 +75,10 @@ impl CheckpointSink {
     }
 }
 
-impl Canceller<'_> {
+impl Canceller {
     /// Asks the running `publish` to end soon.
     pub fn cancel(&self) {
-        // SAFETY: the sink lives as long as this borrow.
+        // SAFETY: the sink lives, since this is only lent while it publishes.
         unsafe { self.sink.cancel.expect("cancel")(self.pointer) };
     }
 }

@@ -1,0 +1,171 @@
+//! A sink's calls: what it is told, how it is asked to end, and that its faults stay its own.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+
+use host_plugin_sdk::{Cancel, Checkpoint, CheckpointSink, Error, Host, Result};
+use host_plugin_sdk::{export_plugin, fake};
+use serde_json::{Value, json};
+
+/// Whether the sink that waits to be cancelled has begun.
+static WAITING: AtomicBool = AtomicBool::new(false);
+
+/// Behaves as its configuration says.
+struct Actor(Config);
+
+#[derive(serde::Deserialize)]
+struct Config {
+    act: String,
+}
+
+impl CheckpointSink for Actor {
+    type Config = Config;
+
+    fn create(config: Config, _host: Host) -> Result<Self> {
+        Ok(Self(config))
+    }
+
+    fn publish(&mut self, checkpoint: &Checkpoint<'_>, cancel: &Cancel) -> Result<Value> {
+        match self.0.act.as_str() {
+            "wait" => {
+                // A thread of the sink's own may hold the flag.
+                let (told, tell) = mpsc::channel();
+                let watched = cancel.clone();
+                WAITING.store(true, Ordering::Release);
+                std::thread::scope(|scope| {
+                    scope.spawn(move || {
+                        while !watched.is_requested() {
+                            std::thread::yield_now();
+                        }
+                        told.send(()).expect("the sink waits");
+                    });
+                    tell.recv().expect("the helper");
+                });
+                cancel.check()?;
+                Ok(Value::Null)
+            }
+            "disk" => Err(std::io::Error::from(std::io::ErrorKind::StorageFull).into()),
+            "panic" => panic!("lost {}", checkpoint.run()),
+            "unsupported" => Err(Error::unsupported("not on this machine")),
+            _ => Ok(json!({
+                "step": checkpoint.step(),
+                "run": checkpoint.run(),
+                "dir": checkpoint.dir(),
+                "state_dir": checkpoint.state_dir(),
+                "files": checkpoint.files(),
+                "best": checkpoint.metrics()["loss/eval"],
+                "infinite": checkpoint.metrics()["perplexity"].is_infinite(),
+                "cancelled": cancel.is_requested(),
+            })),
+        }
+    }
+}
+
+export_plugin! { description: "Behaves as it is told", checkpoint_sink: Actor }
+
+fn sink(act: &str) -> fake::CheckpointSink {
+    let config = json!({ "act": act }).to_string();
+    fake::Plugin::load(&PLUGIN)
+        .checkpoint_sink(&config)
+        .expect("created")
+}
+
+fn checkpoint(scratch: &fake::Scratch) -> fake::Checkpoint {
+    let dir = scratch.path().join("step-000007");
+    fake::Checkpoint::write(&dir, 7, &[("a", b"abc"), ("trainer/b", b"")])
+}
+
+#[test]
+fn a_sink_is_told_all_of_a_checkpoint() {
+    let scratch = fake::Scratch::new();
+    let checkpoint = checkpoint(&scratch)
+        .with_metric("loss/eval", 1.5)
+        .with_metric("perplexity", f64::INFINITY);
+    let receipt = sink("tell").publish(&checkpoint).expect("published");
+    assert_eq!(receipt["step"], 7);
+    assert_eq!(receipt["run"], "demo");
+    assert_eq!(receipt["dir"], json!(checkpoint.dir()));
+    assert_eq!(receipt["state_dir"], json!(checkpoint.state_dir()));
+    assert_eq!(receipt["files"]["trainer/b"]["size"], 0);
+    let sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    assert_eq!(
+        receipt["files"]["a"],
+        json!({ "sha256": sha256, "size": 3 })
+    );
+    assert_eq!(receipt["best"], 1.5);
+    assert_eq!(receipt["infinite"], true);
+}
+
+#[test]
+fn cancel_ends_the_publish_that_runs_and_no_later_one() {
+    let scratch = fake::Scratch::new();
+    let checkpoint = checkpoint(&scratch)
+        .with_metric("loss/eval", 1.0)
+        .with_metric("perplexity", 1.0);
+    let mut waiting = sink("wait");
+    let ended = waiting.publish_with(&checkpoint, |canceller| {
+        while !WAITING.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        canceller.cancel();
+    });
+    assert!(ended.expect_err("cancelled").is_cancelled());
+    let mut telling = sink("tell");
+    telling
+        .publish_with(&checkpoint, fake::Canceller::cancel)
+        .expect("published");
+    let receipt = telling.publish(&checkpoint).expect("published");
+    assert_eq!(receipt["cancelled"], false);
+}
+
+#[test]
+fn failures_say_whether_to_try_again() {
+    let scratch = fake::Scratch::new();
+    let checkpoint = checkpoint(&scratch);
+    assert!(
+        sink("disk")
+            .publish(&checkpoint)
+            .expect_err("full")
+            .is_temporary()
+    );
+    let failure = sink("unsupported")
+        .publish(&checkpoint)
+        .expect_err("refused");
+    assert!(failure.is_unsupported());
+    let mut panicking = sink("panic");
+    let failure = panicking.publish(&checkpoint).expect_err("panics");
+    assert_eq!(failure.message, "panicked: lost demo");
+    // A poisoned sink may still be asked to end.
+    let failure = panicking.publish_with(&checkpoint, fake::Canceller::cancel);
+    assert!(failure.expect_err("poisoned").is_panic());
+}
+
+#[test]
+fn a_checkpoint_that_makes_no_sense_is_refused() {
+    let scratch = fake::Scratch::new();
+    let entry = r#"{"sha256": "00", "size": 0}"#;
+    for (manifest, says) in [
+        ("{}".to_owned(), "missing field `files`"),
+        (
+            format!(r#"{{"files": {{"../x": {entry}}}}}"#),
+            "outside the folder: ../x",
+        ),
+        (
+            format!(r#"{{"files": {{"/x": {entry}}}}}"#),
+            "outside the folder: /x",
+        ),
+        (
+            r#"{"files": {"x": {"sha256": "00"}}}"#.to_owned(),
+            "missing field `size`",
+        ),
+    ] {
+        let checkpoint = checkpoint(&scratch).claim_manifest(&manifest);
+        let failure = sink("tell").publish(&checkpoint).expect_err(says);
+        assert!(failure.message.contains(says), "{failure}");
+    }
+    for run in ["", "..", "a/b", "/a"] {
+        let checkpoint = checkpoint(&scratch).of_run(run);
+        let failure = sink("tell").publish(&checkpoint).expect_err(run);
+        assert!(failure.message.contains("run name"), "{failure}");
+    }
+}
