@@ -68,17 +68,19 @@ mod tests {
     fn a_full_queue_makes_the_caller_wait_and_loses_nothing() {
         let (emitter, drafts) = Emitter::new(1);
         let sender = emitter.clone();
-        let thread = std::thread::spawn(move || {
-            for n in 0..100 {
-                sender.emit(Step(n), EventBody::RunStarted { generation: 0 });
-            }
-        });
+        let thread = std::thread::Builder::new()
+            .name("sender".to_owned())
+            .spawn(move || {
+                for n in 0..100 {
+                    sender.emit(Step(n), EventBody::RunStarted { generation: 0 });
+                }
+            });
         while emitter.waits() == 0 {
             std::thread::yield_now();
         }
         drop(emitter);
         let steps: Vec<u64> = drafts.iter().map(|draft| draft.step.0).collect();
-        thread.join().expect("the sender");
+        thread.expect("started").join().expect("the sender");
         assert_eq!(steps, (0..100).collect::<Vec<_>>());
     }
 }

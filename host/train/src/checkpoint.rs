@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
@@ -107,7 +107,7 @@ impl<'scope> CheckpointWriter<'scope> {
         fs::create_dir_all(&layout.folder)
             .map_err(|error| Error::io("make the checkpoint folder", &layout.folder, &error))?;
         let (snapshots, incoming) = sync_channel::<Snapshot>(1);
-        let (back, returned): (Sender<Snapshot>, _) = channel();
+        let (back, returned) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("checkpoint".to_owned())
             .spawn_scoped(scope, move || {

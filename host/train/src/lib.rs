@@ -17,6 +17,8 @@ mod model;
 mod model_config;
 mod ngram;
 mod optimizer;
+#[cfg(all(test, feature = "peers"))]
+mod parity;
 mod precision;
 mod schedule;
 mod step_log;

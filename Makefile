@@ -1,0 +1,33 @@
+# The few verbs of the project. Each sets up what it needs, and skips what is there already.
+
+CARGO_FLAGS := --release --locked
+
+# One build for all: the binary, every plugin, the tests' own crates.
+.PHONY: build
+build: libtorch
+	cargo build $(CARGO_FLAGS) --workspace
+
+.PHONY: demo
+demo: build ## trains a small GPT-2 on the sources of this project's dependencies
+	examples/demo/run.sh
+
+.PHONY: test
+test: build ## all tests that need no outside program
+	cargo test $(CARGO_FLAGS) --workspace
+
+.PHONY: test-peers
+test-peers: build ## compares with transformers and others; installs them; PEERS=skip leaves them out
+	tests/peers/run.sh
+
+.PHONY: check
+check: libtorch ## what a change must pass before its tests: format, lints
+	cargo fmt --all --check
+	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+
+.PHONY: bless
+bless: build ## rewrites what is generated or golden: the C header, the gRPC code
+	BLESS=1 cargo test $(CARGO_FLAGS) --workspace -- fresh
+
+.PHONY: libtorch
+libtorch:
+	@host/train/provision.sh

@@ -1,0 +1,214 @@
+//! The same numbers as transformers' GPT-2 and torch's AdamW, from the golden data that
+//! `tests/peers/golden.py` makes. `make test-peers` runs it.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use host_core::ParamGroup;
+use tch::{Device, Kind, Tensor, no_grad_guard};
+
+use crate::config::{Precision, SchedulerType};
+use crate::model::Gpt2;
+use crate::model_config::ModelSource;
+use crate::optimizer::Optimizer;
+use crate::precision::Arithmetic;
+use crate::schedule::Schedule;
+use crate::weights;
+
+const STEPS: u64 = 20;
+const ACCUMULATION: i64 = 2;
+const CONFIGS: [&str; 4] = ["tied", "untied", "odd", "inverse"];
+
+type Golden = HashMap<String, Tensor>;
+
+fn golden(config: &str, precision: Precision) -> (Golden, Gpt2) {
+    let folder = std::env::var_os("GOLDEN")
+        .expect("GOLDEN names the folder that golden.py filled; run: make test-peers");
+    let folder = PathBuf::from(folder);
+    let short = if precision == Precision::F64 {
+        "f64"
+    } else {
+        "f32"
+    };
+    let mut data = Golden::new();
+    weights::read_file(
+        &folder.join(format!("{config}-{short}.safetensors")),
+        &mut |name, tensor| {
+            data.insert(name.to_owned(), tensor);
+            Ok(())
+        },
+    )
+    .expect("golden data");
+    let json = folder.join(format!("{config}.json"));
+    let source = ModelSource::read(&json.to_string_lossy()).expect("a configuration");
+    let mut model = Gpt2::new(source.config, Arithmetic(precision), Device::Cpu);
+    let _guard = no_grad_guard();
+    for param in &mut model.params {
+        param.tensor.copy_(&data[&format!("w0/{}", param.name)]);
+    }
+    (data, model)
+}
+
+/// Largest difference, as a part of the largest reference.
+fn max_error(value: &Tensor, reference: &Tensor) -> f64 {
+    let difference = (value - reference).abs().max().double_value(&[]);
+    difference / reference.abs().max().double_value(&[])
+}
+
+/// L2 norm of the difference, as a part of the reference's.
+fn l2_error(value: &Tensor, reference: &Tensor) -> f64 {
+    (value - reference).norm().double_value(&[]) / reference.norm().double_value(&[])
+}
+
+fn each(check: impl Fn(&str, Precision, &Golden, &Gpt2)) {
+    for config in CONFIGS {
+        for precision in [Precision::F32, Precision::F64] {
+            let (data, model) = golden(config, precision);
+            check(config, precision, &data, &model);
+        }
+    }
+}
+
+#[test]
+fn logits_and_loss_are_the_references() {
+    each(|config, precision, data, model| {
+        let _guard = no_grad_guard();
+        let bound = if precision == Precision::F64 {
+            1e-13
+        } else {
+            1e-5
+        };
+        let length = data["tokens"].size()[2];
+        let logits = model.logits(&data["tokens"].get(0));
+        let error = max_error(&logits, &data["logits"].narrow(1, 0, length - 1));
+        println!("{config} {precision:?}: logits within {error:.1e}");
+        assert!(
+            error <= bound,
+            "{config} {precision:?}: logits within {error:e}"
+        );
+    });
+}
+
+#[test]
+fn every_gradient_is_the_references_with_and_without_checkpointing() {
+    each(|config, precision, data, model| {
+        let bound = if precision == Precision::F64 {
+            1e-12
+        } else {
+            1e-5
+        };
+        for checkpointing in [false, true] {
+            let loss = model
+                .backward(&data["tokens"].get(0), 1.0, checkpointing)
+                .expect("backward");
+            assert!(max_error(&loss, &data["loss"]) <= bound, "{config}: loss");
+            for param in &model.params {
+                let error = l2_error(
+                    &param.tensor.grad(),
+                    &data[&format!("gradient/{}", param.name)],
+                );
+                assert!(
+                    error <= bound,
+                    "{config} {precision:?} {}: gradient within {error:e}",
+                    param.name
+                );
+                param.tensor.shallow_clone().zero_grad();
+            }
+        }
+    });
+}
+
+#[test]
+fn twenty_steps_change_the_weights_as_the_references_do() {
+    each(|config, precision, data, model| {
+        let bound = if precision == Precision::F64 {
+            1e-8
+        } else {
+            1e-3
+        };
+        let no_decay = ["bias", "ln_1.weight", "ln_2.weight", "ln_f.weight"];
+        let group = |weight_decay, decays: bool| ParamGroup {
+            name: String::new(),
+            weight_decay,
+            lr_multiplier: 1.0,
+            params: (0..model.params.len())
+                .filter(|&index| {
+                    no_decay
+                        .iter()
+                        .all(|part| !model.params[index].name.contains(part))
+                        == decays
+                })
+                .collect(),
+        };
+        let mut optimizer = Optimizer::new(&model.params, &[group(0.1, true), group(0.0, false)]);
+        let schedule = Schedule {
+            kind: SchedulerType::Cosine,
+            peak: 1e-3,
+            warmup_steps: 5,
+            total_steps: STEPS,
+        };
+        for step in 0..STEPS {
+            let mut loss = 0.0;
+            for micro in 0..ACCUMULATION {
+                let tokens = data["tokens"].get(step as i64 * ACCUMULATION + micro);
+                loss += model
+                    .backward(&tokens, 0.5, false)
+                    .expect("backward")
+                    .double_value(&[])
+                    / 2.0;
+            }
+            let reference = data["losses"].double_value(&[step as i64]);
+            assert!(
+                (loss - reference).abs() <= 1e-4,
+                "{config} {precision:?}: loss {loss} of step {step}, not {reference}"
+            );
+            optimizer.clip_gradients(1.0).expect("clipped");
+            let finite = Tensor::zeros([], (Kind::Float, Device::Cpu));
+            optimizer
+                .step(schedule.learning_rate(step), Some(&finite))
+                .expect("stepped");
+        }
+        let mut worst: f64 = 0.0;
+        for param in &model.params {
+            let (before, after) = (
+                &data[&format!("w0/{}", param.name)],
+                &data[&format!("w20/{}", param.name)],
+            );
+            let (mut change, mut reference) = (&param.tensor.detach() - before, after - before);
+            if precision == Precision::F32 && param.name.ends_with("c_attn.bias") {
+                (change, reference) = (without_keys(&change), without_keys(&reference));
+            }
+            let error = l2_error(&change, &reference);
+            worst = worst.max(error);
+            assert!(
+                error <= bound,
+                "{config} {precision:?} {}: change within {error:e}",
+                param.name
+            );
+        }
+        println!("{config} {precision:?}: changes within {worst:.1e}");
+    });
+}
+
+/// A query's scores all shift by the same when the keys' bias changes, and softmax ignores that: the
+/// bias of the keys has gradient 0. In f32 it is rounding noise instead, which AdamW enlarges to
+/// whole steps, on either side to other ones. Only f64 can compare it.
+fn without_keys(bias: &Tensor) -> Tensor {
+    let parts = bias.chunk(3, 0);
+    Tensor::cat(&[&parts[0], &parts[2]], 0)
+}
+
+#[test]
+fn the_keys_bias_has_no_gradient() {
+    each(|config, precision, data, _| {
+        if precision == Precision::F64 {
+            let gradient = &data["gradient/transformer.h.0.attn.c_attn.bias"];
+            let keys = gradient.chunk(3, 0)[1].norm().double_value(&[]);
+            let all = gradient.norm().double_value(&[]);
+            assert!(
+                keys <= 1e-14 * all.max(1e-3),
+                "{config}: {keys:e} of {all:e}"
+            );
+        }
+    });
+}

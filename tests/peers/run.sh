@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Compares the host with programs that others made: installs them, and runs the comparisons.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+if [ "${PEERS:-}" = skip ]; then
+	echo 'PEERS=skip: the comparisons with outside programs did not run'
+	exit
+fi
+tests/peers/provision.sh
+export PYTHONPATH=$PWD/.libtorch/site-packages:$PWD/.peers/site-packages HF_HUB_OFFLINE=1
+export GOLDEN=$PWD/target/golden
+
+python3 tests/peers/golden.py "$GOLDEN"
+cargo test --release --locked -p host-train --features peers --lib -- parity
+cargo test --release --locked -p host-tests --features peers --test it -- peers
