@@ -1,1 +1,43 @@
 //! Finds, inspects, loads and wraps plugins.
+//!
+//! The way of a plugin: a [`PluginSpec`] says which, a [`SearchPath`] finds the file and looks at it
+//! without running anything ([`inspect`]), [`Plugin::load`] hashes, maps and asks it, and the
+//! plugin then makes instances that the rest of the host knows only as the ports of `host_core`.
+//!
+//! What is absent: a library is never unloaded, so every address it gave stays good; and a plugin is
+//! not contained, since it shares the host's process. The look before the load catches mistakes, not
+//! malice.
+
+#![expect(
+    unsafe_code,
+    reason = "plugins are met by pointers; every other room sees safe ports"
+)]
+
+mod call_stats;
+mod checkpoint_sink;
+mod config;
+mod host_api;
+mod image;
+mod inspect;
+mod instance;
+mod library;
+mod log;
+mod manifest;
+mod metric;
+mod on_error;
+mod out;
+mod param_groups;
+mod plugin;
+mod search_path;
+mod spec;
+mod vtable;
+
+pub use call_stats::{CallStats, CallSummary};
+pub use config::PluginConfig;
+pub use inspect::inspect;
+pub use log::{Level, LogRecord, set_log};
+pub use manifest::{PluginKind, PluginManifest};
+pub use on_error::OnError;
+pub use plugin::Plugin;
+pub use search_path::{Found, Listed, SearchPath};
+pub use spec::{PluginSpec, Target};

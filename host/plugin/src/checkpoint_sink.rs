@@ -1,0 +1,229 @@
+use std::ffi::c_void;
+use std::fmt;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use host_core::{CheckpointSink, MetricValue, Publish, Receipt, Result, SinkError};
+use host_plugin_abi::{
+    HOST_CANCELLED, HOST_TEMPORARY, HostCheckpoint, HostCheckpointSink, HostCreate, HostDestroy,
+    HostOut, HostStatus, HostStr,
+};
+use serde_json::{Map, Value};
+
+use crate::PluginKind;
+use crate::instance::{Failure, Instance};
+use crate::out::Output;
+use crate::vtable::required;
+
+/// Longest receipt in bytes: it becomes a part of an event.
+const LONGEST_RECEIPT: usize = 64 << 10;
+
+/// A plugin's functions for a sink, all there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CheckpointSinkFunctions {
+    pub(crate) create: HostCreate,
+    pub(crate) destroy: HostDestroy,
+    publish: unsafe extern "C" fn(*mut c_void, *const HostCheckpoint, *const HostOut) -> HostStatus,
+    cancel: unsafe extern "C" fn(*mut c_void),
+}
+
+impl CheckpointSinkFunctions {
+    pub(crate) fn from_table(table: HostCheckpointSink) -> Result<Self, String> {
+        let kind = PluginKind::CheckpointSink;
+        Ok(Self {
+            create: required(kind, "create", table.create)?,
+            destroy: required(kind, "destroy", table.destroy)?,
+            publish: required(kind, "publish", table.publish)?,
+            cancel: required(kind, "cancel", table.cancel)?,
+        })
+    }
+}
+
+/// A plugin's sink as the host's port.
+pub(crate) struct PluginCheckpointSink {
+    /// Dropped after `Drop` has closed `living`.
+    instance: Instance,
+    functions: CheckpointSinkFunctions,
+    living: Arc<Living>,
+}
+
+/// The instance as cancellers see it: there until it is destroyed or poisoned. The lock is held
+/// while the plugin's `cancel` runs, so that it is not destroyed under it.
+struct Living(Mutex<Option<NonNull<c_void>>>);
+
+// SAFETY: the pointer is only handed to `cancel`, which is `[any]`.
+unsafe impl Send for Living {}
+// SAFETY: as above.
+unsafe impl Sync for Living {}
+
+impl Living {
+    fn close(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+impl PluginCheckpointSink {
+    pub(crate) fn new(instance: Instance, functions: CheckpointSinkFunctions) -> Self {
+        let living = Arc::new(Living(Mutex::new(Some(instance.pointer()))));
+        Self {
+            instance,
+            functions,
+            living,
+        }
+    }
+}
+
+impl fmt::Debug for PluginCheckpointSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PluginCheckpointSink")
+            .field("instance", &self.instance)
+            .finish_non_exhaustive()
+    }
+}
+
+impl CheckpointSink for PluginCheckpointSink {
+    fn id(&self) -> &str {
+        self.instance.id()
+    }
+
+    fn publish(&mut self, publish: Publish<'_>) -> Result<Receipt, SinkError> {
+        let dir = absolute(&publish.checkpoint.path)?;
+        let state_dir = absolute(publish.state_dir)?;
+        let manifest = serde_json::to_string(&publish.checkpoint.manifest)
+            .map_err(|error| SinkError::Permanent(format!("the manifest is no JSON: {error}")))?;
+        let metrics = metrics_json(&publish.checkpoint.metrics);
+        let checkpoint = HostCheckpoint {
+            struct_size: size_of::<HostCheckpoint>() as u32,
+            flags: 0,
+            step: publish.checkpoint.step.0,
+            run: HostStr::new(publish.run.as_str()),
+            dir: HostStr::new(&dir),
+            manifest_json: HostStr::new(&manifest),
+            metrics_json: HostStr::new(&metrics),
+            state_dir: HostStr::new(&state_dir),
+        };
+        let function = self.functions.publish;
+        let receipt = self.instance.call("publish", |instance| {
+            let mut output = Output::default();
+            let out = output.callbacks();
+            // SAFETY: the instance is the library's own; the checkpoint, its texts and the
+            // callbacks' context outlive the call.
+            let status = unsafe { function(instance, &raw const checkpoint, &raw const out) };
+            // A call that failed has no receipt to look at.
+            let receipt = match status {
+                host_plugin_abi::HOST_OK => output.into_bytes().and_then(receipt),
+                _ => Ok(Receipt(String::new())),
+            };
+            (status, receipt)
+        });
+        if self.instance.is_poisoned() {
+            self.living.close();
+        }
+        receipt.map_err(|Failure { status, reason }| match status {
+            HOST_TEMPORARY => SinkError::Temporary(reason),
+            HOST_CANCELLED => SinkError::Cancelled,
+            _ => SinkError::Permanent(reason),
+        })
+    }
+
+    fn canceller(&self) -> Box<dyn Fn() + Send + Sync> {
+        let living = Arc::clone(&self.living);
+        let cancel = self.functions.cancel;
+        Box::new(move || {
+            let instance = living.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(instance) = *instance {
+                // SAFETY: the instance is not destroyed while the lock is held, and `cancel` is
+                // `[any]`.
+                unsafe { cancel(instance.as_ptr()) };
+            }
+        })
+    }
+}
+
+impl Drop for PluginCheckpointSink {
+    fn drop(&mut self) {
+        self.living.close();
+    }
+}
+
+fn absolute(path: &Path) -> Result<String, SinkError> {
+    std::path::absolute(path)
+        .map_err(|error| SinkError::Permanent(format!("{error}: {}", path.display())))?
+        .into_os_string()
+        .into_string()
+        .map_err(|path| {
+            SinkError::Permanent(format!(
+                "the path is not UTF-8: {}",
+                Path::new(&path).display()
+            ))
+        })
+}
+
+/// JSON has no infinity and no NaN, so those are text.
+fn metrics_json(metrics: &[MetricValue]) -> String {
+    let values: Map<String, Value> = metrics
+        .iter()
+        .map(|metric| {
+            let value = match metric.value {
+                value if value.is_finite() => value.into(),
+                value if value.is_nan() => "nan".into(),
+                value if value > 0.0 => "inf".into(),
+                _ => "-inf".into(),
+            };
+            (metric.name.to_string(), value)
+        })
+        .collect();
+    Value::Object(values).to_string()
+}
+
+fn receipt(bytes: Vec<u8>) -> Result<Receipt, String> {
+    if bytes.len() > LONGEST_RECEIPT {
+        return Err(format!(
+            "its receipt has {} bytes, more than {} KiB",
+            bytes.len(),
+            LONGEST_RECEIPT >> 10
+        ));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| "its receipt is not UTF-8".to_owned())?;
+    match serde_json::from_str::<Map<String, Value>>(&text) {
+        Ok(_) => Ok(Receipt(text)),
+        Err(error) => Err(format!("its receipt is not a JSON object: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_that_json_lacks_are_text() {
+        let metrics = [
+            MetricValue::new("loss/eval", 1.5),
+            MetricValue::new("a", f64::INFINITY),
+            MetricValue::new("b", f64::NEG_INFINITY),
+            MetricValue::new("c", f64::NAN),
+        ];
+        assert_eq!(
+            metrics_json(&metrics),
+            r#"{"loss/eval":1.5,"a":"inf","b":"-inf","c":"nan"}"#
+        );
+    }
+
+    #[test]
+    fn a_receipt_is_a_small_json_object() {
+        assert!(receipt(b"{\"path\": \"/x\"}".to_vec()).is_ok());
+        assert_eq!(
+            receipt(b"[]".to_vec()).expect_err("a list"),
+            "its receipt is not a JSON object: invalid type: sequence, expected a map at line 1 column 0"
+        );
+        assert_eq!(
+            receipt(b"\xff".to_vec()).expect_err("no text"),
+            "its receipt is not UTF-8"
+        );
+        assert_eq!(
+            receipt(vec![b' '; LONGEST_RECEIPT + 1]).expect_err("long"),
+            "its receipt has 65537 bytes, more than 64 KiB"
+        );
+    }
+}

@@ -1,0 +1,332 @@
+use host_core::{Error, Kind, Result};
+use jsonschema::ValidationError;
+use jsonschema::error::ValidationErrorKind;
+use serde_json::{Map, Value};
+
+use crate::PluginManifest;
+use crate::spec::split_at_commas;
+
+/// A plugin's settings as the user wrote them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PluginConfig {
+    /// The command line's: names and bare text, which the plugin's schema gives types to.
+    Text(Vec<(String, String)>),
+    /// TOML's: names and typed values.
+    Values(Map<String, Value>),
+}
+
+impl Default for PluginConfig {
+    fn default() -> Self {
+        Self::Values(Map::new())
+    }
+}
+
+impl PluginConfig {
+    /// The settings with their types, checked against the manifest's schema.
+    ///
+    /// # Errors
+    /// Names the plugin, the setting and what is wrong with it; of several faults the first, but an
+    /// unknown name before all others, since it often explains them.
+    pub(crate) fn resolve(&self, manifest: &PluginManifest) -> Result<Map<String, Value>> {
+        let id = &manifest.id;
+        let Some(schema) = &manifest.config else {
+            return match self.first_key() {
+                None => Ok(Map::new()),
+                Some(key) => Err(config_error(id, format!("has no setting {key}"))
+                    .hint("it takes none; leave it out")),
+            };
+        };
+        let values = match self {
+            Self::Values(values) => values.clone(),
+            Self::Text(pairs) => pairs
+                .iter()
+                .map(|(key, text)| (key.clone(), typed(text, property(schema, key), schema)))
+                .collect(),
+        };
+        let instance = Value::Object(values);
+        let validator = jsonschema::options()
+            .offline()
+            .build(schema)
+            .map_err(|error| {
+                Error::new(
+                    Kind::Plugin,
+                    format!("plugin {id} has a settings schema that is no JSON Schema: {error}"),
+                )
+            })?;
+        let faults: Vec<_> = validator.iter_errors(&instance).collect();
+        let unknown = |fault: &&ValidationError<'_>| {
+            matches!(
+                fault.kind(),
+                ValidationErrorKind::AdditionalProperties { .. }
+            )
+        };
+        if let Some(fault) = faults.iter().find(unknown).or(faults.first()) {
+            return Err(refusal(id, schema, fault));
+        }
+        drop(faults);
+        match instance {
+            Value::Object(values) => Ok(values),
+            _ => unreachable!("it was made of an object"),
+        }
+    }
+
+    fn first_key(&self) -> Option<&str> {
+        match self {
+            Self::Text(pairs) => pairs.first().map(|(key, _)| key.as_str()),
+            Self::Values(values) => values.keys().next().map(String::as_str),
+        }
+    }
+}
+
+/// Gives a text of the command line the type that its schema asks for. Where the text does not fit
+/// it stays text, and validation says why that is wrong.
+fn typed(text: &str, schema: Option<&Value>, root: &Value) -> Value {
+    let types = schema.map(|schema| types(schema, root)).unwrap_or_default();
+    let allows = |name: &str| types.contains(&name);
+    let list = text
+        .strip_prefix('[')
+        .and_then(|inner| inner.strip_suffix(']'));
+    if allows("array")
+        && let Some(inner) = list
+    {
+        let items = schema.and_then(|schema| resolved(schema, root).get("items"));
+        return split_at_commas(inner)
+            .map(|item| typed(item.trim(), items, root))
+            .collect();
+    }
+    if allows("string") {
+        return text.into();
+    }
+    let number = if allows("integer") && !text.contains(['.', 'e', 'E']) || allows("number") {
+        text.parse::<serde_json::Number>().ok().map(Value::Number)
+    } else {
+        None
+    };
+    let flag = || allows("boolean").then(|| text.parse().ok().map(Value::Bool));
+    number
+        .or_else(|| flag().flatten())
+        .unwrap_or_else(|| text.into())
+}
+
+/// The types that a schema allows, through `$ref`, `anyOf` and `oneOf`.
+fn types<'a>(schema: &'a Value, root: &'a Value) -> Vec<&'a str> {
+    let schema = resolved(schema, root);
+    let mut found: Vec<&str> = match schema.get("type") {
+        Some(Value::String(name)) => vec![name],
+        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    };
+    for key in ["anyOf", "oneOf"] {
+        let choices = schema.get(key).and_then(Value::as_array);
+        for choice in choices.into_iter().flatten() {
+            // One level is what generators of schemas write for an optional value.
+            match resolved(choice, root).get("type") {
+                Some(Value::String(name)) => found.push(name),
+                Some(Value::Array(names)) => found.extend(names.iter().filter_map(Value::as_str)),
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+/// Follows `$ref`s inside the document. A circle ends after a few rounds.
+fn resolved<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
+    let mut schema = schema;
+    for _ in 0..8 {
+        let target = schema
+            .get("$ref")
+            .and_then(Value::as_str)
+            .and_then(|reference| root.pointer(reference.strip_prefix('#')?));
+        match target {
+            Some(target) => schema = target,
+            None => break,
+        }
+    }
+    schema
+}
+
+fn property<'a>(schema: &'a Value, key: &str) -> Option<&'a Value> {
+    resolved(schema, schema).get("properties")?.get(key)
+}
+
+fn refusal(id: &str, schema: &Value, fault: &ValidationError<'_>) -> Error {
+    let at = fault.instance_path().as_str().trim_start_matches('/');
+    let inside = if at.is_empty() {
+        String::new()
+    } else {
+        format!(" in {at}")
+    };
+    match fault.kind() {
+        ValidationErrorKind::AdditionalProperties { unexpected } => {
+            let key = unexpected.first().map_or("", String::as_str);
+            let properties = resolved(schema, schema)
+                .get("properties")
+                .and_then(Value::as_object);
+            let known: Vec<&str> = properties
+                .filter(|_| at.is_empty())
+                .map(|properties| properties.keys().map(String::as_str).collect())
+                .unwrap_or_default();
+            let error = config_error(id, format!("has no setting {key}{inside}"));
+            match nearest(key, &known) {
+                Some(near) => error.hint(format!("did you mean {near}?")),
+                None if known.is_empty() => error.hint("leave it out"),
+                None => error.hint(format!("its settings are: {}", known.join(", "))),
+            }
+        }
+        ValidationErrorKind::Required { property } => {
+            let key = property.as_str().unwrap_or_default();
+            config_error(id, format!("needs the setting {key}{inside}")).hint(format!(
+                "write --plugin {id}:{key}=… or {key} = … in its [[plugin]] table"
+            ))
+        }
+        _ if at.is_empty() => {
+            config_error(id, format!("cannot use its settings: {fault}")).hint(describe(id))
+        }
+        _ => config_error(id, format!("cannot use the setting {at}: {fault}")).hint(describe(id)),
+    }
+}
+
+/// The known name that a mistyped one most likely meant.
+pub(crate) fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|&near| (strsim::damerau_levenshtein(name, near), near))
+        .min_by_key(|&(distance, _)| distance)
+        .filter(|&(distance, _)| distance <= (name.len() / 3).max(2))
+        .map(|(_, near)| near)
+}
+
+fn describe(id: &str) -> String {
+    format!("`host plugin info {id}` lists its settings")
+}
+
+fn config_error(id: &str, fault: String) -> Error {
+    Error::new(Kind::Config, format!("plugin {id} {fault}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PluginKind;
+    use serde_json::json;
+
+    fn manifest(config: Option<Value>) -> PluginManifest {
+        PluginManifest {
+            abi: (1, 0),
+            min_host_minor: 0,
+            id: "local-disk".to_owned(),
+            version: "1".to_owned(),
+            description: String::new(),
+            kinds: vec![PluginKind::CheckpointSink],
+            needs: Vec::new(),
+            reads_cuda: false,
+            config,
+        }
+    }
+
+    fn schema() -> Value {
+        json!({
+            "type": "object",
+            "properties": {
+                "dir": {"type": "string"},
+                "keep": {"type": ["integer", "null"], "minimum": 1},
+                "rate": {"type": "number"},
+                "best": {"type": "boolean"},
+                "patterns": {"type": "array", "items": {"type": "string"}},
+                "sizes": {"$ref": "#/$defs/Sizes"},
+                "level": {"anyOf": [{"$ref": "#/$defs/Level"}, {"type": "null"}]},
+                "anything": {}
+            },
+            "$defs": {
+                "Sizes": {"type": "array", "items": {"type": "integer"}},
+                "Level": {"type": "integer"}
+            },
+            "required": ["dir"],
+            "additionalProperties": false
+        })
+    }
+
+    fn resolve(spec: &str) -> Result<Map<String, Value>> {
+        let spec: crate::PluginSpec = spec.parse().expect(spec);
+        spec.config.resolve(&manifest(Some(schema())))
+    }
+
+    #[test]
+    fn the_schema_gives_types_to_text() {
+        let values = resolve(
+            "local-disk:dir=3,keep=3,rate=1e-3,best=true,patterns=[bias,ln_1.weight],sizes=[1, 2],level=4,anything=5",
+        );
+        assert_eq!(
+            Value::Object(values.expect("good settings")),
+            json!({
+                "dir": "3", "keep": 3, "rate": 1e-3, "best": true,
+                "patterns": ["bias", "ln_1.weight"], "sizes": [1, 2], "level": 4, "anything": "5"
+            })
+        );
+        let empty = resolve("local-disk:dir=,patterns=[]").expect("good settings");
+        assert_eq!(Value::Object(empty), json!({"dir": "", "patterns": []}));
+    }
+
+    #[test]
+    fn a_fault_names_the_plugin_and_the_setting() {
+        for (spec, message, hint) in [
+            (
+                "local-disk:dirr=x",
+                "plugin local-disk has no setting dirr",
+                "did you mean dir?",
+            ),
+            (
+                "local-disk:dir=x,colour=red",
+                "plugin local-disk has no setting colour",
+                "its settings are: dir, keep, rate, best, patterns, sizes, level, anything",
+            ),
+            (
+                "local-disk",
+                "plugin local-disk needs the setting dir",
+                "write --plugin local-disk:dir=… or dir = … in its [[plugin]] table",
+            ),
+            (
+                "local-disk:dir=x,keep=some",
+                "plugin local-disk cannot use the setting keep: \"some\" is not of types \"null\", \"integer\"",
+                "`host plugin info local-disk` lists its settings",
+            ),
+            (
+                "local-disk:dir=x,keep=0",
+                "plugin local-disk cannot use the setting keep: 0 is less than the minimum of 1",
+                "`host plugin info local-disk` lists its settings",
+            ),
+            (
+                "local-disk:dir=x,sizes=[1,b]",
+                "plugin local-disk cannot use the setting sizes/1: \"b\" is not of type \"integer\"",
+                "`host plugin info local-disk` lists its settings",
+            ),
+        ] {
+            let error = resolve(spec).expect_err(spec);
+            assert_eq!(error.message(), message);
+            assert_eq!(error.hint_text(), Some(hint));
+            assert_eq!(error.kind(), Kind::Config);
+        }
+    }
+
+    #[test]
+    fn typed_values_are_not_bent() {
+        let table = json!({"dir": "x", "keep": "3"});
+        let config = PluginConfig::Values(table.as_object().expect("a table").clone());
+        let error = config.resolve(&manifest(Some(schema()))).expect_err("text");
+        assert_eq!(
+            error.message(),
+            "plugin local-disk cannot use the setting keep: \"3\" is not of types \"null\", \"integer\""
+        );
+    }
+
+    #[test]
+    fn without_a_schema_there_are_no_settings() {
+        let none = PluginConfig::default().resolve(&manifest(None));
+        assert_eq!(none.expect("nothing"), Map::new());
+        let spec: crate::PluginSpec = "local-disk:a=1".parse().expect("a spec");
+        let error = spec.config.resolve(&manifest(None)).expect_err("refused");
+        assert_eq!(error.message(), "plugin local-disk has no setting a");
+        assert_eq!(error.hint_text(), Some("it takes none; leave it out"));
+    }
+}

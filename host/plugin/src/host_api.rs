@@ -1,0 +1,164 @@
+//! What plugins call in the host. Every function here is `extern "C"` and lets no panic out.
+
+use std::cell::RefCell;
+use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+
+use host_plugin_abi::{HOST_ABI_MAJOR, HOST_ABI_MINOR, HostApi, HostStr};
+
+use crate::log::{self, Level, LogRecord};
+
+/// Longest message that is taken from a plugin, in bytes; the rest is cut off.
+const LONGEST_MESSAGE: usize = 16 << 10;
+
+thread_local! {
+    /// What the plugin's call on this thread last gave as the reason of its failure.
+    static LAST_ERROR: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Who logs.
+struct Context {
+    plugin: String,
+}
+
+/// The host as the plugin `id` sees it. It lives until the process ends, as the ABI promises, since
+/// a library is never unloaded; there is one for each library.
+pub(crate) fn host_api(id: &str) -> &'static HostApi {
+    let context: &'static Context = Box::leak(Box::new(Context {
+        plugin: id.to_owned(),
+    }));
+    Box::leak(Box::new(HostApi {
+        struct_size: size_of::<HostApi>() as u32,
+        abi_major: HOST_ABI_MAJOR,
+        abi_minor: HOST_ABI_MINOR,
+        reserved: 0,
+        ctx: ptr::from_ref(context).cast_mut().cast(),
+        log_enabled: Some(log_enabled),
+        log: Some(write_log),
+        set_error: Some(set_error),
+        get_extension: Some(get_extension),
+    }))
+}
+
+/// The reason that was given on this thread since the last call of this, as one line.
+pub(crate) fn take_error() -> Option<String> {
+    LAST_ERROR.with(|last| last.try_borrow_mut().ok()?.take())
+}
+
+/// Runs what a plugin called and gives `fallback` if it panics: nothing may unwind into a plugin.
+pub(crate) fn contained<T>(fallback: T, body: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or(fallback)
+}
+
+/// The bytes of a plugin's string, if they are at most `longest`.
+///
+/// # Safety
+/// `text` must be readable and stay so for `'a`.
+pub(crate) unsafe fn bytes_of<'a>(text: HostStr, longest: usize) -> Option<&'a [u8]> {
+    // SAFETY: the length is in bounds, the caller vouches for the rest.
+    (text.len <= longest).then(|| unsafe { text.as_bytes() })
+}
+
+/// A plugin's message for people: cut to a sensible length, with what is not UTF-8 replaced.
+///
+/// # Safety
+/// As for [`bytes_of`].
+unsafe fn message_of(text: HostStr) -> String {
+    let cut = HostStr {
+        ptr: text.ptr,
+        len: text.len.min(LONGEST_MESSAGE),
+    };
+    // SAFETY: the cut text is a part of what the caller vouches for.
+    let bytes = unsafe { cut.as_bytes() };
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A message in one line, without what would move a terminal's cursor.
+pub(crate) fn one_line(message: &str) -> String {
+    message
+        .split(char::is_control)
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+unsafe extern "C" fn log_enabled(_: *mut c_void, level: i32) -> bool {
+    log::is_kept(level)
+}
+
+unsafe extern "C" fn write_log(ctx: *mut c_void, level: i32, target: HostStr, message: HostStr) {
+    contained((), || {
+        if !log::is_kept(level) {
+            return;
+        }
+        // SAFETY: the plugin hands back the context, which lives for ever, or null.
+        let context = unsafe { ctx.cast::<Context>().as_ref() };
+        // SAFETY: by the ABI both texts are readable until this returns.
+        let (target, message) = unsafe { (message_of(target), message_of(message)) };
+        log::write(&LogRecord {
+            level: Level::from_number(level),
+            plugin: context.map_or("unknown", |context| &context.plugin),
+            target: &target,
+            message: &message,
+        });
+    });
+}
+
+unsafe extern "C" fn set_error(_: *mut c_void, message: HostStr) {
+    contained((), || {
+        // SAFETY: by the ABI the text is readable until this returns.
+        let message = one_line(&unsafe { message_of(message) });
+        LAST_ERROR.with(|last| {
+            if let Ok(mut last) = last.try_borrow_mut() {
+                *last = Some(message).filter(|message| !message.is_empty());
+            }
+        });
+    });
+}
+
+/// There are none yet.
+unsafe extern "C" fn get_extension(_: *mut c_void, _: HostStr) -> *const c_void {
+    ptr::null()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_taken_once_and_is_one_line() {
+        let api = host_api("x");
+        let set_error = api.set_error.expect("set_error");
+        // SAFETY: the text is readable during the call.
+        unsafe { set_error(api.ctx, HostStr::from_bytes(b"a\n b\x1b[31m\xff\r\n")) };
+        assert_eq!(take_error().as_deref(), Some("a b [31m\u{fffd}"));
+        assert_eq!(take_error(), None);
+    }
+
+    #[test]
+    fn a_long_message_is_cut_and_an_empty_one_is_none() {
+        let api = host_api("x");
+        let set_error = api.set_error.expect("set_error");
+        let long = "x".repeat(LONGEST_MESSAGE + 1);
+        // SAFETY: the text is readable during the call.
+        unsafe { set_error(api.ctx, HostStr::new(&long)) };
+        assert_eq!(take_error().map(|text| text.len()), Some(LONGEST_MESSAGE));
+        let nothing = HostStr {
+            ptr: ptr::null(),
+            len: 0,
+        };
+        // SAFETY: an empty text may be null.
+        unsafe { set_error(api.ctx, nothing) };
+        assert_eq!(take_error(), None);
+    }
+
+    #[test]
+    fn there_is_no_extension() {
+        let api = host_api("x");
+        let get = api.get_extension.expect("get_extension");
+        // SAFETY: the id is readable during the call.
+        assert!(unsafe { get(api.ctx, HostStr::new("host.any/1")) }.is_null());
+    }
+}

@@ -1,0 +1,209 @@
+use std::collections::HashMap;
+use std::error::Error as _;
+use std::mem::ManuallyDrop;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use host_core::{Error, Kind, Result};
+use host_plugin_abi::{ENTRY_SYMBOL, HostApi, HostPlugin, HostPluginEntry, HostPluginItem};
+use libloading::os::unix as dl;
+
+use crate::checkpoint_sink::CheckpointSinkFunctions;
+use crate::host_api::{host_api, take_error};
+use crate::image::{Image, Mapped};
+use crate::inspect::{Refusal, inspect};
+use crate::manifest::check_abi;
+use crate::metric::MetricFunctions;
+use crate::param_groups::ParamGroupsFunctions;
+use crate::{PluginKind, PluginManifest, vtable};
+
+/// A loaded library. It is never unloaded: threads, thread-locals and addresses of it may live on.
+#[derive(Debug)]
+pub(crate) struct Library {
+    pub(crate) manifest: PluginManifest,
+    pub(crate) api: &'static HostApi,
+    pub(crate) param_groups: Option<ParamGroupsFunctions>,
+    pub(crate) metric: Option<MetricFunctions>,
+    pub(crate) checkpoint_sink: Option<CheckpointSinkFunctions>,
+}
+
+/// The libraries of this process by the digest of their bytes: the same bytes are loaded once.
+static LOADED: Mutex<Option<HashMap<[u8; 32], &'static Library>>> = Mutex::new(None);
+
+/// Most items that a description may have.
+const MOST_ITEMS: usize = 16;
+
+impl Library {
+    /// Loads the bytes that were hashed. `path` is only named.
+    pub(crate) fn load(image: &Image, path: &Path) -> Result<&'static Self> {
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = loaded.get_or_insert_default();
+        if let Some(library) = loaded.get(&image.digest()) {
+            return Ok(library);
+        }
+        let manifest = inspect(image.bytes(), path)?;
+        let entry = open(image, &manifest.id, path)?;
+        let library = Self::describe(entry, manifest)
+            .map_err(|fault| {
+                Refusal::new(
+                    fault,
+                    "the library was built wrongly; its author should check it against the ABI",
+                )
+            })
+            .map_err(|refusal| refusal.at(path))?;
+        let library: &'static Self = Box::leak(Box::new(library));
+        loaded.insert(image.digest(), library);
+        Ok(library)
+    }
+
+    /// Asks the library what it is, and holds it to its manifest.
+    fn describe(entry: HostPluginEntry, manifest: PluginManifest) -> Result<Self, String> {
+        let id = &manifest.id;
+        let api = host_api(id);
+        take_error();
+        // SAFETY: the library has an entry function of this type, by the symbol's name, and the API
+        // lives for ever.
+        let plugin = unsafe { entry(api) };
+        if plugin.is_null() {
+            let reason = take_error().unwrap_or_else(|| "it gave no reason".to_owned());
+            return Err(format!("plugin {id} refused this host: {reason}"));
+        }
+        let says = |fault: String| format!("plugin {id} {fault}");
+        // SAFETY: by the ABI the description has the size that its first four bytes say.
+        let plugin = unsafe { description(plugin) }.map_err(says)?;
+        check_abi(
+            &format!("plugin {id}"),
+            plugin.abi_major,
+            plugin.min_host_minor,
+        )
+        .map_err(|refusal| refusal.reason)?;
+        for (word, of_code, of_manifest) in [
+            ("id", plugin.id, &manifest.id),
+            ("version", plugin.version, &manifest.version),
+        ] {
+            // SAFETY: by the ABI the text is readable for ever.
+            let bytes = unsafe { crate::host_api::bytes_of(of_code, 256) }.unwrap_or_default();
+            if bytes != of_manifest.as_bytes() {
+                return Err(says(format!(
+                    "has the {word} {of_manifest:?} in its manifest and {:?} in its code",
+                    String::from_utf8_lossy(bytes)
+                )));
+            }
+        }
+        // SAFETY: by the ABI the items are an array of `n_items`.
+        let items = unsafe { items(&plugin) }.map_err(says)?;
+        let mut kinds: Vec<u32> = items.iter().map(|item| item.kind).collect();
+        let mut promised: Vec<u32> = manifest.kinds.iter().map(|kind| kind.number()).collect();
+        kinds.sort_unstable();
+        promised.sort_unstable();
+        if kinds != promised {
+            return Err(says(format!(
+                "has the kinds {promised:?} in its manifest and {kinds:?} in its code"
+            )));
+        }
+        let table = |kind: PluginKind| {
+            let item = items.iter().find(|item| item.kind == kind.number());
+            item.map(|item| item.vtable)
+        };
+        // SAFETY: by the ABI an item's table is of its kind and has the size it says, for ever.
+        let (param_groups, metric, checkpoint_sink) = unsafe {
+            (
+                table(PluginKind::ParamGroups)
+                    .map(|at| vtable::read(at).and_then(ParamGroupsFunctions::from_table)),
+                table(PluginKind::Metric)
+                    .map(|at| vtable::read(at).and_then(MetricFunctions::from_table)),
+                table(PluginKind::CheckpointSink)
+                    .map(|at| vtable::read(at).and_then(CheckpointSinkFunctions::from_table)),
+            )
+        };
+        Ok(Self {
+            param_groups: param_groups.transpose().map_err(says)?,
+            metric: metric.transpose().map_err(says)?,
+            checkpoint_sink: checkpoint_sink.transpose().map_err(says)?,
+            api,
+            manifest,
+        })
+    }
+}
+
+/// Maps the image into the process for good and gives its entry function.
+fn open(image: &Image, id: &str, path: &Path) -> Result<HostPluginEntry> {
+    let fail = |reason: &str| {
+        Error::new(
+            Kind::Plugin,
+            format!("plugin {id} cannot be loaded: {reason}: {}", path.display()),
+        )
+        .hint("`ldd` on the library shows what it links and what of that is missing")
+    };
+    let mapped = image
+        .map(id)
+        .map_err(|error| Error::io("copy the plugin", path, &error))?;
+    let place = mapped.path(id);
+    let flags = libc::RTLD_NOW | libc::RTLD_LOCAL | libc::RTLD_NODELETE;
+    // SAFETY: this runs the library's constructors. It passed the look before the load; beyond that
+    // the user chose to trust it.
+    let library = unsafe { dl::Library::open(Some(&place), flags) }.map_err(|error| {
+        let reason = reason(&error);
+        // The loader names the place in memory, which means nothing to a person.
+        let place = format!("{}: ", place.display());
+        fail(reason.strip_prefix(&place).unwrap_or(&reason))
+    })?;
+    if let Mapped::Sealed(file) = mapped {
+        // Open for ever, as `Mapped::Sealed` says.
+        let _ = ManuallyDrop::new(file);
+    }
+    let library = ManuallyDrop::new(library);
+    // SAFETY: the symbol's name stands for the type.
+    let entry = unsafe { library.get::<HostPluginEntry>(ENTRY_SYMBOL) }
+        .map_err(|error| fail(&reason(&error)))?;
+    Ok(*entry)
+}
+
+/// The loader's own words.
+fn reason(error: &libloading::Error) -> String {
+    error
+        .source()
+        .map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+/// Copies a plugin's description of itself.
+///
+/// # Safety
+/// `at` points to a description with the size that its first four bytes say.
+unsafe fn description(at: *const HostPlugin) -> Result<HostPlugin, String> {
+    // SAFETY: the caller's promise.
+    let size = unsafe { at.cast::<u32>().read_unaligned() } as usize;
+    if size < size_of::<HostPlugin>() {
+        return Err(format!(
+            "describes itself in {size} bytes, fewer than the {} of ABI 1.0",
+            size_of::<HostPlugin>()
+        ));
+    }
+    // SAFETY: all fields that this host knows lie within the size.
+    Ok(unsafe { at.read_unaligned() })
+}
+
+/// Copies the items of a description.
+///
+/// # Safety
+/// `plugin.items` points to `plugin.n_items` items, each of the size that it says.
+unsafe fn items(plugin: &HostPlugin) -> Result<Vec<HostPluginItem>, String> {
+    if plugin.n_items > MOST_ITEMS || plugin.items.is_null() {
+        return Err(format!("describes {} items", plugin.n_items));
+    }
+    let mut at = plugin.items.cast::<u8>();
+    let mut items = Vec::with_capacity(plugin.n_items);
+    for _ in 0..plugin.n_items {
+        // SAFETY: the caller's promise.
+        let size = unsafe { at.cast::<u32>().read_unaligned() } as usize;
+        if !(size_of::<HostPluginItem>()..=4096).contains(&size) {
+            return Err(format!("describes an item of {size} bytes"));
+        }
+        // SAFETY: the fields lie within the item, and the next item follows it.
+        unsafe {
+            items.push(at.cast::<HostPluginItem>().read_unaligned());
+            at = at.add(size);
+        }
+    }
+    Ok(items)
+}

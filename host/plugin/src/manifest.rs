@@ -1,0 +1,332 @@
+use std::fmt;
+
+use host_core::Need;
+use host_plugin_abi as abi;
+use serde_json::{Map, Value};
+
+use crate::inspect::Refusal;
+use crate::spec::RESERVED_KEYS;
+
+/// What a plugin's library says about itself before any of its code runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PluginManifest {
+    /// The ABI's major and minor version that it was built against.
+    pub abi: (u32, u32),
+    /// The smallest minor version of a host that it works with.
+    pub min_host_minor: u32,
+    /// Its id: lower-case letters, digits, `-` and `_`, beginning with a letter; at most 64.
+    pub id: String,
+    /// Its version, for people.
+    pub version: String,
+    /// What it does, for people; may be empty.
+    pub description: String,
+    /// What it implements, each once.
+    pub kinds: Vec<PluginKind>,
+    /// What its metric wants to see of a batch.
+    pub needs: Vec<Need>,
+    /// Whether its metric can read CUDA memory.
+    pub reads_cuda: bool,
+    /// The JSON Schema of its settings. Without one it takes none.
+    pub config: Option<Value>,
+}
+
+/// What a plugin can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PluginKind {
+    /// It decides the optimizer's parameter groups.
+    ParamGroups,
+    /// It is an evaluation metric.
+    Metric,
+    /// It delivers checkpoints.
+    CheckpointSink,
+}
+
+impl PluginKind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::ParamGroups, Self::Metric, Self::CheckpointSink];
+
+    /// The name in manifests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ParamGroups => "param_groups",
+            Self::Metric => "metric",
+            Self::CheckpointSink => "checkpoint_sink",
+        }
+    }
+
+    /// The ABI's number.
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            Self::ParamGroups => abi::HOST_KIND_PARAM_GROUPS,
+            Self::Metric => abi::HOST_KIND_METRIC,
+            Self::CheckpointSink => abi::HOST_KIND_CHECKPOINT_SINK,
+        }
+    }
+}
+
+impl fmt::Display for PluginKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl PluginManifest {
+    /// Reads the manifest's object. Keys that are not known are for newer hosts.
+    pub(crate) fn from_object(object: &Map<String, Value>) -> Result<Self, Refusal> {
+        let id = read_id(object).ok_or_else(|| {
+            wrong_field(
+                "id",
+                "1 to 64 lower-case letters, digits, - and _, beginning with a letter",
+            )
+        })?;
+        let abi = match object
+            .get("abi")
+            .and_then(Value::as_array)
+            .map(Vec::as_slice)
+        {
+            Some([major, minor]) => (as_u32(major), as_u32(minor)),
+            _ => (None, None),
+        };
+        let (Some(major), Some(minor)) = abi else {
+            return Err(wrong_field("abi", "[MAJOR, MINOR]"));
+        };
+        let min_host_minor = match object.get("min_host_minor") {
+            None => 0,
+            Some(value) => {
+                as_u32(value).ok_or_else(|| wrong_field("min_host_minor", "a number"))?
+            }
+        };
+        check_abi(&format!("plugin {id}"), major, min_host_minor)?;
+        let text = |key: &str| object.get(key).and_then(Value::as_str);
+        let version = text("version")
+            .filter(|version| !version.is_empty() && version.len() <= 64)
+            .ok_or_else(|| wrong_field("version", "text of 1 to 64 bytes"))?;
+        let kinds = names(object, "kinds", |name| {
+            PluginKind::ALL.into_iter().find(|kind| kind.name() == name)
+        })?
+        .filter(|kinds| !kinds.is_empty())
+        .ok_or_else(|| wrong_field("kinds", "a list of what it implements"))?;
+        let needs = names(object, "needs", |name| name.parse().ok())?.unwrap_or_default();
+        let devices = names(object, "devices", |name| match name {
+            "cpu" => Some(false),
+            "cuda" => Some(true),
+            _ => None,
+        })?;
+        let config = object.get("config").filter(|schema| !schema.is_null());
+        if let Some(schema) = config {
+            check_schema(schema)?;
+        }
+        Ok(Self {
+            abi: (major, minor),
+            min_host_minor,
+            id: id.to_owned(),
+            version: version.to_owned(),
+            description: text("description").unwrap_or_default().to_owned(),
+            kinds,
+            needs,
+            reads_cuda: devices.is_some_and(|cuda| cuda.contains(&true)),
+            config: config.cloned(),
+        })
+    }
+}
+
+/// The id of a manifest whose other fields may be wrong.
+pub(crate) fn read_id(object: &Map<String, Value>) -> Option<&str> {
+    object.get("id").and_then(Value::as_str).filter(|id| {
+        id.len() <= 64
+            && id.starts_with(|c: char| c.is_ascii_lowercase())
+            && id
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_'))
+    })
+}
+
+/// Refuses what was built for another major version or a newer host.
+pub(crate) fn check_abi(subject: &str, major: u32, min_host_minor: u32) -> Result<(), Refusal> {
+    let (host_major, host_minor) = (abi::HOST_ABI_MAJOR, abi::HOST_ABI_MINOR);
+    if major != host_major {
+        return Err(Refusal::new(
+            format!("{subject} speaks ABI {major}, this host speaks {host_major}"),
+            format!("rebuild it against ABI {host_major}.x"),
+        ));
+    }
+    if min_host_minor > host_minor {
+        return Err(Refusal::new(
+            format!(
+                "{subject} needs ABI {major}.{min_host_minor}, this host speaks {host_major}.{host_minor}"
+            ),
+            "use a newer host, or an older version of the plugin",
+        ));
+    }
+    Ok(())
+}
+
+fn check_schema(schema: &Value) -> Result<(), Refusal> {
+    if let Err(error) = jsonschema::options().offline().build(schema) {
+        return Err(wrong_field("config", &format!("a JSON Schema ({error})")));
+    }
+    let properties = schema.get("properties").and_then(Value::as_object);
+    let taken = |key: &&str| properties.is_some_and(|properties| properties.contains_key(*key));
+    match RESERVED_KEYS.iter().find(|&key| taken(key)) {
+        None => Ok(()),
+        Some(key) => Err(Refusal::new(
+            format!("the plugin's manifest has a setting {key}, which is a key of the host"),
+            "its author must rename the setting",
+        )),
+    }
+}
+
+/// A list of known names without repetition, or `None` where the key is absent.
+fn names<T: PartialEq>(
+    object: &Map<String, Value>,
+    key: &str,
+    known: impl Fn(&str) -> Option<T>,
+) -> Result<Option<Vec<T>>, Refusal> {
+    let Some(value) = object.get(key) else {
+        return Ok(None);
+    };
+    let list = value
+        .as_array()
+        .ok_or_else(|| wrong_field(key, "a list of names"))?;
+    let mut found = Vec::new();
+    for name in list {
+        let item = name.as_str().and_then(&known).ok_or_else(|| {
+            Refusal::new(
+                format!("{name} in the plugin manifest's {key} is not known to this host"),
+                "use a newer host, or an older version of the plugin",
+            )
+        })?;
+        if found.contains(&item) {
+            return Err(wrong_field(key, "without repetition"));
+        }
+        found.push(item);
+    }
+    Ok(Some(found))
+}
+
+fn as_u32(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|n| u32::try_from(n).ok())
+}
+
+fn wrong_field(key: &str, expected: &str) -> Refusal {
+    Refusal::new(
+        format!("the plugin's manifest is wrong: {key} must be {expected}"),
+        "its author must correct the manifest that is embedded at build time",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn manifest() -> Value {
+        json!({
+            "abi": [1, 0], "id": "perplexity", "version": "0.1.0", "description": "text",
+            "kinds": ["metric"], "needs": ["loss_sum", "token_count"], "devices": ["cpu", "cuda"],
+            "config": {"type": "object"}, "of_a_newer_host": true
+        })
+    }
+
+    fn read(value: &Value) -> Result<PluginManifest, Refusal> {
+        PluginManifest::from_object(value.as_object().expect("an object"))
+    }
+
+    fn with(key: &str, value: Value) -> Value {
+        let mut manifest = manifest();
+        manifest[key] = value;
+        manifest
+    }
+
+    #[test]
+    fn every_field_is_read() {
+        assert_eq!(
+            read(&manifest()).expect("a good manifest"),
+            PluginManifest {
+                abi: (1, 0),
+                min_host_minor: 0,
+                id: "perplexity".to_owned(),
+                version: "0.1.0".to_owned(),
+                description: "text".to_owned(),
+                kinds: vec![PluginKind::Metric],
+                needs: vec![Need::LossSum, Need::TokenCount],
+                reads_cuda: true,
+                config: Some(json!({"type": "object"})),
+            }
+        );
+        let newer_minor = read(&with("abi", json!([1, 7]))).expect("a newer minor version");
+        assert_eq!(newer_minor.abi, (1, 7));
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        let wrong = |rest: &str| format!("the plugin's manifest is wrong: {rest}");
+        let id = "id must be 1 to 64 lower-case letters, digits, - and _, beginning with a letter";
+        for (key, value, reason) in [
+            ("id", json!("../x"), wrong(id)),
+            ("id", json!(""), wrong(id)),
+            ("id", json!(7), wrong(id)),
+            ("abi", json!("1.0"), wrong("abi must be [MAJOR, MINOR]")),
+            ("abi", json!([1]), wrong("abi must be [MAJOR, MINOR]")),
+            (
+                "abi",
+                json!([2, 0]),
+                "plugin perplexity speaks ABI 2, this host speaks 1".to_owned(),
+            ),
+            (
+                "min_host_minor",
+                json!(3),
+                "plugin perplexity needs ABI 1.3, this host speaks 1.0".to_owned(),
+            ),
+            (
+                "version",
+                json!(""),
+                wrong("version must be text of 1 to 64 bytes"),
+            ),
+            (
+                "kinds",
+                json!([]),
+                wrong("kinds must be a list of what it implements"),
+            ),
+            (
+                "kinds",
+                json!(["metric", "metric"]),
+                wrong("kinds must be without repetition"),
+            ),
+            (
+                "kinds",
+                json!(["observer"]),
+                "\"observer\" in the plugin manifest's kinds is not known to this host".to_owned(),
+            ),
+            (
+                "needs",
+                json!("nll"),
+                wrong("needs must be a list of names"),
+            ),
+            (
+                "needs",
+                json!(["tears"]),
+                "\"tears\" in the plugin manifest's needs is not known to this host".to_owned(),
+            ),
+            (
+                "config",
+                json!({"properties": {"mode": {}}}),
+                "the plugin's manifest has a setting mode, which is a key of the host".to_owned(),
+            ),
+        ] {
+            let refusal = read(&with(key, value)).expect_err(&reason);
+            assert_eq!(refusal.reason, reason);
+            assert!(!refusal.hint.is_empty());
+        }
+        let schema = read(&with("config", json!({"type": "objekt"}))).expect_err("no schema");
+        assert!(
+            schema
+                .reason
+                .starts_with("the plugin's manifest is wrong: config must be a JSON Schema ("),
+            "{}",
+            schema.reason
+        );
+        let remote = read(&with("config", json!({"$ref": "http://127.0.0.1:9/x"})));
+        assert!(remote.is_err(), "nothing is fetched");
+    }
+}

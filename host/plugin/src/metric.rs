@@ -1,0 +1,190 @@
+use std::ffi::c_void;
+use std::ptr;
+
+use host_core::{Device, Error, Kind, Metric, MetricBatch, Need, Result, TensorView};
+use host_plugin_abi::{
+    DLDevice, DLTensor, HOST_TENSOR_READ_ONLY, HostBatch, HostCreate, HostDestroy, HostMetric,
+    HostOut, HostStatus, HostStr, HostTensor,
+};
+
+use crate::PluginKind;
+use crate::instance::Instance;
+use crate::out::Output;
+use crate::param_groups::dl_dtype;
+use crate::vtable::required;
+
+type Put = unsafe extern "C" fn(*mut c_void, *const HostOut) -> HostStatus;
+
+/// A plugin's functions for a metric, all there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MetricFunctions {
+    pub(crate) create: HostCreate,
+    pub(crate) destroy: HostDestroy,
+    reset: unsafe extern "C" fn(*mut c_void) -> HostStatus,
+    update: unsafe extern "C" fn(*mut c_void, *const HostBatch) -> HostStatus,
+    export_state: Put,
+    merge_state: unsafe extern "C" fn(*mut c_void, HostStr) -> HostStatus,
+    compute: Put,
+}
+
+impl MetricFunctions {
+    pub(crate) fn from_table(table: HostMetric) -> Result<Self, String> {
+        let kind = PluginKind::Metric;
+        Ok(Self {
+            create: required(kind, "create", table.create)?,
+            destroy: required(kind, "destroy", table.destroy)?,
+            reset: required(kind, "reset", table.reset)?,
+            update: required(kind, "update", table.update)?,
+            export_state: required(kind, "export_state", table.export_state)?,
+            merge_state: required(kind, "merge_state", table.merge_state)?,
+            compute: required(kind, "compute", table.compute)?,
+        })
+    }
+}
+
+/// A plugin's metric as the host's port.
+#[derive(Debug)]
+pub(crate) struct PluginMetric {
+    pub(crate) instance: Instance,
+    pub(crate) functions: MetricFunctions,
+    pub(crate) needs: Vec<Need>,
+    pub(crate) reads_cuda: bool,
+}
+
+impl PluginMetric {
+    /// Calls a function that puts its result, and takes the result.
+    fn output<T>(
+        &mut self,
+        call: &'static str,
+        put: Put,
+        take: impl FnOnce(Output) -> Result<T, String>,
+    ) -> Result<T> {
+        self.instance
+            .call(call, |instance| {
+                let mut output = Output::default();
+                let out = output.callbacks();
+                // SAFETY: the instance is the library's own; the callbacks' context outlives the
+                // call.
+                let status = unsafe { put(instance, &raw const out) };
+                (status, take(output))
+            })
+            .map_err(|failure| self.instance.error(call, &failure))
+    }
+}
+
+impl Metric for PluginMetric {
+    fn id(&self) -> &str {
+        self.instance.id()
+    }
+
+    fn needs(&self) -> &[Need] {
+        &self.needs
+    }
+
+    fn reads_cuda(&self) -> bool {
+        self.reads_cuda
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        let reset = self.functions.reset;
+        // SAFETY: the instance is the library's own.
+        self.instance
+            .act("reset", |instance| unsafe { reset(instance) })
+    }
+
+    fn update(&mut self, batch: MetricBatch<'_>) -> Result<()> {
+        // Exactly what was asked for crosses, and it is there: a plugin may rely on it.
+        let mut views = Vec::with_capacity(self.needs.len());
+        for &need in &self.needs {
+            let view = batch.tensors.iter().find(|(name, _)| *name == need);
+            let (_, view) = view.ok_or_else(|| host_fault(need, "is missing from the batch"))?;
+            if view.shape.len() != view.strides.len() {
+                return Err(host_fault(need, "has other strides than sizes"));
+            }
+            if view.device != Device::Cpu && !self.reads_cuda {
+                return Err(host_fault(need, "lies on a device the metric cannot read"));
+            }
+            views.push(dl_tensor(view));
+        }
+        let tensors: Vec<HostTensor> = std::iter::zip(&self.needs, &views)
+            .map(|(need, view)| HostTensor {
+                struct_size: size_of::<HostTensor>() as u32,
+                flags: HOST_TENSOR_READ_ONLY,
+                name: HostStr::new(need.name()),
+                dl: view,
+                stream: ptr::null_mut(),
+            })
+            .collect();
+        let abi_batch = HostBatch {
+            struct_size: size_of::<HostBatch>() as u32,
+            flags: 0,
+            step: batch.step,
+            tensors: tensors.as_ptr(),
+            n_tensors: tensors.len(),
+        };
+        let update = self.functions.update;
+        // SAFETY: the instance is the library's own; the batch and all it points to outlive the
+        // call, the data by the promise of `TensorView`.
+        self.instance.act("update", |instance| unsafe {
+            update(instance, &raw const abi_batch)
+        })
+    }
+
+    fn export_state(&mut self) -> Result<Vec<u8>> {
+        let export_state = self.functions.export_state;
+        self.output("export_state", export_state, Output::into_bytes)
+    }
+
+    fn merge_state(&mut self, state: &[u8]) -> Result<()> {
+        let merge_state = self.functions.merge_state;
+        // SAFETY: the instance is the library's own; the bytes outlive the call.
+        self.instance.act("merge_state", |instance| unsafe {
+            merge_state(instance, HostStr::from_bytes(state))
+        })
+    }
+
+    fn compute(&mut self) -> Result<Vec<(String, f64)>> {
+        let compute = self.functions.compute;
+        self.output("compute", compute, Output::into_values)
+    }
+}
+
+/// DLPack's view of a tensor, which must outlive it.
+fn dl_tensor(view: &TensorView<'_>) -> DLTensor {
+    let is_empty = view.shape.contains(&0);
+    let sizes = |values: &[i64]| match values {
+        [] => ptr::null_mut(),
+        values => values.as_ptr().cast_mut(),
+    };
+    DLTensor {
+        data: if is_empty {
+            ptr::null_mut()
+        } else {
+            view.data.cast_mut()
+        },
+        device: match view.device {
+            Device::Cpu => DLDevice {
+                device_type: 1,
+                device_id: 0,
+            },
+            Device::Cuda(number) => DLDevice {
+                device_type: 2,
+                device_id: i32::try_from(number).expect("a machine has few devices"),
+            },
+        },
+        ndim: i32::try_from(view.shape.len()).expect("a tensor has few dimensions"),
+        dtype: dl_dtype(view.dtype),
+        shape: sizes(view.shape),
+        strides: sizes(view.strides),
+        byte_offset: 0,
+    }
+}
+
+/// A mistake of the host itself, which must not become a plugin's crash.
+fn host_fault(need: Need, fault: &str) -> Error {
+    Error::new(
+        Kind::System,
+        format!("the metric input {} {fault}", need.name()),
+    )
+    .hint("this is a mistake in the host; please report it")
+}

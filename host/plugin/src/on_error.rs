@@ -1,0 +1,95 @@
+use std::str::FromStr;
+
+use host_core::{Error, Kind, Result};
+use serde_json::Value;
+
+/// What becomes of a run when a call into a plugin fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// The run ends with the plugin's error.
+    Fail,
+    /// It is an event and the run goes on.
+    Warn,
+    /// As `Warn`, and after this many failures in a row the plugin is not called again.
+    DisableAfter(u32),
+}
+
+impl FromStr for OnError {
+    type Err = Error;
+
+    /// The command line's form: `fail`, `warn` or `disable_after=N`.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "fail" => Ok(Self::Fail),
+            "warn" => Ok(Self::Warn),
+            _ => text
+                .strip_prefix("disable_after=")
+                .and_then(|n| n.parse().ok())
+                .filter(|&n| n > 0)
+                .map(Self::DisableAfter)
+                .ok_or_else(|| refusal(text)),
+        }
+    }
+}
+
+impl OnError {
+    /// TOML's form: `"fail"`, `"warn"` or `{ disable_after = N }`.
+    ///
+    /// # Errors
+    /// The value is none of these.
+    pub fn from_value(value: &Value) -> Result<Self> {
+        if let Some(text) = value.as_str() {
+            return text.parse();
+        }
+        value
+            .as_object()
+            .filter(|table| table.len() == 1)
+            .and_then(|table| table.get("disable_after")?.as_u64())
+            .and_then(|n| u32::try_from(n).ok())
+            .filter(|&n| n > 0)
+            .map(Self::DisableAfter)
+            .ok_or_else(|| refusal(&value.to_string()))
+    }
+}
+
+fn refusal(text: &str) -> Error {
+    Error::new(Kind::Config, format!("on_error cannot be {text}")).hint(
+        "use fail, warn or disable_after=N; in TOML \"fail\", \"warn\" or { disable_after = N }",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn both_forms_say_the_same() {
+        for (text, value, policy) in [
+            ("fail", json!("fail"), OnError::Fail),
+            ("warn", json!("warn"), OnError::Warn),
+            (
+                "disable_after=3",
+                json!({"disable_after": 3}),
+                OnError::DisableAfter(3),
+            ),
+        ] {
+            assert_eq!(text.parse::<OnError>().expect("text"), policy);
+            assert_eq!(OnError::from_value(&value).expect("value"), policy);
+        }
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for text in ["", "Fail", "disable_after=0", "disable_after=-1", "ignore"] {
+            assert!(text.parse::<OnError>().is_err(), "{text}");
+        }
+        for value in [
+            json!(3),
+            json!({"disable_after": 0}),
+            json!({"disable_after": 3, "x": 1}),
+        ] {
+            assert!(OnError::from_value(&value).is_err(), "{value}");
+        }
+    }
+}

@@ -1,0 +1,249 @@
+use std::ffi::c_void;
+use std::ptr;
+
+use host_core::{Dtype, GroupsRequest, ParamGroup, ParamGroups, ParamInfo, Result};
+use host_plugin_abi::{
+    DLDataType, HOST_ERROR, HostCreate, HostDestroy, HostGroupsOut, HostGroupsRequest, HostParam,
+    HostParamGroups, HostStatus, HostStr,
+};
+
+use crate::PluginKind;
+use crate::host_api::one_line;
+use crate::instance::Instance;
+use crate::out::{answer, checked_name};
+use crate::vtable::required;
+
+/// Most groups that one call may add.
+const MOST_GROUPS: usize = 10_000;
+/// Most warnings that one call may give, and the longest in bytes.
+const MOST_WARNINGS: usize = 1000;
+const LONGEST_WARNING: usize = 4096;
+
+/// A plugin's functions for grouping, all there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ParamGroupsFunctions {
+    pub(crate) create: HostCreate,
+    pub(crate) destroy: HostDestroy,
+    group: unsafe extern "C" fn(
+        *mut c_void,
+        *const HostGroupsRequest,
+        *const HostGroupsOut,
+    ) -> HostStatus,
+}
+
+impl ParamGroupsFunctions {
+    pub(crate) fn from_table(table: HostParamGroups) -> Result<Self, String> {
+        let kind = PluginKind::ParamGroups;
+        Ok(Self {
+            create: required(kind, "create", table.create)?,
+            destroy: required(kind, "destroy", table.destroy)?,
+            group: required(kind, "group", table.group)?,
+        })
+    }
+}
+
+/// A plugin's grouper as the host's port.
+#[derive(Debug)]
+pub(crate) struct PluginParamGroups {
+    pub(crate) instance: Instance,
+    pub(crate) functions: ParamGroupsFunctions,
+}
+
+impl ParamGroups for PluginParamGroups {
+    fn id(&self) -> &str {
+        self.instance.id()
+    }
+
+    fn group(&mut self, request: GroupsRequest<'_>) -> Result<(Vec<ParamGroup>, Vec<String>)> {
+        let params: Vec<HostParam> = request.params.iter().map(param).collect();
+        let abi_request = HostGroupsRequest {
+            struct_size: size_of::<HostGroupsRequest>() as u32,
+            flags: 0,
+            params: params.as_ptr(),
+            n_params: params.len(),
+            weight_decay: request.weight_decay,
+        };
+        let group = self.functions.group;
+        self.instance
+            .call("group", |instance| {
+                let mut groups = Groups::new(params.len());
+                let out = groups.callbacks();
+                // SAFETY: the instance is the library's own; the request, its parameters and the
+                // callbacks' context outlive the call.
+                let status = unsafe { group(instance, &raw const abi_request, &raw const out) };
+                (status, groups.into_result())
+            })
+            .map_err(|failure| self.instance.error("group", &failure))
+    }
+}
+
+/// A view of the parameter, which must outlive it.
+fn param(param: &ParamInfo) -> HostParam {
+    HostParam {
+        struct_size: size_of::<HostParam>() as u32,
+        flags: 0,
+        name: HostStr::new(&param.name),
+        shape: param.shape.as_ptr(),
+        ndim: u32::try_from(param.shape.len()).expect("a tensor has few dimensions"),
+        dtype: dl_dtype(param.dtype),
+    }
+}
+
+/// DLPack's word for a type.
+pub(crate) fn dl_dtype(dtype: Dtype) -> DLDataType {
+    let (code, bits) = match dtype {
+        Dtype::I64 => (0, 64),
+        Dtype::F32 => (2, 32),
+        Dtype::F64 => (2, 64),
+        Dtype::Bf16 => (4, 16),
+    };
+    DLDataType {
+        code,
+        bits,
+        lanes: 1,
+    }
+}
+
+/// What a call adds. It lives on the host's stack for the length of one call.
+#[derive(Debug)]
+struct Groups {
+    n_params: usize,
+    assigned: usize,
+    groups: Vec<ParamGroup>,
+    warnings: Vec<String>,
+    /// The first thing that was wrong; it fails the call whatever the plugin makes of it.
+    fault: Option<String>,
+}
+
+impl Groups {
+    fn new(n_params: usize) -> Self {
+        Self {
+            n_params,
+            assigned: 0,
+            groups: Vec::new(),
+            warnings: Vec::new(),
+            fault: None,
+        }
+    }
+
+    /// The callbacks that fill this. They hold its address: do not touch it until the call returns.
+    fn callbacks(&mut self) -> HostGroupsOut {
+        HostGroupsOut {
+            struct_size: size_of::<HostGroupsOut>() as u32,
+            reserved: 0,
+            ctx: ptr::from_mut(self).cast(),
+            add_group: Some(add_group),
+            assign: Some(assign),
+            warn: Some(warn),
+        }
+    }
+
+    fn into_result(self) -> Result<(Vec<ParamGroup>, Vec<String>), String> {
+        match self.fault {
+            Some(fault) => Err(fault),
+            None => Ok((self.groups, self.warnings)),
+        }
+    }
+
+    fn add(&mut self, name: &str, weight_decay: f64, lr_multiplier: f64) -> Result<u32, String> {
+        if self.groups.iter().any(|group| group.name == name) {
+            return Err(format!("it added the group {name:?} twice"));
+        }
+        if self.groups.len() == MOST_GROUPS {
+            return Err(format!("it added more than {MOST_GROUPS} groups"));
+        }
+        self.groups.push(ParamGroup {
+            name: name.to_owned(),
+            weight_decay,
+            lr_multiplier,
+            params: Vec::new(),
+        });
+        Ok(self.groups.len() as u32 - 1)
+    }
+
+    /// A parameter may be put into two groups here: the check of the whole result names all such.
+    fn assign(&mut self, param: usize, group: u32) -> Result<(), String> {
+        if param >= self.n_params {
+            return Err(format!(
+                "it assigned parameter {param}, of which there are {}",
+                self.n_params
+            ));
+        }
+        let n_groups = self.groups.len();
+        let Some(group) = self.groups.get_mut(group as usize) else {
+            return Err(format!(
+                "it assigned to group {group}, of which there are {n_groups}"
+            ));
+        };
+        if self.assigned == self.n_params.saturating_mul(MOST_GROUPS) {
+            return Err("it assigned without end".to_owned());
+        }
+        self.assigned += 1;
+        group.params.push(param);
+        Ok(())
+    }
+
+    fn warn(&mut self, message: &str) -> Result<(), String> {
+        if self.warnings.len() == MOST_WARNINGS {
+            return Err(format!("it gave more than {MOST_WARNINGS} warnings"));
+        }
+        self.warnings.push(one_line(message));
+        Ok(())
+    }
+}
+
+unsafe extern "C" fn add_group(
+    ctx: *mut c_void,
+    name: HostStr,
+    weight_decay: f64,
+    lr_multiplier: f64,
+    group: *mut u32,
+) -> HostStatus {
+    // SAFETY: the plugin hands back the context of this call, which nobody else touches.
+    let Some(groups) = (unsafe { ctx.cast::<Groups>().as_mut() }) else {
+        return HOST_ERROR;
+    };
+    let mut fault = groups.fault.take();
+    let status = answer(&mut fault, || {
+        // SAFETY: by the ABI the name is readable until this returns.
+        let name = unsafe { checked_name(name, "group") }?;
+        if group.is_null() {
+            return Err("it gave no place for a group's index".to_owned());
+        }
+        let index = groups.add(name, weight_decay, lr_multiplier)?;
+        // SAFETY: by the ABI the place is writable until this returns.
+        unsafe { group.write_unaligned(index) };
+        Ok(())
+    });
+    groups.fault = fault;
+    status
+}
+
+unsafe extern "C" fn assign(ctx: *mut c_void, param: usize, group: u32) -> HostStatus {
+    // SAFETY: the plugin hands back the context of this call, which nobody else touches.
+    let Some(groups) = (unsafe { ctx.cast::<Groups>().as_mut() }) else {
+        return HOST_ERROR;
+    };
+    let mut fault = groups.fault.take();
+    let status = answer(&mut fault, || groups.assign(param, group));
+    groups.fault = fault;
+    status
+}
+
+unsafe extern "C" fn warn(ctx: *mut c_void, message: HostStr) -> HostStatus {
+    // SAFETY: the plugin hands back the context of this call, which nobody else touches.
+    let Some(groups) = (unsafe { ctx.cast::<Groups>().as_mut() }) else {
+        return HOST_ERROR;
+    };
+    let mut fault = groups.fault.take();
+    let status = answer(&mut fault, || {
+        let cut = HostStr {
+            ptr: message.ptr,
+            len: message.len.min(LONGEST_WARNING),
+        };
+        // SAFETY: by the ABI the message is readable until this returns.
+        groups.warn(&String::from_utf8_lossy(unsafe { cut.as_bytes() }))
+    });
+    groups.fault = fault;
+    status
+}

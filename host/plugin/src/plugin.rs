@@ -1,0 +1,153 @@
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use host_core::{CheckpointSink, Error, Kind, Metric, ParamGroups, Result};
+use serde_json::{Map, Value};
+
+use crate::checkpoint_sink::PluginCheckpointSink;
+use crate::image::Image;
+use crate::instance::Maker;
+use crate::library::Library;
+use crate::metric::PluginMetric;
+use crate::param_groups::PluginParamGroups;
+use crate::{CallStats, Found, PluginConfig, PluginKind, PluginManifest};
+
+/// A loaded plugin with its settings. It makes instances; they outlive it.
+#[derive(Debug)]
+pub struct Plugin {
+    path: PathBuf,
+    sha256: String,
+    library: &'static Library,
+    config: Map<String, Value>,
+    maker: Maker,
+}
+
+impl Plugin {
+    /// Reads and hashes the library, looks at those bytes, checks the settings and only then loads
+    /// the bytes. The same library may be loaded again with other settings. `[main]`
+    ///
+    /// # Errors
+    /// The library is refused, or the settings are, or it does not keep what its manifest promises.
+    pub fn load(found: &Found, config: &PluginConfig) -> Result<Self> {
+        let path = &found.path;
+        let image = Image::read(path)?;
+        let manifest = crate::inspect(image.bytes(), path)?;
+        if manifest.id != found.manifest.id {
+            return Err(Error::new(
+                Kind::Plugin,
+                format!(
+                    "plugin {} has become {}: {}",
+                    found.manifest.id,
+                    manifest.id,
+                    path.display()
+                ),
+            )
+            .hint("the file was replaced in this moment; try again"));
+        }
+        let config = config.resolve(&manifest)?;
+        let library = Library::load(&image, path)?;
+        let json = Value::Object(config.clone()).to_string();
+        Ok(Self {
+            path: path.clone(),
+            sha256: image.sha256(),
+            library,
+            config,
+            maker: Maker {
+                plugin: manifest.id.into(),
+                api: library.api,
+                config: json.into(),
+                stats: Arc::default(),
+            },
+        })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.library.manifest.id
+    }
+
+    /// What it says about itself.
+    pub fn manifest(&self) -> &PluginManifest {
+        &self.library.manifest
+    }
+
+    /// What it can be.
+    pub fn kinds(&self) -> &[PluginKind] {
+        &self.library.manifest.kinds
+    }
+
+    /// The file it was loaded from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// SHA-256 of the bytes that were loaded, in lower-case hexadecimal.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// Its settings with their types, as it sees them.
+    pub fn config(&self) -> &Map<String, Value> {
+        &self.config
+    }
+
+    /// The account of all calls into the instances made here. `create` and `destroy` are not in it.
+    pub fn stats(&self) -> &Arc<CallStats> {
+        &self.maker.stats
+    }
+
+    /// Makes a grouper. `[main]`
+    ///
+    /// # Errors
+    /// The plugin is none, or fails to make it.
+    pub fn param_groups(&self) -> Result<Box<dyn ParamGroups>> {
+        let functions = self.functions(self.library.param_groups, PluginKind::ParamGroups)?;
+        let instance = self.maker.create(functions.create, functions.destroy)?;
+        Ok(Box::new(PluginParamGroups {
+            instance,
+            functions,
+        }))
+    }
+
+    /// Makes a metric. `[main]`
+    ///
+    /// # Errors
+    /// The plugin is none, or fails to make it.
+    pub fn metric(&self) -> Result<Box<dyn Metric>> {
+        let functions = self.functions(self.library.metric, PluginKind::Metric)?;
+        let instance = self.maker.create(functions.create, functions.destroy)?;
+        let manifest = self.manifest();
+        Ok(Box::new(PluginMetric {
+            instance,
+            functions,
+            needs: manifest.needs.clone(),
+            reads_cuda: manifest.reads_cuda,
+        }))
+    }
+
+    /// Makes a sink. `[main]`
+    ///
+    /// # Errors
+    /// The plugin is none, or fails to make it.
+    pub fn checkpoint_sink(&self) -> Result<Box<dyn CheckpointSink>> {
+        let functions = self.functions(self.library.checkpoint_sink, PluginKind::CheckpointSink)?;
+        let instance = self.maker.create(functions.create, functions.destroy)?;
+        Ok(Box::new(PluginCheckpointSink::new(instance, functions)))
+    }
+
+    fn functions<F>(&self, functions: Option<F>, kind: PluginKind) -> Result<F> {
+        functions.ok_or_else(|| {
+            let kinds: Vec<_> = self.kinds().iter().map(|kind| kind.name()).collect();
+            Error::new(
+                Kind::Config,
+                format!(
+                    "plugin {} is no {kind} but {}: {}",
+                    self.id(),
+                    kinds.join(", "),
+                    self.path.display()
+                ),
+            )
+            .hint("`host plugin list` shows what each plugin is")
+        })
+    }
+}

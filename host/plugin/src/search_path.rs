@@ -1,0 +1,263 @@
+use std::env;
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use host_core::{Error, Kind, Result};
+use object::ReadCache;
+
+use crate::config::nearest;
+use crate::image::{Image, open};
+use crate::inspect::{Inspection, look};
+use crate::{PluginManifest, Target};
+
+/// Folders where plugins are looked for, in order. The current directory is never among them by
+/// itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SearchPath {
+    dirs: Vec<PathBuf>,
+}
+
+/// A library that may be loaded. It has been looked at, not run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// Its file.
+    pub path: PathBuf,
+    /// What it says about itself.
+    pub manifest: PluginManifest,
+}
+
+/// A library in one of the folders, loadable or not.
+#[derive(Debug)]
+pub struct Listed {
+    /// Its file.
+    pub path: PathBuf,
+    /// What it says about itself, or why it is refused.
+    pub outcome: Result<PluginManifest>,
+    /// The file that is taken in its stead, since it has the same id and comes earlier.
+    pub shadowed_by: Option<PathBuf>,
+}
+
+impl Found {
+    /// SHA-256 of the file as it is now, in lower-case hexadecimal.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn sha256(&self) -> Result<String> {
+        Image::read(&self.path).map(|image| image.sha256())
+    }
+}
+
+impl SearchPath {
+    /// `HOST_PLUGIN_PATH`, the executable's own folder, `$XDG_DATA_HOME/host/plugins` and
+    /// `/usr/lib/host/plugins`.
+    pub fn from_env() -> Self {
+        let executable = env::current_exe().ok();
+        Self::from_parts(
+            env::var_os("HOST_PLUGIN_PATH"),
+            executable.as_deref().and_then(Path::parent),
+            env::var_os("XDG_DATA_HOME"),
+            env::var_os("HOME"),
+        )
+    }
+
+    /// Exactly these folders.
+    pub fn new(dirs: impl IntoIterator<Item = PathBuf>) -> Self {
+        Self {
+            dirs: dirs.into_iter().collect(),
+        }
+    }
+
+    fn from_parts(
+        plugin_path: Option<OsString>,
+        beside: Option<&Path>,
+        data_home: Option<OsString>,
+        home: Option<OsString>,
+    ) -> Self {
+        let given = plugin_path.unwrap_or_default();
+        // An empty element means the current directory to a shell, which nobody asked for here.
+        let given = env::split_paths(&given).filter(|dir| !dir.as_os_str().is_empty());
+        let data_home = data_home
+            .map(PathBuf::from)
+            .filter(|dir| dir.is_absolute())
+            .or_else(|| Some(PathBuf::from(home?).join(".local/share")))
+            .filter(|dir| dir.is_absolute());
+        Self::new(
+            given
+                .chain(beside.map(Path::to_owned))
+                .chain(data_home.map(|dir| dir.join("host/plugins")))
+                .chain([PathBuf::from("/usr/lib/host/plugins")]),
+        )
+    }
+
+    /// The folders, in order.
+    pub fn dirs(&self) -> &[PathBuf] {
+        &self.dirs
+    }
+
+    /// Finds a plugin by its file, or by its id: the first library with that id counts, even if it
+    /// is refused, so that an older one does not silently take its place.
+    ///
+    /// # Errors
+    /// There is none, or it is refused.
+    pub fn find(&self, target: &Target) -> Result<Found> {
+        let id = match target {
+            Target::Path(path) => {
+                let manifest = look_at(path)?.outcome.map_err(|refusal| refusal.at(path))?;
+                return Ok(Found {
+                    path: path.clone(),
+                    manifest,
+                });
+            }
+            Target::Id(id) => id,
+        };
+        let mut others = Vec::new();
+        for path in self.libraries() {
+            match look_at(&path) {
+                Ok(Inspection {
+                    id: Some(its),
+                    outcome,
+                }) if its == *id => {
+                    let manifest = outcome.map_err(|refusal| refusal.at(&path))?;
+                    return Ok(Found { path, manifest });
+                }
+                Ok(Inspection {
+                    id: Some(its),
+                    outcome: Ok(_),
+                }) => others.push(its),
+                Ok(Inspection {
+                    id: None,
+                    outcome: Err(refusal),
+                }) if is_named_after(&path, id) => {
+                    return Err(refusal.at(&path));
+                }
+                _ => {}
+            }
+        }
+        Err(self.not_found(id, &others))
+    }
+
+    /// Every library in the folders, in the order in which they are looked at.
+    pub fn list(&self) -> Vec<Listed> {
+        let mut first: Vec<(String, PathBuf)> = Vec::new();
+        self.libraries()
+            .into_iter()
+            .map(|path| {
+                let (id, outcome) = match look_at(&path) {
+                    Ok(Inspection { id, outcome }) => {
+                        (id, outcome.map_err(|refusal| refusal.at(&path)))
+                    }
+                    Err(error) => (None, Err(error)),
+                };
+                let earlier = id.as_ref().and_then(|id| {
+                    let earlier = first.iter().find(|(known, _)| known == id);
+                    earlier.map(|(_, path)| path.clone())
+                });
+                if let (Some(id), None) = (id, &earlier) {
+                    first.push((id, path.clone()));
+                }
+                Listed {
+                    path,
+                    outcome,
+                    shadowed_by: earlier,
+                }
+            })
+            .collect()
+    }
+
+    /// The `*.so` files of the folders, each folder once and sorted by name. A folder that is not
+    /// there or cannot be read has none.
+    fn libraries(&self) -> Vec<PathBuf> {
+        let mut seen = Vec::new();
+        let mut found = Vec::new();
+        for dir in &self.dirs {
+            let Ok(real) = dir.canonicalize() else {
+                continue;
+            };
+            if seen.contains(&real) {
+                continue;
+            }
+            seen.push(real);
+            let Ok(entries) = dir.read_dir() else {
+                continue;
+            };
+            let mut libraries: Vec<PathBuf> = entries
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                .filter(|path| path.extension().is_some_and(|extension| extension == "so"))
+                .collect();
+            libraries.sort();
+            found.append(&mut libraries);
+        }
+        found
+    }
+
+    fn not_found(&self, id: &str, others: &[String]) -> Error {
+        let error = Error::new(Kind::Config, format!("no plugin has the id {id:?}"));
+        let mut known: Vec<&str> = others.iter().map(String::as_str).collect();
+        known.sort_unstable();
+        known.dedup();
+        if let Some(near) = nearest(id, &known) {
+            return error.hint(format!("did you mean {near}?"));
+        }
+        let dirs: Vec<_> = self
+            .dirs
+            .iter()
+            .map(|dir| dir.display().to_string())
+            .collect();
+        let known = match known.is_empty() {
+            true => "nothing".to_owned(),
+            false => known.join(", "),
+        };
+        error.hint(format!(
+            "found {known} in {}; give the library's path, or set HOST_PLUGIN_PATH to its folder",
+            dirs.join(", ")
+        ))
+    }
+}
+
+/// Reads of the file only what the look needs.
+fn look_at(path: &Path) -> Result<Inspection> {
+    let (file, _): (File, u64) = open(path)?;
+    let cache = ReadCache::new(file);
+    Ok(look(&cache))
+}
+
+/// Whether the file is called as a library of this id would be.
+fn is_named_after(path: &Path, id: &str) -> bool {
+    let stem = path.file_stem().and_then(|stem| stem.to_str());
+    stem.is_some_and(|stem| stem.strip_prefix("lib").unwrap_or(stem) == id.replace('-', "_"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_is_fixed_and_the_current_directory_is_not_in_it() {
+        let path = SearchPath::from_parts(
+            Some(":/a::/b:".into()),
+            Some(Path::new("/exe")),
+            Some("/data".into()),
+            Some("/home".into()),
+        );
+        let expected = [
+            "/a",
+            "/b",
+            "/exe",
+            "/data/host/plugins",
+            "/usr/lib/host/plugins",
+        ];
+        assert_eq!(path.dirs(), expected.map(PathBuf::from));
+    }
+
+    #[test]
+    fn a_relative_or_missing_data_home_gives_way_to_the_home() {
+        for data_home in [None, Some("relative".into()), Some("".into())] {
+            let path = SearchPath::from_parts(None, None, data_home, Some("/home".into()));
+            let expected = ["/home/.local/share/host/plugins", "/usr/lib/host/plugins"];
+            assert_eq!(path.dirs(), expected.map(PathBuf::from));
+        }
+        let nowhere = SearchPath::from_parts(None, None, None, None);
+        assert_eq!(nowhere.dirs(), [PathBuf::from("/usr/lib/host/plugins")]);
+    }
+}

@@ -1,0 +1,300 @@
+use std::ffi::c_void;
+use std::marker::PhantomData;
+
+use host_core::{Device, Dtype, Kind, Metric, MetricBatch, Need, TensorView};
+use host_plugin::PluginKind;
+use serde_json::{Value, json};
+
+use crate::fixture::{Fixture, dir, listen, load, log_of};
+
+fn view<T>(data: &T, dtype: Dtype) -> TensorView<'_> {
+    TensorView {
+        data: std::ptr::from_ref(data).cast::<c_void>(),
+        shape: &[],
+        strides: &[],
+        dtype,
+        device: Device::Cpu,
+        owner: PhantomData,
+    }
+}
+
+/// Adds a batch with this loss and number of tokens.
+fn update(metric: &mut dyn Metric, loss_sum: f64, tokens: i64) -> host_core::Result<()> {
+    metric.update(MetricBatch {
+        step: 7,
+        tensors: &[
+            (Need::TokenCount, view(&tokens, Dtype::I64)),
+            (Need::LossSum, view(&loss_sum, Dtype::F64)),
+        ],
+    })
+}
+
+/// A metric that fails as `how` says; its plugin's id is `how` too.
+fn failing(how: &str) -> Box<dyn Metric> {
+    let plugin = Fixture::metric(how).load_with(dir().path(), json!({"how": how}));
+    plugin.unwrap().metric().unwrap()
+}
+
+#[test]
+fn batches_are_added_and_states_merge() {
+    let dir = dir();
+    let plugin = Fixture::metric("adds").load(dir.path()).unwrap();
+    assert_eq!(plugin.id(), "adds");
+    assert_eq!(plugin.kinds(), [PluginKind::Metric]);
+    assert_eq!(plugin.config(), json!({}).as_object().unwrap());
+    assert_eq!(plugin.sha256().len(), 64);
+    let (mut one, mut two) = (plugin.metric().unwrap(), plugin.metric().unwrap());
+    assert_eq!(one.needs(), [Need::LossSum, Need::TokenCount]);
+    assert!(!one.reads_cuda());
+    update(&mut *one, 6.0, 2).unwrap();
+    update(&mut *two, 4.0, 3).unwrap();
+    one.merge_state(&two.export_state().unwrap()).unwrap();
+    let values = one.compute().unwrap();
+    assert_eq!(
+        values,
+        [("loss/mean".to_owned(), 2.0), ("tokens".to_owned(), 5.0)]
+    );
+    one.reset().unwrap();
+    assert!(one.compute().unwrap()[0].1.is_nan());
+    let error = one.merge_state(b"short").unwrap_err();
+    assert_eq!(
+        error.message(),
+        "plugin adds failed in merge_state: the state has a wrong size"
+    );
+    let summary = plugin.stats().summary();
+    assert_eq!((summary.calls, summary.failures), (8, 1));
+}
+
+#[test]
+fn an_instance_is_destroyed_once_after_its_last_call() {
+    listen();
+    let dir = dir();
+    let plugin = Fixture::metric("destroyed").load(dir.path()).unwrap();
+    let one = plugin.metric().unwrap();
+    let mut two = plugin.metric().unwrap();
+    drop(one);
+    drop(plugin);
+    assert_eq!(log_of("destroyed"), ["create", "create", "destroy"]);
+    update(&mut *two, 1.0, 1).unwrap();
+    drop(two);
+    assert_eq!(
+        log_of("destroyed"),
+        ["create", "create", "destroy", "destroy"]
+    );
+}
+
+#[test]
+fn a_tensor_crosses_with_its_sizes_strides_and_device() {
+    listen();
+    let plugin = Fixture::metric("tensors")
+        .manifest_with("needs", json!(["nll"]))
+        .manifest_with("devices", json!(["cpu", "cuda"]))
+        .load(dir().path())
+        .unwrap();
+    let mut metric = plugin.metric().unwrap();
+    assert!(metric.reads_cuda());
+    let data = [0f32; 6];
+    let nll = TensorView {
+        shape: &[2, 3],
+        strides: &[1, 2],
+        device: Device::Cuda(1),
+        ..view(&data, Dtype::F32)
+    };
+    metric
+        .update(MetricBatch {
+            step: 1,
+            tensors: &[(Need::Nll, nll)],
+        })
+        .unwrap();
+    assert_eq!(
+        log_of("tensors").last().unwrap(),
+        "nll: 2 dimensions, sizes 2 3, strides 1 2, device 2:1"
+    );
+}
+
+#[test]
+fn a_batch_that_the_host_got_wrong_does_not_reach_the_plugin() {
+    let plugin = Fixture::metric("host-fault").load(dir().path()).unwrap();
+    let mut metric = plugin.metric().unwrap();
+    let (loss_sum, tokens) = (1.0, 1i64);
+    let loss = view(&loss_sum, Dtype::F64);
+    let count = view(&tokens, Dtype::I64);
+    let on_cuda = TensorView {
+        device: Device::Cuda(0),
+        ..count
+    };
+    let no_strides = TensorView {
+        shape: &[1],
+        ..count
+    };
+    for (count, fault) in [
+        (None, "is missing from the batch"),
+        (Some(on_cuda), "lies on a device the metric cannot read"),
+        (Some(no_strides), "has other strides than sizes"),
+    ] {
+        let mut tensors = vec![(Need::LossSum, loss)];
+        tensors.extend(count.map(|count| (Need::TokenCount, count)));
+        let error = metric
+            .update(MetricBatch {
+                step: 1,
+                tensors: &tensors,
+            })
+            .unwrap_err();
+        assert_eq!(
+            error.message(),
+            format!("the metric input token_count {fault}")
+        );
+        assert_eq!(error.kind(), Kind::System);
+    }
+    assert_eq!(plugin.stats().summary().calls, 0);
+}
+
+#[test]
+fn a_failing_create_is_the_plugins_error() {
+    for (id, how, reason) in [
+        ("create", "create", "create was told to fail"),
+        (
+            "no-instance",
+            "no_instance",
+            "it succeeded but gave no instance",
+        ),
+    ] {
+        let plugin = Fixture::metric(id).load_with(dir().path(), json!({"how": how}));
+        let error = plugin.unwrap().metric().map(|_| ()).unwrap_err();
+        assert_eq!(
+            error.message(),
+            format!("plugin {id} failed in create: {reason}")
+        );
+        assert_eq!(error.kind(), Kind::Plugin);
+    }
+}
+
+#[test]
+fn a_failing_call_says_which_and_why() {
+    for (how, reason) in [
+        ("update", "update was told to fail"),
+        ("silence", "it gave no reason"),
+        ("unsupported", "it cannot do this"),
+        ("strange", "it gave no reason, and the unknown status 77"),
+    ] {
+        let mut metric = failing(how);
+        for _ in 0..2 {
+            let error = update(&mut *metric, 1.0, 1).unwrap_err();
+            assert_eq!(
+                error.message(),
+                format!("plugin {how} failed in update: {reason}")
+            );
+            assert_eq!(error.kind(), Kind::Plugin);
+        }
+        assert!(metric.compute().is_ok(), "a failure is not a panic");
+    }
+    let error = failing("reset").reset().unwrap_err();
+    assert_eq!(
+        error.message(),
+        "plugin reset failed in reset: reset was told to fail"
+    );
+}
+
+#[test]
+fn output_that_the_host_refused_fails_the_call() {
+    for (how, reason) in [
+        ("compute", "compute was told to fail"),
+        (
+            "broken_name",
+            "it gave a value a name that is not UTF-8: \"lo\u{fffd}\"",
+        ),
+        ("empty_name", "it gave a value an empty name"),
+        ("same_name", "it put \"loss/mean\" twice"),
+        ("bytes", "it put bytes where values belong"),
+    ] {
+        let error = failing(how).compute().unwrap_err();
+        assert_eq!(
+            error.message(),
+            format!("plugin {how} failed in compute: {reason}")
+        );
+    }
+    for (how, reason) in [
+        ("export_state", "it succeeded but put nothing"),
+        ("too_much", "it put 1099511627776 bytes, more than 64 MiB"),
+    ] {
+        let error = failing(how).export_state().unwrap_err();
+        assert_eq!(
+            error.message(),
+            format!("plugin {how} failed in export_state: {reason}")
+        );
+    }
+}
+
+#[test]
+fn after_a_panic_the_instance_is_only_destroyed() {
+    listen();
+    let plugin = Fixture::metric("panicking")
+        .load_with(dir().path(), json!({"how": "panic"}))
+        .unwrap();
+    let mut metric = plugin.metric().unwrap();
+    let error = update(&mut *metric, 1.0, 1).unwrap_err();
+    assert_eq!(
+        error.message(),
+        "plugin panicking failed in update: panicked: out of tea at line 3"
+    );
+    for (call, error) in [
+        ("compute", metric.compute().unwrap_err()),
+        ("reset", metric.reset().unwrap_err()),
+        ("update", update(&mut *metric, 1.0, 1).unwrap_err()),
+        ("export_state", metric.export_state().unwrap_err()),
+        ("merge_state", metric.merge_state(&[]).unwrap_err()),
+    ] {
+        assert_eq!(
+            error.message(),
+            format!(
+                "plugin panicking failed in {call}: it panicked in update before and is not called again"
+            )
+        );
+    }
+    assert_eq!(plugin.stats().summary().calls, 1);
+    assert!(
+        plugin.metric().unwrap().compute().is_ok(),
+        "another instance works"
+    );
+    drop(metric);
+    assert_eq!(
+        log_of("panicking"),
+        ["create", "create", "destroy", "destroy"]
+    );
+}
+
+#[test]
+fn settings_are_checked_before_the_library_is_loaded() {
+    let dir = dir();
+    // The code would refuse the host, but does not come to it.
+    let path = Fixture::metric("settings")
+        .flag("-DREFUSES")
+        .build(dir.path());
+    let fails = |config: Value| load(&path, config).unwrap_err();
+    let error = fails(json!({"kep": 3}));
+    assert_eq!(error.message(), "plugin settings has no setting kep");
+    assert_eq!(error.hint_text(), Some("did you mean keep?"));
+    assert_eq!(error.kind(), Kind::Config);
+    let error = fails(json!({"keep": "three"}));
+    assert_eq!(
+        error.message(),
+        "plugin settings cannot use the setting keep: \"three\" is not of type \"integer\""
+    );
+}
+
+#[test]
+fn a_plugin_of_another_kind_is_refused() {
+    let plugin = Fixture::metric("only-metric").load(dir().path()).unwrap();
+    let error = plugin.checkpoint_sink().map(|_| ()).unwrap_err();
+    assert_eq!(
+        error.message(),
+        format!(
+            "plugin only-metric is no checkpoint_sink but metric: {}",
+            plugin.path().display()
+        )
+    );
+    assert_eq!(
+        error.hint_text(),
+        Some("`host plugin list` shows what each plugin is")
+    );
+}
