@@ -6,6 +6,7 @@ use std::path::Path;
 use host_core::{Dtype, Error, Kind, ParamInfo, Result};
 use tch::{Device, Kind as TorchKind, Tensor, no_grad_guard};
 
+use crate::config::Precision;
 use crate::model_config::ModelConfig;
 use crate::precision::Arithmetic;
 use crate::torch_shim;
@@ -66,6 +67,10 @@ struct Dropout {
     attention: f64,
     residual: f64,
 }
+
+/// Logits that exist at once in training, in elements: few enough for the cache, enough for a matrix
+/// product.
+const LOGITS_AT_ONCE: i64 = 1 << 21;
 
 /// Keys and values of the tokens seen so far, one pair a block.
 pub(crate) type Past = Vec<Option<(Tensor, Tensor)>>;
@@ -216,22 +221,17 @@ impl Gpt2 {
         checkpointing: bool,
     ) -> Result<Tensor> {
         let dropout = self.dropout(true);
-        if !checkpointing {
-            let loss = self.arithmetic.autocast(self.device, || {
-                let hidden = self
-                    .blocks
-                    .iter()
-                    .fold(self.embed(tokens, 0, dropout), |x, block| {
-                        block.forward(&x, dropout, None)
-                    });
-                self.loss(&hidden, tokens)
-            });
-            (&loss * scale).backward();
-            return Ok(loss.detach());
-        }
-
         let autocast = |f: &dyn Fn() -> Tensor| self.arithmetic.autocast(self.device, f);
         let embedded = autocast(&|| self.embed(tokens, 0, dropout));
+        if !checkpointing {
+            let output = self.blocks.iter().fold(embedded, |x, block| {
+                autocast(&|| block.forward(&x, dropout, None))
+            });
+            let (loss, gradient) = self.loss_backward(&output.detach(), tokens, scale)?;
+            torch_shim::backward_with(&output, &gradient)?;
+            return Ok(loss);
+        }
+
         let mut inputs = vec![embedded.detach()];
         let mut random = Vec::new();
         {
@@ -239,17 +239,14 @@ impl Gpt2 {
             for block in &self.blocks {
                 random.push(torch_shim::rng_state(self.device)?);
                 let input = &inputs[inputs.len() - 1];
-                let output = autocast(&|| block.forward(input, dropout, None));
-                inputs.push(output);
+                inputs.push(autocast(&|| block.forward(input, dropout, None)));
             }
         }
         let after = torch_shim::rng_state(self.device)?;
-        let hidden = leaf(inputs.pop());
-        let loss = autocast(&|| self.loss(&hidden, tokens));
-        (&loss * scale).backward();
-        let mut gradient = hidden.grad();
+        let (loss, mut gradient) =
+            self.loss_backward(&unwrap_input(inputs.pop()), tokens, scale)?;
         for (block, random) in self.blocks.iter().zip(&random).rev() {
-            let input = leaf(inputs.pop());
+            let input = unwrap_input(inputs.pop()).set_requires_grad(true);
             torch_shim::set_rng_state(self.device, random)?;
             let output = autocast(&|| block.forward(&input, dropout, None));
             torch_shim::backward_with(&output, &gradient)?;
@@ -257,7 +254,31 @@ impl Gpt2 {
         }
         torch_shim::backward_with(&embedded, &gradient)?;
         torch_shim::set_rng_state(self.device, &after)?;
-        Ok(loss.detach())
+        Ok(loss)
+    }
+
+    /// From the last block's output (without a graph) to the mean loss over all tokens but the
+    /// first, and back: adds to the head's gradients, and returns the loss (0-d) and the gradient
+    /// of `scale` times it with respect to the output.
+    fn loss_backward(
+        &self,
+        output: &Tensor,
+        tokens: &Tensor,
+        scale: f64,
+    ) -> Result<(Tensor, Tensor)> {
+        let (batch, length) = (tokens.size()[0], tokens.size()[1] - 1);
+        let output = output.set_requires_grad(true);
+        let normed = self.ln_f.forward(&output.narrow(1, 0, length));
+        let (loss, gradient) = torch_shim::linear_cross_entropy(
+            &normed.reshape([batch * length, -1]),
+            &self.lm_head,
+            &tokens.narrow(1, 1, length).reshape([-1]),
+            (LOGITS_AT_ONCE / self.config.vocab_size).max(64),
+            scale,
+            self.arithmetic.0 == Precision::Bf16,
+        )?;
+        torch_shim::backward_with(&normed, &gradient.view_as(&normed))?;
+        Ok((loss, output.grad()))
     }
 
     /// Logits of every position but the last, (batch, sequence - 1, vocabulary) f32 (f64 where the
@@ -291,16 +312,6 @@ impl Gpt2 {
             }
             self.head(&x.select(1, -1))
         })
-    }
-
-    /// Mean of the negative log likelihoods of `tokens` but the first, in nats; 0-d.
-    fn loss(&self, hidden: &Tensor, tokens: &Tensor) -> Tensor {
-        let length = tokens.size()[1] - 1;
-        let logits = self.head(&hidden.narrow(1, 0, length));
-        let labels = tokens.narrow(1, 1, length).reshape([-1]);
-        logits
-            .view([-1, self.config.vocab_size])
-            .cross_entropy_loss::<Tensor>(&labels, None, tch::Reduction::Mean, -100, 0.0)
     }
 
     fn embed(&self, tokens: &Tensor, position: i64, dropout: Dropout) -> Tensor {
@@ -466,8 +477,6 @@ fn drop_out(x: Tensor, p: f64) -> Tensor {
     if p > 0.0 { x.dropout(p, true) } else { x }
 }
 
-/// A tensor that a backward pass ends at.
-fn leaf(tensor: Option<Tensor>) -> Tensor {
-    let tensor = tensor.unwrap_or_else(|| unreachable!("an input was kept for each block"));
-    tensor.detach().set_requires_grad(true)
+fn unwrap_input(input: Option<Tensor>) -> Tensor {
+    input.unwrap_or_else(|| unreachable!("an input was kept for each block"))
 }

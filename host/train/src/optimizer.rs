@@ -74,7 +74,7 @@ impl Optimizer {
         torch_shim::clip_grad_norm(&self.params, max_norm)
     }
 
-    /// Changes the parameters by their gradients, which it sets to zero. Where `skip` (0-d f32) is
+    /// Changes the parameters by their gradients, which it then drops. Where `skip` (0-d f32) is
     /// 1, no parameter and no state changes.
     pub(crate) fn step(&mut self, learning_rate: f64, skip: Option<&Tensor>) -> Result<()> {
         let _guard = no_grad_guard();
@@ -100,10 +100,7 @@ impl Optimizer {
                 skip,
             )?;
         }
-        for param in &mut self.params {
-            param.zero_grad();
-        }
-        Ok(())
+        torch_shim::clear_gradients(&self.params)
     }
 
     /// The state by name, in one order always: `step`, `exp_avg.NAME`, `exp_avg_sq.NAME`.

@@ -37,6 +37,17 @@ unsafe extern "C" {
         eps: f64,
         found_inf: *const C_tensor,
     ) -> c_int;
+    fn shim_linear_cross_entropy(
+        hidden: *const C_tensor,
+        weight: *const C_tensor,
+        labels: *const C_tensor,
+        rows: i64,
+        scale: f64,
+        bf16: bool,
+        loss: *mut *mut C_tensor,
+        hidden_gradient: *mut *mut C_tensor,
+    ) -> c_int;
+    fn shim_clear_gradients(params: *const *const C_tensor, n: usize) -> c_int;
     fn shim_backward_with(tensor: *const C_tensor, gradient: *const C_tensor) -> c_int;
     fn shim_rng_state(cuda: bool, index: c_int, state: *mut *mut C_tensor) -> c_int;
     fn shim_set_rng_state(cuda: bool, index: c_int, state: *const C_tensor) -> c_int;
@@ -110,6 +121,44 @@ pub(crate) fn fused_adamw(
     })
 }
 
+/// The head and its loss, forward and backward at once, without ever holding all logits.
+///
+/// `hidden` is (n, width), `weight` (vocabulary, width), `labels` (n) i64. Returns the mean
+/// cross-entropy (0-d) and `scale` times its gradient with respect to `hidden`; `scale` times that
+/// with respect to `weight` is added to the weight's. The logits exist `rows` rows at a time.
+pub(crate) fn linear_cross_entropy(
+    hidden: &Tensor,
+    weight: &Tensor,
+    labels: &Tensor,
+    rows: i64,
+    scale: f64,
+    bf16: bool,
+) -> Result<(Tensor, Tensor)> {
+    let (mut loss, mut gradient) = (ptr::null_mut(), ptr::null_mut());
+    // SAFETY: the pointers are of live tensors, and the two results receive new ones.
+    checked(unsafe {
+        shim_linear_cross_entropy(
+            hidden.as_ptr(),
+            weight.as_ptr(),
+            labels.as_ptr(),
+            rows,
+            scale,
+            bf16,
+            &mut loss,
+            &mut gradient,
+        )
+    })?;
+    // SAFETY: the call went well, so both are tensors that nobody else owns.
+    Ok(unsafe { (Tensor::from_ptr(loss), Tensor::from_ptr(gradient)) })
+}
+
+/// Leaves the parameters without gradients.
+pub(crate) fn clear_gradients(params: &[Tensor]) -> Result<()> {
+    let params = pointers(params);
+    // SAFETY: the pointers are of live tensors.
+    checked(unsafe { shim_clear_gradients(params.as_ptr(), params.len()) })
+}
+
 /// Backward through `tensor` with the gradient that arrives from above it.
 pub(crate) fn backward_with(tensor: &Tensor, gradient: &Tensor) -> Result<()> {
     // SAFETY: both pointers are of live tensors.
@@ -172,4 +221,73 @@ fn checked(status: c_int) -> Result<()> {
         Kind::System,
         format!("libtorch failed: {first_line}"),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind as TorchKind;
+
+    #[test]
+    fn the_head_in_parts_gives_the_whole_ones_loss_and_gradients() {
+        let options = (TorchKind::Double, Device::Cpu);
+        let hidden = Tensor::randn([10, 4], options).set_requires_grad(true);
+        let weight = Tensor::randn([6, 4], options).set_requires_grad(true);
+        let labels = Tensor::from_slice(&[0_i64, 5, 2, 2, 1, 4, 3, 0, 5, 1]);
+        let logits = hidden.linear::<Tensor>(&weight, None);
+        let whole = logits.cross_entropy_for_logits(&labels);
+        (&whole * 0.5).backward();
+        let (hidden_gradient, weight_gradient) = (hidden.grad().copy(), weight.grad().copy());
+        clear_gradients(&[weight.shallow_clone()]).expect("cleared");
+        for times in 1..=2 {
+            let (loss, gradient) =
+                linear_cross_entropy(&hidden, &weight, &labels, 3, 0.5, false).expect("computed");
+            let near = |a: &Tensor, b: &Tensor| a.allclose(b, 1e-12, 1e-12, false);
+            assert!(near(&loss, &whole));
+            assert!(near(&gradient, &hidden_gradient));
+            // The weight's gradient is added up.
+            assert!(near(&weight.grad(), &(&weight_gradient * f64::from(times))));
+        }
+    }
+
+    #[test]
+    fn bfloat16_is_used_where_it_is_asked_for() {
+        let options = (TorchKind::Float, Device::Cpu);
+        let (a, b) = (
+            Tensor::randn([8, 8], options),
+            Tensor::randn([8, 8], options),
+        );
+        let guard = AutocastBf16::new(Device::Cpu);
+        assert_eq!(a.matmul(&b).kind(), TorchKind::BFloat16);
+        drop(guard);
+        assert_eq!(a.matmul(&b).kind(), TorchKind::Float);
+        let labels = Tensor::zeros([8], (TorchKind::Int64, Device::Cpu));
+        let loss = |bf16| {
+            linear_cross_entropy(&a, &b, &labels, 8, 1.0, bf16)
+                .expect("computed")
+                .0
+                .double_value(&[])
+        };
+        let difference = (loss(true) - loss(false)).abs();
+        assert!(difference > 0.0 && difference < 0.05, "{difference}");
+    }
+
+    #[test]
+    fn an_error_of_libtorch_is_told() {
+        let tensor = Tensor::zeros([2], (TorchKind::Float, Device::Cpu));
+        let error = clip_grad_norm(&[tensor], 1.0).expect_err("no gradient");
+        assert!(
+            error.message().contains("took no part in the loss"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn random_numbers_come_again_with_their_state() {
+        let state = rng_state(Device::Cpu).expect("a state");
+        let draw = || Tensor::rand([4], (TorchKind::Float, Device::Cpu));
+        let first = draw();
+        set_rng_state(Device::Cpu, &state).expect("set");
+        assert_eq!(draw(), first);
+    }
 }

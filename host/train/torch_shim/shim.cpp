@@ -7,6 +7,7 @@
 #include <dlfcn.h>
 #include <malloc.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -112,6 +113,58 @@ int shim_fused_adamw(at::Tensor *const *params, at::Tensor *const *exp_avgs,
 		                  list(exp_avg_sqs, n), {}, steps, lr, beta1, beta2, weight_decay, eps,
 		                  /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{},
 		                  found_inf ? std::optional<at::Tensor>(*found_inf) : std::nullopt);
+	});
+}
+
+// The head and its loss, forward and backward at once: the mean over the rows of `hidden` (n, width)
+// of the cross-entropy of `hidden @ weight^T` (vocabulary, width) with `labels` (n) goes to `*loss`
+// (new, 0-d); `scale` times its gradient goes to `*hidden_gradient` (new) and is added to the
+// weight's. Only `rows` rows of the logits exist at any time, and they turn into their own gradient
+// in place. The products are in bfloat16 if `bf16`.
+int shim_linear_cross_entropy(at::Tensor *hidden, at::Tensor *weight, at::Tensor *labels,
+                              int64_t rows, double scale, bool bf16, at::Tensor **loss,
+                              at::Tensor **hidden_gradient) {
+	return guarded([&] {
+		at::NoGradGuard guard;
+		const auto n = hidden->size(0);
+		const auto options = weight->options();
+		const auto product_type = bf16 ? at::kBFloat16 : weight->scalar_type();
+		const auto h = hidden->detach().to(product_type), w = weight->detach().to(product_type);
+		auto total = at::zeros({}, options);
+		auto dh = at::empty(hidden->sizes(), options);
+		auto &dw = weight->mutable_grad();
+		bool first = !dw.defined();
+		if (first)
+			dw = at::empty(weight->sizes(), options);
+		for (int64_t begin = 0; begin < n; begin += rows) {
+			const auto length = std::min(rows, n - begin);
+			const auto part = h.narrow(0, begin, length);
+			const auto label = labels->narrow(0, begin, length).unsqueeze(1);
+			auto gradient = at::log_softmax(at::mm(part, w.t()), 1, options.dtype().toScalarType());
+			total.sub_(gradient.gather(1, label).sum());
+			gradient.exp_();
+			gradient.scatter_add_(1, label, at::full_like(label, -1, options));
+			if (bf16)
+				gradient = gradient.to(at::kBFloat16);
+			const double by = scale / static_cast<double>(n);
+			dh.narrow(0, begin, length).copy_(at::mm(gradient, w).mul_(by));
+			if (bf16)
+				first ? dw.copy_(at::mm(gradient.t(), part)).mul_(by)
+				      : dw.add_(at::mm(gradient.t(), part), by);
+			else
+				dw.addmm_(gradient.t(), part, /*beta=*/first ? 0 : 1, /*alpha=*/by);
+			first = false;
+		}
+		*loss = new at::Tensor(total.div_(n));
+		*hidden_gradient = new at::Tensor(dh);
+	});
+}
+
+// Leaves the parameters without gradients: the next backward pass then need not add to zeros.
+int shim_clear_gradients(at::Tensor *const *params, size_t n) {
+	return guarded([&] {
+		for (size_t i = 0; i < n; i++)
+			params[i]->mutable_grad().reset();
 	});
 }
 
