@@ -235,7 +235,8 @@ mod tests {
         let weight = Tensor::randn([6, 4], options).set_requires_grad(true);
         let labels = Tensor::from_slice(&[0_i64, 5, 2, 2, 1, 4, 3, 0, 5, 1]);
         let logits = hidden.linear::<Tensor>(&weight, None);
-        let whole = logits.cross_entropy_for_logits(&labels);
+        let whole =
+            logits.cross_entropy_loss::<Tensor>(&labels, None, tch::Reduction::Mean, -100, 0.0);
         (&whole * 0.5).backward();
         let (hidden_gradient, weight_gradient) = (hidden.grad().copy(), weight.grad().copy());
         clear_gradients(&[weight.shallow_clone()]).expect("cleared");
