@@ -1,11 +1,12 @@
-//! Plugins in C, compiled here, found, refused, loaded and called: with no SDK in between, so that
-//! they can do what the SDK would not let them.
+//! Plugins, compiled here, found, refused, loaded and called. Most are in C, with no SDK in between,
+//! so that they can do what the SDK would not let them; `panics` has the one that is in Rust.
 
 #![expect(clippy::unwrap_used, reason = "these are tests")]
 
 mod checkpoint_sink;
 mod fixture;
 mod metric;
+mod panics;
 mod param_groups;
 mod refusals;
 mod search_path;
