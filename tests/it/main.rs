@@ -1,1 +1,3 @@
 //! The outer ring of tests: they run the real binary with real plugins.
+
+mod abi_header;

@@ -50,7 +50,7 @@ pub struct DLTensor {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HostTensor {
-    /// Size of this struct in the host's build.
+    /// Size of this struct in the host's build; also the stride of the array it lies in.
     pub struct_size: u32,
     /// `HOST_TENSOR_*`.
     pub flags: u32,

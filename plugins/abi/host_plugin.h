@@ -1,0 +1,412 @@
+// The C ABI between the host and its plugins, version 1. Generated from the crate beside it: do not
+// edit, run `make header`.
+//
+// A plugin is a shared library that exports one function, host_plugin_entry_v1, and embeds a JSON
+// manifest in the ELF section HOST_PLUGIN_MANIFEST_SECTION, which the host reads before it runs any
+// code of the plugin. Rules that hold for every type here:
+//
+// Growth: the major version is in the entry symbol's name. A minor version only appends fields.
+// Every struct but HostStr and the DLPack ones starts with struct_size; read the field f only if
+// offsetof(f) + sizeof(f) <= struct_size.
+//
+// Ownership: who allocates frees, and nothing is freed across the boundary. What a call receives is
+// borrowed until it returns, unless its comment says otherwise. Output goes only through the host's
+// callbacks, which copy.
+//
+// Strings are UTF-8, pointer and length, without a terminating zero.
+//
+// Threads: [main] the thread that set the host up. [inst] one thread at a time for an instance,
+// which may migrate between calls. [any] any thread at any time. [worker] a thread of the
+// instance's own on which it may block.
+//
+// Faults: no panic, exception or longjmp leaves a plugin. After HOST_PANIC the host only destroys
+// the instance.
+//
+// A plugin does not link libtorch, and leaves alone signals, the environment, the working directory
+// and exit.
+
+#ifndef HOST_PLUGIN_H
+#define HOST_PLUGIN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// The one symbol a plugin exports; its type is HostPluginEntry.
+#define HOST_PLUGIN_ENTRY_SYMBOL "host_plugin_entry_v1"
+
+// The ELF section that holds the plugin's manifest: one JSON object in UTF-8.
+//
+//   { "abi": [1, 0], "id": "perplexity", "version": "0.1.0", "description": "...",
+//     "kinds": ["metric"], "needs": ["loss_sum"], "devices": ["cpu"], "config": { JSON Schema } }
+//
+// kinds has param_groups, metric and checkpoint_sink; devices has cpu and cuda, and is ["cpu"] where
+// it is absent. Without config the plugin takes no settings. Zero bytes behind the object are
+// ignored, so a string will do:
+//
+//   __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used))
+//   static const char manifest[] = "{ ... }";
+#define HOST_PLUGIN_MANIFEST_SECTION ".host_manifest"
+
+// DLPack's own header declares these three too. Where it was included first, its own are used.
+#ifndef DLPACK_DLPACK_H_
+// DLPack's DLDevice: 1 is the CPU, 2 a CUDA device.
+typedef struct {
+    // DLDeviceType.
+    int32_t device_type;
+    // Which of them.
+    int32_t device_id;
+} DLDevice;
+
+// DLPack's DLDataType: code 0 is int, 1 uint, 2 float, 4 bfloat, 6 bool.
+typedef struct {
+    // DLDataTypeCode.
+    uint8_t code;
+    // Bits of one lane.
+    uint8_t bits;
+    // Always 1 here.
+    uint16_t lanes;
+} DLDataType;
+
+// DLPack 1's DLTensor, the layout that every array library reads.
+//
+// The element i lies at data + byte_offset + sum(i[d] * strides[d]) * bits / 8.
+typedef struct {
+    // Start of the allocation; null if the tensor is empty.
+    void *data;
+    // Where the data lies.
+    DLDevice device;
+    // Number of dimensions; 0 for a scalar.
+    int32_t ndim;
+    // Type of an element.
+    DLDataType dtype;
+    // ndim sizes.
+    int64_t *shape;
+    // ndim strides in elements, never null if ndim > 0.
+    int64_t *strides;
+    // Offset of the first element in bytes.
+    uint64_t byte_offset;
+} DLTensor;
+#endif
+
+
+// Major version: part of the entry symbol's name; another major is another ABI.
+#define HOST_ABI_MAJOR 1
+
+// Minor version: counts the appended fields.
+#define HOST_ABI_MINOR 0
+
+// Kinds of a HostPluginItem. See HostParamGroups.
+#define HOST_KIND_PARAM_GROUPS 1
+
+// See HostMetric.
+#define HOST_KIND_METRIC 2
+
+// See HostCheckpointSink.
+#define HOST_KIND_CHECKPOINT_SINK 3
+
+// Levels of HostApi::log.
+#define HOST_LOG_ERROR 1
+
+// Something is wrong, and the plugin goes on.
+#define HOST_LOG_WARN 2
+
+// What a user may like to know.
+#define HOST_LOG_INFO 3
+
+// What an author may like to know.
+#define HOST_LOG_DEBUG 4
+
+// Flag of HostTensor: the plugin must not write through `dl.data`.
+#define HOST_TENSOR_READ_ONLY 1
+
+// What a call ended with. An unknown value counts as HOST_ERROR.
+typedef int32_t HostStatus;
+
+// UTF-8 text or, where a comment says so, bytes. Borrowed. `ptr` may be null only if `len` is 0.
+//
+// Frozen: the one struct of the ABI without a size.
+typedef struct {
+    // First byte.
+    const uint8_t *ptr;
+    // Length in bytes.
+    size_t len;
+} HostStr;
+
+// What the host gives to a plugin. It lives until the process ends.
+typedef struct {
+    // Size of this struct in the host's build.
+    uint32_t struct_size;
+    // The host's HOST_ABI_MAJOR.
+    uint32_t abi_major;
+    // The host's HOST_ABI_MINOR.
+    uint32_t abi_minor;
+    // Zero.
+    uint32_t reserved;
+    // Handed back as the first argument of each function below.
+    void *ctx;
+    // `[any]` Whether a message of this level would be kept.
+    bool (*log_enabled)(void *ctx, int32_t level);
+    // `[any]` Writes one line to the run's log.
+    void (*log)(void *ctx, int32_t level, HostStr target, HostStr message);
+    // `[any]` Says why the call now running on this thread will fail. The host copies it.
+    void (*set_error)(void *ctx, HostStr message);
+    // `[any]` A named extension such as `host.retain-tensor/1`, or null if the host has none.
+    const void *(*get_extension)(void *ctx, HostStr id);
+} HostApi;
+
+// `create` of every kind. `[main]` Reads the configuration (a JSON object that the host has
+// checked against the manifest's schema) and writes the new instance to `instance`.
+typedef HostStatus (*HostCreate)(const HostApi *api, HostStr config_json, void **instance);
+
+// `destroy` of every kind. `[main]` Joins the instance's threads and frees it; called once.
+typedef void (*HostDestroy)(void *instance);
+
+// One kind that a plugin implements.
+typedef struct {
+    // Size of this struct in the plugin's build; also the stride of the array it lies in.
+    uint32_t struct_size;
+    // One of the `HOST_KIND_*`.
+    uint32_t kind;
+    // A HostParamGroups, HostMetric or
+    // HostCheckpointSink, as `kind` says.
+    const void *vtable;
+} HostPluginItem;
+
+// What a plugin library is.
+typedef struct {
+    // Size of this struct in the plugin's build.
+    uint32_t struct_size;
+    // The major version it was built against.
+    uint32_t abi_major;
+    // The minor version it was built against.
+    uint32_t abi_minor;
+    // The smallest minor version of a host that it can work with.
+    uint32_t min_host_minor;
+    // As in the manifest.
+    HostStr id;
+    // As in the manifest.
+    HostStr version;
+    // Length of `items`.
+    size_t n_items;
+    // The kinds it implements, each at most once.
+    const HostPluginItem *items;
+} HostPlugin;
+
+// The entry function. `[main]` Returns a description that lives until the process ends, or null
+// to refuse this host after saying why by `set_error`. It may be called more than once.
+typedef const HostPlugin *(*HostPluginEntry)(const HostApi *api);
+
+// A trainable parameter of the model. Tied weights appear once.
+typedef struct {
+    // Size of this struct in the host's build; also the stride of the array it lies in.
+    uint32_t struct_size;
+    // Zero.
+    uint32_t flags;
+    // Its name as on the Hub: `transformer.h.0.ln_1.weight`.
+    HostStr name;
+    // `ndim` sizes.
+    const int64_t *shape;
+    // Number of dimensions.
+    uint32_t ndim;
+    // Type of an element.
+    DLDataType dtype;
+} HostParam;
+
+// What a grouping is made from.
+typedef struct {
+    // Size of this struct in the host's build.
+    uint32_t struct_size;
+    // Zero.
+    uint32_t flags;
+    // The trainable parameters, in the model's order.
+    const HostParam *params;
+    // Length of `params`.
+    size_t n_params;
+    // The run's `weight_decay`, for groups that decay and say no other.
+    double weight_decay;
+} HostGroupsRequest;
+
+// Where the groups go. Valid until the call returns.
+typedef struct {
+    // Size of this struct in the host's build.
+    uint32_t struct_size;
+    // Zero.
+    uint32_t reserved;
+    // Handed back as the first argument of each function below.
+    void *ctx;
+    // `[inst]` Adds a group and writes its index to `group`. The learning rate of its parameters
+    // is the schedule's times `lr_multiplier`.
+    HostStatus (*add_group)(void *ctx,
+                            HostStr name,
+                            double weight_decay,
+                            double lr_multiplier,
+                            uint32_t *group);
+    // `[inst]` Puts the parameter with this index of the request into a group. The host refuses
+    // the result unless each parameter was put into one group once.
+    HostStatus (*assign)(void *ctx, size_t param, uint32_t group);
+    // `[inst]` Tells the user of something odd, such as a pattern that matches nothing.
+    HostStatus (*warn)(void *ctx, HostStr message);
+} HostGroupsOut;
+
+// Decides the optimizer's parameter groups.
+typedef struct {
+    // Size of this struct in the plugin's build.
+    uint32_t struct_size;
+    // Zero.
+    uint32_t flags;
+    // See HostCreate.
+    HostCreate create;
+    // See HostDestroy.
+    HostDestroy destroy;
+    // `[inst]` Puts every parameter of the request into a group. The order of the parameters does
+    // not matter to the result.
+    HostStatus (*group)(void *instance, const HostGroupsRequest *request, const HostGroupsOut *out);
+} HostParamGroups;
+
+// A named tensor, borrowed until the call that received it returns.
+typedef struct {
+    // Size of this struct in the host's build; also the stride of the array it lies in.
+    uint32_t struct_size;
+    // `HOST_TENSOR_*`.
+    uint32_t flags;
+    // Which input it is: a name of the manifest's `needs`.
+    HostStr name;
+    // The view itself.
+    const DLTensor *dl;
+    // The CUDA stream on which the data is ready, or null: then it is ready already.
+    void *stream;
+} HostTensor;
+
+// The inputs of one evaluation batch.
+typedef struct {
+    // Size of this struct in the host's build.
+    uint32_t struct_size;
+    // Zero.
+    uint32_t flags;
+    // The optimizer step at which the evaluation takes place.
+    uint64_t step;
+    // What the manifest's `needs` asked for, in any order.
+    //
+    // | name | shape and type | what |
+    // |---|---|---|
+    // | `loss_sum` | 0-d f64 | sum of the negative log likelihoods in nats |
+    // | `token_count` | 0-d i64 | number of predicted tokens |
+    // | `nll` | (batch, time) f32 | negative log likelihood of each predicted token, nats |
+    // | `labels` | (batch, time) i64 | the predicted tokens' ids |
+    // | `argmax` | (batch, time) i64 | the most likely token |
+    // | `label_rank` | (batch, time) i64 | how many tokens were likelier than the label |
+    // | `byte_count` | 0-d i64 | UTF-8 bytes of the predicted tokens |
+    // | `logits` | (batch, time, vocabulary) f32 | all of them; large, so the last resort |
+    const HostTensor *tensors;
+    // Length of `tensors`.
+    size_t n_tensors;
+} HostBatch;
+
+// Where a call puts its results. Valid until the call returns; the functions copy.
+typedef struct {
+    // Size of this struct in the host's build.
+    uint32_t struct_size;
+    // Zero.
+    uint32_t reserved;
+    // Handed back as the first argument of each function below.
+    void *ctx;
+    // `[inst]` Adds a named number. The same name twice is an error.
+    HostStatus (*put_f64)(void *ctx, HostStr name, double value);
+    // `[inst]` Sets the bytes of the result; the last call counts.
+    HostStatus (*put_bytes)(void *ctx, HostStr bytes);
+} HostOut;
+
+// An evaluation metric: a state that batches are added to and that merges across ranks.
+//
+// Merging is associative and commutative: integers exactly, f64 sums to 1e-12.
+typedef struct {
+    // Size of this struct in the plugin's build.
+    uint32_t struct_size;
+    // Zero.
+    uint32_t flags;
+    // See HostCreate.
+    HostCreate create;
+    // See HostDestroy.
+    HostDestroy destroy;
+    // `[inst]` Makes the state that of a new instance.
+    HostStatus (*reset)(void *instance);
+    // `[inst]` Adds a batch to the state.
+    HostStatus (*update)(void *instance, const HostBatch *batch);
+    // `[inst]` Puts the state as bytes, which say their own version.
+    HostStatus (*export_state)(void *instance, const HostOut *out);
+    // `[inst]` Adds to the state one that another instance exported.
+    HostStatus (*merge_state)(void *instance, HostStr state);
+    // `[inst]` Puts the named values of the state. Infinity and NaN are values.
+    HostStatus (*compute)(void *instance, const HostOut *out);
+} HostMetric;
+
+// A complete checkpoint in the run folder. The host keeps it until the sink has returned.
+typedef struct {
+    // Size of this struct in the host's build.
+    uint32_t struct_size;
+    // Zero.
+    uint32_t flags;
+    // The optimizer step it was taken at.
+    uint64_t step;
+    // The run's name: letters, digits, `.`, `_` and `-`; a valid branch name.
+    HostStr run;
+    // Absolute path of the checkpoint's folder. Not to be written to.
+    HostStr dir;
+    // The folder's `manifest.json`: `{"files": {"PATH": {"sha256": HEX, "size": BYTES}, …}}`.
+    HostStr manifest_json;
+    // The evaluation's values at this step, `{"loss/eval": 1.5, …}`; those that are not finite
+    // are strings (`"inf"`, `"nan"`).
+    HostStr metrics_json;
+    // Absolute path of a folder of the sink's own, which exists, survives the run and is part of
+    // no checkpoint.
+    HostStr state_dir;
+} HostCheckpoint;
+
+// Delivers checkpoints somewhere. The host owns the queue and the ledger; the sink reports.
+typedef struct {
+    // Size of this struct in the plugin's build.
+    uint32_t struct_size;
+    // Zero.
+    uint32_t flags;
+    // See HostCreate.
+    HostCreate create;
+    // See HostDestroy.
+    HostDestroy destroy;
+    // `[worker]` Delivers the checkpoint and puts a receipt: a JSON object of the sink's, with
+    // what lets a person find it (`commit`, `path`). Delivering the same again changes nothing.
+    HostStatus (*publish)(void *instance, const HostCheckpoint *checkpoint, const HostOut *out);
+    // `[any]` Asks the `publish` that is running, if any, to end soon with `HOST_CANCELLED`.
+    void (*cancel)(void *instance);
+} HostCheckpointSink;
+
+// The call did what it says.
+#define HOST_OK 0
+
+// It failed; the reason is what `set_error` was last told on this thread.
+#define HOST_ERROR 1
+
+// The plugin panicked; the instance is poisoned and may only be destroyed.
+#define HOST_PANIC 2
+
+// The plugin cannot do this, and asking again would not help: an unknown dtype, a missing field.
+#define HOST_UNSUPPORTED 3
+
+// The call ended early because `cancel` was called.
+#define HOST_CANCELLED 4
+
+// It failed for a reason that may pass (the network, a lock): the host may try again.
+#define HOST_TEMPORARY 5
+
+// What a plugin defines; see HostPluginEntry.
+__attribute__((visibility("default"))) const HostPlugin *host_plugin_entry_v1(const HostApi *api);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
