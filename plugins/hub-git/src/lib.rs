@@ -1,1 +1,96 @@
-//! Pushes checkpoints to a git remote such as the Hugging Face Hub.
+//! A checkpoint sink that pushes to any git remote, such as the Hugging Face Hub: a branch per run,
+//! one commit `step N` per checkpoint, large files by Git LFS.
+//!
+//! Commits are made by git's plumbing in a bare repository without a work tree, LFS objects are
+//! streamed from the checkpoint itself by a client of our own; so a delivery costs next to no disk.
+//! The order is: upload objects, make the commit, write its id to the journal, push it with a lease
+//! on the branch. A push whose answer was lost is found on the branch and not made again.
+//!
+//! Git runs without the user's and the system's configuration: no credential helper may ask, no hook
+//! may run. So proxies come from the environment (`https_proxy`), SSH settings from `~/.ssh/config`
+//! or `GIT_SSH_COMMAND`; a local remote of another user, which git refuses unless the user's
+//! configuration calls it safe, is refused.
+#![forbid(unsafe_code)]
+
+mod attributes;
+mod config;
+mod error;
+mod git;
+mod http;
+mod journal;
+mod lfs;
+mod limit;
+mod model_card;
+mod publisher;
+mod refusal;
+mod remote;
+mod repository;
+mod task;
+mod token;
+mod upload;
+
+use host_plugin_sdk::{Cancel, Checkpoint, CheckpointSink, Host, export_plugin};
+
+pub use config::{Config, LfsMode};
+pub use error::{Error, Result};
+pub use publisher::{Publisher, Receipt, Snapshot};
+
+/// The sink as the host sees it.
+#[derive(Debug)]
+pub struct HubGit {
+    publisher: Publisher,
+    host: Host,
+}
+
+impl CheckpointSink for HubGit {
+    type Config = Config;
+
+    fn create(config: Config, host: Host) -> host_plugin_sdk::Result<Self> {
+        let publisher = Publisher::new(config, &|name| std::env::var(name).ok(), "git")?;
+        Ok(Self { publisher, host })
+    }
+
+    fn publish(
+        &mut self,
+        checkpoint: &Checkpoint<'_>,
+        cancel: &Cancel,
+    ) -> host_plugin_sdk::Result<serde_json::Value> {
+        let snapshot = Snapshot {
+            step: checkpoint.step(),
+            run: checkpoint.run(),
+            dir: checkpoint.dir(),
+            files: checkpoint.files(),
+            metrics: checkpoint.metrics(),
+            state_dir: checkpoint.state_dir(),
+        };
+        let receipt = self
+            .publisher
+            .publish(&snapshot, &|| cancel.is_requested())?;
+        let Receipt {
+            commit,
+            branch,
+            remote,
+        } = &receipt;
+        self.host.info(&format!(
+            "step {} is on branch {branch} as {commit}: {remote}",
+            snapshot.step
+        ));
+        Ok(serde_json::json!(receipt))
+    }
+}
+
+impl From<Error> for host_plugin_sdk::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Temporary(words) => Self::temporary(words),
+            Error::Permanent(words) => Self::new(words),
+            Error::Cancelled => Self::cancelled(),
+        }
+    }
+}
+
+export_plugin! {
+    description: "Pushes each checkpoint as one commit to a git remote such as the Hugging Face Hub",
+    checkpoint_sink: HubGit,
+    config: "config.schema.json",
+}

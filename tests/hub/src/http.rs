@@ -101,6 +101,12 @@ impl Request {
         Ok(body)
     }
 
+    /// Ends the connection without a reply. Dropping the stream would not do: the server keeps
+    /// another handle of it.
+    pub(crate) fn hang_up(self) -> io::Result<()> {
+        self.stream.get_ref().shutdown(std::net::Shutdown::Both)
+    }
+
     /// Sends the reply and ends the connection.
     pub(crate) fn reply(mut self, response: &Response) -> io::Result<()> {
         let mut head = format!("HTTP/1.1 {} -\r\nConnection: close\r\n", response.status);
@@ -116,7 +122,7 @@ impl Request {
         // client might never see the reply.
         stream.shutdown(std::net::Shutdown::Write)?;
         io::copy(&mut self.stream, &mut io::sink())?;
-        Ok(())
+        self.hang_up()
     }
 }
 

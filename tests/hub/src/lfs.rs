@@ -87,6 +87,7 @@ impl Lfs<'_> {
         match (request.method.as_str(), part) {
             ("PUT", None) => self.receive(&oid, request),
             ("PUT", Some(part)) => {
+                self.store()?;
                 let mut bytes = File::create(self.part(&oid, &part))?;
                 request.copy_body(&mut bytes)?;
                 let etag = format!("\"etag-{part}\"");
@@ -133,7 +134,7 @@ impl Lfs<'_> {
         };
         for (index, part) in parts.iter().enumerate() {
             let number = index + 1;
-            if part["partNumber"] != number || part["etag"] != format!("\"etag-{number}\"") {
+            if part["partNumber"] != number || part["etag"] != format!("\"etag-{number:05}\"") {
                 return Ok(Response::text(
                     400,
                     "the parts are out of order or have no ETag",

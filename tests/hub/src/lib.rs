@@ -234,8 +234,11 @@ fn serve(shared: &Shared, stream: TcpStream, door: Door) -> io::Result<()> {
             }
             Ok(())
         }
-        Some(Fault::Close) => Ok(()),
-        Some(Fault::LoseReply) => answer().map(drop),
+        Some(Fault::Close) => request.hang_up(),
+        Some(Fault::LoseReply) => {
+            answer()?;
+            request.hang_up()
+        }
         Some(Fault::Status(status, headers)) => {
             let mut response = Response::text(status, "a fault was asked for");
             response.headers.extend(headers);

@@ -1,0 +1,229 @@
+use std::io::{self, Read};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::Duration;
+
+use ureq::http::{HeaderMap, Request};
+use ureq::{Agent, SendBody};
+
+use crate::limit::Limit;
+use crate::{Error, Result};
+
+/// HTTP within the limits of one delivery.
+pub(crate) struct Http<'a> {
+    agent: Agent,
+    limit: &'a Limit<'a>,
+}
+
+/// A server's answer, whatever its status.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
+}
+
+/// The longest answer; a multipart upload's has a URL for every part.
+const ANSWER_BYTES: u64 = 64 << 20;
+
+impl<'a> Http<'a> {
+    /// Does work that asks servers. While it runs, a thread of its own watches for the cancellation
+    /// and then cuts the connections, so that no wait for a server outlasts it.
+    pub(crate) fn during<R>(
+        limit: &'a Limit<'a>,
+        work: impl FnOnce(&Self) -> Result<R>,
+    ) -> Result<R> {
+        let http = Self {
+            agent: agent(limit),
+            limit,
+        };
+        let agent = http.agent.clone();
+        std::thread::scope(|scope| {
+            // Dropping the sender ends the thread, also when `work` panics.
+            let (_running, ended) = sync_channel::<()>(0);
+            std::thread::Builder::new()
+                .name("hub-git cancel".to_owned())
+                .spawn_scoped(scope, move || {
+                    while ended.recv_timeout(Duration::from_millis(20))
+                        == Err(RecvTimeoutError::Timeout)
+                    {
+                        if limit.check().is_err() {
+                            return agent.shutdown();
+                        }
+                    }
+                })
+                .map_err(|error| Error::Temporary(format!("cannot start a thread: {error}")))?;
+            work(&http)
+        })
+    }
+
+    /// Sends a request and reads the answer.
+    ///
+    /// # Errors
+    /// There was no answer. Any status is one.
+    pub(crate) fn send(&self, request: Request<SendBody<'_>>) -> Result<Answer> {
+        self.limit.check()?;
+        // A signed URL is as good as a token, so errors name the server alone.
+        let server = server(&request.uri().to_string());
+        let answer = self.agent.run(request).and_then(|response| {
+            let (parts, body) = response.into_parts();
+            let body = body.into_with_config().limit(ANSWER_BYTES).read_to_vec()?;
+            Ok(Answer {
+                status: parts.status.as_u16(),
+                headers: parts.headers,
+                body,
+            })
+        });
+        answer.map_err(|error| {
+            if let Err(over) = self.limit.check() {
+                return over;
+            }
+            let words = format!("cannot reach {server}: {error}");
+            match error {
+                ureq::Error::Rustls(_) | ureq::Error::Tls(_) | ureq::Error::BadUri(_) => {
+                    Error::Permanent(words)
+                }
+                _ => Error::Temporary(words),
+            }
+        })
+    }
+
+    pub(crate) fn limit(&self) -> &'a Limit<'a> {
+        self.limit
+    }
+}
+
+impl Answer {
+    /// The answer, if its status says that all went well. `server` is whom we asked.
+    pub(crate) fn success(self, server: &str) -> Result<Self> {
+        if (200..300).contains(&self.status) {
+            return Ok(self);
+        }
+        let after = self
+            .headers
+            .get("retry-after")
+            .and_then(|value| value.to_str().ok());
+        let body = String::from_utf8_lossy(&self.body);
+        Err(refused(server, self.status, after, &message(&body)))
+    }
+}
+
+/// What a status other than success means.
+pub(crate) fn refused(server: &str, status: u16, retry_after: Option<&str>, words: &str) -> Error {
+    let why = match status {
+        300..=399 => "the repository has moved",
+        401 => "the token was not accepted",
+        403 => "the token may not write here",
+        404 | 410 => "there is no such repository or no Git LFS, or the token may not see it",
+        408 | 425 | 429 => "the server asks for patience",
+        413 => "the file is too large for this server",
+        500.. => "the server is in trouble",
+        _ => "the request was refused",
+    };
+    let mut text = format!("{server}: {why} ({status})");
+    if let Some(after) = retry_after {
+        text += &format!(", try again after {after}");
+    }
+    if !words.is_empty() {
+        text += &format!(": {words}");
+    }
+    match status {
+        408 | 425 | 429 | 500 | 502.. => Error::Temporary(text),
+        _ => Error::Permanent(text),
+    }
+}
+
+/// `https://host:port` of a URL.
+pub(crate) fn server(url: &str) -> String {
+    crate::remote::origin(url)
+        .map_or("the server", |origin| origin.trim_end_matches('/'))
+        .to_owned()
+}
+
+/// What a server says: the `message` of a JSON answer, else the beginning of its text.
+fn message(body: &str) -> String {
+    let json: Option<serde_json::Value> = serde_json::from_str(body).ok();
+    let message = json.as_ref().and_then(|json| {
+        ["message", "error"]
+            .iter()
+            .find_map(|key| json.get(key)?.as_str())
+    });
+    let text = message.unwrap_or(body);
+    text.split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        .chars()
+        .take(500)
+        .collect()
+}
+
+fn agent(limit: &Limit<'_>) -> Agent {
+    let secs = |secs| Some(Duration::from_secs(secs));
+    Agent::config_builder()
+        .user_agent(concat!("hub-git/", env!("CARGO_PKG_VERSION")))
+        .http_status_as_error(false)
+        // A redirect could take the token or the file elsewhere.
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .timeout_global(Some(limit.remaining()))
+        .timeout_connect(secs(30))
+        .timeout_per_write(secs(60))
+        // A server may check a file of many gigabytes before it answers.
+        .timeout_recv_response(secs(600))
+        .timeout_recv_body(secs(60))
+        .build()
+        .new_agent()
+}
+
+/// A reader that ends with an error once the limit is over.
+pub(crate) struct Limited<'a, R> {
+    pub(crate) inner: R,
+    pub(crate) limit: &'a Limit<'a>,
+}
+
+impl<R: Read> Read for Limited<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.limit.check().map_err(io::Error::other)?;
+        self.inner.read(buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_pass_is_told_from_what_does_not() {
+        for (status, temporary) in [
+            (401, false),
+            (403, false),
+            (404, false),
+            (413, false),
+            (422, false),
+            (307, false),
+            (408, true),
+            (429, true),
+            (500, true),
+            (501, false),
+            (503, true),
+        ] {
+            let error = refused("https://x", status, None, "");
+            assert_eq!(matches!(error, Error::Temporary(_)), temporary, "{error}");
+        }
+        let busy = refused("https://x", 429, Some("30"), "slow down");
+        assert_eq!(
+            busy.to_string(),
+            "https://x: the server asks for patience (429), try again after 30: slow down"
+        );
+    }
+
+    #[test]
+    fn a_servers_words_are_found_and_shortened() {
+        assert_eq!(
+            message(r#"{"message": "no  such\nthing"}"#),
+            "no such thing"
+        );
+        assert_eq!(message("<html>\n nope"), "<html> nope");
+        assert_eq!(message(&"x".repeat(2000)).len(), 500);
+        assert_eq!(server("https://a.b:1/c?signature=d"), "https://a.b:1");
+    }
+}

@@ -1,0 +1,213 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use host_plugin_sdk::FileEntry;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::config::LfsMode;
+use crate::git::Git;
+use crate::journal::{Delivery, Journal};
+use crate::limit::Limit;
+use crate::remote::{Kind, Remote};
+use crate::repository::Repository;
+use crate::task::Task;
+use crate::token::Token;
+use crate::upload::Source;
+use crate::{Config, Error, Result};
+
+/// Pushes checkpoints to one remote.
+#[derive(Debug)]
+pub struct Publisher {
+    pub(crate) config: Config,
+    pub(crate) remote: Remote,
+    pub(crate) token: Option<Token>,
+    git: Git,
+}
+
+/// A checkpoint to push.
+#[derive(Clone, Copy, Debug)]
+pub struct Snapshot<'a> {
+    /// Its optimizer step.
+    pub step: u64,
+    /// The run's name.
+    pub run: &'a str,
+    /// Its folder, which nobody changes.
+    pub dir: &'a Path,
+    /// Its files, by path within the folder.
+    pub files: &'a BTreeMap<String, FileEntry>,
+    /// The evaluation's values.
+    pub metrics: &'a BTreeMap<String, f64>,
+    /// A folder of the sink's own.
+    pub state_dir: &'a Path,
+}
+
+/// Where a checkpoint arrived.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Receipt {
+    /// The commit's id.
+    pub commit: String,
+    /// The branch it is on.
+    pub branch: String,
+    /// The repository, without credentials.
+    pub remote: String,
+}
+
+/// The trainer's own state within a checkpoint.
+const TRAINER: &str = "trainer/";
+
+impl Publisher {
+    /// A publisher. `env` looks an environment variable up; `git` is the program.
+    ///
+    /// # Errors
+    /// The configuration makes no sense, there is no token where one is needed, or no git.
+    pub fn new(config: Config, env: &dyn Fn(&str) -> Option<String>, git: &str) -> Result<Self> {
+        let remote = Remote::parse(&config.repo, env("HF_ENDPOINT").as_deref())?;
+        let token = Token::find(&config, &remote, env)?;
+        let mut hidden = vec!["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
+        hidden.extend(config.token_env.as_deref());
+        let git = Git::find(git, &hidden, &Limit::new(60, &|| false))?;
+        if let Some(branch) = &config.branch {
+            git.check_branch(branch)?;
+        }
+        if config.lfs == LfsMode::Always && remote.kind() == Kind::Ssh {
+            return Err(no_lfs_over_ssh(&remote));
+        }
+        Ok(Self {
+            config,
+            remote,
+            token,
+            git,
+        })
+    }
+
+    /// Delivers a checkpoint; the same again changes nothing and gives the same receipt.
+    ///
+    /// # Errors
+    /// It did not arrive. No error holds the token.
+    pub fn publish(
+        &self,
+        snapshot: &Snapshot<'_>,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Receipt> {
+        let limit = Limit::new(self.config.timeout_secs, cancelled);
+        self.deliver(snapshot, &limit).map_err(|error| {
+            error.map(|words| match &self.token {
+                Some(token) => token.scrub(&words),
+                None => words,
+            })
+        })
+    }
+
+    fn deliver(&self, snapshot: &Snapshot<'_>, limit: &Limit<'_>) -> Result<Receipt> {
+        let branch = self.config.branch.as_deref().unwrap_or(snapshot.run);
+        let sources = self.sources(snapshot)?;
+        let key = self.key(snapshot, branch, &sources);
+        let mut journal = Journal::open(snapshot.state_dir)?;
+        let mut delivery = match journal.get(&key) {
+            Some(delivery) => delivery.clone(),
+            None => Delivery {
+                step: snapshot.step,
+                branch: branch.to_owned(),
+                time_secs: now_secs(),
+                pending: None,
+                commit: None,
+            },
+        };
+        if let Some(commit) = &delivery.commit {
+            return Ok(self.receipt(branch, commit));
+        }
+        let token = self.token.as_ref();
+        let state_dir = snapshot.state_dir;
+        let repository = Repository::open(&self.git, &self.remote, token, state_dir, limit)?;
+        let task = Task {
+            publisher: self,
+            snapshot,
+            branch,
+            sources,
+            repository,
+            limit,
+        };
+        let commit = task.run(&mut delivery, &mut |delivery| {
+            journal.set(&key, delivery.clone())
+        })?;
+        delivery.pending = None;
+        delivery.commit = Some(commit.clone());
+        journal.set(&key, delivery)?;
+        task.repository.forget_outgoing()?;
+        Ok(self.receipt(branch, &commit))
+    }
+
+    /// What of the checkpoint is pushed.
+    fn sources<'s>(&self, snapshot: &Snapshot<'s>) -> Result<Vec<Source<'s>>> {
+        let chosen = |name: &str| {
+            self.config.trainer || !(name.starts_with(TRAINER) || name == "manifest.json")
+        };
+        let mut sources = Vec::new();
+        for (name, entry) in snapshot.files.iter().filter(|(name, _)| chosen(name)) {
+            let is_sha256 = entry.sha256.len() == 64
+                && entry
+                    .sha256
+                    .bytes()
+                    .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            if !is_sha256 || name.chars().any(char::is_control) {
+                let words =
+                    format!("the manifest describes {name:?} in a way that git cannot have");
+                return Err(Error::Permanent(words));
+            }
+            sources.push(Source {
+                name,
+                path: snapshot.dir.join(name),
+                sha256: &entry.sha256,
+                size: entry.size,
+            });
+        }
+        Ok(sources)
+    }
+
+    /// Names a delivery: equal for the same files of the same step to the same branch.
+    fn key(&self, snapshot: &Snapshot<'_>, branch: &str, sources: &[Source<'_>]) -> String {
+        let mut hash = Sha256::new();
+        let step = snapshot.step.to_string();
+        let mut add = |text: &str| {
+            hash.update(text.as_bytes());
+            hash.update([0]);
+        };
+        [self.remote.url(), branch, &step]
+            .into_iter()
+            .for_each(&mut add);
+        for source in sources {
+            add(source.name);
+            add(source.sha256);
+        }
+        hash.finalize()
+            .iter()
+            .take(12)
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
+    fn receipt(&self, branch: &str, commit: &str) -> Receipt {
+        Receipt {
+            commit: commit.to_owned(),
+            branch: branch.to_owned(),
+            remote: self.remote.url().to_owned(),
+        }
+    }
+}
+
+/// What a file cannot be sent by.
+pub(crate) fn no_lfs_over_ssh(remote: &Remote) -> Error {
+    Error::Permanent(format!(
+        "Git LFS over ssh is not supported: use the repository's https URL, or lfs = \"never\": {}",
+        remote.url()
+    ))
+}
+
+fn now_secs() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}

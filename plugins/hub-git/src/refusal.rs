@@ -1,0 +1,236 @@
+//! What git and the remote say when something did not go well, and whether it is worth another try.
+
+use crate::remote::{Kind, Remote};
+use crate::repository::Pushed;
+use crate::{Error, Result};
+
+/// Longest text of the remote's that is passed on.
+const LONGEST: usize = 2000;
+
+/// Reads `git push --porcelain`: `FLAG \t FROM:TO \t SUMMARY (REASON)`.
+pub(crate) fn judge_push(
+    stdout: &str,
+    stderr: &str,
+    name: &str,
+    remote: &Remote,
+) -> Result<Pushed> {
+    let line = stdout.lines().find_map(|line| {
+        let mut fields = line.splitn(3, '\t');
+        let (flag, refs, summary) = (fields.next()?, fields.next()?, fields.next()?);
+        (refs.rsplit_once(':')?.1 == name).then_some((flag, summary))
+    });
+    let Some((flag, summary)) = line else {
+        return Err(judge(stderr, "push to", remote));
+    };
+    if flag != "!" {
+        return Ok(Pushed::Landed);
+    }
+    let has = |words: &[&str]| words.iter().any(|word| summary.contains(word));
+    if summary.starts_with("[rejected]")
+        || has(&[
+            "cannot lock ref",
+            "failed to update ref",
+            "incorrect old value",
+            "already exists",
+        ])
+        || has(&[
+            "fetch first",
+            "non-fast-forward",
+            "stale info",
+            "reference already exists",
+        ])
+    {
+        return Ok(Pushed::Moved);
+    }
+    let said = format!(
+        "{} refused the push: {summary}: {}",
+        remote.url(),
+        words(stderr)
+    );
+    if summary.starts_with("[remote rejected]") && !has(&["unpacker error"]) {
+        Err(Error::Permanent(said))
+    } else {
+        Err(Error::Temporary(said))
+    }
+}
+
+/// Judges a call that ended before anything was said about a branch.
+pub(crate) fn judge(stderr: &str, verb: &str, remote: &Remote) -> Error {
+    let has = |words: &[&str]| words.iter().any(|word| stderr.contains(word));
+    let url = remote.url();
+    let words = words(stderr);
+    let why = if has(&[
+        "Authentication failed",
+        "could not read Username",
+        "error: 401",
+    ]) {
+        let way_out = match remote.kind() {
+            Kind::Hub => "the token was not accepted",
+            _ => "the token was not accepted, or none was given: name its variable by token_env",
+        };
+        Some(way_out)
+    } else if has(&[
+        "error: 403",
+        "Permission denied (publickey",
+        "Write access to repository",
+    ]) {
+        Some("the token or key may not do this")
+    } else if has(&["dubious ownership"]) {
+        Some("the repository belongs to another user of this machine")
+    } else if has(&[
+        "not found",
+        "error: 404",
+        "does not appear to be a git repository",
+        "does not exist",
+        "not a git repository",
+    ]) && !has(&["Could not resolve", "error: 5"])
+    {
+        Some("there is no such repository, or the token may not see it")
+    } else if has(&[
+        "Host key verification failed",
+        "certificate",
+        "unable to find remote helper",
+    ]) {
+        Some("the connection cannot be trusted or made")
+    } else {
+        None
+    };
+    match why {
+        Some(why) => Error::Permanent(format!("cannot {verb} {url}: {why}: {words}")),
+        None => Error::Temporary(format!("cannot {verb} {url}: {words}")),
+    }
+}
+
+/// What is worth reading of git's standard error: the remote's lines first, without progress,
+/// advice and empty lines.
+pub(crate) fn words(stderr: &str) -> String {
+    let lines = || {
+        stderr
+            .split(['\n', '\r'])
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+    };
+    let remote = lines()
+        .filter_map(|line| line.strip_prefix("remote:"))
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.ends_with("done."));
+    let own = lines().filter(|line| {
+        ["fatal:", "error:", "ssh:"]
+            .iter()
+            .any(|start| line.starts_with(start))
+            && !line.contains("failed to push some refs")
+    });
+    let mut said: Vec<&str> = remote.chain(own).collect();
+    if said.is_empty() {
+        said = lines().filter(|line| !line.starts_with("hint:")).collect();
+    }
+    let mut text = said.join("; ");
+    if text.is_empty() {
+        text.push_str("git said nothing");
+    }
+    if let Some((end, _)) = text.char_indices().nth(LONGEST) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: &str = "refs/heads/run";
+
+    fn remote() -> Remote {
+        Remote::parse("https://example.org/r", None).expect("a remote")
+    }
+
+    fn push(summary: &str, stderr: &str) -> Result<Pushed> {
+        let stdout = format!("To https://example.org/r\n{summary}\nDone\n");
+        judge_push(&stdout, stderr, NAME, &remote())
+    }
+
+    #[test]
+    fn the_line_about_the_branch_is_what_counts() {
+        let landed = "*\tabc:refs/heads/run\t[new branch]";
+        assert_eq!(push(landed, "error: update_ref failed"), Ok(Pushed::Landed));
+        assert_eq!(
+            push("=\tabc:refs/heads/run\t[up to date]", ""),
+            Ok(Pushed::Landed)
+        );
+        for moved in [
+            "[rejected] (stale info)",
+            "[rejected] (fetch first)",
+            "[remote rejected] (cannot lock ref 'x')",
+        ] {
+            let line = format!("!\tabc:refs/heads/run\t{moved}");
+            assert_eq!(push(&line, ""), Ok(Pushed::Moved), "{moved}");
+        }
+        let other = push(
+            "*\tabc:refs/heads/x/run\t[new branch]",
+            "fatal: the remote end hung up",
+        );
+        assert!(matches!(other, Err(Error::Temporary(_))), "{other:?}");
+    }
+
+    #[test]
+    fn a_hooks_refusal_is_final_and_says_why() {
+        let line = "!\tabc:refs/heads/run\t[remote rejected] (pre-receive hook declined)";
+        let stderr = "remote: Compressing: 100%, done.\nremote: too large: model.bin\t\nerror: failed to push some refs to 'x'\n";
+        let error = push(line, stderr).expect_err("refused");
+        let expected = "https://example.org/r refused the push: \
+            [remote rejected] (pre-receive hook declined): too large: model.bin";
+        assert_eq!(error, Error::Permanent(expected.to_owned()));
+    }
+
+    #[test]
+    fn what_may_pass_is_told_from_what_does_not() {
+        for (stderr, permanent) in [
+            (
+                "fatal: could not read Username for 'https://example.org': terminal prompts disabled",
+                true,
+            ),
+            (
+                "fatal: unable to access 'https://example.org/r/': The requested URL returned error: 403",
+                true,
+            ),
+            ("fatal: repository 'https://example.org/r/' not found", true),
+            (
+                "fatal: '/srv/r' does not appear to be a git repository",
+                true,
+            ),
+            (
+                "fatal: detected dubious ownership in repository at '/srv/r'",
+                true,
+            ),
+            (
+                "fatal: unable to access 'https://example.org/r/': The requested URL returned error: 503",
+                false,
+            ),
+            (
+                "fatal: unable to access 'https://example.org/r/': The requested URL returned error: 429",
+                false,
+            ),
+            (
+                "fatal: unable to access 'x': Failed to connect to example.org port 443",
+                false,
+            ),
+            (
+                "fatal: unable to access 'x': Could not resolve host: example.org",
+                false,
+            ),
+            (
+                "ssh: Could not resolve hostname example.org: Name or service not known",
+                false,
+            ),
+            (
+                "fatal: unable to access 'x': Operation too slow. Less than 1000 bytes/sec",
+                false,
+            ),
+            ("", false),
+        ] {
+            let error = judge(stderr, "reach", &remote());
+            assert_eq!(matches!(error, Error::Permanent(_)), permanent, "{error}");
+        }
+    }
+}

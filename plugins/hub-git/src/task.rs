@@ -1,0 +1,221 @@
+use std::collections::{BTreeSet, HashSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::config::LfsMode;
+use crate::git;
+use crate::http::Http;
+use crate::journal::Delivery;
+use crate::limit::Limit;
+use crate::publisher::{self, Publisher, Snapshot};
+use crate::remote::Kind;
+use crate::repository::{Entry, Pushed, Repository, Tip};
+use crate::upload::{self, Source};
+use crate::{Error, Result, attributes, lfs, model_card};
+
+/// One delivery under way.
+pub(crate) struct Task<'a> {
+    pub(crate) publisher: &'a Publisher,
+    pub(crate) snapshot: &'a Snapshot<'a>,
+    pub(crate) branch: &'a str,
+    pub(crate) sources: Vec<Source<'a>>,
+    pub(crate) repository: Repository<'a>,
+    pub(crate) limit: &'a Limit<'a>,
+}
+
+/// How often a commit is made anew because somebody else moved the branch.
+const ATTEMPTS: u32 = 30;
+
+/// A tree, and the files that the server must have before a commit of it is pushed.
+struct Tree {
+    id: String,
+    by_lfs: BTreeSet<String>,
+}
+
+impl Task<'_> {
+    /// Brings the checkpoint onto the branch and says by which commit. `keep` writes the delivery
+    /// down; it is called before anything that could be half done afterwards.
+    pub(crate) fn run(
+        &self,
+        delivery: &mut Delivery,
+        keep: &mut dyn FnMut(&Delivery) -> Result<()>,
+    ) -> Result<String> {
+        let message = format!("step {}", self.snapshot.step);
+        let mut tip = self.repository.tip(self.branch)?;
+        if let Some(pending) = delivery.pending.clone()
+            && self.arrived(&pending, &tip)?
+        {
+            return Ok(pending);
+        }
+        let mut uploaded = HashSet::new();
+        for attempt in 0..ATTEMPTS {
+            if let Some(base) = tip.base() {
+                self.repository.fetch(base)?;
+            }
+            let tree = self.tree(tip.base())?;
+            if let Some(there) = &tip.branch
+                && self.repository.describe(there)? == (tree.id.clone(), message.clone())
+            {
+                // The branch has it already, though this folder knows nothing of it.
+                return Ok(there.clone());
+            }
+            self.upload(&tree.by_lfs, &mut uploaded)?;
+            let commit =
+                self.repository
+                    .commit(&tree.id, tip.base(), &message, delivery.time_secs)?;
+            delivery.pending = Some(commit.clone());
+            keep(delivery)?;
+            match self.repository.push(self.branch, &commit, &tip) {
+                Ok(Pushed::Landed) => return Ok(commit),
+                Ok(Pushed::Moved) => delivery.pending = None,
+                Err(error @ Error::Temporary(_)) => {
+                    // The push may have gone through all the same, and only its answer got lost.
+                    let arrived = self.limit.check().is_ok()
+                        && self
+                            .repository
+                            .tip(self.branch)
+                            .is_ok_and(|now| now.branch.as_deref() == Some(commit.as_str()));
+                    return if arrived { Ok(commit) } else { Err(error) };
+                }
+                Err(error) => return Err(error),
+            }
+            // Not all who lost the race shall run again at the same moment.
+            self.limit
+                .sleep(Duration::from_millis(jitter(20 * u64::from(attempt + 1))))?;
+            tip = self.repository.tip(self.branch)?;
+        }
+        Err(Error::Temporary(format!(
+            "others moved the branch {} {ATTEMPTS} times in a row: {}",
+            self.branch,
+            self.publisher.remote.url()
+        )))
+    }
+
+    /// Whether a commit that was pushed earlier is on the branch.
+    fn arrived(&self, pending: &str, tip: &Tip) -> Result<bool> {
+        match tip.branch.as_deref() {
+            None => Ok(false),
+            Some(branch) if branch == pending => Ok(true),
+            Some(_) => self.repository.remote_has(self.branch, pending),
+        }
+    }
+
+    /// Puts the tree of the commit together: what the base has, and over it the checkpoint.
+    fn tree(&self, base: Option<&str>) -> Result<Tree> {
+        let repository = &self.repository;
+        repository.begin_tree(base)?;
+        let mut entries = Vec::new();
+        let by_lfs = self.by_lfs(base)?;
+        for source in &self.sources {
+            let blob = if by_lfs.contains(source.name) {
+                repository.write(lfs::pointer(source.sha256, source.size).as_bytes())?
+            } else {
+                source.check(self.limit)?;
+                repository.write_outgoing(&source.path)?
+            };
+            entries.push(Entry {
+                path: source.name.to_owned(),
+                blob,
+            });
+        }
+        let readme = repository.read(base, "README.md")?;
+        if readme.is_none_or(|readme| model_card::is_ours(&readme)) {
+            let Snapshot {
+                run, step, metrics, ..
+            } = *self.snapshot;
+            let blob = repository.write(model_card::write(run, step, metrics).as_bytes())?;
+            entries.push(Entry {
+                path: "README.md".to_owned(),
+                blob,
+            });
+        }
+        repository.add(&entries)?;
+        Ok(Tree {
+            id: repository.end_tree()?,
+            by_lfs,
+        })
+    }
+
+    /// Which files go by LFS. Extends the `.gitattributes` of the tree where that is ours to say.
+    fn by_lfs(&self, base: Option<&str>) -> Result<BTreeSet<String>> {
+        let Publisher { config, remote, .. } = self.publisher;
+        let extends = match config.lfs {
+            LfsMode::Never => return Ok(BTreeSet::new()),
+            LfsMode::Auto => remote.kind() == Kind::Hub,
+            LfsMode::Always => true,
+        };
+        let names: Vec<&str> = self.sources.iter().map(|source| source.name).collect();
+        let mut by_lfs = self.repository.lfs_paths(&names)?;
+        if extends {
+            let mut more = Vec::new();
+            for source in &self.sources {
+                if !by_lfs.contains(source.name)
+                    && attributes::wants_lfs(source.name, source.size, &beginning(&source.path)?)
+                {
+                    more.push(source.name);
+                }
+            }
+            if !more.is_empty() {
+                let before = self
+                    .repository
+                    .read(base, ".gitattributes")?
+                    .unwrap_or_default();
+                let after = attributes::extend(&before, more.iter().copied());
+                let blob = self.repository.write(after.as_bytes())?;
+                self.repository.add(&[Entry {
+                    path: ".gitattributes".to_owned(),
+                    blob,
+                }])?;
+                by_lfs.extend(more.iter().map(|name| (*name).to_owned()));
+            }
+        }
+        Ok(by_lfs)
+    }
+
+    /// Makes sure that the remote has the files that go by LFS.
+    fn upload(&self, names: &BTreeSet<String>, uploaded: &mut HashSet<String>) -> Result<()> {
+        let missing: Vec<Source<'_>> = self
+            .sources
+            .iter()
+            .filter(|source| names.contains(source.name) && !uploaded.contains(source.name))
+            .cloned()
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let Publisher { remote, token, .. } = self.publisher;
+        match (remote.kind(), remote.lfs_url()) {
+            (Kind::Local, _) => {
+                let store = git::git_dir(Path::new(remote.url())).join("lfs/objects");
+                for source in &missing {
+                    upload::into_store(&store, source, self.limit)?;
+                }
+            }
+            (_, Some(url)) => Http::during(self.limit, |http| {
+                lfs::Client::new(http, &url, token.as_ref(), self.branch).upload(&missing)
+            })?,
+            (_, None) => return Err(publisher::no_lfs_over_ssh(remote)),
+        }
+        uploaded.extend(missing.iter().map(|source| source.name.to_owned()));
+        Ok(())
+    }
+}
+
+/// The first kilobytes of a file, by which git too tells binary files.
+fn beginning(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(8000).read_to_end(&mut bytes))
+        .map_err(|error| Error::io("read", path, &error))?;
+    Ok(bytes)
+}
+
+/// A time of up to `most` milliseconds that differs between processes.
+fn jitter(most: u64) -> u64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    (u64::from(now.subsec_nanos()) ^ u64::from(std::process::id())) % most.max(1)
+}

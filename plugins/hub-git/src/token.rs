@@ -1,0 +1,162 @@
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+use crate::remote::{Kind, Remote};
+use crate::{Config, Error, Result};
+
+/// A secret, and the variable it came from. It goes into the environment of the one git process that
+/// needs it and into the headers of our own requests to the remote, and nowhere else.
+#[derive(Clone)]
+pub(crate) struct Token {
+    secret: String,
+    /// The value of an `Authorization` header.
+    basic: String,
+}
+
+/// What stands in the place of a secret.
+const HIDDEN: &str = "***";
+
+impl Token {
+    /// The token for a remote, or `None` if it needs or has none. `env` looks a variable up.
+    ///
+    /// # Errors
+    /// The variable that the configuration names is not set, or there is none for the Hub.
+    pub(crate) fn find(
+        config: &Config,
+        remote: &Remote,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Option<Self>> {
+        let secret = match (&config.token_env, remote.kind()) {
+            (_, Kind::Ssh | Kind::Local) => return Ok(None),
+            (None, Kind::Http) => return Ok(None),
+            (Some(name), Kind::Http) => env(name),
+            (name, Kind::Hub) => {
+                env(name.as_deref().unwrap_or("HF_TOKEN")).or_else(|| hub_token_file(env))
+            }
+        };
+        let secret = secret.map(|secret| secret.trim().to_owned());
+        match secret.filter(|secret| !secret.is_empty()) {
+            Some(secret) => Self::new(remote.user(), secret).map(Some),
+            None => {
+                let name = config.token_env.as_deref().unwrap_or("HF_TOKEN");
+                Err(Error::Permanent(format!(
+                    "no token for {}: set {name} to one that may write",
+                    remote.url()
+                )))
+            }
+        }
+    }
+
+    fn new(user: &str, secret: String) -> Result<Self> {
+        if !secret.chars().all(|c| c.is_ascii_graphic()) {
+            let words = "the token holds characters that no token has: check the variable's value";
+            return Err(Error::Permanent(words.to_owned()));
+        }
+        let basic = format!(
+            "Basic {}",
+            BASE64_STANDARD.encode(format!("{user}:{secret}"))
+        );
+        Ok(Self { secret, basic })
+    }
+
+    /// The value of an `Authorization` header.
+    pub(crate) fn authorization(&self) -> &str {
+        &self.basic
+    }
+
+    /// The text without the token, whether plain or in base64.
+    pub(crate) fn scrub(&self, text: &str) -> String {
+        let encoded = self.basic.trim_start_matches("Basic ");
+        text.replace(&self.secret, HIDDEN)
+            .replace(encoded, HIDDEN)
+            .replace(&BASE64_STANDARD.encode(&self.secret), HIDDEN)
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(HIDDEN)
+    }
+}
+
+/// The token that the Hub's own tools keep after a login.
+fn hub_token_file(env: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+    let beside = |variable: &str, rest: &str| Some(Path::new(&env(variable)?).join(rest));
+    let path = env("HF_TOKEN_PATH")
+        .map(PathBuf::from)
+        .or_else(|| beside("HF_HOME", "token"))
+        .or_else(|| beside("XDG_CACHE_HOME", "huggingface/token"))
+        .or_else(|| beside("HOME", ".cache/huggingface/token"))?;
+    std::fs::read_to_string(path).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(repo: &str, token_env: Option<&str>, set: &[(&str, &str)]) -> Result<Option<Token>> {
+        let config = Config {
+            token_env: token_env.map(str::to_owned),
+            ..serde_json::from_value(serde_json::json!({"repo": repo})).expect("a configuration")
+        };
+        let remote = Remote::parse(repo, None)?;
+        Token::find(&config, &remote, &|name| {
+            let (_, value) = set.iter().find(|(key, _)| *key == name)?;
+            Some((*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn the_hubs_token_goes_to_the_hub_alone() {
+        let set = [("HF_TOKEN", "hf_secret")];
+        assert!(find("ann/gpt", None, &set).expect("found").is_some());
+        assert!(
+            find("https://example.org/r", None, &set)
+                .expect("none")
+                .is_none()
+        );
+        assert!(
+            find("/srv/r", Some("HF_TOKEN"), &set)
+                .expect("none")
+                .is_none()
+        );
+        assert!(
+            find("https://example.org/r", Some("HF_TOKEN"), &set)
+                .expect("asked")
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn a_missing_token_is_said_at_once() {
+        let error = find("ann/gpt", None, &[("HF_TOKEN", " \n")]).expect_err("refused");
+        assert!(error.to_string().contains("set HF_TOKEN"), "{error}");
+        assert!(find("https://example.org/r", Some("MINE"), &[]).is_err());
+    }
+
+    #[test]
+    fn the_hubs_token_file_is_found() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("token"), "hf_filed\n").expect("a file");
+        let home = folder.path().to_str().expect("a path");
+        let token = find("ann/gpt", None, &[("HF_HOME", home)])
+            .expect("found")
+            .expect("one");
+        assert_eq!(token.secret, "hf_filed");
+    }
+
+    #[test]
+    fn a_text_is_scrubbed_of_every_form() {
+        let token = Token::new("user", "hf_secret".to_owned()).expect("a token");
+        let text = format!(
+            "hf_secret {} {}",
+            token.authorization(),
+            BASE64_STANDARD.encode("hf_secret")
+        );
+        assert_eq!(token.scrub(&text), "*** Basic *** ***");
+        assert_eq!(format!("{token:?}"), "***");
+    }
+}

@@ -1,0 +1,246 @@
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use ureq::SendBody;
+use ureq::http::Request;
+
+use crate::http::{self, Answer, Http, Limited};
+use crate::lfs::{self, Action};
+use crate::limit::Limit;
+use crate::{Error, Result};
+
+/// A file of a checkpoint, and what its manifest says of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Source<'a> {
+    /// Its path in the checkpoint.
+    pub(crate) name: &'a str,
+    pub(crate) path: PathBuf,
+    pub(crate) sha256: &'a str,
+    pub(crate) size: u64,
+}
+
+/// Sends a file in one request.
+pub(crate) fn basic(http: &Http<'_>, action: &Action, source: &Source<'_>) -> Result<()> {
+    let mut file = source.open()?;
+    let mut hash = Sha256::new();
+    let answer = put(
+        http,
+        &action.href,
+        action,
+        source.size,
+        &mut file,
+        &mut hash,
+    )?;
+    source.verify(hash)?;
+    answer
+        .success(&object_host(&action.href))
+        .map(drop)
+        .map_err(link_refused)
+}
+
+/// Sends a file in parts, each to a URL of its own, as the Hub wants it for large ones.
+pub(crate) fn multipart(http: &Http<'_>, action: &Action, source: &Source<'_>) -> Result<()> {
+    let server = object_host(&action.href);
+    let odd = || Error::Permanent(format!("{server} gave parts that do not cover the file"));
+    let size = action
+        .header
+        .get("chunk_size")
+        .and_then(|text| text.parse::<u64>().ok());
+    let size = size.filter(|&size| size > 0).ok_or_else(odd)?;
+    let mut urls: Vec<(u64, &String)> = action
+        .header
+        .iter()
+        .filter_map(|(name, url)| Some((name.parse().ok()?, url)))
+        .collect();
+    urls.sort_unstable();
+    if u64::try_from(urls.len()) != Ok(source.size.div_ceil(size)) {
+        return Err(odd());
+    }
+
+    let mut file = source.open()?;
+    let mut hash = Sha256::new();
+    let mut left = source.size;
+    let mut parts = Vec::new();
+    let nothing = Action {
+        href: String::new(),
+        header: Default::default(),
+    };
+    for (number, url) in urls {
+        let bytes = size.min(left);
+        let answer = put(http, url, &nothing, bytes, &mut file, &mut hash)?;
+        let answer = answer.success(&object_host(url)).map_err(link_refused)?;
+        let etag = answer
+            .headers
+            .get("etag")
+            .and_then(|etag| etag.to_str().ok());
+        let etag = etag.ok_or_else(|| {
+            Error::Temporary(format!("{} confirms no part of the file", object_host(url)))
+        })?;
+        parts.push(json!({"partNumber": number, "etag": etag}));
+        left -= bytes;
+    }
+    source.verify(hash)?;
+    let body = json!({"oid": source.sha256, "parts": parts});
+    let answer = lfs::post(http, &action.href, &Default::default(), &body)?;
+    answer.success(&server).map(drop).map_err(link_refused)
+}
+
+/// Puts a file into the object store of a repository on this machine, which is where git-lfs keeps
+/// and looks for the objects of a `file:` remote.
+pub(crate) fn into_store(store: &Path, source: &Source<'_>, limit: &Limit<'_>) -> Result<()> {
+    let to = lfs::object_path(store, source.sha256);
+    if std::fs::metadata(&to).is_ok_and(|file| file.len() == source.size) {
+        return Ok(());
+    }
+    let failed = |error: io::Error| match limit.check() {
+        Err(over) => over,
+        Ok(()) => Error::io("write LFS object", &to, &error),
+    };
+    let folder = to.parent().unwrap_or(store);
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    let part = to.with_extension(format!("part{}", std::process::id()));
+    let mut hash = Sha256::new();
+    let copied = (|| {
+        let mut from = Hashing {
+            inner: Limited {
+                inner: source.open()?,
+                limit,
+            },
+            hash: &mut hash,
+        };
+        let mut file = File::create(&part).map_err(failed)?;
+        io::copy(&mut from, &mut file).map_err(failed)?;
+        file.sync_all().map_err(failed)?;
+        source.verify(hash)?;
+        std::fs::rename(&part, &to).map_err(failed)?;
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(failed)
+    })();
+    if copied.is_err() {
+        let _ = std::fs::remove_file(&part);
+    }
+    copied
+}
+
+impl Source<'_> {
+    /// Proves that the file is what the manifest says.
+    pub(crate) fn check(&self, limit: &Limit<'_>) -> Result<()> {
+        let mut hash = Sha256::new();
+        let mut file = Hashing {
+            inner: Limited {
+                inner: self.open()?,
+                limit,
+            },
+            hash: &mut hash,
+        };
+        if let Err(error) = io::copy(&mut file, &mut io::sink()) {
+            limit.check()?;
+            return Err(Error::io("read", &self.path, &error));
+        }
+        self.verify(hash)
+    }
+
+    fn open(&self) -> Result<File> {
+        let file = File::open(&self.path).map_err(|error| Error::io("open", &self.path, &error))?;
+        let size = file
+            .metadata()
+            .map_err(|error| Error::io("open", &self.path, &error))?
+            .len();
+        if size == self.size {
+            Ok(file)
+        } else {
+            Err(self.changed())
+        }
+    }
+
+    fn verify(&self, hash: Sha256) -> Result<()> {
+        let mut sha256 = String::with_capacity(64);
+        for byte in hash.finalize() {
+            sha256 += &format!("{byte:02x}");
+        }
+        if sha256 == self.sha256 {
+            Ok(())
+        } else {
+            Err(self.changed())
+        }
+    }
+
+    fn changed(&self) -> Error {
+        let path = self.path.display();
+        Error::Permanent(format!(
+            "the file is not the one that the manifest describes: {path}"
+        ))
+    }
+}
+
+/// Sends the next `bytes` of a file, and hashes them on the way.
+fn put(
+    http: &Http<'_>,
+    url: &str,
+    action: &Action,
+    bytes: u64,
+    file: &mut File,
+    hash: &mut Sha256,
+) -> Result<Answer> {
+    let mut request = Request::put(url);
+    let given = |name: &str| {
+        action
+            .header
+            .keys()
+            .any(|key| key.eq_ignore_ascii_case(name))
+    };
+    if !given("content-type") {
+        request = request.header("Content-Type", "application/octet-stream");
+    }
+    for (name, value) in &action.header {
+        // The length is ours to say, and with one there are no chunks.
+        if !["content-length", "transfer-encoding"].contains(&name.to_ascii_lowercase().as_str()) {
+            request = request.header(name, value);
+        }
+    }
+    let limited = Limited {
+        inner: file.take(bytes),
+        limit: http.limit(),
+    };
+    let mut body = Hashing {
+        inner: limited,
+        hash,
+    };
+    let request = request
+        .header("Content-Length", bytes)
+        .body(SendBody::from_reader(&mut body))
+        .map_err(|error| lfs::bad_request(url, &error))?;
+    http.send(request)
+}
+
+/// The object host never sees the token, so what it refuses is its own link, which had an end.
+/// Another try gets another link.
+fn link_refused(error: Error) -> Error {
+    match error {
+        Error::Permanent(words) if words.contains("(401)") || words.contains("(403)") => {
+            Error::Temporary(words.replace("the token may not write here", "the link is not good"))
+        }
+        other => other,
+    }
+}
+
+fn object_host(url: &str) -> String {
+    http::server(url)
+}
+
+struct Hashing<'a, R> {
+    inner: R,
+    hash: &'a mut Sha256,
+}
+
+impl<R: Read> Read for Hashing<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..read]);
+        Ok(read)
+    }
+}
