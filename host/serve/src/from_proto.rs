@@ -1,0 +1,211 @@
+use host_core::{
+    DeliveryState, Error, Event, EventBody, Kind, MetricValue, Result, Step, StopReason,
+};
+use host_proto::tracker::v1 as proto;
+use host_store::{Point, RunRow, RunStatus, Series};
+
+/// A run; its error if the server could not read it.
+pub(crate) fn run(run: proto::Run, config_json: String) -> Result<RunRow> {
+    if !run.error.is_empty() {
+        return Err(Error::new(Kind::System, run.error));
+    }
+    let status = match run.state() {
+        proto::RunState::Running => RunStatus::Running,
+        proto::RunState::Finished => RunStatus::Finished(stop_reason(run.stop_reason())),
+        proto::RunState::Crashed | proto::RunState::Unspecified => RunStatus::Crashed,
+    };
+    Ok(RunRow {
+        status,
+        name: run.name,
+        created_us: run.created_time_us,
+        config_json,
+        generation: run.generation,
+        last_seq: run.last_seq,
+        last_step: Step(run.last_step),
+        last_time_us: run.last_time_us,
+    })
+}
+
+pub(crate) fn series(metric: proto::Metric) -> Series {
+    Series {
+        name: metric.name.into(),
+        count: metric.point_count,
+        last: point(metric.last_point.unwrap_or_default()),
+    }
+}
+
+pub(crate) fn point(point: proto::Point) -> Point {
+    Point {
+        seq: point.seq,
+        step: Step(point.step),
+        time_us: point.time_us,
+        value: point.value,
+    }
+}
+
+/// An event. One of a kind that this program is too old for becomes a warning that says so, since it
+/// has its place in the order all the same.
+pub(crate) fn event(event: proto::Event) -> Event {
+    let unknown = || EventBody::Warning {
+        message: format!(
+            "event {} is of a kind that this program does not know",
+            event.seq
+        ),
+    };
+    Event {
+        seq: event.seq,
+        time_us: event.time_us,
+        step: Step(event.step),
+        body: event.body.and_then(body).unwrap_or_else(unknown),
+    }
+}
+
+fn body(body: proto::event::Body) -> Option<EventBody> {
+    use proto::event::Body;
+    Some(match body {
+        Body::RunStarted(started) => EventBody::RunStarted {
+            generation: started.generation,
+        },
+        Body::Superseded(superseded) => EventBody::Superseded {
+            from_step: Step(superseded.from_step),
+            generation: superseded.generation,
+        },
+        Body::Metrics(metrics) => EventBody::Metrics {
+            values: metrics
+                .values
+                .into_iter()
+                .map(|value| MetricValue::new(value.name, value.value))
+                .collect(),
+        },
+        Body::CheckpointWritten(written) => EventBody::CheckpointWritten {
+            name: written.name,
+            bytes: written.size_bytes,
+            stall_secs: written.stall_seconds,
+            write_secs: written.write_seconds,
+        },
+        Body::CheckpointFailed(failed) => EventBody::CheckpointFailed {
+            reason: failed.reason,
+        },
+        Body::Delivery(delivery) => EventBody::Delivery {
+            state: delivery_state(delivery.state())?,
+            sink: delivery.sink,
+            checkpoint: Step(delivery.checkpoint_step),
+            detail: delivery.detail,
+        },
+        Body::PluginFault(fault) => EventBody::PluginFault {
+            plugin: fault.plugin,
+            call: fault.call,
+            message: fault.message,
+        },
+        Body::Warning(warning) => EventBody::Warning {
+            message: warning.message,
+        },
+        Body::RunFinished(finished) => EventBody::RunFinished {
+            reason: stop_reason(finished.reason()),
+            message: finished.message,
+        },
+    })
+}
+
+/// A reason that this program does not know is none it could call success.
+fn stop_reason(reason: proto::StopReason) -> StopReason {
+    match reason {
+        proto::StopReason::Completed => StopReason::Completed,
+        proto::StopReason::Interrupted => StopReason::Interrupted,
+        proto::StopReason::Terminated => StopReason::Terminated,
+        proto::StopReason::Failed | proto::StopReason::Unspecified => StopReason::Failed,
+    }
+}
+
+fn delivery_state(state: proto::DeliveryState) -> Option<DeliveryState> {
+    match state {
+        proto::DeliveryState::Queued => Some(DeliveryState::Queued),
+        proto::DeliveryState::Sending => Some(DeliveryState::Sending),
+        proto::DeliveryState::Delivered => Some(DeliveryState::Delivered),
+        proto::DeliveryState::Failed => Some(DeliveryState::Failed),
+        proto::DeliveryState::Unspecified => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::to_proto;
+
+    #[test]
+    fn every_kind_of_event_comes_through_as_it_was() {
+        let deliveries = [
+            DeliveryState::Queued,
+            DeliveryState::Sending,
+            DeliveryState::Delivered,
+            DeliveryState::Failed,
+        ]
+        .map(|state| EventBody::Delivery {
+            sink: "local-disk".to_owned(),
+            checkpoint: Step(100),
+            state,
+            detail: "{}".to_owned(),
+        });
+        let ends = [
+            StopReason::Completed,
+            StopReason::Interrupted,
+            StopReason::Terminated,
+            StopReason::Failed,
+        ]
+        .map(|reason| EventBody::RunFinished {
+            reason,
+            message: "m".to_owned(),
+        });
+        let others = [
+            EventBody::RunStarted { generation: 2 },
+            EventBody::Superseded {
+                from_step: Step(7),
+                generation: 2,
+            },
+            EventBody::Metrics {
+                values: vec![
+                    MetricValue::new("loss/train", 0.1),
+                    MetricValue::new("perplexity", f64::INFINITY),
+                ],
+            },
+            EventBody::CheckpointWritten {
+                name: "step-000100".to_owned(),
+                bytes: 1 << 40,
+                stall_secs: 0.5,
+                write_secs: 1.5,
+            },
+            EventBody::CheckpointFailed {
+                reason: "full".to_owned(),
+            },
+            EventBody::PluginFault {
+                plugin: "p".to_owned(),
+                call: "update".to_owned(),
+                message: "m".to_owned(),
+            },
+            EventBody::Warning {
+                message: "w".to_owned(),
+            },
+        ];
+        for body in others.into_iter().chain(deliveries).chain(ends) {
+            let sent = Event {
+                seq: 3,
+                time_us: -1,
+                step: Step(5),
+                body,
+            };
+            assert_eq!(event(to_proto::event(sent.clone())), sent);
+        }
+    }
+
+    #[test]
+    fn an_event_of_a_newer_kind_keeps_its_place() {
+        let newer = proto::Event {
+            seq: 9,
+            body: None,
+            ..proto::Event::default()
+        };
+        let read = event(newer);
+        assert_eq!(read.seq, 9);
+        assert!(matches!(read.body, EventBody::Warning { message } if message.contains("event 9")));
+    }
+}

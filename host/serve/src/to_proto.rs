@@ -1,0 +1,128 @@
+use host_core::{DeliveryState, Event, EventBody, StopReason};
+use host_proto::tracker::v1 as proto;
+use host_store::{Point, RunRow, RunStatus, Series};
+
+pub(crate) fn run(name: &str, row: &RunRow) -> proto::Run {
+    let (state, reason) = match row.status {
+        RunStatus::Running => (proto::RunState::Running, proto::StopReason::Unspecified),
+        RunStatus::Finished(reason) => (proto::RunState::Finished, stop_reason(reason)),
+        RunStatus::Crashed => (proto::RunState::Crashed, proto::StopReason::Unspecified),
+    };
+    proto::Run {
+        name: name.to_owned(),
+        created_time_us: row.created_us,
+        state: state.into(),
+        stop_reason: reason.into(),
+        generation: row.generation,
+        last_seq: row.last_seq,
+        last_step: row.last_step.0,
+        last_time_us: row.last_time_us,
+        error: String::new(),
+    }
+}
+
+pub(crate) fn metric(series: &Series) -> proto::Metric {
+    proto::Metric {
+        name: series.name.to_string(),
+        point_count: series.count,
+        last_point: Some(point(&series.last)),
+    }
+}
+
+pub(crate) fn point(point: &Point) -> proto::Point {
+    proto::Point {
+        step: point.step.0,
+        time_us: point.time_us,
+        value: point.value,
+        seq: point.seq,
+    }
+}
+
+pub(crate) fn event(event: Event) -> proto::Event {
+    proto::Event {
+        seq: event.seq,
+        time_us: event.time_us,
+        step: event.step.0,
+        body: Some(body(event.body)),
+    }
+}
+
+fn body(body: EventBody) -> proto::event::Body {
+    use proto::event::Body;
+    match body {
+        EventBody::RunStarted { generation } => Body::RunStarted(proto::RunStarted { generation }),
+        EventBody::Superseded {
+            from_step,
+            generation,
+        } => Body::Superseded(proto::Superseded {
+            from_step: from_step.0,
+            generation,
+        }),
+        EventBody::Metrics { values } => Body::Metrics(proto::Metrics {
+            values: values
+                .into_iter()
+                .map(|value| proto::MetricValue {
+                    name: value.name.to_string(),
+                    value: value.value,
+                })
+                .collect(),
+        }),
+        EventBody::CheckpointWritten {
+            name,
+            bytes,
+            stall_secs,
+            write_secs,
+        } => Body::CheckpointWritten(proto::CheckpointWritten {
+            name,
+            size_bytes: bytes,
+            stall_seconds: stall_secs,
+            write_seconds: write_secs,
+        }),
+        EventBody::CheckpointFailed { reason } => {
+            Body::CheckpointFailed(proto::CheckpointFailed { reason })
+        }
+        EventBody::Delivery {
+            sink,
+            checkpoint,
+            state,
+            detail,
+        } => Body::Delivery(proto::Delivery {
+            sink,
+            checkpoint_step: checkpoint.0,
+            state: delivery_state(state).into(),
+            detail,
+        }),
+        EventBody::PluginFault {
+            plugin,
+            call,
+            message,
+        } => Body::PluginFault(proto::PluginFault {
+            plugin,
+            call,
+            message,
+        }),
+        EventBody::Warning { message } => Body::Warning(proto::Warning { message }),
+        EventBody::RunFinished { reason, message } => Body::RunFinished(proto::RunFinished {
+            reason: stop_reason(reason).into(),
+            message,
+        }),
+    }
+}
+
+fn stop_reason(reason: StopReason) -> proto::StopReason {
+    match reason {
+        StopReason::Completed => proto::StopReason::Completed,
+        StopReason::Interrupted => proto::StopReason::Interrupted,
+        StopReason::Terminated => proto::StopReason::Terminated,
+        StopReason::Failed => proto::StopReason::Failed,
+    }
+}
+
+fn delivery_state(state: DeliveryState) -> proto::DeliveryState {
+    match state {
+        DeliveryState::Queued => proto::DeliveryState::Queued,
+        DeliveryState::Sending => proto::DeliveryState::Sending,
+        DeliveryState::Delivered => proto::DeliveryState::Delivered,
+        DeliveryState::Failed => proto::DeliveryState::Failed,
+    }
+}

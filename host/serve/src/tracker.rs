@@ -1,0 +1,154 @@
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::Stream;
+use host_core::RunName;
+use host_proto::tracker::v1 as proto;
+use host_store::Reader;
+use proto::tracker_service_server::TrackerService;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+
+use crate::source::{Runs, blocking, text};
+use crate::to_proto;
+use crate::watch::Watcher;
+
+/// Runs on a page where the request does not say how many, and at most.
+const RUNS: (u32, u32) = (100, 1000);
+/// The same for the points of a history; at 30 bytes each the most still fit in a client's 4 MiB.
+const POINTS: (u32, u32) = (1000, 100_000);
+
+/// `tracker.v1` over the runs of a server.
+#[derive(Debug)]
+pub(crate) struct Tracker {
+    pub(crate) runs: Arc<Runs>,
+    pub(crate) stopping: watch::Receiver<bool>,
+}
+
+#[tonic::async_trait]
+impl TrackerService for Tracker {
+    async fn list_runs(
+        &self,
+        request: Request<proto::ListRunsRequest>,
+    ) -> Result<Response<proto::ListRunsResponse>, Status> {
+        let request = request.into_inner();
+        let size = match request.page_size {
+            0 => RUNS.0,
+            size => size.min(RUNS.1),
+        };
+        let runs = Arc::clone(&self.runs);
+        let page = blocking(move || {
+            let mut names = runs.names()?;
+            // The token is the last name of the page before, whether or not that run is still there.
+            let begin = names.partition_point(|name| name.as_str() <= request.page_token.as_str());
+            names.drain(..begin);
+            let more = names.len() > size as usize;
+            names.truncate(size as usize);
+            Ok(proto::ListRunsResponse {
+                next_page_token: match names.last() {
+                    Some(last) if more => last.to_string(),
+                    _ => String::new(),
+                },
+                runs: names.iter().map(|name| list_row(&runs, name)).collect(),
+            })
+        });
+        Ok(Response::new(page.await?))
+    }
+
+    async fn get_run(
+        &self,
+        request: Request<proto::GetRunRequest>,
+    ) -> Result<Response<proto::GetRunResponse>, Status> {
+        let run = self.runs.find(&request.get_ref().run).await?;
+        let row = self.runs.read(&run, Reader::run).await?;
+        Ok(Response::new(proto::GetRunResponse {
+            run: Some(to_proto::run(run.as_str(), &row)),
+            config_json: row.config_json,
+        }))
+    }
+
+    async fn list_metrics(
+        &self,
+        request: Request<proto::ListMetricsRequest>,
+    ) -> Result<Response<proto::ListMetricsResponse>, Status> {
+        let run = self.runs.find(&request.get_ref().run).await?;
+        let series = self.runs.read(&run, Reader::series).await?;
+        Ok(Response::new(proto::ListMetricsResponse {
+            metrics: series.iter().map(to_proto::metric).collect(),
+        }))
+    }
+
+    async fn read_metric(
+        &self,
+        request: Request<proto::ReadMetricRequest>,
+    ) -> Result<Response<proto::ReadMetricResponse>, Status> {
+        let request = request.into_inner();
+        let max_points = match request.max_points {
+            0 => POINTS.0,
+            n if n > POINTS.1 => {
+                return Err(Status::invalid_argument(format!(
+                    "max_points is {n}, the most is {}; WatchEvents gives every point",
+                    POINTS.1
+                )));
+            }
+            n => n,
+        };
+        let run = self.runs.find(&request.run).await?;
+        let metric = request.metric.clone();
+        let points = self
+            .runs
+            .read(&run, move |reader| {
+                reader.history(&metric, max_points as usize)
+            })
+            .await?
+            .ok_or_else(|| {
+                Status::not_found(format!("run {run} has no metric {:?}", request.metric))
+            })?;
+        Ok(Response::new(proto::ReadMetricResponse {
+            points: points.iter().map(to_proto::point).collect(),
+        }))
+    }
+
+    type WatchEventsStream =
+        Pin<Box<dyn Stream<Item = Result<proto::WatchEventsResponse, Status>> + Send>>;
+
+    async fn watch_events(
+        &self,
+        request: Request<proto::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let request = request.into_inner();
+        let run = self.runs.find(&request.run).await?;
+        let last_seq = self.runs.read(&run, Reader::last_seq).await?;
+        if request.after_seq > last_seq {
+            return Err(Status::out_of_range(format!(
+                "cursor {} is beyond the last event {last_seq} of run {run}; is it another run's?",
+                request.after_seq
+            )));
+        }
+        let feed = self.runs.feed(&run).await?;
+        let watcher = Watcher {
+            progress: feed.subscribe(),
+            runs: Arc::clone(&self.runs),
+            run,
+            feed,
+            stopping: self.stopping.clone(),
+            cursor: request.after_seq,
+            follow: request.follow,
+            known: None,
+            until: None,
+        };
+        Ok(Response::new(Box::pin(watcher.stream())))
+    }
+}
+
+/// A run in a list, where one that cannot be read does not hide the others.
+fn list_row(runs: &Runs, name: &RunName) -> proto::Run {
+    match runs.read_now(name, Reader::run) {
+        Ok(row) => to_proto::run(name.as_str(), &row),
+        Err(error) => proto::Run {
+            name: name.to_string(),
+            error: text(&error),
+            ..proto::Run::default()
+        },
+    }
+}

@@ -1,0 +1,140 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use host_core::RunName;
+use host_proto::tracker::v1 as proto;
+use host_store::{Progress, RunStatus};
+use proto::WatchEndReason;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::feed::Feed;
+use crate::source::Runs;
+
+/// One client that watches a run: a cursor. It holds one page at most, and that only while it is sent;
+/// what the client has not asked for yet lies on disk.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    pub(crate) runs: Arc<Runs>,
+    pub(crate) run: RunName,
+    pub(crate) feed: Arc<Feed>,
+    pub(crate) progress: watch::Receiver<Progress>,
+    pub(crate) stopping: watch::Receiver<bool>,
+    pub(crate) cursor: u64,
+    pub(crate) follow: bool,
+    /// How far the log had come when the last page was read.
+    pub(crate) known: Option<Progress>,
+    /// When to end at the latest, once the server is stopping.
+    pub(crate) until: Option<Instant>,
+}
+
+/// How long a client may still be sent what there is when the server is stopping, so that those who
+/// follow a run that has just ended see its end.
+const LAST_PIECES: Duration = Duration::from_secs(1);
+
+/// What comes after a piece of the stream.
+enum Next {
+    Pieces(Box<Watcher>),
+    Error(Status),
+    Nothing,
+}
+
+type Piece = Result<proto::WatchEventsResponse, Status>;
+
+impl Watcher {
+    /// The pieces of the stream. Each is made when the client has room for it.
+    pub(crate) fn stream(self) -> impl Stream<Item = Piece> + Send + 'static {
+        unfold(Next::Pieces(Box::new(self)), |next| async {
+            match next {
+                Next::Pieces(watcher) => Some(watcher.piece().await),
+                Next::Error(status) => Some((Err(status), Next::Nothing)),
+                Next::Nothing => None,
+            }
+        })
+    }
+
+    async fn piece(mut self: Box<Self>) -> (Piece, Next) {
+        loop {
+            let stopping = *self.stopping.borrow();
+            if stopping {
+                let until = *self
+                    .until
+                    .get_or_insert_with(|| Instant::now() + LAST_PIECES);
+                if Instant::now() >= until {
+                    return self.stopped();
+                }
+            }
+            let progress = match self.known.take() {
+                Some(known) if known.last_seq == self.cursor => known,
+                _ => match self.feed.page(&self.runs, &self.run, self.cursor).await {
+                    Err(status) => return (Err(status), Next::Nothing),
+                    Ok(page) if page.events.is_empty() => page.progress,
+                    Ok(page) => {
+                        self.known = Some(page.progress);
+                        self.cursor = page.cursor;
+                        let piece = proto::WatchEventsResponse {
+                            events: page.events.clone(),
+                            cursor: page.cursor,
+                            end: None,
+                        };
+                        return (Ok(piece), Next::Pieces(self));
+                    }
+                },
+            };
+            if progress.last_seq > self.cursor {
+                continue;
+            }
+            let reason = match progress.status {
+                RunStatus::Finished(_) => WatchEndReason::RunFinished,
+                RunStatus::Crashed => WatchEndReason::RunCrashed,
+                RunStatus::Running if !self.follow => WatchEndReason::CaughtUp,
+                RunStatus::Running if stopping => return self.stopped(),
+                RunStatus::Running => {
+                    self.wait().await;
+                    continue;
+                }
+            };
+            return (Ok(self.end(reason)), Next::Nothing);
+        }
+    }
+
+    /// Waits for news of the run, or for the server to stop.
+    async fn wait(&mut self) {
+        let news = *self.progress.borrow_and_update();
+        if news.last_seq > self.cursor {
+            return;
+        }
+        if news.status != RunStatus::Running {
+            // The store said otherwise a moment ago: one of the two is about to change its mind.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            return;
+        }
+        tokio::select! {
+            // The feed, which this watcher keeps alive, holds the other end.
+            _ = self.progress.changed() => {}
+            _ = self.stopping.wait_for(|stopping| *stopping) => {}
+        }
+    }
+
+    fn stopped(&self) -> (Piece, Next) {
+        let status = Status::unavailable(format!(
+            "the server is stopping; go on from cursor {}",
+            self.cursor
+        ));
+        let end = self.end(WatchEndReason::ServerStopping);
+        (Ok(end), Next::Error(status))
+    }
+
+    fn end(&self, reason: WatchEndReason) -> proto::WatchEventsResponse {
+        proto::WatchEventsResponse {
+            events: Vec::new(),
+            cursor: self.cursor,
+            end: Some(proto::WatchEnd {
+                reason: reason.into(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! A real server, a real writer and real clients, in one process.
+#![allow(missing_docs)]
+
+mod proxy;
+mod requests;
+mod run;
+mod watch;

@@ -1,0 +1,102 @@
+//! A run to be watched: a store with a writer's thread.
+
+use std::path::Path;
+
+use host_core::{Emitter, EventBody, MetricValue, Step, StopReason};
+use host_serve::{Client, Server, Serving, Source};
+use host_store::{Callbacks, Commits, RunRecord, Writer, WriterThread};
+use tempfile::TempDir;
+
+pub(crate) struct Run {
+    pub(crate) runs_dir: TempDir,
+    pub(crate) emitter: Emitter,
+    pub(crate) thread: WriterThread,
+}
+
+pub(crate) const NAME: &str = "demo";
+
+impl Run {
+    pub(crate) fn start() -> Self {
+        let runs_dir = tempfile::tempdir().expect("a folder");
+        let (emitter, thread) = write(&runs_dir.path().join(NAME));
+        emitter.emit(Step(0), EventBody::RunStarted { generation: 0 });
+        Self {
+            runs_dir,
+            emitter,
+            thread,
+        }
+    }
+
+    pub(crate) fn live(&self) -> Source {
+        Source::Live {
+            run_dir: self.runs_dir.path().join(NAME),
+            commits: self.commits(),
+        }
+    }
+
+    pub(crate) fn folder(&self) -> Source {
+        Source::Folder(self.runs_dir.path().to_owned())
+    }
+
+    pub(crate) fn commits(&self) -> Commits {
+        self.thread.commits()
+    }
+
+    /// Emits metrics at these steps.
+    pub(crate) fn train(&self, steps: std::ops::Range<u64>) {
+        for step in steps {
+            #[expect(clippy::cast_precision_loss, reason = "small")]
+            let n = step as f64;
+            self.emitter.emit(
+                Step(step),
+                EventBody::Metrics {
+                    values: vec![
+                        MetricValue::new("loss/train", 1.0 / (n + 1.0)),
+                        MetricValue::new("lr", 5e-4),
+                    ],
+                },
+            );
+        }
+    }
+
+    /// Ends the run as a run ends; its folder remains as long as what is returned.
+    pub(crate) fn finish(self) -> TempDir {
+        self.emitter.emit(
+            Step(0),
+            EventBody::RunFinished {
+                reason: StopReason::Completed,
+                message: String::new(),
+            },
+        );
+        self.crash()
+    }
+
+    /// Ends the writer without a word.
+    pub(crate) fn crash(self) -> TempDir {
+        drop(self.emitter);
+        self.thread.join().expect("all is written");
+        self.runs_dir
+    }
+}
+
+fn write(run_dir: &Path) -> (Emitter, WriterThread) {
+    let record = RunRecord {
+        name: NAME.to_owned(),
+        created_us: 1_700_000_000_000_000,
+        config_json: r#"{"seed":1}"#.to_owned(),
+    };
+    let writer = Writer::create(run_dir, &record).expect("a run");
+    let (emitter, drafts) = Emitter::new(256);
+    let thread = writer
+        .spawn(drafts, Callbacks::default())
+        .expect("a thread");
+    (emitter, thread)
+}
+
+pub(crate) fn serve(source: Source) -> Serving {
+    Server::start("127.0.0.1:0".parse().expect("an address"), source).expect("a server")
+}
+
+pub(crate) fn connect(serving: &Serving) -> Client {
+    Client::connect(&serving.addr().to_string()).expect("a client")
+}
