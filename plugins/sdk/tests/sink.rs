@@ -29,7 +29,7 @@ impl CheckpointSink for Actor {
         match self.0.act.as_str() {
             "wait" => {
                 // A thread of the sink's own may hold the flag.
-                let (told, tell) = mpsc::channel();
+                let (told, tell) = mpsc::sync_channel(1);
                 let watched = cancel.clone();
                 WAITING.store(true, Ordering::Release);
                 std::thread::scope(|scope| {
