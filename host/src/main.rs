@@ -1,3 +1,44 @@
 //! The `host` command.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod cli;
+mod delivery;
+mod event_json;
+mod event_line;
+mod meter;
+mod nearest;
+mod number;
+mod plan;
+mod plugins;
+mod progress;
+mod run;
+mod run_dir;
+mod run_file;
+mod script_names;
+mod settings;
+mod signals;
+mod sparkline;
+mod summary;
+mod table;
+
+use std::process::ExitCode;
+
+use host_core::Error;
+
+fn main() -> ExitCode {
+    match cli::execute(std::env::args_os().collect()) {
+        Ok(reason) => ExitCode::from(signals::exit_code(reason)),
+        Err(error) => {
+            print_error(&error);
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+/// The one place where errors are printed.
+fn print_error(error: &Error) {
+    eprintln!("error: {}", event_line::one_line(error.message()));
+    if let Some(hint) = error.hint_text() {
+        eprintln!("hint: {}", event_line::one_line(hint));
+    }
+}

@@ -1,0 +1,174 @@
+//! The command line before clap reads it, and clap's errors in the house's form.
+
+use std::ffi::OsString;
+
+use clap::Command;
+use clap::error::ErrorKind;
+use host_core::{Error, Kind, Result};
+
+use crate::script_names;
+
+/// Lets the training script's spelling through: `--train_batch_size 4`, `--gradient_checkpointing
+/// False`, `--save_dir out`. What is not a flag of the subcommand stays as it is.
+///
+/// # Errors
+/// A flag of the script's that has no place here.
+pub(crate) fn normalize(command: &Command, args: Vec<OsString>) -> Result<Vec<OsString>> {
+    let Some(subcommand) = args
+        .iter()
+        .skip(1)
+        .find_map(|arg| command.find_subcommand(arg))
+    else {
+        return Ok(args);
+    };
+    let mut out: Vec<OsString> = Vec::with_capacity(args.len());
+    let mut args = args.into_iter().peekable();
+    while let Some(arg) = args.next() {
+        let Some(flag) = arg.to_str().and_then(|arg| arg.strip_prefix("--")) else {
+            out.push(arg);
+            continue;
+        };
+        if flag.is_empty() {
+            out.push(arg);
+            break;
+        }
+        let (name, value) = match flag.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (flag, None),
+        };
+        let key = name.replace('-', "_");
+        let ours = script_names::renamed(&key).replace('_', "-");
+        let takes = |name: &str| {
+            subcommand.get_arguments().find(|known| {
+                known.get_long() == Some(name)
+                    || known.get_all_aliases().unwrap_or_default().contains(&name)
+            })
+        };
+        let Some(known) = takes(&ours) else {
+            // `seed` is one of the arguments wherever the training's are.
+            match script_names::refusal(&key) {
+                Some(refusal) if takes("seed").is_some() => return Err(refusal),
+                _ => out.push(arg),
+            }
+            continue;
+        };
+        let mut normal = format!("--{ours}");
+        let value = match value {
+            Some(value) => Some(value.to_owned()),
+            // A switch that may have a value has it behind `=`, or the word after it would be eaten.
+            None if known.is_require_equals_set() => args
+                .next_if(|next| next.to_str().is_some_and(is_boolean))
+                .and_then(|next| next.into_string().ok()),
+            None => None,
+        };
+        if let Some(value) = value {
+            normal.push('=');
+            normal.push_str(&value);
+        }
+        out.push(normal.into());
+    }
+    out.extend(args);
+    Ok(out)
+}
+
+fn is_boolean(word: &str) -> bool {
+    ["true", "false", "yes", "no", "on", "off"].contains(&word.to_lowercase().as_str())
+}
+
+/// What clap has to say: text for stdout (help, version), or an error.
+pub(crate) fn outcome(error: &clap::Error) -> Result<String> {
+    let text = error.render();
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    ) {
+        return Ok(text.ansi().to_string());
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return Err(
+            Error::new(Kind::Config, "no command is given").hint("`host --help` lists them")
+        );
+    }
+    let text = text.to_string();
+    let (said, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
+    let said = said.strip_prefix("error: ").unwrap_or(said);
+    let tip = rest
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("tip: "));
+    let usage = rest.lines().find_map(|line| line.strip_prefix("Usage: "));
+    let hint = match (tip, usage) {
+        (Some(tip), _) => tip.to_owned(),
+        (None, Some(usage)) => format!("usage: {usage}; see --help"),
+        (None, None) => "see --help".to_owned(),
+    };
+    let message = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    Err(Error::new(Kind::Config, message).hint(hint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli;
+
+    fn normal(line: &str) -> String {
+        let args = line.split(' ').map(OsString::from).collect();
+        let words = normalize(&cli::command(), args).expect("normal");
+        let words: Vec<&str> = words.iter().filter_map(|word| word.to_str()).collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn the_scripts_spelling_becomes_ours() {
+        assert_eq!(
+            normal("host run --train_batch_size 4 --save_dir=out c_d.toml"),
+            "host run --train-batch-size 4 --runs-dir=out c_d.toml"
+        );
+        assert_eq!(
+            normal("host run --gradient_checkpointing False --eval_on_start c.toml"),
+            "host run --gradient-checkpointing=False --eval-on-start c.toml"
+        );
+        assert_eq!(
+            normal("host run --un_known 1 -- --a_b"),
+            "host run --un_known 1 -- --a_b"
+        );
+        assert_eq!(
+            normal("host generate r --prompt=a_b"),
+            "host generate r --prompt=a_b"
+        );
+    }
+
+    #[test]
+    fn what_the_script_had_and_we_have_not_is_refused_with_a_way() {
+        let args = ["host", "run", "--resume_from_checkpoint", "x"].map(OsString::from);
+        let error = normalize(&cli::command(), args.to_vec()).expect_err("refused");
+        assert!(error.hint_text().expect("a hint").contains("host resume"));
+    }
+
+    #[test]
+    fn claps_errors_are_one_line_and_one_hint() {
+        let refused = |line: &str| {
+            let error = cli::command()
+                .try_get_matches_from(line.split(' '))
+                .expect_err("refused");
+            let error = outcome(&error).expect_err("an error");
+            (
+                error.message().to_owned(),
+                error.hint_text().unwrap_or_default().to_owned(),
+            )
+        };
+        let (message, hint) = refused("host run --train-batch-sise 4");
+        assert_eq!(message, "unexpected argument '--train-batch-sise' found");
+        assert!(hint.contains("'--train-batch-size'"), "{hint}");
+        let (message, hint) = refused("host run --seed abc");
+        assert!(
+            message.starts_with("invalid value 'abc' for '--seed <N>'"),
+            "{message}"
+        );
+        assert!(!hint.is_empty());
+        let (message, _) = refused("host run --precision f16");
+        assert!(
+            message.contains("[possible values: f32, f64, bf16]"),
+            "{message}"
+        );
+    }
+}

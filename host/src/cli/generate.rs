@@ -1,0 +1,92 @@
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use host_core::{Error, Kind, Result};
+
+use super::{RunsDir, print};
+use crate::run_dir::RunDir;
+
+/// Samples text from a checkpoint, so that a person can see what was learnt
+#[derive(Debug, clap::Args)]
+pub(super) struct Generate {
+    /// A checkpoint's folder, or a run, of which the newest checkpoint is taken
+    checkpoint: String,
+
+    /// Text to go on from
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    prompt: String,
+
+    /// Tokens to make at most
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    max_new_tokens: usize,
+
+    /// How bold the choice is; 0 takes the likeliest token each time
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    temperature: f64,
+
+    /// Only the so many likeliest tokens count; 0 counts all
+    #[arg(long, value_name = "TOKENS", default_value_t = 50)]
+    top_k: i64,
+
+    /// Seeds the choice
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        allow_negative_numbers = true
+    )]
+    seed: i64,
+
+    /// cpu, cuda, cuda:N, or auto: a GPU where there is one
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: String,
+
+    #[command(flatten)]
+    runs: RunsDir,
+}
+
+impl Generate {
+    pub(super) fn execute(&self) -> Result<()> {
+        let request = host_train::Generate {
+            checkpoint: self.folder()?,
+            prompt: self.prompt.clone(),
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            seed: self.seed,
+            device: self.device.clone(),
+        };
+        print(&self.prompt);
+        host_train::generate(&request, &mut |piece| {
+            let mut out = std::io::stdout().lock();
+            let _ = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
+        })?;
+        print("\n");
+        Ok(())
+    }
+
+    fn folder(&self) -> Result<PathBuf> {
+        let path = Path::new(&self.checkpoint);
+        if path.join("config.json").is_file() {
+            return Ok(path.to_owned());
+        }
+        let run = RunDir::find(&self.runs.runs_dir, &self.checkpoint)?;
+        run.newest_checkpoint()
+            .map(|(_, path)| path)
+            .ok_or_else(|| {
+                Error::new(
+                    Kind::Config,
+                    format!(
+                        "the run has no complete checkpoint yet: {}",
+                        run.path().display()
+                    ),
+                )
+                .hint("one is written every save_checkpoint_steps and at the end")
+            })
+    }
+}

@@ -1,0 +1,194 @@
+//! The command line: one file for each command.
+
+mod argv;
+mod generate;
+mod groups;
+mod plugin;
+mod resume;
+mod run;
+mod runs;
+mod serve;
+mod train_args;
+mod watch;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use host_core::{Result, StopReason};
+
+pub(crate) use train_args::TrainArgs;
+
+use crate::settings;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    the machine: a full disk, a lost device
+  2    the command line, the configuration or the data
+  3    a plugin
+  4    the run went well, but a checkpoint did not reach every sink
+  5    the training: a loss that is not finite
+  130  ended by Ctrl-C, after a checkpoint; a second Ctrl-C ends at once
+  143  ended by SIGTERM, after a checkpoint";
+
+/// Trains a GPT-2 on source code; extended by plugins, read live over gRPC
+#[derive(Debug, Parser)]
+#[command(name = "host", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Run),
+    Resume(resume::Resume),
+    Groups(groups::Groups),
+    Plugin(plugin::Plugin),
+    Runs(runs::Runs),
+    Serve(serve::Serve),
+    Watch(watch::Watch),
+    Generate(generate::Generate),
+}
+
+/// Where runs are looked for.
+#[derive(Clone, Debug, clap::Args)]
+struct RunsDir {
+    /// Folder that holds the runs' folders
+    #[arg(
+        long,
+        visible_alias = "runs",
+        value_name = "DIR",
+        default_value = "runs"
+    )]
+    runs_dir: PathBuf,
+}
+
+/// Reads the command line and does what it says.
+///
+/// # Errors
+/// Whatever keeps it from being done; the error is for `main` to print.
+pub(crate) fn execute(args: Vec<OsString>) -> Result<StopReason> {
+    let args = argv::normalize(&command(), args)?;
+    let cli = command()
+        .try_get_matches_from(args)
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match cli {
+        Ok(cli) => cli,
+        Err(said) => {
+            print(&argv::outcome(&said)?);
+            return Ok(StopReason::Completed);
+        }
+    };
+    match cli.command {
+        Command::Run(run) => return run.execute(),
+        Command::Resume(resume) => return resume.execute(),
+        Command::Groups(groups) => groups.execute(),
+        Command::Plugin(plugin) => plugin.execute(),
+        Command::Runs(runs) => runs.execute(),
+        Command::Serve(serve) => serve.execute(),
+        Command::Watch(watch) => watch.execute(),
+        Command::Generate(generate) => generate.execute(),
+    }
+    .map(|()| StopReason::Completed)
+}
+
+/// clap's description of the command line, with the configuration's defaults in the help.
+fn command() -> clap::Command {
+    let describe = |command: clap::Command| {
+        let defaults = settings::defaults();
+        command.mut_args(|arg| {
+            let key = arg.get_id().as_str().to_owned();
+            let default = match defaults.get(&key) {
+                Some(serde_json::Value::String(text)) => text.clone(),
+                Some(value @ (serde_json::Value::Number(_) | serde_json::Value::Bool(_))) => {
+                    value.to_string()
+                }
+                _ => return arg,
+            };
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            arg.help(format!("{help} [default: {default}]"))
+        })
+    };
+    Cli::command()
+        .mut_subcommand("run", describe)
+        .mut_subcommand("groups", describe)
+}
+
+/// Writes to stdout. Nobody reading any more, as behind `| head`, is no error.
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// A JSON value on stdout, for programs and people.
+fn print_json(value: &serde_json::Value) {
+    print(&format!("{value:#}\n"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claps_own_checks_hold() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_setting_is_a_flag_and_every_flag_a_setting() {
+        let mut settings: Vec<String> = settings::defaults().keys().cloned().collect();
+        let command = command();
+        let run = command.find_subcommand("run").expect("run");
+        let mut flags: Vec<String> = run
+            .get_arguments()
+            .filter(|arg| arg.get_long().is_some_and(|long| long != "json"))
+            .map(|arg| {
+                let name = arg.get_long().expect("long").replace('-', "_");
+                assert_eq!(name, arg.get_id().as_str());
+                name
+            })
+            .collect();
+        settings.sort();
+        flags.sort();
+        assert_eq!(flags, settings);
+    }
+
+    #[test]
+    fn the_help_shows_every_default_and_every_choice() {
+        let command = command();
+        let run = command.find_subcommand("run").expect("run");
+        for (key, default) in settings::defaults() {
+            let arg = run
+                .get_arguments()
+                .find(|arg| arg.get_id().as_str() == key)
+                .expect("an argument");
+            let help = arg.get_help().expect("help").to_string();
+            let shown = match &default {
+                serde_json::Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            let has_default = !(default.is_null() || default.is_array());
+            assert_eq!(
+                help.contains(&format!("[default: {shown}]")),
+                has_default,
+                "{help}"
+            );
+            // The configuration's own list of choices is in what it says to a wrong one.
+            let wrong = serde_json::json!({ &key: "?" });
+            let known = match serde_json::from_value::<host_train::TrainConfig>(wrong) {
+                Err(error) if error.to_string().contains("unknown variant") => error.to_string(),
+                _ => continue,
+            };
+            let known: Vec<&str> = known.split('`').skip(3).step_by(2).collect();
+            let choices = arg.get_possible_values();
+            let choices: Vec<&str> = choices
+                .iter()
+                .map(clap::builder::PossibleValue::get_name)
+                .collect();
+            assert_eq!(choices, known, "{key}");
+        }
+    }
+}

@@ -1,0 +1,220 @@
+use clap::Subcommand;
+use host_core::{Need, Result};
+use host_plugin::{Found, PluginManifest, PluginSpec, SearchPath};
+use serde_json::{Value, json};
+
+use super::{print, print_json};
+use crate::event_line::one_line;
+use crate::plugins::kind_word;
+use crate::table::{Align, Table};
+
+/// Finds and inspects plugins, without running anything of them
+#[derive(Debug, clap::Args)]
+pub(super) struct Plugin {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Lists the plugins that are found by id
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows what a plugin says about itself and which settings it takes
+    Info {
+        /// Its id or path
+        spec: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Plugin {
+    pub(super) fn execute(&self) -> Result<()> {
+        let search = SearchPath::from_env();
+        match &self.command {
+            Command::List { json } => {
+                list(&search, *json);
+                Ok(())
+            }
+            Command::Info { spec, json } => info(&search, spec, *json),
+        }
+    }
+}
+
+fn list(search: &SearchPath, json: bool) {
+    let listed = search.list();
+    if json {
+        let entries = listed.iter().map(|listed| {
+            let path = listed.path.display().to_string();
+            let shadowed_by = listed
+                .shadowed_by
+                .as_ref()
+                .map(|path| path.display().to_string());
+            let mut entry = match &listed.outcome {
+                Ok(manifest) => manifest_json(manifest),
+                Err(error) => json!({ "error": error.message(), "hint": error.hint_text() }),
+            };
+            entry["path"] = json!(path);
+            entry["shadowed_by"] = json!(shadowed_by);
+            entry
+        });
+        return print_json(&entries.collect());
+    }
+    let mut table = Table::new([
+        ("id", Align::Left),
+        ("version", Align::Left),
+        ("kind", Align::Left),
+        ("library", Align::Left),
+    ]);
+    let mut remarks = String::new();
+    for listed in &listed {
+        let path = listed.path.display();
+        match (&listed.outcome, &listed.shadowed_by) {
+            (Ok(manifest), None) => table.row([
+                manifest.id.clone(),
+                manifest.version.clone(),
+                kinds(manifest).join(", "),
+                path.to_string(),
+            ]),
+            (Ok(manifest), Some(first)) => {
+                let first = first.display();
+                remarks.push_str(&format!("{} also in {path}, behind {first}\n", manifest.id));
+            }
+            (Err(error), _) => {
+                remarks.push_str(&format!("refused: {}\n", one_line(error.message())));
+            }
+        }
+    }
+    let dirs: Vec<String> = search
+        .dirs()
+        .iter()
+        .map(|dir| dir.display().to_string())
+        .collect();
+    print(&format!(
+        "{}\n{remarks}looked in {}\n",
+        table.render(),
+        dirs.join(", ")
+    ));
+}
+
+fn info(search: &SearchPath, spec: &str, json: bool) -> Result<()> {
+    let spec: PluginSpec = spec.parse()?;
+    let found = search.find(&spec.target)?;
+    let sha256 = found.sha256()?;
+    if json {
+        let mut info = manifest_json(&found.manifest);
+        info["path"] = json!(found.path.display().to_string());
+        info["sha256"] = json!(sha256);
+        print_json(&info);
+    } else {
+        print(&info_text(&found, &sha256));
+    }
+    Ok(())
+}
+
+fn info_text(Found { path, manifest }: &Found, sha256: &str) -> String {
+    let (major, minor) = manifest.abi;
+    let needs: Vec<&str> = manifest.needs.iter().copied().map(Need::name).collect();
+    let lines = [
+        ("kind", kinds(manifest).join(", ")),
+        ("ABI", format!("{major}.{minor}")),
+        ("needs", needs.join(", ")),
+        ("library", path.display().to_string()),
+        ("sha256", sha256.to_owned()),
+    ];
+    let mut text = format!("{} {}\n", manifest.id, manifest.version);
+    if !manifest.description.is_empty() {
+        text.push_str(&format!("{}\n", one_line(&manifest.description)));
+    }
+    text.push('\n');
+    for (label, value) in lines {
+        if !value.is_empty() {
+            text.push_str(&format!("{label:<8} {value}\n"));
+        }
+    }
+    text.push('\n');
+    text.push_str(&settings_text(manifest.config.as_ref()));
+    text
+}
+
+/// The settings of a JSON Schema's object, as far as it is of the plain kind.
+fn settings_text(schema: Option<&Value>) -> String {
+    let properties = schema
+        .and_then(|schema| schema.get("properties"))
+        .and_then(Value::as_object)
+        .filter(|properties| !properties.is_empty());
+    let Some(properties) = properties else {
+        return "it takes no settings\n".to_owned();
+    };
+    let required = schema
+        .and_then(|schema| schema.get("required"))
+        .and_then(Value::as_array);
+    let mut table = Table::new([
+        ("setting", Align::Left),
+        ("type", Align::Left),
+        ("default", Align::Left),
+        ("", Align::Left),
+    ]);
+    for (name, property) in properties {
+        let text = |key: &str| match property.get(key) {
+            None => String::new(),
+            Some(Value::String(text)) => one_line(text),
+            Some(other) => other.to_string(),
+        };
+        let is_required = required.is_some_and(|required| required.contains(&json!(name)));
+        let default = match is_required {
+            true => "(required)".to_owned(),
+            false => text("default"),
+        };
+        table.row([one_line(name), text("type"), default, text("description")]);
+    }
+    table.render()
+}
+
+fn kinds(manifest: &PluginManifest) -> Vec<&'static str> {
+    manifest.kinds.iter().copied().map(kind_word).collect()
+}
+
+fn manifest_json(manifest: &PluginManifest) -> Value {
+    let kinds: Vec<&str> = manifest.kinds.iter().map(|kind| kind.name()).collect();
+    let needs: Vec<&str> = manifest.needs.iter().copied().map(Need::name).collect();
+    json!({
+        "id": manifest.id,
+        "version": manifest.version,
+        "description": manifest.description,
+        "abi": [manifest.abi.0, manifest.abi.1],
+        "kinds": kinds,
+        "needs": needs,
+        "reads_cuda": manifest.reads_cuda,
+        "config": manifest.config,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_listed_with_type_and_default() {
+        let schema = json!({
+            "type": "object",
+            "required": ["dir"],
+            "properties": {
+                "dir": { "type": "string", "description": "Where to" },
+                "keep": { "type": "integer", "default": 3 },
+            },
+        });
+        assert_eq!(
+            settings_text(Some(&schema)),
+            "setting  type     default\n\
+             dir      string   (required)  Where to\n\
+             keep     integer  3\n"
+        );
+        assert_eq!(settings_text(None), "it takes no settings\n");
+    }
+}

@@ -1,0 +1,36 @@
+use host_core::{Result, StopReason};
+
+use super::{RunsDir, TrainArgs};
+use crate::plan::Plan;
+use crate::run_dir::RunDir;
+
+/// Goes on with a run from its newest complete checkpoint, exactly
+#[derive(Debug, clap::Args)]
+pub(super) struct Resume {
+    /// The run's name or folder
+    run: String,
+
+    /// Train to this optimizer step instead of the one the run was started with
+    #[arg(long, value_name = "STEPS")]
+    max_train_steps: Option<u64>,
+
+    /// Where gRPC listens, instead of where the run was started with
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<String>,
+
+    /// Write each event to stdout as a line of JSON, and nothing else
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    runs: RunsDir,
+}
+
+impl Resume {
+    pub(super) fn execute(&self) -> Result<StopReason> {
+        let dir = RunDir::find(&self.runs.runs_dir, &self.run)?;
+        let flags = TrainArgs::resuming(self.max_train_steps, self.listen.clone());
+        let plan = Plan::read(Some(&dir.config_file()), &flags)?;
+        crate::run::resume(plan, dir, self.json)
+    }
+}

@@ -1,0 +1,40 @@
+use std::path::PathBuf;
+
+use host_core::{Result, StopReason};
+
+use super::TrainArgs;
+use crate::plan::Plan;
+
+const EXAMPLES: &str = "\
+CONFIG.toml has the same arguments with _ for - (max_train_steps = 100), and a [[plugin]] table for
+each plugin. Flags go before it, and it goes before the defaults. A relative path in it is relative
+to its own folder. The spelling of CodeParrot's script works as well: --train_batch_size 4.
+
+Plugins are found by id in HOST_PLUGIN_PATH, beside this program, in $XDG_DATA_HOME/host/plugins and
+in /usr/lib/host/plugins. Without one for the parameter groups, weight-decay is used.
+
+Example:
+  host run --data ~/src --extensions rs --model demo --seq-length 256 --max-train-steps 400 \\
+      --plugin weight-decay --plugin perplexity --plugin local-disk:dir=/data/checkpoints,keep=3";
+
+/// Trains a model
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Run {
+    /// A TOML file with any of the arguments below
+    config: Option<PathBuf>,
+
+    /// Write each event to stdout as a line of JSON, and nothing else
+    #[arg(long, help_heading = "Run")]
+    json: bool,
+
+    #[command(flatten)]
+    train: TrainArgs,
+}
+
+impl Run {
+    pub(super) fn execute(&self) -> Result<StopReason> {
+        let plan = Plan::read(self.config.as_deref(), &self.train)?;
+        crate::run::run(plan, self.json)
+    }
+}

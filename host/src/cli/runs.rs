@@ -1,0 +1,366 @@
+use std::path::Path;
+
+use clap::Subcommand;
+use host_core::{DeliveryState, Event, EventBody, Result, RunName, Step};
+use host_store::{Reader, RunRow, RunStatus, list_runs};
+use serde_json::{Value, json};
+
+use super::{RunsDir, print, print_json};
+use crate::event_json;
+use crate::event_line::{event_line, one_line, reason_word};
+use crate::number;
+use crate::run_dir::RunDir;
+use crate::sparkline::sparkline;
+use crate::table::{Align, Table};
+
+/// Shows what the store knows of runs, live or over
+#[derive(Debug, clap::Args)]
+pub(super) struct Runs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Lists the runs
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        runs: RunsDir,
+    },
+    /// Shows a run: configuration, status, metrics, checkpoints, deliveries
+    Show {
+        /// The run's name or folder
+        run: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        runs: RunsDir,
+    },
+}
+
+impl Runs {
+    pub(super) fn execute(&self) -> Result<()> {
+        match &self.command {
+            Command::List { json, runs } => list(&runs.runs_dir, *json),
+            Command::Show { run, json, runs } => {
+                let shown = Shown::read(&RunDir::find(&runs.runs_dir, run)?)?;
+                match json {
+                    true => print_json(&shown.json()),
+                    false => print(&shown.text()),
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn list(runs_dir: &Path, json: bool) -> Result<()> {
+    let runs = list_runs(runs_dir)?;
+    if json {
+        let entries = runs.iter().map(|(name, row)| match row {
+            Ok(row) => row_json(row),
+            Err(error) => json!({ "name": name, "error": error.message() }),
+        });
+        print_json(&entries.collect());
+        return Ok(());
+    }
+    if runs.is_empty() {
+        print(&format!("no runs yet: {}\n", runs_dir.display()));
+        return Ok(());
+    }
+    print(&list_text(&runs));
+    Ok(())
+}
+
+fn list_text(runs: &[(RunName, Result<RunRow>)]) -> String {
+    let mut table = Table::new([
+        ("run", Align::Left),
+        ("status", Align::Left),
+        ("step", Align::Right),
+        ("begun", Align::Left),
+        ("last event", Align::Left),
+    ]);
+    for (name, row) in runs {
+        match row {
+            Ok(row) => table.row([
+                row.name.clone(),
+                status_word(row.status).to_owned(),
+                row.last_step.to_string(),
+                local_time(row.created_us),
+                local_time(row.last_time_us),
+            ]),
+            Err(error) => table.row([
+                name.to_string(),
+                format!("unreadable: {}", one_line(error.message())),
+                String::new(),
+                String::new(),
+                String::new(),
+            ]),
+        }
+    }
+    table.render()
+}
+
+/// What there is to show of a run.
+struct Shown {
+    dir: RunDir,
+    row: RunRow,
+    metrics: Vec<Curve>,
+    /// Checkpoints, deliveries, warnings: what counts of the events that are no metrics.
+    events: Vec<Event>,
+}
+
+/// A metric's values over the run.
+struct Curve {
+    name: String,
+    count: u64,
+    last_step: Step,
+    last: f64,
+    values: Vec<f64>,
+}
+
+/// Points of a curve that are asked for, and bars of its line.
+const POINTS: usize = 240;
+const BARS: usize = 24;
+
+/// Events in one page.
+const PAGE: usize = 4096;
+
+impl Shown {
+    fn read(dir: &RunDir) -> Result<Self> {
+        let reader = Reader::open(dir.path())?;
+        let curve = |series: host_store::Series| {
+            let points = reader.history(&series.name, POINTS)?.unwrap_or_default();
+            Ok(Curve {
+                name: series.name.to_string(),
+                count: series.count,
+                last_step: series.last.step,
+                last: series.last.value,
+                values: points.iter().map(|point| point.value).collect(),
+            })
+        };
+        let metrics = reader
+            .series()?
+            .into_iter()
+            .map(curve)
+            .collect::<Result<_>>()?;
+        let mut events: Vec<Event> = Vec::new();
+        let mut cursor = 0;
+        loop {
+            let page = reader.events_after(cursor, PAGE)?;
+            let Some(last) = page.last() else { break };
+            cursor = last.seq;
+            for event in page {
+                if let EventBody::Superseded { from_step, .. } = event.body {
+                    events.retain(|earlier| earlier.step <= from_step);
+                }
+                if !matches!(event.body, EventBody::Metrics { .. }) {
+                    events.push(event);
+                }
+            }
+        }
+        Ok(Self {
+            dir: dir.clone(),
+            row: reader.run()?,
+            metrics,
+            events,
+        })
+    }
+
+    /// The last state of each checkpoint's delivery to each sink, in the order of the checkpoints.
+    fn deliveries(&self) -> Vec<(Step, &str, DeliveryState, &str)> {
+        let mut deliveries: Vec<(Step, &str, DeliveryState, &str)> = Vec::new();
+        for event in &self.events {
+            let EventBody::Delivery {
+                sink,
+                checkpoint,
+                state,
+                detail,
+            } = &event.body
+            else {
+                continue;
+            };
+            deliveries.retain(|(step, to, ..)| !(step == checkpoint && to == sink));
+            deliveries.push((*checkpoint, sink, *state, detail));
+        }
+        deliveries.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
+        deliveries
+    }
+
+    fn checkpoints(&self) -> impl Iterator<Item = (&str, u64, bool)> {
+        self.events.iter().filter_map(|event| match &event.body {
+            EventBody::CheckpointWritten { name, bytes, .. } => {
+                let stands = self.dir.checkpoints().join(name).is_dir();
+                Some((name.as_str(), *bytes, stands))
+            }
+            _ => None,
+        })
+    }
+
+    fn config(&self) -> Value {
+        serde_json::from_str(&self.row.config_json).unwrap_or_default()
+    }
+
+    fn json(&self) -> Value {
+        let mut json = row_json(&self.row);
+        json["path"] = json!(self.dir.path().display().to_string());
+        json["config"] = self.config();
+        let metrics = self.metrics.iter().map(|curve| {
+            json!({
+                "name": curve.name,
+                "points": curve.count,
+                "step": curve.last_step,
+                "value": event_json::number(curve.last),
+            })
+        });
+        json["metrics"] = metrics.collect();
+        let checkpoints = self
+            .checkpoints()
+            .map(|(name, bytes, stands)| json!({ "name": name, "bytes": bytes, "stands": stands }));
+        json["checkpoints"] = checkpoints.collect();
+        let deliveries = self.deliveries().into_iter().map(
+            |(checkpoint, sink, state, detail)| json!({ "checkpoint": checkpoint, "sink": sink, "state": state, "detail": detail }),
+        );
+        json["deliveries"] = deliveries.collect();
+        let warnings = self.events.iter().filter_map(|event| match event.body {
+            EventBody::Warning { .. } | EventBody::PluginFault { .. } => event_line(event),
+            _ => None,
+        });
+        json["warnings"] = warnings.collect();
+        json
+    }
+
+    fn text(&self) -> String {
+        let row = &self.row;
+        let mut text = format!(
+            "{}  {} at step {}\n{}\nbegun {}, last event {}{}\n",
+            row.name,
+            status_word(row.status),
+            row.last_step,
+            self.dir.path().display(),
+            local_time(row.created_us),
+            local_time(row.last_time_us),
+            match row.generation {
+                0 => String::new(),
+                1 => ", resumed once".to_owned(),
+                n => format!(", resumed {n} times"),
+            },
+        );
+        let mut section = |heading: &str, body: String| {
+            if !body.is_empty() {
+                text.push_str(&format!("\n{heading}\n{body}"));
+            }
+        };
+        section("metrics", self.metrics_text());
+        section("checkpoints", self.checkpoints_text());
+        let warnings = self.events.iter().filter(|event| {
+            matches!(
+                event.body,
+                EventBody::Warning { .. } | EventBody::PluginFault { .. }
+            )
+        });
+        let warnings = warnings
+            .filter_map(event_line)
+            .map(|line| format!("  {line}\n"));
+        section("warnings", warnings.collect());
+        section("configuration", config_text(&self.config()));
+        text
+    }
+
+    fn metrics_text(&self) -> String {
+        let mut table = Table::new([
+            ("  name", Align::Left),
+            ("last", Align::Right),
+            ("step", Align::Right),
+            ("points", Align::Right),
+            ("", Align::Left),
+        ]);
+        for curve in &self.metrics {
+            table.row([
+                format!("  {}", curve.name),
+                number::value(curve.last),
+                curve.last_step.to_string(),
+                curve.count.to_string(),
+                sparkline(&curve.values, BARS),
+            ]);
+        }
+        match self.metrics.is_empty() {
+            true => String::new(),
+            false => table.render(),
+        }
+    }
+
+    fn checkpoints_text(&self) -> String {
+        let deliveries = self.deliveries();
+        let line = |(name, bytes, stands): (&str, u64, bool)| {
+            let of_this = |(step, ..): &&(Step, &str, DeliveryState, &str)| {
+                name == format!("step-{:06}", step.0)
+            };
+            let told: Vec<String> = deliveries
+                .iter()
+                .filter(of_this)
+                .map(|(_, sink, state, detail)| match state {
+                    DeliveryState::Queued => format!("waits for {sink}"),
+                    DeliveryState::Sending => format!("on its way to {sink}"),
+                    DeliveryState::Delivered => format!("delivered by {sink}"),
+                    DeliveryState::Failed => {
+                        format!("not delivered by {sink}: {}", one_line(detail))
+                    }
+                })
+                .collect();
+            let pruned = if stands { "" } else { " (pruned)" };
+            format!(
+                "  {name}  {}{pruned}  {}",
+                number::bytes(bytes),
+                told.join(", ")
+            )
+            .trim_end()
+            .to_owned()
+                + "\n"
+        };
+        self.checkpoints().map(line).collect()
+    }
+}
+
+/// The configuration as the lines of its TOML.
+fn config_text(config: &Value) -> String {
+    let table = toml::Table::try_from(config).unwrap_or_default();
+    let text = toml::to_string(&table).unwrap_or_default();
+    let lines = text.lines().map(|line| match line {
+        "" => "\n".to_owned(),
+        line => format!("  {line}\n"),
+    });
+    lines.collect()
+}
+
+fn row_json(row: &RunRow) -> Value {
+    json!({
+        "name": row.name,
+        "status": status_word(row.status),
+        "generation": row.generation,
+        "created_us": row.created_us,
+        "last_seq": row.last_seq,
+        "last_step": row.last_step,
+        "last_time_us": row.last_time_us,
+    })
+}
+
+fn status_word(status: RunStatus) -> &'static str {
+    match status {
+        RunStatus::Running => "running",
+        RunStatus::Finished(reason) => reason_word(reason),
+        RunStatus::Crashed => "crashed",
+    }
+}
+
+fn local_time(time_us: i64) -> String {
+    let Ok(time) = jiff::Timestamp::from_microsecond(time_us) else {
+        return String::new();
+    };
+    let time = time.to_zoned_datetime(jiff::tz::TimeZone::system());
+    time.strftime("%Y-%m-%d %H:%M:%S").to_string()
+}

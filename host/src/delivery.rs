@@ -1,0 +1,597 @@
+//! The way of complete checkpoints to the sinks: a queue and a worker thread for each sink.
+//!
+//! A sink gets its checkpoints in order. One that fails for a while keeps its place: it is tried
+//! again when the next checkpoint comes and at the end. Nothing here ever stops the training.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use host_core::{
+    CheckpointDir, CheckpointSink, DeliveryState, Emitter, Error, EventBody, Kind, MetricValue,
+    Publish, Receipt, Result, RunName, SinkError, Step,
+};
+
+/// Checkpoints that may wait for one sink. They are folders on the disk, so a place costs little.
+const CAPACITY: usize = 1024;
+
+/// How long workers may take to notice that they were cancelled.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How often a delivery is tried, and how long is waited in between: twice as long each time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Retry {
+    /// Tries in a row.
+    pub(crate) tries: u32,
+    /// The first wait.
+    pub(crate) first_wait: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            tries: 5,
+            first_wait: Duration::from_secs(1),
+        }
+    }
+}
+
+/// A sink under the name that its events and its state folder have: its plugin id, and from the
+/// second of an id on a number behind it.
+pub(crate) struct Destination {
+    /// `local-disk`, `local-disk-2`.
+    pub(crate) label: String,
+    /// Its own folder, which exists.
+    pub(crate) state_dir: PathBuf,
+    /// The port.
+    pub(crate) sink: Box<dyn CheckpointSink>,
+}
+
+/// The deliveries of a run. `[any]` but for starting and draining.
+pub(crate) struct Deliveries {
+    workers: Vec<Worker>,
+}
+
+struct Worker {
+    queue: Arc<Queue>,
+    thread: JoinHandle<()>,
+}
+
+/// What did not reach a sink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Undelivered {
+    /// The sink's label.
+    pub(crate) sink: String,
+    /// The checkpoints.
+    pub(crate) steps: Vec<Step>,
+    /// Why the last try failed.
+    pub(crate) reason: String,
+}
+
+impl Deliveries {
+    /// Starts a worker for each sink.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(crate) fn start(
+        run: &RunName,
+        destinations: Vec<Destination>,
+        retry: Retry,
+        emitter: &Emitter,
+    ) -> Result<Self> {
+        let mut workers = Vec::new();
+        for destination in destinations {
+            let queue = Arc::new(Queue::new(
+                destination.label.clone(),
+                destination.sink.canceller(),
+                emitter.clone(),
+            ));
+            let courier = Courier {
+                run: run.clone(),
+                destination,
+                retry,
+                queue: Arc::clone(&queue),
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("sink {}", queue.label))
+                .spawn(move || courier.work())
+                .map_err(|e| Error::new(Kind::System, format!("cannot start a thread: {e}")))?;
+            workers.push(Worker { queue, thread });
+        }
+        Ok(Self { workers })
+    }
+
+    /// Queues a checkpoint for every sink. Returns at once.
+    pub(crate) fn offer(&self, checkpoint: CheckpointDir) {
+        let checkpoint = Arc::new(checkpoint);
+        for Worker { queue, .. } in &self.workers {
+            // The event goes first: the worker's own must come after it.
+            queue.tell(checkpoint.step, DeliveryState::Queued, "");
+            if !queue.push(Arc::clone(&checkpoint)) {
+                let reason = format!("{CAPACITY} checkpoints wait for this sink already");
+                queue.tell(checkpoint.step, DeliveryState::Failed, &reason);
+            }
+        }
+    }
+
+    /// Whether a sink still waits for the checkpoint of this step.
+    pub(crate) fn is_needed(&self, step: Step) -> bool {
+        self.workers
+            .iter()
+            .any(|worker| worker.queue.lock().waiting.iter().any(|c| c.step == step))
+    }
+
+    /// How many checkpoints wait for each sink, as metrics: `plugin/hub-git/queue_depth`.
+    pub(crate) fn metrics(&self) -> Vec<MetricValue> {
+        let depth = |Worker { queue, .. }: &Worker| {
+            let name = format!("plugin/{}/queue_depth", queue.label);
+            MetricValue::new(name, queue.lock().waiting.len() as f64)
+        };
+        self.workers.iter().map(depth).collect()
+    }
+
+    /// What ends all deliveries soon. `[any]`, and good for longer than `self`.
+    pub(crate) fn canceller(&self) -> impl Fn() + Send + Sync + 'static {
+        let queues: Vec<Arc<Queue>> = self.workers.iter().map(|w| Arc::clone(&w.queue)).collect();
+        move || queues.iter().for_each(|queue| queue.cancel())
+    }
+
+    /// Waits until every sink has what it can get, at most for `patience`, and says in half a
+    /// sentence what it waits for whenever that changes. Returns what did not arrive.
+    pub(crate) fn drain(self, patience: Duration, say: &mut dyn FnMut(&str)) -> Vec<Undelivered> {
+        for worker in &self.workers {
+            worker.queue.close();
+        }
+        let mut deadline = Instant::now() + patience;
+        let mut cancelled = false;
+        let mut said = String::new();
+        while self
+            .workers
+            .iter()
+            .any(|worker| !worker.thread.is_finished())
+        {
+            let waits: Vec<String> = self.workers.iter().filter_map(Worker::waits).collect();
+            let waits = waits.join(", ");
+            if !waits.is_empty() && waits != said {
+                say(&format!("waiting for {waits}"));
+                said = waits;
+            }
+            if Instant::now() >= deadline {
+                if cancelled {
+                    // A sink that does not listen keeps its thread until the process ends, but not
+                    // the way to the store, which waits for the last emitter to go.
+                    self.workers.iter().for_each(|worker| worker.queue.mute());
+                    break;
+                }
+                self.canceller()();
+                cancelled = true;
+                deadline = Instant::now() + GRACE;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let undelivered = |worker: &Worker| worker.queue.undelivered();
+        let undelivered = self.workers.iter().filter_map(undelivered).collect();
+        for worker in self.workers {
+            if worker.thread.is_finished() {
+                // A panic in a worker is a bug of ours; its checkpoints count as not delivered.
+                let _ = worker.thread.join();
+            }
+        }
+        undelivered
+    }
+}
+
+impl Worker {
+    fn waits(&self) -> Option<String> {
+        let waiting = self.queue.lock().waiting.len();
+        match waiting {
+            0 => None,
+            1 => Some(format!("{} (1 checkpoint)", self.queue.label)),
+            n => Some(format!("{} ({n} checkpoints)", self.queue.label)),
+        }
+    }
+}
+
+/// What waits for one sink.
+struct Queue {
+    label: String,
+    cancel_sink: Box<dyn Fn() + Send + Sync>,
+    emitter: Mutex<Option<Emitter>>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// In order; the worker is at the first and removes it when it is done with it.
+    waiting: VecDeque<Arc<CheckpointDir>>,
+    /// The first has failed for now and waits for news.
+    stalled: bool,
+    /// Something came, or the end, since the worker last looked.
+    news: bool,
+    /// No more will come.
+    closed: bool,
+    cancelled: bool,
+    /// Checkpoints that the sink refused for good.
+    refused: Vec<Step>,
+    last_reason: String,
+}
+
+impl Queue {
+    fn new(label: String, cancel_sink: Box<dyn Fn() + Send + Sync>, emitter: Emitter) -> Self {
+        Self {
+            label,
+            cancel_sink,
+            emitter: Mutex::new(Some(emitter)),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is whole between any two statements, so a panic elsewhere leaves it usable.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn emit(&self, step: Step, body: EventBody) {
+        let emitter = self.emitter.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(emitter) = emitter.as_ref() {
+            emitter.emit(step, body);
+        }
+    }
+
+    /// A delivery's events stand at the checkpoint's step, so that a run which goes back behind it
+    /// takes them back as well.
+    fn tell(&self, step: Step, state: DeliveryState, detail: &str) {
+        let body = EventBody::Delivery {
+            sink: self.label.clone(),
+            checkpoint: step,
+            state,
+            detail: detail.to_owned(),
+        };
+        self.emit(step, body);
+    }
+
+    fn mute(&self) {
+        *self.emitter.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// False if there is no place.
+    fn push(&self, checkpoint: Arc<CheckpointDir>) -> bool {
+        let mut state = self.lock();
+        if state.waiting.len() >= CAPACITY {
+            return false;
+        }
+        state.waiting.push_back(checkpoint);
+        state.news = true;
+        self.changed.notify_all();
+        true
+    }
+
+    fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.news = true;
+        self.changed.notify_all();
+    }
+
+    fn cancel(&self) {
+        self.lock().cancelled = true;
+        self.changed.notify_all();
+        (self.cancel_sink)();
+    }
+
+    /// The next to deliver; blocks until there is one. None when there will be none.
+    fn next(&self) -> Option<Arc<CheckpointDir>> {
+        let mut state = self.lock();
+        loop {
+            if state.cancelled {
+                return None;
+            }
+            match state.waiting.front().cloned() {
+                Some(checkpoint) if !state.stalled || state.news => {
+                    state.stalled = false;
+                    state.news = false;
+                    return Some(checkpoint);
+                }
+                _ if state.closed => return None,
+                _ => {
+                    state = self
+                        .changed
+                        .wait(state)
+                        .unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+
+    /// Waits; false if everything was cancelled meanwhile.
+    fn sleep(&self, time: Duration) -> bool {
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), time, |state| !state.cancelled)
+            .unwrap_or_else(PoisonError::into_inner);
+        !state.cancelled
+    }
+
+    fn undelivered(&self) -> Option<Undelivered> {
+        let state = self.lock();
+        let waiting = state.waiting.iter().map(|checkpoint| checkpoint.step);
+        let steps: Vec<Step> = state.refused.iter().copied().chain(waiting).collect();
+        (!steps.is_empty()).then(|| Undelivered {
+            sink: self.label.clone(),
+            steps,
+            reason: if state.last_reason.is_empty() {
+                "there was no time left".to_owned()
+            } else {
+                state.last_reason.clone()
+            },
+        })
+    }
+}
+
+/// The worker of one sink. `[worker]`
+struct Courier {
+    run: RunName,
+    destination: Destination,
+    retry: Retry,
+    queue: Arc<Queue>,
+}
+
+/// How a delivery ended.
+enum Ending {
+    Delivered(Receipt),
+    /// The sink will never take it.
+    Refused(String),
+    /// It may go well later.
+    Postponed(String),
+}
+
+impl Courier {
+    fn work(mut self) {
+        while let Some(checkpoint) = self.queue.next() {
+            let step = checkpoint.step;
+            self.queue.tell(step, DeliveryState::Sending, "");
+            let ending = self.deliver(&checkpoint);
+            // The queue changes before the event goes out, so that whoever sees the event finds the
+            // checkpoint no longer needed.
+            let mut state = self.queue.lock();
+            let (result, detail) = match ending {
+                Ending::Delivered(Receipt(receipt)) => {
+                    state.waiting.pop_front();
+                    (DeliveryState::Delivered, receipt)
+                }
+                Ending::Refused(reason) => {
+                    state.waiting.pop_front();
+                    state.refused.push(step);
+                    state.last_reason.clone_from(&reason);
+                    (DeliveryState::Failed, reason)
+                }
+                Ending::Postponed(reason) => {
+                    state.stalled = true;
+                    state.last_reason.clone_from(&reason);
+                    (DeliveryState::Failed, reason)
+                }
+            };
+            drop(state);
+            self.queue.tell(step, result, &detail);
+        }
+    }
+
+    fn deliver(&mut self, checkpoint: &CheckpointDir) -> Ending {
+        let mut wait = self.retry.first_wait;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let outcome = self.destination.sink.publish(Publish {
+                run: &self.run,
+                checkpoint,
+                state_dir: &self.destination.state_dir,
+            });
+            match outcome {
+                Ok(receipt) => return Ending::Delivered(receipt),
+                Err(SinkError::Cancelled) => {
+                    return Ending::Postponed("it was cancelled".to_owned());
+                }
+                Err(SinkError::Permanent(reason)) => {
+                    self.fault(checkpoint.step, &reason);
+                    return Ending::Refused(reason);
+                }
+                Err(SinkError::Temporary(reason)) => {
+                    self.fault(checkpoint.step, &reason);
+                    if tries >= self.retry.tries || !self.queue.sleep(wait) {
+                        return Ending::Postponed(reason);
+                    }
+                    wait = wait.saturating_mul(2);
+                }
+            }
+        }
+    }
+
+    fn fault(&self, step: Step, reason: &str) {
+        let body = EventBody::PluginFault {
+            plugin: self.destination.sink.id().to_owned(),
+            call: "publish".to_owned(),
+            message: reason.to_owned(),
+        };
+        self.queue.emit(step, body);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use host_core::{Draft, Manifest};
+
+    /// Answers as the script says, then with receipts; tells what it was given.
+    struct Scripted {
+        answers: VecDeque<SinkError>,
+        seen: Sender<u64>,
+        gate: Option<Receiver<()>>,
+        cancel: Arc<Mutex<Option<Sender<()>>>>,
+    }
+
+    impl CheckpointSink for Scripted {
+        fn id(&self) -> &str {
+            "scripted"
+        }
+
+        fn publish(&mut self, publish: Publish<'_>) -> Result<Receipt, SinkError> {
+            let _ = self.seen.send(publish.checkpoint.step.0);
+            if let Some(gate) = &self.gate {
+                let _ = gate.recv();
+                return Err(SinkError::Cancelled);
+            }
+            match self.answers.pop_front() {
+                Some(error) => Err(error),
+                None => Ok(Receipt("{}".to_owned())),
+            }
+        }
+
+        fn canceller(&self) -> Box<dyn Fn() + Send + Sync> {
+            let gate = Arc::clone(&self.cancel);
+            Box::new(move || drop(gate.lock().expect("the gate").take()))
+        }
+    }
+
+    struct Scene {
+        deliveries: Deliveries,
+        drafts: Receiver<Draft>,
+        seen: Receiver<u64>,
+    }
+
+    fn scene(answers: Vec<SinkError>, blocks: bool) -> Scene {
+        let (emitter, drafts) = Emitter::new(1000);
+        let (seen_sender, seen) = channel();
+        let (open, gate) = channel();
+        let sink = Scripted {
+            answers: answers.into(),
+            seen: seen_sender,
+            gate: blocks.then_some(gate),
+            cancel: Arc::new(Mutex::new(Some(open))),
+        };
+        let destination = Destination {
+            label: "scripted".to_owned(),
+            state_dir: PathBuf::from("/nowhere"),
+            sink: Box::new(sink),
+        };
+        let retry = Retry {
+            tries: 2,
+            first_wait: Duration::ZERO,
+        };
+        let run = "r".parse().expect("a name");
+        let deliveries =
+            Deliveries::start(&run, vec![destination], retry, &emitter).expect("started");
+        Scene {
+            deliveries,
+            drafts,
+            seen,
+        }
+    }
+
+    fn checkpoint(step: u64) -> CheckpointDir {
+        CheckpointDir {
+            step: Step(step),
+            path: PathBuf::from("/nowhere"),
+            manifest: Manifest::default(),
+            metrics: Vec::new(),
+        }
+    }
+
+    fn temporary() -> SinkError {
+        SinkError::Temporary("no route".to_owned())
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn states(drafts: &Receiver<Draft>) -> Vec<(u64, DeliveryState)> {
+        drafts
+            .try_iter()
+            .filter_map(|draft| match draft.body {
+                EventBody::Delivery {
+                    checkpoint, state, ..
+                } => Some((checkpoint.0, state)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_checkpoint_is_needed_until_it_is_delivered() {
+        let Scene {
+            deliveries,
+            drafts,
+            seen,
+        } = scene(vec![temporary()], false);
+        deliveries.offer(checkpoint(10));
+        // The second try goes well.
+        assert_eq!(seen.iter().take(2).collect::<Vec<_>>(), [10, 10]);
+        while deliveries.is_needed(Step(10)) {
+            std::thread::yield_now();
+        }
+        assert_eq!(deliveries.drain(LONG, &mut |_| ()), []);
+        use DeliveryState::{Delivered, Queued, Sending};
+        assert_eq!(
+            states(&drafts),
+            [(10, Queued), (10, Sending), (10, Delivered)]
+        );
+    }
+
+    #[test]
+    fn what_the_sink_refuses_does_not_keep_the_next_from_it() {
+        let no = SinkError::Permanent("no".to_owned());
+        let scene = scene(vec![no], false);
+        scene.deliveries.offer(checkpoint(10));
+        scene.deliveries.offer(checkpoint(20));
+        let left = scene.deliveries.drain(LONG, &mut |_| ());
+        assert_eq!(left.len(), 1);
+        assert_eq!(
+            (left[0].steps.as_slice(), left[0].reason.as_str()),
+            (&[Step(10)][..], "no")
+        );
+        assert_eq!(scene.seen.iter().collect::<Vec<_>>(), [10, 20]);
+    }
+
+    #[test]
+    fn what_failed_for_a_while_is_tried_again_before_the_next() {
+        let scene = scene(vec![temporary(), temporary()], false);
+        scene.deliveries.offer(checkpoint(10));
+        assert_eq!(scene.seen.iter().take(2).count(), 2);
+        scene.deliveries.offer(checkpoint(20));
+        assert_eq!(scene.deliveries.drain(LONG, &mut |_| ()), []);
+        assert_eq!(scene.seen.iter().collect::<Vec<_>>(), [10, 20]);
+    }
+
+    #[test]
+    fn what_never_arrives_is_left_over_with_its_reason() {
+        let scene = scene((0..100).map(|_| temporary()).collect(), false);
+        scene.deliveries.offer(checkpoint(10));
+        scene.deliveries.offer(checkpoint(20));
+        let left = scene.deliveries.drain(LONG, &mut |_| ());
+        let expected = Undelivered {
+            sink: "scripted".to_owned(),
+            steps: vec![Step(10), Step(20)],
+            reason: "no route".to_owned(),
+        };
+        assert_eq!(left, [expected]);
+    }
+
+    #[test]
+    fn a_sink_that_hangs_is_cancelled_when_patience_ends() {
+        let scene = scene(Vec::new(), true);
+        scene.deliveries.offer(checkpoint(10));
+        assert_eq!(scene.seen.recv().expect("it began"), 10);
+        let mut said = Vec::new();
+        let left = scene
+            .deliveries
+            .drain(Duration::ZERO, &mut |line| said.push(line.to_owned()));
+        assert_eq!(left[0].steps, [Step(10)]);
+        assert_eq!(said, ["waiting for scripted (1 checkpoint)"]);
+        let last = states(&scene.drafts).pop().expect("events");
+        assert_eq!(last, (10, DeliveryState::Failed));
+    }
+}

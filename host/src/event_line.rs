@@ -1,0 +1,185 @@
+//! What happened, in a line for people.
+
+use host_core::{DeliveryState, Event, EventBody, MetricValue};
+
+use crate::number;
+
+/// The event in a line, if it is worth one: the steps of the training are not, the meter shows them.
+pub(crate) fn event_line(event: &Event) -> Option<String> {
+    let at = format!("step {:<6}", event.step);
+    let line = match &event.body {
+        EventBody::RunStarted { generation: 0 } => return None,
+        EventBody::RunStarted { generation } => {
+            format!("{at}  training goes on (resume {generation})")
+        }
+        EventBody::Superseded { from_step, .. } => {
+            format!("step {from_step:<6}  what was recorded after this step no longer counts")
+        }
+        EventBody::Metrics { values } => {
+            let told: Vec<String> = values
+                .iter()
+                .filter(|_| is_evaluation(values))
+                .map(|metric| format!("{} {}", metric.name, number::value(metric.value)))
+                .collect();
+            if told.is_empty() {
+                return None;
+            }
+            format!("{at}  {}", told.join("  "))
+        }
+        EventBody::CheckpointWritten {
+            name,
+            bytes,
+            write_secs,
+            ..
+        } => format!(
+            "{at}  checkpoint {name}: {} in {}",
+            number::bytes(*bytes),
+            number::duration(*write_secs)
+        ),
+        EventBody::CheckpointFailed { reason } => format!("{at}  no checkpoint: {reason}"),
+        EventBody::Delivery {
+            sink,
+            checkpoint,
+            state,
+            detail,
+        } => match state {
+            DeliveryState::Queued | DeliveryState::Sending => return None,
+            DeliveryState::Delivered => {
+                format!(
+                    "step {checkpoint:<6}  delivered by {sink}{}",
+                    receipt(detail)
+                )
+            }
+            DeliveryState::Failed => {
+                format!("step {checkpoint:<6}  not delivered by {sink}: {detail}")
+            }
+        },
+        EventBody::PluginFault {
+            plugin,
+            call,
+            message,
+        } => format!("warning: plugin {plugin} failed in {call}: {message}"),
+        EventBody::Warning { message } => format!("warning: {message}"),
+        EventBody::RunFinished { reason, message } => {
+            let reason = reason_word(*reason);
+            if message.is_empty() {
+                format!("{at}  {reason}")
+            } else {
+                format!("{at}  {reason}: {message}")
+            }
+        }
+    };
+    Some(one_line(&line))
+}
+
+/// How a run ended, in a word.
+pub(crate) fn reason_word(reason: host_core::StopReason) -> &'static str {
+    match reason {
+        host_core::StopReason::Completed => "completed",
+        host_core::StopReason::Interrupted => "interrupted",
+        host_core::StopReason::Terminated => "terminated",
+        host_core::StopReason::Failed => "failed",
+    }
+}
+
+/// Text of a plugin's or a file's, without what would move a terminal's cursor.
+pub(crate) fn one_line(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+fn is_evaluation(values: &[MetricValue]) -> bool {
+    let tells =
+        |name: &str| name == "loss/eval" || name == "perplexity" || name.starts_with("baseline/");
+    values.iter().any(|metric| tells(&metric.name))
+}
+
+/// The texts and numbers of a receipt: `: path /c, files 3`. Nothing if there are none.
+pub(crate) fn receipt(json: &str) -> String {
+    let Ok(serde_json::Value::Object(receipt)) = serde_json::from_str(json) else {
+        return String::new();
+    };
+    let told: Vec<String> = receipt
+        .iter()
+        .filter_map(|(key, value)| match value {
+            serde_json::Value::String(text) => Some(format!("{key} {text}")),
+            serde_json::Value::Number(number) => Some(format!("{key} {number}")),
+            _ => None,
+        })
+        .collect();
+    if told.is_empty() {
+        return String::new();
+    }
+    format!(": {}", told.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use host_core::{Step, StopReason};
+
+    fn line(step: u64, body: EventBody) -> Option<String> {
+        event_line(&Event {
+            seq: 1,
+            time_us: 0,
+            step: Step(step),
+            body,
+        })
+    }
+
+    #[test]
+    fn evaluations_have_a_line_and_steps_have_none() {
+        let metrics = |names: &[(&str, f64)]| EventBody::Metrics {
+            values: names
+                .iter()
+                .map(|&(name, value)| MetricValue::new(name, value))
+                .collect(),
+        };
+        assert_eq!(line(1, metrics(&[("loss/train", 3.0), ("lr", 1e-4)])), None);
+        assert_eq!(
+            line(
+                100,
+                metrics(&[("loss/eval", 4.2109), ("perplexity", 67.4212)])
+            )
+            .as_deref(),
+            Some("step 100     loss/eval 4.2109  perplexity 67.421")
+        );
+    }
+
+    #[test]
+    fn deliveries_show_their_receipt_or_reason_on_one_line() {
+        let delivery = |state, detail: &str| EventBody::Delivery {
+            sink: "local-disk".to_owned(),
+            checkpoint: Step(100),
+            state,
+            detail: detail.to_owned(),
+        };
+        assert_eq!(line(120, delivery(DeliveryState::Sending, "")), None);
+        assert_eq!(
+            line(
+                120,
+                delivery(DeliveryState::Delivered, r#"{"path":"/c/step-000100"}"#)
+            )
+            .as_deref(),
+            Some("step 100     delivered by local-disk: path /c/step-000100")
+        );
+        assert_eq!(
+            line(120, delivery(DeliveryState::Failed, "a\u{1b}[2J\nb")).as_deref(),
+            Some("step 100     not delivered by local-disk: a [2J b")
+        );
+    }
+
+    #[test]
+    fn the_end_says_why() {
+        let end = |reason, message: &str| {
+            let message = message.to_owned();
+            line(9, EventBody::RunFinished { reason, message }).expect("a line")
+        };
+        assert_eq!(end(StopReason::Completed, ""), "step 9       completed");
+        assert_eq!(
+            end(StopReason::Failed, "loss is NaN"),
+            "step 9       failed: loss is NaN"
+        );
+    }
+}

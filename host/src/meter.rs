@@ -1,0 +1,221 @@
+//! Where the training stands, from its events.
+
+use host_core::{Event, EventBody, Step};
+
+use crate::number;
+
+/// The last values of a training and how long the rest will take.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Meter {
+    last_step: u64,
+    step: u64,
+    loss: Option<f64>,
+    lr: Option<f64>,
+    /// A mean in which older steps fade.
+    tokens_per_second: Option<f64>,
+    curve: Curve,
+    /// Time and step of the first event that this meter saw of the training.
+    begun: Option<(i64, u64)>,
+    now_us: i64,
+}
+
+impl Meter {
+    /// A meter for a training of this many steps; 0 if that is not known.
+    pub(crate) fn new(last_step: u64) -> Self {
+        Self {
+            last_step,
+            ..Self::default()
+        }
+    }
+
+    /// Takes note of an event; true if it finished a step.
+    pub(crate) fn note(&mut self, event: &Event) -> bool {
+        self.now_us = event.time_us;
+        match &event.body {
+            EventBody::RunStarted { .. } => {
+                // The clock starts anew: an earlier generation says nothing about this one's speed.
+                self.begun = Some((event.time_us, event.step.0));
+                self.step = event.step.0;
+                false
+            }
+            EventBody::Superseded { from_step, .. } => {
+                self.step = from_step.0;
+                false
+            }
+            EventBody::Metrics { values } => {
+                let mut is_step = false;
+                for metric in values {
+                    match &*metric.name {
+                        "loss/train" => {
+                            self.loss = Some(metric.value);
+                            self.curve.push(metric.value);
+                            is_step = true;
+                        }
+                        "lr" => self.lr = Some(metric.value),
+                        "tokens_per_second" => {
+                            let mean = self.tokens_per_second.unwrap_or(metric.value);
+                            self.tokens_per_second = Some(mean + 0.1 * (metric.value - mean));
+                        }
+                        _ => {}
+                    }
+                }
+                if is_step {
+                    self.step = event.step.0;
+                    self.begun.get_or_insert((event.time_us, event.step.0));
+                }
+                is_step
+            }
+            _ => false,
+        }
+    }
+
+    /// The step that was finished last.
+    pub(crate) fn step(&self) -> Step {
+        Step(self.step)
+    }
+
+    /// Seconds until the end, at the mean speed so far, evaluations and checkpoints included.
+    pub(crate) fn seconds_left(&self) -> Option<f64> {
+        let (begun_us, begun_at) = self.begun?;
+        let done = self.step.checked_sub(begun_at).filter(|&done| done > 0)?;
+        let left = self.last_step.checked_sub(self.step)?;
+        let spent = (self.now_us - begun_us) as f64 / 1e6;
+        Some(spent / done as f64 * left as f64)
+    }
+
+    /// `loss 3.4127  lr 2.00e-4  12.3k tokens/s  3m10s left`, as far as it is known.
+    pub(crate) fn values(&self) -> String {
+        let parts = [
+            self.loss
+                .map(|loss| format!("loss {}", number::value(loss))),
+            self.lr.map(|lr| format!("lr {}", number::value(lr))),
+            self.tokens_per_second
+                .map(|speed| format!("{} tokens/s", number::count(speed))),
+            self.seconds_left()
+                .filter(|_| self.last_step > self.step)
+                .map(|secs| format!("{} left", number::duration(secs))),
+        ];
+        parts.into_iter().flatten().collect::<Vec<_>>().join("  ")
+    }
+
+    /// The loss so far.
+    pub(crate) fn curve(&self) -> &[f64] {
+        &self.curve.values
+    }
+
+    /// `step 120/2000  loss …`.
+    pub(crate) fn line(&self) -> String {
+        let of = match self.last_step {
+            0 => String::new(),
+            last => format!("/{last}"),
+        };
+        let at = format!("step {}{of}", self.step);
+        format!("{at:<11}  {}", self.values()).trim_end().to_owned()
+    }
+}
+
+/// Values of any number in bounded room: when it is full, each two become their mean, and so do those
+/// that come later.
+#[derive(Clone, Debug)]
+struct Curve {
+    values: Vec<f64>,
+    /// Values that make one.
+    width: u32,
+    sum: f64,
+    count: u32,
+}
+
+/// Room for a curve; even.
+const ROOM: usize = 256;
+
+impl Default for Curve {
+    fn default() -> Self {
+        Self {
+            values: Vec::new(),
+            width: 1,
+            sum: 0.0,
+            count: 0,
+        }
+    }
+}
+
+impl Curve {
+    fn push(&mut self, value: f64) {
+        self.sum += value;
+        self.count += 1;
+        if self.count < self.width {
+            return;
+        }
+        self.values.push(self.sum / f64::from(self.count));
+        (self.sum, self.count) = (0.0, 0);
+        if self.values.len() == ROOM {
+            let halved = self
+                .values
+                .chunks(2)
+                .map(|pair| pair.iter().sum::<f64>() / 2.0);
+            self.values = halved.collect();
+            self.width = self.width.saturating_mul(2);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use host_core::MetricValue;
+
+    fn step(step: u64, secs: i64) -> Event {
+        Event {
+            seq: 1,
+            time_us: secs * 1_000_000,
+            step: Step(step),
+            body: EventBody::Metrics {
+                values: vec![
+                    MetricValue::new("loss/train", 3.5),
+                    MetricValue::new("lr", 2e-4),
+                    MetricValue::new("tokens_per_second", 12_345.0),
+                ],
+            },
+        }
+    }
+
+    #[test]
+    fn the_time_left_is_that_of_this_generation() {
+        let mut meter = Meter::new(200);
+        meter.note(&step(1, 0));
+        let start = EventBody::RunStarted { generation: 1 };
+        meter.note(&Event {
+            body: start,
+            ..step(100, 1000)
+        });
+        assert_eq!(meter.seconds_left(), None);
+        assert!(meter.note(&step(110, 1020)));
+        assert_eq!(meter.seconds_left(), Some(180.0));
+        assert_eq!(
+            meter.line(),
+            "step 110/200  loss 3.5000  lr 2.00e-4  12.3k tokens/s  3m00s left"
+        );
+    }
+
+    #[test]
+    fn an_unknown_end_has_no_time_left() {
+        let mut meter = Meter::new(0);
+        meter.note(&step(1, 0));
+        meter.note(&step(2, 1));
+        assert_eq!(
+            meter.line(),
+            "step 2       loss 3.5000  lr 2.00e-4  12.3k tokens/s"
+        );
+    }
+
+    #[test]
+    fn a_curve_of_any_length_has_bounded_room_and_keeps_its_shape() {
+        let mut curve = Curve::default();
+        for n in 0..100_000 {
+            curve.push(f64::from(n));
+        }
+        assert!(curve.values.len() < ROOM && curve.values.len() >= ROOM / 2);
+        assert!(curve.values.is_sorted());
+        assert!(curve.values[0] < 1000.0 && *curve.values.last().expect("values") > 99_000.0);
+    }
+}

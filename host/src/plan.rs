@@ -1,0 +1,278 @@
+//! What a training shall be, with every argument checked once: nothing deeper checks them again.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+
+use host_core::{Error, Kind, Result, RunName};
+use host_plugin::{PluginSpec, Target};
+use host_train::TrainConfig;
+use toml::Value;
+
+use crate::cli::TrainArgs;
+use crate::settings::{HostConfig, Settings};
+
+/// The arguments of a training, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// The training's own; paths are absolute.
+    pub(crate) train: TrainConfig,
+    /// Folder that holds the runs' folders; absolute.
+    pub(crate) runs_dir: PathBuf,
+    /// None: a name is made.
+    pub(crate) name: Option<RunName>,
+    /// Where gRPC listens.
+    pub(crate) listen: SocketAddr,
+    /// The plugins in the user's order.
+    pub(crate) plugins: Vec<PluginSpec>,
+}
+
+impl Plan {
+    /// The plan of a TOML file, if any, with flags laid over it.
+    ///
+    /// # Errors
+    /// The first argument that cannot be right.
+    pub(crate) fn read(file: Option<&Path>, flags: &TrainArgs) -> Result<Self> {
+        let Settings {
+            train,
+            host,
+            plugin_flags,
+        } = Settings::read(file, flags)?;
+        check(&train)?;
+        Ok(Self {
+            train,
+            name: host.name.as_deref().map(str::parse).transpose()?,
+            listen: listen_address(&host.listen)?,
+            plugins: plugin_specs(&host, &plugin_flags)?,
+            runs_dir: std::path::absolute(&host.runs_dir)
+                .map_err(|e| Error::io("find the runs' folder", &host.runs_dir, &e))?,
+        })
+    }
+}
+
+/// An address to listen at, from `ADDR:PORT`.
+///
+/// # Errors
+/// It is not one, or names no address of this machine's resolver.
+pub(crate) fn listen_address(text: &str) -> Result<SocketAddr> {
+    let wrong = |why: String| {
+        Error::new(Kind::Config, format!("cannot listen at {text:?}: {why}"))
+            .hint("give an address and a port, as in 127.0.0.1:6006; port 0 is a free one")
+    };
+    text.to_socket_addrs()
+        .map_err(|e| wrong(e.to_string()))?
+        .next()
+        .ok_or_else(|| wrong("it has no address".to_owned()))
+}
+
+/// The file's plugins and the flags'; a flag takes the place of the file's plugin of the same id.
+fn plugin_specs(host: &HostConfig, flags: &[String]) -> Result<Vec<PluginSpec>> {
+    let mut specs = host
+        .plugin
+        .iter()
+        .map(|plugin| match plugin {
+            Value::String(spec) => spec.parse(),
+            Value::Table(_) => match serde_json::to_value(plugin) {
+                Ok(serde_json::Value::Object(table)) => PluginSpec::from_table(table),
+                _ => Err(Error::new(Kind::Config, "a [[plugin]] cannot be read")),
+            },
+            other => Err(Error::new(
+                Kind::Config,
+                format!("plugin is {other}, but must be a table"),
+            )
+            .hint("write [[plugin]] and below it id = \"weight-decay\"")),
+        })
+        .collect::<Result<Vec<PluginSpec>>>()?;
+    let flags = flags
+        .iter()
+        .map(|spec| spec.parse())
+        .collect::<Result<Vec<PluginSpec>>>()?;
+    specs.retain(|spec| {
+        let replaced = |flag: &PluginSpec| flag.target == spec.target;
+        matches!(spec.target, Target::Path(_)) || !flags.iter().any(replaced)
+    });
+    specs.extend(flags);
+    Ok(specs)
+}
+
+fn check(config: &TrainConfig) -> Result<()> {
+    if config.data.is_empty() {
+        return Err(Error::new(Kind::Config, "no training data is given")
+            .hint("name a folder of source code: --data src"));
+    }
+    at_least("train_batch_size", config.train_batch_size, 1)?;
+    at_least("valid_batch_size", config.valid_batch_size, 1)?;
+    at_least("seq_length", config.seq_length, 2)?;
+    at_least("max_eval_steps", config.max_eval_steps, -1)?;
+    at_least(
+        "gradient_accumulation_steps",
+        config.gradient_accumulation_steps,
+        1,
+    )?;
+    at_least("max_train_steps", config.max_train_steps, 1)?;
+    at_least("shuffle_buffer", config.shuffle_buffer as u64, 1)?;
+    if config.valid_data.is_empty() {
+        // With 1 nothing would be left to train on.
+        at_least("valid_every", config.valid_every, 2)?;
+    }
+    if let Some(vocab_size) = config.vocab_size {
+        // Every byte is a token, and the end of a text.
+        at_least("vocab_size", vocab_size, 257)?;
+    }
+    if let Some(threads) = config.threads {
+        at_least("threads", threads as u64, 1)?;
+    }
+    finite("learning_rate", config.learning_rate, "above 0", |rate| {
+        rate > 0.0
+    })?;
+    finite("weight_decay", config.weight_decay, "0 or above", |rate| {
+        rate >= 0.0
+    })?;
+    finite(
+        "max_grad_norm",
+        config.max_grad_norm,
+        "0 or above",
+        |norm| norm >= 0.0,
+    )?;
+    if config.device.is_empty() || config.model.is_empty() {
+        let key = if config.model.is_empty() {
+            "model"
+        } else {
+            "device"
+        };
+        return Err(out_of_range(key, "empty", "named"));
+    }
+    Ok(())
+}
+
+fn at_least<N: PartialOrd + std::fmt::Display>(key: &str, value: N, least: N) -> Result<()> {
+    if value >= least {
+        return Ok(());
+    }
+    Err(out_of_range(
+        key,
+        &value.to_string(),
+        &format!("at least {least}"),
+    ))
+}
+
+fn finite(key: &str, value: f64, range: &str, fits: impl Fn(f64) -> bool) -> Result<()> {
+    if value.is_finite() && fits(value) {
+        return Ok(());
+    }
+    Err(out_of_range(
+        key,
+        &value.to_string(),
+        &format!("a number {range}"),
+    ))
+}
+
+fn out_of_range(key: &str, value: &str, range: &str) -> Error {
+    let error = Error::new(
+        Kind::Config,
+        format!("{key} is {value}, but must be {range}"),
+    );
+    let flag = key.replace('_', "-");
+    match crate::settings::defaults().get(key) {
+        None | Some(serde_json::Value::Null) => error.hint(format!("leave --{flag} out")),
+        Some(serde_json::Value::String(default)) => {
+            error.hint(format!("the default is --{flag} {default}"))
+        }
+        Some(default) => error.hint(format!("the default is --{flag} {default}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(change: impl Fn(&mut TrainConfig)) -> TrainConfig {
+        let mut config = TrainConfig {
+            data: vec![PathBuf::from("/src")],
+            ..TrainConfig::default()
+        };
+        change(&mut config);
+        config
+    }
+
+    #[test]
+    fn the_defaults_with_data_are_good() {
+        assert!(check(&config(|_| ())).is_ok());
+        assert!(check(&config(|c| c.data.clear())).is_err());
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_named_with_the_range_and_a_way() {
+        let refusal = |change: fn(&mut TrainConfig)| {
+            let error = check(&config(change)).expect_err("refused");
+            assert_eq!(error.kind(), Kind::Config);
+            (
+                error.message().to_owned(),
+                error.hint_text().expect("a hint").to_owned(),
+            )
+        };
+        assert_eq!(
+            refusal(|c| c.train_batch_size = 0),
+            (
+                "train_batch_size is 0, but must be at least 1".to_owned(),
+                "the default is --train-batch-size 2".to_owned()
+            )
+        );
+        assert_eq!(
+            refusal(|c| c.learning_rate = f64::NAN).0,
+            "learning_rate is NaN, but must be a number above 0"
+        );
+        assert_eq!(refusal(|c| c.threads = Some(0)).1, "leave --threads out");
+        for change in [
+            (|c: &mut TrainConfig| c.valid_batch_size = 0) as fn(&mut TrainConfig),
+            |c| c.gradient_accumulation_steps = 0,
+            |c| c.learning_rate = 0.0,
+            |c| c.learning_rate = f64::INFINITY,
+            |c| c.weight_decay = -0.1,
+            |c| c.max_grad_norm = f64::NAN,
+            |c| c.seq_length = 1,
+            |c| c.max_train_steps = 0,
+            |c| c.shuffle_buffer = 0,
+            |c| c.valid_every = 1,
+            |c| c.vocab_size = Some(100),
+            |c| c.max_eval_steps = -2,
+            |c| c.device.clear(),
+        ] {
+            refusal(change);
+        }
+        let held_out_elsewhere = config(|c| {
+            c.valid_every = 1;
+            c.valid_data = vec![PathBuf::from("/valid")];
+        });
+        assert!(check(&held_out_elsewhere).is_ok());
+    }
+
+    #[test]
+    fn a_flag_replaces_the_files_plugin_of_its_id_and_joins_the_others() {
+        let table: toml::Table = "plugin = [\"perplexity\", { id = \"local-disk\", keep = 2 }]"
+            .parse()
+            .expect("toml");
+        let host: HostConfig = table.try_into().expect("a table");
+        let specs = plugin_specs(
+            &host,
+            &["local-disk:keep=5".to_owned(), "./a.so".to_owned()],
+        )
+        .expect("specs");
+        let targets: Vec<&Target> = specs.iter().map(|spec| &spec.target).collect();
+        assert_eq!(
+            targets,
+            [
+                &Target::Id("perplexity".to_owned()),
+                &Target::Id("local-disk".to_owned()),
+                &Target::Path("./a.so".into())
+            ]
+        );
+        assert_eq!(specs[1], "local-disk:keep=5".parse().expect("a spec"));
+    }
+
+    #[test]
+    fn an_address_has_a_port() {
+        assert!(listen_address("127.0.0.1:0").is_ok());
+        assert!(listen_address("127.0.0.1").is_err());
+        assert!(listen_address("").is_err());
+    }
+}

@@ -1,0 +1,330 @@
+//! The plugins of a run: found, loaded and made before anything else happens.
+
+use std::sync::Arc;
+
+use host_core::{
+    CheckpointSink, Error, GroupsRequest, Kind, Metric, MetricValue, ParamGroup, ParamInfo, Result,
+    check_groups,
+};
+use host_plugin::{CallStats, LogRecord, Plugin, PluginConfig, PluginKind, PluginSpec, SearchPath};
+use host_plugin::{Level, Target, set_log};
+
+use crate::progress::Progress;
+use crate::run_file::{FoundPlugin, PluginEntry};
+
+/// Decides the parameter groups when nobody else does.
+const DEFAULT_GROUPS: &str = "weight-decay";
+
+/// The loaded plugins, in the user's order.
+pub(crate) struct Plugins {
+    loaded: Vec<Loaded>,
+    /// Whether the user named one for the parameter groups.
+    groups_chosen: bool,
+}
+
+struct Loaded {
+    spec: PluginSpec,
+    plugin: Plugin,
+}
+
+/// The parameter groups, proven to hold each parameter once.
+#[derive(Clone, Debug)]
+pub(crate) struct Grouping {
+    /// The plugin's id.
+    pub(crate) by: String,
+    /// The model's parameters.
+    pub(crate) params: Vec<ParamInfo>,
+    /// The groups.
+    pub(crate) groups: Vec<ParamGroup>,
+    /// What the plugin has to say about them.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// What a plugin's calls cost so far, by the plugin's label.
+pub(crate) struct CallAccounts(Vec<(String, Arc<CallStats>)>);
+
+impl Plugins {
+    /// Loads what is asked for, and the default for the parameter groups if that is missing.
+    ///
+    /// # Errors
+    /// The first plugin that is not found, refused, or one too many.
+    pub(crate) fn load(specs: &[PluginSpec], search: &SearchPath) -> Result<Self> {
+        let mut loaded = specs
+            .iter()
+            .map(|spec| Loaded::load(spec.clone(), search))
+            .collect::<Result<Vec<_>>>()?;
+        let groupers: Vec<&str> = with_kind(&loaded, PluginKind::ParamGroups)
+            .map(|l| l.plugin.id())
+            .collect();
+        let groups_chosen = match groupers[..] {
+            [] => false,
+            [_] => true,
+            _ => {
+                return Err(Error::new(
+                    Kind::Config,
+                    format!(
+                        "two plugins decide the parameter groups: {}",
+                        groupers.join(", ")
+                    ),
+                )
+                .hint("leave one of them out"));
+            }
+        };
+        if !groups_chosen {
+            let spec = PluginSpec {
+                target: Target::Id(DEFAULT_GROUPS.to_owned()),
+                config: PluginConfig::default(),
+                on_error: None,
+            };
+            loaded.push(Loaded::load(spec, search)?);
+        }
+        let mut metrics: Vec<&str> = with_kind(&loaded, PluginKind::Metric)
+            .map(|l| l.plugin.id())
+            .collect();
+        metrics.sort_unstable();
+        if let Some(twice) = metrics.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::new(
+                Kind::Config,
+                format!("the metric {} is given twice", twice[0]),
+            )
+            .hint("its values would have the same names; leave one out"));
+        }
+        Ok(Self {
+            loaded,
+            groups_chosen,
+        })
+    }
+
+    /// A line for each plugin, and about what nobody was named for.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .loaded
+            .iter()
+            .map(|Loaded { plugin, .. }| {
+                let kinds: Vec<_> = plugin.kinds().iter().map(|kind| kind_word(*kind)).collect();
+                let version = &plugin.manifest().version;
+                format!("plugin {} {version}: {}", plugin.id(), kinds.join(", "))
+            })
+            .collect();
+        if !self.groups_chosen {
+            lines.push(format!(
+                "no plugin was named for the parameter groups: {DEFAULT_GROUPS} is used"
+            ));
+        }
+        if with_kind(&self.loaded, PluginKind::CheckpointSink)
+            .next()
+            .is_none()
+        {
+            lines.push("no checkpoint sink: checkpoints stay in the run folder".to_owned());
+        }
+        lines
+    }
+
+    /// Groups the parameters.
+    ///
+    /// # Errors
+    /// The plugin fails, or its groups do not hold each parameter once.
+    pub(crate) fn group(&self, params: &[ParamInfo], weight_decay: f64) -> Result<Grouping> {
+        let grouper = with_kind(&self.loaded, PluginKind::ParamGroups).next();
+        let mut grouper = grouper.expect("load saw to it").plugin.param_groups()?;
+        let request = GroupsRequest {
+            params,
+            weight_decay,
+        };
+        let (groups, warnings) = grouper.group(request)?;
+        check_groups(grouper.id(), params, &groups)?;
+        Ok(Grouping {
+            by: grouper.id().to_owned(),
+            params: params.to_vec(),
+            groups,
+            warnings,
+        })
+    }
+
+    /// The evaluation's metrics.
+    ///
+    /// # Errors
+    /// A plugin fails to make one.
+    pub(crate) fn metrics(&self) -> Result<Vec<Box<dyn Metric>>> {
+        with_kind(&self.loaded, PluginKind::Metric)
+            .map(|l| l.plugin.metric())
+            .collect()
+    }
+
+    /// The sinks, each under a label of its own: its id, and from the second of an id on a number
+    /// behind it.
+    ///
+    /// # Errors
+    /// A plugin fails to make one.
+    pub(crate) fn sinks(&self) -> Result<Vec<(String, Box<dyn CheckpointSink>)>> {
+        let mut sinks: Vec<(String, Box<dyn CheckpointSink>)> = Vec::new();
+        for Loaded { plugin, .. } in with_kind(&self.loaded, PluginKind::CheckpointSink) {
+            let label = label(plugin.id(), sinks.iter().map(|(label, _)| label.as_str()));
+            sinks.push((label, plugin.checkpoint_sink()?));
+        }
+        Ok(sinks)
+    }
+
+    /// What goes into `run.toml`.
+    pub(crate) fn entries(&self) -> Vec<PluginEntry> {
+        let entry = |Loaded { spec, plugin }: &Loaded| PluginEntry {
+            target: spec.target.clone(),
+            on_error: spec.on_error,
+            config: plugin.config().clone(),
+            found: FoundPlugin {
+                id: plugin.id().to_owned(),
+                version: plugin.manifest().version.clone(),
+                sha256: plugin.sha256().to_owned(),
+                path: std::path::absolute(plugin.path()).unwrap_or(plugin.path().to_owned()),
+            },
+        };
+        self.loaded.iter().map(entry).collect()
+    }
+
+    /// The accounts of the calls, which go on counting.
+    pub(crate) fn accounts(&self) -> CallAccounts {
+        let mut accounts: Vec<(String, Arc<CallStats>)> = Vec::new();
+        for Loaded { plugin, .. } in &self.loaded {
+            let label = label(
+                plugin.id(),
+                accounts.iter().map(|(label, _)| label.as_str()),
+            );
+            accounts.push((label, Arc::clone(plugin.stats())));
+        }
+        CallAccounts(accounts)
+    }
+}
+
+impl Loaded {
+    fn load(spec: PluginSpec, search: &SearchPath) -> Result<Self> {
+        let found = search.find(&spec.target)?;
+        let plugin = Plugin::load(&found, &spec.config)?;
+        Ok(Self { spec, plugin })
+    }
+}
+
+impl CallAccounts {
+    /// The accounts as metrics: `plugin/hub-git/p99_secs`.
+    pub(crate) fn metrics(&self) -> Vec<MetricValue> {
+        self.0
+            .iter()
+            .flat_map(|(label, stats)| {
+                let summary = stats.summary();
+                [
+                    ("calls", summary.calls as f64),
+                    ("failures", summary.failures as f64),
+                    ("p50_secs", summary.p50.as_secs_f64()),
+                    ("p99_secs", summary.p99.as_secs_f64()),
+                ]
+                .map(|(name, value)| MetricValue::new(format!("plugin/{label}/{name}"), value))
+            })
+            .collect()
+    }
+}
+
+/// A warning for each plugin that is not what it was when the run was recorded.
+///
+/// # Errors
+/// One of the recorded is not among them any more.
+pub(crate) fn changes(then: &[FoundPlugin], now: &[PluginEntry]) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    for (then, now) in then.iter().zip(now) {
+        let now = &now.found;
+        if then.id != now.id {
+            return Err(Error::new(
+                Kind::Plugin,
+                format!(
+                    "plugin {} has become {}: {}",
+                    then.id,
+                    now.id,
+                    now.path.display()
+                ),
+            )
+            .hint("put the library back that the run was started with"));
+        }
+        if then.sha256 != now.sha256 {
+            warnings.push(format!(
+                "plugin {} is another file than before: version {} then, {} now: {}",
+                now.id,
+                then.version,
+                now.version,
+                now.path.display()
+            ));
+        }
+    }
+    Ok(warnings)
+}
+
+/// Shows what plugins log, warnings and worse in so many words.
+pub(crate) fn show_logs(progress: &Progress) {
+    let progress = progress.clone();
+    set_log(Level::Info, move |record: &LogRecord<'_>| {
+        let severity = match record.level {
+            Level::Error => "error: ",
+            Level::Warn => "warning: ",
+            Level::Info | Level::Debug => "",
+        };
+        progress.say(&format!("{severity}{}: {}", record.plugin, record.message));
+    });
+}
+
+/// A plugin's kind, for people.
+pub(crate) fn kind_word(kind: PluginKind) -> &'static str {
+    match kind {
+        PluginKind::ParamGroups => "parameter groups",
+        PluginKind::Metric => "metric",
+        PluginKind::CheckpointSink => "checkpoint sink",
+    }
+}
+
+fn with_kind(loaded: &[Loaded], kind: PluginKind) -> impl Iterator<Item = &Loaded> {
+    loaded
+        .iter()
+        .filter(move |loaded| loaded.plugin.kinds().contains(&kind))
+}
+
+fn label<'a>(id: &str, taken: impl Iterator<Item = &'a str>) -> String {
+    let taken: Vec<&str> = taken.collect();
+    let numbered = (2..).map(|number| format!("{id}-{number}"));
+    let mut names = std::iter::once(id.to_owned()).chain(numbered);
+    names
+        .find(|name| !taken.contains(&name.as_str()))
+        .expect("numbers do not end")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_of_an_id_has_a_number() {
+        assert_eq!(label("a", [].into_iter()), "a");
+        assert_eq!(label("a", ["b", "a"].into_iter()), "a-2");
+        assert_eq!(label("a", ["a", "a-2"].into_iter()), "a-3");
+    }
+
+    fn entry(id: &str, sha256: &str) -> PluginEntry {
+        PluginEntry {
+            target: Target::Id(id.to_owned()),
+            on_error: None,
+            config: serde_json::Map::new(),
+            found: FoundPlugin {
+                id: id.to_owned(),
+                version: "1".to_owned(),
+                sha256: sha256.to_owned(),
+                path: "/a.so".into(),
+            },
+        }
+    }
+
+    #[test]
+    fn a_changed_library_is_a_warning_and_another_plugin_an_error() {
+        let then = [entry("a", "1").found];
+        assert!(changes(&then, &[entry("a", "1")]).expect("same").is_empty());
+        assert_eq!(
+            changes(&then, &[entry("a", "2")]).expect("changed").len(),
+            1
+        );
+        assert!(changes(&then, &[entry("b", "1")]).is_err());
+    }
+}

@@ -1,0 +1,361 @@
+//! A run, from the plan to the last word: plan → plugins → training → groups → store → serve → fit →
+//! drain the sinks → close the store → stop serving.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use host_core::{
+    CheckpointSink, Control, Emitter, Error, EventBody, Kind, Metric, Result, Step, StopReason,
+};
+use host_plugin::SearchPath;
+use host_serve::{Server, Source};
+use host_store::{Callbacks, Reader, RunRecord, Writer};
+use host_train::{Outcome, Ports, Start, Trainer};
+
+use crate::delivery::{Deliveries, Destination, Retry, Undelivered};
+use crate::plan::Plan;
+use crate::plugins::{self, Grouping, Plugins};
+use crate::progress::{Progress, Style};
+use crate::run_dir::RunDir;
+use crate::run_file::{self, RunFile};
+use crate::signals::SignalWatch;
+use crate::summary::Digest;
+
+/// Events on their way to the store: some seconds of a fast training.
+const QUEUE: usize = 16_384;
+
+/// How long the end of a run waits for its sinks.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Trains a new run.
+///
+/// # Errors
+/// Whatever keeps it from starting or ends it.
+pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
+    let progress = Progress::new(Style::choose(json), plan.train.max_train_steps);
+    let ended = (|| {
+        let ready = Ready::prepare(&plan, &Start::Fresh, &progress)?;
+        let dir = RunDir::create(&plan.runs_dir, plan.name.as_ref(), &plan.train.model)?;
+        let begun = (|| {
+            let file = RunFile::new(&plan, dir.name(), &ready.plugins.entries())?;
+            file.write(&dir.config_file())?;
+            let record = RunRecord {
+                name: dir.name().to_string(),
+                created_us: jiff::Timestamp::now().as_microsecond(),
+                config_json: file.to_json(),
+            };
+            let writer = Writer::create(dir.path(), &record)?;
+            Live::open(&plan, &dir, writer, &progress)
+        })();
+        match begun {
+            Ok(live) => train(ready, live, &Session::begin(&dir, 0, &progress)),
+            Err(error) => {
+                // Nothing has happened in it, and the user may want the name again.
+                let _ = std::fs::remove_dir_all(dir.path());
+                Err(error)
+            }
+        }
+    })();
+    progress.end();
+    ended
+}
+
+/// Goes on with a run from its newest complete checkpoint.
+///
+/// # Errors
+/// There is none, or whatever keeps it from starting or ends it.
+pub(crate) fn resume(plan: Plan, dir: RunDir, json: bool) -> Result<StopReason> {
+    let progress = Progress::new(Style::choose(json), plan.train.max_train_steps);
+    let ended = (|| {
+        let recorded = run_file::read_record(&dir.config_file())?;
+        let Some((step, checkpoint)) = dir.newest_checkpoint() else {
+            return Err(Error::new(
+                Kind::Config,
+                format!(
+                    "the run has no complete checkpoint: {}",
+                    dir.path().display()
+                ),
+            )
+            .hint("start it anew with `host run` on its run.toml and another --name"));
+        };
+        // The lock comes first: nobody else may be at work on this run.
+        let writer = Writer::open(dir.path())?;
+        let generation = Reader::open(dir.path())?.run()?.generation + 1;
+        progress.say(&format!(
+            "going on from step {step}: {}",
+            checkpoint.display()
+        ));
+        let ready = Ready::prepare(&plan, &Start::From(checkpoint), &progress)?;
+        let entries = ready.plugins.entries();
+        let warnings = plugins::changes(&recorded.plugin, &entries)?;
+        RunFile::new(&plan, dir.name(), &entries)?.write(&dir.config_file())?;
+        let live = Live::open(&plan, &dir, writer, &progress)?;
+        for message in warnings {
+            live.emitter.emit(step, EventBody::Warning { message });
+        }
+        train(ready, live, &Session::begin(&dir, generation, &progress))
+    })();
+    progress.end();
+    ended
+}
+
+/// The parameter groups that a plan leads to.
+///
+/// # Errors
+/// Whatever would keep the run from starting.
+pub(crate) fn groups(plan: &Plan) -> Result<Grouping> {
+    let progress = Progress::new(Style::choose(false), 0);
+    plugins::show_logs(&progress);
+    let grouping = (|| {
+        let plugins = Plugins::load(&plan.plugins, &SearchPath::from_env())?;
+        let trainer = prepare(plan, &Start::Fresh, &progress)?;
+        plugins.group(trainer.params(), plan.train.weight_decay)
+    })();
+    progress.end();
+    if let Ok(grouping) = &grouping {
+        for warning in &grouping.warnings {
+            progress.say(&format!("warning: {warning}"));
+        }
+    }
+    grouping
+}
+
+/// Everything that can fail before there is a run.
+struct Ready {
+    plugins: Plugins,
+    metrics: Vec<Box<dyn Metric>>,
+    sinks: Vec<(String, Box<dyn CheckpointSink>)>,
+    trainer: Trainer,
+    grouping: Grouping,
+}
+
+impl Ready {
+    fn prepare(plan: &Plan, start: &Start, progress: &Progress) -> Result<Self> {
+        plugins::show_logs(progress);
+        let plugins = Plugins::load(&plan.plugins, &SearchPath::from_env())?;
+        let metrics = plugins.metrics()?;
+        let sinks = plugins.sinks()?;
+        for line in plugins.lines() {
+            progress.say(&line);
+        }
+        let trainer = prepare(plan, start, progress)?;
+        let grouping = plugins.group(trainer.params(), plan.train.weight_decay)?;
+        Ok(Self {
+            plugins,
+            metrics,
+            sinks,
+            trainer,
+            grouping,
+        })
+    }
+}
+
+fn prepare(plan: &Plan, start: &Start, progress: &Progress) -> Result<Trainer> {
+    let cache = cache_dir();
+    let trainer = Trainer::prepare(&plan.train, start, &cache, &mut |what| progress.busy(what))?;
+    progress.begin(trainer.step());
+    progress.say(&trainer.summary());
+    Ok(trainer)
+}
+
+/// The run as the world sees it: its store is written and served.
+struct Live {
+    emitter: Emitter,
+    writer: host_store::WriterThread,
+    serving: host_serve::Serving,
+    digest: Arc<Mutex<Digest>>,
+}
+
+impl Live {
+    fn open(plan: &Plan, dir: &RunDir, writer: Writer, progress: &Progress) -> Result<Self> {
+        let (emitter, drafts) = Emitter::new(QUEUE);
+        let digest = Arc::<Mutex<Digest>>::default();
+        let (shown, failed, noted) = (progress.clone(), progress.clone(), Arc::clone(&digest));
+        let callbacks = Callbacks {
+            on_commit: Box::new(move |events| {
+                let mut digest = noted.lock().unwrap_or_else(PoisonError::into_inner);
+                events.iter().for_each(|event| digest.note(event));
+                shown.show(events);
+            }),
+            on_failure: Box::new(move |error| failed.say(&format!("warning: {error}"))),
+        };
+        let writer = writer.spawn(drafts, callbacks)?;
+        let source = Source::Live {
+            run_dir: dir.path().to_owned(),
+            commits: writer.commits(),
+        };
+        let serving = Server::start(plan.listen, source)?;
+        let address = dir.address_file();
+        std::fs::write(&address, format!("{}\n", serving.addr()))
+            .map_err(|e| Error::io("write the address", &address, &e))?;
+        progress.say(&format!("run {} at {}", dir.name(), dir.path().display()));
+        progress.say(&format!("gRPC at {}", serving.addr()));
+        Ok(Self {
+            emitter,
+            writer,
+            serving,
+            digest,
+        })
+    }
+}
+
+/// What a training is called and how often it was resumed, and who watches.
+struct Session<'a> {
+    dir: &'a RunDir,
+    generation: u32,
+    progress: &'a Progress,
+    begun: Instant,
+}
+
+fn train(ready: Ready, live: Live, session: &Session<'_>) -> Result<StopReason> {
+    let Session { dir, progress, .. } = session;
+    let control = Control::new();
+    let signals = SignalWatch::start(control.clone(), (*progress).clone(), dir.address_file())?;
+    let emitter = &live.emitter;
+    let start = ready.trainer.step();
+    session.announce(emitter, start, ready.grouping.warnings);
+
+    let destinations = destinations(dir, ready.sinks)?;
+    let deliveries = Deliveries::start(dir.name(), destinations, Retry::default(), emitter)?;
+    signals.on_cancel(deliveries.canceller());
+    let accounts = ready.plugins.accounts();
+    let outcome = ready.trainer.fit(Ports {
+        groups: ready.grouping.groups,
+        metrics: ready.metrics,
+        emitter: emitter.clone(),
+        control,
+        checkpoints: dir.checkpoints(),
+        on_checkpoint: Box::new(|checkpoint| {
+            let step = checkpoint.step;
+            deliveries.offer(checkpoint);
+            let mut values = accounts.metrics();
+            values.extend(deliveries.metrics());
+            emitter.emit(step, EventBody::Metrics { values });
+        }),
+        is_needed: Box::new(|step| deliveries.is_needed(step)),
+    });
+
+    signals.draining();
+    let undelivered = deliveries.drain(PATIENCE, &mut |what| {
+        progress.say(&format!("{what}; Ctrl-C leaves them"));
+    });
+    let reached = match &outcome {
+        Ok(outcome) => outcome.step,
+        Err(_) => dir.newest_checkpoint().map_or(start, |(step, _)| step),
+    };
+    let values = accounts.metrics();
+    emitter.emit(reached, EventBody::Metrics { values });
+    session.close(live, &outcome, reached, &undelivered)?;
+    ending(outcome?, &undelivered)
+}
+
+impl<'a> Session<'a> {
+    fn begin(dir: &'a RunDir, generation: u32, progress: &'a Progress) -> Self {
+        Self {
+            dir,
+            generation,
+            progress,
+            begun: Instant::now(),
+        }
+    }
+
+    fn announce(&self, emitter: &Emitter, start: Step, warnings: Vec<String>) {
+        let generation = self.generation;
+        if generation > 0 {
+            let from_step = start;
+            emitter.emit(
+                start,
+                EventBody::Superseded {
+                    from_step,
+                    generation,
+                },
+            );
+        }
+        emitter.emit(start, EventBody::RunStarted { generation });
+        for message in warnings {
+            emitter.emit(start, EventBody::Warning { message });
+        }
+    }
+
+    /// Writes down how it ended, closes the store, stops serving and says what was made.
+    fn close(
+        &self,
+        live: Live,
+        outcome: &Result<Outcome>,
+        reached: Step,
+        undelivered: &[Undelivered],
+    ) -> Result<()> {
+        let Live {
+            emitter,
+            writer,
+            serving,
+            digest,
+        } = live;
+        let waits = emitter.waits();
+        if waits > 0 {
+            let message =
+                format!("the store fell behind, and the training waited for it {waits} times");
+            emitter.emit(reached, EventBody::Warning { message });
+        }
+        let (reason, message) = match outcome {
+            Ok(outcome) => (outcome.reason, String::new()),
+            Err(error) => (StopReason::Failed, error.message().to_owned()),
+        };
+        emitter.emit(reached, EventBody::RunFinished { reason, message });
+        drop(emitter);
+        let stored = writer.join();
+        let _ = std::fs::remove_file(self.dir.address_file());
+        let served = serving.stop();
+        let digest = digest.lock().unwrap_or_else(PoisonError::into_inner);
+        let secs = self.begun.elapsed().as_secs_f64();
+        self.progress
+            .conclude(&digest.lines(self.dir, (reason, reached), secs, undelivered));
+        stored.and(served)
+    }
+}
+
+fn destinations(
+    dir: &RunDir,
+    sinks: Vec<(String, Box<dyn CheckpointSink>)>,
+) -> Result<Vec<Destination>> {
+    sinks
+        .into_iter()
+        .map(|(label, sink)| {
+            let state_dir = dir.sink_state(&label);
+            std::fs::create_dir_all(&state_dir)
+                .map_err(|e| Error::io("make the sink's folder", &state_dir, &e))?;
+            Ok(Destination {
+                label,
+                state_dir,
+                sink,
+            })
+        })
+        .collect()
+}
+
+/// A run that was ended from outside says so whatever else there is to say.
+fn ending(outcome: Outcome, undelivered: &[Undelivered]) -> Result<StopReason> {
+    let sinks: Vec<&str> = undelivered.iter().map(|left| left.sink.as_str()).collect();
+    if outcome.reason == StopReason::Completed && !sinks.is_empty() {
+        return Err(Error::new(
+            Kind::Delivery,
+            format!("checkpoints did not reach {}", sinks.join(", ")),
+        )
+        .hint("they stand in the run folder, and the lines above say why they are not delivered"));
+    }
+    Ok(outcome.reason)
+}
+
+/// Where what is worth keeping between runs is kept.
+fn cache_dir() -> PathBuf {
+    let from = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    from("XDG_CACHE_HOME")
+        .or_else(|| from("HOME").map(|home| home.join(".cache")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join("host")
+}

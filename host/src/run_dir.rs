@@ -1,0 +1,260 @@
+//! A run's folder: where everything of a run lies.
+
+use std::path::{Path, PathBuf};
+
+use host_core::{Error, Kind, Result, RunName, Step};
+
+use crate::nearest;
+
+/// The folder `RUNS/NAME`.
+#[derive(Clone, Debug)]
+pub(crate) struct RunDir {
+    name: RunName,
+    /// Absolute.
+    path: PathBuf,
+}
+
+impl RunDir {
+    /// Makes the folder of a new run. A name of the user's must be free; one made here, of the model
+    /// and the time, gets a number behind it until it is.
+    ///
+    /// # Errors
+    /// The name is taken, or the folder cannot be made.
+    pub(crate) fn create(runs: &Path, name: Option<&RunName>, model: &str) -> Result<Self> {
+        std::fs::create_dir_all(runs).map_err(|e| Error::io("make the runs' folder", runs, &e))?;
+        let make = |name: RunName| {
+            let path = runs.join(name.as_str());
+            match std::fs::create_dir(&path) {
+                Ok(()) => Ok(Some(Self { name, path })),
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(None),
+                Err(e) => Err(Error::io("make the run's folder", &path, &e)),
+            }
+        };
+        if let Some(name) = name {
+            return make(name.clone())?.ok_or_else(|| {
+                let path = runs.join(name.as_str());
+                Error::new(
+                    Kind::Config,
+                    format!("there is a run {name} already: {}", path.display()),
+                )
+                .hint(format!(
+                    "`host resume {name}` goes on with it; or choose another --name"
+                ))
+            });
+        }
+        let base = generated_name(model, &jiff::ZonedDateTime::now());
+        for number in 1.. {
+            let name = match number {
+                1 => base.clone(),
+                number => format!("{base}-{number}"),
+            };
+            if let Some(made) = make(name.parse()?)? {
+                return Ok(made);
+            }
+        }
+        unreachable!("a folder is found before the numbers end")
+    }
+
+    /// The folder of a run that the user names, by its name or its path.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn find(runs: &Path, run: &str) -> Result<Self> {
+        let by_name = run
+            .parse::<RunName>()
+            .ok()
+            .map(|name| runs.join(name.as_str()));
+        let by_path = Some(PathBuf::from(run));
+        let found = [by_name, by_path]
+            .into_iter()
+            .flatten()
+            .find(|path| path.join("run.toml").is_file());
+        let Some(found) = found else {
+            let error = Error::new(
+                Kind::Config,
+                format!("there is no run {run}: {}", runs.display()),
+            );
+            let known = names(runs);
+            return Err(
+                match nearest::nearest(run, known.iter().map(String::as_str)) {
+                    Some(name) => error.hint(format!("did you mean {name}?")),
+                    None => error
+                        .hint("`host runs list` names the runs; --runs-dir says where they are"),
+                },
+            );
+        };
+        let path = found
+            .canonicalize()
+            .map_err(|e| Error::io("find the run's folder", &found, &e))?;
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        Ok(Self {
+            name: name.parse()?,
+            path,
+        })
+    }
+
+    /// The run's name.
+    pub(crate) fn name(&self) -> &RunName {
+        &self.name
+    }
+
+    /// The folder; absolute.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The resolved configuration.
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.path.join("run.toml")
+    }
+
+    /// Where the live run listens; absent when it is not live.
+    pub(crate) fn address_file(&self) -> PathBuf {
+        self.path.join("grpc.addr")
+    }
+
+    /// The checkpoints.
+    pub(crate) fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// A sink's own folder.
+    pub(crate) fn sink_state(&self, label: &str) -> PathBuf {
+        self.path.join("sinks").join(label)
+    }
+
+    /// The complete checkpoint of the highest step.
+    pub(crate) fn newest_checkpoint(&self) -> Option<(Step, PathBuf)> {
+        let entries = self.checkpoints().read_dir().ok()?;
+        entries
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let step = checkpoint_step(entry.file_name().to_str()?)?;
+                // The manifest is in a checkpoint from the moment it has its name.
+                let path = entry.path();
+                path.join("manifest.json").is_file().then_some((step, path))
+            })
+            .max_by_key(|(step, _)| *step)
+    }
+}
+
+/// The names of the runs in a folder, in their order.
+pub(crate) fn names(runs: &Path) -> Vec<String> {
+    let Ok(entries) = runs.read_dir() else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.path().join("run.toml").is_file())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names
+}
+
+/// The step in a checkpoint folder's name, which ends in it: no `.partial` does.
+fn checkpoint_step(name: &str) -> Option<Step> {
+    name.strip_prefix("step-")?.parse().ok().map(Step)
+}
+
+/// `codeparrot-20261124-0155`.
+fn generated_name(model: &str, now: &jiff::ZonedDateTime) -> String {
+    let path = Path::new(model);
+    // Of `gpt2/config.json` the folder tells more than the file.
+    let telling = match path.file_name().and_then(|name| name.to_str()) {
+        Some("config.json") => path.parent().and_then(Path::file_name),
+        _ => path.file_stem(),
+    };
+    let telling = telling.and_then(|name| name.to_str()).unwrap_or_default();
+    let word: String = telling
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(60)
+        .collect();
+    let word = match word.trim_matches('-') {
+        "" => "run",
+        word => word,
+    };
+    format!("{word}-{}", now.strftime("%Y%m%d-%H%M"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generated_name_tells_the_model_and_the_time() {
+        let now: jiff::ZonedDateTime = "2026-11-24T01:55:30[UTC]".parse().expect("a time");
+        let names = ["codeparrot", "/m/gpt2/config.json", "./my model", "/"]
+            .map(|model| generated_name(model, &now));
+        assert_eq!(
+            names,
+            [
+                "codeparrot-20261124-0155",
+                "gpt2-20261124-0155",
+                "my-model-20261124-0155",
+                "run-20261124-0155"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_users_name_must_be_free_and_a_generated_one_becomes_so() {
+        let runs = tempfile::tempdir().expect("a folder");
+        let name: RunName = "a".parse().expect("a name");
+        let first = RunDir::create(runs.path(), Some(&name), "tiny").expect("free");
+        assert_eq!(first.path(), runs.path().join("a"));
+        let taken = RunDir::create(runs.path(), Some(&name), "tiny").expect_err("taken");
+        assert!(taken.hint_text().expect("a hint").contains("host resume a"));
+        let made = |_| RunDir::create(runs.path(), None, "tiny").expect("made");
+        let [one, two] = [0, 1].map(made);
+        assert_ne!(one.name(), two.name());
+    }
+
+    #[test]
+    fn a_run_is_found_by_name_and_by_path() {
+        let runs = tempfile::tempdir().expect("a folder");
+        let name: RunName = "first".parse().expect("a name");
+        let made = RunDir::create(runs.path(), Some(&name), "tiny").expect("made");
+        assert!(
+            RunDir::find(runs.path(), "first").is_err(),
+            "no configuration"
+        );
+        std::fs::write(made.config_file(), "").expect("written");
+        assert_eq!(
+            *RunDir::find(runs.path(), "first").expect("found").name(),
+            name
+        );
+        let path = made.path().to_str().expect("UTF-8");
+        assert_eq!(
+            *RunDir::find(Path::new("/"), path).expect("found").name(),
+            name
+        );
+        let missed = RunDir::find(runs.path(), "firts").expect_err("missed");
+        assert_eq!(missed.hint_text(), Some("did you mean first?"));
+    }
+
+    #[test]
+    fn the_newest_checkpoint_is_a_complete_one() {
+        let runs = tempfile::tempdir().expect("a folder");
+        let run = RunDir::create(runs.path(), None, "tiny").expect("made");
+        assert!(run.newest_checkpoint().is_none());
+        for (name, complete) in [
+            ("step-000100", true),
+            ("step-1000000", true),
+            ("step-1000050", false),
+            ("step-2000000.partial", true),
+        ] {
+            let path = run.checkpoints().join(name);
+            std::fs::create_dir_all(&path).expect("made");
+            if complete {
+                std::fs::write(path.join("manifest.json"), "{}").expect("written");
+            }
+        }
+        let newest = run.checkpoints().join("step-1000000");
+        assert_eq!(run.newest_checkpoint(), Some((Step(1_000_000), newest)));
+    }
+}

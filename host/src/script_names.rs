@@ -1,0 +1,56 @@
+//! The names that users of CodeParrot's training script know and that mean something here under
+//! another name, or nothing any more.
+
+use host_core::{Error, Kind};
+
+/// The script's name, and ours. Both work as TOML keys and as flags.
+const RENAMED: [(&str, &str); 4] = [
+    ("model_ckpt", "model"),
+    ("save_dir", "runs_dir"),
+    ("dataset_name_train", "data"),
+    ("dataset_name_valid", "valid_data"),
+];
+
+/// The script's name, and what to do instead.
+const REFUSED: [(&str, &str); 2] = [
+    (
+        "resume_from_checkpoint",
+        "`host resume RUN` goes on from the newest checkpoint of a run",
+    ),
+    (
+        "tokenized",
+        "give the source files by `data`: they are tokenized while they are read, by `tokenizer` if it is set",
+    ),
+];
+
+/// Our name for an argument; every other name stands for itself.
+pub(crate) fn renamed(key: &str) -> &str {
+    RENAMED
+        .iter()
+        .find(|(script, _)| *script == key)
+        .map_or(key, |(_, ours)| ours)
+}
+
+/// The error for an argument of the script's that has no place here.
+pub(crate) fn refusal(key: &str) -> Option<Error> {
+    REFUSED
+        .iter()
+        .find(|(script, _)| *script == key)
+        .map(|(script, instead)| {
+            Error::new(Kind::Config, format!("{script} is not an argument here")).hint(*instead)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_ours_or_renamed_or_refused() {
+        assert_eq!(renamed("model_ckpt"), "model");
+        assert_eq!(renamed("seed"), "seed");
+        assert!(refusal("model_ckpt").is_none());
+        let error = refusal("resume_from_checkpoint").expect("refused");
+        assert!(error.hint_text().expect("a hint").contains("host resume"));
+    }
+}

@@ -1,0 +1,206 @@
+//! What there is to say when a run is over.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use host_core::{DeliveryState, Event, EventBody, Step, StopReason};
+
+use crate::delivery::Undelivered;
+use crate::event_line::{one_line, reason_word, receipt};
+use crate::number;
+use crate::run_dir::RunDir;
+
+/// What a run's events amount to for the last few lines.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Digest {
+    /// First and last value of each of the evaluation's, in the order of their names.
+    evaluation: BTreeMap<String, (f64, f64)>,
+    baselines: Vec<(String, f64)>,
+    checkpoints: u64,
+    /// For each sink, how many it has and its last receipt.
+    delivered: BTreeMap<String, (u64, String)>,
+}
+
+impl Digest {
+    /// Takes note of an event.
+    pub(crate) fn note(&mut self, event: &Event) {
+        match &event.body {
+            EventBody::Metrics { values } => {
+                for metric in values {
+                    let name = &*metric.name;
+                    if name.starts_with("baseline/") {
+                        self.baselines.push((name.to_owned(), metric.value));
+                    } else if name == "loss/eval" || name == "perplexity" {
+                        self.evaluation
+                            .entry(name.to_owned())
+                            .or_insert((metric.value, metric.value))
+                            .1 = metric.value;
+                    }
+                }
+            }
+            EventBody::CheckpointWritten { .. } => self.checkpoints += 1,
+            EventBody::Delivery {
+                sink,
+                state: DeliveryState::Delivered,
+                detail,
+                ..
+            } => {
+                let of_sink = self.delivered.entry(sink.clone()).or_default();
+                of_sink.0 += 1;
+                of_sink.1.clone_from(detail);
+            }
+            _ => {}
+        }
+    }
+
+    /// The lines, each ended: what was made, where, and what to type next.
+    pub(crate) fn lines(
+        &self,
+        dir: &RunDir,
+        end: (StopReason, Step),
+        secs: f64,
+        undelivered: &[Undelivered],
+    ) -> String {
+        let (reason, step) = end;
+        let mut lines = vec![(
+            "run".to_owned(),
+            format!(
+                "{} {} at step {step}, {}: {}",
+                dir.name(),
+                reason_word(reason),
+                number::duration(secs),
+                dir.path().display()
+            ),
+        )];
+        for (name, (first, last)) in &self.evaluation {
+            let (first, last) = (number::value(*first), number::value(*last));
+            let change = match first == last {
+                true => last,
+                false => format!("{last} (first {first})"),
+            };
+            lines.push((name.clone(), change));
+        }
+        for (name, value) in &self.baselines {
+            let name = name.trim_start_matches("baseline/").replace('_', " ");
+            lines.push((name, number::value(*value)));
+        }
+        if let Some((step, path)) = dir.newest_checkpoint() {
+            lines.push((
+                "checkpoints".to_owned(),
+                format!(
+                    "{} written, the last at step {step}: {}",
+                    self.checkpoints,
+                    path.display()
+                ),
+            ));
+        }
+        for (sink, (count, last)) in &self.delivered {
+            lines.push((sink.clone(), format!("{count} delivered{}", receipt(last))));
+        }
+        for left in undelivered {
+            let steps: Vec<String> = left.steps.iter().map(ToString::to_string).collect();
+            let steps = steps.join(", ");
+            lines.push((
+                left.sink.clone(),
+                format!("not delivered: step {steps}: {}", left.reason),
+            ));
+        }
+        let run = how_to_name(dir);
+        let mut next = vec![
+            format!("host runs show {run}"),
+            format!("host generate {run} --prompt 'fn main() {{'"),
+        ];
+        if reason != StopReason::Completed {
+            next.insert(0, format!("host resume {run}"));
+        }
+        for (i, command) in next.into_iter().enumerate() {
+            let label = if i == 0 { "next" } else { "" };
+            lines.push((label.to_owned(), command));
+        }
+        let width = lines.iter().map(|(label, _)| label.chars().count()).max();
+        let width = width.unwrap_or(0);
+        lines
+            .iter()
+            .map(|(label, text)| format!("{label:<width$}  {}\n", one_line(text)))
+            .collect()
+    }
+}
+
+/// What other commands find the run by, from the folder where the user is.
+pub(crate) fn how_to_name(dir: &RunDir) -> String {
+    let usual = std::env::current_dir().map(|here| here.join("runs").join(dir.name().as_str()));
+    match usual {
+        Ok(usual) if usual == dir.path() => dir.name().to_string(),
+        _ => quoted(dir.path()),
+    }
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%".contains(c);
+    match text.chars().all(plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use host_core::MetricValue;
+
+    #[test]
+    fn the_end_says_what_was_made_and_what_to_type() {
+        let runs = tempfile::tempdir().expect("a folder");
+        let name = "r".parse().expect("a name");
+        let dir = RunDir::create(runs.path(), Some(&name), "tiny").expect("made");
+        let mut digest = Digest::default();
+        let mut note = |body| {
+            digest.note(&Event {
+                seq: 1,
+                time_us: 0,
+                step: Step(1),
+                body,
+            });
+        };
+        for perplexity in [900.0, 40.5] {
+            note(EventBody::Metrics {
+                values: vec![MetricValue::new("perplexity", perplexity)],
+            });
+        }
+        note(EventBody::Delivery {
+            sink: "local-disk".to_owned(),
+            checkpoint: Step(1),
+            state: DeliveryState::Delivered,
+            detail: r#"{"path":"/c"}"#.to_owned(),
+        });
+        let left = [Undelivered {
+            sink: "hub-git".to_owned(),
+            steps: vec![Step(1), Step(2)],
+            reason: "no route".to_owned(),
+        }];
+        let text = digest.lines(&dir, (StopReason::Interrupted, Step(2)), 61.0, &left);
+        let path = dir.path().display();
+        assert_eq!(
+            text,
+            format!(
+                "\
+run         r interrupted at step 2, 1m01s: {path}
+perplexity  40.500 (first 900)
+local-disk  1 delivered: path /c
+hub-git     not delivered: step 1, 2: no route
+next        host resume {path}
+            host runs show {path}
+            host generate {path} --prompt 'fn main() {{'
+"
+            )
+        );
+    }
+
+    #[test]
+    fn odd_paths_are_quoted() {
+        assert_eq!(quoted(Path::new("/a/b-c.d")), "/a/b-c.d");
+        assert_eq!(quoted(Path::new("/a b/it's")), r"'/a b/it'\''s'");
+    }
+}
