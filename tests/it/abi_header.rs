@@ -42,7 +42,7 @@ fn the_header_is_what_the_crate_says() {
     .find(|(_, (committed, fresh))| committed != fresh);
     if let Some((line, (committed, fresh))) = stale {
         panic!(
-            "plugins/abi/host_plugin.h is stale, run: make header\nline {}\n  is: {committed}\n  should be: {fresh}",
+            "plugins/abi/host_plugin.h is stale, run: make bless\nline {}\n  is: {committed}\n  should be: {fresh}",
             line + 1
         );
     }
