@@ -1,8 +1,10 @@
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use ureq::http::{HeaderMap, Request};
+use ureq::tls::{PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, SendBody};
 
 use crate::limit::Limit;
@@ -156,10 +158,27 @@ fn message(body: &str) -> String {
         .collect()
 }
 
+/// The certificate authorities that the environment names, as git and curl take them; else those that
+/// browsers trust.
+fn root_certs() -> RootCerts {
+    let named = ["GIT_SSL_CAINFO", "SSL_CERT_FILE"]
+        .into_iter()
+        .find_map(std::env::var_os);
+    let Some(pem) = named.and_then(|path| std::fs::read(path).ok()) else {
+        return RootCerts::WebPki;
+    };
+    let certificates = ureq::tls::parse_pem(&pem).filter_map(|item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        _ => None,
+    });
+    RootCerts::Specific(Arc::new(certificates.collect()))
+}
+
 fn agent(limit: &Limit<'_>) -> Agent {
     let secs = |secs| Some(Duration::from_secs(secs));
     Agent::config_builder()
         .user_agent(concat!("hub-git/", env!("CARGO_PKG_VERSION")))
+        .tls_config(TlsConfig::builder().root_certs(root_certs()).build())
         .http_status_as_error(false)
         // A redirect could take the token or the file elsewhere.
         .max_redirects(0)
