@@ -41,5 +41,5 @@ pub type HostCreate = unsafe extern "C" fn(
     instance: *mut *mut c_void,
 ) -> HostStatus;
 
-/// `destroy` of every kind. `[main]` Joins the instance's threads and frees it; called once.
+/// `destroy` of every kind. `[inst]` The last call of the instance: joins the instance's threads and frees it; called once.
 pub type HostDestroy = unsafe extern "C" fn(instance: *mut c_void);
