@@ -307,7 +307,7 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::sync_channel;
 
     use host_core::Emitter;
 
@@ -323,7 +323,8 @@ mod tests {
     fn everything_that_is_emitted_is_committed_in_order_and_then_told() {
         let dir = tempfile::tempdir().expect("a folder");
         let (emitter, drafts) = Emitter::new(8);
-        let (told, committed) = channel();
+        // One message a commit, and no more commits than events.
+        let (told, committed) = sync_channel(1000);
         let path = dir.path().to_owned();
         let callbacks = Callbacks {
             on_commit: Box::new(move |events: &[Event]| {
@@ -359,7 +360,7 @@ mod tests {
             let dir = tempfile::tempdir().expect("a folder");
             let writer = Writer::create_with(dir.path(), &record(), journal).expect("a run");
             let (emitter, drafts) = Emitter::new(4);
-            let (told, failures) = channel();
+            let (told, failures) = sync_channel(8);
             let callbacks = Callbacks {
                 on_failure: Box::new(move |e| told.send(e.to_string()).expect("listened to")),
                 ..Callbacks::default()
