@@ -1,5 +1,5 @@
 //! The messages and services of `proto/*/`, as Rust: generated, committed, and kept fresh by a test,
-//! so that nobody who builds this needs a generator. `make proto` writes them anew.
+//! so that nobody who builds this needs a generator. `make bless` writes them anew.
 #![forbid(unsafe_code)]
 
 /// Reads runs: `tracker/v1/tracker.proto`, where every name is explained.

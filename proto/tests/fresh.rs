@@ -44,7 +44,7 @@ fn generated_code_is_fresh() {
         let old = std::fs::read(committed.join(name)).unwrap_or_default();
         assert!(
             old == fresh,
-            "proto/src/generated/{name} is not what the .proto files say; run `make proto`"
+            "proto/src/generated/{name} is not what the .proto files say; run `make bless`"
         );
     }
     let made = std::fs::read_dir(out.path()).expect("the folder").count();
