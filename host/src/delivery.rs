@@ -160,9 +160,7 @@ impl Deliveries {
             }
             if Instant::now() >= deadline {
                 if cancelled {
-                    // A sink that does not listen keeps its thread until the process ends, but not
-                    // the way to the store, which waits for the last emitter to go.
-                    self.workers.iter().for_each(|worker| worker.queue.mute());
+                    // A sink that does not listen keeps its thread until the process ends.
                     break;
                 }
                 self.canceller()();
@@ -171,6 +169,8 @@ impl Deliveries {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+        // The store waits for the last emitter to go, and a canceller may keep a queue for longer.
+        self.workers.iter().for_each(|worker| worker.queue.mute());
         let undelivered = |worker: &Worker| worker.queue.undelivered();
         let undelivered = self.workers.iter().filter_map(undelivered).collect();
         for worker in self.workers {
@@ -423,16 +423,16 @@ impl Courier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
     use host_core::{Draft, Manifest};
 
     /// Answers as the script says, then with receipts; tells what it was given.
     struct Scripted {
         answers: VecDeque<SinkError>,
-        seen: Sender<u64>,
+        seen: SyncSender<u64>,
         gate: Option<Receiver<()>>,
-        cancel: Arc<Mutex<Option<Sender<()>>>>,
+        cancel: Arc<Mutex<Option<SyncSender<()>>>>,
     }
 
     impl CheckpointSink for Scripted {
@@ -466,8 +466,8 @@ mod tests {
 
     fn scene(answers: Vec<SinkError>, blocks: bool) -> Scene {
         let (emitter, drafts) = Emitter::new(1000);
-        let (seen_sender, seen) = channel();
-        let (open, gate) = channel();
+        let (seen_sender, seen) = sync_channel(1000);
+        let (open, gate) = sync_channel(1000);
         let sink = Scripted {
             answers: answers.into(),
             seen: seen_sender,

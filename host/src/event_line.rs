@@ -18,7 +18,7 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
         EventBody::Metrics { values } => {
             let told: Vec<String> = values
                 .iter()
-                .filter(|_| is_evaluation(values))
+                .filter(|metric| is_evaluation(values) && !metric.name.ends_with("_secs"))
                 .map(|metric| format!("{} {}", metric.name, number::value(metric.value)))
                 .collect();
             if told.is_empty() {

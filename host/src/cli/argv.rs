@@ -75,21 +75,22 @@ fn is_boolean(word: &str) -> bool {
     ["true", "false", "yes", "no", "on", "off"].contains(&word.to_lowercase().as_str())
 }
 
-/// What clap has to say: text for stdout (help, version), or an error.
-pub(crate) fn outcome(error: &clap::Error) -> Result<String> {
-    let text = error.render();
+/// What clap has to say: help and version are printed, all else is an error.
+pub(crate) fn outcome(error: &clap::Error) -> Result<()> {
     if matches!(
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     ) {
-        return Ok(text.ansi().to_string());
+        // Nobody reading any more, as behind `| head`, is no error.
+        let _ = error.print();
+        return Ok(());
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return Err(
             Error::new(Kind::Config, "no command is given").hint("`host --help` lists them")
         );
     }
-    let text = text.to_string();
+    let text = error.render().to_string();
     let (said, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
     let said = said.strip_prefix("error: ").unwrap_or(said);
     let tip = rest

@@ -78,7 +78,7 @@ pub(crate) fn execute(args: Vec<OsString>) -> Result<StopReason> {
     let cli = match cli {
         Ok(cli) => cli,
         Err(said) => {
-            print(&argv::outcome(&said)?);
+            argv::outcome(&said)?;
             return Ok(StopReason::Completed);
         }
     };

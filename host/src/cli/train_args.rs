@@ -61,7 +61,7 @@ pub(crate) struct TrainArgs {
 
     /// Recompute activations in the backward pass: less memory, more time
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
-        default_missing_value = "true", value_parser = BoolishValueParser::new(), help_heading = MODEL)]
+        default_missing_value = "true", hide_possible_values = true, value_parser = BoolishValueParser::new(), help_heading = MODEL)]
     gradient_checkpointing: Option<bool>,
 
     /// Threads of a training on the CPU; without it, one for each core
@@ -70,7 +70,7 @@ pub(crate) struct TrainArgs {
 
     /// Deterministic algorithms on CUDA, at some cost; the CPU always has them
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
-        default_missing_value = "true", value_parser = BoolishValueParser::new(), help_heading = MODEL)]
+        default_missing_value = "true", hide_possible_values = true, value_parser = BoolishValueParser::new(), help_heading = MODEL)]
     deterministic: Option<bool>,
 
     /// Optimizer steps to train for
@@ -128,12 +128,12 @@ pub(crate) struct TrainArgs {
 
     /// Evaluate before the first step, too
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
-        default_missing_value = "true", value_parser = BoolishValueParser::new(), help_heading = CHECKPOINTS)]
+        default_missing_value = "true", hide_possible_values = true, value_parser = BoolishValueParser::new(), help_heading = CHECKPOINTS)]
     eval_on_start: Option<bool>,
 
     /// Report the perplexity of a unigram and a bigram model of the training tokens first
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
-        default_missing_value = "true", value_parser = BoolishValueParser::new(), help_heading = CHECKPOINTS)]
+        default_missing_value = "true", hide_possible_values = true, value_parser = BoolishValueParser::new(), help_heading = CHECKPOINTS)]
     ngram_baselines: Option<bool>,
 
     /// The run's name and its folder's in runs-dir; without it, one is made from the model and the time
