@@ -20,6 +20,9 @@ const CAPACITY: usize = 1024;
 /// How long workers may take to notice that they were cancelled.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// A wait that nobody needs to be told of.
+const SHORT: Duration = Duration::from_millis(500);
+
 /// How often a delivery is tried, and how long is waited in between: twice as long each time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Retry {
@@ -144,7 +147,8 @@ impl Deliveries {
         for worker in &self.workers {
             worker.queue.close();
         }
-        let mut deadline = Instant::now() + patience;
+        let begun = Instant::now();
+        let mut deadline = begun + patience;
         let mut cancelled = false;
         let mut said = String::new();
         while self
@@ -154,7 +158,8 @@ impl Deliveries {
         {
             let waits: Vec<String> = self.workers.iter().filter_map(Worker::waits).collect();
             let waits = waits.join(", ");
-            if !waits.is_empty() && waits != said {
+            let is_long = begun.elapsed() >= SHORT || Instant::now() >= deadline;
+            if is_long && !waits.is_empty() && waits != said {
                 say(&format!("waiting for {waits}"));
                 said = waits;
             }

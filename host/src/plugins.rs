@@ -126,7 +126,10 @@ impl Plugins {
     /// The plugin fails, or its groups do not hold each parameter once.
     pub(crate) fn group(&self, params: &[ParamInfo], weight_decay: f64) -> Result<Grouping> {
         let grouper = with_kind(&self.loaded, PluginKind::ParamGroups).next();
-        let mut grouper = grouper.expect("load saw to it").plugin.param_groups()?;
+        let plugin = &grouper.expect("load saw to it").plugin;
+        let mut grouper = plugin
+            .param_groups()
+            .map_err(|error| hinted(error, plugin))?;
         let request = GroupsRequest {
             params,
             weight_decay,
@@ -147,7 +150,7 @@ impl Plugins {
     /// A plugin fails to make one.
     pub(crate) fn metrics(&self) -> Result<Vec<Box<dyn Metric>>> {
         with_kind(&self.loaded, PluginKind::Metric)
-            .map(|l| l.plugin.metric())
+            .map(|l| l.plugin.metric().map_err(|error| hinted(error, &l.plugin)))
             .collect()
     }
 
@@ -160,7 +163,8 @@ impl Plugins {
         let mut sinks: Vec<(String, Box<dyn CheckpointSink>)> = Vec::new();
         for Loaded { plugin, .. } in with_kind(&self.loaded, PluginKind::CheckpointSink) {
             let label = label(plugin.id(), sinks.iter().map(|(label, _)| label.as_str()));
-            sinks.push((label, plugin.checkpoint_sink()?));
+            let sink = plugin.checkpoint_sink();
+            sinks.push((label, sink.map_err(|error| hinted(error, plugin))?));
         }
         Ok(sinks)
     }
@@ -274,6 +278,17 @@ pub(crate) fn kind_word(kind: PluginKind) -> &'static str {
         PluginKind::ParamGroups => "parameter groups",
         PluginKind::Metric => "metric",
         PluginKind::CheckpointSink => "checkpoint sink",
+    }
+}
+
+/// A plugin's own words, and where to look if they leave one at a loss.
+fn hinted(error: Error, plugin: &Plugin) -> Error {
+    match error.hint_text() {
+        Some(_) => error,
+        None => error.hint(format!(
+            "`host plugin info {}` shows its settings",
+            plugin.id()
+        )),
     }
 }
 

@@ -1,12 +1,15 @@
 //! What a person or a program sees of a run while it happens: events as the store has them.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use host_core::Event;
+use host_core::{Event, RunName, Step};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
 
 use crate::event_json::event_json;
 use crate::event_line::{event_line, one_line};
@@ -83,6 +86,19 @@ impl Progress {
         }
     }
 
+    /// Where the run is to be found: for people two lines, for programs the first object.
+    pub(crate) fn opened(&self, name: &RunName, path: &Path, listen: SocketAddr) {
+        if self.style == Style::Json {
+            let path = path.display().to_string();
+            self.write_json(
+                &json!({ "kind": "run", "name": name, "path": path, "listen": listen }),
+            );
+        } else {
+            self.say(&format!("run {name} at {}", path.display()));
+            self.say(&format!("gRPC at {listen}"));
+        }
+    }
+
     /// What goes on now, until something else does. On a terminal it moves; else it is a line.
     pub(crate) fn busy(&self, what: &str) {
         if self.style == Style::Bar {
@@ -95,7 +111,7 @@ impl Progress {
     }
 
     /// Shows the bar from this step on.
-    pub(crate) fn begin(&self, step: host_core::Step) {
+    pub(crate) fn begin(&self, step: Step) {
         self.bar.disable_steady_tick();
         self.bar
             .set_style(style("{bar:16.cyan/dim} {pos}/{len}  {wide_msg}"));
@@ -122,11 +138,7 @@ impl Progress {
             let is_step = paced.meter.note(event);
             moved |= is_step;
             match self.style {
-                Style::Json => {
-                    if write_stdout(&event_json(event).to_string()).is_err() {
-                        self.unread.store(true, Ordering::Relaxed);
-                    }
-                }
+                Style::Json => self.write_json(&event_json(event)),
                 Style::Bar => {
                     if let Some(line) = event_line(event) {
                         self.bar.println(line);
@@ -148,6 +160,16 @@ impl Progress {
             let curve = sparkline(paced.meter.curve(), CURVE);
             let values = paced.meter.values();
             self.bar.set_message(format!("{values}  {curve}"));
+        }
+    }
+
+    fn write_json(&self, object: &serde_json::Value) {
+        let mut out = std::io::stdout().lock();
+        if writeln!(out, "{object}")
+            .and_then(|()| out.flush())
+            .is_err()
+        {
+            self.unread.store(true, Ordering::Relaxed);
         }
     }
 
@@ -174,9 +196,4 @@ fn style(template: &str) -> ProgressStyle {
 /// Nobody reading any more must not end a training.
 fn write_stderr(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
-}
-
-fn write_stdout(line: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush())
 }

@@ -10,7 +10,7 @@ use host_core::{
 };
 use host_plugin::SearchPath;
 use host_serve::{Server, Source};
-use host_store::{Callbacks, Reader, RunRecord, Writer};
+use host_store::{Callbacks, Reader, RunRecord, RunStatus, Writer};
 use host_train::{Outcome, Ports, Start, Trainer};
 
 use crate::delivery::{Deliveries, Destination, Retry, Undelivered};
@@ -35,6 +35,9 @@ const PATIENCE: Duration = Duration::from_secs(600);
 pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
     let progress = Progress::new(Style::choose(json), plan.train.max_train_steps);
     let ended = (|| {
+        if let Some(name) = &plan.name {
+            RunDir::check_free(&plan.runs_dir, name)?;
+        }
         let ready = Ready::prepare(&plan, &Start::Fresh, &progress)?;
         let dir = RunDir::create(&plan.runs_dir, plan.name.as_ref(), &plan.train.model)?;
         let begun = (|| {
@@ -81,7 +84,19 @@ pub(crate) fn resume(plan: Plan, dir: RunDir, json: bool) -> Result<StopReason> 
         };
         // The lock comes first: nobody else may be at work on this run.
         let writer = Writer::open(dir.path())?;
-        let generation = Reader::open(dir.path())?.run()?.generation + 1;
+        let row = Reader::open(dir.path())?.run()?;
+        let generation = row.generation + 1;
+        let is_done = row.status == RunStatus::Finished(StopReason::Completed);
+        if is_done && step.0 >= plan.train.max_train_steps {
+            return Err(Error::new(
+                Kind::Config,
+                format!(
+                    "the run is complete at step {step}: {}",
+                    dir.path().display()
+                ),
+            )
+            .hint("--max-train-steps N lets it go on to step N"));
+        }
         progress.say(&format!(
             "going on from step {step}: {}",
             checkpoint.display()
@@ -189,8 +204,7 @@ impl Live {
         let address = dir.address_file();
         std::fs::write(&address, format!("{}\n", serving.addr()))
             .map_err(|e| Error::io("write the address", &address, &e))?;
-        progress.say(&format!("run {} at {}", dir.name(), dir.path().display()));
-        progress.say(&format!("gRPC at {}", serving.addr()));
+        progress.opened(dir.name(), dir.path(), serving.addr());
         Ok(Self {
             emitter,
             writer,
@@ -206,6 +220,14 @@ struct Session<'a> {
     generation: u32,
     progress: &'a Progress,
     begun: Instant,
+}
+
+impl Live {
+    /// The step that the store has come to, which may be a few milliseconds behind.
+    fn digest_step(&self) -> Step {
+        let digest = self.digest.lock().unwrap_or_else(PoisonError::into_inner);
+        digest.step()
+    }
 }
 
 fn train(ready: Ready, live: Live, session: &Session<'_>) -> Result<StopReason> {
@@ -242,7 +264,7 @@ fn train(ready: Ready, live: Live, session: &Session<'_>) -> Result<StopReason> 
     });
     let reached = match &outcome {
         Ok(outcome) => outcome.step,
-        Err(_) => dir.newest_checkpoint().map_or(start, |(step, _)| step),
+        Err(_) => live.digest_step().max(start),
     };
     let values = accounts.metrics();
     emitter.emit(reached, EventBody::Metrics { values });

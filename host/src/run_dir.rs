@@ -31,16 +31,7 @@ impl RunDir {
             }
         };
         if let Some(name) = name {
-            return make(name.clone())?.ok_or_else(|| {
-                let path = runs.join(name.as_str());
-                Error::new(
-                    Kind::Config,
-                    format!("there is a run {name} already: {}", path.display()),
-                )
-                .hint(format!(
-                    "`host resume {name}` goes on with it; or choose another --name"
-                ))
-            });
+            return make(name.clone())?.ok_or_else(|| taken(runs, name));
         }
         let base = generated_name(model, &jiff::ZonedDateTime::now());
         for number in 1.. {
@@ -53,6 +44,17 @@ impl RunDir {
             }
         }
         unreachable!("a folder is found before the numbers end")
+    }
+
+    /// Looks early whether [`RunDir::create`] will find the name free.
+    ///
+    /// # Errors
+    /// It is taken.
+    pub(crate) fn check_free(runs: &Path, name: &RunName) -> Result<()> {
+        match runs.join(name.as_str()).exists() {
+            true => Err(taken(runs, name)),
+            false => Ok(()),
+        }
     }
 
     /// The folder of a run that the user names, by its name or its path.
@@ -141,6 +143,14 @@ impl RunDir {
     }
 }
 
+fn taken(runs: &Path, name: &RunName) -> Error {
+    let path = runs.join(name.as_str());
+    let message = format!("there is a run {name} already: {}", path.display());
+    Error::new(Kind::Config, message).hint(format!(
+        "`host resume {name}` goes on with it; or choose another --name"
+    ))
+}
+
 /// The names of the runs in a folder, in their order.
 pub(crate) fn names(runs: &Path) -> Vec<String> {
     let Ok(entries) = runs.read_dir() else {
@@ -207,6 +217,7 @@ mod tests {
         let name: RunName = "a".parse().expect("a name");
         let first = RunDir::create(runs.path(), Some(&name), "tiny").expect("free");
         assert_eq!(first.path(), runs.path().join("a"));
+        assert!(RunDir::check_free(runs.path(), &name).is_err());
         let taken = RunDir::create(runs.path(), Some(&name), "tiny").expect_err("taken");
         assert!(taken.hint_text().expect("a hint").contains("host resume a"));
         let made = |_| RunDir::create(runs.path(), None, "tiny").expect("made");

@@ -17,6 +17,7 @@ pub(crate) struct Digest {
     evaluation: BTreeMap<String, (f64, f64)>,
     baselines: Vec<(String, f64)>,
     checkpoints: u64,
+    step: Step,
     /// For each sink, how many it has and its last receipt.
     delivered: BTreeMap<String, (u64, String)>,
 }
@@ -24,6 +25,7 @@ pub(crate) struct Digest {
 impl Digest {
     /// Takes note of an event.
     pub(crate) fn note(&mut self, event: &Event) {
+        self.step = self.step.max(event.step);
         match &event.body {
             EventBody::Metrics { values } => {
                 for metric in values {
@@ -51,6 +53,11 @@ impl Digest {
             }
             _ => {}
         }
+    }
+
+    /// The furthest step of the events.
+    pub(crate) fn step(&self) -> Step {
+        self.step
     }
 
     /// The lines, each ended: what was made, where, and what to type next.

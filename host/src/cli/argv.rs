@@ -76,7 +76,7 @@ fn is_boolean(word: &str) -> bool {
 }
 
 /// What clap has to say: help and version are printed, all else is an error.
-pub(crate) fn outcome(error: &clap::Error) -> Result<()> {
+pub(crate) fn outcome(error: &clap::Error, command: &Command, args: &[OsString]) -> Result<()> {
     if matches!(
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
@@ -85,25 +85,30 @@ pub(crate) fn outcome(error: &clap::Error) -> Result<()> {
         let _ = error.print();
         return Ok(());
     }
+    let help = match args
+        .iter()
+        .skip(1)
+        .find_map(|arg| command.find_subcommand(arg))
+    {
+        Some(subcommand) => format!(
+            "`host {} --help` lists the arguments",
+            subcommand.get_name()
+        ),
+        None => "`host --help` lists the commands".to_owned(),
+    };
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return Err(
-            Error::new(Kind::Config, "no command is given").hint("`host --help` lists them")
-        );
+        return Err(Error::new(Kind::Config, "no command is given").hint(help));
     }
     let text = error.render().to_string();
     let (said, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
     let said = said.strip_prefix("error: ").unwrap_or(said);
+    let message = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    // Only the tips that name something similar tell more than the help.
     let tip = rest
         .lines()
-        .find_map(|line| line.trim().strip_prefix("tip: "));
-    let usage = rest.lines().find_map(|line| line.strip_prefix("Usage: "));
-    let hint = match (tip, usage) {
-        (Some(tip), _) => tip.to_owned(),
-        (None, Some(usage)) => format!("usage: {usage}; see --help"),
-        (None, None) => "see --help".to_owned(),
-    };
-    let message = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    Err(Error::new(Kind::Config, message).hint(hint))
+        .filter_map(|line| line.trim().strip_prefix("tip: "))
+        .find(|tip| tip.contains("similar"));
+    Err(Error::new(Kind::Config, message).hint(tip.map_or(help, str::to_owned)))
 }
 
 #[cfg(test)]
@@ -148,10 +153,12 @@ mod tests {
     #[test]
     fn claps_errors_are_one_line_and_one_hint() {
         let refused = |line: &str| {
+            let command = cli::command();
+            let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
             let error = cli::command()
-                .try_get_matches_from(line.split(' '))
+                .try_get_matches_from(&args)
                 .expect_err("refused");
-            let error = outcome(&error).expect_err("an error");
+            let error = outcome(&error, &command, &args).expect_err("an error");
             (
                 error.message().to_owned(),
                 error.hint_text().unwrap_or_default().to_owned(),
@@ -165,7 +172,10 @@ mod tests {
             message.starts_with("invalid value 'abc' for '--seed <N>'"),
             "{message}"
         );
-        assert!(!hint.is_empty());
+        assert_eq!(hint, "`host run --help` lists the arguments");
+        let (message, hint) = refused("host nope");
+        assert!(message.contains("'nope'"), "{message}");
+        assert_eq!(hint, "`host --help` lists the commands");
         let (message, _) = refused("host run --precision f16");
         assert!(
             message.contains("[possible values: f32, f64, bf16]"),

@@ -73,12 +73,12 @@ struct RunsDir {
 pub(crate) fn execute(args: Vec<OsString>) -> Result<StopReason> {
     let args = argv::normalize(&command(), args)?;
     let cli = command()
-        .try_get_matches_from(args)
+        .try_get_matches_from(&args)
         .and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match cli {
         Ok(cli) => cli,
         Err(said) => {
-            argv::outcome(&said)?;
+            argv::outcome(&said, &command(), &args)?;
             return Ok(StopReason::Completed);
         }
     };

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use clap::Subcommand;
@@ -256,6 +257,7 @@ impl Shown {
             }
         };
         section("metrics", self.metrics_text());
+        section("plugins", self.plugins_text());
         section("checkpoints", self.checkpoints_text());
         let warnings = self.events.iter().filter(|event| {
             matches!(
@@ -279,7 +281,8 @@ impl Shown {
             ("points", Align::Right),
             ("", Align::Left),
         ]);
-        for curve in &self.metrics {
+        let of_the_run = |curve: &&Curve| plugin_metric(&curve.name).is_none();
+        for curve in self.metrics.iter().filter(of_the_run) {
             table.row([
                 format!("  {}", curve.name),
                 number::value(curve.last),
@@ -288,10 +291,42 @@ impl Shown {
                 sparkline(&curve.values, BARS),
             ]);
         }
-        match self.metrics.is_empty() {
-            true => String::new(),
-            false => table.render(),
+        table.render()
+    }
+
+    /// What the calls into the plugins cost.
+    fn plugins_text(&self) -> String {
+        let mut plugins: BTreeMap<&str, BTreeMap<&str, f64>> = BTreeMap::new();
+        for curve in &self.metrics {
+            if let Some((plugin, what)) = plugin_metric(&curve.name) {
+                plugins.entry(plugin).or_default().insert(what, curve.last);
+            }
         }
+        if plugins.is_empty() {
+            return String::new();
+        }
+        let mut table = Table::new([
+            ("  name", Align::Left),
+            ("calls", Align::Right),
+            ("failed", Align::Right),
+            ("half within", Align::Right),
+            ("99 % within", Align::Right),
+        ]);
+        for (plugin, values) in plugins {
+            let secs = |what: &str| match values.get(what) {
+                Some(&secs) => format!("{} s", number::value(secs)),
+                None => String::new(),
+            };
+            let count = |what: &str| values.get(what).copied().map(number::value);
+            table.row([
+                format!("  {plugin}"),
+                count("calls").unwrap_or_default(),
+                count("failures").unwrap_or_default(),
+                secs("p50_secs"),
+                secs("p99_secs"),
+            ]);
+        }
+        table.render()
     }
 
     fn checkpoints_text(&self) -> String {
@@ -324,6 +359,11 @@ impl Shown {
         };
         self.checkpoints().map(line).collect()
     }
+}
+
+/// The plugin and the quantity of `plugin/hub-git/calls`.
+fn plugin_metric(name: &str) -> Option<(&str, &str)> {
+    name.strip_prefix("plugin/")?.split_once('/')
 }
 
 /// The configuration as the lines of its TOML.

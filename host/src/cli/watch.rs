@@ -2,6 +2,7 @@ use std::path::Path;
 
 use host_core::{Error, Kind, Result};
 use host_serve::{Client, WatchEnd};
+use host_store::{Reader, RunStatus};
 use serde_json::Value;
 
 use super::RunsDir;
@@ -76,16 +77,18 @@ impl Watch {
             return Ok(self.target.clone());
         }
         let dir = RunDir::find(&self.runs.runs_dir, &self.target)?;
-        let address = std::fs::read_to_string(dir.address_file()).map_err(|_| {
-            Error::new(
+        // A process that was killed leaves its address behind, so the store is asked, too.
+        let status = Reader::open(dir.path())?.run()?.status;
+        match std::fs::read_to_string(dir.address_file()) {
+            Ok(address) if status == RunStatus::Running => Ok(address.trim().to_owned()),
+            _ => Err(Error::new(
                 Kind::Config,
                 format!("run {} is not live: {}", dir.name(), dir.path().display()),
             )
             .hint(format!(
                 "`host runs show {0}` shows what it did, `host resume {0}` goes on with it",
                 dir.name()
-            ))
-        })?;
-        Ok(address.trim().to_owned())
+            ))),
+        }
     }
 }
