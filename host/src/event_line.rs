@@ -54,6 +54,8 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
                 format!("step {checkpoint:<6}  not delivered by {sink}: {detail}")
             }
         },
+        // The delivery's own events say how it ended; a try that will be repeated is no news.
+        EventBody::PluginFault { call, .. } if call == "publish" => return None,
         EventBody::PluginFault {
             plugin,
             call,

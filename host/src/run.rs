@@ -86,17 +86,7 @@ pub(crate) fn resume(plan: Plan, dir: RunDir, json: bool) -> Result<StopReason> 
         let writer = Writer::open(dir.path())?;
         let row = Reader::open(dir.path())?.run()?;
         let generation = row.generation + 1;
-        let is_done = row.status == RunStatus::Finished(StopReason::Completed);
-        if is_done && step.0 >= plan.train.max_train_steps {
-            return Err(Error::new(
-                Kind::Config,
-                format!(
-                    "the run is complete at step {step}: {}",
-                    dir.path().display()
-                ),
-            )
-            .hint("--max-train-steps N lets it go on to step N"));
-        }
+        check_unfinished(&dir, row.status, step, plan.train.max_train_steps)?;
         progress.say(&format!(
             "going on from step {step}: {}",
             checkpoint.display()
@@ -113,6 +103,20 @@ pub(crate) fn resume(plan: Plan, dir: RunDir, json: bool) -> Result<StopReason> 
     })();
     progress.end();
     ended
+}
+
+/// Whether there is anything left to do. A run that did all its steps and was killed before it could
+/// say so goes on, and says so.
+fn check_unfinished(dir: &RunDir, status: RunStatus, step: Step, last_step: u64) -> Result<()> {
+    let is_closed = status == RunStatus::Finished(StopReason::Completed);
+    if step.0 < last_step || (step.0 == last_step && !is_closed) {
+        return Ok(());
+    }
+    let message = format!(
+        "the run has come to step {step} of {last_step}: {}",
+        dir.path().display()
+    );
+    Err(Error::new(Kind::Config, message).hint("--max-train-steps N lets it go on to step N"))
 }
 
 /// The parameter groups that a plan leads to.

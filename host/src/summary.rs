@@ -91,15 +91,11 @@ impl Digest {
             let name = name.trim_start_matches("baseline/").replace('_', " ");
             lines.push((name, number::value(*value)));
         }
-        if let Some((step, path)) = dir.newest_checkpoint() {
-            lines.push((
-                "checkpoints".to_owned(),
-                format!(
-                    "{} written, the last at step {step}: {}",
-                    self.checkpoints,
-                    path.display()
-                ),
-            ));
+        let newest = dir.newest_checkpoint();
+        if let Some((step, path)) = &newest {
+            let (count, path) = (self.checkpoints, path.display());
+            let text = format!("{count} written, the last at step {step}: {path}");
+            lines.push(("checkpoints".to_owned(), text));
         }
         for (sink, (count, last)) in &self.delivered {
             lines.push((sink.clone(), format!("{count} delivered{}", receipt(last))));
@@ -113,12 +109,12 @@ impl Digest {
             ));
         }
         let run = how_to_name(dir);
-        let mut next = vec![
-            format!("host runs show {run}"),
-            format!("host generate {run} --prompt 'fn main() {{'"),
-        ];
-        if reason != StopReason::Completed {
-            next.insert(0, format!("host resume {run}"));
+        let mut next = vec![format!("host runs show {run}")];
+        if newest.is_some() {
+            if reason != StopReason::Completed {
+                next.insert(0, format!("host resume {run}"));
+            }
+            next.push(format!("host generate {run} --prompt 'fn main() {{'"));
         }
         for (i, command) in next.into_iter().enumerate() {
             let label = if i == 0 { "next" } else { "" };
@@ -176,6 +172,15 @@ mod tests {
                 values: vec![MetricValue::new("perplexity", perplexity)],
             });
         }
+        let checkpoint = dir.checkpoints().join("step-000002");
+        std::fs::create_dir_all(&checkpoint).expect("made");
+        std::fs::write(checkpoint.join("manifest.json"), "{}").expect("written");
+        note(EventBody::CheckpointWritten {
+            name: "step-000002".to_owned(),
+            bytes: 2,
+            stall_secs: 0.0,
+            write_secs: 0.0,
+        });
         note(EventBody::Delivery {
             sink: "local-disk".to_owned(),
             checkpoint: Step(1),
@@ -193,13 +198,14 @@ mod tests {
             text,
             format!(
                 "\
-run         r interrupted at step 2, 1m01s: {path}
-perplexity  40.500 (first 900)
-local-disk  1 delivered: path /c
-hub-git     not delivered: step 1, 2: no route
-next        host resume {path}
-            host runs show {path}
-            host generate {path} --prompt 'fn main() {{'
+run          r interrupted at step 2, 1m01s: {path}
+perplexity   40.500 (first 900)
+checkpoints  1 written, the last at step 2: {path}/checkpoints/step-000002
+local-disk   1 delivered: path /c
+hub-git      not delivered: step 1, 2: no route
+next         host resume {path}
+             host runs show {path}
+             host generate {path} --prompt 'fn main() {{'
 "
             )
         );

@@ -15,7 +15,7 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use host_core::{Result, StopReason};
 
 pub(crate) use train_args::TrainArgs;
@@ -99,7 +99,12 @@ pub(crate) fn execute(args: Vec<OsString>) -> Result<StopReason> {
 fn command() -> clap::Command {
     let describe = |command: clap::Command| {
         let defaults = settings::defaults();
-        command.mut_args(|arg| {
+        command.mut_args(|mut arg| {
+            // Given twice, the last counts, so that a script can lay its own over a user's.
+            if matches!(arg.get_action(), ArgAction::Set) && !arg.is_positional() {
+                let id = arg.get_id().clone();
+                arg = arg.overrides_with(id);
+            }
             let key = arg.get_id().as_str().to_owned();
             let default = match defaults.get(&key) {
                 Some(serde_json::Value::String(text)) => text.clone(),
@@ -135,6 +140,17 @@ mod tests {
     #[test]
     fn claps_own_checks_hold() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn of_a_flag_given_twice_the_last_counts_and_lists_grow() {
+        let args = [
+            "host", "run", "--seed", "1", "--data", "a", "--seed", "2", "--data", "b",
+        ];
+        let matches = command().try_get_matches_from(args).expect("matches");
+        let (_, run) = matches.subcommand().expect("run");
+        assert_eq!(run.get_one::<i64>("seed"), Some(&2));
+        assert_eq!(run.get_many::<PathBuf>("data").expect("data").count(), 2);
     }
 
     #[test]

@@ -202,8 +202,14 @@ impl Shown {
         })
     }
 
+    /// What `run.toml` says, which a resume may have changed; else what the store was told at first.
     fn config(&self) -> Value {
-        serde_json::from_str(&self.row.config_json).unwrap_or_default()
+        let file = std::fs::read_to_string(self.dir.config_file()).ok();
+        let table = file.and_then(|text| text.parse::<toml::Table>().ok());
+        match table.map(serde_json::to_value) {
+            Some(Ok(config)) => config,
+            _ => serde_json::from_str(&self.row.config_json).unwrap_or_default(),
+        }
     }
 
     fn json(&self) -> Value {
