@@ -14,12 +14,12 @@ pub(super) struct Groups {
     /// A TOML file with any of the arguments below
     config: Option<PathBuf>,
 
+    #[command(flatten)]
+    train: TrainArgs,
+
     /// Print JSON
     #[arg(long, help_heading = "Run")]
     json: bool,
-
-    #[command(flatten)]
-    train: TrainArgs,
 }
 
 impl Groups {

@@ -24,12 +24,12 @@ pub(super) struct Run {
     /// A TOML file with any of the arguments below
     config: Option<PathBuf>,
 
+    #[command(flatten)]
+    train: TrainArgs,
+
     /// Write each event to stdout as a line of JSON, and nothing else
     #[arg(long, help_heading = "Run")]
     json: bool,
-
-    #[command(flatten)]
-    train: TrainArgs,
 }
 
 impl Run {
