@@ -13,4 +13,5 @@ export GOLDEN=$PWD/target/golden
 
 python3 tests/peers/golden.py "$GOLDEN"
 cargo test --release --locked -p host-train --features peers --lib -- parity
-cargo test --release --locked -p host-tests --features peers --test it -- peers
+rm -rf target/peers
+python3 tests/peers/checkpoints.py target/release/host target/peers
