@@ -88,14 +88,13 @@ pub(crate) struct CheckpointWriter<'scope> {
     snapshots: SyncSender<Snapshot>,
     /// Snapshots that were written and may be filled again.
     returned: Receiver<Snapshot>,
-    /// Whether the one set of buffers is with the writer.
-    away: bool,
+    /// The one set of buffers, while it is not with the thread.
     buffers: Option<Snapshot>,
     thread: ScopedJoinHandle<'scope, ()>,
 }
 
 impl<'scope> CheckpointWriter<'scope> {
-    /// Starts the thread. It tells `on_checkpoint` of each complete checkpoint, and prunes those
+    /// Starts the thread, and reserves the buffers by a first copy. The thread tells `on_checkpoint` of each complete checkpoint, and prunes those
     /// that are too many unless `is_needed`.
     pub(crate) fn spawn<'env>(
         scope: &'scope Scope<'scope, 'env>,
@@ -103,6 +102,7 @@ impl<'scope> CheckpointWriter<'scope> {
         emitter: Emitter,
         mut on_checkpoint: Box<dyn FnMut(CheckpointDir) + Send + 'env>,
         is_needed: Box<dyn Fn(Step) -> bool + Send + 'env>,
+        reserve: Live<'_>,
     ) -> Result<Self> {
         fs::create_dir_all(&layout.folder)
             .map_err(|error| Error::io("make the checkpoint folder", &layout.folder, &error))?;
@@ -148,8 +148,7 @@ impl<'scope> CheckpointWriter<'scope> {
         Ok(Self {
             snapshots,
             returned,
-            away: false,
-            buffers: None,
+            buffers: Some(Snapshot::copy_of(reserve)?),
             thread,
         })
     }
@@ -157,25 +156,20 @@ impl<'scope> CheckpointWriter<'scope> {
     /// Copies the state and hands it to the thread. Waits first if the checkpoint before is not
     /// finished. Returns how long it waited and how long it copied.
     pub(crate) fn save(&mut self, live: Live<'_>) -> Result<(Duration, Duration)> {
+        let ended = |_| Error::new(Kind::System, "the checkpoint thread ended");
         let begin = Instant::now();
-        if self.away {
-            self.buffers = self.returned.recv().ok();
-            self.away = false;
-        }
-        let waited = begin.elapsed();
         let mut snapshot = match self.buffers.take() {
-            Some(mut snapshot) => {
-                snapshot.refresh(live)?;
-                snapshot
-            }
-            None => Snapshot::copy_of(live)?,
+            Some(snapshot) => snapshot,
+            None => self.returned.recv().map_err(|_| ()).map_err(ended)?,
         };
+        let waited = begin.elapsed();
+        snapshot.refresh(live)?;
         snapshot.stall = begin.elapsed();
         let copied = snapshot.stall - waited;
         self.snapshots
             .send(snapshot)
-            .map_err(|_| Error::new(Kind::System, "the checkpoint thread ended"))?;
-        self.away = true;
+            .map_err(|_| ())
+            .map_err(ended)?;
         Ok((waited, copied))
     }
 

@@ -2,118 +2,90 @@
 
 use std::thread;
 
-use host_core::{Error, MetricValue, Result, Step, StopReason};
+use host_core::{Emitter, MetricValue, Result, Step, StopReason};
 use tch::{Kind as TorchKind, Tensor};
 
 use crate::batch;
 use crate::checkpoint::{CheckpointWriter, Layout, Live, TrainerState};
 use crate::config::OnNonfinite;
+use crate::data::Loader;
 use crate::evaluate::Evaluation;
+use crate::model::Gpt2;
 use crate::optimizer::Optimizer;
+use crate::random::RandomState;
 use crate::step_log::StepLog;
-use crate::torch_shim;
 use crate::trainer::{Outcome, Ports, Trainer};
 
 /// Trains from `trainer`'s step to the last, or until somebody says stop.
 pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
-    let Trainer {
-        config,
-        model,
-        mut loader,
-        schedule,
-        mut step,
-        stored,
-        ..
-    } = trainer;
-    let Ports {
-        groups,
-        metrics,
-        emitter,
-        control,
-        checkpoints,
-        on_checkpoint,
-        is_needed,
-    } = ports;
-    let mut optimizer = Optimizer::new(&model.params, &groups);
-    let mut evaluation = Evaluation {
-        validation: trainer.validation,
-        byte_lengths: trainer.byte_lengths,
-        batch_size: config.valid_batch_size as usize,
-        metrics,
-    };
+    let (config, schedule, control) = (trainer.config, trainer.schedule, ports.control);
     let layout = Layout {
-        folder: checkpoints,
+        folder: ports.checkpoints,
         files: trainer.checkpoint_files,
         keep: config.keep_checkpoints,
     };
-    evaluation.rehearse(&model)?;
-    if let Some(stored) = stored {
-        optimizer.restore(stored.optimizer)?;
-        for &(name, device) in &trainer.random {
-            if let Some(state) = stored.random.get(name) {
-                torch_shim::set_rng_state(device, state)?;
-            }
-        }
+    let mut step = trainer.step;
+    let mut state = State {
+        optimizer: Optimizer::new(&trainer.model.params, &ports.groups),
+        evaluation: Evaluation {
+            validation: trainer.validation,
+            byte_lengths: trainer.byte_lengths,
+            batch_size: config.valid_batch_size as usize,
+            metrics: ports.metrics,
+        },
+        log: StepLog::new(
+            ports.emitter.clone(),
+            &config,
+            &trainer.model,
+            &trainer.loader,
+        ),
+        emitter: ports.emitter,
+        model: trainer.model,
+        loader: trainer.loader,
+        data_sha256: trainer.data_sha256,
+        random: trainer.random,
+    };
+    state.evaluation.rehearse(&state.model)?;
+    if let Some(stored) = trainer.stored {
+        state.optimizer.restore(stored.optimizer)?;
+        state.random.restore(&stored.random)?;
     }
 
     thread::scope(|scope| {
-        let mut writer =
-            CheckpointWriter::spawn(scope, layout, emitter.clone(), on_checkpoint, is_needed)?;
-        let mut log = StepLog::new(emitter.clone(), &config, loader.cursor().sequences);
-
-        let mut evaluate = |step, log: &mut StepLog| {
-            log.pause();
-            let values = evaluation.evaluate(&model, step, &mut |body| emitter.emit(step, body));
-            log.evaluated(step, &values);
-            values
-        };
-        let mut save = |step,
-                        metrics: Vec<MetricValue>,
-                        optimizer: &Optimizer,
-                        loader: &crate::data::Loader,
-                        log: &mut StepLog| {
-            log.pause();
-            let (waited, copied) = writer.save(Live {
-                state: TrainerState::new(step, loader.cursor(), trainer.data_sha256.clone()),
-                model: model
-                    .params
-                    .iter()
-                    .map(|param| (param.name.as_str(), &param.tensor))
-                    .collect(),
-                optimizer: optimizer.state(),
-                random: trainer
-                    .random
-                    .iter()
-                    .map(|&(name, device)| Ok((name, torch_shim::rng_state(device)?)))
-                    .collect::<Result<_>>()?,
-                buffer: loader.buffer(),
-                metrics,
-            })?;
-            log.saved(step, waited, copied);
-            Ok::<_, Error>(())
-        };
-
+        let reserve = state.live(step, Vec::new())?;
+        let mut writer = CheckpointWriter::spawn(
+            scope,
+            layout,
+            state.emitter.clone(),
+            ports.on_checkpoint,
+            ports.is_needed,
+            reserve,
+        )?;
         if config.eval_on_start && step == Step(0) {
-            evaluate(step, &mut log);
+            state.evaluate(step);
         }
+
         let mut saved = step;
         let mut reason = StopReason::Completed;
+        state.log.begin();
         while step.0 < config.max_train_steps {
             if let Some(stop) = control.stop_requested() {
                 reason = stop;
                 break;
             }
-            let learning_rate = schedule.learning_rate(step.0);
-            let mut loss = Tensor::zeros([], (TorchKind::Double, model.device));
+            let mut loss = Tensor::zeros([], (TorchKind::Double, state.model.device));
             for _ in 0..config.gradient_accumulation_steps {
                 let tokens = batch(
-                    &loader.next(config.train_batch_size as usize)?,
-                    model.device,
+                    &state.loader.next(config.train_batch_size as usize)?,
+                    state.model.device,
                 );
                 let scale = 1.0 / config.gradient_accumulation_steps as f64;
-                loss += model.backward(&tokens, scale, config.gradient_checkpointing)? * scale;
+                loss += state
+                    .model
+                    .backward(&tokens, scale, config.gradient_checkpointing)?
+                    * scale;
             }
-            let norm = optimizer.clip_gradients(config.max_grad_norm)?;
+            let norm = state.optimizer.clip_gradients(config.max_grad_norm)?;
             let skip = match config.on_nonfinite {
                 OnNonfinite::Continue => None,
                 OnNonfinite::Stop | OnNonfinite::Skip => Some(
@@ -123,29 +95,83 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
                         .to_kind(TorchKind::Float),
                 ),
             };
-            optimizer.step(learning_rate, skip.as_ref())?;
+            let learning_rate = schedule.learning_rate(step.0);
+            state.optimizer.step(learning_rate, skip.as_ref())?;
             step = step.next();
-            log.stepped(step, learning_rate, loss, norm, &loader)?;
+            state
+                .log
+                .stepped(step, learning_rate, loss, norm, &state.loader)?;
 
             if step.is_multiple_of(config.save_checkpoint_steps) {
-                log.flush()?;
-                let values = evaluate(step, &mut log);
-                save(step, values, &optimizer, &loader, &mut log)?;
+                state.log.flush()?;
+                let scores = state.evaluate(step);
+                state.save(step, scores, &mut writer)?;
                 saved = step;
             }
         }
 
-        log.flush()?;
+        state.log.flush()?;
         if step != saved {
             // Whoever interrupts does not wait for an evaluation.
-            let values = if reason == StopReason::Completed {
-                evaluate(step, &mut log)
+            let scores = if reason == StopReason::Completed {
+                state.evaluate(step)
             } else {
                 Vec::new()
             };
-            save(step, values, &optimizer, &loader, &mut log)?;
+            state.save(step, scores, &mut writer)?;
         }
         writer.finish();
         Ok(Outcome { reason, step })
     })
+}
+
+/// What the loop works on.
+struct State {
+    model: Gpt2,
+    optimizer: Optimizer,
+    loader: Loader,
+    evaluation: Evaluation,
+    log: StepLog,
+    emitter: Emitter,
+    data_sha256: String,
+    random: RandomState,
+}
+
+impl State {
+    fn evaluate(&mut self, step: Step) -> Vec<MetricValue> {
+        self.log.begin();
+        let scores = self
+            .evaluation
+            .evaluate(&self.model, step, &mut |body| self.emitter.emit(step, body));
+        self.log.evaluated(step, &scores);
+        scores
+    }
+
+    fn save(
+        &mut self,
+        step: Step,
+        scores: Vec<MetricValue>,
+        writer: &mut CheckpointWriter<'_>,
+    ) -> Result<()> {
+        let (waited, copied) = writer.save(self.live(step, scores)?)?;
+        self.log.saved(step, waited, copied);
+        Ok(())
+    }
+
+    /// What a checkpoint of this moment is made from.
+    fn live(&self, step: Step, scores: Vec<MetricValue>) -> Result<Live<'_>> {
+        Ok(Live {
+            state: TrainerState::new(step, self.loader.cursor(), self.data_sha256.clone()),
+            model: self
+                .model
+                .params
+                .iter()
+                .map(|param| (param.name.as_str(), &param.tensor))
+                .collect(),
+            optimizer: self.optimizer.state(),
+            random: self.random.take()?,
+            buffer: self.loader.buffer(),
+            metrics: scores,
+        })
+    }
 }

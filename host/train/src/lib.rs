@@ -12,6 +12,7 @@ mod data;
 mod device;
 mod evaluate;
 mod fit;
+mod flops;
 mod generate;
 mod model;
 mod model_config;
@@ -20,6 +21,7 @@ mod optimizer;
 #[cfg(all(test, feature = "peers"))]
 mod parity;
 mod precision;
+mod random;
 mod schedule;
 mod step_log;
 mod tokenizer;

@@ -7,6 +7,8 @@ use tch::Tensor;
 use crate::TrainConfig;
 use crate::config::OnNonfinite;
 use crate::data::Loader;
+use crate::flops;
+use crate::model::Gpt2;
 
 /// Turns what the loop measures into events.
 ///
@@ -17,12 +19,15 @@ pub(crate) struct StepLog {
     names: Names,
     on_nonfinite: OnNonfinite,
     tokens_per_sequence: u64,
+    /// What the model needs for a token, and what the device can do in a second.
+    flops_per_token: f64,
+    peak_flops: f64,
     pending: Option<Pending>,
     /// Sequences trained on when the last step ended.
     sequences: u64,
     waited: Duration,
-    /// When the step under way began; none while something else goes on.
-    began: Option<Instant>,
+    /// When what is under way began: a step, an evaluation, a checkpoint.
+    began: Instant,
 }
 
 struct Pending {
@@ -41,6 +46,8 @@ struct Names {
     steps: Arc<str>,
     tokens: Arc<str>,
     tokens_per_second: Arc<str>,
+    model_flops_per_second: Arc<str>,
+    mfu: Arc<str>,
     step_secs: Arc<str>,
     data_wait_secs: Arc<str>,
     checkpoint_copy_secs: Arc<str>,
@@ -49,7 +56,12 @@ struct Names {
 }
 
 impl StepLog {
-    pub(crate) fn new(emitter: Emitter, config: &TrainConfig, sequences: u64) -> Self {
+    pub(crate) fn new(
+        emitter: Emitter,
+        config: &TrainConfig,
+        model: &Gpt2,
+        loader: &Loader,
+    ) -> Self {
         Self {
             emitter,
             names: Names {
@@ -60,6 +72,8 @@ impl StepLog {
                 steps: "steps".into(),
                 tokens: "tokens".into(),
                 tokens_per_second: "tokens_per_second".into(),
+                model_flops_per_second: "model_flops_per_second".into(),
+                mfu: "mfu".into(),
                 step_secs: "step_secs".into(),
                 data_wait_secs: "data_wait_secs".into(),
                 checkpoint_copy_secs: "checkpoint_copy_secs".into(),
@@ -68,14 +82,23 @@ impl StepLog {
             },
             on_nonfinite: config.on_nonfinite,
             tokens_per_sequence: config.seq_length.unsigned_abs(),
+            flops_per_token: flops::per_token(&model.config, config.seq_length),
+            peak_flops: flops::device_peak(model.device, config.precision),
             pending: None,
-            sequences,
+            sequences: loader.cursor().sequences,
             waited: Duration::ZERO,
-            began: Some(Instant::now()),
+            began: Instant::now(),
         }
     }
 
-    /// A step was done, all of it but the reading of `loss` and `norm` (0-d).
+    /// Something begins: a step, an evaluation, a checkpoint. Returns how long it is since the last
+    /// thing began.
+    pub(crate) fn begin(&mut self) -> Duration {
+        let now = Instant::now();
+        now - std::mem::replace(&mut self.began, now)
+    }
+
+    /// A step was done, all of it but the reading of `loss` and `norm` (0-d), and the next begins.
     ///
     /// # Errors
     /// The step *before* had a loss or gradient that is not finite, and the configuration says stop.
@@ -87,32 +110,24 @@ impl StepLog {
         norm: Tensor,
         loader: &Loader,
     ) -> Result<()> {
-        let now = Instant::now();
-        let took = self
-            .began
-            .replace(now)
-            .map_or(Duration::ZERO, |began| now - began)
-            .as_secs_f64();
+        let took = self.begin().as_secs_f64().max(1e-9);
         let sequences = loader.cursor().sequences;
         let tokens = (sequences - self.sequences) * self.tokens_per_sequence;
+        let tokens_per_second = tokens as f64 / took;
+        let flops = tokens_per_second * self.flops_per_token;
+        let data_wait = loader.waited - self.waited;
         let names = &self.names;
+        let value = |name: &Arc<str>, value| MetricValue::new(name.clone(), value);
         let values = vec![
-            MetricValue::new(names.lr.clone(), learning_rate),
-            MetricValue::new(names.samples.clone(), sequences as f64),
-            MetricValue::new(names.steps.clone(), step.0 as f64),
-            MetricValue::new(
-                names.tokens.clone(),
-                (sequences * self.tokens_per_sequence) as f64,
-            ),
-            MetricValue::new(
-                names.tokens_per_second.clone(),
-                tokens as f64 / took.max(1e-9),
-            ),
-            MetricValue::new(names.step_secs.clone(), took),
-            MetricValue::new(
-                names.data_wait_secs.clone(),
-                (loader.waited - self.waited).as_secs_f64(),
-            ),
+            value(&names.lr, learning_rate),
+            value(&names.samples, sequences as f64),
+            value(&names.steps, step.0 as f64),
+            value(&names.tokens, (sequences * self.tokens_per_sequence) as f64),
+            value(&names.tokens_per_second, tokens_per_second),
+            value(&names.model_flops_per_second, flops),
+            value(&names.mfu, flops / self.peak_flops),
+            value(&names.step_secs, took),
+            value(&names.data_wait_secs, data_wait.as_secs_f64()),
         ];
         self.sequences = sequences;
         self.waited = loader.waited;
@@ -135,14 +150,9 @@ impl StepLog {
             .map_or(Ok(()), |pending| self.emit(pending))
     }
 
-    /// What follows is no part of a step: its time counts for none.
-    pub(crate) fn pause(&mut self) {
-        self.began = Some(Instant::now());
-    }
-
-    /// An evaluation gave these values; the next step begins.
+    /// An evaluation gave these values, and something else begins.
     pub(crate) fn evaluated(&mut self, step: Step, values: &[MetricValue]) {
-        let took = self.began.map_or(Duration::ZERO, |began| began.elapsed());
+        let took = self.begin();
         for value in values.iter().filter(|value| !value.value.is_finite()) {
             let message = format!("the evaluation gave {} = {}", value.name, value.value);
             self.emitter.emit(step, EventBody::Warning { message });
@@ -153,23 +163,18 @@ impl StepLog {
             took.as_secs_f64(),
         ));
         self.emitter.emit(step, EventBody::Metrics { values });
-        self.pause();
     }
 
-    /// A snapshot was taken; the next step begins.
+    /// A snapshot was taken, and something else begins.
     pub(crate) fn saved(&mut self, step: Step, waited: Duration, copied: Duration) {
+        let value =
+            |name: &Arc<str>, took: Duration| MetricValue::new(name.clone(), took.as_secs_f64());
         let values = vec![
-            MetricValue::new(
-                self.names.checkpoint_wait_secs.clone(),
-                waited.as_secs_f64(),
-            ),
-            MetricValue::new(
-                self.names.checkpoint_copy_secs.clone(),
-                copied.as_secs_f64(),
-            ),
+            value(&self.names.checkpoint_wait_secs, waited),
+            value(&self.names.checkpoint_copy_secs, copied),
         ];
         self.emitter.emit(step, EventBody::Metrics { values });
-        self.pause();
+        self.begin();
     }
 
     fn emit(&self, pending: Pending) -> Result<()> {
@@ -191,17 +196,12 @@ impl StepLog {
             OnNonfinite::Continue => "on_nonfinite is continue: the weights took it",
             OnNonfinite::Skip => "the step was skipped",
             OnNonfinite::Stop => {
-                return Err(Error::new(Kind::Training, format!("training diverged: {what}")).hint(
-                    "resume from the last checkpoint with a lower learning rate, or set on_nonfinite to skip",
-                ));
+                return Err(Error::new(Kind::Training, format!("training diverged: {what}"))
+                    .hint("resume from the last checkpoint with a lower learning rate, or set on_nonfinite to skip"));
             }
         };
-        self.emitter.emit(
-            step,
-            EventBody::Warning {
-                message: format!("{what}: {then}"),
-            },
-        );
+        let message = format!("{what}: {then}");
+        self.emitter.emit(step, EventBody::Warning { message });
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use host_core::{
     CheckpointDir, Control, Emitter, Error, EventBody, Kind, Metric, MetricValue, ParamGroup,
     ParamInfo, Result, Step, StopReason,
 };
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use crate::TrainConfig;
 use crate::checkpoint::Stored;
@@ -16,6 +16,7 @@ use crate::model::Gpt2;
 use crate::model_config::{ModelConfig, ModelSource};
 use crate::ngram;
 use crate::precision::Arithmetic;
+use crate::random::RandomState;
 use crate::schedule::Schedule;
 use crate::tokenizer::Tokenizer;
 use crate::torch_shim;
@@ -41,8 +42,7 @@ pub struct Trainer {
     pub(crate) stored: Option<Stored>,
     pub(crate) data_sha256: String,
     pub(crate) checkpoint_files: Vec<(&'static str, String)>,
-    /// Whose random numbers are part of the state: (name, device).
-    pub(crate) random: Vec<(&'static str, Device)>,
+    pub(crate) random: RandomState,
     files: Arc<[SourceFile]>,
     tokenizer: Arc<Tokenizer>,
     params: Vec<ParamInfo>,
@@ -149,7 +149,7 @@ impl Trainer {
             .hint("use the tokenizer that belongs to the model's weights"));
         }
 
-        tch::manual_seed(config.seed);
+        let random = RandomState::seed(config.seed, device);
         let arithmetic = Arithmetic(config.precision);
         let mut model = Gpt2::new(model_config, arithmetic, device);
         if let Some(folder) = weights {
@@ -188,10 +188,6 @@ impl Trainer {
             config.seed,
             position,
         );
-        let mut random = vec![("cpu", Device::Cpu)];
-        if device.is_cuda() {
-            random.push(("cuda", device));
-        }
         let end_of_text = i64::from(tokenizer.end_of_text());
         let mut checkpoint_files = tokenizer.files().to_vec();
         let json = model.config.to_json(end_of_text, arithmetic.weights_name());

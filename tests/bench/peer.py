@@ -1,0 +1,77 @@
+"""The script that users would write instead: transformers' GPT-2 with SDPA, Accelerate, AdamW(fused=True).
+
+Usage: peer.py CONFIG.json BATCH SEQUENCE STEPS plain|compiled|products
+Prints one line of JSON: seconds of each step, peak memory, seconds from start to the first step's end.
+"""
+
+import time
+
+begin = time.time()
+
+import json
+import resource
+import sys
+
+import torch
+
+config_file, batch, length, steps, kind = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
+config = json.load(open(config_file))
+
+
+def products():
+    """The model's matrix products alone: of every linear layer and of the head, forward and both
+    backward ones, in their shapes. Returns seconds for one step's worth of them."""
+    rows, width, layers = batch * length, config["n_embd"], config["n_layer"]
+    linear = [(rows, width, 3 * width), (rows, width, width), (rows, width, 4 * width), (rows, 4 * width, width)]
+    shapes = linear * layers + [(batch * (length - 1), width, config["vocab_size"])]
+    matrices = [(torch.randn(n, k), torch.randn(k, m), torch.randn(n, m)) for n, k, m in shapes]
+    outputs = [(torch.empty(n, m), torch.empty(n, k), torch.empty(k, m)) for n, k, m in shapes]
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        for (x, w, y), (forward, to_x, to_w) in zip(matrices, outputs):
+            torch.mm(x, w, out=forward)
+            torch.mm(y, w.t(), out=to_x)
+            torch.mm(x.t(), y, out=to_w)
+        seconds.append(time.perf_counter() - start)
+    return seconds, 0.0
+
+
+def train():
+    from accelerate import Accelerator
+    from transformers import GPT2Config, GPT2LMHeadModel, get_scheduler
+
+    torch.manual_seed(1)
+    model = GPT2LMHeadModel(GPT2Config(**config, attn_implementation="sdpa")).train()
+    no_decay = ["bias", "ln_1.weight", "ln_2.weight", "ln_f.weight"]
+    named = list(model.named_parameters())
+    groups = [
+        {"params": [p for n, p in named if not any(nd in n for nd in no_decay)], "weight_decay": 0.1},
+        {"params": [p for n, p in named if any(nd in n for nd in no_decay)], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=2e-4, fused=True)
+    scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=10, num_training_steps=steps)
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    if kind == "compiled":
+        model = torch.compile(model)
+    seconds, first = [], None
+    for _ in range(steps):
+        tokens = torch.randint(config["vocab_size"], (batch, length))
+        start = time.perf_counter()
+        loss = model(tokens, labels=tokens).loss
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        loss.item()  # a script logs its loss
+        seconds.append(time.perf_counter() - start)
+        first = first or time.time() - begin
+    return seconds, first
+
+
+torch.set_num_threads(2)
+seconds, first = products() if kind == "products" else train()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"step_secs": seconds, "peak_mb": peak, "first_step_secs": first}))

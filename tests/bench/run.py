@@ -1,0 +1,130 @@
+"""Trains one shape with the host and with what users would pick instead, in turn, and prints the
+medians and ratios. Usage: run.py [ROUNDS]; the table is kept as target/bench/train.json.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+root = pathlib.Path(__file__).resolve().parents[2]
+folder = root / "target" / "bench"
+rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+SHAPES = {
+    # name: (configuration, batch, sequence, steps of a round)
+    "small": (dict(n_layer=4, n_embd=256, n_head=4, vocab_size=8192, n_positions=256), 8, 256, 12),
+    "large": (dict(n_layer=12, n_embd=768, n_head=12, vocab_size=32768, n_positions=512), 4, 512, 4),
+}
+WARM = 3  # steps of a round that do not count: buffers, compilation
+# The host's own settings of glibc's allocator, for the peer that shows how much they are worth.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 62), "MALLOC_TOP_PAD_": "0"}
+
+
+def run(command, **environment):
+    env = {**os.environ, "OMP_NUM_THREADS": "2", **environment}
+    done = subprocess.run([str(word) for word in command], env=env, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"error: {command[0]} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def peer(config, shape, kind, **environment):
+    _, batch, length, steps = shape
+    script = pathlib.Path(__file__).with_name("peer.py")
+    # The compiler needs a step or two of its own beyond the others' warm-up.
+    return json.loads(run([sys.executable, script, config, batch, length, steps + WARM, kind], **environment).splitlines()[-1])
+
+
+def host(config, shape):
+    sizes, batch, length, steps = shape
+    runs = folder / "runs"
+    begin = time.time()
+    name = f"bench-{time.time_ns()}"
+    command = [root / "target/release/host", "run", "--json", "--data", root / "host", "--extensions", "rs",
+               "--model", config, "--tokenizer", folder / f"tokenizer-{sizes['vocab_size']}", "--runs-dir", runs,
+               "--name", name, "--device", "cpu", "--threads", 2, "--seq-length", length,
+               "--train-batch-size", batch, "--valid-batch-size", batch, "--max-eval-steps", 1,
+               "--gradient-accumulation-steps", 1, "--gradient-checkpointing=false", "--num-warmup-steps", 10,
+               "--shuffle-buffer", 64, "--max-train-steps", steps + WARM, "--save-checkpoint-steps", 0]
+    with open(folder / "host.jsonl", "w+") as out, open(folder / "host.log", "w+") as log:
+        process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)  # the child's own accounting
+        if status != 0:
+            log.seek(0)
+            sys.exit(f"error: host ended with status {status}: {log.read()[-2000:]}")
+        out.seek(0)
+        lines = out.readlines()
+    seconds, first = [], None
+    for line in lines:
+        event = json.loads(line)
+        values = event.get("values", {})
+        if "step_secs" in values:
+            seconds.append(values["step_secs"])
+            first = first or event["time_us"] / 1e6 - begin
+    return {"step_secs": seconds, "peak_mb": usage.ru_maxrss / 1024, "first_step_secs": first}
+
+
+def tokenizer(vocab_size):
+    """A tokenizer.json of that size for the host, which then need not train one."""
+    target = folder / f"tokenizer-{vocab_size}"
+    if not (target / "tokenizer.json").exists():
+        target.mkdir(parents=True, exist_ok=True)
+        vocab = {f"t{index}": index for index in range(vocab_size)}
+        from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        files = [str(file) for file in sorted((root / ".libtorch/site-packages/torch").glob("*.py"))]
+        made.train(files, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<|endoftext|>"], show_progress=False,
+                                              initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        made.save(str(target / "tokenizer.json"))
+        assert made.get_vocab_size() <= len(vocab)
+
+
+def main():
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {}
+    for name, shape in SHAPES.items():
+        sizes, batch, length, _ = shape
+        tokenizer(sizes["vocab_size"])
+        config = folder / f"{name}.json"
+        config.write_text(json.dumps({**sizes, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}))
+        contenders = {
+            "host": lambda: host(config, shape),
+            "accelerate": lambda: peer(config, shape, "plain"),
+            "accelerate, host's malloc": lambda: peer(config, shape, "plain", **MALLOC),
+            "torch.compile": lambda: peer(config, shape, "compiled"),
+            "matrix products": lambda: peer(config, shape, "products"),
+        }
+        results = {contender: [] for contender in contenders}
+        for _ in range(rounds):
+            for contender, measure in contenders.items():
+                results[contender].append(measure())
+        report[name] = summary(name, shape, results)
+    (folder / "train.json").write_text(json.dumps(report, indent=1))
+
+
+def summary(name, shape, results):
+    sizes, batch, length, _ = shape
+    step = {who: [statistics.median(result["step_secs"][WARM:]) for result in result_list]
+            for who, result_list in results.items()}
+    width, layers, vocab = sizes["n_embd"], sizes["n_layer"], sizes["vocab_size"]
+    linear = 12 * layers * width * width + width * vocab
+    flops = batch * length * 6 * linear + 12 * layers * batch * length * length * width
+    print(f"\n{name}: {layers} layers, width {width}, vocabulary {vocab}, {batch} x {length} tokens, f32, 2 threads, {rounds} rounds in turn")
+    print(f"FLOP of a step: tokens * 6 * (12 layers width^2 + width vocabulary) + 12 layers batch sequence^2 width = {flops / 1e9:.1f} G")
+    print(f"{'':28}{'s a step: median (min-max)':>30}{'tokens/s':>10}{'GFLOP/s':>9}{'host is':>9}{'peak MB':>9}{'first step s':>14}")
+    rows = {}
+    for who, seconds in step.items():
+        ratio = statistics.median(theirs / ours for theirs, ours in zip(seconds, step["host"]))
+        median = statistics.median(seconds)
+        peak = statistics.median(result["peak_mb"] for result in results[who])
+        first = statistics.median(result["first_step_secs"] for result in results[who])
+        print(f"{who:28}{median:12.3f} ({min(seconds):.3f}-{max(seconds):.3f}){batch * length / median:12.0f}{flops / median / 1e9:9.1f}{ratio:8.2f}x{peak:9.0f}{first:14.1f}")
+        rows[who] = {"step_secs": seconds, "host_is_times_as_fast": ratio, "peak_mb": peak, "first_step_secs": first}
+    return {"flop_of_a_step": flops, "rows": rows}
+
+
+main()
