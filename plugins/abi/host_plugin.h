@@ -163,7 +163,7 @@ typedef struct {
 // checked against the manifest's schema) and writes the new instance to `instance`.
 typedef HostStatus (*HostCreate)(const HostApi *api, HostStr config_json, void **instance);
 
-// `destroy` of every kind. `[main]` Joins the instance's threads and frees it; called once.
+// `destroy` of every kind. `[inst]` The last call of the instance: joins the instance's threads and frees it; called once.
 typedef void (*HostDestroy)(void *instance);
 
 // One kind that a plugin implements.
