@@ -134,7 +134,9 @@ impl Plugins {
             params,
             weight_decay,
         };
-        let (groups, warnings) = grouper.group(request)?;
+        let (groups, warnings) = grouper
+            .group(request)
+            .map_err(|error| hinted(error, plugin))?;
         check_groups(grouper.id(), params, &groups)?;
         Ok(Grouping {
             by: grouper.id().to_owned(),
