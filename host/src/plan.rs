@@ -99,6 +99,10 @@ fn check(config: &TrainConfig) -> Result<()> {
         return Err(Error::new(Kind::Config, "no training data is given")
             .hint("name a folder of source code: --data src"));
     }
+    check_weights(config)?;
+    if let Some(workers) = config.data_workers {
+        at_least("data_workers", workers as u64, 1)?;
+    }
     at_least("train_batch_size", config.train_batch_size, 1)?;
     at_least("valid_batch_size", config.valid_batch_size, 1)?;
     at_least("seq_length", config.seq_length, 2)?;
@@ -142,6 +146,23 @@ fn check(config: &TrainConfig) -> Result<()> {
         return Err(out_of_range(key, "empty", "named"));
     }
     Ok(())
+}
+
+fn check_weights(config: &TrainConfig) -> Result<()> {
+    let weights = &config.data_weights;
+    for &weight in weights {
+        finite("data_weights", weight, "above 0", |weight| weight > 0.0)?;
+    }
+    if weights.is_empty() || weights.len() == config.data.len() {
+        return Ok(());
+    }
+    let message = format!(
+        "there are {} data_weights for {} data",
+        weights.len(),
+        config.data.len()
+    );
+    Err(Error::new(Kind::Config, message)
+        .hint("give as many weights as data, in the same order, or none"))
 }
 
 fn at_least<N: PartialOrd + std::fmt::Display>(key: &str, value: N, least: N) -> Result<()> {
@@ -236,6 +257,7 @@ mod tests {
             |c| c.vocab_size = Some(100),
             |c| c.max_eval_steps = -2,
             |c| c.device.clear(),
+            |c| c.data_workers = Some(0),
         ] {
             refusal(change);
         }
@@ -244,6 +266,21 @@ mod tests {
             c.valid_data = vec![PathBuf::from("/valid")];
         });
         assert!(check(&held_out_elsewhere).is_ok());
+    }
+
+    #[test]
+    fn every_data_has_a_weight_or_none_has() {
+        let refusal = |weights: &[f64]| {
+            let weights = weights.to_vec();
+            check(&config(|c| c.data_weights = weights.clone())).map_err(|e| e.message().to_owned())
+        };
+        assert_eq!(refusal(&[2.0]), Ok(()));
+        assert_eq!(
+            refusal(&[0.7, 0.3]),
+            Err("there are 2 data_weights for 1 data".to_owned())
+        );
+        let negative = "data_weights is -1, but must be a number above 0";
+        assert_eq!(refusal(&[-1.0]), Err(negative.to_owned()));
     }
 
     #[test]

@@ -14,11 +14,16 @@ const RUN: &str = "Run";
 /// from which the help takes them.
 #[derive(clap::Args, Clone, Debug, Default, Serialize)]
 pub(crate) struct TrainArgs {
-    /// Folder or file of source code to train on; give it again for more
+    /// Folder, file or quoted pattern ('src/**/*.rs') to train on: text, or JSON lines (.jsonl), also
+    /// compressed (.gz, .zst); give it again for more
     #[arg(long, value_name = "PATH", help_heading = DATA)]
     data: Option<Vec<PathBuf>>,
 
-    /// The same for evaluation; without it, one file in `valid-every` of the data is held out
+    /// The share of each data in the training tokens (0.7,0.3); without it, all are read as one
+    #[arg(long, value_name = "SHARE,…", value_delimiter = ',', allow_negative_numbers = true, help_heading = DATA)]
+    data_weights: Option<Vec<f64>>,
+
+    /// The same as data for evaluation; without it, one file in `valid-every` of the data is held out
     #[arg(long, value_name = "PATH", help_heading = DATA)]
     valid_data: Option<Vec<PathBuf>>,
 
@@ -26,9 +31,18 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "EXT,…", value_delimiter = ',', help_heading = DATA)]
     extensions: Option<Vec<String>>,
 
-    /// One file in this many is held out for evaluation
+    /// Field of a JSON line, or column of a Parquet file, that has the text
+    #[arg(long, value_name = "NAME", help_heading = DATA)]
+    text_column: Option<String>,
+
+    /// One file in this many is held out for evaluation, by its name; of a single file with records
+    /// one record in this many
     #[arg(long, value_name = "FILES", help_heading = DATA)]
     valid_every: Option<u64>,
+
+    /// Threads that tokenize ahead of the loop; without it, one for every second core, at most 8
+    #[arg(long, value_name = "THREADS", help_heading = DATA)]
+    data_workers: Option<usize>,
 
     /// Tokens in a training or evaluation sequence
     #[arg(long, value_name = "TOKENS", help_heading = DATA)]

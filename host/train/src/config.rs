@@ -8,14 +8,28 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Folders or files of source code to train on.
+    /// Folders, files or patterns (`src/**/*.rs`) to train on. A file is one text, or has many documents
+    /// by its name: JSON lines (`.jsonl`, `.ndjson`, `.json.gz`, `.json.zst`). Text and JSON lines may
+    /// be compressed (`.gz`, `.zst`).
     pub data: Vec<PathBuf>,
-    /// The same for evaluation. Empty: one file in `valid_every` is held out of `data`.
+    /// The share of each of `data` in the training tokens, in relation to the others. The next document
+    /// comes from the one that is furthest behind its share, and each has epochs of its own. Empty: all
+    /// are one, and an epoch meets each document once.
+    pub data_weights: Vec<f64>,
+    /// The same as `data` for evaluation. Empty: some of `data` is held out, see `valid_every`.
     pub valid_data: Vec<PathBuf>,
     /// Which files of a folder count, by extension without the dot. Empty: all.
     pub extensions: Vec<String>,
-    /// One file in this many is held out for evaluation when `valid_data` is empty.
+    /// The field of a JSON line, or the column of a Parquet file, that has the text.
+    pub text_column: String,
+    /// One file in this many, chosen by its name, is held out for evaluation when `valid_data` is empty.
+    /// If there is but one file, and it has records, one record in this many, chosen by the hash of
+    /// its text; the file is read once before the start then. With `data_weights` each of `data` is
+    /// split by itself.
     pub valid_every: u64,
+    /// Threads that tokenize ahead of the loop; the batches do not depend on it. None: one for every
+    /// second core, at most 8.
+    pub data_workers: Option<usize>,
     /// A preset (`tiny demo gpt2 codeparrot-small codeparrot`), a Hugging Face `config.json`, or a
     /// folder with one and perhaps with weights.
     pub model: String,
@@ -120,9 +134,12 @@ impl Default for TrainConfig {
     fn default() -> Self {
         Self {
             data: Vec::new(),
+            data_weights: Vec::new(),
             valid_data: Vec::new(),
             extensions: Vec::new(),
+            text_column: "content".to_owned(),
             valid_every: 20,
+            data_workers: None,
             model: "codeparrot".to_owned(),
             tokenizer: None,
             vocab_size: None,

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use host_core::{MetricValue, Result};
 
-use crate::data::{Packer, SourceFile, Validation};
-use crate::tokenizer::Tokenizer;
+use crate::data::{Packer, SourceFile, Validation, Workers};
 
 /// Weights that the bigram model may give to the unigram's opinion, in tokens.
 const PRIORS: [f64; 5] = [1.0, 10.0, 100.0, 1000.0, 10_000.0];
@@ -16,14 +15,14 @@ const PRIORS: [f64; 5] = [1.0, 10.0, 100.0, 1000.0, 10_000.0];
 /// the one that serves it best). Both are counted on the training files, read once.
 pub(crate) fn baselines(
     files: Arc<[SourceFile]>,
-    tokenizer: Arc<Tokenizer>,
+    workers: &Arc<Workers>,
     vocab_size: i64,
     validation: &Validation,
 ) -> Result<Vec<MetricValue>> {
     let mut unigram = vec![1_u64; usize::try_from(vocab_size).unwrap_or(0)];
     let mut bigram: HashMap<(u32, u32), u32> = HashMap::new();
     let mut before: HashMap<u32, u32> = HashMap::new();
-    let mut packer = Packer::once(files, tokenizer, 1024);
+    let mut packer = Packer::once(files, workers, 1024);
     while let Some(packed) = packer.next()? {
         for &token in &packed.tokens {
             unigram[token as usize] += 1;

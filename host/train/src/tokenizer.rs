@@ -11,7 +11,7 @@ use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, TokenizerBuilder};
 
-use crate::data::{SourceFile, hex};
+use crate::data::{Compression, Format, SourceFile, hex, sample_records};
 
 /// GPT-2's one special token.
 const END_OF_TEXT: &str = "<|endoftext|>";
@@ -200,13 +200,15 @@ impl Tokenizer {
     }
 }
 
-/// The text a vocabulary is trained on: whole files, up to a bound, spread over all of them.
+/// The text a vocabulary is trained on, up to a bound, spread over all files: whole files of text, and
+/// of files that have records or are compressed the beginnings.
 fn sample(files: &[SourceFile]) -> Vec<String> {
-    let total: u64 = files.iter().map(|file| file.bytes).sum();
+    let is_plain = |file: &&SourceFile| file.format == Format::Text(Compression::None);
+    let total: u64 = files.iter().filter(is_plain).map(|file| file.bytes).sum();
     let every = total.div_ceil(TRAINING_BYTES).max(1) as usize;
     let mut left = TRAINING_BYTES;
     let mut texts = Vec::new();
-    for file in files.iter().step_by(every) {
+    for file in files.iter().filter(is_plain).step_by(every) {
         let mut text = String::new();
         let read =
             fs::File::open(&file.path).and_then(|open| open.take(left).read_to_string(&mut text));
@@ -215,6 +217,11 @@ fn sample(files: &[SourceFile]) -> Vec<String> {
             left = left.saturating_sub(text.len() as u64);
             texts.push(text);
         }
+    }
+    let others = files.iter().filter(|file| !is_plain(file));
+    let share = left / others.clone().count().max(1) as u64;
+    for file in others {
+        sample_records(file, share, &mut texts);
     }
     texts
 }

@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use host_core::{
     CheckpointDir, Control, Emitter, Error, EventBody, Kind, Metric, MetricValue, ParamGroup,
@@ -9,7 +10,7 @@ use tch::Tensor;
 
 use crate::TrainConfig;
 use crate::checkpoint::Stored;
-use crate::data::{Corpus, Loader, Packer, Position, SourceFile, Validation};
+use crate::data::{Corpus, LeftOut, Loader, Packer, Position, SourceFile, Validation, Workers};
 use crate::device;
 use crate::fit;
 use crate::model::Gpt2;
@@ -44,7 +45,7 @@ pub struct Trainer {
     pub(crate) checkpoint_files: Vec<(&'static str, String)>,
     pub(crate) random: RandomState,
     files: Arc<[SourceFile]>,
-    tokenizer: Arc<Tokenizer>,
+    workers: Arc<Workers>,
     params: Vec<ParamInfo>,
 }
 
@@ -98,6 +99,7 @@ impl Trainer {
         let source = ModelSource::read(&config.model)?;
         check_length(config, &source.config)?;
         let corpus = Corpus::find(config)?;
+        let files = corpus.train_files();
 
         let stored = match start {
             Start::Fresh => None,
@@ -116,7 +118,7 @@ impl Trainer {
         let tokenizer = match known {
             Some(path) => Tokenizer::read(&path)?,
             None => Tokenizer::train(
-                &corpus.train,
+                &files,
                 config.vocab_size.unwrap_or(source.config.vocab_size),
                 cache,
                 say,
@@ -157,16 +159,16 @@ impl Trainer {
         }
 
         let tokenizer = Arc::new(tokenizer);
+        let count = config.data_workers.unwrap_or_else(Workers::default_count);
+        let workers = Arc::new(Workers::start(&tokenizer, count)?);
         let data_sha256 = corpus.fingerprint();
-        let files: Arc<[SourceFile]> = corpus.train.into();
         let seq_length = usize::try_from(config.seq_length).unwrap_or(0);
         let limit = usize::try_from(config.max_eval_steps)
             .ok()
             .filter(|&steps| steps > 0);
         let limit =
             limit.map(|steps| steps * usize::try_from(config.valid_batch_size).unwrap_or(1));
-        let validation =
-            Validation::read(corpus.valid.into(), tokenizer.clone(), seq_length, limit)?;
+        let validation = Validation::read(corpus.valid, &workers, seq_length, limit)?;
         let (stored, cursor) = match stored {
             None => (None, None),
             Some((_, mut stored)) => {
@@ -174,20 +176,17 @@ impl Trainer {
                     return Err(Error::new(Kind::Config, "the training data is not what it was when the checkpoint was made")
                         .hint("bring the files back, or begin a new run with --model set to the checkpoint's folder"));
                 }
-                let cursor = (stored.state.data, std::mem::take(&mut stored.buffer));
+                let cursor = (
+                    stored.state.data.clone(),
+                    std::mem::take(&mut stored.buffer),
+                );
                 (Some(stored), Some(cursor))
             }
         };
         let position = cursor
             .as_ref()
             .map_or_else(Position::default, |(cursor, _)| Loader::position(cursor));
-        let packer = Packer::endless(
-            files.clone(),
-            tokenizer.clone(),
-            seq_length,
-            config.seed,
-            position,
-        );
+        let packer = Packer::endless(&corpus.train, &workers, seq_length, config.seed, position);
         let end_of_text = i64::from(tokenizer.end_of_text());
         let mut checkpoint_files = tokenizer.files().to_vec();
         let json = model.config.to_json(end_of_text, arithmetic.weights_name());
@@ -214,7 +213,7 @@ impl Trainer {
             checkpoint_files,
             random,
             files,
-            tokenizer,
+            workers,
         })
     }
 
@@ -252,12 +251,8 @@ impl Trainer {
     ///
     /// # Errors
     /// What made training impossible; the checkpoints written before stand.
-    pub fn fit(self, ports: Ports<'_>) -> Result<Outcome> {
-        if self.validation.skipped > 0 {
-            let message = format!(
-                "{} files of the evaluation data are no UTF-8 text and were left out",
-                self.validation.skipped
-            );
+    pub fn fit(self, mut ports: Ports<'_>) -> Result<Outcome> {
+        if let Some(message) = self.validation.left_out.message("evaluation data") {
             ports
                 .emitter
                 .emit(self.step, EventBody::Warning { message });
@@ -265,13 +260,45 @@ impl Trainer {
         if self.config.ngram_baselines && self.step == Step(0) {
             let values: Vec<MetricValue> = ngram::baselines(
                 self.files.clone(),
-                self.tokenizer.clone(),
+                &self.workers,
                 self.model.config.vocab_size,
                 &self.validation,
             )?;
             ports.emitter.emit(self.step, EventBody::Metrics { values });
         }
-        fit::fit(self, ports)
+        let losses = Arc::new(Losses {
+            left_out: self.loader.left_out().clone(),
+            emitter: ports.emitter.clone(),
+            told: AtomicU64::new(0),
+        });
+        let with_checkpoint = losses.clone();
+        let mut on_checkpoint = ports.on_checkpoint;
+        ports.on_checkpoint = Box::new(move |dir| {
+            with_checkpoint.tell(dir.step);
+            on_checkpoint(dir);
+        });
+        let outcome = fit::fit(self, ports)?;
+        losses.tell(outcome.step);
+        Ok(outcome)
+    }
+}
+
+/// Tells how much of the training data was left out, whenever that has become more. `[any]`
+struct Losses {
+    left_out: Arc<LeftOut>,
+    emitter: Emitter,
+    told: AtomicU64,
+}
+
+impl Losses {
+    fn tell(&self, step: Step) {
+        let count = self.left_out.count();
+        if self.told.swap(count, Ordering::Relaxed) == count {
+            return;
+        }
+        if let Some(message) = self.left_out.message("training data") {
+            self.emitter.emit(step, EventBody::Warning { message });
+        }
     }
 }
 

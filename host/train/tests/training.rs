@@ -1,15 +1,16 @@
 //! A tiny model trained on the CPU.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use host_core::{Control, Draft, Emitter, EventBody, ParamGroup, Step, StopReason};
 use host_train::{Outcome, Ports, SchedulerType, Start, TrainConfig, Trainer};
 
-/// Text of a kind that a tiny model learns something from in a few steps.
-fn corpus(folder: &Path) {
-    for file in 0..40 {
+/// Text of a kind that a tiny model learns something from in a few steps, as (name, text).
+fn documents() -> Vec<(String, String)> {
+    let document = |file| {
         let mut text = String::new();
         for line in 0..40 {
             let (a, b) = (file * 7 % 11, line * 5 % 13);
@@ -18,7 +19,30 @@ fn corpus(folder: &Path) {
                 a + b
             );
         }
-        fs::write(folder.join(format!("{file:02}.rs")), text).expect("written");
+        (format!("{file:02}.rs"), text)
+    };
+    (0..40).map(document).collect()
+}
+
+/// A folder of text files.
+fn corpus(folder: &Path) {
+    fs::create_dir(folder).expect("made");
+    for (name, text) in documents() {
+        fs::write(folder.join(name), text).expect("written");
+    }
+}
+
+/// A folder of compressed JSON lines.
+fn json_lines(folder: &Path) {
+    fs::create_dir(folder).expect("made");
+    for (number, part) in documents().chunks(9).enumerate() {
+        let file = fs::File::create(folder.join(format!("{number}.jsonl.gz"))).expect("made");
+        let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+        for (name, text) in part {
+            let line = serde_json::json!({ "path": name, "content": text });
+            writeln!(gzip, "{line}").expect("written");
+        }
+        gzip.finish().expect("finished");
     }
 }
 
@@ -120,7 +144,6 @@ const GOLDEN: [f64; 10] = [
 fn ten_steps_give_the_golden_losses() {
     let home = tempfile::tempdir().expect("a folder");
     let data = home.path().join("data");
-    fs::create_dir(&data).expect("made");
     corpus(&data);
     let run = train(&config(&data), &Start::Fresh, home.path(), &Control::new());
     assert_eq!(run.outcome.reason, StopReason::Completed);
@@ -140,22 +163,23 @@ fn ten_steps_give_the_golden_losses() {
 #[test]
 fn a_resumed_training_gives_the_same_bytes() {
     let home = tempfile::tempdir().expect("a folder");
-    let data = home.path().join("data");
-    fs::create_dir(&data).expect("made");
-    corpus(&data);
-    let config = config(&data);
-    let whole = train(
-        &config,
-        &Start::Fresh,
-        &home.path().join("whole"),
-        &Control::new(),
-    );
+    for (name, write) in [("text", corpus as fn(&Path)), ("jsonl.gz", json_lines)] {
+        let home = home.path().join(name);
+        fs::create_dir(&home).expect("made");
+        write(&home.join("data"));
+        resume(&home, &config(&home.join("data")));
+    }
+}
 
-    let parts = home.path().join("parts");
-    let first = train(&config, &Start::Fresh, &parts, &Control::new());
+/// Ten steps against five steps and five more.
+fn resume(home: &Path, config: &TrainConfig) {
+    let whole = train(config, &Start::Fresh, &home.join("whole"), &Control::new());
+
+    let parts = home.join("parts");
+    let first = train(config, &Start::Fresh, &parts, &Control::new());
     fs::remove_dir_all(first.checkpoints.join("step-000010")).expect("removed");
     let second = train(
-        &config,
+        config,
         &Start::From(first.checkpoints.join("step-000005")),
         &parts,
         &Control::new(),
@@ -166,4 +190,33 @@ fn a_resumed_training_gives_the_same_bytes() {
     };
     assert_eq!(manifest(&whole), manifest(&second));
     assert_eq!(whole.series("loss/train")[5..], second.series("loss/train"));
+}
+
+#[test]
+fn what_is_left_out_of_the_data_is_told() {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path().join("data");
+    corpus(&data);
+    let valid = data.join("00.rs");
+    fs::write(data.join("binary.rs"), [0xff; 9]).expect("written");
+    let config = TrainConfig {
+        valid_data: vec![valid],
+        ..config(&data)
+    };
+    let run = train(&config, &Start::Fresh, home.path(), &Control::new());
+    let warnings: Vec<_> = run
+        .drafts
+        .iter()
+        .filter_map(|draft| match &draft.body {
+            EventBody::Warning { message } => Some((draft.step.0, message.as_str())),
+            _ => None,
+        })
+        .collect();
+    let [(5, message)] = warnings[..] else {
+        panic!("one warning with the first checkpoint: {warnings:?}");
+    };
+    assert!(
+        message.starts_with("1 document of the training data was left out: 1 not UTF-8 (first: "),
+        "{message}"
+    );
 }

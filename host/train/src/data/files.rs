@@ -1,115 +1,73 @@
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use host_core::{Error, Kind, Result};
-use sha2::{Digest, Sha256};
 use walkdir::WalkDir;
 
+use super::format::{Format, has_extension};
+use super::json_lines;
+use super::left_out::Reason;
+use super::reader::Reader;
 use crate::TrainConfig;
 
-/// A file of source code.
+/// A file with documents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SourceFile {
     pub(crate) path: PathBuf,
     /// The path below the folder that was given, which does not change when the folder moves.
-    name: String,
+    pub(crate) name: String,
     pub(crate) bytes: u64,
+    pub(crate) format: Format,
+    /// The field or column of a record that has its text.
+    pub(crate) column: Arc<str>,
+    pub(crate) part: Part,
 }
 
-/// What there is to train on and to evaluate on; both in the order of their names.
-#[derive(Clone, Debug)]
-pub(crate) struct Corpus {
-    pub(crate) train: Vec<SourceFile>,
-    pub(crate) valid: Vec<SourceFile>,
+/// Which records of a file count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    All,
+    /// All but one in so many.
+    Train {
+        valid_every: u64,
+    },
+    /// The others.
+    Valid {
+        valid_every: u64,
+    },
 }
 
-impl Corpus {
-    /// Finds the files. A folder gives all files below it with one of the `extensions`, but for
-    /// hidden ones; links are not followed. Whether a file is held out depends on its name alone.
-    ///
-    /// # Errors
-    /// A path that is not there, or nothing found.
-    pub(crate) fn find(config: &TrainConfig) -> Result<Self> {
-        if config.data.is_empty() {
-            return Err(Error::new(Kind::Config, "there is no training data")
-                .hint("name a folder of source files: --data src/"));
-        }
-        let all = find_all("data", &config.data, &config.extensions)?;
-        if !config.valid_data.is_empty() {
-            return Ok(Self {
-                train: all,
-                valid: find_all("valid_data", &config.valid_data, &config.extensions)?,
-            });
-        }
-        if all.len() < 2 {
-            return Err(Error::new(
-                Kind::Config,
-                format!(
-                    "one file cannot be split into training and evaluation: {}",
-                    all[0].path.display()
-                ),
-            )
-            .hint("give more files, or a file to evaluate on: --valid-data FILE"));
-        }
-        let (mut valid, mut train): (Vec<_>, Vec<_>) = all
-            .into_iter()
-            .partition(|file| name_hash(&file.name).is_multiple_of(config.valid_every.max(1)));
-        // Few files may all fall on one side.
-        if valid.is_empty() {
-            valid.extend(train.pop());
-        } else if train.is_empty() {
-            train.extend(valid.pop());
-        }
-        Ok(Self { train, valid })
-    }
+/// Records of a file that are looked at before the start.
+const SAMPLE: usize = 100;
 
-    /// What tells this training data from another: names and sizes. Lower-case hexadecimal.
-    pub(crate) fn fingerprint(&self) -> String {
-        let mut hash = Sha256::new();
-        for file in &self.train {
-            hash.update(file.name.as_bytes());
-            hash.update([0]);
-            hash.update(file.bytes.to_le_bytes());
-        }
-        hex(&hash.finalize())
-    }
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn find_all(what: &str, paths: &[PathBuf], extensions: &[String]) -> Result<Vec<SourceFile>> {
-    let mut found = Vec::new();
+/// Finds the files of some paths, in the order of their names. A folder gives all files below it with
+/// one of the extensions, but for hidden ones; links are not followed. A path that is not there may be
+/// a pattern (`**/*.rs`), whose folders count as if they were given by themselves.
+///
+/// # Errors
+/// A path that is not there, or nothing found, or a first file with records that have no text.
+pub(super) fn find(what: &str, paths: &[PathBuf], config: &TrainConfig) -> Result<Vec<SourceFile>> {
+    let mut search = Search {
+        extensions: &config.extensions,
+        column: config.text_column.as_str().into(),
+        found: Vec::new(),
+    };
     for path in paths {
-        let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                Error::new(Kind::Config, format!("{what} is not there: {}", path.display()))
-                    .hint("check the path; it is relative to the current folder on the command line, to the file in a configuration file")
+        match std::fs::metadata(path) {
+            Ok(_) => search.path(path, path)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                search.pattern(what, path)?;
             }
-            _ => Error::io("read", path, &error),
-        })?;
-        if metadata.is_file() {
-            let name = path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            found.push(SourceFile {
-                path: path.clone(),
-                name,
-                bytes: metadata.len(),
-            });
-        } else {
-            find_below(path, extensions, &mut found)?;
+            Err(error) => return Err(Error::io("read", path, &error)),
         }
     }
+    let mut found = search.found;
     found.retain(|file| file.bytes > 0);
     if found.is_empty() {
-        let with = if extensions.is_empty() {
+        let with = if config.extensions.is_empty() {
             String::new()
         } else {
-            format!(" with the extension {}", extensions.join(" or "))
+            format!(" with the extension {}", config.extensions.join(" or "))
         };
         let paths: Vec<_> = paths
             .iter()
@@ -125,47 +83,166 @@ fn find_all(what: &str, paths: &[PathBuf], extensions: &[String]) -> Result<Vec<
         .hint("name another folder, or other extensions: --extensions rs,toml"));
     }
     found.sort_by(|a, b| (&a.name, &a.path).cmp(&(&b.name, &b.path)));
+    if let Some(first) = found.iter().find(|file| file.format.has_records()) {
+        first.check_records()?;
+    }
     Ok(found)
 }
 
-fn find_below(folder: &Path, extensions: &[String], found: &mut Vec<SourceFile>) -> Result<()> {
-    let hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
-    let entries = WalkDir::new(folder)
-        .into_iter()
-        .filter_entry(|entry| entry.depth() == 0 || !hidden(entry.file_name()));
-    for entry in entries {
-        let entry = entry.map_err(|error| {
-            Error::new(
-                Kind::System,
-                format!("cannot look through the data: {error}"),
-            )
-        })?;
-        let wanted = extensions.is_empty()
-            || entry.path().extension().is_some_and(|extension| {
-                extensions
-                    .iter()
-                    .any(|wanted| extension == wanted.trim_start_matches('.'))
-            });
-        if entry.file_type().is_file() && wanted {
-            let below = entry.path().strip_prefix(folder).unwrap_or(entry.path());
-            found.push(SourceFile {
-                path: entry.path().to_owned(),
-                name: below.to_string_lossy().into_owned(),
-                // A file that vanishes in between is skipped when its turn comes.
-                bytes: entry.metadata().map_or(0, |metadata| metadata.len()),
-            });
-        }
-    }
-    Ok(())
+struct Search<'a> {
+    extensions: &'a [String],
+    column: Arc<str>,
+    found: Vec<SourceFile>,
 }
 
-/// A number that depends on the name alone.
-fn name_hash(name: &str) -> u64 {
-    let digest = Sha256::digest(name.as_bytes());
+impl Search<'_> {
+    /// A file or a folder that is there. The name of a file is its path below `base`.
+    fn path(&mut self, path: &Path, base: &Path) -> Result<()> {
+        let metadata = std::fs::metadata(path).map_err(|error| Error::io("read", path, &error))?;
+        if metadata.is_file() {
+            self.file(path, base, metadata.len());
+            return Ok(());
+        }
+        let hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
+        let entries = WalkDir::new(path)
+            .into_iter()
+            .filter_entry(|entry| entry.depth() == 0 || !hidden(entry.file_name()));
+        for entry in entries {
+            let entry = entry.map_err(|error| {
+                Error::new(
+                    Kind::System,
+                    format!("cannot look through the data: {error}"),
+                )
+            })?;
+            let wanted = self.extensions.is_empty() || has_extension(entry.path(), self.extensions);
+            if entry.file_type().is_file() && wanted {
+                // A file that vanishes in between is left out when its turn comes.
+                let bytes = entry.metadata().map_or(0, |metadata| metadata.len());
+                self.file(entry.path(), base, bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn pattern(&mut self, what: &str, path: &Path) -> Result<()> {
+        let absent = || {
+            Error::new(Kind::Config, format!("{what} is not there: {}", path.display()))
+                .hint("check the path; it is relative to the current folder on the command line, to the file in a configuration file")
+        };
+        let special = |part: &Component<'_>| {
+            let part = part.as_os_str().as_encoded_bytes();
+            part.iter().any(|byte| b"*?[".contains(byte))
+        };
+        let base: PathBuf = path
+            .components()
+            .take_while(|part| !special(part))
+            .collect();
+        if base == path {
+            return Err(absent());
+        }
+        let pattern = path.to_str().ok_or_else(absent)?;
+        let options = glob::MatchOptions {
+            require_literal_leading_dot: true,
+            require_literal_separator: true,
+            ..glob::MatchOptions::new()
+        };
+        let matches = glob::glob_with(pattern, options).map_err(|error| {
+            Error::new(
+                Kind::Config,
+                format!("{what} is no pattern: {error}: {pattern}"),
+            )
+            .hint("for example: --data 'src/**/*.rs'")
+        })?;
+        for found in matches {
+            let found = found.map_err(|error| {
+                let message = format!("cannot look through the data: {error}");
+                Error::new(Kind::System, message)
+            })?;
+            // A link that leads nowhere matches as well.
+            if found.exists() {
+                self.path(&found, &base)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, path: &Path, base: &Path, bytes: u64) {
+        let below = path.strip_prefix(base).unwrap_or(path);
+        let name = if below.as_os_str().is_empty() {
+            Path::new(path.file_name().unwrap_or_default())
+        } else {
+            below
+        };
+        self.found.push(SourceFile {
+            path: path.to_owned(),
+            name: name.to_string_lossy().into_owned(),
+            bytes,
+            format: Format::of(path),
+            column: self.column.clone(),
+            part: Part::All,
+        });
+    }
+}
+
+impl SourceFile {
+    /// Whether there is a text among the first records. Later ones may lack it, and are left out.
+    fn check_records(&self) -> Result<()> {
+        let refused =
+            |why: String| Error::new(Kind::Config, format!("{why}: {}", self.path.display()));
+        let mut reason = Reason::Empty;
+        match Reader::open(self) {
+            Err(first) => reason = first,
+            Ok(mut reader) => {
+                for _ in 0..SAMPLE {
+                    match reader.next() {
+                        None => break,
+                        Some(Ok(_)) => return Ok(()),
+                        Some(Err(next)) => reason = next,
+                    }
+                }
+            }
+        }
+        Err(match reason {
+            Reason::NoText => {
+                let fields = self.fields();
+                let error = refused(format!("the records have no text {:?}", &*self.column));
+                if fields.is_empty() {
+                    error
+                } else {
+                    error.hint(format!(
+                        "name one of them by --text-column: {}",
+                        fields.join(", ")
+                    ))
+                }
+            }
+            reason => refused(format!(
+                "none of the first records can be used: {}",
+                reason.words()
+            ))
+            .hint("a .jsonl file has a JSON object on each line"),
+        })
+    }
+
+    /// The names of the first record's fields.
+    fn fields(&self) -> Vec<String> {
+        match self.format {
+            Format::Text(_) => Vec::new(),
+            Format::JsonLines(compression) => json_lines::first_fields(&self.path, compression),
+        }
+    }
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A number from a digest.
+pub(super) fn number(digest: &[u8]) -> u64 {
     digest
         .iter()
         .take(8)
-        .fold(0, |hash, &byte| hash << 8 | u64::from(byte))
+        .fold(0, |number, &byte| number << 8 | u64::from(byte))
 }
 
 #[cfg(test)]
@@ -182,57 +259,70 @@ mod tests {
         folder
     }
 
-    fn config(folder: &Path) -> TrainConfig {
-        TrainConfig {
-            data: vec![folder.to_owned()],
-            extensions: vec!["rs".to_owned()],
-            ..TrainConfig::default()
-        }
-    }
-
-    #[test]
-    fn the_split_depends_on_names_alone_and_leaves_both_sides_something() {
-        let names: Vec<String> = (0..100).map(|n| format!("src/{n}.rs")).collect();
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let (a, b) = (folder(&names), folder(&names[..50]));
-        let (a, b) = (
-            Corpus::find(&config(a.path())).expect("found"),
-            Corpus::find(&config(b.path())).expect("found"),
-        );
-        let held = |corpus: &Corpus| {
-            corpus
-                .valid
+    fn names(path: PathBuf, extensions: &[&str]) -> Result<Vec<String>> {
+        let config = TrainConfig {
+            extensions: extensions
                 .iter()
-                .map(|file| file.name.clone())
-                .collect::<Vec<_>>()
+                .map(|&extension| extension.to_owned())
+                .collect(),
+            ..TrainConfig::default()
         };
-        assert!(!held(&a).is_empty() && held(&a).len() < 20);
-        assert!(held(&b).iter().all(|name| held(&a).contains(name)));
-        assert_eq!(a.train.len() + a.valid.len(), 100);
-        let two = folder(&["a.rs", "b.rs"]);
-        let two = Corpus::find(&config(two.path())).expect("found");
-        assert_eq!((two.train.len(), two.valid.len()), (1, 1));
+        let found = find("data", &[path], &config)?;
+        Ok(found.into_iter().map(|file| file.name).collect())
     }
 
     #[test]
     fn hidden_files_other_extensions_and_empty_files_do_not_count() {
-        let folder = folder(&["a.rs", "b.rs", "c.txt", ".hidden/d.rs", ".e.rs"]);
+        let folder = folder(&["a.rs", "b.rs", "c.txt", ".hidden/d.rs", ".e.rs", "f/g.rs"]);
         std::fs::write(folder.path().join("empty.rs"), "").expect("written");
-        let corpus = Corpus::find(&config(folder.path())).expect("found");
-        assert_eq!(corpus.train.len() + corpus.valid.len(), 2);
+        let found = names(folder.path().to_owned(), &["rs"]).expect("found");
+        assert_eq!(found, ["a.rs", "b.rs", "f/g.rs"]);
+        let found = names(folder.path().join("a.rs"), &["py"]).expect("found");
+        assert_eq!(found, ["a.rs"]);
+    }
+
+    #[test]
+    fn a_pattern_gives_names_below_its_plain_part() {
+        let folder = folder(&["a/b.rs", "a/c/d.rs", "a/c/e.py", "f.rs", ".g/h.rs"]);
+        let found = |pattern: &str| names(folder.path().join(pattern), &["rs"]);
+        assert_eq!(
+            found("**/*.rs").expect("found"),
+            ["a/b.rs", "a/c/d.rs", "f.rs"]
+        );
+        assert_eq!(found("a/*.rs").expect("found"), ["b.rs"]);
+        // A folder that matches is looked through, a file that matches is taken as it is.
+        assert_eq!(found("a/c*").expect("found"), ["c/d.rs"]);
+        assert_eq!(found("a/c/*.py").expect("found"), ["e.py"]);
+        let refused = |pattern: &str| found(pattern).expect_err("refused").to_string();
+        assert!(refused("*.md").starts_with("data has no file"));
+        assert!(refused("a***").starts_with("data is no pattern"));
     }
 
     #[test]
     fn what_is_missing_is_named() {
-        let empty = folder(&["a.txt"]);
-        let message = |config: &TrainConfig| Corpus::find(config).expect_err("nothing").to_string();
+        let folder = folder(&["a.txt"]);
+        let refused = |path: PathBuf| names(path, &["rs"]).expect_err("refused").to_string();
+        let nothing = refused(folder.path().to_owned());
+        assert!(nothing.starts_with("data has no file with the extension rs"));
+        assert!(refused("/no/such/folder".into()).starts_with("data is not there"));
+    }
+
+    #[test]
+    fn records_without_text_are_refused_with_the_fields_there_are() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let refused = |content: &str| {
+            let path = folder.path().join("a.jsonl");
+            std::fs::write(&path, content).expect("written");
+            names(path, &[]).expect_err("refused")
+        };
+        let error = refused("{\"text\": \"a\", \"path\": \"b\"}\n");
         assert!(
-            message(&config(empty.path())).starts_with("data has no file with the extension rs")
+            error
+                .message()
+                .starts_with("the records have no text \"content\"")
         );
-        assert!(message(&config(Path::new("/no/such/folder"))).starts_with("data is not there"));
-        assert_eq!(
-            message(&TrainConfig::default()),
-            "there is no training data"
-        );
+        assert!(error.hint_text().expect("a hint").ends_with("text, path"));
+        let error = refused("fn main() {}\n");
+        assert!(error.message().contains("not a JSON object"), "{error}");
     }
 }

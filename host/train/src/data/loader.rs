@@ -1,11 +1,13 @@
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use host_core::{Error, Kind, Result};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::left_out::LeftOut;
 use super::packed::{Packed, Packer, Position};
 use super::{below, random};
 
@@ -13,7 +15,7 @@ use super::{below, random};
 const AHEAD: usize = 256;
 
 /// Where the loader is, apart from the buffer's content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cursor {
     position: Position,
     /// How far the buffer's random numbers were used.
@@ -25,9 +27,11 @@ pub(crate) struct Cursor {
 ///
 /// The buffer belongs to the loop's side of the queue, so what the thread did ahead of the loop is
 /// no part of the loader's state.
-#[derive(Debug)]
 pub(crate) struct Loader {
-    packed: Receiver<Result<Packed>>,
+    /// None when the loader ends, which ends the thread.
+    packed: Option<Receiver<Result<Packed>>>,
+    thread: Option<JoinHandle<()>>,
+    left_out: Arc<LeftOut>,
     buffer: Vec<Box<[u32]>>,
     capacity: usize,
     random: ChaCha8Rng,
@@ -36,7 +40,8 @@ pub(crate) struct Loader {
     pub(crate) waited: Duration,
 }
 
-/// A packer's files are shuffled by streams 0, 1, …: one an epoch. The buffer has the last.
+/// The first source's files are shuffled by streams 0, 1, …: one an epoch; another's begin at a
+/// multiple of 2^32. The buffer has the last.
 const BUFFER_STREAM: u64 = u64::MAX;
 
 impl Loader {
@@ -58,8 +63,12 @@ impl Loader {
             Vec::new(),
         ));
         random.set_word_pos(u128::from(cursor.random));
+        let left_out = packer.left_out().clone();
+        let (packed, thread) = spawn(packer)?;
         Ok(Self {
-            packed: spawn(packer)?,
+            packed: Some(packed),
+            thread: Some(thread),
+            left_out,
             buffer,
             capacity: capacity.max(1),
             random,
@@ -70,7 +79,7 @@ impl Loader {
 
     /// The place that a packer must be set to so that a loader can go on from `cursor`.
     pub(crate) fn position(cursor: &Cursor) -> Position {
-        cursor.position
+        cursor.position.clone()
     }
 
     /// The next `n` sequences, each drawn at random from the buffer.
@@ -98,7 +107,12 @@ impl Loader {
 
     /// Where the loader is.
     pub(crate) fn cursor(&self) -> Cursor {
-        self.cursor
+        self.cursor.clone()
+    }
+
+    /// What was left out of the data so far, what the thread read ahead included.
+    pub(crate) fn left_out(&self) -> &Arc<LeftOut> {
+        &self.left_out
     }
 
     /// The sequences that wait to be drawn.
@@ -108,16 +122,25 @@ impl Loader {
 
     fn receive(&mut self) -> Result<Packed> {
         let begin = Instant::now();
-        let packed = self.packed.recv();
+        let packed = self.packed.as_ref().and_then(|packed| packed.recv().ok());
         self.waited += begin.elapsed();
-        packed.unwrap_or_else(|_| Err(Error::new(Kind::System, "the data thread ended")))
+        packed.unwrap_or_else(|| Err(Error::new(Kind::System, "the data thread ended")))
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.packed = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 
 /// The thread ends when the loader is dropped, or after an error, which it hands on.
-fn spawn(mut packer: Packer) -> Result<Receiver<Result<Packed>>> {
+fn spawn(mut packer: Packer) -> Result<(Receiver<Result<Packed>>, JoinHandle<()>)> {
     let (sender, receiver) = sync_channel(AHEAD);
-    thread::Builder::new()
+    let thread = thread::Builder::new()
         .name("data".to_owned())
         .spawn(move || {
             while let Some(packed) = packer.next().transpose() {
@@ -133,5 +156,5 @@ fn spawn(mut packer: Packer) -> Result<Receiver<Result<Packed>>> {
                 format!("cannot start the data thread: {error}"),
             )
         })?;
-    Ok(receiver)
+    Ok((receiver, thread))
 }

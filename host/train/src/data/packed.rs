@@ -1,161 +1,189 @@
 use std::sync::Arc;
 
-use host_core::{Error, Kind, Result};
+use host_core::Result;
 use serde::{Deserialize, Serialize};
 
+use super::corpus::Source;
 use super::files::SourceFile;
-use super::{below, random};
-use crate::tokenizer::Tokenizer;
+use super::left_out::LeftOut;
+use super::stream::{Order, Stream, Tokens};
+use super::workers::Workers;
 
 /// A place in the endless stream of tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Position {
+    /// Of each source.
+    sources: Vec<Progress>,
+    /// The source that has begun a document and goes on until its end.
+    current: Option<usize>,
+}
+
+/// How far a source was used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Progress {
+    place: Place,
+    /// How many tokens of the passage at the place were taken.
+    token: usize,
+    /// Tokens taken in all, by which the weights are kept.
+    tokens: u64,
+}
+
+/// The place of a passage in a source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
     /// How often all files were read.
     pub(crate) epoch: u64,
     /// How many files of this epoch were read.
-    pub(crate) document: usize,
-    /// How many tokens of the next file were taken.
-    pub(crate) token: usize,
+    pub(crate) file: usize,
+    /// How many passages of this file were read, those that do not count included.
+    pub(crate) passage: u64,
 }
 
 /// Some tokens of constant length, and the place after them.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Packed {
     pub(crate) tokens: Box<[u32]>,
     pub(crate) after: Position,
 }
 
-/// Turns files into sequences of constant length: the files' tokens one after the other, each file
-/// followed by the end-of-text token, cut without regard to files, as CodeParrot's
-/// `ConstantLengthDataset`. A file that is not UTF-8 or cannot be read is left out and counted.
-#[derive(Debug)]
+/// Turns documents into sequences of constant length: the documents' tokens one after the other, each
+/// document followed by the end-of-text token, cut without regard to documents, as CodeParrot's
+/// `ConstantLengthDataset`.
+///
+/// Of several sources the next document comes from the one that is furthest behind its share of the
+/// tokens, the first of equals. No chance is involved, so that the shares hold at any time to within a
+/// document.
 pub(crate) struct Packer {
-    files: Arc<[SourceFile]>,
-    tokenizer: Arc<Tokenizer>,
+    sources: Vec<Feed>,
+    current: Option<usize>,
     seq_length: usize,
-    /// Shuffles the files anew in each epoch; none keeps their order and ends after one.
-    seed: Option<i64>,
-    position: Position,
-    order: Vec<usize>,
-    /// Tokens of the file that `position` is in; read when first needed.
-    document: Option<Vec<u32>>,
-    /// Files left out so far.
-    pub(crate) skipped: u64,
+    left_out: Arc<LeftOut>,
+}
+
+struct Feed {
+    stream: Stream,
+    weight: f64,
+    progress: Progress,
+    /// The passage at the place; read when first needed.
+    passage: Option<Tokens>,
 }
 
 impl Packer {
     /// An endless stream that begins at `position` and meets the files in another order each epoch.
     pub(crate) fn endless(
-        files: Arc<[SourceFile]>,
-        tokenizer: Arc<Tokenizer>,
+        sources: &[Source],
+        workers: &Arc<Workers>,
         seq_length: usize,
         seed: i64,
         position: Position,
     ) -> Self {
-        Self::new(files, tokenizer, seq_length, Some(seed), position)
+        Self::new(sources, workers, seq_length, Order::Endless(seed), position)
     }
 
     /// One pass in the files' own order; what is left at the end is too short and dropped.
     pub(crate) fn once(
         files: Arc<[SourceFile]>,
-        tokenizer: Arc<Tokenizer>,
+        workers: &Arc<Workers>,
         seq_length: usize,
     ) -> Self {
-        Self::new(files, tokenizer, seq_length, None, Position::default())
+        let source = Source { files, weight: 1.0 };
+        Self::new(
+            &[source],
+            workers,
+            seq_length,
+            Order::Once,
+            Position::default(),
+        )
     }
 
     fn new(
-        files: Arc<[SourceFile]>,
-        tokenizer: Arc<Tokenizer>,
+        sources: &[Source],
+        workers: &Arc<Workers>,
         seq_length: usize,
-        seed: Option<i64>,
+        order: Order,
         position: Position,
     ) -> Self {
-        let mut packer = Self {
-            files,
-            tokenizer,
-            seq_length,
-            seed,
-            position,
-            order: Vec::new(),
-            document: None,
-            skipped: 0,
+        let left_out = Arc::new(LeftOut::default());
+        let feed = |(number, source): (usize, &Source)| {
+            let progress = position.sources.get(number).copied().unwrap_or_default();
+            Feed {
+                stream: Stream::new(
+                    number,
+                    source.files.clone(),
+                    workers.clone(),
+                    left_out.clone(),
+                    order,
+                    progress.place,
+                ),
+                weight: source.weight,
+                progress,
+                passage: None,
+            }
         };
-        packer.shuffle();
-        packer
+        Self {
+            sources: sources.iter().enumerate().map(feed).collect(),
+            current: position.current.filter(|&current| current < sources.len()),
+            seq_length,
+            left_out,
+        }
     }
 
-    /// The next sequence, or none at the end of a single pass.
+    /// What was left out so far, reading ahead included.
+    pub(crate) fn left_out(&self) -> &Arc<LeftOut> {
+        &self.left_out
+    }
+
+    /// The next sequence; none at the end of a single pass.
     ///
     /// # Errors
-    /// An epoch in which no file had a token.
+    /// An epoch in which no document had a token.
     pub(crate) fn next(&mut self) -> Result<Option<Packed>> {
         let mut tokens = Vec::with_capacity(self.seq_length);
-        let mut barren = 0;
         while tokens.len() < self.seq_length {
-            if self.position.document == self.order.len() {
-                if self.seed.is_none() {
-                    return Ok(None);
+            let current = self.current.unwrap_or_else(|| self.furthest_behind());
+            let feed = &mut self.sources[current];
+            let passage = match &mut feed.passage {
+                Some(passage) => passage,
+                None => {
+                    let Some(next) = feed.stream.next()? else {
+                        return Ok(None);
+                    };
+                    if next.place != feed.progress.place {
+                        feed.progress.place = next.place;
+                        feed.progress.token = 0;
+                    }
+                    feed.passage.insert(next)
                 }
-                self.position = Position {
-                    epoch: self.position.epoch + 1,
-                    ..Position::default()
-                };
-                self.shuffle();
-            }
-            if self.document.is_none() {
-                self.document = self.read();
-            }
-            let Some(document) = &self.document else {
-                barren += 1;
-                if barren > self.order.len() {
-                    return Err(Error::new(
-                        Kind::Config,
-                        "none of the data files can be read as UTF-8 text",
-                    )
-                    .hint("choose the files by --extensions"));
-                }
-                self.position.document += 1;
-                continue;
             };
-            let rest = &document[self.position.token.min(document.len())..];
+            let progress = &mut feed.progress;
+            let rest = &passage.tokens[progress.token.min(passage.tokens.len())..];
             let taken = rest.len().min(self.seq_length - tokens.len());
             tokens.extend_from_slice(&rest[..taken]);
-            if taken == rest.len() {
-                self.position.document += 1;
-                self.position.token = 0;
-                self.document = None;
+            progress.tokens += taken as u64;
+            if taken < rest.len() {
+                progress.token += taken;
+                self.current = Some(current);
             } else {
-                self.position.token += taken;
+                progress.place.passage += 1;
+                progress.token = 0;
+                self.current = Some(current).filter(|_| !passage.ends_document);
+                feed.passage = None;
             }
         }
         Ok(Some(Packed {
             tokens: tokens.into_boxed_slice(),
-            after: self.position,
+            after: Position {
+                sources: self.sources.iter().map(|feed| feed.progress).collect(),
+                current: self.current,
+            },
         }))
     }
 
-    /// The tokens of the file at `position`, the end-of-text token included.
-    fn read(&mut self) -> Option<Vec<u32>> {
-        let file = &self.files[self.order[self.position.document]];
-        let text = std::fs::read(&file.path)
-            .ok()
-            .and_then(|bytes| String::from_utf8(bytes).ok());
-        let Some(mut tokens) = text.and_then(|text| self.tokenizer.encode(&text)) else {
-            self.skipped += 1;
-            return None;
-        };
-        tokens.push(self.tokenizer.end_of_text());
-        Some(tokens)
-    }
-
-    fn shuffle(&mut self) {
-        self.order = (0..self.files.len()).collect();
-        if let Some(seed) = self.seed {
-            let mut random = random(seed, self.position.epoch);
-            for last in (1..self.order.len()).rev() {
-                self.order.swap(last, below(&mut random, last + 1));
-            }
-        }
+    fn furthest_behind(&self) -> usize {
+        let share = |feed: &Feed| feed.progress.tokens as f64 / feed.weight;
+        let shares = self.sources.iter().map(share).enumerate();
+        shares
+            .min_by(|(_, a), (_, b)| a.total_cmp(b))
+            .map_or(0, |(number, _)| number)
     }
 }

@@ -3,15 +3,15 @@ use std::sync::Arc;
 use host_core::{Error, Kind, Result};
 
 use super::files::SourceFile;
+use super::left_out::LeftOut;
 use super::packed::Packer;
-use crate::tokenizer::Tokenizer;
+use super::workers::Workers;
 
 /// The evaluation's sequences, the same in every evaluation. They stay in memory, four bytes a token.
 #[derive(Debug)]
 pub(crate) struct Validation {
     pub(crate) sequences: Vec<Box<[u32]>>,
-    /// Files left out because they are no UTF-8 text.
-    pub(crate) skipped: u64,
+    pub(crate) left_out: Arc<LeftOut>,
 }
 
 impl Validation {
@@ -21,11 +21,11 @@ impl Validation {
     /// Fewer tokens than one sequence has.
     pub(crate) fn read(
         files: Arc<[SourceFile]>,
-        tokenizer: Arc<Tokenizer>,
+        workers: &Arc<Workers>,
         seq_length: usize,
         limit: Option<usize>,
     ) -> Result<Self> {
-        let mut packer = Packer::once(files, tokenizer, seq_length);
+        let mut packer = Packer::once(files, workers, seq_length);
         let mut sequences = Vec::new();
         while limit.is_none_or(|limit| sequences.len() < limit) {
             match packer.next()? {
@@ -42,7 +42,7 @@ impl Validation {
         }
         Ok(Self {
             sequences,
-            skipped: packer.skipped,
+            left_out: packer.left_out().clone(),
         })
     }
 }

@@ -1,0 +1,91 @@
+/// What is tokenised at once: a document, or a part of one that is longer than a mebibyte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Passage {
+    pub(crate) content: Content,
+    /// Whether a document ends here.
+    pub(crate) ends_document: bool,
+}
+
+/// What a passage is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    Text(String),
+}
+
+/// Bytes of text in a passage at most. Tokenising takes some forty times the memory.
+pub(crate) const LIMIT: usize = 1 << 20;
+
+impl Passage {
+    pub(crate) fn text(text: String, ends_document: bool) -> Self {
+        Self {
+            content: Content::Text(text),
+            ends_document,
+        }
+    }
+
+    /// How much it weighs in a queue.
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.content {
+            Content::Text(text) => text.len(),
+        }
+    }
+}
+
+/// Where a text of more than `limit` bytes is cut: before the last end of a line that follows a
+/// visible character. There GPT-2's pattern begins a new word whatever stands around it, so the
+/// tokens are those of the uncut text. A text without such a place is cut between two characters.
+pub(crate) fn cut(text: &[u8], limit: usize) -> usize {
+    let line_end = (1..=limit)
+        .rev()
+        .find(|&i| text[i] == b'\n' && text[i - 1].is_ascii_graphic());
+    line_end.unwrap_or_else(|| {
+        // A character has at most four bytes; what is longer is no UTF-8 anyway.
+        let begins = |&i: &usize| text[i] & 0xc0 != 0x80;
+        (limit.saturating_sub(3).max(1)..=limit)
+            .rev()
+            .find(begins)
+            .unwrap_or(limit)
+    })
+}
+
+/// Takes a passage off the front of a text, of which the rest stays.
+pub(crate) fn take(text: &mut String) -> Passage {
+    if text.len() <= LIMIT {
+        return Passage::text(std::mem::take(text), true);
+    }
+    let rest = text.split_off(cut(text.as_bytes(), LIMIT));
+    Passage::text(std::mem::replace(text, rest), false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_is_before_a_line_end_or_between_characters() {
+        assert_eq!(cut(b"ab\ncd\nef", 6), 5);
+        // Neither white space before the line end nor one at the very front will do.
+        assert_eq!(cut(b"ab\n\n \nef", 6), 2);
+        assert_eq!(cut(b"\nabcdefgh", 6), 6);
+        assert_eq!(cut("aaéé".as_bytes(), 3), 2);
+        assert_eq!(cut(&[0x80; 9], 6), 6);
+    }
+
+    #[test]
+    fn the_passages_of_a_text_are_the_text() {
+        let line = "fn main() { }\n    \n";
+        let whole = line.repeat(2 * LIMIT / line.len() + 1000);
+        let mut text = whole.clone();
+        let mut joined = String::new();
+        loop {
+            let passage = take(&mut text);
+            let Content::Text(part) = &passage.content;
+            assert!(part.len() <= LIMIT);
+            joined += part;
+            if passage.ends_document {
+                break;
+            }
+        }
+        assert!(joined == whole);
+    }
+}

@@ -1,0 +1,361 @@
+//! The data from files to sequences, for every format.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::packed::Packed;
+use super::*;
+use crate::TrainConfig;
+use crate::tokenizer::Tokenizer;
+
+const SEQ_LENGTH: usize = 16;
+
+/// Documents of different lengths, all of them longer than a token.
+fn documents() -> Vec<String> {
+    (0..40)
+        .map(|n| format!("fn f_{n}() {{\n{}}}\n", "    x += 1;\n".repeat(n * 7 % 13)))
+        .collect()
+}
+
+fn json_lines(documents: &[String]) -> Vec<u8> {
+    let line = |text| serde_json::json!({ "path": "a", "content": text }).to_string() + "\n";
+    documents.iter().map(line).collect::<String>().into_bytes()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(bytes).expect("written");
+    gzip.finish().expect("finished")
+}
+
+/// A folder with the same documents in the same order, whatever the format.
+fn write(folder: &Path, format: &str) {
+    let documents = documents();
+    let put = |name: &str, bytes: Vec<u8>| fs::write(folder.join(name), bytes).expect("written");
+    match format {
+        "text" => {
+            for (n, text) in documents.iter().enumerate() {
+                put(&format!("{n:02}.rs"), text.clone().into_bytes());
+            }
+        }
+        "text.gz" => {
+            for (n, text) in documents.iter().enumerate() {
+                put(&format!("{n:02}.rs.gz"), gzip(text.as_bytes()));
+            }
+        }
+        "jsonl" => put("a.jsonl", json_lines(&documents)),
+        "jsonl.gz" => {
+            for (n, part) in documents.chunks(15).enumerate() {
+                put(&format!("{n}.jsonl.gz"), gzip(&json_lines(part)));
+            }
+        }
+        "json.zst" => {
+            for (n, part) in documents.chunks(15).enumerate() {
+                let bytes = zstd::encode_all(&json_lines(part)[..], 1).expect("compressed");
+                put(&format!("{n}.json.zst"), bytes);
+            }
+        }
+        other => unreachable!("{other}"),
+    }
+}
+
+const FORMATS: [&str; 5] = ["text", "text.gz", "jsonl", "jsonl.gz", "json.zst"];
+
+struct Data {
+    tokenizer: Arc<Tokenizer>,
+    corpus: Corpus,
+    workers: Arc<Workers>,
+}
+
+/// The folder as training data, with something else to evaluate on.
+fn open(folder: &Path, workers: usize, change: impl Fn(&mut TrainConfig)) -> Data {
+    let home = tempfile::tempdir().expect("a folder");
+    let valid = home.path().join("valid.rs");
+    fs::write(&valid, documents().concat()).expect("written");
+    let mut config = TrainConfig {
+        data: vec![folder.to_owned()],
+        valid_data: vec![valid],
+        ..TrainConfig::default()
+    };
+    change(&mut config);
+    let corpus = Corpus::find(&config).expect("found");
+    let tokenizer = Tokenizer::train(&corpus.valid, 300, home.path(), &mut |_| ());
+    let tokenizer = Arc::new(tokenizer.expect("trained"));
+    let workers = Arc::new(Workers::start(&tokenizer, workers).expect("started"));
+    Data {
+        tokenizer,
+        corpus,
+        workers,
+    }
+}
+
+impl Data {
+    fn once(&self) -> Packer {
+        Packer::once(self.corpus.train_files(), &self.workers, SEQ_LENGTH)
+    }
+
+    fn endless(&self, position: Position) -> Packer {
+        Packer::endless(&self.corpus.train, &self.workers, SEQ_LENGTH, 1, position)
+    }
+
+    fn tokens(&self, documents: &[String]) -> Vec<u32> {
+        let mut tokens = Vec::new();
+        for text in documents {
+            tokens.extend(self.tokenizer.encode(text).expect("encoded"));
+            tokens.push(self.tokenizer.end_of_text());
+        }
+        tokens
+    }
+
+    /// The documents in the order of a single pass, and what is said of the others.
+    fn texts(&self) -> (Vec<String>, Option<String>) {
+        let mut packer = Packer::once(self.corpus.train_files(), &self.workers, 1);
+        let mut tokens = Vec::new();
+        while let Some(packed) = packer.next().expect("packed") {
+            tokens.push(packed.tokens[0]);
+        }
+        assert_eq!(tokens.pop(), Some(self.tokenizer.end_of_text()));
+        let texts = tokens.split(|&token| token == self.tokenizer.end_of_text());
+        let texts = texts.map(|text| self.tokenizer.decode(text)).collect();
+        (texts, packer.left_out().message("data"))
+    }
+}
+
+fn take(packer: &mut Packer, n: usize) -> Vec<Packed> {
+    (0..n)
+        .map(|_| packer.next().expect("packed").expect("endless"))
+        .collect()
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+#[test]
+fn the_sequences_are_the_documents_one_after_the_other() {
+    for format in FORMATS {
+        for workers in [1, 3] {
+            let folder = folder();
+            write(folder.path(), format);
+            let data = open(folder.path(), workers, |_| ());
+            let mut packer = data.once();
+            let mut joined = Vec::new();
+            while let Some(packed) = packer.next().expect("packed") {
+                assert_eq!(packed.tokens.len(), SEQ_LENGTH);
+                joined.extend(packed.tokens);
+            }
+            let mut tokens = data.tokens(&documents());
+            tokens.truncate(tokens.len() / SEQ_LENGTH * SEQ_LENGTH);
+            assert_eq!(joined, tokens, "{format}");
+            assert_eq!(packer.left_out().message("data"), None);
+        }
+    }
+}
+
+#[test]
+fn from_any_position_the_stream_goes_on_as_it_would_have() {
+    for format in FORMATS {
+        let folder = folder();
+        write(folder.path(), format);
+        let data = open(folder.path(), 2, |_| ());
+        // Three epochs or so.
+        let whole = take(&mut data.endless(Position::default()), 300);
+        for cut in [1, 2, 50, 99, 100, 101, 102, 200, 290] {
+            let mut resumed = data.endless(whole[cut - 1].after.clone());
+            assert_eq!(
+                take(&mut resumed, 300 - cut),
+                whole[cut..],
+                "{format} {cut}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_position_survives_json() {
+    let folder = folder();
+    write(folder.path(), "jsonl.gz");
+    let data = open(folder.path(), 1, |_| ());
+    let after = take(&mut data.endless(Position::default()), 70)
+        .pop()
+        .expect("some")
+        .after;
+    let json = serde_json::to_string(&after).expect("written");
+    assert_eq!(
+        serde_json::from_str::<Position>(&json).expect("read"),
+        after
+    );
+}
+
+#[test]
+fn the_passages_of_a_long_text_have_the_tokens_of_the_whole() {
+    let folder = folder();
+    let text = documents().concat().repeat(350);
+    assert!(text.len() > 1 << 20);
+    fs::write(folder.path().join("a.txt"), &text).expect("written");
+    let data = open(folder.path(), 2, |_| ());
+    let tokens = data.tokens(&[text]);
+    let mut packer = Packer::once(data.corpus.train_files(), &data.workers, tokens.len());
+    let packed = packer.next().expect("packed").expect("one sequence");
+    assert!(*packed.tokens == tokens);
+}
+
+#[test]
+fn weights_are_shares_of_the_tokens() {
+    let (a, b) = (folder(), folder());
+    write(a.path(), "text");
+    write(b.path(), "jsonl.gz");
+    let data = open(a.path(), 2, |config| {
+        config.data.push(b.path().to_owned());
+        config.data_weights = vec![1.0, 3.0];
+    });
+    let whole = take(&mut data.endless(Position::default()), 400);
+    for packed in &whole {
+        let position = serde_json::to_value(&packed.after).expect("written");
+        let tokens = |source: usize| {
+            position["sources"][source]["tokens"]
+                .as_f64()
+                .expect("a count")
+        };
+        // The longest document has less than 100 tokens.
+        assert!((3.0 * tokens(0) - tokens(1)).abs() < 300.0, "{position}");
+    }
+    for cut in [1, 57, 203] {
+        let mut resumed = data.endless(whole[cut - 1].after.clone());
+        assert_eq!(take(&mut resumed, 400 - cut), whole[cut..]);
+    }
+}
+
+#[test]
+fn a_single_file_of_records_is_split_by_their_texts() {
+    let folder = folder();
+    write(folder.path(), "jsonl");
+    let data = open(&folder.path().join("a.jsonl"), 1, |config| {
+        config.valid_data.clear();
+        config.valid_every = 4;
+    });
+    let texts = |files: &Arc<[SourceFile]>| {
+        let mut packer = Packer::once(files.clone(), &data.workers, 1);
+        let mut tokens = Vec::new();
+        while let Some(packed) = packer.next().expect("packed") {
+            tokens.push(packed.tokens[0]);
+        }
+        let texts = tokens.split(|&token| token == data.tokenizer.end_of_text());
+        let mut texts: Vec<String> = texts.map(|text| data.tokenizer.decode(text)).collect();
+        assert_eq!(texts.pop().as_deref(), Some(""));
+        texts
+    };
+    let (train, valid) = (texts(&data.corpus.train_files()), texts(&data.corpus.valid));
+    assert!(valid.len() > 3 && valid.len() < 20, "{}", valid.len());
+    let mut all = [train, valid].concat();
+    let mut expected = documents();
+    all.sort();
+    expected.sort();
+    assert_eq!(all, expected);
+}
+
+/// A folder with this one file beside a good one, which comes last.
+fn beside_a_good_file(name: &str, bytes: &[u8]) -> (Vec<String>, String) {
+    let folder = folder();
+    fs::write(folder.path().join(name), bytes).expect("written");
+    fs::write(folder.path().join("z.txt"), "good").expect("written");
+    let (texts, message) = open(folder.path(), 2, |_| ()).texts();
+    let message = message.unwrap_or_default();
+    let path: PathBuf = folder.path().join(name);
+    (texts, message.replace(&path.display().to_string(), "FILE"))
+}
+
+#[test]
+fn what_cannot_be_used_is_left_out_and_counted() {
+    let left_out = |name: &str, bytes: &[u8]| {
+        let (texts, message) = beside_a_good_file(name, bytes);
+        assert_eq!(texts, ["good"], "{name}: {message}");
+        message
+    };
+    let one = |why: &str| format!("1 document of the data was left out: 1 {why} (first: FILE)");
+    assert_eq!(left_out("a.txt", b"a\xff"), one("not UTF-8"));
+    assert_eq!(left_out("a.txt.gz", &gzip(b"")), one("empty"));
+    assert_eq!(
+        left_out("a.txt.gz", b"no gzip"),
+        one("damaged or cut short")
+    );
+    assert_eq!(
+        left_out("a.txt.zst", b"no zstd"),
+        one("damaged or cut short")
+    );
+    let cut = gzip(b"a text that ends too early");
+    assert_eq!(
+        left_out("a.txt.gz", &cut[..cut.len() - 9]),
+        one("damaged or cut short")
+    );
+    assert_eq!(left_out("a.txt", b""), "");
+}
+
+#[test]
+fn the_good_lines_of_a_bad_file_count() {
+    let lines = b"{\"content\": \"one\"}\n{broken\n{\"content\": \"\"}\n{\"text\": \"a\"}\n{\"content\": \"\xff\"}\n{\"content\": \"two\"}\n";
+    let (texts, message) = beside_a_good_file("a.jsonl", lines);
+    assert_eq!(texts, ["one", "two", "good"]);
+    assert_eq!(
+        message,
+        "4 documents of the data were left out: 1 not UTF-8 (first: FILE), 1 not a JSON object (first: FILE), \
+         1 without the text column (first: FILE), 1 empty (first: FILE)"
+    );
+}
+
+#[test]
+fn a_compressed_file_that_is_cut_short_counts_up_to_there() {
+    // Some blocks of either compression.
+    let documents = vec![documents(); 100].concat();
+    for (name, whole) in [
+        ("a.jsonl.gz", gzip(&json_lines(&documents))),
+        (
+            "a.jsonl.zst",
+            zstd::encode_all(&json_lines(&documents)[..], 1).expect("compressed"),
+        ),
+    ] {
+        let (texts, message) = beside_a_good_file(name, &whole[..whole.len() - 12]);
+        assert!(texts.len() > 1000 && texts.len() <= documents.len());
+        assert_eq!(texts.last().expect("one"), "good");
+        assert_eq!(texts[..texts.len() - 1], documents[..texts.len() - 1]);
+        assert_eq!(
+            message,
+            "1 document of the data was left out: 1 damaged or cut short (first: FILE)"
+        );
+    }
+}
+
+#[test]
+fn a_file_that_vanishes_or_changes_is_left_out() {
+    let folder = folder();
+    write(folder.path(), "text");
+    let data = open(folder.path(), 2, |_| ());
+    fs::remove_file(folder.path().join("03.rs")).expect("removed");
+    fs::write(folder.path().join("05.rs"), "shorter").expect("written");
+    let (texts, message) = data.texts();
+    let mut expected = documents();
+    expected.remove(5);
+    expected.remove(3);
+    assert_eq!(texts, expected);
+    let message = message.expect("a sentence");
+    assert!(
+        message.starts_with("2 documents of the data were left out: 1 cannot be read (first: ")
+    );
+    assert!(message.contains("03.rs), 1 changed since the start (first: "));
+}
+
+#[test]
+fn data_of_which_nothing_counts_is_an_error() {
+    let folder = folder();
+    fs::write(folder.path().join("a.txt"), b"a\xff").expect("written");
+    let data = open(folder.path(), 1, |_| ());
+    let mut packer = data.endless(Position::default());
+    let error = packer.next().expect_err("refused");
+    assert!(
+        error
+            .message()
+            .starts_with("nothing of the data can be used: 1 document")
+    );
+}

@@ -1,0 +1,115 @@
+use std::io::Read;
+
+use super::left_out::Reason;
+use super::passage::{LIMIT, Passage, cut};
+
+/// A file that is one text, of any length.
+///
+/// A text counts up to where it can be read and is UTF-8, in whole passages; so a short one that is
+/// not UTF-8 does not count at all.
+pub(crate) struct Text {
+    input: Box<dyn Read + Send>,
+    /// What was read and not yet passed on.
+    ahead: Vec<u8>,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Begin,
+    Within,
+    /// It broke within, and its end is still to be said.
+    Broken,
+    End,
+}
+
+impl Text {
+    pub(crate) fn new(input: Box<dyn Read + Send>) -> Self {
+        Self {
+            input,
+            ahead: Vec::new(),
+            state: State::Begin,
+        }
+    }
+
+    /// The next passage, or the reason why there is no more.
+    pub(crate) fn next(&mut self) -> Option<Result<Passage, Reason>> {
+        match self.state {
+            State::End => return None,
+            State::Broken => {
+                self.state = State::End;
+                return Some(Ok(Passage::text(String::new(), true)));
+            }
+            State::Begin | State::Within => {}
+        }
+        let missing = LIMIT + 1 - self.ahead.len();
+        let read = (&mut self.input)
+            .take(missing as u64)
+            .read_to_end(&mut self.ahead);
+        if let Err(error) = read {
+            return Some(Err(self.breaks(Reason::of(&error))));
+        }
+        if self.ahead.is_empty() {
+            return Some(Err(self.breaks(Reason::Empty)));
+        }
+        let is_last = self.ahead.len() <= LIMIT;
+        let end = if is_last {
+            self.ahead.len()
+        } else {
+            cut(&self.ahead, LIMIT)
+        };
+        let rest = self.ahead.split_off(end);
+        let passage = std::mem::replace(&mut self.ahead, rest);
+        let Ok(text) = String::from_utf8(passage) else {
+            return Some(Err(self.breaks(Reason::NotUtf8)));
+        };
+        self.state = if is_last { State::End } else { State::Within };
+        Some(Ok(Passage::text(text, is_last)))
+    }
+
+    fn breaks(&mut self, reason: Reason) -> Reason {
+        self.state = match self.state {
+            State::Within => State::Broken,
+            _ => State::End,
+        };
+        reason
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::passage::Content;
+
+    fn read(bytes: Vec<u8>) -> Vec<Result<(usize, bool), Reason>> {
+        let mut text = Text::new(Box::new(std::io::Cursor::new(bytes)));
+        std::iter::from_fn(|| text.next())
+            .map(|passage| {
+                passage.map(|passage| {
+                    let Content::Text(text) = passage.content;
+                    (text.len(), passage.ends_document)
+                })
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_short_text_is_one_passage_or_none() {
+        assert_eq!(read(b"fn main".to_vec()), [Ok((7, true))]);
+        assert_eq!(read(vec![b'a', 0xff]), [Err(Reason::NotUtf8)]);
+        assert_eq!(read(Vec::new()), [Err(Reason::Empty)]);
+    }
+
+    #[test]
+    fn a_long_text_counts_up_to_the_passage_that_breaks() {
+        let mut long = b"line\n".repeat(LIMIT / 5 + 10);
+        let length = long.len();
+        let passages = read(long.clone());
+        assert_eq!(passages.len(), 2);
+        let (first, second) = (passages[0].expect("good"), passages[1].expect("good"));
+        assert_eq!(first.0 + second.0, length);
+        assert_eq!((first.1, second.1), (false, true));
+        long.push(0xff);
+        assert_eq!(read(long), [Ok(first), Err(Reason::NotUtf8), Ok((0, true))]);
+    }
+}
