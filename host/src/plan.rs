@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use host_core::{Error, Kind, Result, RunName};
 use host_plugin::{PluginSpec, Target};
+use host_serve::Server;
 use host_train::TrainConfig;
 use toml::Value;
 
@@ -38,10 +39,12 @@ impl Plan {
             plugin_flags,
         } = Settings::read(file, flags)?;
         check(&train)?;
+        let listen = listen_address(&host.listen)?;
+        Server::check(listen)?;
         Ok(Self {
             train,
             name: host.name.as_deref().map(str::parse).transpose()?,
-            listen: listen_address(&host.listen)?,
+            listen,
             plugins: plugin_specs(&host, &plugin_flags)?,
             runs_dir: std::path::absolute(&host.runs_dir)
                 .map_err(|e| Error::io("find the runs' folder", &host.runs_dir, &e))?,

@@ -39,21 +39,30 @@ pub struct Serving {
 }
 
 impl Server {
+    /// Whether it would listen there at all.
+    ///
+    /// # Errors
+    /// If the address is not of this machine alone.
+    pub fn check(listen: SocketAddr) -> Result<()> {
+        if listen.ip().is_loopback() {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Config,
+            format!("cannot listen on {listen}: anybody on the network could read the runs"),
+        )
+        .hint(
+            "listen on 127.0.0.1 and reach it from elsewhere through `ssh -L`; \
+             TLS and tokens are not there yet",
+        ))
+    }
+
     /// Begins to listen; port 0 takes a free one. Returns once clients can connect.
     ///
     /// # Errors
     /// If the address is not of this machine alone, or is in use.
     pub fn start(listen: SocketAddr, source: Source) -> Result<Serving> {
-        if !listen.ip().is_loopback() {
-            return Err(Error::new(
-                Kind::Config,
-                format!("cannot listen on {listen}: anybody on the network could read the runs"),
-            )
-            .hint(
-                "listen on 127.0.0.1 and reach it from elsewhere through `ssh -L`; \
-                 TLS and tokens are not there yet",
-            ));
-        }
+        Self::check(listen)?;
         let runs = Arc::new(Runs::new(&source)?);
         let listener = TcpListener::bind(listen).map_err(|e| cannot_listen(listen, &e))?;
         let addr = listener
