@@ -1,6 +1,5 @@
 //! The example plugins, built as their comments say, and the shipped ones, in the real loader.
 
-use std::env;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,6 +8,8 @@ use std::ptr::from_ref;
 use host_core::{Device, Dtype, GroupsRequest, Metric, MetricBatch, Need, ParamInfo, TensorView};
 use host_plugin::{Plugin, PluginConfig, SearchPath, Target};
 use tempfile::TempDir;
+
+use crate::support::built;
 
 #[test]
 fn the_example_in_c_is_built_by_the_command_in_its_head_and_computes() {
@@ -61,7 +62,7 @@ fn the_example_in_c_is_built_by_the_command_in_its_head_and_computes() {
 
 #[test]
 fn the_example_in_rust_is_built_and_computes() {
-    let mut metric = metric(&load(&build("sequence-loss")));
+    let mut metric = metric(&load(&library("sequence-loss")));
     let nll = [1.0f32, 3.0, 0.0, 1.0];
     let view = TensorView {
         data: nll.as_ptr().cast(),
@@ -84,7 +85,7 @@ fn the_example_in_rust_is_built_and_computes() {
 
 #[test]
 fn the_shipped_perplexity_computes() {
-    let mut metric = metric(&load(&build("perplexity")));
+    let mut metric = metric(&load(&library("perplexity")));
     let (loss_sum, tokens) = (3.0, 4i64);
     let tensors = [
         (Need::LossSum, scalar(&loss_sum, Dtype::F64)),
@@ -106,7 +107,7 @@ fn the_shipped_perplexity_computes() {
 
 #[test]
 fn the_shipped_weight_decay_groups() {
-    let plugin = load(&build("weight-decay"));
+    let plugin = load(&library("weight-decay"));
     let mut grouper = plugin.param_groups().expect("a grouper");
     let params = ["wte.weight", "h.0.ln_1.weight"].map(|name| ParamInfo {
         name: name.to_owned(),
@@ -137,7 +138,7 @@ fn the_shipped_weight_decay_groups() {
 
 #[test]
 fn the_shipped_local_disk_asks_for_its_folder() {
-    let path = build("local-disk");
+    let path = library("local-disk");
     let found = SearchPath::new([])
         .find(&Target::Path(path))
         .expect("found");
@@ -156,20 +157,9 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Builds a package of the workspace beside this test; its library.
-fn build(package: &str) -> PathBuf {
-    let test = env::current_exe().expect("this test");
-    let profile = test.ancestors().nth(2).expect("the profile's folder");
-    let target = profile.parent().expect("the target folder");
-    succeed(
-        Command::new(env!("CARGO"))
-            .current_dir(root())
-            .args(["build", "--release", "--quiet", "--package", package])
-            .arg("--target-dir")
-            .arg(target),
-    );
-    let name = format!("lib{}.so", package.replace('-', "_"));
-    target.join("release").join(name)
+/// The library of a package of the workspace.
+fn library(package: &str) -> PathBuf {
+    built(&format!("lib{}.so", package.replace('-', "_")))
 }
 
 fn load(library: &Path) -> Plugin {

@@ -1,5 +1,14 @@
 //! The outer ring of tests: they run the real binary with real plugins.
 
+mod support;
+
 mod abi_header;
 mod architecture;
+mod configuration;
 mod example_plugins;
+mod groups;
+mod grpc;
+mod misbehaving;
+mod resume;
+mod run;
+mod terminal;

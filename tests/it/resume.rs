@@ -1,0 +1,248 @@
+//! A run that was cut goes on as if nothing had happened.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::support::{Fixture, Home, Process, curve, events_of};
+
+/// A training that only a signal ends. The rate does not depend on the number of steps, so that a
+/// shorter one does the same as far as it goes.
+const ENDLESS: [&str; 8] = [
+    "--max-train-steps",
+    "1000000",
+    "--lr-scheduler-type",
+    "constant_with_warmup",
+    "--save-checkpoint-steps",
+    "20",
+    "--plugin",
+    "perplexity",
+];
+
+/// What equal trainings have equal: everything but times.
+const MEASURED: [&str; 7] = [
+    "loss/train",
+    "lr",
+    "grad_norm",
+    "samples",
+    "tokens",
+    "loss/eval",
+    "perplexity",
+];
+
+/// Starts the endless training and waits until it is in the middle of its work.
+fn start_endless(home: &Home, name: &str) -> Process {
+    let run = home.start_training(name, &[&ENDLESS[..], &["--json"]].concat());
+    run.event(|event| event["kind"] == "checkpoint_written" && event["step"] == 40);
+    run
+}
+
+/// Resumes the endless training for some steps more, and finds it equal to one that nobody disturbed.
+fn assert_goes_on_exactly(home: &Home, name: &str) {
+    let newest = *home.checkpoints(name).last().expect("a checkpoint");
+    let last_step = newest + 30;
+    let end = last_step.to_string();
+    let resumed = home
+        .host(&["resume", name, "--max-train-steps", &end])
+        .succeeded();
+    let from = format!("going on from step {newest}: ");
+    assert!(resumed.stderr.contains(&from), "{resumed}");
+
+    let undisturbed = [&ENDLESS[..], &["--max-train-steps", &end]].concat();
+    home.train("undisturbed", &undisturbed).succeeded();
+    let [cut, whole] = [name, "undisturbed"].map(|run| {
+        let manifest = home.checkpoint(run, last_step).join("manifest.json");
+        fs::read_to_string(manifest).expect("a manifest")
+    });
+    assert_eq!(cut, whole);
+
+    let [cut, whole] = [name, "undisturbed"].map(|run| home.run_dir(run));
+    let steps: Vec<u64> = curve(&cut, "loss/train")
+        .iter()
+        .map(|point| point.0)
+        .collect();
+    assert_eq!(steps, (1..=last_step).collect::<Vec<_>>());
+    for metric in MEASURED {
+        assert_eq!(curve(&cut, metric), curve(&whole, metric), "{metric}");
+    }
+    // Numbers go on, and what was done twice is told.
+    let events = events_of(&cut);
+    let numbers: Vec<u64> = events.iter().map(|event| event.seq).collect();
+    assert_eq!(numbers, (1..=events.len() as u64).collect::<Vec<_>>());
+    let shown = home
+        .host(&["runs", "show", name, "--json"])
+        .succeeded()
+        .json();
+    assert_eq!(
+        (&shown["status"], &shown["generation"]),
+        (&json!("completed"), &json!(1))
+    );
+}
+
+#[test]
+fn a_killed_run_goes_on_to_the_same_bytes() {
+    let home = Home::new();
+    let run = start_endless(&home, "killed");
+    run.kill();
+    assert_eq!(run.output().signal(), Some(9));
+    assert_eq!(status(&home, "killed"), "crashed");
+    assert_goes_on_exactly(&home, "killed");
+}
+
+fn status(home: &Home, run: &str) -> Value {
+    let shown = home.host(&["runs", "show", run, "--json"]).succeeded();
+    shown.json()["status"].clone()
+}
+
+#[test]
+fn ctrl_c_finishes_the_step_and_the_run_goes_on_to_the_same_bytes() {
+    let home = Home::new();
+    let run = start_endless(&home, "interrupted");
+    run.interrupt();
+    let output = run.output().ended_with(130);
+    assert_ended_in_order(&home, "interrupted", &output.events());
+    assert!(output.stderr.contains("host resume"), "{output}");
+    assert_goes_on_exactly(&home, "interrupted");
+}
+
+#[test]
+fn sigterm_finishes_the_step_and_the_run_goes_on_to_the_same_bytes() {
+    let home = Home::new();
+    let run = start_endless(&home, "terminated");
+    run.terminate();
+    let output = run.output().ended_with(143);
+    assert_ended_in_order(&home, "terminated", &output.events());
+    assert_goes_on_exactly(&home, "terminated");
+}
+
+/// The last step has a checkpoint, the last event says why, and nothing of the live run is left.
+fn assert_ended_in_order(home: &Home, name: &str, events: &[Value]) {
+    let last = events.last().expect("events");
+    assert_eq!(
+        (&last["kind"], &last["reason"]),
+        (&json!("run_finished"), &json!(name))
+    );
+    let newest = home.checkpoints(name).last().copied();
+    assert_eq!(last["step"].as_u64(), newest);
+    assert_eq!(status(home, name), name);
+    assert!(!home.run_dir(name).join("grpc.addr").exists());
+}
+
+#[test]
+fn a_second_ctrl_c_ends_at_once() {
+    let home = Home::new();
+    let sink = Fixture::sink("waiting").build(&home.path(""));
+    let sink = format!("{}:how=wait", sink.display());
+    let run = home.start_training("stuck", &["--plugin", &sink, "--json"]);
+    // All steps are done, and the sink keeps the run from ending.
+    run.event(|event| event["kind"] == "checkpoint_written" && event["step"] == 20);
+    run.said("waiting for waiting");
+    run.interrupt();
+    run.said("cancel");
+    let output = run.output();
+    assert!(!output.stderr.contains("panicked"), "{output}");
+    assert_eq!(home.checkpoints("stuck"), [5, 10, 15, 20]);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused_by_the_name_of_its_file() {
+    let home = Home::new();
+    home.train("damaged", &[]).succeeded();
+    let checkpoint = home.checkpoint("damaged", 20);
+    let resume = ["resume", "damaged", "--max-train-steps", "25"];
+    for name in [
+        "model.safetensors",
+        "trainer/optimizer.safetensors",
+        "tokenizer.json",
+    ] {
+        let file = checkpoint.join(name);
+        let good = fs::read(&file).expect("a file");
+        let mut bad = good.clone();
+        let middle = bad.len() / 2;
+        bad[middle] ^= 1;
+        fs::write(&file, bad).expect("written");
+        let output = home.host(&resume);
+        let (error, _) = output.failed_with(2);
+        assert!(error.starts_with("the checkpoint is damaged: "), "{error}");
+        assert!(error.ends_with(&file.display().to_string()), "{error}");
+        fs::write(&file, good).expect("written");
+    }
+    // A refusal changes nothing.
+    home.host(&resume).succeeded();
+}
+
+#[test]
+fn a_half_written_checkpoint_is_passed_over() {
+    let home = Home::new();
+    let flags = ["--lr-scheduler-type", "constant"];
+    home.train("half", &flags).succeeded();
+    let newest = home.checkpoint("half", 20);
+    let partial = newest.with_file_name(".step-000025.partial");
+    fs::create_dir(&partial).expect("made");
+    fs::copy(newest.join("manifest.json"), partial.join("manifest.json")).expect("copied");
+    fs::write(partial.join("model.safetensors"), b"half").expect("written");
+    let resumed = home
+        .host(&["resume", "half", "--max-train-steps", "25"])
+        .succeeded();
+    assert!(
+        resumed.stderr.contains("going on from step 20: "),
+        "{resumed}"
+    );
+    assert!(!partial.exists());
+
+    home.train(
+        "whole",
+        &[&flags[..], &["--max-train-steps", "25"]].concat(),
+    )
+    .succeeded();
+    let [half, whole] = ["half", "whole"].map(|run| {
+        fs::read_to_string(home.checkpoint(run, 25).join("manifest.json")).expect("a manifest")
+    });
+    assert_eq!(half, whole);
+}
+
+#[test]
+fn a_name_is_taken_once_and_a_live_run_has_one_process() {
+    let home = Home::new();
+    let run = start_endless(&home, "live");
+    let second = home.train("live", &[]);
+    let (error, hint) = second.failed_with(2);
+    assert!(
+        error.starts_with("there is a run live already: "),
+        "{error}"
+    );
+    assert!(hint.contains("host resume live"), "{hint}");
+
+    let second = home.host(&["resume", "live"]);
+    let (error, _) = second.failed_with(2);
+    let holder = format!("process {} is writing to this run: ", run.id());
+    assert!(error.starts_with(&holder), "{error}");
+    // The live run has not noticed.
+    run.terminate();
+    run.output().ended_with(143);
+}
+
+#[test]
+fn what_cannot_go_on_says_why() {
+    let home = Home::new();
+    home.train("done", &[]).succeeded();
+    let output = home.host(&["resume", "done"]);
+    let (error, hint) = output.failed_with(2);
+    assert!(
+        error.starts_with("the run has come to step 20 of 20: "),
+        "{error}"
+    );
+    assert!(hint.contains("--max-train-steps"), "{hint}");
+
+    let output = home.host(&["resume", "dine"]);
+    assert_eq!(output.failed_with(2).1, "did you mean done?");
+
+    fs::write(home.path("data/00.rs"), "fn other() {}\n").expect("written");
+    let output = home.host(&["resume", "done", "--max-train-steps", "25"]);
+    let (error, hint) = output.failed_with(2);
+    assert!(
+        error.contains("the training data is not what it was"),
+        "{error}"
+    );
+    assert!(hint.contains("bring the files back"), "{hint}");
+}

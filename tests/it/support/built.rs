@@ -1,0 +1,38 @@
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// A file that building the workspace makes: `host`, `libperplexity.so`.
+///
+/// A test cannot depend on a program or on a library that is only there to be loaded, so cargo is
+/// asked, once, for the profile that the tests were built with.
+pub(crate) fn built(file: &str) -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(build).join(file)
+}
+
+fn build() -> PathBuf {
+    let test = std::env::current_exe().expect("this test");
+    let folder = test.ancestors().nth(2).expect("the profile's folder");
+    let profile = match folder.file_name().and_then(|name| name.to_str()) {
+        Some("debug") => "dev",
+        Some(name) => name,
+        None => panic!("no profile's folder: {}", folder.display()),
+    };
+    let target = folder.parent().expect("the target folder");
+    let output = Command::new(env!("CARGO"))
+        .current_dir(root())
+        .args(["build", "--workspace", "--locked", "--quiet"])
+        .args(["--profile", profile, "--target-dir"])
+        .arg(target)
+        .output()
+        .expect("cargo runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    folder.to_owned()
+}
+
+/// The repository's.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}

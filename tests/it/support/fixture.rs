@@ -1,0 +1,85 @@
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+
+use super::built::root;
+
+/// A fixture in C of `tests/fixtures/plugins/c`: a plugin whose setting `how` says how it errs.
+pub(crate) struct Fixture {
+    source: &'static str,
+    id: &'static str,
+    kind: &'static str,
+    flags: Vec<String>,
+}
+
+impl Fixture {
+    pub(crate) fn metric(id: &'static str) -> Self {
+        Self::new("metric.c", "metric", id)
+    }
+
+    pub(crate) fn sink(id: &'static str) -> Self {
+        Self::new("sink.c", "checkpoint_sink", id)
+    }
+
+    fn new(source: &'static str, kind: &'static str, id: &'static str) -> Self {
+        Self {
+            source,
+            id,
+            kind,
+            flags: Vec::new(),
+        }
+    }
+
+    /// For the compiler.
+    pub(crate) fn flag(mut self, flag: impl Into<String>) -> Self {
+        self.flags.push(flag.into());
+        self
+    }
+
+    /// Compiles it into the folder; the library.
+    pub(crate) fn build(&self, dir: &Path) -> PathBuf {
+        let manifest = json!({
+            "abi": [1, 0], "id": self.id, "version": "0.1.0", "kinds": [self.kind],
+            "needs": ["loss_sum", "token_count"],
+            "config": { "type": "object", "properties": { "how": { "type": "string" } } },
+        });
+        let manifest = manifest.to_string();
+        let source = root().join("tests/fixtures/plugins/c").join(self.source);
+        let library = dir.join(format!("lib{}.so", self.id.replace('-', "_")));
+        compile(
+            Command::new("cc")
+                .args(["-std=c11", "-shared", "-fPIC", "-O1", "-w", "-I"])
+                .arg(root().join("plugins/abi"))
+                .arg(format!("-DMANIFEST={manifest:?}"))
+                .arg(format!("-DID={:?}", self.id))
+                .arg("-DVERSION=\"0.1.0\"")
+                .arg(source)
+                .args(&self.flags)
+                .arg("-o")
+                .arg(&library),
+        );
+        library
+    }
+}
+
+/// A library that calls itself libtorch, for a plugin to link.
+pub(crate) fn fake_libtorch(dir: &Path) -> PathBuf {
+    let source = dir.join("torch.c");
+    std::fs::write(&source, "int fake_torch(void) { return 1; }").expect("written");
+    let library = dir.join("libtorch_cpu.so");
+    compile(
+        Command::new("cc")
+            .args(["-shared", "-fPIC", "-Wl,-soname,libtorch_cpu.so"])
+            .arg(&source)
+            .arg("-o")
+            .arg(&library),
+    );
+    library
+}
+
+fn compile(cc: &mut Command) {
+    let output = cc.output().expect("a C compiler called cc");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{cc:?}\n{errors}");
+}

@@ -1,0 +1,17 @@
+//! What the tests of the program share.
+
+mod built;
+mod checkpoint;
+mod fixture;
+mod git;
+mod home;
+mod process;
+mod store;
+
+pub(crate) use built::built;
+pub(crate) use checkpoint::{assert_complete, files_of, manifest_of, sha256};
+pub(crate) use fixture::{Fixture, fake_libtorch};
+pub(crate) use git::{bare_repository, git, git_bytes};
+pub(crate) use home::Home;
+pub(crate) use process::{Output, Process};
+pub(crate) use store::{curve, events_of};

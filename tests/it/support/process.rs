@@ -1,0 +1,267 @@
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// How long anything may take. Nothing here takes seconds; a busy machine may.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A program at work. It ends with this.
+pub(crate) struct Process {
+    what: String,
+    child: Child,
+    stdout: Lines,
+    stderr: Lines,
+}
+
+/// How a program ended and what it said.
+#[derive(Debug)]
+pub(crate) struct Output {
+    what: String,
+    status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Process {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        // Not the environment, which may hold a secret.
+        let arguments: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();
+        let what = format!("host {}", arguments.join(" "));
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{what}: {error}"));
+        let stdout = Lines::read("stdout", child.stdout.take().expect("piped"));
+        let stderr = Lines::read("stderr", child.stderr.take().expect("piped"));
+        Self {
+            what,
+            child,
+            stdout,
+            stderr,
+        }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for an event on stdout; the first that fits, however long ago it came.
+    pub(crate) fn event(&self, fits: impl Fn(&Value) -> bool) -> Value {
+        self.wait_for(&self.stdout, |line| {
+            let event = serde_json::from_str(line).ok()?;
+            fits(&event).then_some(event)
+        })
+    }
+
+    /// Waits for a line on stderr that has this in it.
+    pub(crate) fn said(&self, part: &str) -> String {
+        self.wait_for(&self.stderr, |line| {
+            line.contains(part).then(|| line.to_owned())
+        })
+    }
+
+    /// Waits for a line on stdout that has this in it.
+    pub(crate) fn printed(&self, part: &str) -> String {
+        self.wait_for(&self.stdout, |line| {
+            line.contains(part).then(|| line.to_owned())
+        })
+    }
+
+    fn wait_for<T>(&self, lines: &Lines, find: impl Fn(&str) -> Option<T>) -> T {
+        lines
+            .wait(|heard| heard.lines.iter().find_map(|line| find(line)))
+            .unwrap_or_else(|| {
+                let (what, out, err) = (&self.what, self.stdout.text(), self.stderr.text());
+                panic!("waited in vain for {what}\nstdout:\n{out}\nstderr:\n{err}")
+            })
+    }
+
+    pub(crate) fn interrupt(&self) {
+        self.signal(Signal::INT);
+    }
+
+    pub(crate) fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the process is there");
+    }
+
+    /// Waits until it has ended.
+    pub(crate) fn output(mut self) -> Output {
+        let ends = Instant::now() + LIMIT;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                break status;
+            }
+            if Instant::now() >= ends {
+                let (what, out, err) = (&self.what, self.stdout.text(), self.stderr.text());
+                panic!("{what} does not end\nstdout:\n{out}\nstderr:\n{err}");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        // What it wrote last may still be on its way here.
+        for lines in [&self.stdout, &self.stderr] {
+            lines.wait(|heard| heard.ended.then_some(()));
+        }
+        Output {
+            what: std::mem::take(&mut self.what),
+            status,
+            stdout: self.stdout.text(),
+            stderr: self.stderr.text(),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Output {
+    /// It went well.
+    #[track_caller]
+    pub(crate) fn succeeded(self) -> Self {
+        self.ended_with(0)
+    }
+
+    /// It ended with this exit code.
+    #[track_caller]
+    pub(crate) fn ended_with(self, code: i32) -> Self {
+        assert_eq!(self.status.code(), Some(code), "{self}");
+        self
+    }
+
+    /// The signal that ended it.
+    pub(crate) fn signal(&self) -> Option<i32> {
+        self.status.signal()
+    }
+
+    /// It ended with this exit code, one error and one hint: both.
+    #[track_caller]
+    pub(crate) fn failed_with(&self, code: i32) -> (&str, &str) {
+        assert_eq!(self.status.code(), Some(code), "{self}");
+        let said = |what: &str| {
+            let lines: Vec<&str> = self
+                .stderr
+                .lines()
+                .filter_map(|line| line.strip_prefix(what))
+                .collect();
+            match lines[..] {
+                [line] if !line.trim().is_empty() => line,
+                _ => panic!("not one line {what:?}\n{self}"),
+            }
+        };
+        let (error, hint) = (said("error: "), said("hint: "));
+        let end = format!("error: {error}\nhint: {hint}\n");
+        assert!(self.stderr.ends_with(&end), "{self}");
+        (error, hint)
+    }
+
+    /// The events that `--json` prints, without the object that says where the run is.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        self.objects().into_iter().skip(1).collect()
+    }
+
+    /// Every line of stdout as JSON.
+    pub(crate) fn objects(&self) -> Vec<Value> {
+        let read = |line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}\n{self}"));
+        self.stdout.lines().map(read).collect()
+    }
+
+    /// All of stdout as one JSON value.
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}\n{self}"))
+    }
+}
+
+impl std::fmt::Display for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            what,
+            status,
+            stdout,
+            stderr,
+        } = self;
+        write!(f, "{what}\n{status}\nstdout:\n{stdout}\nstderr:\n{stderr}")
+    }
+}
+
+/// The lines of a pipe, which a thread of its own empties so that the program never waits for it.
+struct Lines(Arc<(Mutex<Heard>, Condvar)>);
+
+#[derive(Default)]
+struct Heard {
+    lines: Vec<String>,
+    ended: bool,
+}
+
+impl Lines {
+    fn read(name: &str, pipe: impl Read + Send + 'static) -> Self {
+        let shared = Arc::<(Mutex<Heard>, Condvar)>::default();
+        let heard = Arc::clone(&shared);
+        let read = move || {
+            let mut pipe = BufReader::new(pipe);
+            loop {
+                let mut line = Vec::new();
+                let read = pipe.read_until(b'\n', &mut line);
+                let mut heard_so_far = heard.0.lock().expect("not poisoned");
+                match read {
+                    Ok(1..) => heard_so_far.lines.push(
+                        String::from_utf8_lossy(&line)
+                            .trim_end_matches('\n')
+                            .to_owned(),
+                    ),
+                    _ => heard_so_far.ended = true,
+                }
+                heard.1.notify_all();
+                if heard_so_far.ended {
+                    return;
+                }
+            }
+        };
+        // The thread ends with the pipe.
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(read)
+            .expect("a thread");
+        Self(shared)
+    }
+
+    /// What `find` finds in them, sooner or later; none if they end before, or the time does.
+    fn wait<T>(&self, find: impl Fn(&Heard) -> Option<T>) -> Option<T> {
+        let ends = Instant::now() + LIMIT;
+        let mut heard = self.0.0.lock().expect("not poisoned");
+        loop {
+            if let Some(found) = find(&heard) {
+                return Some(found);
+            }
+            let left = ends.saturating_duration_since(Instant::now());
+            if heard.ended || left.is_zero() {
+                return None;
+            }
+            heard = self.0.1.wait_timeout(heard, left).expect("not poisoned").0;
+        }
+    }
+
+    fn text(&self) -> String {
+        let heard = self.0.0.lock().expect("not poisoned");
+        heard.lines.iter().map(|line| line.clone() + "\n").collect()
+    }
+}
