@@ -14,8 +14,8 @@ const RUN: &str = "Run";
 /// from which the help takes them.
 #[derive(clap::Args, Clone, Debug, Default, Serialize)]
 pub(crate) struct TrainArgs {
-    /// Folder, file or quoted pattern ('src/**/*.rs') to train on: text, or JSON lines (.jsonl), also
-    /// compressed (.gz, .zst); give it again for more
+    /// Folder, file or quoted pattern ('src/**/*.rs') to train on: text or JSON lines (.jsonl), also
+    /// compressed (.gz, .zst), or Parquet; give it again for more
     #[arg(long, value_name = "PATH", help_heading = DATA)]
     data: Option<Vec<PathBuf>>,
 

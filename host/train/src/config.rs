@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
     /// Folders, files or patterns (`src/**/*.rs`) to train on. A file is one text, or has many documents
-    /// by its name: JSON lines (`.jsonl`, `.ndjson`, `.json.gz`, `.json.zst`). Text and JSON lines may
+    /// by its name: JSON lines (`.jsonl`, `.ndjson`, `.json.gz`, `.json.zst`) and `.parquet`. Text and JSON lines may
     /// be compressed (`.gz`, `.zst`).
     pub data: Vec<PathBuf>,
     /// The share of each of `data` in the training tokens, in relation to the others. The next document

@@ -5,7 +5,7 @@
 //!          '------------------ the "data" thread ----------'
 //! ```
 //!
-//! A document is one file of text, one JSON line or one row. Files are streamed: memory does not grow with
+//! A document is one file of text, one JSON line or one row of Parquet. Files are streamed: memory does not grow with
 //! them, and a document that is longer than a mebibyte is tokenised in passages.
 //!
 //! **What is wrong with the data** either refuses the training before it begins or is left out and
@@ -26,6 +26,7 @@ mod json_lines;
 mod left_out;
 mod loader;
 mod packed;
+mod parquet_rows;
 mod passage;
 mod reader;
 mod stream;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use host_core::{Control, Draft, Emitter, EventBody, ParamGroup, Step, StopReason};
 use host_train::{Outcome, Ports, SchedulerType, Start, TrainConfig, Trainer};
+use parquet::file::writer::SerializedFileWriter;
 
 /// Text of a kind that a tiny model learns something from in a few steps, as (name, text).
 fn documents() -> Vec<(String, String)> {
@@ -163,11 +164,39 @@ fn ten_steps_give_the_golden_losses() {
 #[test]
 fn a_resumed_training_gives_the_same_bytes() {
     let home = tempfile::tempdir().expect("a folder");
-    for (name, write) in [("text", corpus as fn(&Path)), ("jsonl.gz", json_lines)] {
+    for (name, write) in [
+        ("text", corpus as fn(&Path)),
+        ("jsonl.gz", json_lines),
+        ("parquet", parquet),
+    ] {
         let home = home.path().join(name);
         fs::create_dir(&home).expect("made");
         write(&home.join("data"));
         resume(&home, &config(&home.join("data")));
+    }
+}
+
+/// A folder of Parquet files.
+fn parquet(folder: &Path) {
+    use parquet::data_type::{ByteArray, ByteArrayType};
+    let schema = "message m { REQUIRED BYTE_ARRAY content (UTF8); }";
+    let schema = Arc::new(parquet::schema::parser::parse_message_type(schema).expect("a schema"));
+    fs::create_dir(folder).expect("made");
+    for (number, part) in documents().chunks(9).enumerate() {
+        let file = fs::File::create(folder.join(format!("{number}.parquet"))).expect("made");
+        let mut writer =
+            SerializedFileWriter::new(file, schema.clone(), Arc::default()).expect("a writer");
+        let mut group = writer.next_row_group().expect("a group");
+        let mut column = group.next_column().expect("a column").expect("the text");
+        let texts: Vec<_> = part
+            .iter()
+            .map(|(_, text)| ByteArray::from(text.as_str()))
+            .collect();
+        let values = column.typed::<ByteArrayType>();
+        values.write_batch(&texts, None, None).expect("written");
+        column.close().expect("closed");
+        group.close().expect("closed");
+        writer.close().expect("closed");
     }
 }
 

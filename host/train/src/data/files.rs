@@ -7,6 +7,7 @@ use walkdir::WalkDir;
 use super::format::{Format, has_extension};
 use super::json_lines;
 use super::left_out::Reason;
+use super::parquet_rows;
 use super::reader::Reader;
 use crate::TrainConfig;
 
@@ -223,10 +224,11 @@ impl SourceFile {
         })
     }
 
-    /// The names of the first record's fields.
+    /// The names of the columns, or of the first record's fields.
     fn fields(&self) -> Vec<String> {
         match self.format {
             Format::Text(_) => Vec::new(),
+            Format::Parquet => parquet_rows::text_columns(&self.path),
             Format::JsonLines(compression) => json_lines::first_fields(&self.path, compression),
         }
     }

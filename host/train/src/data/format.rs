@@ -11,6 +11,8 @@ pub(crate) enum Format {
     Text(Compression),
     /// Each line is a JSON object with a text in it.
     JsonLines(Compression),
+    /// Each row of a Parquet file has a text in a column.
+    Parquet,
 }
 
 /// What a file must go through to be read.
@@ -22,12 +24,13 @@ pub(crate) enum Compression {
 }
 
 impl Format {
-    /// `.jsonl` and `.ndjson` are JSON lines, as is `.json` when it is compressed, which data sets
+    /// `.parquet` is Parquet. `.jsonl` and `.ndjson` are JSON lines, as is `.json` when it is compressed, which data sets
     /// are and source code is not. Any other name is text. `.gz` and `.zst` may follow.
     pub(crate) fn of(path: &Path) -> Self {
         let name = file_name(path);
         let (name, compression) = split_compression(&name);
         match extension(name) {
+            "parquet" if compression == Compression::None => Self::Parquet,
             // An archive is not a text, so it is not unpacked.
             "tar" => Self::Text(Compression::None),
             "jsonl" | "ndjson" => Self::JsonLines(compression),
@@ -40,7 +43,7 @@ impl Format {
     pub(crate) fn has_records(self) -> bool {
         match self {
             Self::Text(_) => false,
-            Self::JsonLines(_) => true,
+            Self::JsonLines(_) | Self::Parquet => true,
         }
     }
 }
@@ -107,6 +110,7 @@ mod tests {
         assert_eq!(of("a.jsonl"), Format::JsonLines(Compression::None));
         assert_eq!(of("a.JSONL.GZ"), Format::JsonLines(Compression::Gzip));
         assert_eq!(of("f-0001.json.gz"), Format::JsonLines(Compression::Gzip));
+        assert_eq!(of("a.parquet"), Format::Parquet);
         assert_eq!(of("package.json"), Format::Text(Compression::None));
         assert_eq!(of("a.tar.gz"), Format::Text(Compression::None));
     }

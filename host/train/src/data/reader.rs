@@ -6,6 +6,7 @@ use super::files::{Part, SourceFile, number};
 use super::format::Format;
 use super::json_lines::JsonLines;
 use super::left_out::Reason;
+use super::parquet_rows::ParquetRows;
 use super::passage::{self, Passage};
 use super::text::Text;
 
@@ -20,6 +21,7 @@ pub(crate) struct Reader {
 enum Content {
     Text(Text),
     JsonLines(JsonLines),
+    Parquet(Box<ParquetRows>),
 }
 
 impl Reader {
@@ -41,6 +43,9 @@ impl Reader {
                     compression.open(file).map_err(failed)?,
                     source.column.clone(),
                 )),
+                Format::Parquet => {
+                    Content::Parquet(Box::new(ParquetRows::open(file, &source.column)?))
+                }
             },
             part: source.part,
             rest: String::new(),
@@ -53,6 +58,7 @@ impl Reader {
             let document = match &mut self.content {
                 Content::Text(text) => return text.next(),
                 Content::JsonLines(lines) => lines.next()?,
+                Content::Parquet(rows) => rows.next()?,
             };
             match document {
                 Err(reason) => return Some(Err(reason)),

@@ -5,7 +5,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parquet::basic::Compression::SNAPPY;
+
 use super::packed::Packed;
+use super::parquet_rows::tests::parquet;
 use super::*;
 use crate::TrainConfig;
 use crate::tokenizer::Tokenizer;
@@ -57,11 +60,19 @@ fn write(folder: &Path, format: &str) {
                 put(&format!("{n}.json.zst"), bytes);
             }
         }
+        "parquet" => {
+            for (n, part) in documents.chunks(15).enumerate() {
+                let rows: Vec<_> = part.iter().map(|text| Some(text.as_bytes())).collect();
+                put(&format!("{n}.parquet"), parquet(&rows, SNAPPY));
+            }
+        }
         other => unreachable!("{other}"),
     }
 }
 
-const FORMATS: [&str; 5] = ["text", "text.gz", "jsonl", "jsonl.gz", "json.zst"];
+const FORMATS: [&str; 6] = [
+    "text", "text.gz", "jsonl", "jsonl.gz", "json.zst", "parquet",
+];
 
 struct Data {
     tokenizer: Arc<Tokenizer>,
@@ -302,6 +313,18 @@ fn the_good_lines_of_a_bad_file_count() {
         message,
         "4 documents of the data were left out: 1 not UTF-8 (first: FILE), 1 not a JSON object (first: FILE), \
          1 without the text column (first: FILE), 1 empty (first: FILE)"
+    );
+}
+
+#[test]
+fn the_good_rows_of_a_parquet_file_count() {
+    let rows: [Option<&[u8]>; 4] = [Some(b"one"), None, Some(b""), Some(b"two")];
+    let whole = parquet(&rows, SNAPPY);
+    let (texts, message) = beside_a_good_file("a.parquet", &whole);
+    assert_eq!(texts, ["one", "two", "good"]);
+    assert_eq!(
+        message,
+        "2 documents of the data were left out: 1 without the text column (first: FILE), 1 empty (first: FILE)"
     );
 }
 
