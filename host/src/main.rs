@@ -20,6 +20,7 @@ mod signals;
 mod sparkline;
 mod summary;
 mod table;
+mod verify_resume;
 
 use std::process::ExitCode;
 

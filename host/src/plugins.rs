@@ -171,6 +171,13 @@ impl Plugins {
         Ok(sinks)
     }
 
+    /// Leaves out what does nothing but deliver checkpoints.
+    pub(crate) fn without_sinks(mut self) -> Self {
+        self.loaded
+            .retain(|loaded| loaded.plugin.kinds() != [PluginKind::CheckpointSink]);
+        self
+    }
+
     /// What goes into `run.toml`.
     pub(crate) fn entries(&self) -> Vec<PluginEntry> {
         let entry = |Loaded { spec, plugin }: &Loaded| PluginEntry {

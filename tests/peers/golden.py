@@ -16,6 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, get_scheduler
 
 STEPS, ACCUMULATION, BATCH = 20, 2, 3
 NO_DECAY = ["bias", "ln_1.weight", "ln_2.weight", "ln_f.weight"]
+SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+             "warmup_stable_decay"]
 CONFIGS = {
     "tied": dict(vocab_size=61, n_positions=16, n_embd=24, n_layer=2, n_head=3),
     "untied": dict(vocab_size=40, n_positions=12, n_embd=16, n_layer=3, n_head=2, tie_word_embeddings=False),
@@ -71,8 +73,22 @@ def golden(config, dtype):
     return data | weights(model, "w20")
 
 
+def schedule(name):
+    """Learning rates of 40 steps: warm-up 5, all 30, peak 1e-3."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    extra = dict(scheduler_specific_kwargs=dict(num_decay_steps=8)) if name == "warmup_stable_decay" else {}
+    scheduler = get_scheduler(name, optimizer, num_warmup_steps=5, num_training_steps=30, **extra)
+    rates = []
+    for _ in range(40):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
 folder = pathlib.Path(sys.argv[1])
 folder.mkdir(parents=True, exist_ok=True)
+(folder / "schedules.json").write_text(json.dumps({name: schedule(name) for name in SCHEDULES}))
 for name, sizes in CONFIGS.items():
     config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="sdpa")
     for short, dtype in (("f32", torch.float32), ("f64", torch.float64)):

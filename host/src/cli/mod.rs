@@ -9,6 +9,7 @@ mod run;
 mod runs;
 mod serve;
 mod train_args;
+mod verify_resume;
 mod watch;
 
 use std::ffi::OsString;
@@ -46,6 +47,7 @@ enum Command {
     Run(run::Run),
     Resume(resume::Resume),
     Groups(groups::Groups),
+    VerifyResume(verify_resume::VerifyResume),
     Plugin(plugin::Plugin),
     Runs(runs::Runs),
     Serve(serve::Serve),
@@ -86,6 +88,7 @@ pub(crate) fn execute(args: Vec<OsString>) -> Result<StopReason> {
         Command::Run(run) => return run.execute(),
         Command::Resume(resume) => return resume.execute(),
         Command::Groups(groups) => groups.execute(),
+        Command::VerifyResume(verify) => verify.execute(),
         Command::Plugin(plugin) => plugin.execute(),
         Command::Runs(runs) => runs.execute(),
         Command::Serve(serve) => serve.execute(),
@@ -120,6 +123,7 @@ fn command() -> clap::Command {
     Cli::command()
         .mut_subcommand("run", describe)
         .mut_subcommand("groups", describe)
+        .mut_subcommand("verify-resume", describe)
 }
 
 /// Writes to stdout. Nobody reading any more, as behind `| head`, is no error.

@@ -105,12 +105,16 @@ pub(crate) struct TrainArgs {
 
     /// How the learning rate goes over the steps
     #[arg(long, value_name = "TYPE", help_heading = OPTIMIZER,
-        value_parser = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"])]
+        value_parser = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "warmup_stable_decay"])]
     lr_scheduler_type: Option<String>,
 
     /// Optimizer steps over which the learning rate rises from 0
     #[arg(long, value_name = "STEPS", help_heading = OPTIMIZER)]
     num_warmup_steps: Option<u64>,
+
+    /// Optimizer steps over which warmup_stable_decay falls to 0; without it, a tenth of all
+    #[arg(long, value_name = "STEPS", help_heading = OPTIMIZER)]
+    num_decay_steps: Option<u64>,
 
     /// AdamW's weight decay, for the groups that decay
     #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = OPTIMIZER)]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
     /// Folders, files or patterns (`src/**/*.rs`) to train on. A file is one text, or has many documents
-    /// by its name: JSON lines (`.jsonl`, `.ndjson`, `.json.gz`, `.json.zst`) and `.parquet`. Text and JSON lines may
+    /// by its name: JSON lines (`.jsonl`, `.ndjson`, `.json.gz`, `.json.zst`) , `.parquet`, or the `.tokens` that `host data tokenize` writes. Text and JSON lines may
     /// be compressed (`.gz`, `.zst`).
     pub data: Vec<PathBuf>,
     /// The share of each of `data` in the training tokens, in relation to the others. The next document
@@ -33,8 +33,8 @@ pub struct TrainConfig {
     /// A preset (`tiny demo gpt2 codeparrot-small codeparrot`), a Hugging Face `config.json`, or a
     /// folder with one and perhaps with weights.
     pub model: String,
-    /// A `tokenizer.json` or a folder with one. None: that of `model` if it has one, else a byte-level
-    /// BPE is trained on `data` and kept in the cache.
+    /// A `tokenizer.json` or a folder with one. None: that of `model` if it has one, else that beside a
+    /// token file, else a byte-level BPE is trained on `data` and kept in the cache.
     pub tokenizer: Option<PathBuf>,
     /// Size of a vocabulary trained here. None: the model's `vocab_size`.
     pub vocab_size: Option<i64>,
@@ -56,6 +56,8 @@ pub struct TrainConfig {
     pub lr_scheduler_type: SchedulerType,
     /// Optimizer steps over which the learning rate rises from 0.
     pub num_warmup_steps: u64,
+    /// Optimizer steps over which `warmup_stable_decay` falls to 0. None: a tenth of all.
+    pub num_decay_steps: Option<u64>,
     /// Micro-batches whose gradients make one optimizer step.
     pub gradient_accumulation_steps: u64,
     /// Trade computation for memory in the backward pass.
@@ -101,7 +103,7 @@ pub enum Precision {
 }
 
 /// How the learning rate goes over the steps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SchedulerType {
     /// Warm-up, then down to 0 in a line.
@@ -116,6 +118,8 @@ pub enum SchedulerType {
     Constant,
     /// Warm-up, then always the peak.
     ConstantWithWarmup,
+    /// Warm-up, the peak, and over the last `num_decay_steps` down to 0 in half a cosine.
+    WarmupStableDecay,
 }
 
 /// What a loss or gradient that is not finite does.
@@ -152,6 +156,7 @@ impl Default for TrainConfig {
             learning_rate: 2e-4,
             lr_scheduler_type: SchedulerType::Cosine,
             num_warmup_steps: 750,
+            num_decay_steps: None,
             gradient_accumulation_steps: 16,
             gradient_checkpointing: true,
             max_grad_norm: 1.0,

@@ -24,6 +24,7 @@ mod precision;
 mod random;
 mod schedule;
 mod step_log;
+mod tokenize;
 mod tokenizer;
 #[path = "../torch_shim/mod.rs"]
 mod torch_shim;
@@ -33,6 +34,7 @@ mod weights;
 pub use checkpoint::verify as verify_checkpoint;
 pub use config::{OnNonfinite, Precision, SchedulerType, TrainConfig};
 pub use generate::{Generate, generate};
+pub use tokenize::{TokenFile, TokenizeNews, VOCAB_SIZE, tokenize};
 pub use trainer::{Outcome, Ports, Start, Trainer};
 
 use tch::{Device, Tensor};

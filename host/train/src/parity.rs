@@ -148,6 +148,7 @@ fn twenty_steps_change_the_weights_as_the_references_do() {
         };
         let mut optimizer = Optimizer::new(&model.params, &[group(0.1, true), group(0.0, false)]);
         let schedule = Schedule {
+            decay_steps: 0,
             kind: SchedulerType::Cosine,
             peak: 1e-3,
             warmup_steps: 5,
@@ -217,4 +218,28 @@ fn the_keys_bias_has_no_gradient() {
             );
         }
     });
+}
+
+#[test]
+fn every_schedule_is_the_references() {
+    let file = PathBuf::from(std::env::var_os("GOLDEN").expect("GOLDEN")).join("schedules.json");
+    let text = std::fs::read_to_string(file).expect("golden schedules");
+    let golden: HashMap<SchedulerType, Vec<f64>> = serde_json::from_str(&text).expect("rates");
+    assert_eq!(golden.len(), 7);
+    for (kind, rates) in golden {
+        let schedule = Schedule {
+            kind,
+            peak: 1e-3,
+            warmup_steps: 5,
+            decay_steps: 8,
+            total_steps: 30,
+        };
+        for (done, rate) in rates.into_iter().enumerate() {
+            let ours = schedule.learning_rate(done as u64);
+            assert!(
+                (ours - rate).abs() < 1e-15,
+                "{kind:?} after {done} steps: {ours}, not {rate}"
+            );
+        }
+    }
 }

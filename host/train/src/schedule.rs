@@ -8,6 +8,8 @@ pub(crate) struct Schedule {
     pub(crate) kind: SchedulerType,
     pub(crate) peak: f64,
     pub(crate) warmup_steps: u64,
+    /// Only `warmup_stable_decay` looks at it.
+    pub(crate) decay_steps: u64,
     pub(crate) total_steps: u64,
 }
 
@@ -17,25 +19,37 @@ const POLYNOMIAL_END: f64 = 1e-7;
 impl Schedule {
     /// The learning rate of the step after `done` others: warm-up begins at 0.
     pub(crate) fn learning_rate(&self, done: u64) -> f64 {
-        use SchedulerType::{
-            Constant, ConstantWithWarmup, Cosine, CosineWithRestarts, Linear, Polynomial,
-        };
-        if self.kind != Constant && done < self.warmup_steps {
+        if self.kind != SchedulerType::Constant && done < self.warmup_steps {
             return self.peak * (done as f64 / self.warmup_steps.max(1) as f64);
         }
-        let span = self.total_steps.saturating_sub(self.warmup_steps).max(1) as f64;
-        let progress = done.saturating_sub(self.warmup_steps) as f64 / span;
+        let progress =
+            |begin: u64, steps: u64| done.saturating_sub(begin) as f64 / steps.max(1) as f64;
+        let half_cosine = |progress: f64| (0.5 * (1.0 + (PI * progress).cos())).max(0.0);
+        let all = progress(
+            self.warmup_steps,
+            self.total_steps.saturating_sub(self.warmup_steps),
+        );
         match self.kind {
-            Constant | ConstantWithWarmup => self.peak,
-            Linear => self.peak * (1.0 - progress).max(0.0),
-            Cosine => self.peak * (0.5 * (1.0 + (PI * progress).cos())).max(0.0),
+            SchedulerType::Constant | SchedulerType::ConstantWithWarmup => self.peak,
+            SchedulerType::Linear => self.peak * (1.0 - all).max(0.0),
+            SchedulerType::Cosine => self.peak * half_cosine(all),
             // One cycle, transformers' default, which ends hard at 0.
-            CosineWithRestarts if progress >= 1.0 => 0.0,
-            CosineWithRestarts => {
-                self.peak * (0.5 * (1.0 + (PI * progress.fract()).cos())).max(0.0)
+            SchedulerType::CosineWithRestarts if all >= 1.0 => 0.0,
+            SchedulerType::CosineWithRestarts => self.peak * half_cosine(all),
+            SchedulerType::Polynomial if all > 1.0 => POLYNOMIAL_END,
+            SchedulerType::Polynomial => {
+                (self.peak - POLYNOMIAL_END) * (1.0 - all) + POLYNOMIAL_END
             }
-            Polynomial if progress > 1.0 => POLYNOMIAL_END,
-            Polynomial => (self.peak - POLYNOMIAL_END) * (1.0 - progress) + POLYNOMIAL_END,
+            SchedulerType::WarmupStableDecay => {
+                let begin = self
+                    .total_steps
+                    .saturating_sub(self.decay_steps)
+                    .max(self.warmup_steps);
+                match progress(begin, self.decay_steps) {
+                    decay if decay >= 1.0 => 0.0,
+                    decay => self.peak * half_cosine(decay),
+                }
+            }
         }
     }
 }
@@ -49,12 +63,14 @@ mod tests {
             kind,
             peak: 1.0,
             warmup_steps: 2,
+            decay_steps: 2,
             total_steps: 6,
         };
         (0..8).map(|done| schedule.learning_rate(done)).collect()
     }
 
-    /// Values of transformers 4.57, `get_scheduler(NAME, optimizer, 2, 6)` with a peak of 1.
+    /// Values of transformers' `get_scheduler(NAME, optimizer, 2, 6)` with a peak of 1; the parity
+    /// tests compare longer ones with transformers itself.
     #[test]
     fn rates_are_those_of_transformers() {
         let near = |kind, expected: [f64; 8]| {
@@ -94,6 +110,10 @@ mod tests {
         near(
             SchedulerType::ConstantWithWarmup,
             [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+        );
+        near(
+            SchedulerType::WarmupStableDecay,
+            [0.0, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0],
         );
     }
 }

@@ -115,6 +115,8 @@ impl Trainer {
                     .clone()
                     .filter(|folder| folder.join("tokenizer.json").is_file())
             });
+        // Token files bring theirs along.
+        let known = known.or_else(|| corpus.token_folder());
         let tokenizer = match known {
             Some(path) => Tokenizer::read(&path)?,
             None => Tokenizer::train(
@@ -124,6 +126,7 @@ impl Trainer {
                 say,
             )?,
         };
+        corpus.check_tokens(&tokenizer)?;
         let (model_config, weights) = match &stored {
             Some((folder, _)) => (
                 ModelSource::read(&folder.to_string_lossy())?.config,
@@ -201,6 +204,9 @@ impl Trainer {
                 kind: config.lr_scheduler_type,
                 peak: config.learning_rate,
                 warmup_steps: config.num_warmup_steps,
+                decay_steps: config
+                    .num_decay_steps
+                    .unwrap_or(config.max_train_steps / 10),
                 total_steps: config.max_train_steps,
             },
             step: stored.as_ref().map_or(Step(0), |stored| stored.state.step),
