@@ -19,6 +19,10 @@ test: build ## all tests that need no outside program
 test-peers: build ## compares with transformers and others; installs them; PEERS=skip leaves them out
 	tests/peers/run.sh
 
+.PHONY: bench
+bench: build ## training speed beside Accelerate and torch.compile, in turn; ROUNDS=5
+	tests/bench/run.sh $(ROUNDS)
+
 .PHONY: check
 check: libtorch ## what a change must pass before its tests: format, lints
 	cargo fmt --all --check

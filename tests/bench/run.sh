@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Trains the same shapes with the host and with its peers, in turn, and prints the table.
+# Usage: run.sh [ROUNDS]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+tests/peers/provision.sh
+export PYTHONPATH=$PWD/.libtorch/site-packages:$PWD/.peers/site-packages HF_HUB_OFFLINE=1
+exec python3 tests/bench/run.py "$@"
