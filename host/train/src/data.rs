@@ -5,13 +5,15 @@
 //!          '------------------ the "data" thread ----------'
 //! ```
 //!
-//! A document is one file of text, one JSON line or one row of Parquet. Files are streamed: memory does not grow with
+//! A document is one file of text, one JSON line or one row of Parquet; a token file has documents that are
+//! tokenised already, in its own order. Files are streamed: memory does not grow with
 //! them, and a document that is longer than a mebibyte is tokenised in passages.
 //!
 //! **What is wrong with the data** either refuses the training before it begins or is left out and
 //! counted; it never ends a training. Refused is what is wrong from the start: a path that is not
 //! there, a folder without files, a first file of records in whose first hundred there is no text,
-//! data of which nothing counts. Left out, while the rest of the file counts, are a line that is not
+//! a
+//! token file that is not whole or of another tokenizer, data of which nothing counts. Left out, while the rest of the file counts, are a line that is not
 //! a JSON object, a record without the text column or with an empty one, a record that is not UTF-8
 //! or longer than 64 MiB. Left out with the rest of its file is a text from the passage on that is
 //! not UTF-8, and what comes after the place at which a compressed file is damaged or cut short: the
@@ -25,12 +27,14 @@ mod format;
 mod json_lines;
 mod left_out;
 mod loader;
+mod memory_map;
 mod packed;
 mod parquet_rows;
 mod passage;
 mod reader;
 mod stream;
 mod text;
+mod token_file;
 mod validation;
 mod workers;
 
@@ -38,12 +42,14 @@ mod workers;
 mod tests;
 
 pub(crate) use corpus::Corpus;
-pub(crate) use files::{SourceFile, hex};
+pub(crate) use files::{SourceFile, find, hex};
 pub(crate) use format::{Compression, Format};
 pub(crate) use left_out::LeftOut;
 pub(crate) use loader::{Cursor, Loader};
-pub(crate) use packed::{Packer, Position};
+pub(crate) use packed::{Packer, Place, Position};
 pub(crate) use reader::sample_records;
+pub(crate) use stream::{Order, Stream};
+pub(crate) use token_file::{TokenHeader, TokenWriter};
 pub(crate) use validation::Validation;
 pub(crate) use workers::Workers;
 

@@ -162,6 +162,15 @@ impl Tokenizer {
         self.inner.get_vocab_size(true) as i64
     }
 
+    /// What tells it from another, however its file is laid out.
+    pub(crate) fn sha256(&self) -> [u8; 32] {
+        let json: Value = serde_json::from_str(&self.files[0].1).unwrap_or_default();
+        let mut hash = Sha256::new();
+        hash.update(json.to_string());
+        hash.update(self.end_of_text.to_le_bytes());
+        hash.finalize().into()
+    }
+
     /// The token between documents.
     pub(crate) fn end_of_text(&self) -> u32 {
         self.end_of_text

@@ -1,10 +1,14 @@
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use host_core::{Error, Kind, Result};
 use sha2::{Digest, Sha256};
 
 use super::files::{Part, SourceFile, find, hex, number};
+use super::format::Format;
+use super::token_file::TokenHeader;
 use crate::TrainConfig;
+use crate::tokenizer::Tokenizer;
 
 /// What there is to train on and to evaluate on.
 #[derive(Clone, Debug)]
@@ -78,6 +82,40 @@ impl Corpus {
         })
     }
 
+    /// Where the tokenizer of token files must be: in the folder of the first. None: there are no token
+    /// files.
+    pub(crate) fn token_folder(&self) -> Option<PathBuf> {
+        let mut tokens = self.token_files();
+        tokens.next()?.path.parent().map(Path::to_owned)
+    }
+
+    /// Looks whether the token files are whole and of this tokenizer.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub(crate) fn check_tokens(&self, tokenizer: &Tokenizer) -> Result<()> {
+        for file in self.token_files() {
+            if TokenHeader::read(&file.path)?.tokenizer != tokenizer.sha256() {
+                return Err(Error::new(
+                    Kind::Config,
+                    format!(
+                        "the token file was made with another tokenizer: {}",
+                        file.path.display()
+                    ),
+                )
+                .hint("give the one beside it by --tokenizer, or write the file anew with `host data tokenize`"));
+            }
+        }
+        Ok(())
+    }
+
+    fn token_files(&self) -> impl Iterator<Item = &SourceFile> {
+        let train = self.train.iter().flat_map(|source| source.files.iter());
+        train
+            .chain(self.valid.iter())
+            .filter(|file| file.format == Format::Tokens)
+    }
+
     /// The training files of all sources.
     pub(crate) fn train_files(&self) -> Arc<[SourceFile]> {
         let files = self.train.iter().flat_map(|source| source.files.iter());
@@ -127,7 +165,6 @@ fn split(files: Vec<SourceFile>, valid_every: u64) -> (Vec<SourceFile>, Vec<Sour
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     fn folder(names: &[&str]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a folder");

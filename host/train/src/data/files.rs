@@ -47,7 +47,7 @@ const SAMPLE: usize = 100;
 ///
 /// # Errors
 /// A path that is not there, or nothing found, or a first file with records that have no text.
-pub(super) fn find(what: &str, paths: &[PathBuf], config: &TrainConfig) -> Result<Vec<SourceFile>> {
+pub(crate) fn find(what: &str, paths: &[PathBuf], config: &TrainConfig) -> Result<Vec<SourceFile>> {
     let mut search = Search {
         extensions: &config.extensions,
         column: config.text_column.as_str().into(),
@@ -227,7 +227,7 @@ impl SourceFile {
     /// The names of the columns, or of the first record's fields.
     fn fields(&self) -> Vec<String> {
         match self.format {
-            Format::Text(_) => Vec::new(),
+            Format::Text(_) | Format::Tokens => Vec::new(),
             Format::Parquet => parquet_rows::text_columns(&self.path),
             Format::JsonLines(compression) => json_lines::first_fields(&self.path, compression),
         }

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 
-/// How a file holds its documents. Its name says so.
+use super::token_file;
+
+/// How a file holds its documents. Its name says so, and of token files their beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     /// The whole file is one text.
@@ -13,6 +15,8 @@ pub(crate) enum Format {
     JsonLines(Compression),
     /// Each row of a Parquet file has a text in a column.
     Parquet,
+    /// Token ids that `host data tokenize` wrote.
+    Tokens,
 }
 
 /// What a file must go through to be read.
@@ -31,6 +35,8 @@ impl Format {
         let (name, compression) = split_compression(&name);
         match extension(name) {
             "parquet" if compression == Compression::None => Self::Parquet,
+            // Others use this name for text.
+            "tokens" if token_file::is_one(path) => Self::Tokens,
             // An archive is not a text, so it is not unpacked.
             "tar" => Self::Text(Compression::None),
             "jsonl" | "ndjson" => Self::JsonLines(compression),
@@ -42,7 +48,7 @@ impl Format {
     /// Whether a file may hold many documents.
     pub(crate) fn has_records(self) -> bool {
         match self {
-            Self::Text(_) => false,
+            Self::Text(_) | Self::Tokens => false,
             Self::JsonLines(_) | Self::Parquet => true,
         }
     }

@@ -1,4 +1,5 @@
-/// What is tokenised at once: a document, or a part of one that is longer than a mebibyte.
+/// What is tokenised at once: a document, or a part of one that is longer than a mebibyte. Of a token
+/// file it is some documents or a part of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Passage {
     pub(crate) content: Content,
@@ -10,6 +11,8 @@ pub(crate) struct Passage {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     Text(String),
+    /// Of a token file, the end-of-text tokens included.
+    Ids(Vec<u32>),
 }
 
 /// Bytes of text in a passage at most. Tokenising takes some forty times the memory.
@@ -27,6 +30,7 @@ impl Passage {
     pub(crate) fn bytes(&self) -> usize {
         match &self.content {
             Content::Text(text) => text.len(),
+            Content::Ids(ids) => size_of_val(&ids[..]),
         }
     }
 }
@@ -79,7 +83,9 @@ mod tests {
         let mut joined = String::new();
         loop {
             let passage = take(&mut text);
-            let Content::Text(part) = &passage.content;
+            let Content::Text(part) = &passage.content else {
+                unreachable!("a text has no ids");
+            };
             assert!(part.len() <= LIMIT);
             joined += part;
             if passage.ends_document {

@@ -9,6 +9,7 @@ use super::left_out::Reason;
 use super::parquet_rows::ParquetRows;
 use super::passage::{self, Passage};
 use super::text::Text;
+use super::token_file::TokenIds;
 
 /// The passages of a file, one after the other, in memory that does not grow with the file.
 pub(crate) struct Reader {
@@ -22,6 +23,7 @@ enum Content {
     Text(Text),
     JsonLines(JsonLines),
     Parquet(Box<ParquetRows>),
+    Ids(Box<TokenIds>),
 }
 
 impl Reader {
@@ -46,6 +48,7 @@ impl Reader {
                 Format::Parquet => {
                     Content::Parquet(Box::new(ParquetRows::open(file, &source.column)?))
                 }
+                Format::Tokens => Content::Ids(Box::new(TokenIds::open(&source.path, file)?)),
             },
             part: source.part,
             rest: String::new(),
@@ -57,6 +60,7 @@ impl Reader {
         while self.rest.is_empty() {
             let document = match &mut self.content {
                 Content::Text(text) => return text.next(),
+                Content::Ids(ids) => return ids.next(),
                 Content::JsonLines(lines) => lines.next()?,
                 Content::Parquet(rows) => rows.next()?,
             };
@@ -89,8 +93,11 @@ pub(crate) fn sample_records(file: &SourceFile, bytes: u64, texts: &mut Vec<Stri
     while taken <= bytes
         && let Some(next) = reader.next()
     {
-        if let Ok(passage) = next {
-            let passage::Content::Text(text) = passage.content;
+        if let Ok(Passage {
+            content: passage::Content::Text(text),
+            ..
+        }) = next
+        {
             taken += text.len() as u64;
             texts.push(text);
         }

@@ -22,6 +22,8 @@ const PATIENCE: usize = 1000;
 pub(crate) enum Order {
     /// Once, as they are.
     Once,
+    /// Once, shuffled by the seed as the first epoch of `Endless`.
+    Shuffled(i64),
     /// Again and again, shuffled anew by the seed in each epoch.
     Endless(i64),
 }
@@ -192,7 +194,7 @@ impl Stream {
 
     fn shuffle(&mut self) {
         self.sequence = (0..self.files.len()).collect();
-        let Order::Endless(seed) = self.order else {
+        let (Order::Shuffled(seed) | Order::Endless(seed)) = self.order else {
             return;
         };
         // Every source its own order: 2^32 epochs are enough for each.

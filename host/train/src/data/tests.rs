@@ -267,6 +267,102 @@ fn a_single_file_of_records_is_split_by_their_texts() {
     assert_eq!(all, expected);
 }
 
+/// Writes what the text folder holds as the first epoch meets it.
+fn write_tokens(data: &Data, path: &Path) {
+    let files = data.corpus.train_files();
+    let order = Order::Shuffled(1);
+    let left_out = Arc::new(LeftOut::default());
+    let place = Place::default();
+    let mut stream = Stream::new(0, files, data.workers.clone(), left_out, order, place);
+    let end_of_text = data.tokenizer.end_of_text();
+    let header = TokenHeader::new(300, end_of_text, data.tokenizer.sha256());
+    let file = fs::File::create(path).expect("made");
+    let mut writer = TokenWriter::new(file, header).expect("begun");
+    while let Some(passage) = stream.next().expect("tokenised") {
+        writer.write(&passage.tokens).expect("written");
+    }
+    writer.finish().expect("finished");
+}
+
+#[test]
+fn a_token_file_gives_the_sequences_of_the_first_epoch_and_resumes() {
+    let (text, tokens) = (folder(), folder());
+    write(text.path(), "text");
+    let text = open(text.path(), 2, |_| ());
+    let path = tokens.path().join("train.tokens");
+    write_tokens(&text, &path);
+    let data = open(&path, 1, |_| ());
+    data.corpus
+        .check_tokens(&data.tokenizer)
+        .expect("the same tokenizer");
+    assert_eq!(data.corpus.token_folder().as_deref(), Some(tokens.path()));
+    let sequences = |data: &Data, n| {
+        let packed = take(&mut data.endless(Position::default()), n);
+        packed
+            .into_iter()
+            .map(|packed| packed.tokens)
+            .collect::<Vec<_>>()
+    };
+    let epoch = text.tokens(&documents()).len() / SEQ_LENGTH;
+    assert!(sequences(&data, epoch) == sequences(&text, epoch));
+    let whole = take(&mut data.endless(Position::default()), 300);
+    for cut in [1, 50, epoch, epoch + 1, 290] {
+        let mut resumed = data.endless(whole[cut - 1].after.clone());
+        assert_eq!(take(&mut resumed, 300 - cut), whole[cut..], "{cut}");
+    }
+}
+
+#[test]
+fn token_files_of_another_tokenizer_are_refused_and_other_files_of_the_name_are_text() {
+    let (text, tokens) = (folder(), folder());
+    write(text.path(), "text");
+    let text = open(text.path(), 1, |_| ());
+    let path = tokens.path().join("train.tokens");
+    write_tokens(&text, &path);
+    let mut bytes = fs::read(&path).expect("read");
+    bytes[40] ^= 1;
+    fs::write(&path, &bytes).expect("written");
+    let data = open(&path, 1, |_| ());
+    let error = data
+        .corpus
+        .check_tokens(&data.tokenizer)
+        .expect_err("refused");
+    assert!(
+        error
+            .message()
+            .starts_with("the token file was made with another tokenizer")
+    );
+    fs::write(&path, &bytes[..bytes.len() - 2]).expect("written");
+    let data = open(&path, 1, |_| ());
+    let error = data
+        .corpus
+        .check_tokens(&data.tokenizer)
+        .expect_err("refused");
+    assert!(error.message().contains("it is cut short"));
+    fs::write(&path, "ID=1\n").expect("written");
+    let data = open(&path, 1, |_| ());
+    assert_eq!(data.corpus.token_folder(), None);
+    assert_eq!(data.texts().0, ["ID=1\n"]);
+}
+
+#[test]
+fn a_token_file_that_is_cut_short_while_it_is_read_is_left_out() {
+    let (text, tokens) = (folder(), folder());
+    write(text.path(), "text");
+    let text = open(text.path(), 1, |_| ());
+    let path = tokens.path().join("train.tokens");
+    write_tokens(&text, &path);
+    let corpus = open(&path, 1, |_| ()).corpus;
+    let mut reader = reader::Reader::open(&corpus.train_files()[0]).expect("opened");
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .and_then(|file| file.set_len(100))
+        .expect("cut");
+    assert_eq!(reader.next(), Some(Err(left_out::Reason::Changed)));
+    assert_eq!(reader.next(), None);
+}
+
 /// A folder with this one file beside a good one, which comes last.
 fn beside_a_good_file(name: &str, bytes: &[u8]) -> (Vec<String>, String) {
     let folder = folder();

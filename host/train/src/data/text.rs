@@ -79,17 +79,11 @@ impl Text {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::passage::Content;
 
     fn read(bytes: Vec<u8>) -> Vec<Result<(usize, bool), Reason>> {
         let mut text = Text::new(Box::new(std::io::Cursor::new(bytes)));
         std::iter::from_fn(|| text.next())
-            .map(|passage| {
-                passage.map(|passage| {
-                    let Content::Text(text) = passage.content;
-                    (text.len(), passage.ends_document)
-                })
-            })
+            .map(|passage| passage.map(|passage| (passage.bytes(), passage.ends_document)))
             .collect()
     }
 

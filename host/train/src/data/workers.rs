@@ -18,18 +18,25 @@ pub(crate) struct Workers {
 
 #[derive(Debug)]
 struct Job {
-    passage: Passage,
+    text: String,
+    ends_document: bool,
     reply: SyncSender<Option<Vec<u32>>>,
 }
 
-/// The tokens of a passage to come.
+/// The tokens of a passage, at hand or to come.
 #[derive(Debug)]
-pub(crate) struct Pending(Receiver<Option<Vec<u32>>>);
+pub(crate) enum Pending {
+    Ready(Vec<u32>),
+    Coming(Receiver<Option<Vec<u32>>>),
+}
 
 impl Pending {
     /// Waits for them. None: the tokenizer could not take the text.
     pub(crate) fn wait(self) -> Option<Vec<u32>> {
-        self.0.recv().ok().flatten()
+        match self {
+            Self::Ready(tokens) => Some(tokens),
+            Self::Coming(reply) => reply.recv().ok().flatten(),
+        }
     }
 }
 
@@ -69,12 +76,21 @@ impl Workers {
 
     /// Hands over a passage. Waits while the threads have enough to do.
     pub(crate) fn submit(&self, passage: Passage) -> Pending {
+        let ends_document = passage.ends_document;
+        let text = match passage.content {
+            Content::Ids(ids) => return Pending::Ready(ids),
+            Content::Text(text) => text,
+        };
         let (reply, pending) = sync_channel(1);
         if let Some(jobs) = &self.jobs {
             // If no thread takes it, nobody replies, and whoever waits learns that.
-            let _ = jobs.send(Job { passage, reply });
+            let _ = jobs.send(Job {
+                text,
+                ends_document,
+                reply,
+            });
         }
-        Pending(pending)
+        Pending::Coming(pending)
     }
 }
 
@@ -94,18 +110,17 @@ fn work(incoming: &Mutex<Receiver<Job>>, tokenizer: &Tokenizer) {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .recv();
-        let Ok(Job { passage, reply }) = job else {
+        let Ok(job) = job else {
             return;
         };
-        let encode = AssertUnwindSafe(|| tokens_of(passage, tokenizer));
-        let _ = reply.send(catch_unwind(encode).unwrap_or_default());
+        let encode = AssertUnwindSafe(|| tokens_of(&job, tokenizer));
+        let _ = job.reply.send(catch_unwind(encode).unwrap_or_default());
     }
 }
 
-fn tokens_of(passage: Passage, tokenizer: &Tokenizer) -> Option<Vec<u32>> {
-    let Content::Text(text) = passage.content;
-    let mut tokens = tokenizer.encode(&text)?;
-    if passage.ends_document {
+fn tokens_of(job: &Job, tokenizer: &Tokenizer) -> Option<Vec<u32>> {
+    let mut tokens = tokenizer.encode(&job.text)?;
+    if job.ends_document {
         tokens.push(tokenizer.end_of_text());
     }
     Some(tokens)
