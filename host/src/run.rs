@@ -374,7 +374,7 @@ fn ending(outcome: Outcome, undelivered: &[Undelivered]) -> Result<StopReason> {
 }
 
 /// Where what is worth keeping between runs is kept.
-fn cache_dir() -> PathBuf {
+pub(crate) fn cache_dir() -> PathBuf {
     let from = |name: &str| {
         std::env::var_os(name)
             .map(PathBuf::from)

@@ -19,7 +19,7 @@ const REFUSED: [(&str, &str); 2] = [
     ),
     (
         "tokenized",
-        "give the source files by `data`: they are tokenized while they are read, by `tokenizer` if it is set",
+        "give token files as `data`, which `host data tokenize` writes; text is tokenized while it is read",
     ),
 ];
 

@@ -1,6 +1,7 @@
 //! The command line: one file for each command.
 
 mod argv;
+mod data;
 mod generate;
 mod groups;
 mod plugin;
@@ -49,6 +50,7 @@ enum Command {
     Groups(groups::Groups),
     VerifyResume(verify_resume::VerifyResume),
     Plugin(plugin::Plugin),
+    Data(data::Data),
     Runs(runs::Runs),
     Serve(serve::Serve),
     Watch(watch::Watch),
@@ -90,6 +92,7 @@ pub(crate) fn execute(args: Vec<OsString>) -> Result<StopReason> {
         Command::Groups(groups) => groups.execute(),
         Command::VerifyResume(verify) => verify.execute(),
         Command::Plugin(plugin) => plugin.execute(),
+        Command::Data(data) => data.execute(),
         Command::Runs(runs) => runs.execute(),
         Command::Serve(serve) => serve.execute(),
         Command::Watch(watch) => watch.execute(),

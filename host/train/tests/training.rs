@@ -141,13 +141,7 @@ const GOLDEN: [f64; 10] = [
     5.64167, 5.64923, 5.18801, 4.86417, 4.65997, 4.43901, 4.24974, 4.14892, 4.06365, 4.02104,
 ];
 
-#[test]
-fn ten_steps_give_the_golden_losses() {
-    let home = tempfile::tempdir().expect("a folder");
-    let data = home.path().join("data");
-    corpus(&data);
-    let run = train(&config(&data), &Start::Fresh, home.path(), &Control::new());
-    assert_eq!(run.outcome.reason, StopReason::Completed);
+fn assert_golden(run: &Run) {
     let losses = run.series("loss/train");
     assert_eq!(
         losses.iter().map(|point| point.0).collect::<Vec<_>>(),
@@ -159,6 +153,16 @@ fn ten_steps_give_the_golden_losses() {
         .zip(GOLDEN)
         .all(|(loss, golden)| (loss - golden).abs() < 2e-3);
     assert!(near, "{losses:.5?}\ngolden: {GOLDEN:.5?}");
+}
+
+#[test]
+fn ten_steps_give_the_golden_losses() {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path().join("data");
+    corpus(&data);
+    let run = train(&config(&data), &Start::Fresh, home.path(), &Control::new());
+    assert_eq!(run.outcome.reason, StopReason::Completed);
+    assert_golden(&run);
 }
 
 #[test]
@@ -198,6 +202,80 @@ fn parquet(folder: &Path) {
         group.close().expect("closed");
         writer.close().expect("closed");
     }
+}
+
+/// Token files of the text folder and of one of its files to evaluate on.
+fn tokens(home: &Path, config: &TrainConfig) -> TrainConfig {
+    let output = home.join("tokens");
+    let cache = home.join("cache");
+    let written = host_train::tokenize(config, &output, &cache, &mut |_| ()).expect("written");
+    let names: Vec<_> = written.iter().map(|file| file.path.clone()).collect();
+    assert_eq!(
+        names,
+        [output.join("train.tokens"), output.join("valid.tokens")]
+    );
+    let left: Vec<_> = fs::read_dir(&output).expect("a folder").collect();
+    assert_eq!(
+        left.len(),
+        4,
+        "two token files, two of the tokenizer: {left:?}"
+    );
+    TrainConfig {
+        data: vec![output.join("train.tokens")],
+        valid_data: vec![output.join("valid.tokens")],
+        ..config.clone()
+    }
+}
+
+#[test]
+fn token_files_train_as_the_text_and_resume() {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path().join("data");
+    corpus(&data);
+    let config = tokens(home.path(), &config(&data));
+    let run = train(&config, &Start::Fresh, home.path(), &Control::new());
+    assert_golden(&run);
+    resume(home.path(), &config);
+}
+
+#[test]
+fn a_token_file_that_cannot_be_written_leaves_nothing() {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path().join("data");
+    corpus(&data);
+    let output = home.path().join("out");
+    let all = output.join("all.tokens");
+    let tokenize = |config: &TrainConfig| {
+        host_train::tokenize(config, &all, &home.path().join("cache"), &mut |_| ())
+    };
+    let good = config(&data);
+    let written = tokenize(&good).expect("written");
+    assert!(written[0].tokens > 1000 && written[0].vocab_size > 256);
+    let before = fs::read(&all).expect("read");
+    assert_eq!(before.len() as u64, 64 + 2 * written[0].tokens);
+
+    let binary = home.path().join("binary.txt");
+    fs::write(&binary, [0xff; 9]).expect("written");
+    let bad = TrainConfig {
+        data: vec![binary],
+        tokenizer: Some(output.clone()),
+        ..good.clone()
+    };
+    let error = tokenize(&bad).expect_err("nothing to tokenize");
+    assert!(
+        error
+            .message()
+            .starts_with("nothing of the data can be used")
+    );
+    assert!(fs::read(&all).expect("read") == before);
+    assert_eq!(fs::read_dir(&output).expect("a folder").count(), 3);
+
+    let again = TrainConfig {
+        data: vec![all.clone()],
+        ..good
+    };
+    let error = tokenize(&again).expect_err("tokenized already");
+    assert!(error.message().starts_with("the data is tokenized already"));
 }
 
 /// Ten steps against five steps and five more.

@@ -201,16 +201,22 @@ fn a_position_survives_json() {
 }
 
 #[test]
-fn the_passages_of_a_long_text_have_the_tokens_of_the_whole() {
+fn the_parts_of_a_text_have_the_tokens_of_the_whole() {
     let folder = folder();
-    let text = documents().concat().repeat(350);
-    assert!(text.len() > 1 << 20);
-    fs::write(folder.path().join("a.txt"), &text).expect("written");
-    let data = open(folder.path(), 2, |_| ());
-    let tokens = data.tokens(&[text]);
-    let mut packer = Packer::once(data.corpus.train_files(), &data.workers, tokens.len());
-    let packed = packer.next().expect("packed").expect("one sequence");
-    assert!(*packed.tokens == tokens);
+    write(folder.path(), "text");
+    let data = open(folder.path(), 1, |_| ());
+    let text = documents().concat();
+    let tokens = |text: &str| data.tokenizer.encode(text).expect("encoded");
+    for limit in [20, 100, 333] {
+        let (mut parts, mut rest) = (Vec::new(), text.as_str());
+        while rest.len() > limit {
+            let (part, after) = rest.split_at(passage::cut(rest.as_bytes(), limit));
+            parts.extend(tokens(part));
+            rest = after;
+        }
+        parts.extend(tokens(rest));
+        assert_eq!(parts, tokens(&text), "{limit}");
+    }
 }
 
 #[test]
@@ -427,7 +433,7 @@ fn the_good_rows_of_a_parquet_file_count() {
 #[test]
 fn a_compressed_file_that_is_cut_short_counts_up_to_there() {
     // Some blocks of either compression.
-    let documents = vec![documents(); 100].concat();
+    let documents = vec![documents(); 60].concat();
     for (name, whole) in [
         ("a.jsonl.gz", gzip(&json_lines(&documents))),
         (
@@ -436,7 +442,7 @@ fn a_compressed_file_that_is_cut_short_counts_up_to_there() {
         ),
     ] {
         let (texts, message) = beside_a_good_file(name, &whole[..whole.len() - 12]);
-        assert!(texts.len() > 1000 && texts.len() <= documents.len());
+        assert!(texts.len() > 600 && texts.len() <= documents.len());
         assert_eq!(texts.last().expect("one"), "good");
         assert_eq!(texts[..texts.len() - 1], documents[..texts.len() - 1]);
         assert_eq!(
