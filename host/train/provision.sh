@@ -44,7 +44,8 @@ link() {
 pip_for() { # makes `$1 -m pip` work, or fails
 	"$1" -m pip --version >/dev/null 2>&1 && return
 	printf 'this python3 has no pip: installing it\n'
-	"$1" -m ensurepip --user >/dev/null 2>&1 && "$1" -m pip --version >/dev/null 2>&1 && return
+	"$1" -m ensurepip --user >/dev/null 2>&1 || "$1" -m ensurepip >/dev/null 2>&1 || true
+	"$1" -m pip --version >/dev/null 2>&1 && return
 	if command -v apt-get >/dev/null; then
 		local as=()
 		[ "$(id -u)" = 0 ] || as=(sudo -n)
