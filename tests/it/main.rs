@@ -12,3 +12,4 @@ mod misbehaving;
 mod resume;
 mod run;
 mod terminal;
+mod tokenize;

@@ -120,7 +120,7 @@ impl Tokenize {
         let (mut began, mut shown) = (Instant::now(), Instant::now());
         let mut news = |news: TokenizeNews<'_>| match news {
             TokenizeNews::Begins(what) => {
-                began = Instant::now();
+                (began, shown) = (Instant::now(), Instant::now());
                 progress.busy(what);
             }
             TokenizeNews::LeftOut(message) => progress.say(&format!("warning: {message}")),
