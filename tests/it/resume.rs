@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::support::{Fixture, Home, Process, curve, events_of};
+use crate::support::{Fixture, Home, Process, assert_complete, curve, events_of};
 
 /// A training that only a signal ends. The rate does not depend on the number of steps, so that a
 /// shorter one does the same as far as it goes.
@@ -128,20 +128,46 @@ fn assert_ended_in_order(home: &Home, name: &str, events: &[Value]) {
     assert!(!home.run_dir(name).join("grpc.addr").exists());
 }
 
+/// A sink that is at work until it is told to end.
+fn waiting_sink(home: &Home) -> String {
+    let library = Fixture::sink("waiting").build(&home.path(""));
+    format!("{}:how=wait", library.display())
+}
+
+#[test]
+fn ctrl_c_after_the_last_step_leaves_the_deliveries() {
+    let home = Home::new();
+    let run = home.start_training("drained", &["--plugin", &waiting_sink(&home)]);
+    run.said("waiting for waiting (4 checkpoints); Ctrl-C leaves them");
+    run.interrupt();
+    let output = run.output();
+    let (error, _) = output.failed_with(4);
+    assert_eq!(error, "checkpoints did not reach waiting");
+    assert_eq!(home.checkpoints("drained"), [5, 10, 15, 20]);
+    assert_eq!(status(&home, "drained"), "completed");
+}
+
 #[test]
 fn a_second_ctrl_c_ends_at_once() {
     let home = Home::new();
-    let sink = Fixture::sink("waiting").build(&home.path(""));
-    let sink = format!("{}:how=wait", sink.display());
-    let run = home.start_training("stuck", &["--plugin", &sink, "--json"]);
-    // All steps are done, and the sink keeps the run from ending.
-    run.event(|event| event["kind"] == "checkpoint_written" && event["step"] == 20);
+    let sink = waiting_sink(&home);
+    let run = home.start_training(
+        "stuck",
+        &[&ENDLESS[..], &["--plugin", &sink, "--json"]].concat(),
+    );
+    run.event(|event| event["kind"] == "delivery" && event["state"] == "sending");
+    run.interrupt();
     run.said("waiting for waiting");
     run.interrupt();
-    run.said("cancel");
-    let output = run.output();
-    assert!(!output.stderr.contains("panicked"), "{output}");
-    assert_eq!(home.checkpoints("stuck"), [5, 10, 15, 20]);
+    let output = run.output().ended_with(130);
+    assert!(output.stderr.contains("ended at once"), "{output}");
+    // The first one's checkpoint stands, and it is as if the process had been killed since.
+    let newest = *home.checkpoints("stuck").last().expect("a checkpoint");
+    let steps = curve(&home.run_dir("stuck"), "loss/train");
+    assert_eq!(steps.last().map(|point| point.0), Some(newest));
+    assert_complete(&home.checkpoint("stuck", newest));
+    assert_eq!(status(&home, "stuck"), "crashed");
+    assert!(!home.run_dir("stuck").join("grpc.addr").exists());
 }
 
 #[test]
