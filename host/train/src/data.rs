@@ -7,7 +7,7 @@
 //!
 //! A document is one file of text, one JSON line or one row of Parquet; a token file has documents that are
 //! tokenised already, in its own order. Files are streamed: memory does not grow with
-//! them, and a document that is longer than a mebibyte is tokenised in passages.
+//! them, and a document that is longer than 256 KiB is tokenised in passages.
 //!
 //! **What is wrong with the data** either refuses the training before it begins or is left out and
 //! counted; it never ends a training. Refused is what is wrong from the start: a path that is not

@@ -1,4 +1,4 @@
-/// What is tokenised at once: a document, or a part of one that is longer than a mebibyte. Of a token
+/// What is tokenised at once: a document, or a part of one that is longer than 256 KiB. Of a token
 /// file it is some documents or a part of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Passage {
@@ -15,8 +15,8 @@ pub(crate) enum Content {
     Ids(Vec<u32>),
 }
 
-/// Bytes of text in a passage at most. Tokenising takes some forty times the memory.
-pub(crate) const LIMIT: usize = 1 << 20;
+/// Bytes of text in a passage at most. Tokenising takes more than a hundred times the memory.
+pub(crate) const LIMIT: usize = 1 << 18;
 
 impl Passage {
     pub(crate) fn text(text: String, ends_document: bool) -> Self {
