@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use host_core::{
-    CheckpointSink, Control, Emitter, Error, EventBody, Kind, Metric, Result, Step, StopReason,
+    CheckpointSink, Control, Emitter, Error, EventBody, Kind, Result, Step, StopReason,
 };
 use host_plugin::SearchPath;
 use host_serve::{Server, Source};
@@ -143,7 +143,6 @@ pub(crate) fn groups(plan: &Plan) -> Result<Grouping> {
 /// Everything that can fail before there is a run.
 struct Ready {
     plugins: Plugins,
-    metrics: Vec<Box<dyn Metric>>,
     sinks: Vec<(String, Box<dyn CheckpointSink>)>,
     trainer: Trainer,
     grouping: Grouping,
@@ -158,11 +157,11 @@ impl Ready {
         for line in plugins.lines() {
             progress.say(&line);
         }
-        let trainer = prepare(plan, start, progress)?;
+        let mut trainer = prepare(plan, start, progress)?;
+        trainer.add_metrics(metrics)?;
         let grouping = plugins.group(trainer.params(), plan.train.weight_decay)?;
         Ok(Self {
             plugins,
-            metrics,
             sinks,
             trainer,
             grouping,
@@ -248,7 +247,6 @@ fn train(ready: Ready, live: Live, session: &Session<'_>) -> Result<StopReason> 
     let accounts = ready.plugins.accounts();
     let outcome = ready.trainer.fit(Ports {
         groups: ready.grouping.groups,
-        metrics: ready.metrics,
         emitter: emitter.clone(),
         control,
         checkpoints: dir.checkpoints(),

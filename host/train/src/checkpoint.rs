@@ -387,7 +387,7 @@ pub fn verify(folder: &Path) -> Result<Manifest> {
                     path.display()
                 ),
             )
-            .hint("use an older checkpoint of the run"));
+            .hint("remove the checkpoint's folder: the resume then goes on from the one before"));
         }
     }
     Ok(manifest)

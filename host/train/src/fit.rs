@@ -27,12 +27,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
     let mut step = trainer.step;
     let mut state = State {
         optimizer: Optimizer::new(&trainer.model.params, &ports.groups),
-        evaluation: Evaluation {
-            validation: trainer.validation,
-            byte_lengths: trainer.byte_lengths,
-            batch_size: config.valid_batch_size as usize,
-            metrics: ports.metrics,
-        },
+        evaluation: trainer.evaluation,
         log: StepLog::new(
             ports.emitter.clone(),
             &config,
@@ -45,7 +40,6 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
         data_sha256: trainer.data_sha256,
         random: trainer.random,
     };
-    state.evaluation.rehearse(&state.model)?;
     if let Some(stored) = trainer.stored {
         state.optimizer.restore(stored.optimizer)?;
         state.random.restore(&stored.random)?;

@@ -38,6 +38,13 @@ impl Tokenizer {
         } else {
             path.to_owned()
         };
+        if !file.is_file() {
+            return Err(Error::new(
+                Kind::Config,
+                format!("there is no tokenizer: {}", file.display()),
+            )
+            .hint("name a tokenizer.json, or a folder with one"));
+        }
         let text = fs::read_to_string(&file)
             .map_err(|error| Error::io("read the tokenizer", &file, &error))?;
         let config = file.with_file_name("tokenizer_config.json");

@@ -12,6 +12,7 @@ use crate::TrainConfig;
 use crate::checkpoint::Stored;
 use crate::data::{Corpus, LeftOut, Loader, Packer, Position, SourceFile, Validation, Workers};
 use crate::device;
+use crate::evaluate::Evaluation;
 use crate::fit;
 use crate::model::Gpt2;
 use crate::model_config::{ModelConfig, ModelSource};
@@ -36,8 +37,7 @@ pub struct Trainer {
     pub(crate) config: TrainConfig,
     pub(crate) model: Gpt2,
     pub(crate) loader: Loader,
-    pub(crate) validation: Validation,
-    pub(crate) byte_lengths: Tensor,
+    pub(crate) evaluation: Evaluation,
     pub(crate) schedule: Schedule,
     pub(crate) step: Step,
     pub(crate) stored: Option<Stored>,
@@ -53,8 +53,6 @@ pub struct Trainer {
 pub struct Ports<'a> {
     /// The parameter groups, checked.
     pub groups: Vec<ParamGroup>,
-    /// The evaluation's metrics beside the host's own `loss/eval`.
-    pub metrics: Vec<Box<dyn Metric>>,
     /// Where events go.
     pub emitter: Emitter,
     /// What the outside asks for.
@@ -198,8 +196,13 @@ impl Trainer {
         checkpoint_files.push(("generation_config.json", format!("{json:#}\n")));
         Ok(Self {
             loader: Loader::new(packer, config.shuffle_buffer, config.seed, cursor)?,
-            byte_lengths: Tensor::from_slice(&tokenizer.byte_lengths(model.config.vocab_size))
-                .to_device(device),
+            evaluation: Evaluation {
+                validation,
+                byte_lengths: Tensor::from_slice(&tokenizer.byte_lengths(model.config.vocab_size))
+                    .to_device(device),
+                batch_size: usize::try_from(config.valid_batch_size).unwrap_or(1),
+                metrics: Vec::new(),
+            },
             schedule: Schedule {
                 kind: config.lr_scheduler_type,
                 peak: config.learning_rate,
@@ -213,7 +216,6 @@ impl Trainer {
             params: model.param_infos(),
             config: config.clone(),
             model,
-            validation,
             stored,
             data_sha256,
             checkpoint_files,
@@ -226,6 +228,16 @@ impl Trainer {
     /// The trainable parameters in the model's order; tied weights appear once.
     pub fn params(&self) -> &[ParamInfo] {
         &self.params
+    }
+
+    /// Adds metrics to the evaluation, beside the host's own `loss/eval`, and shows one batch to
+    /// each, so that one that cannot work is known before the training begins.
+    ///
+    /// # Errors
+    /// The first metric that fails, or two that give a value of the same name.
+    pub fn add_metrics(&mut self, metrics: Vec<Box<dyn Metric>>) -> Result<()> {
+        self.evaluation.metrics.extend(metrics);
+        self.evaluation.rehearse(&self.model)
     }
 
     /// The step that `fit` begins at.
@@ -248,7 +260,7 @@ impl Trainer {
             self.model.device,
             self.files.len(),
             bytes as f64 / 1e6,
-            self.validation.sequences.len(),
+            self.evaluation.validation.sequences.len(),
             self.config.seq_length,
         )
     }
@@ -258,7 +270,12 @@ impl Trainer {
     /// # Errors
     /// What made training impossible; the checkpoints written before stand.
     pub fn fit(self, mut ports: Ports<'_>) -> Result<Outcome> {
-        if let Some(message) = self.validation.left_out.message("evaluation data") {
+        if let Some(message) = self
+            .evaluation
+            .validation
+            .left_out
+            .message("evaluation data")
+        {
             ports
                 .emitter
                 .emit(self.step, EventBody::Warning { message });
@@ -268,7 +285,7 @@ impl Trainer {
                 self.files.clone(),
                 &self.workers,
                 self.model.config.vocab_size,
-                &self.validation,
+                &self.evaluation.validation,
             )?;
             ports.emitter.emit(self.step, EventBody::Metrics { values });
         }

@@ -118,7 +118,6 @@ fn train(config: &TrainConfig, start: &Start, home: &Path, control: &Control) ->
     let outcome = trainer
         .fit(Ports {
             groups,
-            metrics: Vec::new(),
             emitter,
             control: control.clone(),
             checkpoints: checkpoints.clone(),

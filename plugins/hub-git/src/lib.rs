@@ -71,7 +71,7 @@ impl CheckpointSink for HubGit {
             branch,
             remote,
         } = &receipt;
-        self.host.info(&format!(
+        self.host.debug(&format!(
             "step {} is on branch {branch} as {commit}: {remote}",
             snapshot.step
         ));
