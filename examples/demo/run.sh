@@ -30,6 +30,7 @@ trap 'kill $watcher 2>/dev/null || true' EXIT
 wait $watcher || true
 
 printf '\nseen over gRPC      %s events: demo/watched/%s.jsonl\n' "$(wc -l <"demo/watched/$name.jsonl")" "$name"
+printf 'again over gRPC     %s serve --runs demo/runs, and elsewhere: %s watch ADDRESS --run %s\n' "$host" "$host" "$name"
 printf 'pushed by git       git -C demo/remote.git log --oneline %s\n' "$name"
 git -C "$remote" log --format='                    %h %s' "$name"
 printf '\nwhat the model writes after "impl":\n\n'
