@@ -7,7 +7,7 @@ use host_core::{
     check_groups,
 };
 use host_plugin::{CallStats, LogRecord, Plugin, PluginConfig, PluginKind, PluginSpec, SearchPath};
-use host_plugin::{Level, Target, set_log};
+use host_plugin::{Level, OnError, Target, set_log};
 
 use crate::progress::Progress;
 use crate::run_file::{FoundPlugin, PluginEntry};
@@ -210,6 +210,13 @@ impl Plugins {
 
 impl Loaded {
     fn load(spec: PluginSpec, search: &SearchPath) -> Result<Self> {
+        if spec.on_error.is_some_and(|policy| policy != OnError::Warn) {
+            return Err(Error::new(
+                Kind::Config,
+                "a plugin's on_error can only be warn in this version",
+            )
+            .hint("leave it out: a failure while training is an event, and the run goes on"));
+        }
         let found = search.find(&spec.target)?;
         let plugin = Plugin::load(&found, &spec.config)?;
         Ok(Self { spec, plugin })
@@ -325,6 +332,21 @@ mod tests {
         assert_eq!(label("a", [].into_iter()), "a");
         assert_eq!(label("a", ["b", "a"].into_iter()), "a-2");
         assert_eq!(label("a", ["a", "a-2"].into_iter()), "a-3");
+    }
+
+    #[test]
+    fn a_policy_that_nobody_carries_out_is_refused() {
+        let search = SearchPath::new(Vec::new());
+        let load = |spec: &str| {
+            let specs = [spec.parse().expect("a spec")];
+            Plugins::load(&specs, &search)
+                .err()
+                .expect("refused")
+                .to_string()
+        };
+        assert!(load("x:on_error=fail").contains("on_error can only be warn"));
+        assert!(load("x:on_error=disable_after=3").contains("on_error can only be warn"));
+        assert!(!load("x:on_error=warn").contains("on_error"));
     }
 
     fn entry(id: &str, sha256: &str) -> PluginEntry {
