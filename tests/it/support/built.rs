@@ -20,7 +20,17 @@ fn build() -> PathBuf {
         None => panic!("no profile's folder: {}", folder.display()),
     };
     let target = folder.parent().expect("the target folder");
-    let output = Command::new(env!("CARGO"))
+    let mut cargo = Command::new(env!("CARGO"));
+    // What cargo tells a test of its package would make some build scripts run again, now and when
+    // the user's own cargo comes next.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| {
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        }) {
+            cargo.env_remove(name);
+        }
+    }
+    let output = cargo
         .current_dir(root())
         .args(["build", "--workspace", "--locked", "--quiet"])
         .args(["--profile", profile, "--target-dir"])
