@@ -1,5 +1,5 @@
 """Trains one shape with the host and with what users would pick instead, in turn, and prints the
-medians and ratios. Usage: run.py [ROUNDS]; the table is kept as target/bench/train.json.
+medians and ratios. Usage: run.py [ROUNDS [SHAPE…]]; the table is kept as target/bench/train.json.
 """
 
 import json
@@ -13,6 +13,7 @@ import time
 root = pathlib.Path(__file__).resolve().parents[2]
 folder = root / "target" / "bench"
 rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+wanted = sys.argv[2:]
 SHAPES = {
     # name: (configuration, batch, sequence, steps of a round)
     "small": (dict(n_layer=4, n_embd=256, n_head=4, vocab_size=8192, n_positions=256), 8, 256, 12),
@@ -87,6 +88,8 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     report = {}
     for name, shape in SHAPES.items():
+        if wanted and name not in wanted:
+            continue
         sizes, batch, length, _ = shape
         tokenizer(sizes["vocab_size"])
         config = folder / f"{name}.json"
