@@ -180,6 +180,12 @@ fn refusal(id: &str, schema: &Value, fault: &ValidationError<'_>) -> Error {
                 "write --plugin {id}:{key}=… or {key} = … in its [[plugin]] table"
             ))
         }
+        // What the validator says of a key where no key at all is allowed.
+        ValidationErrorKind::FalseSchema
+            if at.is_empty() && resolved(schema, schema).get("properties").is_none() =>
+        {
+            config_error(id, "takes no settings".to_owned()).hint("leave them out")
+        }
         _ if at.is_empty() => {
             config_error(id, format!("cannot use its settings: {fault}")).hint(describe(id))
         }
@@ -328,5 +334,17 @@ mod tests {
         let error = spec.config.resolve(&manifest(None)).expect_err("refused");
         assert_eq!(error.message(), "plugin local-disk has no setting a");
         assert_eq!(error.hint_text(), Some("it takes none; leave it out"));
+    }
+
+    #[test]
+    fn a_schema_without_properties_says_that_there_are_no_settings() {
+        let schema = json!({ "type": "object", "additionalProperties": false });
+        let spec: crate::PluginSpec = "local-disk:a=1".parse().expect("a spec");
+        let error = spec
+            .config
+            .resolve(&manifest(Some(schema)))
+            .expect_err("refused");
+        assert_eq!(error.message(), "plugin local-disk takes no settings");
+        assert_eq!(error.hint_text(), Some("leave them out"));
     }
 }

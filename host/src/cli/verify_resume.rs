@@ -17,7 +17,7 @@ pub(super) struct VerifyResume {
     train: TrainArgs,
 
     /// Optimizer steps before the kill, and as many after it
-    #[arg(long, value_name = "STEPS", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Run")]
+    #[arg(long, value_name = "STEPS", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=1_000_000), help_heading = "Run")]
     steps: u64,
 }
 
