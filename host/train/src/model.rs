@@ -70,7 +70,7 @@ struct Dropout {
 
 /// Logits that exist at once in training, in elements: few enough for the cache, enough for a matrix
 /// product.
-const LOGITS_AT_ONCE: i64 = 1 << 21;
+const LOGITS_AT_ONCE: i64 = 1 << 22;
 
 /// Keys and values of the tokens seen so far, one pair a block.
 pub(crate) type Past = Vec<Option<(Tensor, Tensor)>>;
@@ -418,9 +418,7 @@ impl Linear {
         if let Some(last) = shape.last_mut() {
             *last = to;
         }
-        self.bias
-            .addmm(&x.reshape([-1, from]), &self.weight)
-            .view(shape.as_slice())
+        torch_shim::conv1d(&x.reshape([-1, from]), &self.weight, &self.bias).view(shape.as_slice())
     }
 }
 

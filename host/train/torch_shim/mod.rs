@@ -37,6 +37,12 @@ unsafe extern "C" {
         eps: f64,
         found_inf: *const C_tensor,
     ) -> c_int;
+    fn shim_conv1d(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        y: *mut *mut C_tensor,
+    ) -> c_int;
     fn shim_linear_cross_entropy(
         hidden: *const C_tensor,
         weight: *const C_tensor,
@@ -119,6 +125,19 @@ pub(crate) fn fused_adamw(
             found_inf.map_or(ptr::null(), Tensor::as_ptr),
         )
     })
+}
+
+/// GPT-2's `Conv1D`, `x @ weight + bias`, with a graph: (n, out) from (n, in), (in, out) and (out), all of one type.
+///
+/// # Panics
+/// As tch's own operations do, where shapes or types do not match.
+pub(crate) fn conv1d(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
+    let mut y = ptr::null_mut();
+    // SAFETY: the pointers are of live tensors, and `y` receives a new one.
+    let done = checked(unsafe { shim_conv1d(x.as_ptr(), weight.as_ptr(), bias.as_ptr(), &mut y) });
+    done.expect("the model's layers fit each other");
+    // SAFETY: the call went well, so `y` is a tensor that nobody else owns.
+    unsafe { Tensor::from_ptr(y) }
 }
 
 /// The head and its loss, forward and backward at once, without ever holding all logits.
@@ -252,6 +271,28 @@ mod tests {
     }
 
     #[test]
+    fn a_conv1d_is_a_product_and_a_sum_with_their_gradients() {
+        for kind in [TorchKind::Float, TorchKind::Double] {
+            let options = (kind, Device::Cpu);
+            let leaf = |shape: &[i64]| Tensor::randn(shape, options).set_requires_grad(true);
+            let (x, weight, bias) = (leaf(&[7, 4]), leaf(&[4, 6]), leaf(&[6]));
+            let above = Tensor::randn([7, 6], options);
+            let gradients = |y: &Tensor| {
+                backward_with(y, &above).expect("backward");
+                let taken = [&x, &weight, &bias].map(|leaf| leaf.grad().copy());
+                clear_gradients(&[&x, &weight, &bias].map(Tensor::shallow_clone)).expect("cleared");
+                taken
+            };
+            let near = |a: &Tensor, b: &Tensor| a.allclose(b, 1e-5, 1e-5, false);
+            let (ours, plain) = (conv1d(&x, &weight, &bias), x.matmul(&weight) + &bias);
+            assert!(near(&ours, &plain));
+            for (ours, plain) in gradients(&ours).iter().zip(gradients(&plain)) {
+                assert!(near(ours, &plain), "{kind:?}");
+            }
+        }
+    }
+
+    #[test]
     fn bfloat16_is_used_where_it_is_asked_for() {
         let options = (TorchKind::Float, Device::Cpu);
         let (a, b) = (
@@ -260,6 +301,7 @@ mod tests {
         );
         let guard = AutocastBf16::new(Device::Cpu);
         assert_eq!(a.matmul(&b).kind(), TorchKind::BFloat16);
+        assert_eq!(conv1d(&a, &b, &a.select(0, 0)).kind(), TorchKind::BFloat16);
         drop(guard);
         assert_eq!(a.matmul(&b).kind(), TorchKind::Float);
         let labels = Tensor::zeros([8], (TorchKind::Int64, Device::Cpu));
