@@ -299,7 +299,7 @@ typedef struct {
     // | `nll` | (batch, time) f32 | negative log likelihood of each predicted token, nats |
     // | `labels` | (batch, time) i64 | the predicted tokens' ids |
     // | `argmax` | (batch, time) i64 | the most likely token |
-    // | `label_rank` | (batch, time) i64 | how many tokens were likelier than the label |
+    // | `label_rank` | (batch, time) i64 | the label's place from 0, the likeliest first, of equal ones the lower id |
     // | `byte_count` | 0-d i64 | UTF-8 bytes of the predicted tokens |
     // | `logits` | (batch, time, vocabulary) f32 | all of them; large, so the last resort |
     const HostTensor *tensors;

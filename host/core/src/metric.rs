@@ -20,7 +20,8 @@ pub enum Need {
     Labels,
     /// The most likely token: (batch, time) i64.
     Argmax,
-    /// How many tokens were likelier than the label: (batch, time) i64.
+    /// The label's place from 0, the likeliest token first and of equally likely ones the lower id, so
+    /// that 0 is what argmax picks: (batch, time) i64.
     LabelRank,
     /// All logits: (batch, time, vocabulary) f32. Large.
     Logits,

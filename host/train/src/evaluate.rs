@@ -1,11 +1,9 @@
-use std::marker::PhantomData;
+mod inputs;
 
-use host_core::{
-    Device, Dtype, Error, EventBody, Kind, Metric, MetricBatch, MetricValue, Need, Result, Step,
-    TensorView,
-};
-use tch::{Kind as TorchKind, Tensor, no_grad_guard};
+use host_core::{Error, EventBody, Kind, Metric, MetricBatch, MetricValue, Result, Step};
+use tch::{Tensor, no_grad_guard};
 
+use self::inputs::Inputs;
 use crate::batch;
 use crate::data::Validation;
 use crate::model::Gpt2;
@@ -39,6 +37,9 @@ impl Evaluation {
     /// # Errors
     /// The first metric that fails, or two that give the same name.
     pub(crate) fn rehearse(&mut self, model: &Gpt2) -> Result<()> {
+        if self.metrics.is_empty() {
+            return Ok(());
+        }
         let mut first_fault = None;
         let values = self.run(model, Step(0), 1, &mut |body| {
             if let EventBody::PluginFault { message, .. } = body {
@@ -83,18 +84,12 @@ impl Evaluation {
             .chunks(self.batch_size)
             .take(max_batches)
         {
-            let inputs =
-                Inputs::compute(model, &batch(sequences, model.device), &self.byte_lengths);
-            loss_sum += inputs.loss_sum.double_value(&[]);
+            let tokens = batch(sequences, model.device);
+            let mut inputs = Inputs::new(model, &tokens, &self.byte_lengths);
+            loss_sum += inputs.loss_sum;
             token_count += inputs.token_count;
             for metric in &mut watched {
-                let wanted = inputs.gather(metric.metric.needs(), metric.metric.reads_cuda());
-                let tensors: Vec<_> = wanted.iter().map(Borrowed::view).collect();
-                let seen = MetricBatch {
-                    step: step.0,
-                    tensors: &tensors,
-                };
-                metric.call("update", fault, |metric| metric.update(seen));
+                metric.see(step, &mut inputs, fault);
             }
         }
         let mut values = Vec::new();
@@ -120,6 +115,17 @@ struct Watched<'a> {
 }
 
 impl Watched<'_> {
+    /// Shows it a batch: what it needs, and nothing if it failed before.
+    fn see(&mut self, step: Step, inputs: &mut Inputs<'_>, fault: &mut dyn FnMut(EventBody)) {
+        self.call("update", fault, |metric| {
+            let tensors = inputs.views(metric.needs(), metric.reads_cuda());
+            metric.update(MetricBatch {
+                step: step.0,
+                tensors: &tensors,
+            })
+        });
+    }
+
     fn call<T>(
         &mut self,
         call: &str,
@@ -142,120 +148,106 @@ impl Watched<'_> {
     }
 }
 
-/// What can be known of one batch. Beyond the loss, each input is computed only if a metric asks.
-struct Inputs<'a> {
-    logits: Tensor,
-    /// (batch, time) i64.
-    labels: Tensor,
-    /// (batch, time), of the logits' type.
-    nll: Tensor,
-    /// 0-d f64.
-    loss_sum: Tensor,
-    token_count: i64,
-    byte_lengths: &'a Tensor,
-}
+#[cfg(test)]
+mod tests {
+    use host_core::Need;
+    use tch::Device;
 
-impl<'a> Inputs<'a> {
-    fn compute(model: &Gpt2, tokens: &Tensor, byte_lengths: &'a Tensor) -> Self {
-        let logits = model.logits(tokens);
-        let labels = tokens.narrow(1, 1, tokens.size()[1] - 1);
-        let nll = logits
-            .view([-1, model.config.vocab_size])
-            .cross_entropy_loss::<Tensor>(
-                &labels.reshape([-1]),
-                None,
-                tch::Reduction::None,
-                -100,
-                0.0,
-            )
-            .view_as(&labels);
-        let loss_sum = nll.sum(TorchKind::Double);
-        Self {
-            token_count: labels.numel() as i64,
-            logits,
-            labels,
-            nll,
-            loss_sum,
-            byte_lengths,
-        }
+    use super::*;
+    use crate::config::Precision;
+    use crate::model_config::ModelSource;
+    use crate::precision::Arithmetic;
+
+    /// Notes what it is shown and where that lies.
+    struct Looker {
+        needs: Vec<Need>,
+        seen: Vec<(Need, usize)>,
+        fails: bool,
     }
 
-    fn gather(&self, needs: &[Need], reads_cuda: bool) -> Vec<Borrowed> {
-        needs
-            .iter()
-            .map(|&need| {
-                let tensor = self.get(need);
-                Borrowed::new(
-                    need,
-                    if reads_cuda {
-                        tensor
-                    } else {
-                        tensor.to_device(tch::Device::Cpu)
-                    },
-                )
-            })
-            .collect()
-    }
-
-    fn get(&self, need: Need) -> Tensor {
-        match need {
-            Need::LossSum => self.loss_sum.shallow_clone(),
-            Need::TokenCount => Tensor::from(self.token_count).to_device(self.labels.device()),
-            Need::Nll => self.nll.to_kind(TorchKind::Float),
-            Need::Labels => self.labels.contiguous(),
-            Need::Argmax => self.logits.argmax(-1, false),
-            Need::LabelRank => {
-                let of_label = self.logits.gather(-1, &self.labels.unsqueeze(-1), false);
-                self.logits
-                    .gt_tensor(&of_label)
-                    .sum_dim_intlist(-1, false, TorchKind::Int64)
+    impl Looker {
+        fn new(needs: &[Need]) -> Self {
+            Self {
+                needs: needs.to_vec(),
+                seen: Vec::new(),
+                fails: false,
             }
-            Need::ByteCount => self
-                .byte_lengths
-                .index_select(0, &self.labels.reshape([-1]))
-                .sum(TorchKind::Int64),
-            Need::Logits => self.logits.to_kind(TorchKind::Float),
-        }
-    }
-}
-
-/// A tensor that a metric sees; it lives through the call.
-struct Borrowed {
-    need: Need,
-    tensor: Tensor,
-    shape: Vec<i64>,
-    strides: Vec<i64>,
-}
-
-impl Borrowed {
-    fn new(need: Need, tensor: Tensor) -> Self {
-        if let tch::Device::Cuda(index) = tensor.device() {
-            tch::Cuda::synchronize(index as i64);
-        }
-        Self {
-            need,
-            shape: tensor.size(),
-            strides: tensor.stride(),
-            tensor,
         }
     }
 
-    fn view(&self) -> (Need, TensorView<'_>) {
-        let view = TensorView {
-            data: self.tensor.data_ptr(),
-            shape: &self.shape,
-            strides: &self.strides,
-            dtype: match self.tensor.kind() {
-                TorchKind::Double => Dtype::F64,
-                TorchKind::Int64 => Dtype::I64,
-                _ => Dtype::F32,
-            },
-            device: match self.tensor.device() {
-                tch::Device::Cuda(index) => Device::Cuda(index as u32),
-                _ => Device::Cpu,
-            },
-            owner: PhantomData,
-        };
-        (self.need, view)
+    impl Metric for Looker {
+        fn id(&self) -> &str {
+            "looker"
+        }
+        fn needs(&self) -> &[Need] {
+            &self.needs
+        }
+        fn reads_cuda(&self) -> bool {
+            false
+        }
+        fn reset(&mut self) -> Result<()> {
+            if self.fails {
+                return Err(Error::new(Kind::Plugin, "told to fail"));
+            }
+            Ok(())
+        }
+        fn update(&mut self, batch: MetricBatch<'_>) -> Result<()> {
+            let places = batch.tensors.iter();
+            self.seen
+                .extend(places.map(|(need, view)| (*need, view.data.addr())));
+            Ok(())
+        }
+        fn export_state(&mut self) -> Result<Vec<u8>> {
+            Ok(Vec::new())
+        }
+        fn merge_state(&mut self, _state: &[u8]) -> Result<()> {
+            Ok(())
+        }
+        fn compute(&mut self) -> Result<Vec<(String, f64)>> {
+            Ok(Vec::new())
+        }
+    }
+
+    /// Shows one batch of a tiny model to these; what was computed for them.
+    fn computed_for(lookers: &mut [Looker]) -> Vec<Need> {
+        let _guard = no_grad_guard();
+        let mut source = ModelSource::read("tiny").expect("a preset");
+        source.config.vocab_size = 50;
+        let model = Gpt2::new(source.config, Arithmetic(Precision::F32), Device::Cpu);
+        let tokens = batch(&[(0..16).collect(), (20..36).collect()], Device::Cpu);
+        let byte_lengths = Tensor::ones([50], (tch::Kind::Int64, Device::Cpu));
+        let mut inputs = Inputs::new(&model, &tokens, &byte_lengths);
+        for looker in lookers {
+            let mut watched = Watched {
+                metric: looker,
+                failed: false,
+            };
+            let mut fault = |_| {};
+            watched.call("reset", &mut fault, |metric| metric.reset());
+            watched.see(Step(1), &mut inputs, &mut fault);
+        }
+        inputs.computations
+    }
+
+    #[test]
+    fn nothing_is_computed_that_nobody_asked_for() {
+        assert_eq!(computed_for(&mut []), []);
+        let mut loss = [Looker::new(&[Need::LossSum])];
+        assert_eq!(computed_for(&mut loss), [Need::LossSum]);
+        assert_eq!(loss[0].seen.len(), 1);
+        for need in Need::ALL {
+            assert_eq!(computed_for(&mut [Looker::new(&[need])]), [need]);
+        }
+        let mut failed = Looker::new(&[Need::Logits]);
+        failed.fails = true;
+        assert_eq!(computed_for(&mut [failed]), []);
+    }
+
+    #[test]
+    fn what_two_metrics_need_is_computed_once() {
+        let both = [Need::LabelRank, Need::Nll, Need::Logits];
+        let mut lookers = [Looker::new(&both), Looker::new(&both)];
+        assert_eq!(computed_for(&mut lookers), both);
+        assert_eq!(lookers[0].seen, lookers[1].seen);
     }
 }

@@ -1,0 +1,180 @@
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+
+use host_core::{Device, Dtype, Need, TensorView};
+use tch::{Kind as TorchKind, Tensor};
+
+use crate::model::Gpt2;
+
+/// What can be known of one batch. Beyond the loss, an input is computed when a metric first asks
+/// for it, and once however many ask; the same holds for its copy to the CPU.
+pub(super) struct Inputs<'a> {
+    pub(super) loss_sum: f64,
+    pub(super) token_count: i64,
+    /// (batch, time, vocabulary), of the model's type.
+    logits: Tensor,
+    /// (batch, time) i64.
+    labels: Tensor,
+    /// (batch, time), of the logits' type.
+    nll: Tensor,
+    byte_lengths: &'a Tensor,
+    /// What was asked for, where it was computed.
+    computed: BTreeMap<Need, Tensor>,
+    /// The same where a metric reads it: `true` is the model's device, `false` the CPU.
+    shown: BTreeMap<(Need, bool), Shown>,
+    /// Every computation, in order.
+    #[cfg(test)]
+    pub(super) computations: Vec<Need>,
+}
+
+impl<'a> Inputs<'a> {
+    /// Runs the model over (batch, sequence) tokens. `byte_lengths` is (vocabulary) i64.
+    pub(super) fn new(model: &Gpt2, tokens: &Tensor, byte_lengths: &'a Tensor) -> Self {
+        let logits = model.logits(tokens);
+        let labels = tokens.narrow(1, 1, tokens.size()[1] - 1);
+        let nll = logits
+            .view([-1, model.config.vocab_size])
+            .cross_entropy_loss::<Tensor>(
+                &labels.reshape([-1]),
+                None,
+                tch::Reduction::None,
+                -100,
+                0.0,
+            )
+            .view_as(&labels);
+        Self {
+            loss_sum: nll.sum(TorchKind::Double).double_value(&[]),
+            token_count: labels.numel() as i64,
+            logits,
+            labels,
+            nll,
+            byte_lengths,
+            computed: BTreeMap::new(),
+            shown: BTreeMap::new(),
+            #[cfg(test)]
+            computations: Vec::new(),
+        }
+    }
+
+    /// The inputs that a metric needs, on the model's device if it `reads_cuda`, else on the CPU.
+    pub(super) fn views(
+        &mut self,
+        needs: &[Need],
+        reads_cuda: bool,
+    ) -> Vec<(Need, TensorView<'_>)> {
+        for &need in needs {
+            if !self.computed.contains_key(&need) {
+                let tensor = self.compute(need);
+                self.computed.insert(need, tensor);
+            }
+            let place = if reads_cuda {
+                self.labels.device()
+            } else {
+                tch::Device::Cpu
+            };
+            let tensor = &self.computed[&need];
+            self.shown
+                .entry((need, reads_cuda))
+                .or_insert_with(|| Shown::new(tensor.to_device(place)));
+        }
+        needs
+            .iter()
+            .map(|&need| (need, self.shown[&(need, reads_cuda)].view()))
+            .collect()
+    }
+
+    fn compute(&mut self, need: Need) -> Tensor {
+        #[cfg(test)]
+        self.computations.push(need);
+        match need {
+            Need::LossSum => Tensor::from(self.loss_sum),
+            Need::TokenCount => Tensor::from(self.token_count),
+            Need::Nll => self.nll.to_kind(TorchKind::Float),
+            Need::Labels => self.labels.contiguous(),
+            Need::Argmax => self.logits.argmax(-1, false),
+            Need::LabelRank => label_rank(&self.logits, &self.labels),
+            Need::ByteCount => self
+                .byte_lengths
+                .index_select(0, &self.labels.reshape([-1]))
+                .sum(TorchKind::Int64),
+            Need::Logits => self.logits.to_kind(TorchKind::Float),
+        }
+    }
+}
+
+/// How many tokens come before each label, the likeliest first and of equally likely ones the lower
+/// id: what argmax picks has rank 0. A NaN comes before everything, so that a broken model is never
+/// right.
+fn label_rank(logits: &Tensor, labels: &Tensor) -> Tensor {
+    let vocab = logits.size()[logits.dim() - 1];
+    let labels = labels.unsqueeze(-1);
+    let of_label = logits.gather(-1, &labels, false);
+    let ids = Tensor::arange(vocab, (TorchKind::Int64, logits.device()));
+    let tied = logits
+        .eq_tensor(&of_label)
+        .logical_and_(&ids.ge_tensor(&labels));
+    let behind = logits.lt_tensor(&of_label).logical_or_(&tied);
+    vocab - behind.sum_dim_intlist(-1, false, TorchKind::Int64)
+}
+
+/// A tensor as a metric sees it.
+struct Shown {
+    tensor: Tensor,
+    shape: Vec<i64>,
+    strides: Vec<i64>,
+}
+
+impl Shown {
+    fn new(tensor: Tensor) -> Self {
+        if let tch::Device::Cuda(index) = tensor.device() {
+            tch::Cuda::synchronize(index as i64);
+        }
+        Self {
+            shape: tensor.size(),
+            strides: tensor.stride(),
+            tensor,
+        }
+    }
+
+    fn view(&self) -> TensorView<'_> {
+        TensorView {
+            data: self.tensor.data_ptr(),
+            shape: &self.shape,
+            strides: &self.strides,
+            dtype: match self.tensor.kind() {
+                TorchKind::Double => Dtype::F64,
+                TorchKind::Int64 => Dtype::I64,
+                _ => Dtype::F32,
+            },
+            device: match self.tensor.device() {
+                tch::Device::Cuda(index) => Device::Cuda(index as u32),
+                _ => Device::Cpu,
+            },
+            owner: PhantomData,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_equally_likely_tokens_the_lower_id_comes_first_as_argmax_has_it() {
+        let logits = Tensor::from_slice(&[1.0f32, 3.0, 3.0, 0.0, 3.0]);
+        let logits = logits.expand([5, -1], false).unsqueeze(0);
+        let labels = Tensor::from_slice(&[0i64, 1, 2, 3, 4]).unsqueeze(0);
+        let ranks: Vec<i64> = Vec::try_from(label_rank(&logits, &labels).view(-1)).expect("i64");
+        assert_eq!(ranks, [3, 0, 1, 4, 2]);
+        assert_eq!(logits.argmax(-1, false).int64_value(&[0, 0]), 1);
+    }
+
+    #[test]
+    fn no_label_is_right_among_nans() {
+        let logits = Tensor::from_slice(&[f32::NAN, 1.0, 2.0, f32::NAN, f32::NAN, f32::NAN]);
+        let labels = Tensor::from_slice(&[2i64, 0]).view([1, 2]);
+        let ranks = label_rank(&logits.view([1, 2, 3]), &labels);
+        let ranks: Vec<i64> = Vec::try_from(ranks.view(-1)).expect("i64");
+        assert_eq!(ranks, [1, 3]);
+    }
+}
