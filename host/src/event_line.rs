@@ -1,6 +1,6 @@
 //! What happened, in a line for people.
 
-use host_core::{DeliveryState, Event, EventBody, MetricValue};
+use host_core::{DeliveryState, Event, EventBody, MetricValue, Request};
 
 use crate::number;
 
@@ -61,6 +61,11 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
             call,
             message,
         } => format!("warning: plugin {plugin} failed in {call}: {message}"),
+        EventBody::Request {
+            by,
+            request,
+            reason,
+        } => format!("{at}  {by} asked {}: {reason}", wish(*request)),
         EventBody::Warning { message } => format!("warning: {message}"),
         EventBody::RunFinished { reason, message } => {
             let reason = reason_word(*reason);
@@ -72,6 +77,19 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
         }
     };
     Some(one_line(&line))
+}
+
+/// What was asked for, behind `asked`.
+fn wish(request: Request) -> String {
+    match request {
+        Request::Stop => "to stop".to_owned(),
+        Request::Checkpoint => "for a checkpoint".to_owned(),
+        Request::SkipStep => "to skip a step".to_owned(),
+        Request::ScaleLearningRate { factor } => {
+            format!("for {} of the learning rate", number::value(factor))
+        }
+        Request::RollBack => "to go back to the last checkpoint".to_owned(),
+    }
 }
 
 /// How a run ended, in a word.
@@ -169,6 +187,30 @@ mod tests {
         assert_eq!(
             line(120, delivery(DeliveryState::Failed, "a\u{1b}[2J\nb")).as_deref(),
             Some("step 100     not delivered by local-disk: a [2J b")
+        );
+    }
+
+    #[test]
+    fn a_request_says_who_asked_for_what_and_why() {
+        let asked = |request| {
+            let (by, reason) = ("loss-guard".to_owned(), "loss/train is NaN".to_owned());
+            line(
+                7,
+                EventBody::Request {
+                    by,
+                    request,
+                    reason,
+                },
+            )
+            .expect("a line")
+        };
+        assert_eq!(
+            asked(Request::Stop),
+            "step 7       loss-guard asked to stop: loss/train is NaN"
+        );
+        assert_eq!(
+            asked(Request::ScaleLearningRate { factor: 0.5 }),
+            "step 7       loss-guard asked for 0.5 of the learning rate: loss/train is NaN"
         );
     }
 

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Step, StopReason};
+use crate::{Request, Step, StopReason};
 
 /// Something that happened in a run, in its place in the run's one order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -75,6 +75,15 @@ pub enum EventBody {
         call: String,
         /// Why.
         message: String,
+    },
+    /// The loop carries out what was asked of it.
+    Request {
+        /// Who asked: a plugin's id.
+        by: String,
+        /// What for.
+        request: Request,
+        /// Why.
+        reason: String,
     },
     /// Something odd that the user should know.
     Warning {

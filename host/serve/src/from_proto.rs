@@ -1,5 +1,5 @@
 use host_core::{
-    DeliveryState, Error, Event, EventBody, Kind, MetricValue, Result, Step, StopReason,
+    DeliveryState, Error, Event, EventBody, Kind, MetricValue, Request, Result, Step, StopReason,
 };
 use host_proto::tracker::v1 as proto;
 use host_store::{Point, RunRow, RunStatus, Series};
@@ -97,6 +97,11 @@ fn body(body: proto::event::Body) -> Option<EventBody> {
             call: fault.call,
             message: fault.message,
         },
+        Body::Request(asked) => EventBody::Request {
+            request: request(asked.kind(), asked.factor)?,
+            by: asked.by,
+            reason: asked.reason,
+        },
         Body::Warning(warning) => EventBody::Warning {
             message: warning.message,
         },
@@ -105,6 +110,17 @@ fn body(body: proto::event::Body) -> Option<EventBody> {
             message: finished.message,
         },
     })
+}
+
+fn request(kind: proto::RequestKind, factor: f64) -> Option<Request> {
+    match kind {
+        proto::RequestKind::Stop => Some(Request::Stop),
+        proto::RequestKind::Checkpoint => Some(Request::Checkpoint),
+        proto::RequestKind::SkipStep => Some(Request::SkipStep),
+        proto::RequestKind::ScaleLearningRate => Some(Request::ScaleLearningRate { factor }),
+        proto::RequestKind::RollBack => Some(Request::RollBack),
+        proto::RequestKind::Unspecified => None,
+    }
 }
 
 /// A reason that this program does not know is none it could call success.
@@ -156,6 +172,18 @@ mod tests {
             reason,
             message: "m".to_owned(),
         });
+        let requests = [
+            Request::Stop,
+            Request::Checkpoint,
+            Request::SkipStep,
+            Request::ScaleLearningRate { factor: 0.1 },
+            Request::RollBack,
+        ]
+        .map(|request| EventBody::Request {
+            by: "loss-guard".to_owned(),
+            request,
+            reason: "r".to_owned(),
+        });
         let others = [
             EventBody::RunStarted { generation: 2 },
             EventBody::Superseded {
@@ -186,7 +214,12 @@ mod tests {
                 message: "w".to_owned(),
             },
         ];
-        for body in others.into_iter().chain(deliveries).chain(ends) {
+        for body in others
+            .into_iter()
+            .chain(deliveries)
+            .chain(requests)
+            .chain(ends)
+        {
             let sent = Event {
                 seq: 3,
                 time_us: -1,

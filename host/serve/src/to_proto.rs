@@ -1,4 +1,4 @@
-use host_core::{DeliveryState, Event, EventBody, StopReason};
+use host_core::{DeliveryState, Event, EventBody, Request, StopReason};
 use host_proto::tracker::v1 as proto;
 use host_store::{Point, RunRow, RunStatus, Series};
 
@@ -101,11 +101,32 @@ fn body(body: EventBody) -> proto::event::Body {
             call,
             message,
         }),
+        EventBody::Request {
+            by,
+            request,
+            reason,
+        } => Body::Request(self::request(by, request, reason)),
         EventBody::Warning { message } => Body::Warning(proto::Warning { message }),
         EventBody::RunFinished { reason, message } => Body::RunFinished(proto::RunFinished {
             reason: stop_reason(reason).into(),
             message,
         }),
+    }
+}
+
+fn request(by: String, request: Request, reason: String) -> proto::Request {
+    let (kind, factor) = match request {
+        Request::Stop => (proto::RequestKind::Stop, 0.0),
+        Request::Checkpoint => (proto::RequestKind::Checkpoint, 0.0),
+        Request::SkipStep => (proto::RequestKind::SkipStep, 0.0),
+        Request::ScaleLearningRate { factor } => (proto::RequestKind::ScaleLearningRate, factor),
+        Request::RollBack => (proto::RequestKind::RollBack, 0.0),
+    };
+    proto::Request {
+        by,
+        kind: kind.into(),
+        factor,
+        reason,
     }
 }
 

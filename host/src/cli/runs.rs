@@ -234,7 +234,9 @@ impl Shown {
         );
         json["deliveries"] = deliveries.collect();
         let warnings = self.events.iter().filter_map(|event| match event.body {
-            EventBody::Warning { .. } | EventBody::PluginFault { .. } => event_line(event),
+            EventBody::Warning { .. }
+            | EventBody::PluginFault { .. }
+            | EventBody::Request { .. } => event_line(event),
             _ => None,
         });
         json["warnings"] = warnings.collect();
@@ -268,7 +270,9 @@ impl Shown {
         let warnings = self.events.iter().filter(|event| {
             matches!(
                 event.body,
-                EventBody::Warning { .. } | EventBody::PluginFault { .. }
+                EventBody::Warning { .. }
+                    | EventBody::PluginFault { .. }
+                    | EventBody::Request { .. }
             )
         });
         let warnings = warnings

@@ -50,7 +50,7 @@ fn finite(body: &EventBody) -> EventBody {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use host_core::{DeliveryState, Step, StopReason};
+    use host_core::{DeliveryState, Request, Step, StopReason};
 
     #[test]
     fn every_kind_comes_back_as_it_was() {
@@ -79,6 +79,16 @@ mod tests {
                 plugin: "p".to_owned(),
                 call: "update".to_owned(),
                 message: String::new(),
+            },
+            EventBody::Request {
+                by: "early-stopping".to_owned(),
+                request: Request::Stop,
+                reason: "r".to_owned(),
+            },
+            EventBody::Request {
+                by: "x".to_owned(),
+                request: Request::ScaleLearningRate { factor: 0.1 },
+                reason: String::new(),
             },
             EventBody::Warning {
                 message: "w".to_owned(),

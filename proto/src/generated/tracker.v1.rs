@@ -180,7 +180,7 @@ pub struct Event {
     #[prost(uint64, tag = "3")]
     pub step: u64,
     /// What happened. Numbers from 10 on are for kinds of events.
-    #[prost(oneof = "event::Body", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18")]
+    #[prost(oneof = "event::Body", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
     pub body: ::core::option::Option<event::Body>,
 }
 /// Nested message and enum types in `Event`.
@@ -215,6 +215,9 @@ pub mod event {
         /// Training ended.
         #[prost(message, tag = "18")]
         RunFinished(super::RunFinished),
+        /// The loop carries out what was asked of it.
+        #[prost(message, tag = "19")]
+        Request(super::Request),
     }
 }
 /// Training begins or, with a generation above 0, goes on after a resume.
@@ -303,6 +306,22 @@ pub struct PluginFault {
     /// Why.
     #[prost(string, tag = "3")]
     pub message: ::prost::alloc::string::String,
+}
+/// The loop carries out what was asked of it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Request {
+    /// Who asked: a plugin's id.
+    #[prost(string, tag = "1")]
+    pub by: ::prost::alloc::string::String,
+    /// What for.
+    #[prost(enumeration = "RequestKind", tag = "2")]
+    pub kind: i32,
+    /// What the learning rate is multiplied by, above 0 and at most 1. Other kinds have none.
+    #[prost(double, tag = "3")]
+    pub factor: f64,
+    /// Why.
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
 }
 /// Something odd that people should know.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -481,6 +500,51 @@ impl DeliveryState {
             "DELIVERY_STATE_SENDING" => Some(Self::Sending),
             "DELIVERY_STATE_DELIVERED" => Some(Self::Delivered),
             "DELIVERY_STATE_FAILED" => Some(Self::Failed),
+            _ => None,
+        }
+    }
+}
+/// What may be asked of the loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RequestKind {
+    /// Not known.
+    Unspecified = 0,
+    /// Training ends, with a checkpoint.
+    Stop = 1,
+    /// A checkpoint is written.
+    Checkpoint = 2,
+    /// The next step's update is not applied.
+    SkipStep = 3,
+    /// The learning rate is lowered by a factor.
+    ScaleLearningRate = 4,
+    /// Training goes back to the last checkpoint and on past the batches seen since.
+    RollBack = 5,
+}
+impl RequestKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "REQUEST_KIND_UNSPECIFIED",
+            Self::Stop => "REQUEST_KIND_STOP",
+            Self::Checkpoint => "REQUEST_KIND_CHECKPOINT",
+            Self::SkipStep => "REQUEST_KIND_SKIP_STEP",
+            Self::ScaleLearningRate => "REQUEST_KIND_SCALE_LEARNING_RATE",
+            Self::RollBack => "REQUEST_KIND_ROLL_BACK",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "REQUEST_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "REQUEST_KIND_STOP" => Some(Self::Stop),
+            "REQUEST_KIND_CHECKPOINT" => Some(Self::Checkpoint),
+            "REQUEST_KIND_SKIP_STEP" => Some(Self::SkipStep),
+            "REQUEST_KIND_SCALE_LEARNING_RATE" => Some(Self::ScaleLearningRate),
+            "REQUEST_KIND_ROLL_BACK" => Some(Self::RollBack),
             _ => None,
         }
     }
