@@ -1,6 +1,6 @@
 """The script that users would write instead: transformers' GPT-2 with SDPA, Accelerate, AdamW(fused=True).
 
-Usage: peer.py CONFIG.json BATCH SEQUENCE STEPS plain|compiled|products
+Usage: peer.py CONFIG.json BATCH SEQUENCE STEPS plain|compiled|mkl|onednn|checkpoint
 Prints one line of JSON: seconds of each step, peak memory, seconds from start to the first step's end.
 """
 
@@ -19,22 +19,72 @@ config = json.load(open(config_file))
 
 
 def products():
-    """The model's matrix products alone: of every linear layer and of the head, forward and both
-    backward ones, in their shapes. Returns seconds for one step's worth of them."""
-    rows, width, layers = batch * length, config["n_embd"], config["n_layer"]
+    """The model's matrix products alone: of every linear layer, of attention and of the head, forward
+    and both backward ones, in their shapes. Returns seconds for one step's worth of them."""
+    rows, width, layers, heads = batch * length, config["n_embd"], config["n_layer"], config["n_head"]
     linear = [(rows, width, 3 * width), (rows, width, width), (rows, width, 4 * width), (rows, 4 * width, width)]
     shapes = linear * layers + [(batch * (length - 1), width, config["vocab_size"])]
     matrices = [(torch.randn(n, k), torch.randn(k, m), torch.randn(n, m)) for n, k, m in shapes]
     outputs = [(torch.empty(n, m), torch.empty(n, k), torch.empty(k, m)) for n, k, m in shapes]
+    head = width // heads
+    attention = [[torch.randn(batch * heads, length, size) for size in (head, head, length, head)]] * layers
+    scores = torch.empty(batch * heads, length, length)
+    part = torch.empty(batch * heads, length, head)
     seconds = []
     for _ in range(steps):
         start = time.perf_counter()
         for (x, w, y), (forward, to_x, to_w) in zip(matrices, outputs):
-            torch.mm(x, w, out=forward)
-            torch.mm(y, w.t(), out=to_x)
-            torch.mm(x.t(), y, out=to_w)
+            if kind == "onednn":
+                # The library that the host uses; it returns its results.
+                one_dnn(x, w.t())
+                one_dnn(y, w)
+                one_dnn(x.t(), y.t())
+            else:
+                torch.mm(x, w, out=forward)
+                torch.mm(y, w.t(), out=to_x)
+                torch.mm(x.t(), y, out=to_w)
+        for query, key, weights, value in attention:
+            torch.bmm(query, key.mT, out=scores)
+            torch.bmm(weights, value, out=part)
+            torch.bmm(weights.mT, value, out=part)  # the values' gradient
+            torch.bmm(value, key.mT, out=scores)  # the weights'
+            torch.bmm(weights, key, out=part)  # the queries'
+            torch.bmm(weights.mT, query, out=part)  # the keys'
         seconds.append(time.perf_counter() - start)
     return seconds, 0.0
+
+
+def one_dnn(x, weight):
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+def checkpoint():
+    """What a checkpoint costs the script's loop, save_pretrained and torch.save, and what a plain
+    memcpy of the same state (weights and both moments) into memory that was touched before costs."""
+    import ctypes
+    import tempfile
+
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(**config))
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.zeros(1, 8, dtype=torch.long), labels=torch.zeros(1, 8, dtype=torch.long)).loss.backward()
+    optimizer.step()
+    size = 3 * 4 * sum(parameter.numel() for parameter in model.parameters())
+    source, target = bytearray(size), bytearray(size)
+    to = (ctypes.c_char * size).from_buffer(target)
+    of = (ctypes.c_char * size).from_buffer(source)
+    copies, saves = [], []
+    for _ in range(steps):
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            model.save_pretrained(folder)
+            torch.save(optimizer.state_dict(), folder + "/optimizer.pt")
+            saves.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        ctypes.memmove(to, of, size)
+        copies.append(time.perf_counter() - start)
+    return {"bytes": size, "memcpy_secs": copies, "save_secs": saves}
 
 
 def train():
@@ -72,6 +122,9 @@ def train():
 
 
 torch.set_num_threads(2)
-seconds, first = products() if kind == "products" else train()
+if kind == "checkpoint":
+    print(json.dumps(checkpoint()))
+    sys.exit()
+seconds, first = products() if kind in ("mkl", "onednn") else train()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"step_secs": seconds, "peak_mb": peak, "first_step_secs": first}))

@@ -39,17 +39,19 @@ def peer(config, shape, kind, **environment):
     return json.loads(run([sys.executable, script, config, batch, length, steps + WARM, kind], **environment).splitlines()[-1])
 
 
-def host(config, shape):
+def host(config, shape, checkpoint_steps=0):
     sizes, batch, length, steps = shape
     runs = folder / "runs"
     begin = time.time()
     name = f"bench-{time.time_ns()}"
-    command = [root / "target/release/host", "run", "--json", "--data", root / "host", "--extensions", "rs",
-               "--model", config, "--tokenizer", folder / f"tokenizer-{sizes['vocab_size']}", "--runs-dir", runs,
+    tokens = folder / f"tokens-{sizes['vocab_size']}"
+    command = [root / "target/release/host", "run", "--json", "--data", tokens / "train.tokens",
+               "--valid-data", tokens / "valid.tokens", "--model", config, "--runs-dir", runs,
                "--name", name, "--device", "cpu", "--threads", 2, "--seq-length", length,
                "--train-batch-size", batch, "--valid-batch-size", batch, "--max-eval-steps", 1,
                "--gradient-accumulation-steps", 1, "--gradient-checkpointing=false", "--num-warmup-steps", 10,
-               "--shuffle-buffer", 64, "--max-train-steps", steps + WARM, "--save-checkpoint-steps", 0]
+               "--shuffle-buffer", 64, "--max-train-steps", steps + WARM, "--save-checkpoint-steps", checkpoint_steps,
+               "--keep-checkpoints", 1]
     with open(folder / "host.jsonl", "w+") as out, open(folder / "host.log", "w+") as log:
         process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)  # the child's own accounting
@@ -58,22 +60,25 @@ def host(config, shape):
             sys.exit(f"error: host ended with status {status}: {log.read()[-2000:]}")
         out.seek(0)
         lines = out.readlines()
-    seconds, first = [], None
+    seconds, copies, first = [], [], None
     for line in lines:
         event = json.loads(line)
         values = event.get("values", {})
         if "step_secs" in values:
             seconds.append(values["step_secs"])
             first = first or event["time_us"] / 1e6 - begin
-    return {"step_secs": seconds, "peak_mb": usage.ru_maxrss / 1024, "first_step_secs": first}
+        if "checkpoint_copy_secs" in values:
+            copies.append(values["checkpoint_copy_secs"])
+    # A step's metrics come while the next one is computed, so the first step's hold two.
+    first -= seconds[1]
+    return {"step_secs": seconds, "peak_mb": usage.ru_maxrss / 1024, "first_step_secs": first, "copy_secs": copies}
 
 
-def tokenizer(vocab_size):
-    """A tokenizer.json of that size for the host, which then need not train one."""
+def token_files(vocab_size):
+    """The host's own sources as token files with that vocabulary."""
     target = folder / f"tokenizer-{vocab_size}"
     if not (target / "tokenizer.json").exists():
         target.mkdir(parents=True, exist_ok=True)
-        vocab = {f"t{index}": index for index in range(vocab_size)}
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
         made = Tokenizer(models.BPE())
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -81,7 +86,10 @@ def tokenizer(vocab_size):
         made.train(files, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<|endoftext|>"], show_progress=False,
                                               initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
         made.save(str(target / "tokenizer.json"))
-        assert made.get_vocab_size() <= len(vocab)
+    tokens = folder / f"tokens-{vocab_size}"
+    if not tokens.exists():
+        run([root / "target/release/host", "data", "tokenize", "--data", root / "host", "--extensions", "rs",
+             "--tokenizer", target, "--output", tokens])
 
 
 def main():
@@ -91,7 +99,7 @@ def main():
         if wanted and name not in wanted:
             continue
         sizes, batch, length, _ = shape
-        tokenizer(sizes["vocab_size"])
+        token_files(sizes["vocab_size"])
         config = folder / f"{name}.json"
         config.write_text(json.dumps({**sizes, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}))
         contenders = {
@@ -99,14 +107,29 @@ def main():
             "accelerate": lambda: peer(config, shape, "plain"),
             "accelerate, host's malloc": lambda: peer(config, shape, "plain", **MALLOC),
             "torch.compile": lambda: peer(config, shape, "compiled"),
-            "matrix products": lambda: peer(config, shape, "products"),
+            "its products by torch.mm": lambda: peer(config, shape, "mkl", **MALLOC),
+            "its products by oneDNN": lambda: peer(config, shape, "onednn", **MALLOC),
         }
         results = {contender: [] for contender in contenders}
         for _ in range(rounds):
             for contender, measure in contenders.items():
                 results[contender].append(measure())
         report[name] = summary(name, shape, results)
+        report[name]["checkpoint"] = checkpoints(config, shape)
     (folder / "train.json").write_text(json.dumps(report, indent=1))
+
+
+def checkpoints(config, shape):
+    """What a checkpoint costs the loop: ours, a memcpy of the same bytes, and what the script does."""
+    rounds_of = [(host(config, shape, 3)["copy_secs"], peer(config, shape, "checkpoint")) for _ in range(rounds)]
+    copy = statistics.median(statistics.median(ours) for ours, _ in rounds_of)
+    theirs = [found for _, found in rounds_of]
+    memcpy = statistics.median(statistics.median(found["memcpy_secs"][1:]) for found in theirs)
+    save = statistics.median(statistics.median(found["save_secs"][1:]) for found in theirs)
+    megabytes = theirs[0]["bytes"] / 1e6
+    print(f"a checkpoint of {megabytes:.0f} MB stops the loop for {copy * 1e3:.1f} ms; a memcpy of it takes {memcpy * 1e3:.1f} ms "
+          f"({copy / memcpy:.2f}x); save_pretrained and torch.save take {save * 1e3:.0f} ms ({save / memcpy:.1f}x)")
+    return {"bytes": theirs[0]["bytes"], "copy_secs": copy, "memcpy_secs": memcpy, "save_secs": save}
 
 
 def summary(name, shape, results):

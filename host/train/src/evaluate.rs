@@ -77,7 +77,8 @@ impl Evaluation {
         for metric in &mut watched {
             metric.call("reset", fault, |metric| metric.reset());
         }
-        let (mut loss_sum, mut token_count) = (0.0, 0);
+        let mut loss_sum = Tensor::zeros([], (tch::Kind::Double, model.device));
+        let mut token_count = 0;
         for sequences in self
             .validation
             .sequences
@@ -86,7 +87,7 @@ impl Evaluation {
         {
             let tokens = batch(sequences, model.device);
             let mut inputs = Inputs::new(model, &tokens, &self.byte_lengths);
-            loss_sum += inputs.loss_sum;
+            loss_sum += &inputs.loss_sum;
             token_count += inputs.token_count;
             for metric in &mut watched {
                 metric.see(step, &mut inputs, fault);
@@ -102,7 +103,8 @@ impl Evaluation {
             }
         }
         if !values.iter().any(|value| &*value.name == LOSS) {
-            values.insert(0, MetricValue::new(LOSS, loss_sum / token_count as f64));
+            let loss = loss_sum.double_value(&[]) / token_count as f64;
+            values.insert(0, MetricValue::new(LOSS, loss));
         }
         values
     }

@@ -4,11 +4,9 @@
 // one is new and the caller's. A function that can fail returns 0 when it went well, else 1, and
 // `shim_error` then gives the reason on the same thread.
 
-#include <dlfcn.h>
 #include <malloc.h>
 
 #include <algorithm>
-#include <string>
 #include <vector>
 
 #include <ATen/CPUGeneratorImpl.h>
@@ -19,23 +17,11 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "shim.h"
+
+using shim::guarded;
+
 namespace {
-
-thread_local std::string error;
-
-template <typename F> int guarded(F f) noexcept {
-	try {
-		f();
-		return 0;
-	} catch (const c10::Error &e) {
-		error = e.what_without_backtrace();
-	} catch (const std::exception &e) {
-		error = e.what();
-	} catch (...) {
-		error = "an exception of an unknown type";
-	}
-	return 1;
-}
 
 std::vector<at::Tensor> list(at::Tensor *const *tensors, size_t n) {
 	std::vector<at::Tensor> out;
@@ -93,8 +79,11 @@ struct OneDnnConv1d : torch::autograd::Function<OneDnnConv1d> {
 	                                               const torch::autograd::variable_list &above) {
 		const auto saved = context->get_saved_variables();
 		const auto &x = saved[0], &weight = saved[1], &gradient = above[0];
-		return {one_dnn_linear(gradient, weight), one_dnn_linear(x.t(), gradient.t()),
-		        gradient.sum(0)};
+		// One thread transposes the left matrix: let it be the narrower one.
+		const auto to_weight = x.size(1) <= gradient.size(1)
+		                           ? one_dnn_linear(x.t(), gradient.t())
+		                           : one_dnn_linear(gradient.t(), x.t()).t().contiguous();
+		return {one_dnn_linear(gradient, weight), to_weight, gradient.sum(0)};
 	}
 };
 
@@ -107,27 +96,13 @@ at::Generator generator(bool cuda, int index) {
 
 extern "C" {
 
-const char *shim_error() { return error.c_str(); }
+const char *shim_error() { return shim::error.c_str(); }
 
 // Keeps freed buffers in the process: glibc would give those of every step back to the system and
 // fault them in again. Worth 1.1 to 1.25 times the speed of a CPU training.
 void shim_keep_memory() {
 	mallopt(M_MMAP_THRESHOLD, 1 << 30);
 	mallopt(M_TRIM_THRESHOLD, -1);
-}
-
-// The linker drops libtorch_cuda, which nothing refers to; CUDA exists from here on.
-int shim_load_cuda() {
-	return guarded([] {
-		if (!dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL))
-			throw std::runtime_error(dlerror());
-	});
-}
-
-void shim_set_deterministic(bool on) {
-	at::globalContext().setDeterministicAlgorithms(on, false);
-	at::globalContext().setDeterministicCuDNN(on);
-	at::globalContext().setBenchmarkCuDNN(!on);
 }
 
 // The L2 norm of all gradients as one, in `*norm` (new, 0-d); they are scaled down so that it is at
