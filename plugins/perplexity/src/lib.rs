@@ -3,16 +3,12 @@
 
 #![forbid(unsafe_code)]
 
-mod sum;
-
-use host_plugin_sdk::{Batch, Error, Host, Metric, NoConfig, Result, Values, export_plugin};
-
-use crate::sum::Sum;
+use host_plugin_sdk::{Batch, Error, Host, Metric, NoConfig, Result, Sum, Values, export_plugin};
 
 /// First byte of a state; another layout gets another number.
 const STATE_VERSION: u8 = 1;
-/// Version, sum, its error, count.
-const STATE_BYTES: usize = 1 + 8 + 8 + 8;
+/// Version, sum, count.
+const STATE_BYTES: usize = 1 + 16 + 8;
 
 /// Loss and perplexity of the tokens seen so far.
 ///
@@ -43,33 +39,31 @@ impl Metric for Perplexity {
     }
 
     fn export_state(&self) -> Vec<u8> {
-        let (sum, error) = self.loss_sum.parts();
         let mut state = Vec::with_capacity(STATE_BYTES);
         state.push(STATE_VERSION);
-        state.extend(sum.to_le_bytes());
-        state.extend(error.to_le_bytes());
+        state.extend(self.loss_sum.to_le_bytes());
         state.extend(self.token_count.to_le_bytes());
         state
     }
 
     fn merge_state(&mut self, state: &[u8]) -> Result<()> {
-        let (version, numbers) = match state.split_first() {
-            Some((&version, numbers)) => (version, numbers.as_chunks::<8>()),
-            None => return Err(Error::new("an empty state of perplexity")),
+        let Some((&version, numbers)) = state.split_first() else {
+            return Err(Error::new("an empty state of perplexity"));
         };
         if version != STATE_VERSION {
             return Err(Error::unsupported(format!(
                 "a state of perplexity of version {version}, this is version {STATE_VERSION}"
             )));
         }
-        let (&[sum, error, token_count], []) = numbers else {
-            return Err(Error::new(format!(
+        let wrong = || {
+            Error::new(format!(
                 "a state of perplexity has {STATE_BYTES} bytes, this has {}",
                 state.len()
-            )));
+            ))
         };
-        let sum = Sum::from_parts(f64::from_le_bytes(sum), f64::from_le_bytes(error));
-        self.add(sum, u64::from_le_bytes(token_count))
+        let (&loss_sum, count) = numbers.split_first_chunk().ok_or_else(wrong)?;
+        let count = count.try_into().map_err(|_| wrong())?;
+        self.add(Sum::from_le_bytes(loss_sum), u64::from_le_bytes(count))
     }
 
     fn compute(&self, values: &mut Values<'_>) -> Result<()> {
@@ -87,7 +81,7 @@ impl Perplexity {
     fn add(&mut self, loss_sum: Sum, token_count: u64) -> Result<()> {
         let count = self.token_count.checked_add(token_count);
         self.token_count = count.ok_or_else(|| Error::new("more tokens than can be counted"))?;
-        self.loss_sum = self.loss_sum + loss_sum;
+        self.loss_sum += loss_sum;
         Ok(())
     }
 }

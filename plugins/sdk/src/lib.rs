@@ -42,6 +42,7 @@ mod metric;
 mod out;
 mod param_groups;
 mod sized;
+mod sum;
 mod tensor;
 
 pub use batch::Batch;
@@ -54,6 +55,7 @@ pub use export::Plugin;
 pub use host::{Host, Level};
 pub use metric::{Metric, Values};
 pub use param_groups::{Group, Groups, GroupsRequest, Param, ParamGroups};
+pub use sum::Sum;
 pub use tensor::{Device, Dtype, Element, Elements, Tensor};
 
 /// What `export_plugin!` writes into a plugin's crate; no part of the interface.
