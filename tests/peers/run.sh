@@ -15,3 +15,4 @@ python3 tests/peers/golden.py "$GOLDEN"
 cargo test --release --locked -p host-train --features peers --lib -- parity
 rm -rf target/peers
 python3 tests/peers/checkpoints.py target/release/host target/peers
+python3 tests/peers/metrics.py target/release/host target/peers/metrics
