@@ -179,7 +179,7 @@ fn equal_metrics(whole: &Path, killed: &Path) -> Result<usize> {
     for series in whole
         .series()?
         .iter()
-        .filter(|series| !measures_time(&series.name))
+        .filter(|series| !measures_cost(&series.name))
     {
         let points = |reader: &Reader| -> Result<Vec<(u64, u64)>> {
             let history = reader
@@ -205,9 +205,10 @@ fn equal_metrics(whole: &Path, killed: &Path) -> Result<usize> {
     Ok(equal)
 }
 
-/// Whether a metric says how long something took, which is never the same twice.
-fn measures_time(name: &str) -> bool {
+/// Whether a metric says what something cost in time or memory, which is never the same twice.
+fn measures_cost(name: &str) -> bool {
     name.ends_with("_secs")
+        || name == "peak_memory_bytes"
         || name.ends_with("_per_second")
         || name == "mfu"
         || name.starts_with("plugin/")

@@ -203,12 +203,10 @@ impl Snapshot {
     }
 
     fn refresh(&mut self, live: Live<'_>) -> Result<()> {
-        for (copy, (_, tensor)) in self.model.iter_mut().zip(&live.model) {
-            copy.refresh(tensor)?;
-        }
-        for (copy, (_, tensor)) in self.optimizer.iter_mut().zip(&live.optimizer) {
-            copy.refresh(tensor)?;
-        }
+        let model = live.model.iter().map(|(_, tensor)| *tensor);
+        let optimizer = live.optimizer.iter().map(|(_, tensor)| tensor);
+        let copies = self.model.iter_mut().chain(&mut self.optimizer);
+        HostTensor::refresh(copies.zip(model.chain(optimizer)))?;
         self.random = random_tensors(&live.random)?;
         self.buffer = buffer_tensor(live.buffer);
         self.state = live.state;

@@ -14,6 +14,7 @@ mod evaluate;
 mod fit;
 mod flops;
 mod generate;
+mod memory;
 mod model;
 mod model_config;
 mod ngram;
@@ -39,14 +40,14 @@ pub use trainer::{Outcome, Ports, Start, Trainer};
 
 use tch::{Device, Tensor};
 
-/// Sequences of one length as a batch: (batch, sequence) i64 on the device.
+/// Sequences of one length as a batch: (batch, sequence) i64 on the device, which need not have done
+/// what it was given before.
 fn batch(sequences: &[Box<[u32]>], device: Device) -> Tensor {
     let tokens: Vec<i64> = sequences
         .iter()
         .flatten()
         .map(|&token| i64::from(token))
         .collect();
-    Tensor::from_slice(&tokens)
-        .view([sequences.len() as i64, -1])
-        .to_device(device)
+    let tokens = Tensor::from_slice(&tokens).view([sequences.len() as i64, -1]);
+    torch_shim::to_device(tokens, device)
 }

@@ -68,9 +68,11 @@ struct Dropout {
     residual: f64,
 }
 
-/// Logits that exist at once in training, in elements: few enough for the cache, enough for a matrix
-/// product.
-const LOGITS_AT_ONCE: i64 = 1 << 22;
+/// Logits that exist at once in training, in elements. On the CPU: few enough for the cache, enough
+/// for a matrix product. A CUDA device wants more at once: a quarter of a gigabyte in f32.
+fn logits_at_once(device: Device) -> i64 {
+    if device.is_cuda() { 1 << 26 } else { 1 << 22 }
+}
 
 /// Keys and values of the tokens seen so far, one pair a block.
 pub(crate) type Past = Vec<Option<(Tensor, Tensor)>>;
@@ -273,7 +275,7 @@ impl Gpt2 {
             &normed.reshape([batch * length, -1]),
             &self.lm_head,
             &tokens.narrow(1, 1, length).reshape([-1]),
-            (LOGITS_AT_ONCE / self.config.vocab_size).max(64),
+            (logits_at_once(self.device) / self.config.vocab_size).max(64),
             scale,
             self.arithmetic.0 == Precision::Bf16,
         )?;
@@ -431,9 +433,10 @@ struct Maker {
 
 impl Maker {
     fn normal(&mut self, name: &str, shape: &[i64], std: f64) -> Tensor {
-        let mut tensor = Tensor::empty(shape, (self.kind, self.device));
+        // Drawn on the CPU, so that a seed means the same weights on every device.
+        let mut tensor = Tensor::empty(shape, (self.kind, Device::Cpu));
         let _ = tensor.normal_(0.0, std);
-        self.keep(name, tensor)
+        self.keep(name, tensor.to_device(self.device))
     }
 
     fn norm(&mut self, name: &str, config: &ModelConfig) -> Norm {

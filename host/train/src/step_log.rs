@@ -2,22 +2,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use host_core::{Emitter, Error, EventBody, Kind, MetricValue, Result, Step};
-use tch::Tensor;
+use tch::{Device, Kind as TorchKind, Tensor};
 
 use crate::TrainConfig;
 use crate::config::OnNonfinite;
 use crate::data::Loader;
 use crate::flops;
+use crate::memory;
 use crate::model::Gpt2;
+use crate::torch_shim::Readback;
 
 /// Turns what the loop measures into events.
 ///
-/// A step's loss and gradient norm are read from the device when the next step is under way, so that
-/// the loop never waits for them.
+/// A CUDA device is given the next step before it has done the last: a step's loss and gradient norm
+/// arrive, and its time is known, when the next one is under way. On the CPU they are there at once.
 pub(crate) struct StepLog {
     emitter: Emitter,
     names: Names,
     on_nonfinite: OnNonfinite,
+    device: Device,
     tokens_per_sequence: u64,
     /// What the model needs for a token, and what the device can do in a second.
     flops_per_token: f64,
@@ -26,15 +29,20 @@ pub(crate) struct StepLog {
     /// Sequences trained on when the last step ended.
     sequences: u64,
     waited: Duration,
-    /// When what is under way began: a step, an evaluation, a checkpoint.
+    /// When what is to be timed began: a step, an evaluation, a checkpoint.
     began: Instant,
 }
 
+/// A step that the device may still be at.
 struct Pending {
     step: Step,
-    loss: Tensor,
-    norm: Tensor,
-    values: Vec<MetricValue>,
+    learning_rate: f64,
+    /// Loss and gradient norm, (2) f64.
+    results: Readback,
+    /// Sequences trained on up to its end, and in it.
+    sequences: u64,
+    new_sequences: u64,
+    data_wait: Duration,
 }
 
 /// The names are shared, not made anew each step.
@@ -52,6 +60,7 @@ struct Names {
     data_wait_secs: Arc<str>,
     checkpoint_copy_secs: Arc<str>,
     checkpoint_wait_secs: Arc<str>,
+    peak_memory_bytes: Arc<str>,
     eval_secs: Arc<str>,
 }
 
@@ -78,9 +87,11 @@ impl StepLog {
                 data_wait_secs: "data_wait_secs".into(),
                 checkpoint_copy_secs: "checkpoint_copy_secs".into(),
                 checkpoint_wait_secs: "checkpoint_wait_secs".into(),
+                peak_memory_bytes: "peak_memory_bytes".into(),
                 eval_secs: "eval_secs".into(),
             },
             on_nonfinite: config.on_nonfinite,
+            device: model.device,
             tokens_per_sequence: config.seq_length.unsigned_abs(),
             flops_per_token: flops::per_token(&model.config, config.seq_length),
             peak_flops: flops::device_peak(model.device, config.precision),
@@ -98,10 +109,11 @@ impl StepLog {
         now - std::mem::replace(&mut self.began, now)
     }
 
-    /// A step was done, all of it but the reading of `loss` and `norm` (0-d), and the next begins.
+    /// A step was given to the device, `loss` and `norm` (0-d) with it, and the next begins.
     ///
     /// # Errors
-    /// The step *before* had a loss or gradient that is not finite, and the configuration says stop.
+    /// This step, or on CUDA the one before, had a loss or gradient that is not finite, and the
+    /// configuration says stop.
     pub(crate) fn stepped(
         &mut self,
         step: Step,
@@ -110,34 +122,24 @@ impl StepLog {
         norm: Tensor,
         loader: &Loader,
     ) -> Result<()> {
-        let took = self.begin().as_secs_f64().max(1e-9);
+        let results = Tensor::stack(&[loss, norm.to_kind(TorchKind::Double)], 0);
         let sequences = loader.cursor().sequences;
-        let tokens = (sequences - self.sequences) * self.tokens_per_sequence;
-        let tokens_per_second = tokens as f64 / took;
-        let flops = tokens_per_second * self.flops_per_token;
-        let data_wait = loader.waited - self.waited;
-        let names = &self.names;
-        let value = |name: &Arc<str>, value| MetricValue::new(name.clone(), value);
-        let values = vec![
-            value(&names.lr, learning_rate),
-            value(&names.samples, sequences as f64),
-            value(&names.steps, step.0 as f64),
-            value(&names.tokens, (sequences * self.tokens_per_sequence) as f64),
-            value(&names.tokens_per_second, tokens_per_second),
-            value(&names.model_flops_per_second, flops),
-            value(&names.mfu, flops / self.peak_flops),
-            value(&names.step_secs, took),
-            value(&names.data_wait_secs, data_wait.as_secs_f64()),
-        ];
+        let given = Pending {
+            step,
+            learning_rate,
+            results: Readback::begin(&results)?,
+            sequences,
+            new_sequences: sequences - self.sequences,
+            data_wait: loader.waited - self.waited,
+        };
         self.sequences = sequences;
         self.waited = loader.waited;
-        let before = self.pending.replace(Pending {
-            step,
-            loss,
-            norm,
-            values,
-        });
-        before.map_or(Ok(()), |before| self.emit(before))
+        let done = if self.device.is_cuda() {
+            self.pending.replace(given)
+        } else {
+            Some(given)
+        };
+        done.map_or(Ok(()), |done| self.emit(done))
     }
 
     /// Reads and emits what is pending.
@@ -167,26 +169,42 @@ impl StepLog {
 
     /// A snapshot was taken, and something else begins.
     pub(crate) fn saved(&mut self, step: Step, waited: Duration, copied: Duration) {
-        let value =
-            |name: &Arc<str>, took: Duration| MetricValue::new(name.clone(), took.as_secs_f64());
-        let values = vec![
-            value(&self.names.checkpoint_wait_secs, waited),
-            value(&self.names.checkpoint_copy_secs, copied),
+        let value = |name: &Arc<str>, value: f64| MetricValue::new(name.clone(), value);
+        let mut values = vec![
+            value(&self.names.checkpoint_wait_secs, waited.as_secs_f64()),
+            value(&self.names.checkpoint_copy_secs, copied.as_secs_f64()),
         ];
+        if let Some(bytes) = memory::peak_bytes(self.device) {
+            values.push(value(&self.names.peak_memory_bytes, bytes as f64));
+        }
         self.emitter.emit(step, EventBody::Metrics { values });
         self.begin();
     }
 
-    fn emit(&self, pending: Pending) -> Result<()> {
-        let Pending {
-            step,
-            loss,
-            norm,
-            mut values,
-        } = pending;
-        let (loss, norm) = (loss.double_value(&[]), norm.double_value(&[]));
-        values.insert(0, MetricValue::new(self.names.loss.clone(), loss));
-        values.insert(2, MetricValue::new(self.names.grad_norm.clone(), norm));
+    fn emit(&mut self, pending: Pending) -> Result<()> {
+        let step = pending.step;
+        let results = pending.results.finish()?;
+        let (loss, norm) = (results.double_value(&[0]), results.double_value(&[1]));
+        let took = self.begin().as_secs_f64().max(1e-9);
+        let tokens = pending.new_sequences * self.tokens_per_sequence;
+        let all_tokens = pending.sequences * self.tokens_per_sequence;
+        let tokens_per_second = tokens as f64 / took;
+        let flops = tokens_per_second * self.flops_per_token;
+        let names = &self.names;
+        let value = |name: &Arc<str>, value| MetricValue::new(name.clone(), value);
+        let values = vec![
+            value(&names.loss, loss),
+            value(&names.lr, pending.learning_rate),
+            value(&names.grad_norm, norm),
+            value(&names.samples, pending.sequences as f64),
+            value(&names.steps, step.0 as f64),
+            value(&names.tokens, all_tokens as f64),
+            value(&names.tokens_per_second, tokens_per_second),
+            value(&names.model_flops_per_second, flops),
+            value(&names.mfu, flops / self.peak_flops),
+            value(&names.step_secs, took),
+            value(&names.data_wait_secs, pending.data_wait.as_secs_f64()),
+        ];
         self.emitter.emit(step, EventBody::Metrics { values });
         if loss.is_finite() && norm.is_finite() {
             return Ok(());

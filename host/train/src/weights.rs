@@ -9,6 +9,8 @@ use safetensors::{Dtype, SafeTensors, View};
 use serde_json::Value;
 use tch::{Kind as TorchKind, Tensor};
 
+use crate::torch_shim::HostBuffer;
+
 /// Reads every tensor of a folder's `model.safetensors`, or of its shards as
 /// `model.safetensors.index.json` lists them, and hands each on by its name.
 pub(crate) fn read(folder: &Path, take: &mut dyn FnMut(&str, Tensor) -> Result<()>) -> Result<()> {
@@ -67,13 +69,20 @@ pub(crate) fn read_file(
     Ok(())
 }
 
-/// A tensor's bytes in main memory, kept between snapshots so that a copy meets touched pages.
+/// A tensor's copy in main memory, kept between snapshots.
 #[derive(Debug)]
 pub(crate) struct HostTensor {
-    pub(crate) name: String,
+    name: String,
     dtype: Dtype,
     shape: Vec<usize>,
-    bytes: Vec<u8>,
+    data: Data,
+}
+
+#[derive(Debug)]
+enum Data {
+    Copied(HostBuffer),
+    /// Of integers that no tensor holds.
+    Made(Vec<u8>),
 }
 
 impl HostTensor {
@@ -96,22 +105,24 @@ impl HostTensor {
             name: name.into(),
             dtype,
             shape: tensor.size().iter().map(|&size| size as usize).collect(),
-            bytes: vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()],
+            data: Data::Copied(HostBuffer::like(tensor)?),
         };
-        copy.refresh(tensor)?;
+        Self::refresh([(&mut copy, tensor)])?;
         Ok(copy)
     }
 
-    /// Copies `tensor`, of the same type and shape, again.
-    pub(crate) fn refresh(&mut self, tensor: &Tensor) -> Result<()> {
-        tensor
-            .f_copy_data_u8(&mut self.bytes, tensor.numel())
-            .map_err(|error| {
-                Error::new(
-                    Kind::System,
-                    format!("{} could not be copied: {error}", self.name),
-                )
-            })
+    /// Copies tensors, all on one device and of the same types and shapes, again.
+    pub(crate) fn refresh<'a>(
+        copies: impl IntoIterator<Item = (&'a mut Self, &'a Tensor)>,
+    ) -> Result<()> {
+        HostBuffer::fill(
+            copies
+                .into_iter()
+                .filter_map(|(copy, tensor)| match &mut copy.data {
+                    Data::Copied(buffer) => Some((buffer, tensor)),
+                    Data::Made(_) => None,
+                }),
+        )
     }
 
     /// Integers that no tensor holds.
@@ -120,10 +131,19 @@ impl HostTensor {
             name: name.into(),
             dtype: Dtype::U32,
             shape: shape.to_vec(),
-            bytes: values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect(),
+            data: Data::Made(
+                values
+                    .iter()
+                    .flat_map(|value| value.to_le_bytes())
+                    .collect(),
+            ),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match &self.data {
+            Data::Copied(buffer) => buffer.bytes(),
+            Data::Made(bytes) => bytes,
         }
     }
 }
@@ -138,11 +158,11 @@ impl View for &HostTensor {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.bytes)
+        Cow::Borrowed(self.bytes())
     }
 
     fn data_len(&self) -> usize {
-        self.bytes.len()
+        self.bytes().len()
     }
 }
 

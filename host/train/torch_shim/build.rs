@@ -19,8 +19,11 @@ fn main() {
         .flag(torch.join("include/torch/csrc/api/include"))
         .warnings_into_errors(true)
         .file("torch_shim/shim.cpp")
+        .file("torch_shim/device.cpp")
         .compile("host_torch_shim");
-    println!("cargo::rerun-if-changed=torch_shim/shim.cpp");
+    for file in ["shim.h", "shim.cpp", "device.cpp"] {
+        println!("cargo::rerun-if-changed=torch_shim/{file}");
+    }
     println!("cargo::metadata=LIBTORCH_LIB={}", lib.display());
     // This crate's own tests find libtorch by this; the binary's build script sees to the binary.
     println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display());

@@ -1,5 +1,5 @@
-//! What tch does not bind of libtorch: the Rust side of `shim.cpp`, and the only unsafe code of the
-//! training room.
+//! What tch does not bind of libtorch: the Rust side of `shim.cpp` and `device.cpp`, and the only
+//! unsafe code of the training room.
 
 #![expect(
     unsafe_code,
@@ -13,11 +13,15 @@ use host_core::{Error, Kind, Result};
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
+mod device;
+
+pub(crate) use device::{
+    HostBuffer, Readback, cuda_peak_bytes, has_cuda_driver, load_cuda, set_deterministic, to_device,
+};
+
 unsafe extern "C" {
     safe fn shim_error() -> *const c_char;
     safe fn shim_keep_memory();
-    safe fn shim_load_cuda() -> c_int;
-    safe fn shim_set_deterministic(on: bool);
     fn shim_clip_grad_norm(
         params: *const *const C_tensor,
         n: usize,
@@ -73,16 +77,6 @@ pub(crate) struct AdamW {
 /// Keeps freed buffers in the process, which glibc would hand back and fault in again at each step.
 pub(crate) fn keep_memory() {
     shim_keep_memory();
-}
-
-/// Makes CUDA exist for this process.
-pub(crate) fn load_cuda() -> Result<()> {
-    checked(shim_load_cuda())
-}
-
-/// Chooses deterministic algorithms, or the fastest.
-pub(crate) fn set_deterministic(on: bool) {
-    shim_set_deterministic(on);
 }
 
 /// Scales the gradients of `params` down to the L2 norm `max_norm` (0: does not) and returns the

@@ -9,7 +9,8 @@ use crate::model::Gpt2;
 /// What can be known of one batch. Beyond the loss, an input is computed when a metric first asks
 /// for it, and once however many ask; the same holds for its copy to the CPU.
 pub(super) struct Inputs<'a> {
-    pub(super) loss_sum: f64,
+    /// 0-d f64, on the model's device.
+    pub(super) loss_sum: Tensor,
     pub(super) token_count: i64,
     /// (batch, time, vocabulary), of the model's type.
     logits: Tensor,
@@ -43,7 +44,7 @@ impl<'a> Inputs<'a> {
             )
             .view_as(&labels);
         Self {
-            loss_sum: nll.sum(TorchKind::Double).double_value(&[]),
+            loss_sum: nll.sum(TorchKind::Double),
             token_count: labels.numel() as i64,
             logits,
             labels,
@@ -87,7 +88,7 @@ impl<'a> Inputs<'a> {
         #[cfg(test)]
         self.computations.push(need);
         match need {
-            Need::LossSum => Tensor::from(self.loss_sum),
+            Need::LossSum => self.loss_sum.shallow_clone(),
             Need::TokenCount => Tensor::from(self.token_count),
             Need::Nll => self.nll.to_kind(TorchKind::Float),
             Need::Labels => self.labels.contiguous(),
