@@ -11,6 +11,7 @@ mod number;
 mod plan;
 mod plugins;
 mod progress;
+mod resume_point;
 mod run;
 mod run_dir;
 mod run_file;

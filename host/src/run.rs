@@ -17,6 +17,7 @@ use crate::delivery::{Deliveries, Destination, Retry, Undelivered};
 use crate::plan::Plan;
 use crate::plugins::{self, Grouping, Plugins};
 use crate::progress::{Progress, Style};
+use crate::resume_point::ResumePoint;
 use crate::run_dir::RunDir;
 use crate::run_file::{self, RunFile};
 use crate::signals::SignalWatch;
@@ -24,6 +25,10 @@ use crate::summary::Digest;
 
 /// Events on their way to the store: some seconds of a fast training.
 const QUEUE: usize = 16_384;
+
+/// How long a checkpoint waits for the events before it: a store that the disk refuses holds none up
+/// for longer.
+const EVENTS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long the end of a run waits for its sinks.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -64,37 +69,40 @@ pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
     ended
 }
 
-/// Goes on with a run from its newest complete checkpoint.
+/// Goes on with a run from its newest checkpoint, or from the one that `from` names.
 ///
 /// # Errors
-/// There is none, or whatever keeps it from starting or ends it.
-pub(crate) fn resume(plan: Plan, dir: RunDir, json: bool) -> Result<StopReason> {
+/// It is damaged or not there, or whatever keeps the run from starting or ends it.
+pub(crate) fn resume(
+    plan: Plan,
+    dir: RunDir,
+    from: Option<&str>,
+    json: bool,
+) -> Result<StopReason> {
     let progress = Progress::new(Style::choose(json), plan.train.max_train_steps);
     let ended = (|| {
         let recorded = run_file::read_record(&dir.config_file())?;
-        let Some((step, checkpoint)) = dir.newest_checkpoint() else {
-            return Err(Error::new(
-                Kind::Config,
-                format!(
-                    "the run has no complete checkpoint: {}",
-                    dir.path().display()
-                ),
-            )
-            .hint("start it anew with `host run` on its run.toml and another --name"));
-        };
         // The lock comes first: nobody else may be at work on this run.
         let writer = Writer::open(dir.path())?;
-        let row = Reader::open(dir.path())?.run()?;
+        let reader = Reader::open(dir.path())?;
+        let row = reader.run()?;
         let generation = row.generation + 1;
+        let point = ResumePoint::choose(&dir, &reader, from)?;
+        let step = point.step;
         check_unfinished(&dir, row.status, step, plan.train.max_train_steps)?;
-        progress.say(&format!(
-            "going on from step {step}: {}",
-            checkpoint.display()
-        ));
-        let ready = Ready::prepare(&plan, &Start::From(checkpoint), &progress)?;
+        progress.say(&point.describe());
+        let unmeasured = Plan {
+            train: point.unmeasured(&plan.train),
+            ..plan.clone()
+        };
+        let ready = Ready::prepare(&unmeasured, &point.start(), &progress)
+            .map_err(|error| point.explain(&dir, error))?;
         let entries = ready.plugins.entries();
         let warnings = plugins::changes(&recorded.plugin, &entries)?;
         RunFile::new(&plan, dir.name(), &entries)?.write(&dir.config_file())?;
+        for name in dir.set_aside_after(step, generation)? {
+            progress.say(&format!("set aside, and yours to remove: {name}"));
+        }
         let live = Live::open(&plan, &dir, writer, &progress)?;
         for message in warnings {
             live.emitter.emit(step, EventBody::Warning { message });
@@ -245,11 +253,15 @@ fn train(ready: Ready, live: Live, session: &Session<'_>) -> Result<StopReason> 
     let deliveries = Deliveries::start(dir.name(), destinations, Retry::default(), emitter)?;
     signals.on_cancel(deliveries.canceller());
     let accounts = ready.plugins.accounts();
+    let commits = live.writer.commits();
     let outcome = ready.trainer.fit(Ports {
         groups: ready.grouping.groups,
         emitter: emitter.clone(),
         control,
         checkpoints: dir.checkpoints(),
+        await_events: Box::new(|| {
+            commits.wait_settled(emitter.emitted(), EVENTS_PATIENCE);
+        }),
         on_checkpoint: Box::new(|checkpoint| {
             let step = checkpoint.step;
             deliveries.offer(checkpoint);
@@ -270,8 +282,13 @@ fn train(ready: Ready, live: Live, session: &Session<'_>) -> Result<StopReason> 
     };
     let values = accounts.metrics();
     emitter.emit(reached, EventBody::Metrics { values });
-    session.close(live, &outcome, reached, &undelivered)?;
-    ending(outcome?, &undelivered)
+    let closed = session.close(live, &outcome, reached, &undelivered);
+    if let (Err(_), Err(error)) = (&outcome, &closed) {
+        progress.say(&format!("warning: {error}"));
+    }
+    let outcome = outcome?;
+    closed?;
+    ending(outcome, &undelivered)
 }
 
 impl<'a> Session<'a> {

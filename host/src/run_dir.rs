@@ -130,16 +130,47 @@ impl RunDir {
 
     /// The complete checkpoint of the highest step.
     pub(crate) fn newest_checkpoint(&self) -> Option<(Step, PathBuf)> {
-        let entries = self.checkpoints().read_dir().ok()?;
-        entries
+        let mut found = self.checkpoint_folders();
+        found.retain(|(_, path)| path.join("manifest.json").is_file());
+        found.pop()
+    }
+
+    /// Every folder that is called a checkpoint, whole or not, in the steps' order.
+    pub(crate) fn checkpoint_folders(&self) -> Vec<(Step, PathBuf)> {
+        let entries = self.checkpoints().read_dir().into_iter().flatten();
+        let mut found: Vec<(Step, PathBuf)> = entries
             .filter_map(|entry| {
                 let entry = entry.ok()?;
                 let step = checkpoint_step(entry.file_name().to_str()?)?;
-                // The manifest is in a checkpoint from the moment it has its name.
-                let path = entry.path();
-                path.join("manifest.json").is_file().then_some((step, path))
+                Some((step, entry.path()))
             })
-            .max_by_key(|(step, _)| *step)
+            .collect();
+        found.sort_unstable();
+        found
+    }
+
+    /// Gives the checkpoints after `step` other names, since the run goes back there as its
+    /// `generation`: what it writes now is not mixed with what it wrote before. Returns the new names.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(crate) fn set_aside_after(&self, step: Step, generation: u32) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for (_, path) in self.checkpoint_folders().into_iter().filter(|c| c.0 > step) {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let name = format!("{}.superseded-{generation}", name.unwrap_or_default());
+            std::fs::rename(&path, path.with_file_name(&name))
+                .map_err(|e| Error::io("set the checkpoint aside", &path, &e))?;
+            names.push(name);
+        }
+        let folder = self.checkpoints();
+        if !names.is_empty() {
+            // On the disk before an event says that the run went back.
+            std::fs::File::open(&folder)
+                .and_then(|folder| folder.sync_all())
+                .map_err(|e| Error::io("set checkpoints aside in", &folder, &e))?;
+        }
+        Ok(names)
     }
 }
 
@@ -166,7 +197,7 @@ pub(crate) fn names(runs: &Path) -> Vec<String> {
 }
 
 /// The step in a checkpoint folder's name, which ends in it: no `.partial` does.
-fn checkpoint_step(name: &str) -> Option<Step> {
+pub(crate) fn checkpoint_step(name: &str) -> Option<Step> {
     name.strip_prefix("step-")?.parse().ok().map(Step)
 }
 
@@ -267,5 +298,32 @@ mod tests {
         }
         let newest = run.checkpoints().join("step-1000000");
         assert_eq!(run.newest_checkpoint(), Some((Step(1_000_000), newest)));
+    }
+
+    #[test]
+    fn what_is_set_aside_is_no_checkpoint_and_stays() {
+        let runs = tempfile::tempdir().expect("a folder");
+        let run = RunDir::create(runs.path(), None, "tiny").expect("made");
+        for step in [10, 20, 30] {
+            let path = run.checkpoints().join(format!("step-{step:06}"));
+            std::fs::create_dir_all(path).expect("made");
+        }
+        let aside = run.set_aside_after(Step(10), 1).expect("set aside");
+        assert_eq!(
+            aside,
+            ["step-000020.superseded-1", "step-000030.superseded-1"]
+        );
+        assert!(
+            aside
+                .iter()
+                .all(|name| run.checkpoints().join(name).is_dir())
+        );
+        let left: Vec<Step> = run.checkpoint_folders().into_iter().map(|c| c.0).collect();
+        assert_eq!(left, [Step(10)]);
+        assert!(
+            run.set_aside_after(Step(10), 1)
+                .expect("nothing")
+                .is_empty()
+        );
     }
 }

@@ -23,6 +23,7 @@ pub struct Draft {
 #[derive(Clone, Debug)]
 pub struct Emitter {
     queue: SyncSender<Draft>,
+    emitted: Arc<AtomicU64>,
     waits: Arc<AtomicU64>,
 }
 
@@ -30,8 +31,13 @@ impl Emitter {
     /// An emitter, and the end of its queue that the writer reads. The queue holds `capacity` events.
     pub fn new(capacity: usize) -> (Self, Receiver<Draft>) {
         let (queue, drafts) = sync_channel(capacity);
-        let waits = Arc::default();
-        (Self { queue, waits }, drafts)
+        let (emitted, waits) = <(Arc<_>, Arc<_>)>::default();
+        let emitter = Self {
+            queue,
+            emitted,
+            waits,
+        };
+        (emitter, drafts)
     }
 
     /// Sends an event. If the writer is gone, which it reports by itself, the event goes nowhere.
@@ -41,10 +47,17 @@ impl Emitter {
             step,
             body,
         };
+        // Counted first, so that no event is in the queue and not in the count.
+        self.emitted.fetch_add(1, Ordering::SeqCst);
         if let Err(TrySendError::Full(draft)) = self.queue.try_send(draft) {
             self.waits.fetch_add(1, Ordering::Relaxed);
             let _ = self.queue.send(draft);
         }
+    }
+
+    /// How many events were emitted, by all clones, those on their way into the queue included.
+    pub fn emitted(&self) -> u64 {
+        self.emitted.load(Ordering::SeqCst)
     }
 
     /// How often `emit` found the queue full and waited.
@@ -78,6 +91,7 @@ mod tests {
         while emitter.waits() == 0 {
             std::thread::yield_now();
         }
+        assert!(emitter.emitted() >= 2);
         drop(emitter);
         let steps: Vec<u64> = drafts.iter().map(|draft| draft.step.0).collect();
         thread.expect("started").join().expect("the sender");

@@ -4,11 +4,21 @@ use super::{RunsDir, TrainArgs};
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
 
-/// Goes on with a run from its newest complete checkpoint, exactly
+const DETAILS: &str = "\
+A run that was ended before its first checkpoint begins again. A damaged checkpoint is refused, and the
+one before it offered. With --from, what was recorded after that checkpoint no longer counts, and the
+later checkpoints stay in the run folder as step-000040.superseded-1; remove them when you like.";
+
+/// Goes on with a run from its newest checkpoint, exactly
 #[derive(Debug, clap::Args)]
+#[command(after_help = DETAILS)]
 pub(super) struct Resume {
     /// The run's name or folder
     run: String,
+
+    /// Go back to this checkpoint (step-000020, or 20) instead of the newest
+    #[arg(long, value_name = "CHECKPOINT")]
+    from: Option<String>,
 
     /// Train to this optimizer step instead of the one the run was started with
     #[arg(long, value_name = "STEPS")]
@@ -31,6 +41,6 @@ impl Resume {
         let dir = RunDir::find(&self.runs.runs_dir, &self.run)?;
         let flags = TrainArgs::resuming(self.max_train_steps, self.listen.clone());
         let plan = Plan::read(Some(&dir.config_file()), &flags)?;
-        crate::run::resume(plan, dir, self.json)
+        crate::run::resume(plan, dir, self.from.as_deref(), self.json)
     }
 }

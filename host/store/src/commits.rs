@@ -1,5 +1,5 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How far the writer of this process has committed, for those who wait for more. `[any]`
 #[derive(Clone, Debug)]
@@ -8,6 +8,7 @@ pub struct Commits(Arc<(Mutex<State>, Condvar)>);
 #[derive(Debug)]
 struct State {
     last_seq: u64,
+    settled: u64,
     closed: bool,
 }
 
@@ -15,6 +16,7 @@ impl Commits {
     pub(crate) fn new(last_seq: u64) -> Self {
         let state = State {
             last_seq,
+            settled: 0,
             closed: false,
         };
         Self(Arc::new((Mutex::new(state), Condvar::new())))
@@ -33,24 +35,37 @@ impl Commits {
     /// Waits until an event beyond `seq` is committed, the writer has ended, or `timeout` is over;
     /// returns the last committed sequence number.
     pub fn wait_beyond(&self, seq: u64, timeout: Duration) -> u64 {
-        let until = Instant::now() + timeout;
-        let mut state = self.state();
-        while state.last_seq <= seq && !state.closed {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            (state, _) = self
-                .0
-                .1
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        state.last_seq
+        self.wait_while(timeout, |state| state.last_seq <= seq)
+            .last_seq
     }
 
-    pub(crate) fn advance(&self, last_seq: u64) {
-        self.state().last_seq = last_seq;
+    /// Waits until the first `count` events that came out of the queue are committed, or were let go
+    /// because the disk refused for too long; false if the writer ended or `timeout` is over before.
+    pub fn wait_settled(&self, count: u64, timeout: Duration) -> bool {
+        self.wait_while(timeout, |state| state.settled < count)
+            .settled
+            >= count
+    }
+
+    fn wait_while(
+        &self,
+        timeout: Duration,
+        pending: impl Fn(&State) -> bool,
+    ) -> MutexGuard<'_, State> {
+        let (state, _) = self
+            .0
+            .1
+            .wait_timeout_while(self.state(), timeout, |state| {
+                !state.closed && pending(state)
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        state
+    }
+
+    pub(crate) fn advance(&self, last_seq: u64, settled: u64) {
+        let mut state = self.state();
+        (state.last_seq, state.settled) = (last_seq, settled);
+        drop(state);
         self.0.1.notify_all();
     }
 
@@ -83,13 +98,16 @@ mod tests {
                 .expect("a thread")
         };
         let waiter = waiting(4);
-        commits.advance(4);
-        commits.advance(5);
+        commits.advance(4, 1);
+        commits.advance(5, 2);
         assert_eq!(waiter.join().expect("no panic"), 5);
+        assert!(commits.wait_settled(2, long));
+        assert!(!commits.wait_settled(3, Duration::ZERO));
 
         let waiter = waiting(5);
         commits.close();
         assert_eq!(waiter.join().expect("no panic"), 5);
         assert!(commits.is_closed());
+        assert!(!commits.wait_settled(3, long), "it will not come");
     }
 }

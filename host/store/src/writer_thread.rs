@@ -124,6 +124,8 @@ struct Log {
     commits: Commits,
     /// Not yet committed; their sequence numbers follow the writer's last.
     pending: Vec<Event>,
+    /// Events that came out of the queue.
+    taken: u64,
     committed_at: Option<Instant>,
     failing: Option<Failing>,
     /// Events let go since the last commit, and ever, and why the last of them was.
@@ -145,6 +147,7 @@ impl Log {
             callbacks,
             commits,
             pending: Vec::new(),
+            taken: 0,
             committed_at: None,
             failing: None,
             lost: 0,
@@ -191,6 +194,7 @@ impl Log {
     }
 
     fn take(&mut self, draft: Draft) {
+        self.taken += 1;
         let room = match draft.body {
             EventBody::Metrics { .. } => METRICS_KEPT,
             _ => EVENTS_KEPT,
@@ -237,7 +241,7 @@ impl Log {
             Ok(()) => {
                 self.failing = None;
                 self.committed_at = Some(Instant::now());
-                self.commits.advance(self.writer.last_seq());
+                self.commits.advance(self.writer.last_seq(), self.taken);
                 (self.callbacks.on_commit)(&self.pending);
                 self.pending.clear();
             }

@@ -1,21 +1,26 @@
 //! Checkpoints: the loop copies its state, a thread of its own writes it.
 
+mod folder;
+mod manifest;
+
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use host_core::{
-    CheckpointDir, Emitter, Error, EventBody, FileEntry, Kind, Manifest, MetricValue, Result, Step,
+    CheckpointDir, Emitter, Error, EventBody, Kind, Manifest, MetricValue, Result, Step,
 };
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tch::Tensor;
 
-use crate::data::{Cursor, hex};
+pub(crate) use self::folder::Layout;
+pub use self::manifest::verify;
+use self::manifest::{hash, sync};
+use crate::data::Cursor;
 use crate::weights::{self, HostTensor};
 
 /// `trainer/state.json`: what is no tensor.
@@ -72,17 +77,6 @@ pub(crate) struct Stored {
     pub(crate) buffer: Vec<Box<[u32]>>,
 }
 
-/// What every checkpoint of a run has in common.
-#[derive(Debug)]
-pub(crate) struct Layout {
-    /// The folder that receives the checkpoints.
-    pub(crate) folder: PathBuf,
-    /// Files with the same content in every checkpoint: (name, content).
-    pub(crate) files: Vec<(&'static str, String)>,
-    /// How many checkpoints stay; 0 keeps all.
-    pub(crate) keep: usize,
-}
-
 /// The loop's end of the checkpoint writer.
 pub(crate) struct CheckpointWriter<'scope> {
     snapshots: SyncSender<Snapshot>,
@@ -90,36 +84,41 @@ pub(crate) struct CheckpointWriter<'scope> {
     returned: Receiver<Snapshot>,
     /// The one set of buffers, while it is not with the thread.
     buffers: Option<Snapshot>,
-    thread: ScopedJoinHandle<'scope, ()>,
+    /// Gives back how the last checkpoint went.
+    thread: ScopedJoinHandle<'scope, Result<()>>,
 }
 
 impl<'scope> CheckpointWriter<'scope> {
-    /// Starts the thread, and reserves the buffers by a first copy. The thread tells `on_checkpoint` of each complete checkpoint, and prunes those
-    /// that are too many unless `is_needed`.
+    /// Starts the thread, and reserves the buffers by a first copy. The thread waits with each
+    /// checkpoint for `await_events`, so that none stands before its history does, tells
+    /// `on_checkpoint` of it, and prunes those that are too many unless `is_needed`.
     pub(crate) fn spawn<'env>(
         scope: &'scope Scope<'scope, 'env>,
         layout: Layout,
         emitter: Emitter,
+        await_events: Box<dyn Fn() + Send + 'env>,
         mut on_checkpoint: Box<dyn FnMut(CheckpointDir) + Send + 'env>,
         is_needed: Box<dyn Fn(Step) -> bool + Send + 'env>,
         reserve: Live<'_>,
     ) -> Result<Self> {
         fs::create_dir_all(&layout.folder)
             .map_err(|error| Error::io("make the checkpoint folder", &layout.folder, &error))?;
+        layout.sweep();
         let (snapshots, incoming) = sync_channel::<Snapshot>(1);
         let (back, returned) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("checkpoint".to_owned())
             .spawn_scoped(scope, move || {
+                let mut last = Ok(());
                 for snapshot in incoming {
                     let begin = Instant::now();
                     let step = snapshot.state.step;
-                    match snapshot.write(&layout) {
+                    last = match snapshot.write(&layout, &*await_events) {
                         Ok(dir) => {
                             emitter.emit(
                                 step,
                                 EventBody::CheckpointWritten {
-                                    name: name(step),
+                                    name: folder::name(step),
                                     bytes: dir.manifest.total_bytes(),
                                     stall_secs: snapshot.stall.as_secs_f64(),
                                     write_secs: begin.elapsed().as_secs_f64(),
@@ -127,17 +126,18 @@ impl<'scope> CheckpointWriter<'scope> {
                             );
                             on_checkpoint(dir);
                             layout.prune(step, &*is_needed);
+                            Ok(())
                         }
-                        Err(error) => emitter.emit(
-                            step,
-                            EventBody::CheckpointFailed {
-                                reason: error.to_string(),
-                            },
-                        ),
-                    }
+                        Err(error) => {
+                            let reason = error.to_string();
+                            emitter.emit(step, EventBody::CheckpointFailed { reason });
+                            Err(error)
+                        }
+                    };
                     // The loop may be gone already.
                     let _ = back.send(snapshot);
                 }
+                last
             })
             .map_err(|error| {
                 Error::new(
@@ -174,10 +174,21 @@ impl<'scope> CheckpointWriter<'scope> {
     }
 
     /// Waits until the last checkpoint is written.
-    pub(crate) fn finish(self) {
+    ///
+    /// # Errors
+    /// It was not, and there is no next one to make up for it.
+    pub(crate) fn finish(self) -> Result<()> {
         drop(self.snapshots);
-        // A panic of the thread goes on in the scope that it belongs to.
-        let _ = self.thread.join();
+        let last = self.thread.join();
+        last.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            .map_err(|error| {
+                let message = format!("the last checkpoint was not written: {}", error.message());
+                let way_out = "`host resume` then goes on from the checkpoint before it";
+                Error::new(error.kind(), message).hint(match error.hint_text() {
+                    Some(hint) => format!("{hint}; {way_out}"),
+                    None => format!("see to the folder; {way_out}"),
+                })
+            })
     }
 }
 
@@ -215,12 +226,12 @@ impl Snapshot {
     }
 
     /// Writes the checkpoint beside its place and moves it there by one rename.
-    fn write(&self, layout: &Layout) -> Result<CheckpointDir> {
+    fn write(&self, layout: &Layout, await_events: &dyn Fn()) -> Result<CheckpointDir> {
         let step = self.state.step;
-        let path = layout.folder.join(name(step));
-        let partial = layout.folder.join(format!(".{}.partial", name(step)));
+        let partial = layout.partial(step);
         let written = self.write_into(&partial, layout).and_then(|manifest| {
-            replace(&partial, &path)?;
+            await_events();
+            let path = layout.put(&partial, step)?;
             Ok(CheckpointDir {
                 step,
                 path,
@@ -265,9 +276,10 @@ impl Snapshot {
                 let entry = entry.map_err(io)?;
                 if entry.file_type().map_err(io)?.is_file() {
                     let name = format!("{below}{}", entry.file_name().to_string_lossy());
+                    sync(&entry.path()).map_err(io)?;
                     manifest
                         .files
-                        .insert(name, hash_and_sync(&entry.path()).map_err(io)?);
+                        .insert(name, hash(&entry.path()).map_err(io)?);
                 }
             }
         }
@@ -277,33 +289,6 @@ impl Snapshot {
             sync(path).map_err(io)?;
         }
         Ok(manifest)
-    }
-}
-
-impl Layout {
-    /// Removes the oldest checkpoints beyond `keep`, but not the newest nor any that is needed.
-    fn prune(&self, newest: Step, is_needed: &dyn Fn(Step) -> bool) {
-        if self.keep == 0 {
-            return;
-        }
-        let Ok(entries) = fs::read_dir(&self.folder) else {
-            return;
-        };
-        let mut steps: Vec<Step> = entries
-            .filter_map(|entry| step_of(&entry.ok()?.file_name().to_string_lossy()))
-            .collect();
-        steps.sort_unstable();
-        let excess = steps.len().saturating_sub(self.keep);
-        for &step in &steps[..excess] {
-            if step != newest && !is_needed(step) {
-                // It stops being a checkpoint by one rename; what cannot be removed is tried again
-                // when the next is pruned.
-                let doomed = self.folder.join(format!(".{}.pruned", name(step)));
-                if fs::rename(self.folder.join(name(step)), &doomed).is_ok() {
-                    let _ = fs::remove_dir_all(doomed);
-                }
-            }
-        }
     }
 }
 
@@ -355,66 +340,6 @@ impl Stored {
     }
 }
 
-/// Compares every file of a checkpoint with its manifest.
-///
-/// # Errors
-/// Names the first file that is missing or not what it was.
-pub fn verify(folder: &Path) -> Result<Manifest> {
-    let file = folder.join("manifest.json");
-    let text = fs::read_to_string(&file).map_err(|error| {
-        Error::io("read the checkpoint's manifest", &file, &error)
-            .hint("a folder without a manifest is no complete checkpoint; use another one")
-    })?;
-    let manifest: Manifest = serde_json::from_str(&text).map_err(|error| {
-        Error::new(
-            Kind::Config,
-            format!(
-                "the checkpoint's manifest cannot be used: {error}: {}",
-                file.display()
-            ),
-        )
-    })?;
-    for (name, entry) in &manifest.files {
-        let path = folder.join(name);
-        let found = hash(&path).map_err(|error| Error::io("read the checkpoint", &path, &error))?;
-        if found != *entry {
-            return Err(Error::new(
-                Kind::Config,
-                format!(
-                    "the checkpoint is damaged: a file is not what its manifest says: {}",
-                    path.display()
-                ),
-            )
-            .hint("remove the checkpoint's folder: the resume then goes on from the one before"));
-        }
-    }
-    Ok(manifest)
-}
-
-/// A checkpoint's folder name. The digits keep the names in the steps' order.
-pub(crate) fn name(step: Step) -> String {
-    format!("step-{:06}", step.0)
-}
-
-fn step_of(name: &str) -> Option<Step> {
-    name.strip_prefix("step-")?.parse().ok().map(Step)
-}
-
-/// Puts `partial` in the place of `path`, where a superseded checkpoint of the same step may stand.
-fn replace(partial: &Path, path: &Path) -> Result<()> {
-    let io = |error: io::Error| Error::io("move the checkpoint into place", path, &error);
-    let old = partial.with_extension("superseded");
-    if path.exists() {
-        fs::rename(path, &old).map_err(io)?;
-    }
-    fs::rename(partial, path).map_err(io)?;
-    sync(path.parent().unwrap_or(path)).map_err(io)?;
-    if old.exists() {
-        fs::remove_dir_all(&old).map_err(io)?;
-    }
-    Ok(())
-}
-
 fn buffer_tensor(buffer: &[Box<[u32]>]) -> HostTensor {
     let length = buffer.first().map_or(0, |sequence| sequence.len());
     HostTensor::of_u32("buffer", &buffer.concat(), [buffer.len(), length])
@@ -425,33 +350,4 @@ fn random_tensors(random: &[(&'static str, Tensor)]) -> Result<Vec<HostTensor>> 
         .iter()
         .map(|(name, tensor)| HostTensor::copy_of(*name, tensor))
         .collect()
-}
-
-fn hash_and_sync(path: &Path) -> io::Result<FileEntry> {
-    sync(path)?;
-    hash(path)
-}
-
-fn sync(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-fn hash(path: &Path) -> io::Result<FileEntry> {
-    let mut file = File::open(path)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 18];
-    let mut size = 0;
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            n => {
-                hash.update(&buffer[..n]);
-                size += n as u64;
-            }
-        }
-    }
-    Ok(FileEntry {
-        sha256: hex(&hash.finalize()),
-        size,
-    })
 }

@@ -51,6 +51,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
             scope,
             layout,
             state.emitter.clone(),
+            ports.await_events,
             ports.on_checkpoint,
             ports.is_needed,
             reserve,
@@ -114,7 +115,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
             };
             state.save(step, scores, &mut writer)?;
         }
-        writer.finish();
+        writer.finish()?;
         Ok(Outcome { reason, step })
     })
 }

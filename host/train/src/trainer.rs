@@ -59,6 +59,9 @@ pub struct Ports<'a> {
     pub control: Control,
     /// The folder that receives `step-000100` and its like. Absolute.
     pub checkpoints: PathBuf,
+    /// Returns when the events emitted so far are on record, or cannot be for now: a checkpoint that
+    /// stood before them would be resumed from without them. Called on the checkpoint writer's thread.
+    pub await_events: Box<dyn Fn() + Send + 'a>,
     /// Told of each complete checkpoint, on the checkpoint writer's thread.
     pub on_checkpoint: Box<dyn FnMut(CheckpointDir) + Send + 'a>,
     /// Whether a checkpoint in the run folder is still needed by somebody, so that it is not pruned.

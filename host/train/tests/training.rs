@@ -121,6 +121,7 @@ fn train(config: &TrainConfig, start: &Start, home: &Path, control: &Control) ->
             emitter,
             control: control.clone(),
             checkpoints: checkpoints.clone(),
+            await_events: Box::new(|| ()),
             on_checkpoint: Box::new(move |dir| told.lock().expect("not poisoned").push(dir)),
             is_needed: Box::new(|_| false),
         })
