@@ -19,6 +19,10 @@ test: build ## all tests that need no outside program
 test-peers: build ## compares with transformers and others; installs them; PEERS=skip leaves them out
 	tests/peers/run.sh
 
+.PHONY: test-gpu
+test-gpu: ## the tests whose results depend on the device, and the benchmark, on cuda:0; skips aloud where there is none
+	tests/gpu/run.sh
+
 .PHONY: bench
 bench: build ## training speed beside Accelerate and torch.compile, in turn; ROUNDS=5
 	tests/bench/run.sh $(ROUNDS)

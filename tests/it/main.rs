@@ -8,6 +8,8 @@ mod configuration;
 mod example_plugins;
 mod groups;
 mod grpc;
+mod memory;
+mod metric_inputs;
 mod misbehaving;
 mod resume;
 mod run;

@@ -153,10 +153,10 @@ impl Watched<'_> {
 #[cfg(test)]
 mod tests {
     use host_core::Need;
-    use tch::Device;
 
     use super::*;
     use crate::config::Precision;
+    use crate::device::tests::device;
     use crate::model_config::ModelSource;
     use crate::precision::Arithmetic;
 
@@ -215,9 +215,9 @@ mod tests {
         let _guard = no_grad_guard();
         let mut source = ModelSource::read("tiny").expect("a preset");
         source.config.vocab_size = 50;
-        let model = Gpt2::new(source.config, Arithmetic(Precision::F32), Device::Cpu);
-        let tokens = batch(&[(0..16).collect(), (20..36).collect()], Device::Cpu);
-        let byte_lengths = Tensor::ones([50], (tch::Kind::Int64, Device::Cpu));
+        let model = Gpt2::new(source.config, Arithmetic(Precision::F32), device());
+        let tokens = batch(&[(0..16).collect(), (20..36).collect()], device());
+        let byte_lengths = Tensor::ones([50], (tch::Kind::Int64, device()));
         let mut inputs = Inputs::new(&model, &tokens, &byte_lengths);
         for looker in lookers {
             let mut watched = Watched {

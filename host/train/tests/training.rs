@@ -1,4 +1,4 @@
-//! A tiny model trained on the CPU.
+//! A tiny model trained: on the CPU, or on the device that `TEST_DEVICE` names.
 
 use std::fs;
 use std::io::Write;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use host_core::{Control, Draft, Emitter, EventBody, ParamGroup, Step, StopReason};
-use host_train::{Outcome, Ports, SchedulerType, Start, TrainConfig, Trainer};
+use host_train::{Outcome, Ports, Precision, SchedulerType, Start, TrainConfig, Trainer};
 use parquet::file::writer::SerializedFileWriter;
 
 /// Text of a kind that a tiny model learns something from in a few steps, as (name, text).
@@ -47,12 +47,17 @@ fn json_lines(folder: &Path) {
     }
 }
 
+fn device() -> String {
+    std::env::var("TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned())
+}
+
 fn config(folder: &Path) -> TrainConfig {
     TrainConfig {
         data: vec![folder.to_owned()],
         model: "tiny".to_owned(),
         vocab_size: Some(300),
-        device: "cpu".to_owned(),
+        deterministic: device() != "cpu",
+        device: device(),
         threads: Some(1),
         train_batch_size: 4,
         valid_batch_size: 4,
@@ -163,6 +168,24 @@ fn ten_steps_give_the_golden_losses() {
     let run = train(&config(&data), &Start::Fresh, home.path(), &Control::new());
     assert_eq!(run.outcome.reason, StopReason::Completed);
     assert_golden(&run);
+}
+
+#[test]
+fn bfloat16_learns_as_single_precision_does() {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = home.path().join("data");
+    corpus(&data);
+    let config = TrainConfig {
+        precision: Precision::Bf16,
+        ..config(&data)
+    };
+    let run = train(&config, &Start::Fresh, home.path(), &Control::new());
+    let losses = run.series("loss/train");
+    let furthest = std::iter::zip(losses, GOLDEN)
+        .map(|((_, loss), golden)| (loss - golden).abs())
+        .fold(0.0, f64::max);
+    // The weights, their gradients and the loss are single precision, the products between are not.
+    assert!(furthest > 1e-4 && furthest < 0.02, "{furthest}");
 }
 
 #[test]

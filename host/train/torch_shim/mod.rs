@@ -239,14 +239,15 @@ fn checked(status: c_int) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::tests::device;
     use tch::Kind as TorchKind;
 
     #[test]
     fn the_head_in_parts_gives_the_whole_ones_loss_and_gradients() {
-        let options = (TorchKind::Double, Device::Cpu);
+        let options = (TorchKind::Double, device());
         let hidden = Tensor::randn([10, 4], options).set_requires_grad(true);
         let weight = Tensor::randn([6, 4], options).set_requires_grad(true);
-        let labels = Tensor::from_slice(&[0_i64, 5, 2, 2, 1, 4, 3, 0, 5, 1]);
+        let labels = Tensor::from_slice(&[0_i64, 5, 2, 2, 1, 4, 3, 0, 5, 1]).to_device(device());
         let logits = hidden.linear::<Tensor>(&weight, None);
         let whole =
             logits.cross_entropy_loss::<Tensor>(&labels, None, tch::Reduction::Mean, -100, 0.0);
@@ -267,7 +268,7 @@ mod tests {
     #[test]
     fn a_conv1d_is_a_product_and_a_sum_with_their_gradients() {
         for kind in [TorchKind::Float, TorchKind::Double] {
-            let options = (kind, Device::Cpu);
+            let options = (kind, device());
             let leaf = |shape: &[i64]| Tensor::randn(shape, options).set_requires_grad(true);
             let (x, weight, bias) = (leaf(&[7, 4]), leaf(&[4, 6]), leaf(&[6]));
             let above = Tensor::randn([7, 6], options);
@@ -288,17 +289,17 @@ mod tests {
 
     #[test]
     fn bfloat16_is_used_where_it_is_asked_for() {
-        let options = (TorchKind::Float, Device::Cpu);
+        let options = (TorchKind::Float, device());
         let (a, b) = (
             Tensor::randn([8, 8], options),
             Tensor::randn([8, 8], options),
         );
-        let guard = AutocastBf16::new(Device::Cpu);
+        let guard = AutocastBf16::new(device());
         assert_eq!(a.matmul(&b).kind(), TorchKind::BFloat16);
         assert_eq!(conv1d(&a, &b, &a.select(0, 0)).kind(), TorchKind::BFloat16);
         drop(guard);
         assert_eq!(a.matmul(&b).kind(), TorchKind::Float);
-        let labels = Tensor::zeros([8], (TorchKind::Int64, Device::Cpu));
+        let labels = Tensor::zeros([8], (TorchKind::Int64, device()));
         let loss = |bf16| {
             linear_cross_entropy(&a, &b, &labels, 8, 1.0, bf16)
                 .expect("computed")
@@ -321,10 +322,10 @@ mod tests {
 
     #[test]
     fn random_numbers_come_again_with_their_state() {
-        let state = rng_state(Device::Cpu).expect("a state");
-        let draw = || Tensor::rand([4], (TorchKind::Float, Device::Cpu));
+        let state = rng_state(device()).expect("a state");
+        let draw = || Tensor::rand([4], (TorchKind::Float, device()));
         let first = draw();
-        set_rng_state(Device::Cpu, &state).expect("set");
+        set_rng_state(device(), &state).expect("set");
         assert_eq!(draw(), first);
     }
 }

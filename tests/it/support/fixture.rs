@@ -10,6 +10,8 @@ pub(crate) struct Fixture {
     source: &'static str,
     id: &'static str,
     kind: &'static str,
+    needs: &'static [&'static str],
+    devices: &'static [&'static str],
     flags: Vec<String>,
 }
 
@@ -22,11 +24,22 @@ impl Fixture {
         Self::new("sink.c", "checkpoint_sink", id)
     }
 
+    /// A metric that tells where its labels lie, and that can read them on these devices.
+    pub(crate) fn place(id: &'static str, devices: &'static [&'static str]) -> Self {
+        Self {
+            needs: &["labels"],
+            devices,
+            ..Self::new("place.c", "metric", id)
+        }
+    }
+
     fn new(source: &'static str, kind: &'static str, id: &'static str) -> Self {
         Self {
             source,
             id,
             kind,
+            needs: &["loss_sum", "token_count"],
+            devices: &["cpu"],
             flags: Vec::new(),
         }
     }
@@ -41,7 +54,7 @@ impl Fixture {
     pub(crate) fn build(&self, dir: &Path) -> PathBuf {
         let manifest = json!({
             "abi": [1, 0], "id": self.id, "version": "0.1.0", "kinds": [self.kind],
-            "needs": ["loss_sum", "token_count"],
+            "needs": self.needs, "devices": self.devices,
             "config": { "type": "object", "properties": { "how": { "type": "string" } } },
         });
         let manifest = manifest.to_string();

@@ -7,12 +7,12 @@ use tempfile::TempDir;
 use super::built::built;
 use super::process::{Output, Process};
 
-/// A training of a tenth of a second: 20 steps, of which every fifth ends in a checkpoint.
+/// A training of a tenth of a second: 20 steps, of which every fifth ends in a checkpoint. Where it
+/// trains comes beside it.
 const TINY: &str = r#"
 data = "data"
 model = "tiny"
 vocab_size = 300
-device = "cpu"
 threads = 1
 train_batch_size = 4
 valid_batch_size = 4
@@ -36,8 +36,16 @@ impl Home {
     pub(crate) fn new() -> Self {
         let home = Self(tempfile::tempdir().expect("a folder"));
         write_corpus(&home.path("data"));
-        fs::write(home.path("tiny.toml"), TINY).expect("written");
+        let device = Self::device();
+        let deterministic = device != "cpu";
+        let place = format!("device = {device:?}\ndeterministic = {deterministic}\n");
+        fs::write(home.path("tiny.toml"), place + TINY).expect("written");
         home
+    }
+
+    /// Where the tests train: on the device that `TEST_DEVICE` names, else on the CPU.
+    pub(crate) fn device() -> String {
+        std::env::var("TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned())
     }
 
     /// A path in it.
