@@ -19,7 +19,7 @@ use crate::plugins::{self, Grouping, Plugins};
 use crate::progress::{Progress, Style};
 use crate::resume_point::ResumePoint;
 use crate::run_dir::RunDir;
-use crate::run_file::{self, RunFile};
+use crate::run_file::RunFile;
 use crate::signals::SignalWatch;
 use crate::summary::Digest;
 
@@ -48,12 +48,7 @@ pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
         let begun = (|| {
             let file = RunFile::new(&plan, dir.name(), &ready.plugins.entries())?;
             file.write(&dir.config_file())?;
-            let record = RunRecord {
-                name: dir.name().to_string(),
-                created_us: jiff::Timestamp::now().as_microsecond(),
-                config_json: file.to_json(),
-            };
-            let writer = Writer::create(dir.path(), &record)?;
+            let writer = Writer::create(dir.path(), &run_record(&dir, &file))?;
             Live::open(&plan, &dir, writer, &progress)
         })();
         match begun {
@@ -81,9 +76,9 @@ pub(crate) fn resume(
 ) -> Result<StopReason> {
     let progress = Progress::new(Style::choose(json), plan.train.max_train_steps);
     let ended = (|| {
-        let recorded = run_file::read_record(&dir.config_file())?;
+        let (file, recorded) = RunFile::read(&dir.config_file())?;
         // The lock comes first: nobody else may be at work on this run.
-        let writer = Writer::open(dir.path())?;
+        let writer = open_store(&dir, &file)?;
         let reader = Reader::open(dir.path())?;
         let row = reader.run()?;
         let generation = row.generation + 1;
@@ -111,6 +106,24 @@ pub(crate) fn resume(
     })();
     progress.end();
     ended
+}
+
+fn run_record(dir: &RunDir, file: &RunFile) -> RunRecord {
+    RunRecord {
+        name: dir.name().to_string(),
+        created_us: jiff::Timestamp::now().as_microsecond(),
+        config_json: file.to_json(),
+    }
+}
+
+/// The store of a run that goes on. One that was ended while it was being made has none yet.
+fn open_store(dir: &RunDir, file: &RunFile) -> Result<Writer> {
+    Writer::open(dir.path()).or_else(|error| {
+        if !dir.checkpoint_folders().is_empty() {
+            return Err(error);
+        }
+        Writer::create(dir.path(), &run_record(dir, file)).map_err(|_| error)
+    })
 }
 
 /// Whether there is anything left to do. A run that did all its steps and was killed before it could

@@ -114,35 +114,29 @@ impl RunFile {
         write().map_err(|e| Error::io("write the run's configuration", path, &e))
     }
 
+    /// A run's file, and its `record` table.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no run's.
+    pub(crate) fn read(path: &Path) -> Result<(Self, Record)> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Error::io("read the run's configuration", path, &e))?;
+        let strange = |e: toml::de::Error| {
+            let (why, path) = (e.message(), path.display());
+            let message = format!("not a run's configuration: {why}: {path}");
+            Error::new(Kind::Config, message)
+                .hint("`host run` writes it; one of your own belongs elsewhere")
+        };
+        let table: Table = toml::from_str(&text).map_err(strange)?;
+        let record = table.get(RECORD).cloned();
+        let record = record.unwrap_or_else(|| Value::Table(Table::new()));
+        Ok((Self(table), record.try_into().map_err(strange)?))
+    }
+
     /// As JSON, for the store.
     pub(crate) fn to_json(&self) -> String {
         serde_json::to_string(&self.0).unwrap_or_default()
     }
-}
-
-/// The `record` table of a run's file.
-///
-/// # Errors
-/// The file cannot be read, or has none.
-pub(crate) fn read_record(path: &Path) -> Result<Record> {
-    #[derive(Deserialize)]
-    struct File {
-        record: Record,
-    }
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Error::io("read the run's configuration", path, &e))?;
-    let file: File = toml::from_str(&text).map_err(|e| {
-        Error::new(
-            Kind::Config,
-            format!(
-                "not a run's configuration: {}: {}",
-                e.message(),
-                path.display()
-            ),
-        )
-        .hint("`host run` writes it; one of your own belongs elsewhere")
-    })?;
-    Ok(file.record)
 }
 
 fn plugin_table(plugin: &PluginEntry) -> Result<Value> {
@@ -238,7 +232,8 @@ mod tests {
         assert_eq!(again.plugins.len(), 1);
         assert_eq!(again.plugins[0].target, entry.target);
         assert_eq!(again.plugins[0].on_error, entry.on_error);
-        assert_eq!(read_record(&path).expect("a record").plugin, [entry.found]);
+        let (read, record) = RunFile::read(&path).expect("a run's file");
+        assert_eq!((&read, record.plugin), (&file, vec![entry.found]));
         let json: serde_json::Value = serde_json::from_str(&file.to_json()).expect("JSON");
         assert_eq!(json["plugin"][0]["keep"], 2);
     }

@@ -171,63 +171,6 @@ fn a_second_ctrl_c_ends_at_once() {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_refused_by_the_name_of_its_file() {
-    let home = Home::new();
-    home.train("damaged", &[]).succeeded();
-    let checkpoint = home.checkpoint("damaged", 20);
-    let resume = ["resume", "damaged", "--max-train-steps", "25"];
-    for name in [
-        "model.safetensors",
-        "trainer/optimizer.safetensors",
-        "tokenizer.json",
-    ] {
-        let file = checkpoint.join(name);
-        let good = fs::read(&file).expect("a file");
-        let mut bad = good.clone();
-        let middle = bad.len() / 2;
-        bad[middle] ^= 1;
-        fs::write(&file, bad).expect("written");
-        let output = home.host(&resume);
-        let (error, _) = output.failed_with(2);
-        assert!(error.starts_with("the checkpoint is damaged: "), "{error}");
-        assert!(error.ends_with(&file.display().to_string()), "{error}");
-        fs::write(&file, good).expect("written");
-    }
-    // A refusal changes nothing.
-    home.host(&resume).succeeded();
-}
-
-#[test]
-fn a_half_written_checkpoint_is_passed_over() {
-    let home = Home::new();
-    let flags = ["--lr-scheduler-type", "constant"];
-    home.train("half", &flags).succeeded();
-    let newest = home.checkpoint("half", 20);
-    let partial = newest.with_file_name(".step-000025.partial");
-    fs::create_dir(&partial).expect("made");
-    fs::copy(newest.join("manifest.json"), partial.join("manifest.json")).expect("copied");
-    fs::write(partial.join("model.safetensors"), b"half").expect("written");
-    let resumed = home
-        .host(&["resume", "half", "--max-train-steps", "25"])
-        .succeeded();
-    assert!(
-        resumed.stderr.contains("going on from step 20: "),
-        "{resumed}"
-    );
-    assert!(!partial.exists());
-
-    home.train(
-        "whole",
-        &[&flags[..], &["--max-train-steps", "25"]].concat(),
-    )
-    .succeeded();
-    let [half, whole] = ["half", "whole"].map(|run| {
-        fs::read_to_string(home.checkpoint(run, 25).join("manifest.json")).expect("a manifest")
-    });
-    assert_eq!(half, whole);
-}
-
-#[test]
 fn a_name_is_taken_once_and_a_live_run_has_one_process() {
     let home = Home::new();
     let run = start_endless(&home, "live");

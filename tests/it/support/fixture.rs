@@ -91,6 +91,19 @@ pub(crate) fn fake_libtorch(dir: &Path) -> PathBuf {
     library
 }
 
+/// A library to preload, which kills the program at a moment that its environment names.
+pub(crate) fn kill_at(dir: &Path) -> PathBuf {
+    let library = dir.join("libkill_at.so");
+    compile(
+        Command::new("cc")
+            .args(["-std=gnu11", "-shared", "-fPIC", "-O1"])
+            .arg(root().join("tests/fixtures/kill_at.c"))
+            .arg("-o")
+            .arg(&library),
+    );
+    library
+}
+
 fn compile(cc: &mut Command) {
     let output = cc.output().expect("a C compiler called cc");
     let errors = String::from_utf8_lossy(&output.stderr);

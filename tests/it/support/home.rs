@@ -110,9 +110,14 @@ impl Home {
         self.start(args).output()
     }
 
-    /// The same with variables of the environment.
+    /// Starts it with variables of the environment.
+    pub(crate) fn start_with(&self, env: &[(&str, &str)], args: &[&str]) -> Process {
+        Process::start(self.command(args).envs(env.iter().copied()))
+    }
+
+    /// The same to the end.
     pub(crate) fn host_with(&self, env: &[(&str, &str)], args: &[&str]) -> Output {
-        Process::start(self.command(args).envs(env.iter().copied())).output()
+        self.start_with(env, args).output()
     }
 
     /// Starts a tiny training under this name.

@@ -10,7 +10,7 @@ mod store;
 
 pub(crate) use built::built;
 pub(crate) use checkpoint::{assert_complete, files_of, manifest_of, sha256};
-pub(crate) use fixture::{Fixture, fake_libtorch};
+pub(crate) use fixture::{Fixture, fake_libtorch, kill_at};
 pub(crate) use git::{bare_repository, git, git_bytes};
 pub(crate) use home::Home;
 pub(crate) use process::{Output, Process};

@@ -1,0 +1,213 @@
+//! Checkpoints that are not what was written: they are refused by the name of the file, and the run
+//! goes on from one that is whole.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::support::{Home, curve, kill_at, manifest_of};
+
+/// A training in which a longer run does the same as a shorter one, as far as that goes.
+const STEADY: [&str; 2] = ["--lr-scheduler-type", "constant"];
+/// A step more than there is a checkpoint for.
+const RESUME: [&str; 4] = ["resume", "run", "--max-train-steps", "25"];
+
+/// A run with checkpoints at 5, 10, 15 and 20, and its newest.
+fn trained() -> (Home, PathBuf) {
+    let home = Home::new();
+    home.train("run", &STEADY).succeeded();
+    let newest = home.checkpoint("run", 20);
+    (home, newest)
+}
+
+fn flip(file: &Path, at: impl Fn(usize) -> usize) {
+    let mut bytes = fs::read(file).expect("a file");
+    let at = at(bytes.len());
+    bytes[at] ^= 1;
+    fs::write(file, bytes).expect("written");
+}
+
+/// The resume is refused because of this file of the newest checkpoint, and the one before offered.
+#[track_caller]
+fn assert_refused(home: &Home, how: &str, file: &Path) {
+    let output = home.host(&RESUME);
+    let (error, hint) = output.failed_with(2);
+    let expected = format!("the checkpoint is damaged: {how}");
+    assert!(error.starts_with(&expected), "{error}");
+    assert!(error.ends_with(&format!(": {}", file.display())), "{error}");
+    let way_on = "`host resume run --from step-000015` goes on from the one before, which is whole";
+    assert_eq!(hint, way_on);
+}
+
+#[test]
+fn a_changed_byte_in_any_file_is_found() {
+    let (home, checkpoint) = trained();
+    let files = manifest_of(&checkpoint).files;
+    assert!(files.len() >= 9, "{files:?}");
+    for name in files.keys() {
+        let file = checkpoint.join(name);
+        let good = fs::read(&file).expect("a file");
+        flip(&file, |length| length / 2);
+        assert_refused(&home, "a file is not what its manifest says", &file);
+        fs::write(&file, good).expect("written");
+    }
+    // A refusal changes nothing.
+    assert_eq!(home.checkpoints("run"), [5, 10, 15, 20]);
+    home.host(&RESUME).succeeded();
+}
+
+#[test]
+fn a_changed_byte_in_the_manifest_is_found() {
+    let (home, checkpoint) = trained();
+    let manifest = checkpoint.join("manifest.json");
+    let good = fs::read_to_string(&manifest).expect("text");
+    flip(&manifest, |_| 0);
+    assert_refused(&home, "its manifest cannot be used: ", &manifest);
+
+    // In a hash: then it is the file that is not as it should be.
+    fs::write(&manifest, &good).expect("written");
+    let at = good.find("model.safetensors").expect("the weights");
+    let hash = at + good[at..].find("sha256").expect("a hash") + "sha256\": \"".len();
+    flip(&manifest, |_| hash);
+    let weights = checkpoint.join("model.safetensors");
+    assert_refused(&home, "a file is not what its manifest says", &weights);
+
+    // In a name: then there is no such file.
+    fs::write(&manifest, &good).expect("written");
+    flip(&manifest, |_| at);
+    let other = checkpoint.join("lodel.safetensors");
+    assert_refused(&home, "a file is missing", &other);
+}
+
+#[test]
+fn a_missing_file_is_found() {
+    let (home, checkpoint) = trained();
+    for name in ["model.safetensors", "trainer/state.json", "manifest.json"] {
+        let file = checkpoint.join(name);
+        let good = fs::read(&file).expect("a file");
+        fs::remove_file(&file).expect("removed");
+        assert_refused(&home, "a file is missing", &file);
+        fs::write(&file, good).expect("written");
+    }
+}
+
+#[test]
+fn the_offer_is_a_checkpoint_that_is_whole() {
+    let (home, checkpoint) = trained();
+    let weights = |step| home.checkpoint("run", step).join("model.safetensors");
+    flip(&weights(20), |length| length - 1);
+    flip(&weights(15), |length| length - 1);
+    let output = home.host(&RESUME);
+    let (error, hint) = output.failed_with(2);
+    assert!(error.contains(&checkpoint.display().to_string()), "{error}");
+    assert!(hint.contains("--from step-000010"), "{hint}");
+
+    let output = home.host(&[&RESUME[..], &["--from", "15"]].concat());
+    let (error, hint) = output.failed_with(2);
+    assert!(
+        error.ends_with(&weights(15).display().to_string()),
+        "{error}"
+    );
+    assert!(hint.contains("--from step-000010"), "{hint}");
+
+    flip(&weights(10), |length| length - 1);
+    flip(&weights(5), |length| length - 1);
+    let output = home.host(&RESUME);
+    let (_, hint) = output.failed_with(2);
+    let again = home.run_dir("run").join("run.toml");
+    let again = format!("`host run {} --name OTHER`", again.display());
+    assert!(hint.starts_with("no older checkpoint is whole; "), "{hint}");
+    assert!(hint.contains(&again), "{hint}");
+}
+
+#[test]
+fn a_run_goes_on_from_an_older_checkpoint_to_the_same_bytes() {
+    let (home, checkpoint) = trained();
+    flip(&checkpoint.join("model.safetensors"), |length| length / 2);
+    let back = [&RESUME[..], &["--from", "step-000010"]].concat();
+
+    // Killed before it has a checkpoint of its own, it does not take one of those it left behind.
+    let preload = kill_at(&home.path("")).display().to_string();
+    let env = [
+        ("LD_PRELOAD", &*preload),
+        ("KILL_AT", "rename /step-000015"),
+    ];
+    let killed = home.host_with(&env, &back);
+    assert_eq!(killed.signal(), Some(9), "{killed}");
+    assert!(
+        killed.stderr.contains("going on from step 10: "),
+        "{killed}"
+    );
+    assert_eq!(home.checkpoints("run"), [5, 10]);
+    let left = home.run_dir("run").join("checkpoints");
+    for step in ["step-000015", "step-000020"] {
+        let name = format!("{step}.superseded-1");
+        assert!(left.join(&name).join("model.safetensors").is_file());
+        let said = format!("set aside, and yours to remove: {name}");
+        assert!(killed.stderr.contains(&said), "{killed}");
+    }
+    let resumed = home.host(&RESUME).succeeded();
+    assert!(
+        resumed.stderr.contains("going on from step 10: "),
+        "{resumed}"
+    );
+
+    let longer = [&STEADY[..], &["--max-train-steps", "25"]].concat();
+    home.train("whole", &longer).succeeded();
+    for step in [15, 20, 25] {
+        let [one, other] = ["run", "whole"].map(|run| manifest_of(&home.checkpoint(run, step)));
+        assert_eq!(one, other, "step {step}");
+    }
+    let [run, whole] = ["run", "whole"].map(|run| home.run_dir(run));
+    for metric in ["loss/train", "loss/eval", "lr", "tokens"] {
+        assert_eq!(curve(&run, metric), curve(&whole, metric), "{metric}");
+    }
+}
+
+#[test]
+fn a_checkpoint_that_is_not_there_is_no_place_to_go_on_from() {
+    let (home, _) = trained();
+    let output = home.host(&[&RESUME[..], &["--from", "step-000012"]].concat());
+    let (error, hint) = output.failed_with(2);
+    assert!(
+        error.starts_with("the run has no checkpoint step-000012: "),
+        "{error}"
+    );
+    assert_eq!(
+        hint,
+        "it has step-000005, step-000010, step-000015, step-000020"
+    );
+
+    // A run that had checkpoints does not begin again because somebody removed them.
+    fs::remove_dir_all(home.run_dir("run").join("checkpoints")).expect("removed");
+    let output = home.host(&RESUME);
+    let (error, hint) = output.failed_with(2);
+    assert!(
+        error.starts_with("the run's checkpoints are gone: "),
+        "{error}"
+    );
+    assert!(hint.contains("--name OTHER"), "{hint}");
+}
+
+#[test]
+fn a_half_written_checkpoint_is_passed_over() {
+    let (home, newest) = trained();
+    // As two killed processes leave them, one of which never comes to that step again.
+    for name in [".step-000023.partial", ".step-000025.partial"] {
+        let partial = newest.with_file_name(name);
+        fs::create_dir(&partial).expect("made");
+        fs::copy(newest.join("manifest.json"), partial.join("manifest.json")).expect("copied");
+        fs::write(partial.join("model.safetensors"), b"half").expect("written");
+    }
+    let resumed = home.host(&RESUME).succeeded();
+    assert!(
+        resumed.stderr.contains("going on from step 20: "),
+        "{resumed}"
+    );
+    for name in [".step-000023.partial", ".step-000025.partial"] {
+        assert!(!newest.with_file_name(name).exists(), "{name}");
+    }
+    let longer = [&STEADY[..], &["--max-train-steps", "25"]].concat();
+    home.train("whole", &longer).succeeded();
+    let [one, other] = ["run", "whole"].map(|run| manifest_of(&home.checkpoint(run, 25)));
+    assert_eq!(one, other);
+}
