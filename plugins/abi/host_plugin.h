@@ -44,9 +44,11 @@ extern "C" {
 //   { "abi": [1, 0], "id": "perplexity", "version": "0.1.0", "description": "...",
 //     "kinds": ["metric"], "needs": ["loss_sum"], "devices": ["cpu"], "config": { JSON Schema } }
 //
-// kinds has param_groups, metric and checkpoint_sink; devices has cpu and cuda, and is ["cpu"] where
-// it is absent. Without config the plugin takes no settings. Zero bytes behind the object are
-// ignored, so a string will do:
+// kinds has param_groups, metric, checkpoint_sink and observer. needs and devices are a metric's;
+// devices has cpu and cuda, and is ["cpu"] where it is absent. events are an observer's: run_started,
+// superseded, metrics, checkpoint_written, checkpoint_failed, delivery, plugin_fault, request,
+// warning, run_finished; it sees those alone, and all where it is absent. Without config the plugin
+// takes no settings. Zero bytes behind the object are ignored, so a string will do:
 //
 //   __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used))
 //   static const char manifest[] = "{ ... }";
@@ -109,6 +111,9 @@ typedef struct {
 // See HostCheckpointSink.
 #define HOST_KIND_CHECKPOINT_SINK 3
 
+// See HostObserver.
+#define HOST_KIND_OBSERVER 4
+
 // Levels of HostApi::log.
 #define HOST_LOG_ERROR 1
 
@@ -123,6 +128,81 @@ typedef struct {
 
 // Flag of HostTensor: the plugin must not write through `dl.data`.
 #define HOST_TENSOR_READ_ONLY 1
+
+// Kinds of a HostEvent. Training begins or, with a `generation` above 0, goes on.
+#define HOST_EVENT_RUN_STARTED 1
+
+// What was recorded above `of_step` no longer counts; `generation`.
+#define HOST_EVENT_SUPERSEDED 2
+
+// Measured `values`.
+#define HOST_EVENT_METRICS 3
+
+// A complete checkpoint stands: its folder's `name` and its `bytes`.
+#define HOST_EVENT_CHECKPOINT_WRITTEN 4
+
+// A checkpoint could not be written; `text`.
+#define HOST_EVENT_CHECKPOINT_FAILED 5
+
+// The checkpoint of `of_step` on its way to the sink `name`: how far it came is the `code`, a
+// `HOST_DELIVERY_*`; the receipt or reason is the `text`.
+#define HOST_EVENT_DELIVERY 6
+
+// The plugin `name` failed in `call`; `text`.
+#define HOST_EVENT_PLUGIN_FAULT 7
+
+// The loop carries out what `name` asked for: the `code` is a `HOST_REQUEST_*`, with its `factor`;
+// the reason is the `text`.
+#define HOST_EVENT_REQUEST 8
+
+// Something odd; `text`.
+#define HOST_EVENT_WARNING 9
+
+// Training ended: why is the `code`, a `HOST_STOP_*`; the error, if it was one, is the `text`.
+#define HOST_EVENT_RUN_FINISHED 10
+
+// How far a delivery came. It waits for the sink.
+#define HOST_DELIVERY_QUEUED 1
+
+// The sink is at work.
+#define HOST_DELIVERY_SENDING 2
+
+// The sink gave a receipt.
+#define HOST_DELIVERY_DELIVERED 3
+
+// The sink gave up.
+#define HOST_DELIVERY_FAILED 4
+
+// Why training ended. All steps were done.
+#define HOST_STOP_COMPLETED 1
+
+// A person interrupted it (SIGINT).
+#define HOST_STOP_INTERRUPTED 2
+
+// The system asked it to end (SIGTERM).
+#define HOST_STOP_TERMINATED 3
+
+// An error.
+#define HOST_STOP_FAILED 4
+
+// A request for it was carried out.
+#define HOST_STOP_REQUESTED 5
+
+// What may be asked of the loop. Training ends, with a checkpoint.
+#define HOST_REQUEST_STOP 1
+
+// A checkpoint is written, whatever the period says.
+#define HOST_REQUEST_CHECKPOINT 2
+
+// The next step takes its batches and counts, but its update is not applied.
+#define HOST_REQUEST_SKIP_STEP 3
+
+// The learning rate is the schedule's times the factor from now on; factors multiply.
+#define HOST_REQUEST_SCALE_LEARNING_RATE 4
+
+// Weights and optimizer become those of the last complete checkpoint, and training goes on with
+// the batches behind those already seen.
+#define HOST_REQUEST_ROLL_BACK 5
 
 // What a call ended with. An unknown value counts as HOST_ERROR.
 typedef int32_t HostStatus;
@@ -172,8 +252,9 @@ typedef struct {
     uint32_t struct_size;
     // One of the `HOST_KIND_*`.
     uint32_t kind;
-    // A HostParamGroups, HostMetric or
-    // HostCheckpointSink, as `kind` says.
+    // A HostParamGroups, HostMetric,
+    // HostCheckpointSink or
+    // HostObserver, as `kind` says.
     const void *vtable;
 } HostPluginItem;
 
@@ -383,6 +464,89 @@ typedef struct {
     // `[any]` Asks the `publish` that is running, if any, to end soon with `HOST_CANCELLED`.
     void (*cancel)(void *instance);
 } HostCheckpointSink;
+
+// A named number.
+typedef struct {
+    // Size of this struct in the host's build; also the stride of the array it lies in.
+    uint32_t struct_size;
+    // Zero.
+    uint32_t flags;
+    // `loss/train`, `loss/eval`, `lr`.
+    HostStr name;
+    // Infinity and NaN are values.
+    double value;
+} HostValue;
+
+// Something that happened in a run. The comment of each `HOST_EVENT_*` says which fields its kind
+// has; all others are zero or empty.
+typedef struct {
+    // Size of this struct in the host's build.
+    uint32_t struct_size;
+    // One of the `HOST_EVENT_*`. A plugin skips those that it does not know: a newer host has more.
+    uint32_t kind;
+    // The optimizer steps finished by then.
+    uint64_t step;
+    // Measured values, each name once.
+    const HostValue *values;
+    // Length of `values`.
+    size_t n_values;
+    // A checkpoint's folder (`step-000100`), or the id of the plugin that the event is about.
+    HostStr name;
+    // The call that failed: `update`, `publish`.
+    HostStr call;
+    // A message or reason, for people; of a delivery that was made, the sink's receipt (JSON).
+    HostStr text;
+    // Size of a checkpoint's files.
+    uint64_t bytes;
+    // Another step than the event's own.
+    uint64_t of_step;
+    // How often the run was resumed.
+    uint32_t generation;
+    // A number whose meaning the kind says.
+    uint32_t code;
+    // What a request multiplies the learning rate by.
+    double factor;
+} HostEvent;
+
+// Where requests go. Valid until the call returns.
+typedef struct {
+    // Size of this struct in the host's build.
+    uint32_t struct_size;
+    // Zero.
+    uint32_t reserved;
+    // Handed back as the first argument of each function below.
+    void *ctx;
+    // `[main]` Asks the loop for something, a `HOST_REQUEST_*`, which it does at the next step
+    // boundary. `factor` is in (0, 1] for `HOST_REQUEST_SCALE_LEARNING_RATE`, and not looked at
+    // otherwise. `reason` is for people and is recorded; it may not be empty. A host that does
+    // not know the request answers `HOST_UNSUPPORTED`, and the plugin may ask for another.
+    HostStatus (*ask)(void *ctx, uint32_t request, double factor, HostStr reason);
+} HostRequestsOut;
+
+// Sees what happens in a run, in order, and may ask for something.
+//
+// It is the one kind with a state in the checkpoint: a metric is reset before each evaluation and
+// no checkpoint is taken within one, a grouping is made once, and a sink keeps what it must know
+// in its `state_dir`, since a checkpoint has the same bytes wherever it is delivered.
+typedef struct {
+    // Size of this struct in the plugin's build.
+    uint32_t struct_size;
+    // Zero.
+    uint32_t flags;
+    // See HostCreate.
+    HostCreate create;
+    // See HostDestroy.
+    HostDestroy destroy;
+    // `[main]` Looks at an event of the kinds that the manifest's `events` names, of all if it has
+    // none. The training waits for it.
+    HostStatus (*observe)(void *instance, const HostEvent *event, const HostRequestsOut *out);
+    // `[main]` Puts the state as bytes, which say their own version; equal states are equal bytes.
+    // They go into the checkpoint. Null, together with `import_state`, if there is no state.
+    HostStatus (*export_state)(void *instance, const HostOut *out);
+    // `[main]` Makes the state one that an instance exported before, perhaps of another version of
+    // the plugin. Bytes that it cannot read are an error and leave the state as it is.
+    HostStatus (*import_state)(void *instance, HostStr state);
+} HostObserver;
 
 // The call did what it says.
 #define HOST_OK 0

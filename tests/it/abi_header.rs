@@ -11,7 +11,7 @@ use host_plugin_abi::*;
 use tempfile::TempDir;
 
 /// In the order in which a reader wants to meet them.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 11] = [
     "lib",
     "string",
     "host_api",
@@ -20,6 +20,8 @@ const SOURCES: [&str; 9] = [
     "param_groups",
     "metric",
     "checkpoint_sink",
+    "event",
+    "observer",
     "descriptor",
 ];
 
@@ -88,7 +90,7 @@ fn dlpack_s_own_header_may_come_first_and_has_the_same_layout() {
 fn the_constants_are_the_crate_s() {
     let mut program = program("");
     program.push_str("int main(void) {\n");
-    let numbers: [(&str, i64); 19] = [
+    let numbers: [(&str, i64); 44] = [
         ("HOST_ABI_MAJOR", HOST_ABI_MAJOR.into()),
         ("HOST_ABI_MINOR", HOST_ABI_MINOR.into()),
         ("HOST_OK", HOST_OK.into()),
@@ -103,6 +105,40 @@ fn the_constants_are_the_crate_s() {
             "HOST_KIND_CHECKPOINT_SINK",
             HOST_KIND_CHECKPOINT_SINK.into(),
         ),
+        ("HOST_KIND_OBSERVER", HOST_KIND_OBSERVER.into()),
+        ("HOST_EVENT_RUN_STARTED", HOST_EVENT_RUN_STARTED.into()),
+        ("HOST_EVENT_SUPERSEDED", HOST_EVENT_SUPERSEDED.into()),
+        ("HOST_EVENT_METRICS", HOST_EVENT_METRICS.into()),
+        (
+            "HOST_EVENT_CHECKPOINT_WRITTEN",
+            HOST_EVENT_CHECKPOINT_WRITTEN.into(),
+        ),
+        (
+            "HOST_EVENT_CHECKPOINT_FAILED",
+            HOST_EVENT_CHECKPOINT_FAILED.into(),
+        ),
+        ("HOST_EVENT_DELIVERY", HOST_EVENT_DELIVERY.into()),
+        ("HOST_EVENT_PLUGIN_FAULT", HOST_EVENT_PLUGIN_FAULT.into()),
+        ("HOST_EVENT_REQUEST", HOST_EVENT_REQUEST.into()),
+        ("HOST_EVENT_WARNING", HOST_EVENT_WARNING.into()),
+        ("HOST_EVENT_RUN_FINISHED", HOST_EVENT_RUN_FINISHED.into()),
+        ("HOST_DELIVERY_QUEUED", HOST_DELIVERY_QUEUED.into()),
+        ("HOST_DELIVERY_SENDING", HOST_DELIVERY_SENDING.into()),
+        ("HOST_DELIVERY_DELIVERED", HOST_DELIVERY_DELIVERED.into()),
+        ("HOST_DELIVERY_FAILED", HOST_DELIVERY_FAILED.into()),
+        ("HOST_STOP_COMPLETED", HOST_STOP_COMPLETED.into()),
+        ("HOST_STOP_INTERRUPTED", HOST_STOP_INTERRUPTED.into()),
+        ("HOST_STOP_TERMINATED", HOST_STOP_TERMINATED.into()),
+        ("HOST_STOP_FAILED", HOST_STOP_FAILED.into()),
+        ("HOST_STOP_REQUESTED", HOST_STOP_REQUESTED.into()),
+        ("HOST_REQUEST_STOP", HOST_REQUEST_STOP.into()),
+        ("HOST_REQUEST_CHECKPOINT", HOST_REQUEST_CHECKPOINT.into()),
+        ("HOST_REQUEST_SKIP_STEP", HOST_REQUEST_SKIP_STEP.into()),
+        (
+            "HOST_REQUEST_SCALE_LEARNING_RATE",
+            HOST_REQUEST_SCALE_LEARNING_RATE.into(),
+        ),
+        ("HOST_REQUEST_ROLL_BACK", HOST_REQUEST_ROLL_BACK.into()),
         ("HOST_LOG_ERROR", HOST_LOG_ERROR.into()),
         ("HOST_LOG_WARN", HOST_LOG_WARN.into()),
         ("HOST_LOG_INFO", HOST_LOG_INFO.into()),
@@ -194,6 +230,15 @@ layout! {
         struct_size, flags, step, run, dir, manifest_json, metrics_json, state_dir,
     }
     HostCheckpointSink { struct_size, flags, create, destroy, publish, cancel }
+    HostValue { struct_size, flags, name, value }
+    HostEvent {
+        struct_size, kind, step, values, n_values, name, call, text, bytes, of_step, generation,
+        code, factor,
+    }
+    HostRequestsOut { struct_size, reserved, ctx, ask }
+    HostObserver {
+        struct_size, flags, create, destroy, observe, export_state, import_state,
+    }
     HostPluginItem { struct_size, kind, vtable }
     HostPlugin {
         struct_size, abi_major, abi_minor, min_host_minor, id, version, n_items, items,

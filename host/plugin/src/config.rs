@@ -227,6 +227,7 @@ mod tests {
             kinds: vec![PluginKind::CheckpointSink],
             needs: Vec::new(),
             reads_cuda: false,
+            events: None,
             config,
         }
     }

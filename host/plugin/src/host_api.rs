@@ -64,7 +64,7 @@ pub(crate) unsafe fn bytes_of<'a>(text: HostStr, longest: usize) -> Option<&'a [
 ///
 /// # Safety
 /// As for [`bytes_of`].
-unsafe fn message_of(text: HostStr) -> String {
+pub(crate) unsafe fn message_of(text: HostStr) -> String {
     let cut = HostStr {
         ptr: text.ptr,
         len: text.len.min(LONGEST_MESSAGE),

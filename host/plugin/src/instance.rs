@@ -124,6 +124,11 @@ impl Instance {
             .map_err(|failure| self.error(call, &failure))
     }
 
+    /// What the host refuses in the plugin's place, without calling it.
+    pub(crate) fn refusal(&self, call: &str, reason: &str) -> Error {
+        failed(&self.plugin, call, reason)
+    }
+
     /// The failure as the error of the house.
     pub(crate) fn error(&self, call: &str, failure: &Failure) -> Error {
         failed(&self.plugin, call, &failure.reason)

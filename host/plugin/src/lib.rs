@@ -16,6 +16,7 @@
 mod call_stats;
 mod checkpoint_sink;
 mod config;
+mod event;
 mod host_api;
 mod image;
 mod inspect;
@@ -24,6 +25,7 @@ mod library;
 mod log;
 mod manifest;
 mod metric;
+mod observer;
 mod on_error;
 mod out;
 mod param_groups;
@@ -34,9 +36,10 @@ mod vtable;
 
 pub use call_stats::{CallStats, CallSummary};
 pub use config::PluginConfig;
+pub use event::EventKind;
 pub use inspect::inspect;
 pub use log::{Level, LogRecord, set_log};
-pub use manifest::{PluginKind, PluginManifest};
+pub use manifest::{PluginKind, PluginManifest, is_plugin_id};
 pub use on_error::OnError;
 pub use plugin::Plugin;
 pub use search_path::{Found, Listed, SearchPath};

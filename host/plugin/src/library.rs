@@ -14,6 +14,7 @@ use crate::image::{Image, Mapped};
 use crate::inspect::{Refusal, inspect};
 use crate::manifest::check_abi;
 use crate::metric::MetricFunctions;
+use crate::observer::ObserverFunctions;
 use crate::param_groups::ParamGroupsFunctions;
 use crate::{PluginKind, PluginManifest, vtable};
 
@@ -25,6 +26,7 @@ pub(crate) struct Library {
     pub(crate) param_groups: Option<ParamGroupsFunctions>,
     pub(crate) metric: Option<MetricFunctions>,
     pub(crate) checkpoint_sink: Option<CheckpointSinkFunctions>,
+    pub(crate) observer: Option<ObserverFunctions>,
 }
 
 /// The libraries of this process by the digest of their bytes: the same bytes are loaded once.
@@ -106,7 +108,7 @@ impl Library {
             item.map(|item| item.vtable)
         };
         // SAFETY: by the ABI an item's table is of its kind and has the size it says, for ever.
-        let (param_groups, metric, checkpoint_sink) = unsafe {
+        let (param_groups, metric, checkpoint_sink, observer) = unsafe {
             (
                 table(PluginKind::ParamGroups)
                     .map(|at| vtable::read(at).and_then(ParamGroupsFunctions::from_table)),
@@ -114,12 +116,15 @@ impl Library {
                     .map(|at| vtable::read(at).and_then(MetricFunctions::from_table)),
                 table(PluginKind::CheckpointSink)
                     .map(|at| vtable::read(at).and_then(CheckpointSinkFunctions::from_table)),
+                table(PluginKind::Observer)
+                    .map(|at| vtable::read(at).and_then(ObserverFunctions::from_table)),
             )
         };
         Ok(Self {
             param_groups: param_groups.transpose().map_err(says)?,
             metric: metric.transpose().map_err(says)?,
             checkpoint_sink: checkpoint_sink.transpose().map_err(says)?,
+            observer: observer.transpose().map_err(says)?,
             api,
             manifest,
         })

@@ -4,6 +4,7 @@ use host_core::Need;
 use host_plugin_abi as abi;
 use serde_json::{Map, Value};
 
+use crate::EventKind;
 use crate::inspect::Refusal;
 use crate::spec::RESERVED_KEYS;
 
@@ -26,6 +27,8 @@ pub struct PluginManifest {
     pub needs: Vec<Need>,
     /// Whether its metric can read CUDA memory.
     pub reads_cuda: bool,
+    /// The kinds of events that its observer is shown; all if it says nothing.
+    pub events: Option<Vec<EventKind>>,
     /// The JSON Schema of its settings. Without one it takes none.
     pub config: Option<Value>,
 }
@@ -39,11 +42,18 @@ pub enum PluginKind {
     Metric,
     /// It delivers checkpoints.
     CheckpointSink,
+    /// It watches the run and may ask for something.
+    Observer,
 }
 
 impl PluginKind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::ParamGroups, Self::Metric, Self::CheckpointSink];
+    pub const ALL: [Self; 4] = [
+        Self::ParamGroups,
+        Self::Metric,
+        Self::CheckpointSink,
+        Self::Observer,
+    ];
 
     /// The name in manifests.
     pub fn name(self) -> &'static str {
@@ -51,6 +61,7 @@ impl PluginKind {
             Self::ParamGroups => "param_groups",
             Self::Metric => "metric",
             Self::CheckpointSink => "checkpoint_sink",
+            Self::Observer => "observer",
         }
     }
 
@@ -60,6 +71,7 @@ impl PluginKind {
             Self::ParamGroups => abi::HOST_KIND_PARAM_GROUPS,
             Self::Metric => abi::HOST_KIND_METRIC,
             Self::CheckpointSink => abi::HOST_KIND_CHECKPOINT_SINK,
+            Self::Observer => abi::HOST_KIND_OBSERVER,
         }
     }
 }
@@ -112,6 +124,7 @@ impl PluginManifest {
             "cuda" => Some(true),
             _ => None,
         })?;
+        let events = names(object, "events", EventKind::from_name)?;
         let config = object.get("config").filter(|schema| !schema.is_null());
         if let Some(schema) = config {
             check_schema(schema)?;
@@ -125,6 +138,7 @@ impl PluginManifest {
             kinds,
             needs,
             reads_cuda: devices.is_some_and(|cuda| cuda.contains(&true)),
+            events,
             config: config.cloned(),
         })
     }
@@ -132,13 +146,18 @@ impl PluginManifest {
 
 /// The id of a manifest whose other fields may be wrong.
 pub(crate) fn read_id(object: &Map<String, Value>) -> Option<&str> {
-    object.get("id").and_then(Value::as_str).filter(|id| {
-        id.len() <= 64
-            && id.starts_with(|c: char| c.is_ascii_lowercase())
-            && id
-                .chars()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_'))
-    })
+    let id = object.get("id").and_then(Value::as_str);
+    id.filter(|id| is_plugin_id(id))
+}
+
+/// Whether the text can be a plugin's id: 1 to 64 lower-case letters, digits, `-` and `_`, beginning
+/// with a letter.
+pub fn is_plugin_id(text: &str) -> bool {
+    text.len() <= 64
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_'))
 }
 
 /// Refuses what was built for another major version or a newer host.
@@ -251,9 +270,13 @@ mod tests {
                 kinds: vec![PluginKind::Metric],
                 needs: vec![Need::LossSum, Need::TokenCount],
                 reads_cuda: true,
+                events: None,
                 config: Some(json!({"type": "object"})),
             }
         );
+        let observer = read(&with("events", json!(["metrics", "request"]))).expect("events");
+        let seen = [EventKind::Metrics, EventKind::Request];
+        assert_eq!(observer.events.as_deref(), Some(&seen[..]));
         let newer_minor = read(&with("abi", json!([1, 7]))).expect("a newer minor version");
         assert_eq!(newer_minor.abi, (1, 7));
     }
@@ -295,8 +318,8 @@ mod tests {
             ),
             (
                 "kinds",
-                json!(["observer"]),
-                "\"observer\" in the plugin manifest's kinds is not known to this host".to_owned(),
+                json!(["optimizer"]),
+                "\"optimizer\" in the plugin manifest's kinds is not known to this host".to_owned(),
             ),
             (
                 "needs",
@@ -307,6 +330,11 @@ mod tests {
                 "needs",
                 json!(["tears"]),
                 "\"tears\" in the plugin manifest's needs is not known to this host".to_owned(),
+            ),
+            (
+                "events",
+                json!(["eclipse"]),
+                "\"eclipse\" in the plugin manifest's events is not known to this host".to_owned(),
             ),
             (
                 "config",

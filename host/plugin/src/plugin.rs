@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use host_core::{CheckpointSink, Error, Kind, Metric, ParamGroups, Result};
+use host_core::{CheckpointSink, Error, Kind, Metric, Observer, ParamGroups, Result};
 use serde_json::{Map, Value};
 
 use crate::checkpoint_sink::PluginCheckpointSink;
@@ -9,6 +9,7 @@ use crate::image::Image;
 use crate::instance::Maker;
 use crate::library::Library;
 use crate::metric::PluginMetric;
+use crate::observer::PluginObserver;
 use crate::param_groups::PluginParamGroups;
 use crate::{CallStats, Found, PluginConfig, PluginKind, PluginManifest};
 
@@ -133,6 +134,20 @@ impl Plugin {
         let functions = self.functions(self.library.checkpoint_sink, PluginKind::CheckpointSink)?;
         let instance = self.maker.create(functions.create, functions.destroy)?;
         Ok(Box::new(PluginCheckpointSink::new(instance, functions)))
+    }
+
+    /// Makes an observer. `[main]`
+    ///
+    /// # Errors
+    /// The plugin is none, or fails to make it.
+    pub fn observer(&self) -> Result<Box<dyn Observer>> {
+        let functions = self.functions(self.library.observer, PluginKind::Observer)?;
+        let instance = self.maker.create(functions.create, functions.destroy)?;
+        Ok(Box::new(PluginObserver {
+            instance,
+            functions,
+            events: self.manifest().events.clone(),
+        }))
     }
 
     fn functions<F>(&self, functions: Option<F>, kind: PluginKind) -> Result<F> {

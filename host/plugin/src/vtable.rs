@@ -2,7 +2,7 @@ use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::ptr;
 
-use host_plugin_abi::{HostCheckpointSink, HostMetric, HostParamGroups};
+use host_plugin_abi::{HostCheckpointSink, HostMetric, HostObserver, HostParamGroups};
 
 use crate::PluginKind;
 
@@ -25,6 +25,10 @@ unsafe impl Vtable for HostMetric {
 // SAFETY: as above.
 unsafe impl Vtable for HostCheckpointSink {
     const KIND: PluginKind = PluginKind::CheckpointSink;
+}
+// SAFETY: as above.
+unsafe impl Vtable for HostObserver {
+    const KIND: PluginKind = PluginKind::Observer;
 }
 
 /// `struct_size` and `flags`.

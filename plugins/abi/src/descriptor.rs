@@ -39,8 +39,9 @@ pub struct HostPluginItem {
     pub struct_size: u32,
     /// One of the `HOST_KIND_*`.
     pub kind: u32,
-    /// A [`HostParamGroups`](crate::HostParamGroups), [`HostMetric`](crate::HostMetric) or
-    /// [`HostCheckpointSink`](crate::HostCheckpointSink), as `kind` says.
+    /// A [`HostParamGroups`](crate::HostParamGroups), [`HostMetric`](crate::HostMetric),
+    /// [`HostCheckpointSink`](crate::HostCheckpointSink) or
+    /// [`HostObserver`](crate::HostObserver), as `kind` says.
     pub vtable: *const c_void,
 }
 

@@ -29,8 +29,10 @@
 
 mod checkpoint_sink;
 mod descriptor;
+mod event;
 mod host_api;
 mod metric;
+mod observer;
 mod out;
 mod param_groups;
 mod string;
@@ -38,8 +40,20 @@ mod tensor;
 
 pub use checkpoint_sink::{HostCheckpoint, HostCheckpointSink};
 pub use descriptor::{HostPlugin, HostPluginEntry, HostPluginItem};
+pub use event::{
+    HOST_DELIVERY_DELIVERED, HOST_DELIVERY_FAILED, HOST_DELIVERY_QUEUED, HOST_DELIVERY_SENDING,
+    HOST_EVENT_CHECKPOINT_FAILED, HOST_EVENT_CHECKPOINT_WRITTEN, HOST_EVENT_DELIVERY,
+    HOST_EVENT_METRICS, HOST_EVENT_PLUGIN_FAULT, HOST_EVENT_REQUEST, HOST_EVENT_RUN_FINISHED,
+    HOST_EVENT_RUN_STARTED, HOST_EVENT_SUPERSEDED, HOST_EVENT_WARNING, HOST_STOP_COMPLETED,
+    HOST_STOP_FAILED, HOST_STOP_INTERRUPTED, HOST_STOP_REQUESTED, HOST_STOP_TERMINATED, HostEvent,
+    HostValue,
+};
 pub use host_api::{HostApi, HostCreate, HostDestroy};
 pub use metric::{HostBatch, HostMetric};
+pub use observer::{
+    HOST_REQUEST_CHECKPOINT, HOST_REQUEST_ROLL_BACK, HOST_REQUEST_SCALE_LEARNING_RATE,
+    HOST_REQUEST_SKIP_STEP, HOST_REQUEST_STOP, HostObserver, HostRequestsOut,
+};
 pub use out::HostOut;
 pub use param_groups::{HostGroupsOut, HostGroupsRequest, HostParam, HostParamGroups};
 pub use string::HostStr;
@@ -59,8 +73,11 @@ pub const ENTRY_SYMBOL: &str = "host_plugin_entry_v1";
 ///   "kinds": ["metric"], "needs": ["loss_sum"], "devices": ["cpu"], "config": { JSON Schema } }
 /// ```
 ///
-/// `kinds` has `param_groups`, `metric` and `checkpoint_sink`; `devices` has `cpu` and `cuda`, and
-/// is `["cpu"]` where it is absent. Without `config` the plugin takes no settings. An optional
+/// `kinds` has `param_groups`, `metric`, `checkpoint_sink` and `observer`. `needs` and `devices` are a
+/// metric's; `devices` has `cpu` and `cuda`, and is `["cpu"]` where it is absent. `events` are an
+/// observer's: `run_started`, `superseded`, `metrics`, `checkpoint_written`, `checkpoint_failed`,
+/// `delivery`, `plugin_fault`, `request`, `warning`, `run_finished`; it sees those alone, and all where
+/// it is absent. Without `config` the plugin takes no settings. An optional
 /// `min_host_minor` is the descriptor's. Keys that the host does not know are ignored, and so are
 /// zero bytes behind the object, which C puts at the end of a string.
 pub const MANIFEST_SECTION: &str = ".host_manifest";
@@ -86,6 +103,8 @@ pub const HOST_KIND_PARAM_GROUPS: u32 = 1;
 pub const HOST_KIND_METRIC: u32 = 2;
 /// See [`HostCheckpointSink`].
 pub const HOST_KIND_CHECKPOINT_SINK: u32 = 3;
+/// See [`HostObserver`].
+pub const HOST_KIND_OBSERVER: u32 = 4;
 
 /// Levels of [`HostApi::log`].
 pub const HOST_LOG_ERROR: i32 = 1;

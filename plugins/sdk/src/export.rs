@@ -91,8 +91,10 @@ pub unsafe fn enter<P: Package>(
 ///     param_groups: MyGroups,             // a type that is ParamGroups
 ///     metric: MyMetric,                   // a type that is Metric
 ///     checkpoint_sink: MySink,            // a type that is CheckpointSink
+///     observer: MyObserver,               // a type that is Observer
 ///     needs: ["loss_sum", "token_count"], // inputs of the metric
 ///     devices: ["cpu"],                   // where it can read them; the default
+///     events: ["metrics"],                // what the observer is shown; all if left out
 ///     config: "config.schema.json",       // JSON Schema of the settings, beside Cargo.toml
 /// }
 /// ```
@@ -108,8 +110,10 @@ macro_rules! export_plugin {
         $(, param_groups: $groups:ty)?
         $(, metric: $metric:ty)?
         $(, checkpoint_sink: $sink:ty)?
+        $(, observer: $observer:ty)?
         $(, needs: [$($need:literal),* $(,)?])?
         $(, devices: [$($device:literal),* $(,)?])?
+        $(, events: [$($event:literal),* $(,)?])?
         $(, config: $config:literal)?
         $(,)?
     ) => {
@@ -135,9 +139,11 @@ macro_rules! export_plugin {
                     $($crate::export_plugin!(@second $groups, "param_groups"),)?
                     $($crate::export_plugin!(@second $metric, "metric"),)?
                     $($crate::export_plugin!(@second $sink, "checkpoint_sink"),)?
+                    $($crate::export_plugin!(@second $observer, "observer"),)?
                 ],
                 needs: &[$($($need),*)?],
                 devices: $crate::export_plugin!(@or [$($($device),*)?] ["cpu"]),
+                events: $crate::export_plugin!(@some $([$($event),*])?),
                 config: $crate::export_plugin!(@schema $($config)?),
             };
 
@@ -175,6 +181,11 @@ macro_rules! export_plugin {
                         $crate::__private::checkpoint_sink::<$sink, HostPluginPackage>();
                     $crate::__private::item($crate::abi::HOST_KIND_CHECKPOINT_SINK, &VTABLE)
                 },)?
+                $({
+                    static VTABLE: $crate::abi::HostObserver =
+                        $crate::__private::observer::<$observer, HostPluginPackage>();
+                    $crate::__private::item($crate::abi::HOST_KIND_OBSERVER, &VTABLE)
+                },)?
             ];
             static DESCRIPTOR: $crate::abi::HostPlugin = $crate::__private::descriptor(
                 ::core::env!("CARGO_PKG_NAME"),
@@ -188,6 +199,8 @@ macro_rules! export_plugin {
     (@second $first:ty, $second:literal) => { $second };
     (@or [] [$($default:literal),*]) => { &[$($default),*] };
     (@or [$($given:literal),+] [$($default:literal),*]) => { &[$($given),+] };
+    (@some) => { ::core::option::Option::None };
+    (@some [$($given:literal),*]) => { ::core::option::Option::Some(&[$($given),*]) };
     (@schema) => { $crate::__private::NO_CONFIG };
     (@schema $path:literal) => {
         ::core::include_str!(::core::concat!(::core::env!("CARGO_MANIFEST_DIR"), "/", $path))

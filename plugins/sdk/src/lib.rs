@@ -1,9 +1,10 @@
 //! Write plugins of the training host in safe Rust.
 //!
 //! A plugin is a shared library that the host loads while it starts. It decides the optimizer's
-//! parameter groups ([`ParamGroups`]), computes an evaluation metric ([`Metric`]) or delivers
-//! checkpoints ([`CheckpointSink`]). Implement one of the three and name it in [`export_plugin!`];
-//! the examples there are complete plugins. Test it with [`fake`], a host without training.
+//! parameter groups ([`ParamGroups`]), computes an evaluation metric ([`Metric`]), delivers
+//! checkpoints ([`CheckpointSink`]) or watches the run and asks for something ([`Observer`]).
+//! Implement one of the four and name it in [`export_plugin!`]; the examples there are complete
+//! plugins. Test it with [`fake`], a host without training.
 //!
 //! ```toml
 //! [lib]
@@ -33,12 +34,14 @@ mod checkpoint;
 mod checkpoint_sink;
 mod config;
 mod error;
+mod event;
 mod export;
 pub mod fake;
 mod host;
 mod instance;
 mod manifest;
 mod metric;
+mod observer;
 mod out;
 mod param_groups;
 mod sized;
@@ -51,9 +54,11 @@ pub use checkpoint::{Checkpoint, CheckpointManifest, FileEntry};
 pub use checkpoint_sink::CheckpointSink;
 pub use config::NoConfig;
 pub use error::{Error, Result};
+pub use event::{DeliveryState, Event, StopReason};
 pub use export::Plugin;
 pub use host::{Host, Level};
 pub use metric::{Metric, Values};
+pub use observer::{Observer, Request, Requests};
 pub use param_groups::{Group, Groups, GroupsRequest, Param, ParamGroups};
 pub use sum::Sum;
 pub use tensor::{Device, Dtype, Element, Elements, Tensor};
@@ -65,5 +70,6 @@ pub mod __private {
     pub use crate::export::{Package, descriptor, enter, item};
     pub use crate::manifest::{Manifest, NO_CONFIG};
     pub use crate::metric::vtable as metric;
+    pub use crate::observer::vtable as observer;
     pub use crate::param_groups::vtable as param_groups;
 }

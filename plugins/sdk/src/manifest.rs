@@ -13,6 +13,8 @@ pub struct Manifest {
     pub kinds: &'static [&'static str],
     pub needs: &'static [&'static str],
     pub devices: &'static [&'static str],
+    /// Nothing stands for all.
+    pub events: Option<&'static [&'static str]>,
     /// The JSON Schema as the author wrote it.
     pub config: &'static str,
 }
@@ -38,7 +40,7 @@ impl Manifest {
     }
 
     const fn write<const N: usize>(&self) -> Json<N> {
-        Json::new()
+        let json = Json::new()
             .raw(r#"{"abi":["#)
             .number(HOST_ABI_MAJOR)
             .raw(",")
@@ -54,8 +56,12 @@ impl Manifest {
             .raw(r#","needs":"#)
             .list(self.needs)
             .raw(r#","devices":"#)
-            .list(self.devices)
-            .raw(r#","panic":"unwind","sdk":"#)
+            .list(self.devices);
+        let json = match self.events {
+            Some(events) => json.raw(r#","events":"#).list(events),
+            None => json,
+        };
+        json.raw(r#","panic":"unwind","sdk":"#)
             .text(env!("CARGO_PKG_VERSION"))
             .raw(r#","config":"#)
             .raw(self.config)
@@ -153,6 +159,7 @@ mod tests {
             kinds: &["metric", "checkpoint_sink"],
             needs: &[],
             devices: &["cpu"],
+            events: Some(&["metrics", "warning"]),
             config: NO_CONFIG,
         };
         static BYTES: [u8; ODD.len()] = ODD.bytes();
@@ -161,6 +168,7 @@ mod tests {
         assert_eq!(json["abi"][0], HOST_ABI_MAJOR);
         assert_eq!(json["kinds"][1], "checkpoint_sink");
         assert_eq!(json["needs"], serde_json::json!([]));
+        assert_eq!(json["events"], serde_json::json!(["metrics", "warning"]));
         assert_eq!(json["config"]["additionalProperties"], false);
         assert!(!ODD.is_empty());
     }

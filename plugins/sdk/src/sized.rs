@@ -4,8 +4,8 @@
 use std::mem::{MaybeUninit, align_of, offset_of, size_of};
 
 use host_plugin_abi::{
-    HostApi, HostBatch, HostCheckpoint, HostGroupsOut, HostGroupsRequest, HostOut, HostParam,
-    HostTensor,
+    HostApi, HostBatch, HostCheckpoint, HostEvent, HostGroupsOut, HostGroupsRequest, HostOut,
+    HostParam, HostRequestsOut, HostTensor, HostValue,
 };
 
 use crate::{Error, Result};
@@ -37,11 +37,14 @@ sized! {
     HostApi through get_extension: usize,
     HostBatch through n_tensors: usize,
     HostCheckpoint through state_dir: host_plugin_abi::HostStr,
+    HostEvent through factor: f64,
     HostGroupsOut through warn: usize,
     HostGroupsRequest through weight_decay: f64,
     HostOut through put_bytes: usize,
     HostParam through dtype: host_plugin_abi::DLDataType,
+    HostRequestsOut through ask: usize,
     HostTensor through stream: usize,
+    HostValue through value: f64,
 }
 
 /// The struct behind a pointer, with zeros in the fields that the host does not know.

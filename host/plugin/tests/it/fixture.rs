@@ -20,6 +20,7 @@ impl Fixture {
         let kind = match source {
             "metric.c" => "metric",
             "groups.c" => "param_groups",
+            "observer.c" => "observer",
             _ => "checkpoint_sink",
         };
         let manifest = json!({

@@ -6,6 +6,7 @@
 mod checkpoint_sink;
 mod fixture;
 mod metric;
+mod observer;
 mod panics;
 mod param_groups;
 mod refusals;

@@ -2,13 +2,13 @@ use std::ffi::c_void;
 use std::ptr;
 
 use host_plugin_abi::{
-    HOST_ABI_MAJOR, HOST_KIND_CHECKPOINT_SINK, HOST_KIND_METRIC, HOST_KIND_PARAM_GROUPS,
-    HostCheckpointSink, HostCreate, HostDestroy, HostMetric, HostParamGroups, HostPlugin,
-    HostPluginItem, HostStr,
+    HOST_ABI_MAJOR, HOST_KIND_CHECKPOINT_SINK, HOST_KIND_METRIC, HOST_KIND_OBSERVER,
+    HOST_KIND_PARAM_GROUPS, HostCheckpointSink, HostCreate, HostDestroy, HostMetric, HostObserver,
+    HostParamGroups, HostPlugin, HostPluginItem, HostStr,
 };
 
 use super::host::Host;
-use super::{CheckpointSink, Failure, Metric, ParamGroups};
+use super::{CheckpointSink, Failure, Metric, Observer, ParamGroups};
 
 /// A plugin that a fake host has loaded.
 #[derive(Debug)]
@@ -88,6 +88,13 @@ impl Plugin {
         Ok(CheckpointSink::new(vtable, instance))
     }
 
+    /// An observer with this configuration (JSON, not checked against the schema).
+    pub fn observer(&self, config: &str) -> Result<Observer, Failure> {
+        let vtable: &HostObserver = self.vtable(HOST_KIND_OBSERVER);
+        let instance = self.create(vtable.create, vtable.destroy, config)?;
+        Ok(Observer::new(vtable, instance))
+    }
+
     fn vtable<V>(&self, kind: u32) -> &'static V {
         let item = self.items.iter().find(|item| item.kind == kind);
         let item = item.unwrap_or_else(|| panic!("the plugin is no {}", kind_name(kind)));
@@ -143,6 +150,7 @@ fn kind_name(kind: u32) -> &'static str {
         HOST_KIND_PARAM_GROUPS => "param_groups",
         HOST_KIND_METRIC => "metric",
         HOST_KIND_CHECKPOINT_SINK => "checkpoint_sink",
+        HOST_KIND_OBSERVER => "observer",
         _ => "unknown",
     }
 }

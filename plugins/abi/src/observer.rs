@@ -1,0 +1,74 @@
+use core::ffi::c_void;
+
+use crate::{HostCreate, HostDestroy, HostEvent, HostOut, HostStatus, HostStr};
+
+/// What may be asked of the loop. Training ends, with a checkpoint.
+pub const HOST_REQUEST_STOP: u32 = 1;
+/// A checkpoint is written, whatever the period says.
+pub const HOST_REQUEST_CHECKPOINT: u32 = 2;
+/// The next step takes its batches and counts, but its update is not applied.
+pub const HOST_REQUEST_SKIP_STEP: u32 = 3;
+/// The learning rate is the schedule's times the factor from now on; factors multiply.
+pub const HOST_REQUEST_SCALE_LEARNING_RATE: u32 = 4;
+/// Weights and optimizer become those of the last complete checkpoint, and training goes on with
+/// the batches behind those already seen.
+pub const HOST_REQUEST_ROLL_BACK: u32 = 5;
+
+/// Where requests go. Valid until the call returns.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct HostRequestsOut {
+    /// Size of this struct in the host's build.
+    pub struct_size: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Handed back as the first argument of each function below.
+    pub ctx: *mut c_void,
+    /// `[main]` Asks the loop for something, a `HOST_REQUEST_*`, which it does at the next step
+    /// boundary. `factor` is in (0, 1] for `HOST_REQUEST_SCALE_LEARNING_RATE`, and not looked at
+    /// otherwise. `reason` is for people and is recorded; it may not be empty. A host that does
+    /// not know the request answers `HOST_UNSUPPORTED`, and the plugin may ask for another.
+    pub ask: Option<
+        unsafe extern "C" fn(
+            ctx: *mut c_void,
+            request: u32,
+            factor: f64,
+            reason: HostStr,
+        ) -> HostStatus,
+    >,
+}
+
+/// Sees what happens in a run, in order, and may ask for something.
+///
+/// It is the one kind with a state in the checkpoint: a metric is reset before each evaluation and
+/// no checkpoint is taken within one, a grouping is made once, and a sink keeps what it must know
+/// in its `state_dir`, since a checkpoint has the same bytes wherever it is delivered.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct HostObserver {
+    /// Size of this struct in the plugin's build.
+    pub struct_size: u32,
+    /// Zero.
+    pub flags: u32,
+    /// See [`HostCreate`].
+    pub create: Option<HostCreate>,
+    /// See [`HostDestroy`].
+    pub destroy: Option<HostDestroy>,
+    /// `[main]` Looks at an event of the kinds that the manifest's `events` names, of all if it has
+    /// none. The training waits for it.
+    pub observe: Option<
+        unsafe extern "C" fn(
+            instance: *mut c_void,
+            event: *const HostEvent,
+            out: *const HostRequestsOut,
+        ) -> HostStatus,
+    >,
+    /// `[main]` Puts the state as bytes, which say their own version; equal states are equal bytes.
+    /// They go into the checkpoint. Null, together with `import_state`, if there is no state.
+    pub export_state:
+        Option<unsafe extern "C" fn(instance: *mut c_void, out: *const HostOut) -> HostStatus>,
+    /// `[main]` Makes the state one that an instance exported before, perhaps of another version of
+    /// the plugin. Bytes that it cannot read are an error and leave the state as it is.
+    pub import_state:
+        Option<unsafe extern "C" fn(instance: *mut c_void, state: HostStr) -> HostStatus>,
+}

@@ -1,0 +1,240 @@
+use std::ffi::c_void;
+use std::fmt;
+use std::marker::PhantomData;
+use std::mem::size_of;
+
+use host_plugin_abi::{
+    HOST_OK, HOST_REQUEST_CHECKPOINT, HOST_REQUEST_ROLL_BACK, HOST_REQUEST_SCALE_LEARNING_RATE,
+    HOST_REQUEST_SKIP_STEP, HOST_REQUEST_STOP, HOST_UNSUPPORTED, HostApi, HostEvent, HostObserver,
+    HostOut, HostRequestsOut, HostStatus, HostStr,
+};
+use serde::de::DeserializeOwned;
+
+use crate::export::Package;
+use crate::out::Out;
+use crate::{Error, Event, Host, Result, instance, sized};
+
+/// Sees what happens in a run, in order, and may ask for something.
+///
+/// The training waits for it, so it does little. A panic is caught; after it the host gets errors
+/// only, and destroys the observer.
+///
+/// ```
+/// use host_plugin_sdk::{Error, Event, Host, Observer, Request, Requests, Result, export_plugin, fake};
+///
+/// #[derive(serde::Deserialize)]
+/// struct Config {
+///     at_least: f64,
+/// }
+///
+/// /// Stops once the evaluation's loss is low enough.
+/// struct Enough(Config);
+///
+/// impl Observer for Enough {
+///     type Config = Config;
+///
+///     fn create(config: Config, _host: Host) -> Result<Self> {
+///         Ok(Self(config))
+///     }
+///     fn observe(&mut self, _step: u64, event: &Event<'_>, requests: &mut Requests<'_>) -> Result<()> {
+///         match event.metric("loss/eval") {
+///             Some(loss) if loss <= self.0.at_least => {
+///                 requests.ask(Request::Stop, &format!("loss/eval is {loss}"))
+///             }
+///             _ => Ok(()),
+///         }
+///     }
+/// }
+///
+/// # // A real plugin names a schema: config: "config.schema.json".
+/// export_plugin! {
+///     description: "Stops once the loss is low enough",
+///     observer: Enough,
+///     events: ["metrics"],
+/// }
+///
+/// let plugin = fake::Plugin::load(&PLUGIN);
+/// let mut observer = plugin.observer(r#"{"at_least": 1.0}"#).expect("created");
+/// let loss = |loss| Event::Metrics { values: vec![("loss/eval", loss)] };
+/// assert_eq!(observer.observe(100, &loss(1.5)).expect("observed"), []);
+/// let asked = observer.observe(200, &loss(0.5)).expect("observed");
+/// assert_eq!(asked, [(Request::Stop, "loss/eval is 0.5".to_owned())]);
+/// ```
+pub trait Observer: Sized + Send + 'static {
+    /// The configuration, read from the JSON that the host has checked against the schema.
+    type Config: DeserializeOwned;
+
+    /// An observer that has seen nothing.
+    fn create(config: Self::Config, host: Host) -> Result<Self>;
+
+    /// Looks at an event of the kinds that [`export_plugin!`](crate::export_plugin) was told. `step`
+    /// is the number of optimizer steps finished by then.
+    fn observe(&mut self, step: u64, event: &Event<'_>, requests: &mut Requests<'_>) -> Result<()>;
+
+    /// The state as bytes, which say their own version, for the checkpoint; equal states are equal
+    /// bytes. Empty if there is none.
+    fn export_state(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Makes the state one that an instance exported, perhaps of another version of the plugin.
+    /// Bytes that it cannot read are an error, and leave the state as it is.
+    fn import_state(&mut self, state: &[u8]) -> Result<()> {
+        Err(Error::unsupported(format!(
+            "it keeps no state, and was given one of {} bytes",
+            state.len()
+        )))
+    }
+}
+
+/// What an observer may ask of the loop, which does it at the next step boundary.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Request {
+    /// Training ends, with a checkpoint.
+    Stop,
+    /// A checkpoint is written, whatever the period says.
+    Checkpoint,
+    /// The next step takes its batches and counts, but its update is not applied.
+    SkipStep,
+    /// The learning rate is the schedule's times this factor from now on; factors multiply.
+    ScaleLearningRate {
+        /// In (0, 1]: it can be lowered only.
+        factor: f64,
+    },
+    /// Weights and optimizer become those of the last complete checkpoint, and training goes on
+    /// with the batches behind those already seen.
+    RollBack,
+}
+
+impl Request {
+    pub(crate) fn code(self) -> (u32, f64) {
+        match self {
+            Self::Stop => (HOST_REQUEST_STOP, 0.0),
+            Self::Checkpoint => (HOST_REQUEST_CHECKPOINT, 0.0),
+            Self::SkipStep => (HOST_REQUEST_SKIP_STEP, 0.0),
+            Self::ScaleLearningRate { factor } => (HOST_REQUEST_SCALE_LEARNING_RATE, factor),
+            Self::RollBack => (HOST_REQUEST_ROLL_BACK, 0.0),
+        }
+    }
+
+    pub(crate) fn from_code(code: u32, factor: f64) -> Option<Self> {
+        match code {
+            HOST_REQUEST_STOP => Some(Self::Stop),
+            HOST_REQUEST_CHECKPOINT => Some(Self::Checkpoint),
+            HOST_REQUEST_SKIP_STEP => Some(Self::SkipStep),
+            HOST_REQUEST_SCALE_LEARNING_RATE => Some(Self::ScaleLearningRate { factor }),
+            HOST_REQUEST_ROLL_BACK => Some(Self::RollBack),
+            _ => None,
+        }
+    }
+}
+
+/// Where [`Observer::observe`] puts what it asks for.
+pub struct Requests<'a> {
+    out: HostRequestsOut,
+    call: PhantomData<&'a HostRequestsOut>,
+}
+
+impl Requests<'_> {
+    /// Asks for something. The reason is for people, is recorded, and may not be empty. A request
+    /// that the host is too old for is [unsupported](Error::unsupported), and another may be made.
+    pub fn ask(&mut self, request: Request, reason: &str) -> Result<()> {
+        let ask = self
+            .out
+            .ask
+            .ok_or_else(|| Error::new("the host passed no ask"))?;
+        let (code, factor) = request.code();
+        // SAFETY: `new`'s caller vouches for the function and `ctx`; the host copies the reason.
+        match unsafe { ask(self.out.ctx, code, factor, HostStr::new(reason)) } {
+            HOST_OK => Ok(()),
+            HOST_UNSUPPORTED => Err(Error::unsupported(format!(
+                "this host does not know the request {request:?}"
+            ))),
+            _ => Err(Error::new(format!(
+                "the host refused {request:?}: {reason:?}"
+            ))),
+        }
+    }
+
+    /// # Safety
+    /// `out` is null, or valid for `'a`.
+    unsafe fn new(out: *const HostRequestsOut) -> Result<Self> {
+        Ok(Self {
+            // SAFETY: the caller's promise.
+            out: unsafe { sized::read(out) }?,
+            call: PhantomData,
+        })
+    }
+}
+
+impl fmt::Debug for Requests<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Requests").finish_non_exhaustive()
+    }
+}
+
+#[doc(hidden)]
+pub const fn vtable<T: Observer, P: Package>() -> HostObserver {
+    HostObserver {
+        struct_size: size_of::<HostObserver>() as u32,
+        flags: 0,
+        create: Some(create::<T, P>),
+        destroy: Some(instance::destroy::<T>),
+        observe: Some(observe::<T>),
+        export_state: Some(export_state::<T>),
+        import_state: Some(import_state::<T>),
+    }
+}
+
+unsafe extern "C" fn create<T: Observer, P: Package>(
+    api: *const HostApi,
+    config_json: HostStr,
+    instance: *mut *mut c_void,
+) -> HostStatus {
+    // SAFETY: the host's promise is the same as `instance::create` asks for.
+    unsafe { instance::create(P::ID, api, config_json, instance, T::create) }
+}
+
+unsafe extern "C" fn observe<T: Observer>(
+    instance: *mut c_void,
+    event: *const HostEvent,
+    out: *const HostRequestsOut,
+) -> HostStatus {
+    // SAFETY: the host passes an instance that `create` made and that is not destroyed; the event
+    // and `out` are borrowed until this returns.
+    unsafe {
+        instance::call(instance, |observer: &mut T, _| {
+            let mut requests = Requests::new(out)?;
+            match Event::read(event)? {
+                (step, Some(event)) => observer.observe(step, &event, &mut requests),
+                // The host is newer than this SDK.
+                (_, None) => Ok(()),
+            }
+        })
+    }
+}
+
+unsafe extern "C" fn export_state<T: Observer>(
+    instance: *mut c_void,
+    out: *const HostOut,
+) -> HostStatus {
+    // SAFETY: as in `observe`.
+    unsafe {
+        instance::call(instance, |observer: &mut T, _| {
+            Out::new(out)?.put_bytes(&observer.export_state())
+        })
+    }
+}
+
+unsafe extern "C" fn import_state<T: Observer>(
+    instance: *mut c_void,
+    state: HostStr,
+) -> HostStatus {
+    // SAFETY: as in `observe`; the state's bytes are borrowed until this returns.
+    unsafe {
+        instance::call(instance, |observer: &mut T, _| {
+            observer.import_state(state.as_bytes())
+        })
+    }
+}
