@@ -98,6 +98,7 @@ pub(crate) fn reason_word(reason: host_core::StopReason) -> &'static str {
         host_core::StopReason::Completed => "completed",
         host_core::StopReason::Interrupted => "interrupted",
         host_core::StopReason::Terminated => "terminated",
+        host_core::StopReason::Requested => "stopped as requested",
         host_core::StopReason::Failed => "failed",
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use host_core::{
-    CheckpointSink, Error, GroupsRequest, Kind, Metric, MetricValue, ParamGroup, ParamInfo, Result,
+    CheckpointSink, Error, GroupsRequest, Kind, Metric, MetricValue, Observer, ParamGroup, ParamInfo, Result,
     check_groups,
 };
 use host_plugin::{CallStats, LogRecord, Plugin, PluginConfig, PluginKind, PluginSpec, SearchPath};
@@ -171,6 +171,23 @@ impl Plugins {
         Ok(sinks)
     }
 
+    /// The observers, each under its label.
+    ///
+    /// # Errors
+    /// A plugin fails to make one.
+    pub(crate) fn observers(&self) -> Result<Vec<(String, Box<dyn Observer>)>> {
+        let mut observers: Vec<(String, Box<dyn Observer>)> = Vec::new();
+        for Loaded { plugin, .. } in with_kind(&self.loaded, PluginKind::Observer) {
+            let label = label(
+                plugin.id(),
+                observers.iter().map(|(label, _)| label.as_str()),
+            );
+            let observer = plugin.observer();
+            observers.push((label, observer.map_err(|error| hinted(error, plugin))?));
+        }
+        Ok(observers)
+    }
+
     /// Leaves out what does nothing but deliver checkpoints.
     pub(crate) fn without_sinks(mut self) -> Self {
         self.loaded
@@ -294,6 +311,7 @@ pub(crate) fn kind_word(kind: PluginKind) -> &'static str {
         PluginKind::ParamGroups => "parameter groups",
         PluginKind::Metric => "metric",
         PluginKind::CheckpointSink => "checkpoint sink",
+        PluginKind::Observer => "observer",
     }
 }
 

@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use host_core::{
-    CheckpointSink, Control, Emitter, Error, EventBody, Kind, Result, Step, StopReason,
+    CheckpointSink, Control, Emitter, Error, EventBody, Inbox, Kind, Observer, Result, Step,
+    StopReason,
 };
 use host_plugin::SearchPath;
 use host_serve::{Server, Source};
 use host_store::{Callbacks, Reader, RunRecord, RunStatus, Writer};
-use host_train::{Outcome, Ports, Start, Trainer};
+use host_train::{Observers, Outcome, Ports, Start, Trainer};
 
 use crate::delivery::{Deliveries, Destination, Retry, Undelivered};
 use crate::plan::Plan;
@@ -165,6 +166,7 @@ pub(crate) fn groups(plan: &Plan) -> Result<Grouping> {
 struct Ready {
     plugins: Plugins,
     sinks: Vec<(String, Box<dyn CheckpointSink>)>,
+    observers: Vec<(String, Box<dyn Observer>)>,
     trainer: Trainer,
     grouping: Grouping,
 }
@@ -175,6 +177,7 @@ impl Ready {
         let plugins = Plugins::load(&plan.plugins, &SearchPath::from_env())?;
         let metrics = plugins.metrics()?;
         let sinks = plugins.sinks()?;
+        let observers = plugins.observers()?;
         for line in plugins.lines() {
             progress.say(&line);
         }
@@ -184,6 +187,7 @@ impl Ready {
         Ok(Self {
             plugins,
             sinks,
+            observers,
             trainer,
             grouping,
         })
@@ -254,10 +258,14 @@ impl Live {
     }
 }
 
-fn train(ready: Ready, live: Live, session: &Session<'_>) -> Result<StopReason> {
+fn train(ready: Ready, mut live: Live, session: &Session<'_>) -> Result<StopReason> {
     let Session { dir, progress, .. } = session;
     let control = Control::new();
     let signals = SignalWatch::start(control.clone(), (*progress).clone(), dir.address_file())?;
+    let inbox = Inbox::default();
+    if !ready.observers.is_empty() {
+        live.emitter = live.emitter.with_inbox(inbox.clone());
+    }
     let emitter = &live.emitter;
     let start = ready.trainer.step();
     session.announce(emitter, start, ready.grouping.warnings);
@@ -270,6 +278,8 @@ fn train(ready: Ready, live: Live, session: &Session<'_>) -> Result<StopReason> 
     let outcome = ready.trainer.fit(Ports {
         groups: ready.grouping.groups,
         emitter: emitter.clone(),
+        observers: Observers::new(ready.observers, inbox),
+        generation: session.generation,
         control,
         checkpoints: dir.checkpoints(),
         await_events: Box::new(|| {
@@ -391,7 +401,8 @@ fn destinations(
 /// A run that was ended from outside says so whatever else there is to say.
 fn ending(outcome: Outcome, undelivered: &[Undelivered]) -> Result<StopReason> {
     let sinks: Vec<&str> = undelivered.iter().map(|left| left.sink.as_str()).collect();
-    if outcome.reason == StopReason::Completed && !sinks.is_empty() {
+    let is_done = matches!(outcome.reason, StopReason::Completed | StopReason::Requested);
+    if is_done && !sinks.is_empty() {
         return Err(Error::new(
             Kind::Delivery,
             format!("checkpoints did not reach {}", sinks.join(", ")),

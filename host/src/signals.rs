@@ -106,7 +106,7 @@ impl Drop for SignalWatch {
 /// The process's exit code for the way a run ended.
 pub(crate) fn exit_code(reason: StopReason) -> u8 {
     match reason {
-        StopReason::Completed => 0,
+        StopReason::Completed | StopReason::Requested => 0,
         StopReason::Interrupted => 130,
         StopReason::Terminated => 143,
         StopReason::Failed => 5,

@@ -1,6 +1,7 @@
 """The script that users would write instead: transformers' GPT-2 with SDPA, Accelerate, AdamW(fused=True).
 
-Usage: peer.py CONFIG.json BATCH SEQUENCE STEPS plain|compiled|mkl|onednn|checkpoint
+Usage: peer.py CONFIG.json BATCH SEQUENCE STEPS plain|compiled|mm|onednn|checkpoint
+DEVICE=cuda:0 runs it on a GPU.
 Prints one line of JSON: seconds of each step, peak memory, seconds from start to the first step's end.
 """
 
@@ -9,6 +10,7 @@ import time
 begin = time.time()
 
 import json
+import os
 import resource
 import sys
 
@@ -16,6 +18,14 @@ import torch
 
 config_file, batch, length, steps, kind = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
 config = json.load(open(config_file))
+device = torch.device(os.environ.get("DEVICE", "cpu"))
+on_cpu = device.type == "cpu"
+
+
+def wait():
+    """Until the device has done what it was given."""
+    if not on_cpu:
+        torch.cuda.synchronize(device)
 
 
 def products():
@@ -32,6 +42,7 @@ def products():
     part = torch.empty(batch * heads, length, head)
     seconds = []
     for _ in range(steps):
+        wait()
         start = time.perf_counter()
         for (x, w, y), (forward, to_x, to_w) in zip(matrices, outputs):
             if kind == "onednn":
@@ -50,6 +61,7 @@ def products():
             torch.bmm(value, key.mT, out=scores)  # the weights'
             torch.bmm(weights, key, out=part)  # the queries'
             torch.bmm(weights.mT, query, out=part)  # the keys'
+        wait()
         seconds.append(time.perf_counter() - start)
     return seconds, 0.0
 
@@ -101,13 +113,13 @@ def train():
     ]
     optimizer = torch.optim.AdamW(groups, lr=2e-4, fused=True)
     scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=10, num_training_steps=steps)
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator(cpu=on_cpu)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     if kind == "compiled":
         model = torch.compile(model)
     seconds, first = [], None
     for _ in range(steps):
-        tokens = torch.randint(config["vocab_size"], (batch, length))
+        tokens = torch.randint(config["vocab_size"], (batch, length), device=device)
         start = time.perf_counter()
         loss = model(tokens, labels=tokens).loss
         accelerator.backward(loss)
@@ -122,9 +134,11 @@ def train():
 
 
 torch.set_num_threads(2)
+if kind in ("mm", "onednn", "checkpoint") and not on_cpu:
+    torch.set_default_device(device)
 if kind == "checkpoint":
     print(json.dumps(checkpoint()))
     sys.exit()
-seconds, first = products() if kind in ("mkl", "onednn") else train()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"step_secs": seconds, "peak_mb": peak, "first_step_secs": first}))
+seconds, first = products() if kind in ("mm", "onednn") else train()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if on_cpu else torch.cuda.max_memory_reserved(device)
+print(json.dumps({"step_secs": seconds, "peak_mb": peak / 2**20, "first_step_secs": first}))

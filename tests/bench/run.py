@@ -1,5 +1,6 @@
 """Trains one shape with the host and with what users would pick instead, in turn, and prints the
 medians and ratios. Usage: run.py [ROUNDS [SHAPE…]]; the table is kept as target/bench/train.json.
+DEVICE=cuda:0 runs it on a GPU; the table is then train-cuda.json beside it.
 """
 
 import json
@@ -14,11 +15,15 @@ root = pathlib.Path(__file__).resolve().parents[2]
 folder = root / "target" / "bench"
 rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
 wanted = sys.argv[2:]
+device = os.environ.get("DEVICE", "cpu")
+on_cpu = device == "cpu"
 SHAPES = {
     # name: (configuration, batch, sequence, steps of a round)
     "small": (dict(n_layer=4, n_embd=256, n_head=4, vocab_size=8192, n_positions=256), 8, 256, 12),
     "large": (dict(n_layer=12, n_embd=768, n_head=12, vocab_size=32768, n_positions=512), 4, 512, 4),
 }
+# What gradient checkpointing is for: most of the memory is what the blocks keep.
+DEEP = (dict(n_layer=8, n_embd=256, n_head=4, vocab_size=8192, n_positions=512), 8, 512, 4)
 WARM = 3  # steps of a round that do not count: buffers, compilation
 # The host's own settings of glibc's allocator, for the peer that shows how much they are worth.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 62), "MALLOC_TOP_PAD_": "0"}
@@ -39,7 +44,7 @@ def peer(config, shape, kind, **environment):
     return json.loads(run([sys.executable, script, config, batch, length, steps + WARM, kind], **environment).splitlines()[-1])
 
 
-def host(config, shape, checkpoint_steps=0):
+def host(config, shape, checkpoint_steps=0, checkpointing=False):
     sizes, batch, length, steps = shape
     runs = folder / "runs"
     begin = time.time()
@@ -47,9 +52,9 @@ def host(config, shape, checkpoint_steps=0):
     tokens = folder / f"tokens-{sizes['vocab_size']}"
     command = [root / "target/release/host", "run", "--json", "--data", tokens / "train.tokens",
                "--valid-data", tokens / "valid.tokens", "--model", config, "--runs-dir", runs,
-               "--name", name, "--device", "cpu", "--threads", 2, "--seq-length", length,
+               "--name", name, "--device", device, "--threads", 2, "--seq-length", length,
                "--train-batch-size", batch, "--valid-batch-size", batch, "--max-eval-steps", 1,
-               "--gradient-accumulation-steps", 1, "--gradient-checkpointing=false", "--num-warmup-steps", 10,
+               "--gradient-accumulation-steps", 1, f"--gradient-checkpointing={str(checkpointing).lower()}", "--num-warmup-steps", 10,
                "--shuffle-buffer", 64, "--max-train-steps", steps + WARM, "--save-checkpoint-steps", checkpoint_steps,
                "--keep-checkpoints", 1]
     with open(folder / "host.jsonl", "w+") as out, open(folder / "host.log", "w+") as log:
@@ -60,7 +65,7 @@ def host(config, shape, checkpoint_steps=0):
             sys.exit(f"error: host ended with status {status}: {log.read()[-2000:]}")
         out.seek(0)
         lines = out.readlines()
-    seconds, copies, first = [], [], None
+    seconds, copies, first, peak = [], [], None, usage.ru_maxrss * 1024
     for line in lines:
         event = json.loads(line)
         values = event.get("values", {})
@@ -69,9 +74,9 @@ def host(config, shape, checkpoint_steps=0):
             first = first or event["time_us"] / 1e6 - begin
         if "checkpoint_copy_secs" in values:
             copies.append(values["checkpoint_copy_secs"])
-    # A step's metrics come while the next one is computed, so the first step's hold two.
-    first -= seconds[1]
-    return {"step_secs": seconds, "peak_mb": usage.ru_maxrss / 1024, "first_step_secs": first, "copy_secs": copies}
+        if "peak_memory_bytes" in values and not on_cpu:
+            peak = values["peak_memory_bytes"]
+    return {"step_secs": seconds, "peak_mb": peak / 2**20, "first_step_secs": first, "copy_secs": copies}
 
 
 def token_files(vocab_size):
@@ -100,23 +105,45 @@ def main():
             continue
         sizes, batch, length, _ = shape
         token_files(sizes["vocab_size"])
-        config = folder / f"{name}.json"
-        config.write_text(json.dumps({**sizes, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}))
+        config = configuration(name, sizes)
         contenders = {
             "host": lambda: host(config, shape),
             "accelerate": lambda: peer(config, shape, "plain"),
             "accelerate, host's malloc": lambda: peer(config, shape, "plain", **MALLOC),
             "torch.compile": lambda: peer(config, shape, "compiled"),
-            "its products by torch.mm": lambda: peer(config, shape, "mkl", **MALLOC),
+            "its products by torch.mm": lambda: peer(config, shape, "mm", **MALLOC),
             "its products by oneDNN": lambda: peer(config, shape, "onednn", **MALLOC),
         }
+        if not on_cpu:
+            del contenders["accelerate, host's malloc"], contenders["its products by oneDNN"]
         results = {contender: [] for contender in contenders}
         for _ in range(rounds):
             for contender, measure in contenders.items():
                 results[contender].append(measure())
         report[name] = summary(name, shape, results)
         report[name]["checkpoint"] = checkpoints(config, shape)
-    (folder / "train.json").write_text(json.dumps(report, indent=1))
+    if not wanted or "deep" in wanted:
+        report["gradient_checkpointing"] = gradient_checkpointing()
+    (folder / ("train.json" if on_cpu else "train-cuda.json")).write_text(json.dumps(report, indent=1))
+
+
+def configuration(name, sizes):
+    config = folder / f"{name}.json"
+    config.write_text(json.dumps({**sizes, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}))
+    return config
+
+
+def gradient_checkpointing():
+    """The peak memory of one shape with and without it, and what it costs in time."""
+    sizes, batch, length, _ = DEEP
+    token_files(sizes["vocab_size"])
+    config = configuration("deep", sizes)
+    pairs = [[host(config, DEEP, checkpointing=on) for on in (False, True)] for _ in range(rounds)]
+    peaks = [statistics.median(pair[on]["peak_mb"] for pair in pairs) for on in (0, 1)]
+    times = [statistics.median(statistics.median(pair[on]["step_secs"][WARM:]) for pair in pairs) for on in (0, 1)]
+    print(f"\ngradient checkpointing, {sizes['n_layer']} layers, width {sizes['n_embd']}, {batch} x {length} tokens: peak memory "
+          f"{peaks[1]:.0f} MB, {peaks[0]:.0f} MB without ({peaks[1] / peaks[0]:.2f}x); a step takes {times[1] / times[0]:.2f}x the time")
+    return {"peak_mb": peaks[1], "peak_mb_without": peaks[0], "step_secs": times[1], "step_secs_without": times[0]}
 
 
 def checkpoints(config, shape):
@@ -139,7 +166,8 @@ def summary(name, shape, results):
     width, layers, vocab = sizes["n_embd"], sizes["n_layer"], sizes["vocab_size"]
     linear = 12 * layers * width * width + width * vocab
     flops = batch * length * 6 * linear + 12 * layers * batch * length * length * width
-    print(f"\n{name}: {layers} layers, width {width}, vocabulary {vocab}, {batch} x {length} tokens, f32, 2 threads, {rounds} rounds in turn")
+    place = "2 threads" if on_cpu else device
+    print(f"\n{name}: {layers} layers, width {width}, vocabulary {vocab}, {batch} x {length} tokens, f32, {place}, {rounds} rounds in turn")
     print(f"FLOP of a step: tokens * 6 * (12 layers width^2 + width vocabulary) + 12 layers batch sequence^2 width = {flops / 1e9:.1f} G")
     print(f"{'':28}{'s a step: median (min-max)':>30}{'tokens/s':>10}{'GFLOP/s':>9}{'host is':>9}{'peak MB':>9}{'first step s':>14}")
     rows = {}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the same shapes with the host and with its peers, in turn, and prints the table.
-# Usage: run.sh [ROUNDS [SHAPE…]]
+# Usage: run.sh [ROUNDS [SHAPE…]]; DEVICE=cuda:0 runs it on a GPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 tests/peers/provision.sh

@@ -18,6 +18,8 @@ pub enum StopReason {
     Interrupted,
     /// SIGTERM.
     Terminated,
+    /// An observer asked for it.
+    Requested,
     /// An error.
     Failed,
 }
@@ -32,7 +34,8 @@ impl Control {
     /// stands. Safe in a signal handler: it is one atomic operation.
     pub fn stop(&self, reason: StopReason) {
         let code = match reason {
-            StopReason::Completed => return,
+            // Those do not come from outside the loop.
+            StopReason::Completed | StopReason::Requested => return,
             StopReason::Interrupted => 1,
             StopReason::Terminated => 2,
             StopReason::Failed => 3,

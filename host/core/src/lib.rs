@@ -18,7 +18,7 @@ pub use checkpoint::{
     CheckpointDir, CheckpointSink, FileEntry, Manifest, Publish, Receipt, SinkError,
 };
 pub use control::{Control, StopReason};
-pub use emitter::{Draft, Emitter};
+pub use emitter::{Draft, Emitter, Inbox};
 pub use error::{Error, Kind, Result};
 pub use event::{DeliveryState, Event, EventBody, MetricValue};
 pub use metric::{Device, Dtype, Metric, MetricBatch, Need, TensorView};

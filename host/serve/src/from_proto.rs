@@ -129,6 +129,7 @@ fn stop_reason(reason: proto::StopReason) -> StopReason {
         proto::StopReason::Completed => StopReason::Completed,
         proto::StopReason::Interrupted => StopReason::Interrupted,
         proto::StopReason::Terminated => StopReason::Terminated,
+        proto::StopReason::Requested => StopReason::Requested,
         proto::StopReason::Failed | proto::StopReason::Unspecified => StopReason::Failed,
     }
 }
@@ -166,6 +167,7 @@ mod tests {
             StopReason::Completed,
             StopReason::Interrupted,
             StopReason::Terminated,
+            StopReason::Requested,
             StopReason::Failed,
         ]
         .map(|reason| EventBody::RunFinished {

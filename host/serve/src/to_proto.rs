@@ -135,6 +135,7 @@ fn stop_reason(reason: StopReason) -> proto::StopReason {
         StopReason::Completed => proto::StopReason::Completed,
         StopReason::Interrupted => proto::StopReason::Interrupted,
         StopReason::Terminated => proto::StopReason::Terminated,
+        StopReason::Requested => proto::StopReason::Requested,
         StopReason::Failed => proto::StopReason::Failed,
     }
 }

@@ -3,10 +3,10 @@
 mod folder;
 mod manifest;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
@@ -21,10 +21,14 @@ pub(crate) use self::folder::Layout;
 pub use self::manifest::verify;
 use self::manifest::{hash, sync};
 use crate::data::Cursor;
+use crate::observers::Asked;
 use crate::weights::{self, HostTensor};
 
+/// An observer's state is `trainer/observer-LABEL`, bytes of its own.
+const OBSERVER: &str = "observer-";
+
 /// `trainer/state.json`: what is no tensor.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TrainerState {
     /// Of this file and its neighbours.
     format: u32,
@@ -32,17 +36,24 @@ pub(crate) struct TrainerState {
     pub(crate) data: Cursor,
     /// Names and sizes of the training files, hashed: another corpus cannot be gone on with.
     pub(crate) data_sha256: String,
+    /// What observers lowered the schedule's learning rate to.
+    pub(crate) learning_rate_factor: f64,
+    /// What observers asked for and did not get yet.
+    pub(crate) asked: Vec<Asked>,
 }
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 impl TrainerState {
+    /// The state at a step before observers asked for anything.
     pub(crate) fn new(step: Step, data: Cursor, data_sha256: String) -> Self {
         Self {
             format: FORMAT,
             step,
             data,
             data_sha256,
+            learning_rate_factor: 1.0,
+            asked: Vec::new(),
         }
     }
 }
@@ -55,6 +66,7 @@ pub(crate) struct Snapshot {
     optimizer: Vec<HostTensor>,
     random: Vec<HostTensor>,
     buffer: HostTensor,
+    observers: BTreeMap<String, Vec<u8>>,
     metrics: Vec<MetricValue>,
     stall: Duration,
 }
@@ -66,6 +78,7 @@ pub(crate) struct Live<'a> {
     pub(crate) optimizer: Vec<(String, Tensor)>,
     pub(crate) random: Vec<(&'static str, Tensor)>,
     pub(crate) buffer: &'a [Box<[u32]>],
+    pub(crate) observers: BTreeMap<String, Vec<u8>>,
     pub(crate) metrics: Vec<MetricValue>,
 }
 
@@ -75,6 +88,8 @@ pub(crate) struct Stored {
     pub(crate) optimizer: HashMap<String, Tensor>,
     pub(crate) random: HashMap<String, Tensor>,
     pub(crate) buffer: Vec<Box<[u32]>>,
+    /// The observers' states by label.
+    pub(crate) observers: BTreeMap<String, Vec<u8>>,
 }
 
 /// The loop's end of the checkpoint writer.
@@ -156,21 +171,26 @@ impl<'scope> CheckpointWriter<'scope> {
     /// Copies the state and hands it to the thread. Waits first if the checkpoint before is not
     /// finished. Returns how long it waited and how long it copied.
     pub(crate) fn save(&mut self, live: Live<'_>) -> Result<(Duration, Duration)> {
-        let ended = |_| Error::new(Kind::System, "the checkpoint thread ended");
         let begin = Instant::now();
-        let mut snapshot = match self.buffers.take() {
-            Some(snapshot) => snapshot,
-            None => self.returned.recv().map_err(|_| ()).map_err(ended)?,
-        };
+        self.settle()?;
+        let mut snapshot = self.buffers.take().expect("the thread gave them back");
         let waited = begin.elapsed();
         snapshot.refresh(live)?;
         snapshot.stall = begin.elapsed();
         let copied = snapshot.stall - waited;
         self.snapshots
             .send(snapshot)
-            .map_err(|_| ())
-            .map_err(ended)?;
+            .map_err(|_| Error::new(Kind::System, "the checkpoint thread ended"))?;
         Ok((waited, copied))
+    }
+
+    /// Waits until the last snapshot is written or has failed.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        if self.buffers.is_none() {
+            let ended = |_| Error::new(Kind::System, "the checkpoint thread ended");
+            self.buffers = Some(self.returned.recv().map_err(ended)?);
+        }
+        Ok(())
     }
 
     /// Waits until the last checkpoint is written.
@@ -208,6 +228,7 @@ impl Snapshot {
                 .map(|(name, tensor)| HostTensor::copy_of(name, tensor))
                 .collect::<Result<_>>()?,
             state: live.state,
+            observers: live.observers,
             metrics: live.metrics,
             stall: Duration::ZERO,
         })
@@ -221,6 +242,7 @@ impl Snapshot {
         self.random = random_tensors(&live.random)?;
         self.buffer = buffer_tensor(live.buffer);
         self.state = live.state;
+        self.observers = live.observers;
         self.metrics = live.metrics;
         Ok(())
     }
@@ -269,6 +291,10 @@ impl Snapshot {
             &trainer.join("data.safetensors"),
             std::iter::once(&self.buffer),
         )?;
+
+        for (label, state) in &self.observers {
+            fs::write(trainer.join(format!("{OBSERVER}{label}")), state).map_err(io)?;
+        }
 
         let mut manifest = Manifest::default();
         for below in ["", "trainer/"] {
@@ -336,8 +362,30 @@ impl Stored {
             optimizer: tensors("optimizer.safetensors")?,
             random: tensors("random.safetensors")?,
             buffer: weights::read_u32_rows(&trainer.join("data.safetensors"))?,
+            observers: read_observers(&trainer)?,
         })
     }
+}
+
+fn read_observers(trainer: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    let io = |error: io::Error| Error::io("read the checkpoint", trainer, &error);
+    let mut states = BTreeMap::new();
+    for entry in fs::read_dir(trainer).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        if let Some(label) = entry.file_name().to_string_lossy().strip_prefix(OBSERVER) {
+            states.insert(label.to_owned(), fs::read(entry.path()).map_err(io)?);
+        }
+    }
+    Ok(states)
+}
+
+/// The newest complete checkpoint in a folder up to a step.
+pub(crate) fn newest(folder: &Path, up_to: Step) -> Option<(Step, PathBuf)> {
+    let entries = fs::read_dir(folder).ok()?;
+    let steps =
+        entries.filter_map(|entry| folder::step_of(&entry.ok()?.file_name().to_string_lossy()));
+    let newest = steps.filter(|&step| step <= up_to).max()?;
+    Some((newest, folder.join(folder::name(newest))))
 }
 
 fn buffer_tensor(buffer: &[Box<[u32]>]) -> HostTensor {

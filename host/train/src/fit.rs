@@ -1,16 +1,19 @@
 //! The loop.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::thread;
 
-use host_core::{Emitter, MetricValue, Result, Step, StopReason};
+use host_core::{Emitter, EventBody, MetricValue, Request, Result, Step, StopReason};
 use tch::{Kind as TorchKind, Tensor};
 
 use crate::batch;
-use crate::checkpoint::{CheckpointWriter, Layout, Live, TrainerState};
+use crate::checkpoint::{self, CheckpointWriter, Layout, Live, Stored, TrainerState};
 use crate::config::OnNonfinite;
 use crate::data::Loader;
 use crate::evaluate::Evaluation;
 use crate::model::Gpt2;
+use crate::observers::Observers;
 use crate::optimizer::Optimizer;
 use crate::random::RandomState;
 use crate::step_log::StepLog;
@@ -20,7 +23,7 @@ use crate::trainer::{Outcome, Ports, Trainer};
 pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
     let (config, schedule, control) = (trainer.config, trainer.schedule, ports.control);
     let layout = Layout {
-        folder: ports.checkpoints,
+        folder: ports.checkpoints.clone(),
         files: trainer.checkpoint_files,
         keep: config.keep_checkpoints,
     };
@@ -35,18 +38,26 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
             &trainer.loader,
         ),
         emitter: ports.emitter,
+        observers: ports.observers,
+        learning_rate_factor: 1.0,
+        checkpoints: ports.checkpoints,
+        generation: ports.generation,
         model: trainer.model,
         loader: trainer.loader,
         data_sha256: trainer.data_sha256,
         random: trainer.random,
     };
     if let Some(stored) = trainer.stored {
+        state
+            .observers
+            .import(&stored.observers, stored.state.asked)?;
+        state.learning_rate_factor = stored.state.learning_rate_factor;
         state.optimizer.restore(stored.optimizer)?;
         state.random.restore(&stored.random)?;
     }
 
     thread::scope(|scope| {
-        let reserve = state.live(step, Vec::new())?;
+        let reserve = state.live(step)?;
         let mut writer = CheckpointWriter::spawn(
             scope,
             layout,
@@ -63,10 +74,26 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
         let mut saved = step;
         let mut reason = StopReason::Completed;
         state.log.begin();
-        while step.0 < config.max_train_steps {
+        'training: while step.0 < config.max_train_steps {
             if let Some(stop) = control.stop_requested() {
                 reason = stop;
                 break;
+            }
+            let mut skip_step = false;
+            for request in state.observers.requests(step, &state.emitter) {
+                match request {
+                    Request::Stop => {
+                        reason = StopReason::Requested;
+                        break 'training;
+                    }
+                    Request::Checkpoint => {
+                        state.save(step, Vec::new(), &mut writer)?;
+                        saved = step;
+                    }
+                    Request::SkipStep => skip_step = true,
+                    Request::ScaleLearningRate { factor } => state.learning_rate_factor *= factor,
+                    Request::RollBack => step = state.roll_back(step, &mut writer)?,
+                }
             }
             let mut loss = Tensor::zeros([], (TorchKind::Double, state.model.device));
             for _ in 0..config.gradient_accumulation_steps {
@@ -82,6 +109,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
             }
             let norm = state.optimizer.clip_gradients(config.max_grad_norm)?;
             let skip = match config.on_nonfinite {
+                _ if skip_step => Some(norm.ones_like().to_kind(TorchKind::Float)),
                 OnNonfinite::Continue => None,
                 OnNonfinite::Stop | OnNonfinite::Skip => Some(
                     (&loss + &norm)
@@ -90,7 +118,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
                         .to_kind(TorchKind::Float),
                 ),
             };
-            let learning_rate = schedule.learning_rate(step.0);
+            let learning_rate = schedule.learning_rate(step.0) * state.learning_rate_factor;
             state.optimizer.step(learning_rate, skip.as_ref())?;
             step = step.next();
             state
@@ -107,11 +135,10 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
 
         state.log.flush()?;
         if step != saved {
-            // Whoever interrupts does not wait for an evaluation.
-            let scores = if reason == StopReason::Completed {
-                state.evaluate(step)
-            } else {
-                Vec::new()
+            let scores = match reason {
+                StopReason::Completed | StopReason::Requested => state.evaluate(step),
+                // Whoever interrupts does not wait for an evaluation.
+                _ => Vec::new(),
             };
             state.save(step, scores, &mut writer)?;
         }
@@ -128,6 +155,11 @@ struct State {
     evaluation: Evaluation,
     log: StepLog,
     emitter: Emitter,
+    observers: Observers,
+    /// What observers lowered the schedule's learning rate to.
+    learning_rate_factor: f64,
+    checkpoints: PathBuf,
+    generation: u32,
     data_sha256: String,
     random: RandomState,
 }
@@ -148,13 +180,44 @@ impl State {
         scores: Vec<MetricValue>,
         writer: &mut CheckpointWriter<'_>,
     ) -> Result<()> {
-        let (waited, copied) = writer.save(self.live(step, scores)?)?;
+        let (observers, asked) = self.observers.export(step, &self.emitter);
+        let mut live = self.live(step)?;
+        live.state.learning_rate_factor = self.learning_rate_factor;
+        live.state.asked = asked;
+        live.observers = observers;
+        live.metrics = scores;
+        let (waited, copied) = writer.save(live)?;
         self.log.saved(step, waited, copied);
         Ok(())
     }
 
-    /// What a checkpoint of this moment is made from.
-    fn live(&self, step: Step, scores: Vec<MetricValue>) -> Result<Live<'_>> {
+    /// Makes weights, optimizer and random numbers those of the last complete checkpoint and returns
+    /// its step. The data goes on where it is: the batches that led here are not met again.
+    fn roll_back(&mut self, step: Step, writer: &mut CheckpointWriter<'_>) -> Result<Step> {
+        self.log.flush()?;
+        writer.settle()?;
+        let Some((back, folder)) = checkpoint::newest(&self.checkpoints, step) else {
+            let message = "there is no checkpoint to go back to; training goes on".to_owned();
+            self.emitter.emit(step, EventBody::Warning { message });
+            return Ok(step);
+        };
+        let stored = Stored::read(&folder)?;
+        self.model.load(&folder)?;
+        self.optimizer.restore(stored.optimizer)?;
+        self.random.restore(&stored.random)?;
+        self.emitter.emit(
+            back,
+            EventBody::Superseded {
+                from_step: back,
+                generation: self.generation,
+            },
+        );
+        self.log.begin();
+        Ok(back)
+    }
+
+    /// What a checkpoint of this moment is made from, but for what others add to it.
+    fn live(&self, step: Step) -> Result<Live<'_>> {
         Ok(Live {
             state: TrainerState::new(step, self.loader.cursor(), self.data_sha256.clone()),
             model: self
@@ -166,7 +229,8 @@ impl State {
             optimizer: self.optimizer.state(),
             random: self.random.take()?,
             buffer: self.loader.buffer(),
-            metrics: scores,
+            observers: BTreeMap::new(),
+            metrics: Vec::new(),
         })
     }
 }

@@ -18,6 +18,7 @@ mod memory;
 mod model;
 mod model_config;
 mod ngram;
+mod observers;
 mod optimizer;
 #[cfg(all(test, feature = "peers"))]
 mod parity;
@@ -35,6 +36,7 @@ mod weights;
 pub use checkpoint::verify as verify_checkpoint;
 pub use config::{OnNonfinite, Precision, SchedulerType, TrainConfig};
 pub use generate::{Generate, generate};
+pub use observers::Observers;
 pub use tokenize::{TokenFile, TokenizeNews, VOCAB_SIZE, tokenize};
 pub use trainer::{Outcome, Ports, Start, Trainer};
 

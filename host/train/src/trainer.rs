@@ -17,6 +17,7 @@ use crate::fit;
 use crate::model::Gpt2;
 use crate::model_config::{ModelConfig, ModelSource};
 use crate::ngram;
+use crate::observers::Observers;
 use crate::precision::Arithmetic;
 use crate::random::RandomState;
 use crate::schedule::Schedule;
@@ -55,6 +56,10 @@ pub struct Ports<'a> {
     pub groups: Vec<ParamGroup>,
     /// Where events go.
     pub emitter: Emitter,
+    /// Who sees them, and may ask for something.
+    pub observers: Observers,
+    /// How often the run was resumed.
+    pub generation: u32,
     /// What the outside asks for.
     pub control: Control,
     /// The folder that receives `step-000100` and its like. Absolute.

@@ -1,12 +1,19 @@
 //! A tiny model trained: on the CPU, or on the device that `TEST_DEVICE` names.
 
+#[path = "training/observers.rs"]
+mod observers;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use host_core::{Control, Draft, Emitter, EventBody, ParamGroup, Step, StopReason};
-use host_train::{Outcome, Ports, Precision, SchedulerType, Start, TrainConfig, Trainer};
+use host_core::{
+    Control, Draft, Emitter, EventBody, Inbox, Observer, ParamGroup, Step, StopReason,
+};
+use host_train::{
+    Observers, Outcome, Ports, Precision, SchedulerType, Start, TrainConfig, Trainer,
+};
 use parquet::file::writer::SerializedFileWriter;
 
 /// Text of a kind that a tiny model learns something from in a few steps, as (name, text).
@@ -102,6 +109,16 @@ impl Run {
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn train(config: &TrainConfig, start: &Start, home: &Path, control: &Control) -> Run {
+    train_observed(config, start, home, control, Vec::new())
+}
+
+fn train_observed(
+    config: &TrainConfig,
+    start: &Start,
+    home: &Path,
+    control: &Control,
+    observers: Vec<(String, Box<dyn Observer>)>,
+) -> Run {
     let _alone = ALONE
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -117,11 +134,15 @@ fn train(config: &TrainConfig, start: &Start, home: &Path, control: &Control) ->
     };
     let groups = vec![group("decay", 0.1, true), group("no_decay", 0.0, false)];
     let (emitter, drafts) = Emitter::new(10_000);
+    let inbox = Inbox::default();
+    let emitter = emitter.with_inbox(inbox.clone());
     let checkpoints = home.join("checkpoints");
     let complete = Arc::new(Mutex::new(Vec::new()));
     let told = complete.clone();
     let outcome = trainer
         .fit(Ports {
+            observers: Observers::new(observers, inbox),
+            generation: 0,
             groups,
             emitter,
             control: control.clone(),

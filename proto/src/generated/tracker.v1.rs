@@ -391,6 +391,8 @@ pub enum StopReason {
     Terminated = 3,
     /// An error.
     Failed = 4,
+    /// An observer asked for it.
+    Requested = 5,
 }
 impl StopReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -404,6 +406,7 @@ impl StopReason {
             Self::Interrupted => "STOP_REASON_INTERRUPTED",
             Self::Terminated => "STOP_REASON_TERMINATED",
             Self::Failed => "STOP_REASON_FAILED",
+            Self::Requested => "STOP_REASON_REQUESTED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -414,6 +417,7 @@ impl StopReason {
             "STOP_REASON_INTERRUPTED" => Some(Self::Interrupted),
             "STOP_REASON_TERMINATED" => Some(Self::Terminated),
             "STOP_REASON_FAILED" => Some(Self::Failed),
+            "STOP_REASON_REQUESTED" => Some(Self::Requested),
             _ => None,
         }
     }

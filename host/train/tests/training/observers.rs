@@ -1,0 +1,255 @@
+//! What observers ask for is done at the next step boundary, recorded, and part of a checkpoint.
+
+use std::sync::{Arc, Mutex};
+
+use host_core::{Ask, EventBody, Observer, Request, Result, Step};
+
+use super::*;
+
+/// Asks once for each request when it sees the loss of the step that stands beside it.
+struct Asking {
+    plan: Vec<(u64, Request)>,
+    /// The steps whose losses it saw.
+    seen: Arc<Mutex<Vec<u64>>>,
+    done: u8,
+}
+
+impl Observer for Asking {
+    fn id(&self) -> &str {
+        "asking"
+    }
+
+    fn observe(&mut self, step: Step, event: &EventBody) -> Result<Vec<Ask>> {
+        let EventBody::Metrics { values } = event else {
+            return Ok(Vec::new());
+        };
+        if !values.iter().any(|value| &*value.name == "loss/train") {
+            return Ok(Vec::new());
+        }
+        self.seen.lock().expect("not poisoned").push(step.0);
+        let mut asks = Vec::new();
+        while let Some((_, request)) = self
+            .plan
+            .get(usize::from(self.done))
+            .filter(|(at, _)| *at == step.0)
+        {
+            self.done += 1;
+            asks.push(Ask {
+                request: *request,
+                reason: format!("the loss of step {step} was seen"),
+            });
+        }
+        Ok(asks)
+    }
+
+    fn export_state(&mut self) -> Result<Vec<u8>> {
+        Ok(vec![self.done])
+    }
+
+    fn import_state(&mut self, state: &[u8]) -> Result<()> {
+        self.done = state[0];
+        Ok(())
+    }
+}
+
+fn asking(
+    plan: &[(u64, Request)],
+    seen: &Arc<Mutex<Vec<u64>>>,
+) -> Vec<(String, Box<dyn Observer>)> {
+    let observer = Asking {
+        plan: plan.to_vec(),
+        seen: seen.clone(),
+        done: 0,
+    };
+    vec![("asking".to_owned(), Box::new(observer))]
+}
+
+fn run(home: &Path, start: &Start, config: &TrainConfig, plan: &[(u64, Request)]) -> Run {
+    let observers = asking(plan, &Arc::default());
+    train_observed(config, start, home, &Control::new(), observers)
+}
+
+/// The requests that were carried out, each at its step.
+fn carried_out(run: &Run) -> Vec<(u64, Request)> {
+    let request = |draft: &Draft| match &draft.body {
+        EventBody::Request { by, request, .. } => {
+            assert_eq!(by, "asking");
+            Some((draft.step.0, *request))
+        }
+        _ => None,
+    };
+    run.drafts.iter().filter_map(request).collect()
+}
+
+#[test]
+fn a_request_is_carried_out_at_the_next_step_boundary() {
+    let home = tempfile::tempdir().expect("a folder");
+    corpus(&home.path().join("data"));
+    let config = config(&home.path().join("data"));
+    let half = Request::ScaleLearningRate { factor: 0.5 };
+    let plan = [
+        (1, half),
+        (2, Request::SkipStep),
+        (5, Request::Checkpoint),
+        (6, Request::Stop),
+    ];
+    let seen = Arc::default();
+    let observed = train_observed(
+        &config,
+        &Start::Fresh,
+        &home.path().join("observed"),
+        &Control::new(),
+        asking(&plan, &seen),
+    );
+    let plain = train(
+        &config,
+        &Start::Fresh,
+        &home.path().join("plain"),
+        &Control::new(),
+    );
+    assert_eq!(observed.outcome.reason, StopReason::Requested);
+    assert_eq!(*seen.lock().expect("not poisoned"), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(
+        carried_out(&observed),
+        [
+            (1, half),
+            (2, Request::SkipStep),
+            (5, Request::Checkpoint),
+            (6, Request::Stop)
+        ]
+    );
+    let (ours, theirs) = (observed.series("lr"), plain.series("lr"));
+    assert_eq!(ours[0], theirs[0]);
+    for (ours, theirs) in ours.iter().zip(&theirs).skip(1) {
+        assert_eq!(ours.1, theirs.1 * 0.5);
+    }
+    // The first step is equal, and so are the weights that the second meets.
+    let (ours, theirs) = (observed.series("loss/train"), plain.series("loss/train"));
+    assert_eq!(ours[..2], theirs[..2]);
+    assert_ne!(ours[2], theirs[2]);
+    assert!(
+        observed
+            .checkpoints
+            .join("step-000006/manifest.json")
+            .is_file()
+    );
+}
+
+#[test]
+fn a_skipped_step_changes_nothing_but_the_data() {
+    let home = tempfile::tempdir().expect("a folder");
+    corpus(&home.path().join("data"));
+    let config = TrainConfig {
+        max_train_steps: 4,
+        save_checkpoint_steps: 1,
+        ..config(&home.path().join("data"))
+    };
+    let run = run(
+        home.path(),
+        &Start::Fresh,
+        &config,
+        &[(2, Request::SkipStep)],
+    );
+    let weights = |step| {
+        let file = format!("step-00000{step}/model.safetensors");
+        fs::read(run.checkpoints.join(file)).expect("read")
+    };
+    assert_eq!(carried_out(&run), [(2, Request::SkipStep)]);
+    assert!(weights(1) != weights(2));
+    assert!(weights(2) == weights(3), "the third step was skipped");
+    assert!(weights(3) != weights(4));
+}
+
+#[test]
+fn a_roll_back_takes_the_checkpoint_and_other_batches() {
+    let home = tempfile::tempdir().expect("a folder");
+    corpus(&home.path().join("data"));
+    let config = config(&home.path().join("data"));
+    let back = [(7, Request::RollBack)];
+    let run = run(home.path(), &Start::Fresh, &config, &back);
+    assert_eq!(carried_out(&run), [(7, Request::RollBack)]);
+    let superseded = run.drafts.iter().any(|draft| {
+        let expected = EventBody::Superseded {
+            from_step: Step(5),
+            generation: 0,
+        };
+        draft.body == expected
+    });
+    assert!(superseded, "{:?}", run.drafts);
+    let losses = run.series("loss/train");
+    let steps: Vec<u64> = losses.iter().map(|point| point.0).collect();
+    assert_eq!(steps, [1, 2, 3, 4, 5, 6, 7, 6, 7, 8, 9, 10]);
+    assert_ne!(losses[5], losses[7], "the batches are others");
+    assert!((losses[5].1 - losses[7].1).abs() < 0.5, "{losses:?}");
+    assert_eq!(
+        (run.outcome.step, run.outcome.reason),
+        (Step(10), StopReason::Completed)
+    );
+    // Four sequences a pass, two passes a step; twelve steps' worth of data was seen.
+    assert_eq!(
+        run.series("samples").last().map(|point| point.1),
+        Some(12.0 * 8.0)
+    );
+}
+
+#[test]
+fn what_was_asked_for_survives_a_resume() {
+    let home = tempfile::tempdir().expect("a folder");
+    corpus(&home.path().join("data"));
+    let config = TrainConfig {
+        // The request is made at step 5, before its checkpoint, and carried out after it.
+        save_checkpoint_steps: 5,
+        ..config(&home.path().join("data"))
+    };
+    let half = Request::ScaleLearningRate { factor: 0.3 };
+    let plan = [(2, half), (5, Request::SkipStep), (7, half)];
+    let whole = run(&home.path().join("whole"), &Start::Fresh, &config, &plan);
+    let parts = home.path().join("parts");
+    let first = run(&parts, &Start::Fresh, &config, &plan);
+    fs::remove_dir_all(first.checkpoints.join("step-000010")).expect("removed");
+    let start = Start::From(first.checkpoints.join("step-000005"));
+    let second = run(&parts, &start, &config, &plan);
+    assert_eq!(carried_out(&second), [(5, Request::SkipStep), (7, half)]);
+    let manifest = |run: &Run| {
+        fs::read_to_string(run.checkpoints.join("step-000010/manifest.json")).expect("read")
+    };
+    assert_eq!(manifest(&whole), manifest(&second));
+    assert_eq!(whole.series("lr")[5..], second.series("lr"));
+}
+
+#[test]
+fn an_observer_that_fails_is_left_alone() {
+    struct Failing;
+    impl Observer for Failing {
+        fn id(&self) -> &str {
+            "failing"
+        }
+        fn observe(&mut self, _: Step, _: &EventBody) -> Result<Vec<Ask>> {
+            Err(host_core::Error::new(host_core::Kind::Plugin, "no"))
+        }
+        fn export_state(&mut self) -> Result<Vec<u8>> {
+            Err(host_core::Error::new(
+                host_core::Kind::Plugin,
+                "not asked after a failure",
+            ))
+        }
+        fn import_state(&mut self, _: &[u8]) -> Result<()> {
+            Ok(())
+        }
+    }
+    let home = tempfile::tempdir().expect("a folder");
+    corpus(&home.path().join("data"));
+    let run = train_observed(
+        &config(&home.path().join("data")),
+        &Start::Fresh,
+        home.path(),
+        &Control::new(),
+        vec![("failing".to_owned(), Box::new(Failing))],
+    );
+    assert_eq!(run.outcome.reason, StopReason::Completed);
+    let faults = run.drafts.iter().filter_map(|draft| match &draft.body {
+        EventBody::PluginFault { plugin, call, .. } => Some((plugin.as_str(), call.as_str())),
+        _ => None,
+    });
+    assert_eq!(faults.collect::<Vec<_>>(), [("failing", "observe")]);
+}
