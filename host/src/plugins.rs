@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use host_core::{
-    CheckpointSink, Error, GroupsRequest, Kind, Metric, MetricValue, Observer, ParamGroup, ParamInfo, Result,
-    check_groups,
+    CheckpointSink, Error, GroupsRequest, Kind, Metric, MetricValue, Observer, ParamGroup,
+    ParamInfo, Result, check_groups,
 };
 use host_plugin::{CallStats, LogRecord, Plugin, PluginConfig, PluginKind, PluginSpec, SearchPath};
 use host_plugin::{Level, OnError, Target, set_log};

@@ -401,7 +401,10 @@ fn destinations(
 /// A run that was ended from outside says so whatever else there is to say.
 fn ending(outcome: Outcome, undelivered: &[Undelivered]) -> Result<StopReason> {
     let sinks: Vec<&str> = undelivered.iter().map(|left| left.sink.as_str()).collect();
-    let is_done = matches!(outcome.reason, StopReason::Completed | StopReason::Requested);
+    let is_done = matches!(
+        outcome.reason,
+        StopReason::Completed | StopReason::Requested
+    );
     if is_done && !sinks.is_empty() {
         return Err(Error::new(
             Kind::Delivery,
