@@ -15,6 +15,7 @@ mod resume_point;
 mod run;
 mod run_dir;
 mod run_file;
+mod scaffold;
 mod script_names;
 mod settings;
 mod signals;

@@ -15,5 +15,6 @@ mod metric_inputs;
 mod misbehaving;
 mod resume;
 mod run;
+mod scaffold;
 mod terminal;
 mod tokenize;

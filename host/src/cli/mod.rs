@@ -5,6 +5,7 @@ mod data;
 mod generate;
 mod groups;
 mod plugin;
+mod plugin_new;
 mod resume;
 mod run;
 mod runs;

@@ -3,12 +3,13 @@ use host_core::{Need, Result};
 use host_plugin::{Found, PluginManifest, PluginSpec, SearchPath};
 use serde_json::{Value, json};
 
+use super::plugin_new::New;
 use super::{print, print_json};
 use crate::event_line::one_line;
 use crate::plugins::kind_word;
 use crate::table::{Align, Table};
 
-/// Finds and inspects plugins, without running anything of them
+/// Finds and inspects plugins, without running anything of them; begins new ones
 #[derive(Debug, clap::Args)]
 pub(super) struct Plugin {
     #[command(subcommand)]
@@ -31,6 +32,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    New(New),
 }
 
 impl Plugin {
@@ -42,6 +44,7 @@ impl Plugin {
                 Ok(())
             }
             Command::Info { spec, json } => info(&search, spec, *json),
+            Command::New(new) => new.execute(),
         }
     }
 }

@@ -20,17 +20,7 @@ fn build() -> PathBuf {
         None => panic!("no profile's folder: {}", folder.display()),
     };
     let target = folder.parent().expect("the target folder");
-    let mut cargo = Command::new(env!("CARGO"));
-    // What cargo tells a test of its package would make some build scripts run again, now and when
-    // the user's own cargo comes next.
-    for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| {
-            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
-        }) {
-            cargo.env_remove(name);
-        }
-    }
-    let output = cargo
+    let output = cargo()
         .current_dir(root())
         .args(["build", "--workspace", "--locked", "--quiet"])
         .args(["--profile", profile, "--target-dir"])
@@ -40,6 +30,22 @@ fn build() -> PathBuf {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     folder.to_owned()
+}
+
+/// The cargo that runs the tests, as a person would start it.
+///
+/// What cargo tells a test of its package would make some build scripts run again, now and when the
+/// user's own cargo comes next.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| {
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        }) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
 }
 
 /// The repository's.

@@ -8,7 +8,7 @@ mod home;
 mod process;
 mod store;
 
-pub(crate) use built::built;
+pub(crate) use built::{built, cargo};
 pub(crate) use checkpoint::{assert_complete, files_of, manifest_of, sha256};
 pub(crate) use fixture::{Fixture, fake_libtorch, kill_at};
 pub(crate) use git::{bare_repository, git, git_bytes};

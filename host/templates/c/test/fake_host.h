@@ -1,0 +1,55 @@
+// A host for the test: it loads the library as the real one does, and prints what the plugin says.
+
+#include "host_plugin.h"
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+// Ends the test with the line and the condition that does not hold.
+#define CHECK(condition)                                                                           \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                        \
+            exit(1);                                                                               \
+        }                                                                                          \
+    } while (0)
+
+static HostStr str(const char *text) {
+    return (HostStr){(const uint8_t *)text, strlen(text)};
+}
+
+static bool is(HostStr view, const char *text) {
+    return view.len == strlen(text) && !memcmp(view.ptr, text, view.len);
+}
+
+static bool log_enabled(void *ctx, int32_t level) { return (void)ctx, level <= HOST_LOG_INFO; }
+
+static void log_line(void *ctx, int32_t level, HostStr target, HostStr message) {
+    (void)ctx, (void)level;
+    fprintf(stderr, "%.*s: %.*s\n", (int)target.len, (const char *)target.ptr, (int)message.len,
+            (const char *)message.ptr);
+}
+
+static void set_error(void *ctx, HostStr message) { log_line(ctx, HOST_LOG_ERROR, str("error"), message); }
+
+static const void *get_extension(void *ctx, HostStr id) { return (void)ctx, (void)id, NULL; }
+
+static const HostApi host = {sizeof host, HOST_ABI_MAJOR, HOST_ABI_MINOR, 0,
+                             NULL,        log_enabled,    log_line,       set_error,
+                             get_extension};
+
+// The table of the plugin's one kind.
+static const void *load(const char *path, uint32_t kind) {
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+        fprintf(stderr, "%s\n", dlerror());
+        exit(1);
+    }
+    HostPluginEntry entry = (HostPluginEntry)dlsym(library, HOST_PLUGIN_ENTRY_SYMBOL);
+    CHECK(entry);
+    const HostPlugin *plugin = entry(&host);
+    CHECK(plugin && plugin->abi_major == HOST_ABI_MAJOR && is(plugin->id, "my-plugin"));
+    CHECK(plugin->n_items == 1 && plugin->items[0].kind == kind);
+    return plugin->items[0].vtable;
+}

@@ -1,0 +1,101 @@
+// my-plugin: an observer that ends the training once `metric` is as low as `target`.
+//
+// `make` builds it, `make test` tests it. host_plugin.h says on every function what it may do and on
+// which thread. No exception may leave the plugin: `guarded` sees to it.
+
+#include "host_plugin.h"
+#include <exception>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#define ID "my-plugin"
+#define VERSION "0.1.0"
+
+// What the host reads from the file before it runs any of the code below. For settings add
+// "config" with a JSON Schema; `create` then gets them as JSON.
+__attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char manifest[] =
+    R"({"abi": [1, 0], "id": ")" ID R"(", "version": ")" VERSION R"(",
+        "description": "Ends the training once the loss is as low as a target",
+        "kinds": ["observer"], "events": ["metrics"]})";
+
+namespace {
+
+constexpr std::string_view metric = "loss/eval";
+constexpr double target = 1;
+
+HostStr str(std::string_view text) {
+    return {reinterpret_cast<const uint8_t *>(text.data()), text.size()};
+}
+
+std::string_view view(HostStr text) {
+    return {reinterpret_cast<const char *>(text.ptr), text.len};
+}
+
+// Runs a call of the host's and makes an exception its error.
+template <typename Call> HostStatus guarded(const HostApi *api, Call call) noexcept {
+    try {
+        call();
+        return HOST_OK;
+    } catch (const std::exception &error) {
+        api->set_error(api->ctx, str(error.what()));
+    } catch (...) {
+        api->set_error(api->ctx, str("an exception of an unknown type"));
+    }
+    return HOST_ERROR;
+}
+
+class Target {
+public:
+    explicit Target(const HostApi *api) : api(api) {}
+
+    // The training waits for it, so it does little.
+    void observe(const HostEvent &event, const HostRequestsOut &out) {
+        if (event.kind != HOST_EVENT_METRICS)
+            return;
+        auto value = reinterpret_cast<const char *>(event.values);
+        for (size_t i = 0; i < event.n_values; i++) {
+            auto &known = *reinterpret_cast<const HostValue *>(value);
+            if (view(known.name) == metric && known.value <= target)
+                return stop(known.value, out);
+            value += known.struct_size; // The host's build may know a longer struct than this one.
+        }
+    }
+
+    const HostApi *const api;
+
+private:
+    static void stop(double value, const HostRequestsOut &out) {
+        std::string reason(metric);
+        reason += " is " + std::to_string(value) + ", the target is " + std::to_string(target);
+        if (out.ask(out.ctx, HOST_REQUEST_STOP, 0.0, str(reason)) != HOST_OK)
+            throw std::runtime_error("the host refused to stop");
+    }
+};
+
+Target &self(void *instance) { return *static_cast<Target *>(instance); }
+
+// What it knows is in the events, so it has no state to export or import.
+const HostObserver observer = {
+    sizeof observer,
+    0,
+    [](const HostApi *api, HostStr, void **instance) {
+        return guarded(api, [&] { *instance = new Target(api); });
+    },
+    [](void *instance) { delete &self(instance); },
+    [](void *instance, const HostEvent *event, const HostRequestsOut *out) {
+        return guarded(self(instance).api, [&] { self(instance).observe(*event, *out); });
+    },
+    nullptr,
+    nullptr,
+};
+
+} // namespace
+
+const HostPlugin *host_plugin_entry_v1(const HostApi *) {
+    // The symbol's name is the major version, and 1.0 is all that is used here.
+    static const HostPluginItem item = {sizeof item, HOST_KIND_OBSERVER, &observer};
+    static const HostPlugin plugin = {sizeof plugin, HOST_ABI_MAJOR, 0, 0, str(ID), str(VERSION), 1, &item};
+    return &plugin;
+}
