@@ -23,7 +23,7 @@ SHAPES = {
     "large": (dict(n_layer=12, n_embd=768, n_head=12, vocab_size=32768, n_positions=512), 4, 512, 4),
 }
 # What gradient checkpointing is for: most of the memory is what the blocks keep.
-DEEP = (dict(n_layer=8, n_embd=256, n_head=4, vocab_size=8192, n_positions=512), 8, 512, 4)
+DEEP = (dict(n_layer=8, n_embd=256, n_head=4, vocab_size=1024, n_positions=512), 8, 512, 4)
 WARM = 3  # steps of a round that do not count: buffers, compilation
 # The host's own settings of glibc's allocator, for the peer that shows how much they are worth.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 62), "MALLOC_TOP_PAD_": "0"}
