@@ -20,6 +20,7 @@ mod model_config;
 mod ngram;
 mod observers;
 mod optimizer;
+mod out_of_memory;
 #[cfg(all(test, feature = "peers"))]
 mod parity;
 mod precision;

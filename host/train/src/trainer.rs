@@ -18,6 +18,7 @@ use crate::model::Gpt2;
 use crate::model_config::{ModelConfig, ModelSource};
 use crate::ngram;
 use crate::observers::Observers;
+use crate::out_of_memory;
 use crate::precision::Arithmetic;
 use crate::random::RandomState;
 use crate::schedule::Schedule;
@@ -162,7 +163,8 @@ impl Trainer {
 
         let random = RandomState::seed(config.seed, device);
         let arithmetic = Arithmetic(config.precision);
-        let mut model = Gpt2::new(model_config, arithmetic, device);
+        let mut model =
+            out_of_memory::explained(|| Ok(Gpt2::new(model_config, arithmetic, device)))?;
         if let Some(folder) = weights {
             model.load(&folder)?;
         }
@@ -245,7 +247,7 @@ impl Trainer {
     /// The first metric that fails, or two that give a value of the same name.
     pub fn add_metrics(&mut self, metrics: Vec<Box<dyn Metric>>) -> Result<()> {
         self.evaluation.metrics.extend(metrics);
-        self.evaluation.rehearse(&self.model)
+        out_of_memory::explained(|| self.evaluation.rehearse(&self.model))
     }
 
     /// The step that `fit` begins at.
@@ -308,7 +310,7 @@ impl Trainer {
             with_checkpoint.tell(dir.step);
             on_checkpoint(dir);
         });
-        let outcome = fit::fit(self, ports)?;
+        let outcome = out_of_memory::explained(|| fit::fit(self, ports))?;
         losses.tell(outcome.step);
         Ok(outcome)
     }

@@ -1,0 +1,105 @@
+//! Memory that runs out, on a device or of the machine, as an error that says what helps. tch's
+//! operations panic where libtorch fails.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+
+use host_core::{Error, Kind, Result};
+
+thread_local! {
+    /// Whether this thread is within [`explained`].
+    static EXPLAINED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f`, whose only panic that becomes an error is libtorch's about memory.
+pub(crate) fn explained<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
+    be_silent_about_it();
+    let outer = EXPLAINED.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(f));
+    EXPLAINED.set(outer);
+    match result {
+        Ok(Err(error)) => Err(wanted(error.message()).map_or(error, full)),
+        Ok(done) => done,
+        Err(panic) => match said(&*panic).and_then(wanted) {
+            Some(wanted) => Err(full(wanted)),
+            None => panic::resume_unwind(panic),
+        },
+    }
+}
+
+fn full(wanted: String) -> Error {
+    Error::new(
+        Kind::System,
+        format!("the memory is full: {wanted} more were wanted"),
+    )
+    .hint(
+        "lower --train-batch-size and raise --gradient-accumulation-steps, turn on \
+         --gradient-checkpointing, or lower --valid-batch-size if it was an evaluation",
+    )
+}
+
+/// How much libtorch could not get, if that is what it says.
+fn wanted(message: &str) -> Option<String> {
+    if !message.contains("out of memory") && !message.contains("can't allocate memory") {
+        return None;
+    }
+    let (_, size) = message.split_once("ried to allocate ")?;
+    let words: Vec<&str> = size.splitn(3, ' ').take(2).collect();
+    Some(words.join(" ").trim_end_matches('.').to_owned())
+}
+
+fn said(panic: &(dyn Any + Send)) -> Option<&str> {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+}
+
+/// Such a panic is not printed: the error is.
+fn be_silent_about_it() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let print = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let is_explained = EXPLAINED.get() && said(info.payload()).and_then(wanted).is_some();
+            if !is_explained {
+                print(info);
+            }
+        }));
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Kind as TorchKind, Tensor};
+
+    use super::*;
+    use crate::device::tests::device;
+
+    #[test]
+    fn too_large_a_tensor_is_an_error_and_another_panic_stays_one() {
+        // 16 PiB, in whatever unit libtorch says it.
+        let make = || Ok(Tensor::zeros([1 << 54], (TorchKind::Uint8, device())));
+        let error = explained(make).expect_err("no machine has that");
+        let start = "the memory is full: 1";
+        assert!(error.message().starts_with(start), "{error}");
+        assert!(error.hint_text().is_some());
+
+        let other = || explained(|| -> Result<()> { panic!("another") });
+        assert!(catch_unwind(other).is_err());
+    }
+
+    #[test]
+    fn cudas_words_are_understood() {
+        let said =
+            "libtorch failed: CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total";
+        let error = explained(|| -> Result<()> { Err(Error::new(Kind::System, said)) });
+        let error = error.expect_err("full");
+        assert_eq!(
+            error.message(),
+            "the memory is full: 2.50 GiB more were wanted"
+        );
+    }
+}
