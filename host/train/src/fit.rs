@@ -87,6 +87,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
                         break 'training;
                     }
                     Request::Checkpoint => {
+                        state.log.flush()?;
                         state.save(step, Vec::new(), &mut writer)?;
                         saved = step;
                     }
