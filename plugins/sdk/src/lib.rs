@@ -47,6 +47,7 @@ mod param_groups;
 mod sized;
 mod sum;
 mod tensor;
+mod watched_metric;
 
 pub use batch::Batch;
 pub use cancel::Cancel;
@@ -62,6 +63,7 @@ pub use observer::{Observer, Request, Requests};
 pub use param_groups::{Group, Groups, GroupsRequest, Param, ParamGroups};
 pub use sum::Sum;
 pub use tensor::{Device, Dtype, Element, Elements, Tensor};
+pub use watched_metric::WatchedMetric;
 
 /// What `export_plugin!` writes into a plugin's crate; no part of the interface.
 #[doc(hidden)]

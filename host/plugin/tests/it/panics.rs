@@ -1,4 +1,4 @@
-//! A plugin in Rust, on the SDK, that panics in whichever call its settings say: the process lives,
+//! Plugins in Rust, on the SDK, that panic in whichever call their settings say: the process lives,
 //! the error names the plugin and the call, and the instance is not entered again.
 
 use std::ffi::c_void;
@@ -8,19 +8,20 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use host_core::{
-    CheckpointDir, Device, Dtype, GroupsRequest, Kind, Manifest, Metric, MetricBatch, Need,
-    ParamInfo, Publish, SinkError, Step, TensorView, check_groups,
+    Ask, CheckpointDir, Device, Dtype, EventBody, GroupsRequest, Kind, Manifest, Metric,
+    MetricBatch, MetricValue, Need, Observer, ParamInfo, Publish, Request, SinkError, Step,
+    TensorView, check_groups,
 };
 use host_plugin::{Plugin, PluginKind};
 use serde_json::{Value, json};
 
 use crate::fixture::load;
 
-/// The plugin's library, built as these tests are. Cargo does it, since a test cannot depend on a
-/// library that is only there to be loaded.
-fn library() -> &'static Path {
-    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    LIBRARY.get_or_init(|| {
+/// The library of a plugin in `tests/fixtures/plugins`, built as these tests are. Cargo does it, since
+/// a test cannot depend on a library that is only there to be loaded.
+fn library(plugin: &str) -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let folder = BUILT.get_or_init(|| {
         let tests = std::env::current_exe().unwrap();
         let profile = tests.ancestors().nth(2).unwrap();
         let name = match profile.file_name().unwrap().to_str().unwrap() {
@@ -28,7 +29,8 @@ fn library() -> &'static Path {
             name => name,
         };
         let built = Command::new(env!("CARGO"))
-            .args(["build", "--offline", "-p", "misbehaving", "--profile", name])
+            .args(["build", "--offline", "-p", "misbehaving", "-p", "asking"])
+            .args(["--profile", name])
             .arg("--target-dir")
             .arg(profile.parent().unwrap())
             .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -39,12 +41,13 @@ fn library() -> &'static Path {
             "{}",
             String::from_utf8_lossy(&built.stderr)
         );
-        profile.join("libmisbehaving.so")
-    })
+        profile.to_owned()
+    });
+    folder.join(format!("lib{plugin}.so"))
 }
 
 fn plugin(config: Value) -> Plugin {
-    load(library(), config).unwrap()
+    load(&library("misbehaving"), config).unwrap()
 }
 
 fn metric(config: Value) -> Box<dyn Metric> {
@@ -210,6 +213,67 @@ fn a_panic_in_publish() {
     assert_eq!(
         publish(&plugin(json!({"fail_in": "publish", "temporary": true})), 1),
         [Err(SinkError::Temporary(reason.to_owned()))]
+    );
+}
+
+#[test]
+fn a_panic_in_any_call_of_an_observer() {
+    type Call = fn(&mut dyn Observer) -> host_core::Result<()>;
+    let calls: [(&str, Call); 3] = [
+        ("observe", |observer| {
+            let event = EventBody::RunStarted { generation: 0 };
+            observer.observe(Step(1), &event).map(|_| ())
+        }),
+        ("export_state", |observer| {
+            observer.export_state().map(|_| ())
+        }),
+        ("import_state", |observer| observer.import_state(&[1, 0])),
+    ];
+    for (panicking, call) in calls {
+        let plugin = load(&library("asking"), json!({"panic_in": panicking})).unwrap();
+        assert_eq!(plugin.kinds(), [PluginKind::Observer]);
+        let mut observer = plugin.observer().unwrap();
+        let failed = |call: &str, reason: &str| format!("plugin asking failed in {call}: {reason}");
+        let reason = format!("panicked: {panicking} was told to panic");
+        assert_plugin_error(call(&mut *observer), &failed(panicking, &reason));
+        for (later, call) in calls {
+            let reason = format!("it panicked in {panicking} before and is not called again");
+            assert_plugin_error(call(&mut *observer), &failed(later, &reason));
+        }
+        assert_eq!(plugin.stats().summary().failures, 1);
+    }
+    for panicking in ["create", "destroy"] {
+        let plugin = load(&library("asking"), json!({"panic_in": panicking})).unwrap();
+        assert_eq!(plugin.observer().is_err(), panicking == "create");
+    }
+}
+
+#[test]
+fn an_observer_asks_once_and_says_so_in_its_state() {
+    let settings = json!({"stop": 2, "scale_learning_rate": 2, "factor": 0.25});
+    let plugin = load(&library("asking"), settings).unwrap();
+    let loss = EventBody::Metrics {
+        values: vec![MetricValue::new("loss/train", 1.0)],
+    };
+    let ask = |request| Ask {
+        request,
+        reason: "step 2 was said".to_owned(),
+    };
+    let asked = [
+        ask(Request::ScaleLearningRate { factor: 0.25 }),
+        ask(Request::Stop),
+    ];
+    let mut observer = plugin.observer().unwrap();
+    assert_eq!(observer.observe(Step(1), &loss).unwrap(), []);
+    assert_eq!(observer.observe(Step(2), &loss).unwrap(), asked);
+    assert_eq!(observer.observe(Step(2), &loss).unwrap(), []);
+    let state = observer.export_state().unwrap();
+    let mut resumed = plugin.observer().unwrap();
+    resumed.import_state(&state).unwrap();
+    assert_eq!(resumed.observe(Step(2), &loss).unwrap(), []);
+    assert_plugin_error(
+        resumed.import_state(b"no state"),
+        "plugin asking failed in import_state: this is no state of asking",
     );
 }
 

@@ -98,6 +98,15 @@ pub fn api() -> HostApi {
     }
 }
 
+/// A host's handle for a test of the SDK, and what was logged through it so far.
+#[cfg(test)]
+pub(crate) fn host() -> (crate::Host, impl Fn() -> Vec<String>) {
+    let host = Host::new();
+    // SAFETY: a leaked table.
+    let handle = unsafe { crate::Host::new(host.api(), "test") }.expect("a good table");
+    (handle, || host.log())
+}
+
 /// A test that failed while it held a lock has said so already.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -112,7 +121,7 @@ pub(crate) unsafe fn copied(view: HostStr) -> String {
 
 /// # Safety
 /// `ctx` is null or a leaked [`Host`].
-unsafe fn host(ctx: *mut c_void) -> Option<&'static Host> {
+unsafe fn remembered(ctx: *mut c_void) -> Option<&'static Host> {
     // SAFETY: the caller's promise.
     unsafe { ctx.cast::<Host>().as_ref() }
 }
@@ -130,14 +139,14 @@ unsafe extern "C" fn log(ctx: *mut c_void, level: i32, _target: HostStr, message
         _ => "?",
     };
     // SAFETY: the plugin hands back the table's `ctx` and a view that it keeps until this returns.
-    if let (Some(host), message) = unsafe { (host(ctx), copied(message)) } {
+    if let (Some(host), message) = unsafe { (remembered(ctx), copied(message)) } {
         lock(&host.log).push(format!("{level}: {message}"));
     }
 }
 
 unsafe extern "C" fn set_error(ctx: *mut c_void, message: HostStr) {
     // SAFETY: as in `log`.
-    if let (Some(host), message) = unsafe { (host(ctx), copied(message)) } {
+    if let (Some(host), message) = unsafe { (remembered(ctx), copied(message)) } {
         lock(&host.errors).insert(thread::current().id(), message);
     }
 }

@@ -33,6 +33,8 @@ mod sink;
 
 pub use batch::{Batch, Tensor};
 pub use checkpoint::{Checkpoint, Scratch};
+#[cfg(test)]
+pub(crate) use host::host;
 pub use host::{Failure, api};
 pub use metric::Metric;
 pub use observer::{Observer, event_view};
