@@ -26,5 +26,5 @@ python3 tests/peers/golden.py "$GOLDEN"
 cargo test --release --locked -p host-train --features peers --lib -- \
 	--test-threads 1 --show-output device evaluate memory parity torch_shim
 cargo test --release --locked -p host-train --test training
-cargo test --release --locked -p host-tests --test it -- --test-threads 4 memory metric_inputs resume
+cargo test --release --locked -p host-tests --test it -- --test-threads 4 kill memory metric_inputs resume
 DEVICE=$device tests/bench/run.sh "${ROUNDS:-3}"
