@@ -20,7 +20,8 @@
 //! No value is a spike before there are `window` of them, since a young loss jumps about, nor while the
 //! median is not above 0, where a factor says nothing. A spike takes part in later medians like any
 //! other value: one of many does not move them, and a loss that has changed its level for good
-//! is no spike for ever.
+//! is no spike for ever. A run that has gone back is judged by what its loss was like there, so the
+//! window may have to fill again.
 //!
 //! The host has a setting of its own for losses that are not finite, `on_nonfinite`. By default it ends
 //! the run with an error before anybody is asked; with `skip` or `continue` it leaves them to this
@@ -39,7 +40,7 @@ use crate::window::Window;
 
 /// First byte of a state; another layout gets another number.
 const STATE_VERSION: u8 = 1;
-/// Version, number of roll-backs; the window's values follow.
+/// Version, number of roll-backs; the window's steps and values follow.
 const STATE_HEAD: usize = 1 + 8;
 
 /// The settings; `config.schema.json` describes them.
@@ -111,9 +112,13 @@ impl Observer for LossGuard {
 
     fn observe(&mut self, step: u64, event: &Event<'_>, requests: &mut Requests<'_>) -> Result<()> {
         match event {
-            // What was asked for before is carried out after this, or was lost with the process; or
-            // steps are counted from an earlier one again. All values that come now are new.
-            Event::RunStarted { .. } | Event::Superseded { .. } => self.dealt_with = None,
+            // What was asked for before is carried out after this, or was lost with the process.
+            Event::RunStarted { .. } => self.dealt_with = None,
+            // Steps are counted from an earlier one again, so all values that come now are new.
+            Event::Superseded { from_step, .. } => {
+                self.dealt_with = None;
+                self.window.forget_after(*from_step);
+            }
             Event::Request { request, .. } if self.answers(*request) => {
                 self.dealt_with = Some(step);
             }
@@ -126,7 +131,7 @@ impl Observer for LossGuard {
             return Ok(());
         }
         let fault = self.fault(step, value);
-        self.window.push(value);
+        self.window.push(step, value);
         match fault {
             Some(fault) => self.ask(&fault, requests),
             None => Ok(()),
@@ -136,7 +141,10 @@ impl Observer for LossGuard {
     fn export_state(&self) -> Vec<u8> {
         let mut state = vec![STATE_VERSION];
         state.extend(self.roll_backs.to_le_bytes());
-        state.extend(self.window.values().flat_map(f64::to_le_bytes));
+        for (step, value) in self.window.values() {
+            state.extend(step.to_le_bytes());
+            state.extend(value.to_le_bytes());
+        }
         state
     }
 
@@ -151,14 +159,19 @@ impl Observer for LossGuard {
             _ => return Err(bad_size(state)),
         }
         let (words, rest) = state[1..].as_chunks::<8>();
-        let Some((roll_backs, values)) = words.split_first().filter(|_| rest.is_empty()) else {
+        let Some((roll_backs, words)) = words.split_first() else {
             return Err(bad_size(state));
         };
+        let (values, odd) = words.as_chunks::<2>();
+        if !(rest.is_empty() && odd.is_empty()) {
+            return Err(bad_size(state));
+        }
         self.roll_backs = u64::from_le_bytes(*roll_backs);
         // A window that is smaller now keeps the last values.
         self.window = Window::new(self.config.window);
-        for &value in values {
-            self.window.push(f64::from_le_bytes(value));
+        for &[step, value] in values {
+            self.window
+                .push(u64::from_le_bytes(step), f64::from_le_bytes(value));
         }
         Ok(())
     }
@@ -219,7 +232,7 @@ impl LossGuard {
 
 fn bad_size(state: &[u8]) -> Error {
     Error::new(format!(
-        "a state of loss-guard has 9 bytes and 8 for each value, this has {}",
+        "a state of loss-guard has {STATE_HEAD} bytes and 16 for each value, this has {}",
         state.len()
     ))
 }

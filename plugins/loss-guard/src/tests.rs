@@ -159,9 +159,19 @@ fn after_a_roll_back_earlier_steps_are_looked_at_again() {
     let mut run = Run::new(json!({"action": "roll_back", "window": 4}));
     assert_eq!(run.train(&[3.0; 10]), 0);
     assert_eq!(run.train(&[30.0]), 1);
-    run.roll_back_to(5);
-    assert_eq!(run.train(&[3.0; 3]), 0);
+    run.roll_back_to(9);
+    assert_eq!(run.train(&[3.0; 2]), 0);
     assert_eq!(run.train(&[30.0]), 1);
+}
+
+#[test]
+fn after_a_long_way_back_the_loss_is_what_it_was_there() {
+    let mut run = Run::new(json!({"action": "roll_back", "window": 4}));
+    let falling: Vec<f64> = (0..20).map(|step| 20.0 - f64::from(step)).collect();
+    assert_eq!(run.train(&falling), 0);
+    assert_eq!(run.train(&[30.0]), 1);
+    run.roll_back_to(5);
+    assert_eq!(run.train(&falling[5..]), 0, "15 is no spike at step 6");
 }
 
 #[test]
@@ -223,7 +233,7 @@ fn a_smaller_window_keeps_the_last_values() {
     let mut small = Run::new(json!({"window": 2}));
     small.guard.import_state(&state).expect("imported");
     let smaller = small.guard.export_state().expect("exported");
-    assert_eq!(smaller[STATE_HEAD..], state[STATE_HEAD + 16..]);
+    assert_eq!(smaller[STATE_HEAD..], state[STATE_HEAD + 32..]);
 }
 
 #[test]
@@ -231,8 +241,9 @@ fn bytes_that_are_no_state_are_refused_and_change_nothing() {
     let mut run = Run::new(json!({"window": 4}));
     assert_eq!(run.train(&[1.0, 2.0]), 0);
     let state = run.guard.export_state().expect("exported");
-    assert_eq!(state.len(), STATE_HEAD + 16);
-    for length in (0..state.len()).filter(|length| *length < STATE_HEAD || length % 8 != 1) {
+    assert_eq!(state.len(), STATE_HEAD + 32);
+    let whole = |length: usize| length >= STATE_HEAD && (length - STATE_HEAD).is_multiple_of(16);
+    for length in (0..state.len()).filter(|length| !whole(*length)) {
         assert!(
             run.guard.import_state(&state[..length]).is_err(),
             "{length}"

@@ -1,9 +1,9 @@
 use std::collections::VecDeque;
 
-/// The last finite values of a metric.
+/// The last finite values of a metric, each with its step.
 #[derive(Clone, Debug)]
 pub(crate) struct Window {
-    values: VecDeque<f64>,
+    values: VecDeque<(u64, f64)>,
     capacity: usize,
     /// Where the median is looked for; kept, so that no step allocates.
     scratch: Vec<f64>,
@@ -19,18 +19,25 @@ impl Window {
     }
 
     /// Adds a value in place of the oldest. One that is not finite is left out.
-    pub(crate) fn push(&mut self, value: f64) {
+    pub(crate) fn push(&mut self, step: u64, value: f64) {
         if !value.is_finite() {
             return;
         }
         if self.values.len() == self.capacity {
             self.values.pop_front();
         }
-        self.values.push_back(value);
+        self.values.push_back((step, value));
+    }
+
+    /// Forgets what no longer counts: a run that has gone back is judged by what it was like there.
+    pub(crate) fn forget_after(&mut self, step: u64) {
+        while self.values.back().is_some_and(|&(of, _)| of > step) {
+            self.values.pop_back();
+        }
     }
 
     /// From the oldest on.
-    pub(crate) fn values(&self) -> impl Iterator<Item = f64> {
+    pub(crate) fn values(&self) -> impl Iterator<Item = (u64, f64)> {
         self.values.iter().copied()
     }
 
@@ -40,7 +47,8 @@ impl Window {
             return None;
         }
         self.scratch.clear();
-        self.scratch.extend(&self.values);
+        self.scratch
+            .extend(self.values.iter().map(|&(_, value)| value));
         let middle = (self.capacity - 1) / 2;
         let (_, median, _) = self.scratch.select_nth_unstable_by(middle, f64::total_cmp);
         Some(*median)
@@ -54,7 +62,7 @@ mod tests {
     #[test]
     fn the_median_is_of_the_last_values_once_it_is_full() {
         let mut window = Window::new(4);
-        for (value, median) in [
+        for (step, (value, median)) in [
             (4.0, None),
             (1.0, None),
             (f64::NAN, None),
@@ -64,10 +72,17 @@ mod tests {
             (9.0, Some(3.0)),
             (f64::INFINITY, Some(3.0)),
             (9.0, Some(9.0)),
-        ] {
-            window.push(value);
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            window.push(step as u64, value);
             assert_eq!(window.median(), median, "{value}");
         }
-        assert_eq!(window.values().collect::<Vec<_>>(), [2.0, 9.0, 9.0, 9.0]);
+        let values: Vec<(u64, f64)> = window.values().collect();
+        assert_eq!(values, [(4, 2.0), (5, 9.0), (6, 9.0), (8, 9.0)]);
+        window.forget_after(5);
+        assert_eq!(window.values().count(), 2);
+        assert_eq!(window.median(), None);
     }
 }
