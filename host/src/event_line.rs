@@ -86,7 +86,7 @@ fn wish(request: Request) -> String {
         Request::Checkpoint => "for a checkpoint".to_owned(),
         Request::SkipStep => "to skip a step".to_owned(),
         Request::ScaleLearningRate { factor } => {
-            format!("for {} of the learning rate", number::value(factor))
+            format!("for {factor} of the learning rate")
         }
         Request::RollBack => "to go back to the last checkpoint".to_owned(),
     }
