@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use host_core::{Control, Error, Kind, Result, StopReason};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
 
 use crate::progress::Progress;
@@ -38,6 +38,9 @@ impl SignalWatch {
     pub(crate) fn start(control: Control, progress: Progress, stale: PathBuf) -> Result<Self> {
         let refused = |e| Error::new(Kind::System, format!("cannot watch for signals: {e}"));
         let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(refused)?;
+        // A file that grows beyond a limit of the user's is a write that fails, as on a full disk, and
+        // not the end of the process.
+        signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(refused)?;
         let handle = signals.handle();
         let state = Arc::<Mutex<State>>::default();
         let shared = Arc::clone(&state);

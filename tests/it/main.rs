@@ -7,6 +7,7 @@ mod architecture;
 mod configuration;
 mod damage;
 mod example_plugins;
+mod full_disk;
 mod groups;
 mod grpc;
 mod kill;

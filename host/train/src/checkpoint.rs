@@ -6,7 +6,7 @@ mod manifest;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use host_core::{
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-pub(crate) use self::folder::Layout;
+pub(crate) use self::folder::{Layout, newest};
 pub use self::manifest::verify;
 use self::manifest::{hash, sync};
 use crate::data::Cursor;
@@ -377,15 +377,6 @@ fn read_observers(trainer: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
         }
     }
     Ok(states)
-}
-
-/// The newest complete checkpoint in a folder up to a step.
-pub(crate) fn newest(folder: &Path, up_to: Step) -> Option<(Step, PathBuf)> {
-    let entries = fs::read_dir(folder).ok()?;
-    let steps =
-        entries.filter_map(|entry| folder::step_of(&entry.ok()?.file_name().to_string_lossy()));
-    let newest = steps.filter(|&step| step <= up_to).max()?;
-    Some((newest, folder.join(folder::name(newest))))
 }
 
 fn buffer_tensor(buffer: &[Box<[u32]>]) -> HostTensor {

@@ -6,6 +6,7 @@ mod fixture;
 mod git;
 mod home;
 mod process;
+mod small_disk;
 mod store;
 
 pub(crate) use built::{built, cargo};
@@ -14,4 +15,5 @@ pub(crate) use fixture::{Fixture, fake_libtorch, kill_at};
 pub(crate) use git::{bare_repository, git, git_bytes};
 pub(crate) use home::Home;
 pub(crate) use process::{Output, Process};
+pub(crate) use small_disk::SmallDisk;
 pub(crate) use store::{curve, events_of};

@@ -28,8 +28,16 @@ pub(super) fn name(step: Step) -> String {
     format!("step-{:06}", step.0)
 }
 
-pub(super) fn step_of(name: &str) -> Option<Step> {
+fn step_of(name: &str) -> Option<Step> {
     name.strip_prefix("step-")?.parse().ok().map(Step)
+}
+
+/// The newest complete checkpoint in a folder up to a step.
+pub(crate) fn newest(folder: &Path, up_to: Step) -> Option<(Step, PathBuf)> {
+    let entries = fs::read_dir(folder).ok()?;
+    let steps = entries.filter_map(|entry| step_of(&entry.ok()?.file_name().to_string_lossy()));
+    let newest = steps.filter(|&step| step <= up_to).max()?;
+    Some((newest, folder.join(name(newest))))
 }
 
 impl Layout {

@@ -1,0 +1,277 @@
+//! A disk without room: what cannot be written is told, what was written stays, and the training goes
+//! on.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use serde_json::{Value, json};
+
+use crate::support::{Home, Output, Process, SmallDisk, assert_complete, files_of, manifest_of};
+
+/// A training that only a signal ends, with 20 MB a checkpoint: far more than all its events.
+const ENDLESS: [&str; 8] = [
+    "--model",
+    "wide.json",
+    "--lr-scheduler-type",
+    "constant",
+    "--save-checkpoint-steps",
+    "10",
+    "--max-train-steps",
+    "1000000",
+];
+
+const WIDE: &str = r#"{
+    "model_type": "gpt2", "n_layer": 2, "n_embd": 256, "n_head": 4, "n_positions": 64, "vocab_size": 300,
+    "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0
+}"#;
+
+fn home() -> Home {
+    let home = Home::new();
+    fs::write(home.path("wide.json"), WIDE).expect("written");
+    home
+}
+
+fn run<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    let run = ["run", "tiny.toml", "--name", "run", "--json"];
+    [&run[..], &ENDLESS, more].concat()
+}
+
+fn written_after(run: &Process, step: u64) -> u64 {
+    let event = run.event(|event| {
+        event["kind"] == "checkpoint_written" && event["step"].as_u64() > Some(step)
+    });
+    event["step"].as_u64().expect("a step")
+}
+
+fn checkpoint(run_dir: &Path, step: u64) -> PathBuf {
+    run_dir.join(format!("checkpoints/step-{step:06}"))
+}
+
+/// Names in the folder of the checkpoints.
+fn names(run_dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(run_dir.join("checkpoints")).expect("a folder");
+    let names = entries.map(|entry| entry.expect("an entry").file_name().into_string());
+    names.map(|name| name.expect("UTF-8")).collect()
+}
+
+/// The step of the newest checkpoint.
+fn newest(run_dir: &Path) -> u64 {
+    let names = names(run_dir).into_iter();
+    let steps = names.filter_map(|name| name.strip_prefix("step-")?.parse().ok());
+    steps.max().expect("a checkpoint")
+}
+
+/// The checkpoint of this step failed for this reason, and left nothing.
+#[track_caller]
+fn assert_failed(run_dir: &Path, failed: &Value, why: &str) -> u64 {
+    let step = failed["step"].as_u64().expect("a step");
+    let reason = failed["reason"].as_str().expect("a reason");
+    assert!(reason.contains(why), "{reason}");
+    let name = format!("step-{step:06}");
+    let left = names(run_dir);
+    assert!(!left.iter().any(|left| left.contains(&name)), "{left:?}");
+    step
+}
+
+/// All checkpoints are those of a run that always had room, and the newest is not older than this.
+#[track_caller]
+fn assert_as_with_room(home: &Home, run_dir: &Path, at_least: u64) {
+    let newest = newest(run_dir);
+    assert!(newest >= at_least, "{newest}");
+    let end = newest.to_string();
+    let whole = [&[
+        "--name",
+        "whole",
+        "--runs-dir",
+        "room",
+        "--max-train-steps",
+        &end,
+    ][..]]
+    .concat();
+    home.host(&run(&whole)).succeeded();
+    let whole = home.path("room/whole");
+    for name in names(run_dir) {
+        let [one, other] =
+            [run_dir, &whole].map(|run| manifest_of(&run.join("checkpoints").join(&name)));
+        assert_eq!(one, other, "{name}");
+        assert_complete(&run_dir.join("checkpoints").join(&name));
+    }
+}
+
+/// Every step was recorded, once and in order.
+#[track_caller]
+fn assert_recorded(output: &Output) {
+    let events = output.events();
+    let numbers: Vec<_> = events.iter().map(|event| event["seq"].as_u64()).collect();
+    let whole: Vec<_> = (1..=events.len() as u64).map(Some).collect();
+    assert_eq!(numbers, whole);
+    let trained = |event: &&Value| !event["values"]["loss/train"].is_null();
+    let steps: Vec<_> = events
+        .iter()
+        .filter(trained)
+        .map(|event| event["step"].as_u64())
+        .collect();
+    let whole: Vec<_> = (1..=steps.len() as u64).map(Some).collect();
+    assert_eq!(steps, whole);
+}
+
+#[test]
+fn a_checkpoint_without_room_is_an_event_and_the_next_is_written() {
+    let home = home();
+    // Room for two checkpoints.
+    let Some(disk) = SmallDisk::new(&home, 48) else {
+        return;
+    };
+    let run_dir = disk.run_dir("run");
+    let process = disk.start(&run(&[]));
+    let failed = process.event(|event| event["kind"] == "checkpoint_failed");
+    let step = assert_failed(&run_dir, &failed, "No space left on device");
+    assert_eq!(step, 30);
+    let before: Vec<BTreeMap<_, _>> = [10, 20]
+        .map(|step| files_of(&checkpoint(&run_dir, step)))
+        .into();
+    disk.resize(500);
+    let written = written_after(&process, step);
+    process.terminate();
+    let output = process.output().ended_with(143);
+    let after: Vec<BTreeMap<_, _>> = [10, 20]
+        .map(|step| files_of(&checkpoint(&run_dir, step)))
+        .into();
+    assert_eq!(before, after);
+    assert_recorded(&output);
+    assert_as_with_room(&home, &run_dir, written);
+}
+
+#[test]
+fn a_run_without_room_for_its_last_checkpoint_fails_and_can_be_resumed() {
+    let home = home();
+    let Some(disk) = SmallDisk::new(&home, 48) else {
+        return;
+    };
+    let run_dir = disk.run_dir("run");
+    let output = disk.host(&run(&["--max-train-steps", "30"]));
+    let (error, hint) = output.failed_with(1);
+    assert!(
+        error.starts_with("the last checkpoint was not written: cannot write"),
+        "{error}"
+    );
+    assert!(error.contains("No space left on device"), "{error}");
+    assert!(hint.contains("free some disk space"), "{hint}");
+    assert!(hint.contains("host resume"), "{hint}");
+    assert_recorded(&output);
+    let events = output.events();
+    let last = events.last().expect("events");
+    assert_eq!(
+        (&last["kind"], &last["reason"]),
+        (&json!("run_finished"), &json!("failed"))
+    );
+
+    disk.resize(500);
+    let resumed = disk.host(&["resume", "run"]).succeeded();
+    assert!(
+        resumed.stderr.contains("going on from step 20: "),
+        "{resumed}"
+    );
+    assert_as_with_room(&home, &run_dir, 30);
+}
+
+#[test]
+fn events_without_room_are_kept_until_there_is_some() {
+    let home = home();
+    let Some(disk) = SmallDisk::new(&home, 500) else {
+        return;
+    };
+    let process = disk.start(&run(&["--keep-checkpoints", "3"]));
+    written_after(&process, 0);
+    disk.fill();
+    process.said("warning: cannot write to the run store: ");
+    let newest = newest(&disk.run_dir("run"));
+    disk.empty();
+    written_after(&process, newest);
+    process.terminate();
+    let output = process.output().ended_with(143);
+    assert_recorded(&output);
+    assert!(!output.stderr.contains("events were lost"), "{output}");
+    let shown = disk.host(&["runs", "show", "run", "--json"]).succeeded();
+    assert_eq!(shown.json()["status"], "terminated");
+}
+
+#[test]
+fn events_that_never_find_room_are_counted_and_the_store_stays_whole() {
+    let home = home();
+    let Some(disk) = SmallDisk::new(&home, 500) else {
+        return;
+    };
+    let process = disk.start(&run(&[]));
+    written_after(&process, 0);
+    disk.fill();
+    process.said("warning: cannot write to the run store: ");
+    process.terminate();
+    let output = process.output();
+    let (error, hint) = output.failed_with(1);
+    assert!(
+        error.starts_with("the last checkpoint was not written: "),
+        "{error}"
+    );
+    assert!(hint.contains("free some disk space"), "{hint}");
+    assert!(
+        output
+            .stderr
+            .contains(" events were lost: cannot write to the run store: "),
+        "{output}"
+    );
+    // What was committed is there, with no room at all and afterwards.
+    let last = output.events().last().expect("events")["seq"].clone();
+    let show = ["runs", "show", "run", "--json"];
+    let shown = disk.host(&show).succeeded().json();
+    assert_eq!(
+        (&shown["status"], &shown["last_seq"]),
+        (&json!("crashed"), &last)
+    );
+    let output = disk.host(&["run", "tiny.toml", "--name", "other"]);
+    let (error, hint) = output.failed_with(1);
+    assert!(error.contains("No space left on device"), "{error}");
+    assert!(hint.contains("free some disk space"), "{hint}");
+    assert!(!disk.run_dir("other").exists());
+
+    disk.empty();
+    let run_dir = disk.run_dir("run");
+    let end = newest(&run_dir) + 10;
+    disk.host(&["resume", "run", "--max-train-steps", &end.to_string()])
+        .succeeded();
+    let shown = disk.host(&show).succeeded().json();
+    assert_eq!(
+        (&shown["status"], &shown["last_step"]),
+        (&json!("completed"), &json!(end))
+    );
+    assert_as_with_room(&home, &run_dir, end);
+}
+
+#[test]
+fn a_limit_of_the_files_size_is_a_full_disk_and_not_the_end() {
+    let home = home();
+    let run_dir = home.run_dir("run");
+    let process = home.start(&run(&[]));
+    let first = written_after(&process, 0);
+    let before = files_of(&checkpoint(&run_dir, first));
+    let limit = |current| {
+        let pid = Pid::from_raw(process.id().cast_signed()).expect("a process");
+        let limit = Rlimit {
+            current,
+            maximum: None,
+        };
+        prlimit(Some(pid), Resource::Fsize, limit).expect("limited");
+    };
+    // The optimizer's state is larger, the store is not.
+    limit(Some(10 << 20));
+    let failed = process.event(|event| event["kind"] == "checkpoint_failed");
+    let step = assert_failed(&run_dir, &failed, "File too large");
+    limit(None);
+    let written = written_after(&process, step);
+    process.terminate();
+    assert_recorded(&process.output().ended_with(143));
+    assert_eq!(files_of(&checkpoint(&run_dir, first)), before);
+    assert_as_with_room(&home, &run_dir, written);
+}

@@ -1,0 +1,113 @@
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::{Home, Output, Process};
+
+/// A file system of a few megabytes for the runs of a home.
+///
+/// It is in a mount namespace of its own, which an ordinary user may have on most systems. The program
+/// is run there, and this side looks in by way of `/proc`. It ends with this.
+pub(crate) struct SmallDisk<'a> {
+    home: &'a Home,
+    holder: Child,
+    runs: PathBuf,
+}
+
+impl<'a> SmallDisk<'a> {
+    /// None, and a line that says so, where the system gives no namespace.
+    pub(crate) fn new(home: &'a Home, megabytes: u32) -> Option<Self> {
+        let runs = home.path("runs");
+        std::fs::create_dir(&runs).expect("made");
+        let script =
+            format!("mount -t tmpfs -o size={megabytes}m tmpfs \"$0\" && echo ready && read end");
+        let mut holder = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
+            .arg(&runs)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .ok()?;
+        let mut said = String::new();
+        let out = holder.stdout.take().expect("piped");
+        BufReader::new(out).read_line(&mut said).expect("read");
+        if said != "ready\n" {
+            holder.wait().expect("a child");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: no mount namespace here");
+            return None;
+        }
+        Some(Self { home, holder, runs })
+    }
+
+    fn command(&self, program: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .args(["--preserve-credentials", "--user", "--mount", "--target"])
+            .arg(self.holder.id().to_string())
+            .args(["sh", "-c", "cd \"$0\" && exec \"$@\""])
+            .arg(self.home.path(""))
+            .args(program);
+        command
+    }
+
+    /// Starts `host` in its home, on this disk.
+    pub(crate) fn start(&self, args: &[&str]) -> Process {
+        let plain = self.home.command(args);
+        let mut program = vec![plain.get_program().to_str().expect("UTF-8")];
+        program.extend(plain.get_args().map(|arg| arg.to_str().expect("UTF-8")));
+        let mut command = self.command(&program);
+        command.env_clear();
+        let env = plain.get_envs();
+        command.envs(env.filter_map(|(name, value)| Some((name, value?))));
+        Process::start(&mut command)
+    }
+
+    /// Lets it work to the end.
+    pub(crate) fn host(&self, args: &[&str]) -> Output {
+        self.start(args).output()
+    }
+
+    /// A run's folder, seen from here.
+    pub(crate) fn run_dir(&self, run: &str) -> PathBuf {
+        self.seen(&self.runs.join(run))
+    }
+
+    fn seen(&self, path: &Path) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.holder.id()));
+        root.join(path.strip_prefix("/").expect("an absolute path"))
+    }
+
+    /// Gives it another size.
+    pub(crate) fn resize(&self, megabytes: u32) {
+        let runs = self.runs.to_str().expect("UTF-8");
+        let size = format!("remount,size={megabytes}m");
+        let status = self.command(&["mount", "-o", &size, runs]).status();
+        assert!(status.expect("mount").success());
+    }
+
+    /// Leaves no room for a single byte.
+    pub(crate) fn fill(&self) {
+        let ballast = self.seen(&self.runs.join("ballast"));
+        let mut ballast = std::fs::File::create(ballast).expect("made");
+        let mut chunk = &[0; 1 << 20][..];
+        while !chunk.is_empty() {
+            // What fits of it is written before it fails.
+            if ballast.write_all(chunk).is_err() {
+                chunk = &chunk[..chunk.len() / 2];
+            }
+        }
+    }
+
+    /// Takes away what filled it.
+    pub(crate) fn empty(&self) {
+        std::fs::remove_file(self.seen(&self.runs.join("ballast"))).expect("removed");
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        // Its script ends with its input.
+        drop(self.holder.stdin.take());
+        let _ = self.holder.wait();
+    }
+}
