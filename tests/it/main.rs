@@ -14,6 +14,7 @@ mod kill;
 mod memory;
 mod metric_inputs;
 mod misbehaving;
+mod nonfinite;
 mod resume;
 mod run;
 mod scaffold;
