@@ -360,43 +360,44 @@ impl Block {
         dropout: Dropout,
         past: Option<&mut Option<(Tensor, Tensor)>>,
     ) -> Tensor {
-        let (batch, time, width) = (x.size()[0], x.size()[1], x.size()[2]);
-        let heads = |part: Tensor| {
-            part.view([batch, time, self.heads, width / self.heads])
-                .transpose(1, 2)
+        let qkv = self.c_attn.forward(x);
+        let attended = match past {
+            None => torch_shim::causal_attention(
+                &qkv,
+                self.heads,
+                dropout.attention,
+                self.attention_scale,
+            ),
+            Some(past) => self.attend_after(&qkv, past),
         };
-        let mut parts = self
-            .c_attn
-            .forward(x)
-            .split(width, 2)
-            .into_iter()
-            .map(heads);
-        let (query, mut keys, mut values) = match (parts.next(), parts.next(), parts.next()) {
-            (Some(query), Some(keys), Some(values)) => (query, keys, values),
-            _ => unreachable!("c_attn gives three times the width"),
-        };
-        let mut causal = true;
-        if let Some(past) = past {
-            if let Some((past_keys, past_values)) = past.take() {
-                keys = Tensor::cat(&[past_keys, keys], 2);
-                values = Tensor::cat(&[past_values, values], 2);
-                // One new token sees all of the past; several come only with none.
-                causal = false;
-            }
-            *past = Some((keys.shallow_clone(), values.shallow_clone()));
+        self.c_proj.forward(&attended)
+    }
+
+    /// Attention over what came before as well, which `past` keeps: keys and values, (batch, heads,
+    /// time, width of a head) each. One new token sees all of the past; several come only with none.
+    fn attend_after(&self, qkv: &Tensor, past: &mut Option<(Tensor, Tensor)>) -> Tensor {
+        let (batch, time, width) = (qkv.size()[0], qkv.size()[1], qkv.size()[2] / 3);
+        let parts = qkv
+            .view([batch, time, 3, self.heads, width / self.heads])
+            .permute([2, 0, 3, 1, 4]);
+        let (query, mut keys, mut values) = (parts.get(0), parts.get(1), parts.get(2));
+        let causal = past.is_none();
+        if let Some((past_keys, past_values)) = past.take() {
+            keys = Tensor::cat(&[past_keys, keys], 2);
+            values = Tensor::cat(&[past_values, values], 2);
         }
         let attended = Tensor::scaled_dot_product_attention::<Tensor>(
             &query,
             &keys,
             &values,
             None,
-            dropout.attention,
+            0.0,
             causal,
             self.attention_scale,
             false,
         );
-        self.c_proj
-            .forward(&attended.transpose(1, 2).reshape([batch, time, width]))
+        *past = Some((keys, values));
+        attended.transpose(1, 2).reshape([batch, time, width])
     }
 }
 

@@ -47,6 +47,13 @@ unsafe extern "C" {
         bias: *const C_tensor,
         y: *mut *mut C_tensor,
     ) -> c_int;
+    fn shim_causal_attention(
+        qkv: *const C_tensor,
+        heads: i64,
+        dropout: f64,
+        scale: f64,
+        y: *mut *mut C_tensor,
+    ) -> c_int;
     fn shim_linear_cross_entropy(
         hidden: *const C_tensor,
         weight: *const C_tensor,
@@ -130,6 +137,21 @@ pub(crate) fn conv1d(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
     // SAFETY: the pointers are of live tensors, and `y` receives a new one.
     let done = checked(unsafe { shim_conv1d(x.as_ptr(), weight.as_ptr(), bias.as_ptr(), &mut y) });
     done.expect("the model's layers fit each other");
+    // SAFETY: the call went well, so `y` is a tensor that nobody else owns.
+    unsafe { Tensor::from_ptr(y) }
+}
+
+/// Causal self-attention with a graph: (batch, time, width) from queries, keys and values side by
+/// side, (batch, time, 3 width), whose scores are multiplied by `scale`.
+///
+/// # Panics
+/// As tch's own operations do, where shapes or types do not match.
+pub(crate) fn causal_attention(qkv: &Tensor, heads: i64, dropout: f64, scale: f64) -> Tensor {
+    let mut y = ptr::null_mut();
+    // SAFETY: the pointer is of a live tensor, and `y` receives a new one.
+    let done =
+        checked(unsafe { shim_causal_attention(qkv.as_ptr(), heads, dropout, scale, &mut y) });
+    done.expect("the heads divide the width");
     // SAFETY: the call went well, so `y` is a tensor that nobody else owns.
     unsafe { Tensor::from_ptr(y) }
 }
@@ -284,6 +306,35 @@ mod tests {
             for (ours, plain) in gradients(&ours).iter().zip(gradients(&plain)) {
                 assert!(near(ours, &plain), "{kind:?}");
             }
+        }
+    }
+
+    #[test]
+    fn causal_attention_is_libtorchs_with_its_gradient() {
+        // Shorter than, as long as and longer than what is computed of the scores at once.
+        for (batch, time, heads, size) in [(2, 7, 3, 5), (1, 256, 2, 8), (2, 300, 1, 16)] {
+            let options = (TorchKind::Float, device());
+            let width = heads * size;
+            let qkv = Tensor::randn([batch, time, 3 * width], options).set_requires_grad(true);
+            let above = Tensor::randn([batch, time, width], options);
+            let gradient = |y: &Tensor| {
+                backward_with(y, &above).expect("backward");
+                let taken = qkv.grad().copy();
+                clear_gradients(&[qkv.shallow_clone()]).expect("cleared");
+                taken
+            };
+            let parts = qkv
+                .view([batch, time, 3, heads, size])
+                .permute([2, 0, 3, 1, 4])
+                .unbind(0);
+            let plain = Tensor::scaled_dot_product_attention::<Tensor>(
+                &parts[0], &parts[1], &parts[2], None, 0.0, true, 0.3, false,
+            );
+            let plain = plain.transpose(1, 2).reshape([batch, time, width]);
+            let ours = causal_attention(&qkv, heads, 0.0, 0.3);
+            let near = |a: &Tensor, b: &Tensor| a.allclose(b, 1e-4, 1e-5, false);
+            assert!(near(&ours, &plain), "{time}");
+            assert!(near(&gradient(&ours), &gradient(&plain)), "{time}");
         }
     }
 

@@ -7,11 +7,13 @@
 #include <malloc.h>
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 #include <ATen/Functions.h>
+#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Generator.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -87,6 +89,102 @@ struct OneDnnConv1d : torch::autograd::Function<OneDnnConv1d> {
 	}
 };
 
+// Causal self-attention by oneDNN, with its gradients: (batch, time, width) from queries, keys and
+// values side by side, (batch, time, 3 width). Each thread takes one head of one sequence at a time,
+// and of that some rows of the scores, which are computed again on the way back: what exists of them
+// at once is small (FlashAttention, arXiv:2205.14135, without its tiling of the keys).
+struct OneDnnAttention : torch::autograd::Function<OneDnnAttention> {
+	// Rows of scores at once: fewer skip more of what the mask hides, in smaller products.
+	static constexpr int64_t ROWS = 256;
+
+	// A head's softmax of `queries keys^T` for the queries from `begin` on; `mask` (ROWS, ROWS)
+	// hides the future from the square on the diagonal.
+	static at::Tensor probabilities(const at::Tensor &queries, const at::Tensor &keys, int64_t begin,
+	                                const at::Tensor &mask) {
+		const auto rows = queries.size(0);
+		const auto scores = one_dnn_linear(queries, keys);
+		scores.narrow(1, begin, rows).add_(mask.narrow(0, 0, rows).narrow(1, 0, rows));
+		return at::_softmax(scores, 1, false);
+	}
+
+	static at::Tensor mask(int64_t time, const at::TensorOptions &options) {
+		const auto rows = std::min(ROWS, time);
+		return at::full({rows, rows}, -INFINITY, options).triu_(1);
+	}
+
+	// Calls `f(head)` for each head of each sequence, in parallel.
+	template <typename F> static void for_each_head(int64_t heads, F f) {
+		at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
+			// The graph is a matter of the thread that calls; the workers have their own switch.
+			at::AutoDispatchBelowAutograd guard;
+			for (int64_t head = begin; head < end; head++)
+				f(head);
+		});
+	}
+
+	static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &qkv,
+	                          int64_t heads, double scale) {
+		const auto batch = qkv.size(0), time = qkv.size(1), width = qkv.size(2) / 3;
+		// (3, batch * heads, time, width of a head)
+		const auto parts = qkv.view({batch, time, 3, heads, width / heads})
+		                       .permute({2, 0, 3, 1, 4})
+		                       .contiguous()
+		                       .view({3, batch * heads, time, width / heads});
+		parts[0].mul_(scale);
+		const auto hidden = mask(time, qkv.options());
+		auto attended = at::empty({batch, time, heads, width / heads}, qkv.options());
+		for_each_head(batch * heads, [&](int64_t head) {
+			const auto q = parts[0][head], k = parts[1][head], v = parts[2][head];
+			const auto to = attended.select(0, head / heads).select(1, head % heads);
+			for (int64_t begin = 0; begin < time; begin += ROWS) {
+				const auto rows = std::min(ROWS, time - begin), end = begin + rows;
+				const auto p = probabilities(q.narrow(0, begin, rows), k.narrow(0, 0, end), begin,
+				                             hidden);
+				to.narrow(0, begin, rows).copy_(one_dnn_linear(p, v.narrow(0, 0, end).t()));
+			}
+		});
+		context->save_for_backward({parts});
+		context->saved_data["heads"] = heads;
+		context->saved_data["scale"] = scale;
+		return attended.view({batch, time, width});
+	}
+
+	static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context,
+	                                               const torch::autograd::variable_list &above) {
+		const auto parts = context->get_saved_variables()[0];
+		const auto heads = context->saved_data["heads"].toInt();
+		const auto scale = context->saved_data["scale"].toDouble();
+		const auto batch = parts.size(1) / heads, time = parts.size(2), size = parts.size(3);
+		const auto gradients = above[0]
+		                           .reshape({batch, time, heads, size})
+		                           .transpose(1, 2)
+		                           .contiguous()
+		                           .view({batch * heads, time, size});
+		const auto hidden = mask(time, parts.options());
+		auto qkv = at::empty({batch, time, 3, heads, size}, parts.options());
+		for_each_head(batch * heads, [&](int64_t head) {
+			const auto q = parts[0][head], k = parts[1][head], v = parts[2][head];
+			const auto to = qkv.select(0, head / heads).select(2, head % heads);
+			// Keys and values lie transposed here, as in linear_cross_entropy and for its reason.
+			auto dk = at::zeros({size, time}, parts.options()), dv = at::zeros_like(dk);
+			for (int64_t begin = 0; begin < time; begin += ROWS) {
+				const auto rows = std::min(ROWS, time - begin), end = begin + rows;
+				const auto queries = q.narrow(0, begin, rows), keys = k.narrow(0, 0, end);
+				const auto gradient = gradients[head].narrow(0, begin, rows);
+				const auto p = probabilities(queries, keys, begin, hidden);
+				const auto dp = one_dnn_linear(gradient, v.narrow(0, 0, end));
+				const auto ds = at::_softmax_backward_data(dp, p, 1, at::kFloat);
+				to.select(1, 0).narrow(0, begin, rows).copy_(one_dnn_linear(ds, keys.t()).mul_(scale));
+				dk.narrow(1, 0, end).add_(one_dnn_linear(queries.t(), ds.t()));
+				dv.narrow(1, 0, end).add_(one_dnn_linear(gradient.t(), p.t()));
+			}
+			to.select(1, 1).copy_(dk.t());
+			to.select(1, 2).copy_(dv.t());
+		});
+		return {qkv.view({batch, time, 3 * heads * size}), {}, {}};
+	}
+};
+
 at::Generator generator(bool cuda, int index) {
 	return at::globalContext().defaultGenerator(
 	    cuda ? at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(index)) : at::Device(at::kCPU));
@@ -141,6 +239,24 @@ int shim_conv1d(at::Tensor *x, at::Tensor *weight, at::Tensor *bias, at::Tensor 
 	return guarded([&] {
 		*y = new at::Tensor(one_dnn_multiplies(*x) ? OneDnnConv1d::apply(*x, *weight, *bias)
 		                                           : at::addmm(*bias, *x, *weight));
+	});
+}
+
+// Causal self-attention, (batch, time, width) from queries, keys and values side by side, (batch,
+// time, 3 width), with a graph, in `*y` (new). The scores are multiplied by `scale`.
+int shim_causal_attention(at::Tensor *qkv, int64_t heads, double dropout, double scale,
+                          at::Tensor **y) {
+	return guarded([&] {
+		if (one_dnn_multiplies(*qkv) && dropout == 0) {
+			*y = new at::Tensor(OneDnnAttention::apply(*qkv, heads, scale));
+			return;
+		}
+		const auto batch = qkv->size(0), time = qkv->size(1), width = qkv->size(2) / 3;
+		const auto parts =
+		    qkv->view({batch, time, 3, heads, width / heads}).permute({2, 0, 3, 1, 4}).unbind();
+		const auto attended = at::scaled_dot_product_attention(parts[0], parts[1], parts[2], {},
+		                                                       dropout, /*is_causal=*/true, scale);
+		*y = new at::Tensor(attended.transpose(1, 2).reshape({batch, time, width}));
 	});
 }
 
