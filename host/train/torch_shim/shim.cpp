@@ -13,7 +13,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 #include <ATen/Functions.h>
-#include <ATen/Parallel.h>
+#include <ATen/TensorIterator.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Generator.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -112,14 +112,20 @@ struct OneDnnAttention : torch::autograd::Function<OneDnnAttention> {
 		return at::full({rows, rows}, -INFINITY, options).triu_(1);
 	}
 
-	// Calls `f(head)` for each head of each sequence, in parallel.
+	// Calls `f(head)` for each head of each sequence, on libtorch's threads: its own loop over a tensor
+	// of their numbers, because at::parallel_for works only where OpenMP compiles it.
 	template <typename F> static void for_each_head(int64_t heads, F f) {
-		at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
-			// The graph is a matter of the thread that calls; the workers have their own switch.
-			at::AutoDispatchBelowAutograd guard;
-			for (int64_t head = begin; head < end; head++)
-				f(head);
-		});
+		auto numbers = at::arange(heads, at::kLong);
+		at::TensorIterator::nullary_op(numbers)
+		    .for_each(
+		        [&](char **data, const int64_t *strides, int64_t n, int64_t rows) {
+			        // The graph is a matter of the thread that calls; these have their own switch.
+			        at::AutoDispatchBelowAutograd guard;
+			        for (int64_t i = 0; i < n * rows; i++)
+				        f(*reinterpret_cast<const int64_t *>(
+				            data[0] + i % n * strides[0] + i / n * strides[1]));
+		        },
+		        /*grain_size=*/1);
 	}
 
 	static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &qkv,
