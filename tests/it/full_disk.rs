@@ -38,6 +38,16 @@ fn run<'a>(more: &[&'a str]) -> Vec<&'a str> {
     [&run[..], &ENDLESS, more].concat()
 }
 
+/// No file of the process may become larger than these bytes.
+fn limit_file_size(process: &Process, bytes: Option<u64>) {
+    let pid = Pid::from_raw(process.id().cast_signed()).expect("a process");
+    let limit = Rlimit {
+        current: bytes,
+        maximum: None,
+    };
+    prlimit(Some(pid), Resource::Fsize, limit).expect("limited");
+}
+
 fn written_after(run: &Process, step: u64) -> u64 {
     let event = run.event(|event| {
         event["kind"] == "checkpoint_written" && event["step"].as_u64() > Some(step)
@@ -201,12 +211,11 @@ fn events_without_room_are_kept_until_there_is_some() {
 #[test]
 fn events_that_find_no_room_are_counted_and_the_store_stays_whole() {
     let home = home();
-    let Some(disk) = SmallDisk::new(&home, 500) else {
-        return;
-    };
-    let process = disk.start(&run(&[]));
-    written_after(&process, 0);
-    disk.fill();
+    let run_dir = home.run_dir("run");
+    let process = home.start(&run(&[]));
+    let written = written_after(&process, 0);
+    // Not even a place that the store has already may be written again, as it may on a full disk.
+    limit_file_size(&process, Some(0));
     process.said("warning: cannot write to the run store: ");
     process.terminate();
     let output = process.output();
@@ -215,38 +224,48 @@ fn events_that_find_no_room_are_counted_and_the_store_stays_whole() {
         error.starts_with("the last checkpoint was not written: "),
         "{error}"
     );
-    assert!(hint.contains("free some disk space"), "{hint}");
-    // The checkpoint that failed gives its room back, and the events may find it enough.
-    let lost = output
-        .stderr
-        .contains(" events were lost: cannot write to the run store: ");
-    let status = if lost { "crashed" } else { "failed" };
-    // What was committed is there, with no room at all and afterwards.
+    assert!(hint.contains("host resume"), "{hint}");
+    let lost = output.stderr.lines().find_map(|line| {
+        let (count, reason) = line.split_once(" events were lost: ")?;
+        assert!(reason.starts_with("cannot write to the run store: "));
+        count.rsplit(' ').next()?.parse::<u64>().ok()
+    });
+    assert!(lost > Some(0), "{output}");
+    // What was committed is there.
     let last = output.events().last().expect("events")["seq"].clone();
     let show = ["runs", "show", "run", "--json"];
-    let shown = disk.host(&show).succeeded().json();
+    let shown = home.host(&show).succeeded().json();
     assert_eq!(
         (&shown["status"], &shown["last_seq"]),
-        (&json!(status), &last)
+        (&json!("crashed"), &last)
     );
-    disk.fill();
-    let output = disk.host(&["run", "tiny.toml", "--name", "other"]);
-    let (error, hint) = output.failed_with(1);
-    assert!(error.contains("No space left on device"), "{error}");
-    assert!(hint.contains("free some disk space"), "{hint}");
-    assert!(!disk.run_dir("other").exists());
-
-    disk.empty();
-    let run_dir = disk.run_dir("run");
     let end = newest(&run_dir) + 10;
-    disk.host(&["resume", "run", "--max-train-steps", &end.to_string()])
+    assert!(end > written);
+    home.host(&["resume", "run", "--max-train-steps", &end.to_string()])
         .succeeded();
-    let shown = disk.host(&show).succeeded().json();
+    let shown = home.host(&show).succeeded().json();
     assert_eq!(
         (&shown["status"], &shown["last_step"]),
         (&json!("completed"), &json!(end))
     );
     assert_as_with_room(&home, &run_dir, end);
+}
+
+#[test]
+fn a_run_that_finds_no_room_at_its_start_leaves_nothing() {
+    let home = home();
+    let Some(disk) = SmallDisk::new(&home, 48) else {
+        return;
+    };
+    disk.fill();
+    let output = disk.host(&["run", "tiny.toml", "--name", "run"]);
+    let (error, hint) = output.failed_with(1);
+    assert!(error.contains("No space left on device"), "{error}");
+    assert!(hint.contains("free some disk space"), "{hint}");
+    assert!(!disk.run_dir("run").exists());
+    disk.empty();
+    disk.host(&["run", "tiny.toml", "--name", "run"])
+        .succeeded();
 }
 
 #[test]
@@ -256,19 +275,11 @@ fn a_limit_of_the_files_size_is_a_full_disk_and_not_the_end() {
     let process = home.start(&run(&[]));
     let first = written_after(&process, 0);
     let before = files_of(&checkpoint(&run_dir, first));
-    let limit = |current| {
-        let pid = Pid::from_raw(process.id().cast_signed()).expect("a process");
-        let limit = Rlimit {
-            current,
-            maximum: None,
-        };
-        prlimit(Some(pid), Resource::Fsize, limit).expect("limited");
-    };
     // The optimizer's state is larger, the store is not.
-    limit(Some(10 << 20));
+    limit_file_size(&process, Some(10 << 20));
     let failed = process.event(|event| event["kind"] == "checkpoint_failed");
     let step = assert_failed(&run_dir, &failed, "File too large");
-    limit(None);
+    limit_file_size(&process, None);
     let written = written_after(&process, step);
     process.terminate();
     assert_recorded(&process.output().ended_with(143));

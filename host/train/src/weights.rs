@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File};
 use std::path::Path;
 
 use host_core::{Error, Kind, Result};
@@ -27,7 +28,7 @@ pub(crate) fn read(folder: &Path, take: &mut dyn FnMut(&str, Tensor) -> Result<(
             ),
         )
     };
-    let text = std::fs::read_to_string(&index)
+    let text = fs::read_to_string(&index)
         .map_err(|error| Error::io("read the list of weight files", &index, &error))?;
     let json: Value = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
     let map = json["weight_map"]
@@ -49,7 +50,7 @@ pub(crate) fn read_file(
     file: &Path,
     take: &mut dyn FnMut(&str, Tensor) -> Result<()>,
 ) -> Result<()> {
-    let bytes = std::fs::read(file).map_err(|error| Error::io("read the weights", file, &error))?;
+    let bytes = fs::read(file).map_err(|error| Error::io("read the weights", file, &error))?;
     let bad = |why: String| {
         Error::new(
             Kind::Config,
@@ -170,6 +171,12 @@ impl View for &HostTensor {
 pub(crate) fn write<'a>(file: &Path, tensors: impl Iterator<Item = &'a HostTensor>) -> Result<()> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let named = tensors.map(|tensor| (tensor.name.as_str(), tensor));
+    // safetensors renames a temporary file into place, which only its owner may read: give it the
+    // permissions that any other file gets here.
+    let permissions = File::create(file)
+        .and_then(|made| made.metadata())
+        .map_err(|error| Error::io("write the weights", file, &error))?
+        .permissions();
     safetensors::serialize_to_file(named, Some(metadata), file).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(error) => {
             Error::io("write the weights", file, &error)
@@ -178,7 +185,9 @@ pub(crate) fn write<'a>(file: &Path, tensors: impl Iterator<Item = &'a HostTenso
             Kind::System,
             format!("cannot write the weights: {error}: {}", file.display()),
         ),
-    })
+    })?;
+    fs::set_permissions(file, permissions)
+        .map_err(|error| Error::io("write the weights", file, &error))
 }
 
 fn torch_kind(dtype: Dtype) -> Option<TorchKind> {
@@ -198,7 +207,7 @@ fn torch_kind(dtype: Dtype) -> Option<TorchKind> {
 /// Reads the one (rows, columns) u32 tensor of a file, row by row.
 pub(crate) fn read_u32_rows(file: &Path) -> Result<Vec<Box<[u32]>>> {
     let bytes =
-        std::fs::read(file).map_err(|error| Error::io("read the shuffle buffer", file, &error))?;
+        fs::read(file).map_err(|error| Error::io("read the shuffle buffer", file, &error))?;
     let bad = |why: &str| {
         Error::new(
             Kind::Config,

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use host_core::Manifest;
@@ -50,5 +51,13 @@ pub(crate) fn assert_complete(checkpoint: &Path) {
         "tokenizer_config.json",
     ] {
         assert!(found.contains_key(name), "no {name} in {found:?}");
+    }
+    // Who may read one of the files may read all.
+    let mode = |name: &str| {
+        let metadata = fs::metadata(checkpoint.join(name)).expect("a file");
+        metadata.permissions().mode()
+    };
+    for name in found.keys() {
+        assert_eq!(mode(name), mode("manifest.json"), "{name}");
     }
 }
