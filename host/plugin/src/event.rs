@@ -1,5 +1,3 @@
-use std::ptr;
-
 use host_core::{DeliveryState, EventBody, Request, Step, StopReason};
 use host_plugin_abi as abi;
 use host_plugin_abi::{HostEvent, HostStr, HostValue};
@@ -99,26 +97,8 @@ impl EventKind {
 
 /// Shows an event as the ABI's struct, for the time of a call.
 pub(crate) fn with_view<R>(step: Step, event: &EventBody, call: impl FnOnce(&HostEvent) -> R) -> R {
-    let nothing = HostStr {
-        ptr: ptr::null(),
-        len: 0,
-    };
     let mut values: Vec<HostValue> = Vec::new();
-    let mut view = HostEvent {
-        struct_size: size_of::<HostEvent>() as u32,
-        kind: EventKind::of(event).number(),
-        step: step.0,
-        values: ptr::null(),
-        n_values: 0,
-        name: nothing,
-        call: nothing,
-        text: nothing,
-        bytes: 0,
-        of_step: 0,
-        generation: 0,
-        code: 0,
-        factor: 0.0,
-    };
+    let mut view = HostEvent::new(EventKind::of(event).number(), step.0);
     match event {
         EventBody::RunStarted { generation } => view.generation = *generation,
         EventBody::Superseded {

@@ -1,3 +1,5 @@
+use core::ptr;
+
 use crate::HostStr;
 
 /// Kinds of a [`HostEvent`]. Training begins or, with a `generation` above 0, goes on.
@@ -88,4 +90,29 @@ pub struct HostEvent {
     pub code: u32,
     /// What a request multiplies the learning rate by.
     pub factor: f64,
+}
+
+impl HostEvent {
+    /// An event of this kind that says nothing more yet.
+    pub const fn new(kind: u32, step: u64) -> Self {
+        let nothing = HostStr {
+            ptr: ptr::null(),
+            len: 0,
+        };
+        Self {
+            struct_size: size_of::<Self>() as u32,
+            kind,
+            step,
+            values: ptr::null(),
+            n_values: 0,
+            name: nothing,
+            call: nothing,
+            text: nothing,
+            bytes: 0,
+            of_step: 0,
+            generation: 0,
+            code: 0,
+            factor: 0.0,
+        }
+    }
 }

@@ -1,5 +1,4 @@
 use std::ffi::c_void;
-use std::ptr;
 
 use host_plugin_abi::{
     HOST_DELIVERY_DELIVERED, HOST_DELIVERY_FAILED, HOST_DELIVERY_QUEUED, HOST_DELIVERY_SENDING,
@@ -80,25 +79,7 @@ impl Observer {
 
 /// Shows an event as the C struct, for the time of a call.
 pub fn event_view<R>(step: u64, event: &Event<'_>, call: impl FnOnce(&HostEvent) -> R) -> R {
-    let nothing = HostStr {
-        ptr: ptr::null(),
-        len: 0,
-    };
-    let mut view = HostEvent {
-        struct_size: size_of::<HostEvent>() as u32,
-        kind: 0,
-        step,
-        values: ptr::null(),
-        n_values: 0,
-        name: nothing,
-        call: nothing,
-        text: nothing,
-        bytes: 0,
-        of_step: 0,
-        generation: 0,
-        code: 0,
-        factor: 0.0,
-    };
+    let mut view = HostEvent::new(0, step);
     let mut views = Vec::new();
     match event {
         Event::RunStarted { generation } => {
