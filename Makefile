@@ -33,7 +33,7 @@ check: libtorch ## what a change must pass before its tests: format, lints
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 
 .PHONY: bless
-bless: build ## rewrites what is generated or golden: the C header, the gRPC code
+bless: build ## rewrites what is generated: the C header, the gRPC code; appends to the ABI's lock
 	BLESS=1 cargo test $(CARGO_FLAGS) --workspace -- fresh
 
 .PHONY: libtorch

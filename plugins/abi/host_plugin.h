@@ -1,5 +1,5 @@
 // The C ABI between the host and its plugins, version 1. Generated from the crate beside it: do not
-// edit, run `make header`.
+// edit, run `make bless`.
 //
 // A plugin is a shared library that exports one function, host_plugin_entry_v1, and embeds a JSON
 // manifest in the ELF section HOST_PLUGIN_MANIFEST_SECTION, which the host reads before it runs any

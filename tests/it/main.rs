@@ -2,7 +2,7 @@
 
 mod support;
 
-mod abi_header;
+mod abi;
 mod architecture;
 mod configuration;
 mod damage;

@@ -2,35 +2,23 @@
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
-use std::mem::{offset_of, size_of};
-use std::path::{Path, PathBuf};
+use std::mem::size_of;
+use std::path::Path;
 use std::process::{Command, Output};
 use std::{env, fs};
 
 use host_plugin_abi::*;
 use tempfile::TempDir;
 
-/// In the order in which a reader wants to meet them.
-const SOURCES: [&str; 11] = [
-    "lib",
-    "string",
-    "host_api",
-    "tensor",
-    "out",
-    "param_groups",
-    "metric",
-    "checkpoint_sink",
-    "event",
-    "observer",
-    "descriptor",
-];
+use super::layout::{C_LAYOUT, rust_layout};
+use super::{SOURCES, folder, generate};
 
 /// C11 and C++17, with every warning an error.
 const COMPILERS: [(&str, &str, &str); 2] = [("cc", "c11", "c"), ("c++", "c++17", "cpp")];
 
 #[test]
-fn the_header_is_what_the_crate_says() {
-    let path = abi().join("host_plugin.h");
+fn the_header_is_fresh() {
+    let path = folder().join("host_plugin.h");
     let fresh = generate();
     if env::var_os("BLESS").is_some() {
         fs::write(&path, &fresh).expect("the header");
@@ -52,7 +40,7 @@ fn the_header_is_what_the_crate_says() {
 
 #[test]
 fn no_source_of_the_crate_is_left_out() {
-    let mut files: Vec<String> = fs::read_dir(abi().join("src"))
+    let mut files: Vec<String> = fs::read_dir(folder().join("src"))
         .expect("the sources")
         .map(|entry| entry.expect("an entry").path())
         .map(|path| path.file_stem().expect("a name").display().to_string())
@@ -176,105 +164,6 @@ fn the_constants_are_the_crate_s() {
             assert!(known || name == "HOST_PLUGIN_H", "not compared: {name}");
         }
     }
-}
-
-/// Prints `STRUCT size` and `STRUCT.FIELD offset`, in Rust and as a C program that does. A field
-/// that is not listed does not compile.
-macro_rules! layout {
-    ($($Struct:ident { $($field:ident),* $(,)? })*) => {
-        fn rust_layout() -> String {
-            let mut lines = String::new();
-            $(
-                let _complete = |whole: &$Struct| {
-                    let $Struct { $($field: _),* } = whole;
-                };
-                writeln!(lines, "{} {}", stringify!($Struct), size_of::<$Struct>()).expect("text");
-                $(writeln!(
-                    lines,
-                    concat!(stringify!($Struct), ".", stringify!($field), " {}"),
-                    offset_of!($Struct, $field)
-                )
-                .expect("text");)*
-            )*
-            lines
-        }
-
-        const C_LAYOUT: &str = concat!($(
-            "    printf(\"", stringify!($Struct), " %zu\\n\", sizeof(", stringify!($Struct), "));\n",
-            $("    printf(\"", stringify!($Struct), ".", stringify!($field),
-              " %zu\\n\", offsetof(", stringify!($Struct), ", ", stringify!($field), "));\n",)*
-        )*);
-    };
-}
-
-layout! {
-    HostStr { ptr, len }
-    HostApi {
-        struct_size, abi_major, abi_minor, reserved, ctx, log_enabled, log, set_error,
-        get_extension,
-    }
-    DLDevice { device_type, device_id }
-    DLDataType { code, bits, lanes }
-    DLTensor { data, device, ndim, dtype, shape, strides, byte_offset }
-    HostTensor { struct_size, flags, name, dl, stream }
-    HostOut { struct_size, reserved, ctx, put_f64, put_bytes }
-    HostParam { struct_size, flags, name, shape, ndim, dtype }
-    HostGroupsRequest { struct_size, flags, params, n_params, weight_decay }
-    HostGroupsOut { struct_size, reserved, ctx, add_group, assign, warn }
-    HostParamGroups { struct_size, flags, create, destroy, group }
-    HostBatch { struct_size, flags, step, tensors, n_tensors }
-    HostMetric {
-        struct_size, flags, create, destroy, reset, update, export_state, merge_state, compute,
-    }
-    HostCheckpoint {
-        struct_size, flags, step, run, dir, manifest_json, metrics_json, state_dir,
-    }
-    HostCheckpointSink { struct_size, flags, create, destroy, publish, cancel }
-    HostValue { struct_size, flags, name, value }
-    HostEvent {
-        struct_size, kind, step, values, n_values, name, call, text, bytes, of_step, generation,
-        code, factor,
-    }
-    HostRequestsOut { struct_size, reserved, ctx, ask }
-    HostObserver {
-        struct_size, flags, create, destroy, observe, export_state, import_state,
-    }
-    HostPluginItem { struct_size, kind, vtable }
-    HostPlugin {
-        struct_size, abi_major, abi_minor, min_host_minor, id, version, n_items, items,
-    }
-}
-
-fn abi() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/abi")
-}
-
-fn generate() -> String {
-    let config = cbindgen::Config::from_file(abi().join("cbindgen.toml")).expect("cbindgen.toml");
-    let builder = SOURCES
-        .iter()
-        .map(|source| abi().join("src").join(source).with_extension("rs"))
-        .fold(cbindgen::Builder::new(), cbindgen::Builder::with_src);
-    let mut header = Vec::new();
-    let bindings = builder.with_config(config).generate();
-    bindings.expect("the header").write(&mut header);
-    without_links(&String::from_utf8(header).expect("UTF-8"))
-}
-
-/// Rust's links between comments, [`X`] and [`X`](crate::X), as plain names.
-fn without_links(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, link)) = rest.split_once("[`") {
-        let (name, after) = link.split_once("`]").expect("a link ends");
-        plain.push_str(before);
-        plain.push_str(name);
-        rest = match after.strip_prefix("(crate::") {
-            Some(target) => target.split_once(')').expect("a target ends").1,
-            None => after,
-        };
-    }
-    plain + rest
 }
 
 fn program(before: &str) -> String {
