@@ -75,6 +75,7 @@ impl Plugins {
                 target: Target::Id(DEFAULT_GROUPS.to_owned()),
                 config: PluginConfig::default(),
                 on_error: None,
+                time_limit: None,
             };
             loaded.push(Loaded::load(spec, search)?);
         }

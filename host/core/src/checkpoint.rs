@@ -77,4 +77,9 @@ pub trait CheckpointSink: Send {
 
     /// What asks the `publish` that is running, if any, to end soon. `[any]`
     fn canceller(&self) -> Box<dyn Fn() + Send + Sync>;
+
+    /// Why it cannot be called again in this run: it panicked too often.
+    fn lost(&self) -> Option<String> {
+        None
+    }
 }

@@ -1,12 +1,20 @@
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
+
+use crate::Error;
 
 /// What the outside may ask of the loop. Shared and `[any]`; the loop looks at it only at a step
 /// boundary, so a request never splits a step.
 #[derive(Clone, Debug, Default)]
-pub struct Control(Arc<AtomicU8>);
+pub struct Control(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicU8,
+    failure: Mutex<Option<Error>>,
+}
 
 /// Why training ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,12 +51,30 @@ impl Control {
         // A second request changes nothing, so the result does not matter.
         let _ = self
             .0
+            .stop
             .compare_exchange(0, code, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// Asks the loop to stop as [`StopReason::Failed`], with the error that the run ends with. The
+    /// first error stands.
+    pub fn fail(&self, error: Error) {
+        let mut failure = self.failure();
+        failure.get_or_insert(error);
+        self.stop(StopReason::Failed);
+    }
+
+    /// Takes the error of [`Control::fail`] out.
+    pub fn take_failure(&self) -> Option<Error> {
+        self.failure().take()
+    }
+
+    fn failure(&self) -> std::sync::MutexGuard<'_, Option<Error>> {
+        self.0.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the loop shall stop, and why.
     pub fn stop_requested(&self) -> Option<StopReason> {
-        match self.0.load(Ordering::SeqCst) {
+        match self.0.stop.load(Ordering::SeqCst) {
             0 => None,
             1 => Some(StopReason::Interrupted),
             2 => Some(StopReason::Terminated),

@@ -10,9 +10,11 @@ mod error;
 mod event;
 mod metric;
 mod observer;
+mod on_error;
 mod param;
 mod run_name;
 mod step;
+mod supervised;
 
 pub use checkpoint::{
     CheckpointDir, CheckpointSink, FileEntry, Manifest, Publish, Receipt, SinkError,
@@ -23,6 +25,8 @@ pub use error::{Error, Kind, Result};
 pub use event::{DeliveryState, Event, EventBody, MetricValue};
 pub use metric::{Device, Dtype, Metric, MetricBatch, Need, TensorView};
 pub use observer::{Ask, Observer, Request};
+pub use on_error::OnError;
 pub use param::{GroupsRequest, ParamGroup, ParamGroups, ParamInfo, check_groups};
 pub use run_name::RunName;
 pub use step::Step;
+pub use supervised::{Supervised, Verdict};

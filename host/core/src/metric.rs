@@ -144,4 +144,9 @@ pub trait Metric: Send {
 
     /// The named values. Infinity and NaN are values.
     fn compute(&mut self) -> Result<Vec<(String, f64)>>;
+
+    /// Why it cannot be called again in this run, not even after a reset: it panicked too often.
+    fn lost(&self) -> Option<String> {
+        None
+    }
 }

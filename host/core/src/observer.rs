@@ -66,6 +66,11 @@ pub trait Observer: Send {
     /// Makes its state one that an instance of the same plugin exported. Empty bytes are never
     /// passed on: they make the state that of a new instance, which it is.
     fn import_state(&mut self, state: &[u8]) -> Result<()>;
+
+    /// Why it cannot be called again in this run: it panicked, and what it had seen is lost.
+    fn lost(&self) -> Option<String> {
+        None
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use host_core::{Error, Kind, Result};
 use serde_json::{Map, Value};
@@ -7,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::{OnError, PluginConfig};
 
 /// Keys of a `[[plugin]]` table that are the host's; all others are the plugin's settings.
-pub(crate) const RESERVED_KEYS: [&str; 4] = ["id", "path", "mode", "on_error"];
+pub(crate) const RESERVED_KEYS: [&str; 5] = ["id", "path", "mode", "on_error", "time_limit_secs"];
 
 /// Which plugin the user asks for, and with which settings.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +19,8 @@ pub struct PluginSpec {
     pub config: PluginConfig,
     /// What a failing call means, if the user said so; the default depends on the plugin's kind.
     pub on_error: Option<OnError>,
+    /// The longest that one call may take, if the user said so: beyond it the call has failed.
+    pub time_limit: Option<Duration>,
 }
 
 /// How a plugin is named.
@@ -41,6 +44,7 @@ impl FromStr for PluginSpec {
             id => Target::Id(id.to_owned()),
         };
         let mut on_error = None;
+        let mut time_limit = None;
         let mut config: Vec<(String, String)> = Vec::new();
         for setting in split_at_commas(settings) {
             let Some((key, value)) = setting.split_once('=') else {
@@ -57,6 +61,12 @@ impl FromStr for PluginSpec {
                     return Err(spec_error(format!("on_error is given twice in {text:?}")));
                 }
                 "on_error" => on_error = Some(value.parse()?),
+                "time_limit_secs" if time_limit.is_some() => {
+                    return Err(spec_error(format!(
+                        "time_limit_secs is given twice in {text:?}"
+                    )));
+                }
+                "time_limit_secs" => time_limit = Some(limit_of(value.parse().ok(), value)?),
                 "mode" => return Err(no_mode()),
                 "" | "id" | "path" => {
                     return Err(spec_error(format!("{key:?} is no setting in {text:?}")));
@@ -68,13 +78,14 @@ impl FromStr for PluginSpec {
             target,
             config: PluginConfig::Text(config),
             on_error,
+            time_limit,
         })
     }
 }
 
 impl PluginSpec {
-    /// A `[[plugin]]` table: `id` or `path`, perhaps `on_error`, and the plugin's settings beside
-    /// them.
+    /// A `[[plugin]]` table: `id` or `path`, perhaps `on_error` and `time_limit_secs`, and the
+    /// plugin's settings beside them.
     ///
     /// # Errors
     /// Not exactly one of `id` and `path` is given, or one of the host's keys has a wrong value.
@@ -104,10 +115,15 @@ impl PluginSpec {
             .shift_remove("on_error")
             .map(|value| OnError::from_value(&value))
             .transpose()?;
+        let time_limit = table
+            .shift_remove("time_limit_secs")
+            .map(|value| limit_of(value.as_f64(), &value.to_string()))
+            .transpose()?;
         Ok(Self {
             target,
             config: PluginConfig::Values(table),
             on_error,
+            time_limit,
         })
     }
 }
@@ -134,6 +150,16 @@ pub(crate) fn split_at_commas(text: &str) -> impl Iterator<Item = &str> {
         rest = left;
         Some(piece)
     })
+}
+
+/// A time limit in seconds, where it is one.
+fn limit_of(secs: Option<f64>, text: &str) -> Result<Duration> {
+    secs.filter(|&secs| secs > 0.0)
+        .and_then(|secs| Duration::try_from_secs_f64(secs).ok())
+        .ok_or_else(|| {
+            Error::new(Kind::Config, format!("time_limit_secs cannot be {text}"))
+                .hint("give the seconds that one call may take, as in 0.5 or 60")
+        })
 }
 
 fn spec_error(message: String) -> Error {
@@ -184,7 +210,8 @@ mod tests {
                 PluginSpec {
                     target,
                     config: text(&[]),
-                    on_error: None
+                    on_error: None,
+                    time_limit: None,
                 }
             );
         }
@@ -207,6 +234,25 @@ mod tests {
         let spec = parse("./a.so:k=1,on_error=disable_after=3");
         assert_eq!(spec.on_error, Some(OnError::DisableAfter(3)));
         assert_eq!(spec.config, text(&[("k", "1")]));
+    }
+
+    #[test]
+    fn a_time_limit_is_a_number_of_seconds_above_0() {
+        let spec = parse("x:time_limit_secs=0.5,k=1");
+        assert_eq!(spec.time_limit, Some(Duration::from_millis(500)));
+        assert_eq!(spec.config, text(&[("k", "1")]));
+        let table = |limit: Value| {
+            let table = json!({"id": "x", "time_limit_secs": limit});
+            PluginSpec::from_table(table.as_object().expect("a table").clone())
+        };
+        let limit = table(json!(60)).expect("a spec").time_limit;
+        assert_eq!(limit, Some(Duration::from_secs(60)));
+        for limit in ["0", "-1", "nan", "inf", "1e300", "long"] {
+            let spec = format!("x:time_limit_secs={limit}");
+            let error = spec.parse::<PluginSpec>().expect_err(limit);
+            assert_eq!(error.message(), format!("time_limit_secs cannot be {limit}"));
+        }
+        assert!(table(json!("60")).is_err());
     }
 
     #[test]
@@ -244,6 +290,7 @@ mod tests {
                         .clone()
                 ),
                 on_error: Some(OnError::Warn),
+                time_limit: None,
             }
         );
     }

@@ -1,14 +1,20 @@
 use std::str::FromStr;
 
-use host_core::{Error, Kind, Result};
 use serde_json::Value;
 
-/// What becomes of a run when a call into a plugin fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use crate::{Error, Kind, Result};
+
+/// What becomes of a run when a call into a plugin fails: its policy.
+///
+/// Whatever it is, each failure is a [`PluginFault`](crate::EventBody::PluginFault) event, a metric
+/// that failed is missing from the evaluation and never zero, and a checkpoint that was not delivered
+/// stays queued. [`Supervised`](crate::Supervised) carries it out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnError {
-    /// The run ends with the plugin's error.
+    /// The run ends with the plugin's error: at the next step boundary, after a checkpoint.
     Fail,
-    /// It is an event and the run goes on.
+    /// The run goes on, and the plugin is called again when its turn comes.
+    #[default]
     Warn,
     /// As `Warn`, and after this many failures in a row the plugin is not called again.
     DisableAfter(u32),

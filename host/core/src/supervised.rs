@@ -1,0 +1,188 @@
+use std::fmt;
+use std::ops::DerefMut;
+
+use crate::{Control, Emitter, Error, EventBody, OnError, Step};
+
+/// A plugin's port under its label and its policy: whoever calls it says how that went, and learns
+/// here whether it is called again.
+///
+/// What counts as one failure is the caller's: an evaluation for a metric, an event for an observer, a
+/// delivery for a sink.
+pub struct Supervised<P: ?Sized> {
+    label: String,
+    on_error: OnError,
+    port: Box<P>,
+    failures_in_a_row: u32,
+    is_disabled: bool,
+}
+
+/// What becomes of a plugin that has failed.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It is called again when its turn comes.
+    GoOn,
+    /// It is not called any more: why.
+    Disable(String),
+    /// The run ends with this.
+    End(Error),
+}
+
+impl<P: ?Sized> Supervised<P> {
+    /// Takes a port into care. The label is the name that the run's events and metrics have for it.
+    pub fn new(label: impl Into<String>, on_error: OnError, port: Box<P>) -> Self {
+        Self {
+            label: label.into(),
+            on_error,
+            port,
+            failures_in_a_row: 0,
+            is_disabled: false,
+        }
+    }
+
+    /// The name that the run's events and metrics have for it.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The port, whether or not it is still called.
+    pub fn port(&self) -> &P {
+        &self.port
+    }
+
+    /// The port, to be called; none if it is not called any more.
+    pub fn active(&mut self) -> Option<&mut P> {
+        (!self.is_disabled).then(|| self.port.deref_mut())
+    }
+
+    /// It did what it was called for, which ends a row of failures.
+    pub fn succeeded(&mut self) {
+        self.failures_in_a_row = 0;
+    }
+
+    /// It failed with `error`, and if it is `lost` it cannot be called again, whatever the policy says.
+    pub fn failed(&mut self, error: Error, lost: Option<String>) -> Verdict {
+        self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
+        let why = match (self.on_error, lost) {
+            (OnError::Fail, _) => {
+                let error = match error.hint_text() {
+                    Some(_) => error,
+                    None => error.hint(format!(
+                        "its on_error is \"fail\": set \"warn\" for {} in the run's run.toml, and `host resume` goes on without what fails",
+                        self.label
+                    )),
+                };
+                return Verdict::End(error);
+            }
+            (_, Some(lost)) => lost,
+            (OnError::DisableAfter(limit), None) if self.failures_in_a_row >= limit => {
+                match limit {
+                    1 => "it failed".to_owned(),
+                    _ => format!("it failed {limit} times in a row"),
+                }
+            }
+            _ => return Verdict::GoOn,
+        };
+        self.is_disabled = true;
+        Verdict::Disable(format!("plugin {} is not called any more: {why}", self.label))
+    }
+
+    /// A failure of it as an event.
+    pub fn fault(&self, call: &str, error: &Error) -> EventBody {
+        EventBody::PluginFault {
+            plugin: self.label.clone(),
+            call: call.to_owned(),
+            message: error.to_string(),
+        }
+    }
+}
+
+impl Verdict {
+    /// Does what it says: tells of a plugin that is not called any more and what that means, or asks the
+    /// loop to end.
+    pub fn carry_out(self, step: Step, emitter: &Emitter, control: &Control, consequence: &str) {
+        match self {
+            Self::GoOn => {}
+            Self::Disable(why) => {
+                let message = format!("{why}; {consequence}");
+                emitter.emit(step, EventBody::Warning { message });
+            }
+            Self::End(error) => control.fail(error),
+        }
+    }
+}
+
+impl<P: ?Sized> fmt::Debug for Supervised<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Supervised")
+            .field("label", &self.label)
+            .field("on_error", &self.on_error)
+            .field("failures_in_a_row", &self.failures_in_a_row)
+            .field("is_disabled", &self.is_disabled)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Kind, StopReason};
+
+    fn error() -> Error {
+        Error::new(Kind::Plugin, "plugin x failed in update: no")
+    }
+
+    fn under(on_error: OnError) -> Supervised<u8> {
+        Supervised::new("x", on_error, Box::new(7))
+    }
+
+    #[test]
+    fn warn_goes_on_for_ever() {
+        let mut plugin = under(OnError::Warn);
+        for _ in 0..100 {
+            assert!(matches!(plugin.failed(error(), None), Verdict::GoOn));
+        }
+        assert_eq!(plugin.active(), Some(&mut 7));
+    }
+
+    #[test]
+    fn only_failures_in_a_row_disable() {
+        let mut plugin = under(OnError::DisableAfter(2));
+        assert!(matches!(plugin.failed(error(), None), Verdict::GoOn));
+        plugin.succeeded();
+        assert!(matches!(plugin.failed(error(), None), Verdict::GoOn));
+        match plugin.failed(error(), None) {
+            Verdict::Disable(why) => assert_eq!(
+                why,
+                "plugin x is not called any more: it failed 2 times in a row"
+            ),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(plugin.active(), None);
+    }
+
+    #[test]
+    fn what_is_lost_is_disabled_whatever_the_policy() {
+        let mut plugin = under(OnError::Warn);
+        let verdict = plugin.failed(error(), Some("it panicked".to_owned()));
+        assert!(matches!(verdict, Verdict::Disable(_)));
+        assert_eq!(plugin.active(), None);
+    }
+
+    #[test]
+    fn fail_stops_the_loop_and_keeps_the_first_error() {
+        let (emitter, drafts) = Emitter::new(10);
+        let control = Control::new();
+        let mut plugin = under(OnError::Fail);
+        for _ in 0..2 {
+            let verdict = plugin.failed(error(), Some("it panicked".to_owned()));
+            verdict.carry_out(Step(3), &emitter, &control, "nothing more comes of it");
+        }
+        assert_eq!(control.stop_requested(), Some(StopReason::Failed));
+        let error = control.take_failure().expect("an error");
+        assert_eq!(error.message(), "plugin x failed in update: no");
+        assert!(error.hint_text().is_some());
+        assert!(control.take_failure().is_none());
+        drop(emitter);
+        assert_eq!(drafts.iter().count(), 0);
+    }
+}
