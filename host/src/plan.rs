@@ -4,7 +4,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
 use host_core::{Error, Kind, Result, RunName};
-use host_plugin::{PluginSpec, Target};
+use host_plugin::{PluginLock, PluginSpec, SearchPath, Target};
 use host_serve::Server;
 use host_train::TrainConfig;
 use toml::Value;
@@ -25,6 +25,8 @@ pub(crate) struct Plan {
     pub(crate) listen: SocketAddr,
     /// The plugins in the user's order.
     pub(crate) plugins: Vec<PluginSpec>,
+    /// What each plugin must be, if they are locked.
+    pub(crate) plugin_lock: Option<PluginLock>,
 }
 
 impl Plan {
@@ -46,10 +48,57 @@ impl Plan {
             name: host.name.as_deref().map(str::parse).transpose()?,
             listen,
             plugins: plugin_specs(&host, &plugin_flags)?,
+            plugin_lock: lock_path(&host, file)?
+                .map(|path| PluginLock::read(&path))
+                .transpose()?,
             runs_dir: std::path::absolute(&host.runs_dir)
                 .map_err(|e| Error::io("find the runs' folder", &host.runs_dir, &e))?,
         })
     }
+
+    /// Where its plugins are found, and what each must be.
+    pub(crate) fn search_path(&self) -> SearchPath {
+        match &self.plugin_lock {
+            Some(lock) => SearchPath::from_env().with_lock(lock.clone()),
+            None => SearchPath::from_env(),
+        }
+    }
+}
+
+/// The plugins of a training, and where its lock is or, if it has none, would be.
+///
+/// # Errors
+/// The file or a plugin's SPEC cannot be read.
+pub(crate) fn plugins_and_lock(
+    file: Option<&Path>,
+    flags: &TrainArgs,
+) -> Result<(Vec<PluginSpec>, PathBuf)> {
+    let Settings {
+        host, plugin_flags, ..
+    } = Settings::read(file, flags)?;
+    let lock = match host.plugin_lock {
+        Some(ref path) => path.clone(),
+        None => lock_beside(file)?,
+    };
+    Ok((plugin_specs(&host, &plugin_flags)?, lock))
+}
+
+/// The lock of a training, if it has one. What stands beside the file counts even if it cannot be
+/// read: that is an error and not a training without a lock.
+fn lock_path(host: &HostConfig, file: Option<&Path>) -> Result<Option<PathBuf>> {
+    if host.plugin_lock.is_some() || file.is_none() {
+        return Ok(host.plugin_lock.clone());
+    }
+    let beside = lock_beside(file)?;
+    Ok(beside.symlink_metadata().is_ok().then_some(beside))
+}
+
+fn lock_beside(file: Option<&Path>) -> Result<PathBuf> {
+    let beside = file.map_or_else(
+        || PathBuf::from(PluginLock::FILE_NAME),
+        |file| file.with_file_name(PluginLock::FILE_NAME),
+    );
+    std::path::absolute(&beside).map_err(|e| Error::io("find the plugin lock", &beside, &e))
 }
 
 /// An address to listen at, from `ADDR:PORT`.

@@ -1,19 +1,17 @@
 //! The plugins of a run: found, loaded and made before anything else happens.
 
-use std::sync::Arc;
-
 use host_core::{
     CheckpointSink, Error, GroupsRequest, Kind, Metric, MetricValue, Observer, ParamGroup,
     ParamInfo, Result, check_groups,
 };
-use host_plugin::{CallStats, LogRecord, Plugin, PluginConfig, PluginKind, PluginSpec, SearchPath};
+use host_plugin::{CallAccount, LogRecord, Plugin, PluginConfig, PluginKind, PluginSpec, SearchPath};
 use host_plugin::{Level, OnError, Target, set_log};
 
 use crate::progress::Progress;
 use crate::run_file::{FoundPlugin, PluginEntry};
 
 /// Decides the parameter groups when nobody else does.
-const DEFAULT_GROUPS: &str = "weight-decay";
+pub(crate) const DEFAULT_GROUPS: &str = "weight-decay";
 
 /// The loaded plugins, in the user's order.
 pub(crate) struct Plugins {
@@ -41,7 +39,7 @@ pub(crate) struct Grouping {
 }
 
 /// What a plugin's calls cost so far, by the plugin's label.
-pub(crate) struct CallAccounts(Vec<(String, Arc<CallStats>)>);
+pub(crate) struct CallAccounts(Vec<(String, CallAccount)>);
 
 impl Plugins {
     /// Loads what is asked for, and the default for the parameter groups if that is missing.
@@ -214,13 +212,13 @@ impl Plugins {
 
     /// The accounts of the calls, which go on counting.
     pub(crate) fn accounts(&self) -> CallAccounts {
-        let mut accounts: Vec<(String, Arc<CallStats>)> = Vec::new();
+        let mut accounts: Vec<(String, CallAccount)> = Vec::new();
         for Loaded { plugin, .. } in &self.loaded {
             let label = label(
                 plugin.id(),
                 accounts.iter().map(|(label, _)| label.as_str()),
             );
-            accounts.push((label, Arc::clone(plugin.stats())));
+            accounts.push((label, plugin.account().clone()));
         }
         CallAccounts(accounts)
     }
@@ -246,8 +244,8 @@ impl CallAccounts {
     pub(crate) fn metrics(&self) -> Vec<MetricValue> {
         self.0
             .iter()
-            .flat_map(|(label, stats)| {
-                let summary = stats.summary();
+            .flat_map(|(label, account)| {
+                let summary = account.summary();
                 [
                     ("calls", summary.calls as f64),
                     ("failures", summary.failures as f64),

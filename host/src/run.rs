@@ -9,7 +9,6 @@ use host_core::{
     CheckpointSink, Control, Emitter, Error, EventBody, Inbox, Kind, Observer, Result, Step,
     StopReason,
 };
-use host_plugin::SearchPath;
 use host_serve::{Server, Source};
 use host_store::{Callbacks, Reader, RunRecord, RunStatus, Writer};
 use host_train::{Observers, Outcome, Ports, Start, Trainer};
@@ -149,7 +148,7 @@ pub(crate) fn groups(plan: &Plan) -> Result<Grouping> {
     let progress = Progress::new(Style::choose(false), 0);
     plugins::show_logs(&progress);
     let grouping = (|| {
-        let plugins = Plugins::load(&plan.plugins, &SearchPath::from_env())?;
+        let plugins = Plugins::load(&plan.plugins, &plan.search_path())?;
         let trainer = prepare(plan, &Start::Fresh, &progress)?;
         plugins.group(trainer.params(), plan.train.weight_decay)
     })();
@@ -174,12 +173,15 @@ struct Ready {
 impl Ready {
     fn prepare(plan: &Plan, start: &Start, progress: &Progress) -> Result<Self> {
         plugins::show_logs(progress);
-        let plugins = Plugins::load(&plan.plugins, &SearchPath::from_env())?;
+        let plugins = Plugins::load(&plan.plugins, &plan.search_path())?;
         let metrics = plugins.metrics()?;
         let sinks = plugins.sinks()?;
         let observers = plugins.observers()?;
         for line in plugins.lines() {
             progress.say(&line);
+        }
+        if let Some(lock) = &plan.plugin_lock {
+            progress.say(&format!("plugins are held to {}", lock.path().display()));
         }
         let mut trainer = prepare(plan, start, progress)?;
         trainer.add_metrics(metrics)?;

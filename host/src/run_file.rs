@@ -77,6 +77,10 @@ impl RunFile {
         table.insert("runs_dir".to_owned(), runs_dir.into());
         table.insert("name".to_owned(), name.as_str().into());
         table.insert("listen".to_owned(), plan.listen.to_string().into());
+        if let Some(lock) = &plan.plugin_lock {
+            let path = lock.path().to_str().unwrap_or_default();
+            table.insert("plugin_lock".to_owned(), path.into());
+        }
         let entries = plugins
             .iter()
             .map(plugin_table)

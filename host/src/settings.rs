@@ -23,6 +23,8 @@ pub(crate) struct HostConfig {
     pub(crate) listen: String,
     /// Plugins, each a SPEC or a table with `id` or `path` and configuration.
     pub(crate) plugin: Vec<Value>,
+    /// The lock that plugins are held to. None: the one beside the configuration, if any.
+    pub(crate) plugin_lock: Option<PathBuf>,
 }
 
 impl Default for HostConfig {
@@ -32,6 +34,7 @@ impl Default for HostConfig {
             name: None,
             listen: "127.0.0.1:0".to_owned(),
             plugin: Vec::new(),
+            plugin_lock: None,
         }
     }
 }
@@ -188,7 +191,7 @@ fn resolved(key: &str, value: Value, folder: &Path) -> Value {
                 .map(|path| resolved("tokenizer", path, folder))
                 .collect(),
         ),
-        ("tokenizer" | "runs_dir", Value::String(path)) => Value::String(join(path)),
+        ("tokenizer" | "runs_dir" | "plugin_lock", Value::String(path)) => Value::String(join(path)),
         // A bare word is a preset.
         ("model", Value::String(model)) if model.contains('/') => Value::String(join(model)),
         ("plugin", Value::Array(plugins)) => Value::Array(

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use host_core::{Error, Kind, Manifest, Result, RunName};
-use host_plugin::SearchPath;
 use host_store::{Point, Reader};
 use serde_json::Value;
 
@@ -80,7 +79,7 @@ pub(crate) fn verify_resume(
 
 /// The plan as a configuration file, without the sinks.
 fn write_config(plan: &Plan, config: &Path) -> Result<()> {
-    let plugins = Plugins::load(&plan.plugins, &SearchPath::from_env())?.without_sinks();
+    let plugins = Plugins::load(&plan.plugins, &plan.search_path())?.without_sinks();
     let name: RunName = "proof".parse()?;
     let plan = Plan {
         runs_dir: config.with_file_name("runs"),

@@ -46,6 +46,11 @@ impl Image {
         self.digest
     }
 
+    /// Size in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
     /// The digest in lower-case hexadecimal.
     pub(crate) fn sha256(&self) -> String {
         self.digest

@@ -34,7 +34,7 @@ mod search_path;
 mod spec;
 mod vtable;
 
-pub use call_stats::{CallStats, CallSummary};
+pub use call_stats::{CallAccount, CallSummary};
 pub use config::PluginConfig;
 pub use event::EventKind;
 pub use inspect::inspect;

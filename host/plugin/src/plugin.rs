@@ -1,5 +1,5 @@
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::time::Duration;
 
 use host_core::{CheckpointSink, Error, Kind, Metric, Observer, ParamGroups, Result};
 use serde_json::{Map, Value};
@@ -11,7 +11,7 @@ use crate::library::Library;
 use crate::metric::PluginMetric;
 use crate::observer::PluginObserver;
 use crate::param_groups::PluginParamGroups;
-use crate::{CallStats, Found, PluginConfig, PluginKind, PluginManifest};
+use crate::{CallAccount, Found, PluginConfig, PluginKind, PluginManifest};
 
 /// A loaded plugin with its settings. It makes instances; they outlive it.
 #[derive(Debug)]
@@ -24,11 +24,13 @@ pub struct Plugin {
 }
 
 impl Plugin {
-    /// Reads and hashes the library, looks at those bytes, checks the settings and only then loads
-    /// the bytes. The same library may be loaded again with other settings. `[main]`
+    /// Reads and hashes the library, looks at those bytes, holds them to the lock, checks the
+    /// settings and only then loads the bytes. The same library may be loaded again with other
+    /// settings. `[main]`
     ///
     /// # Errors
-    /// The library is refused, or the settings are, or it does not keep what its manifest promises.
+    /// The library is refused, or is not the one that is locked, or the settings are refused, or it
+    /// does not keep what its manifest promises.
     pub fn load(found: &Found, config: &PluginConfig) -> Result<Self> {
         let path = &found.path;
         let image = Image::read(path)?;
@@ -45,6 +47,7 @@ impl Plugin {
             )
             .hint("the file was replaced in this moment; try again"));
         }
+        found.check_lock(&manifest, &image)?;
         let config = config.resolve(&manifest)?;
         let library = Library::load(&image, path)?;
         let json = Value::Object(config.clone()).to_string();
@@ -57,7 +60,8 @@ impl Plugin {
                 plugin: manifest.id.into(),
                 api: library.api,
                 config: json.into(),
-                stats: Arc::default(),
+                time_limit: None,
+                account: CallAccount::default(),
             },
         })
     }
@@ -92,9 +96,18 @@ impl Plugin {
         &self.config
     }
 
+    /// Lets a call take at most this long, for the instances that are made from now on. In this
+    /// process nothing can interrupt a call: one that took longer has failed, and its output comes to
+    /// nothing.
+    #[must_use]
+    pub fn with_time_limit(mut self, limit: Option<Duration>) -> Self {
+        self.maker.time_limit = limit;
+        self
+    }
+
     /// The account of all calls into the instances made here. `create` and `destroy` are not in it.
-    pub fn stats(&self) -> &Arc<CallStats> {
-        &self.maker.stats
+    pub fn account(&self) -> &CallAccount {
+        &self.maker.account
     }
 
     /// Makes a grouper. `[main]`
@@ -103,7 +116,7 @@ impl Plugin {
     /// The plugin is none, or fails to make it.
     pub fn param_groups(&self) -> Result<Box<dyn ParamGroups>> {
         let functions = self.functions(self.library.param_groups, PluginKind::ParamGroups)?;
-        let instance = self.maker.create(functions.create, functions.destroy)?;
+        let instance = self.maker.create(PluginKind::ParamGroups, functions.create, functions.destroy)?;
         Ok(Box::new(PluginParamGroups {
             instance,
             functions,
@@ -116,7 +129,7 @@ impl Plugin {
     /// The plugin is none, or fails to make it.
     pub fn metric(&self) -> Result<Box<dyn Metric>> {
         let functions = self.functions(self.library.metric, PluginKind::Metric)?;
-        let instance = self.maker.create(functions.create, functions.destroy)?;
+        let instance = self.maker.create(PluginKind::Metric, functions.create, functions.destroy)?;
         let manifest = self.manifest();
         Ok(Box::new(PluginMetric {
             instance,
@@ -132,7 +145,7 @@ impl Plugin {
     /// The plugin is none, or fails to make it.
     pub fn checkpoint_sink(&self) -> Result<Box<dyn CheckpointSink>> {
         let functions = self.functions(self.library.checkpoint_sink, PluginKind::CheckpointSink)?;
-        let instance = self.maker.create(functions.create, functions.destroy)?;
+        let instance = self.maker.create(PluginKind::CheckpointSink, functions.create, functions.destroy)?;
         Ok(Box::new(PluginCheckpointSink::new(instance, functions)))
     }
 
@@ -142,7 +155,7 @@ impl Plugin {
     /// The plugin is none, or fails to make it.
     pub fn observer(&self) -> Result<Box<dyn Observer>> {
         let functions = self.functions(self.library.observer, PluginKind::Observer)?;
-        let instance = self.maker.create(functions.create, functions.destroy)?;
+        let instance = self.maker.create(PluginKind::Observer, functions.create, functions.destroy)?;
         Ok(Box::new(PluginObserver {
             instance,
             functions,

@@ -2,6 +2,7 @@ use std::env;
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use host_core::{Error, Kind, Result};
 use object::ReadCache;
@@ -9,13 +10,14 @@ use object::ReadCache;
 use crate::config::nearest;
 use crate::image::{Image, open};
 use crate::inspect::{Inspection, look};
-use crate::{PluginManifest, Target};
+use crate::{LockedPlugin, PluginLock, PluginManifest, Target};
 
 /// Folders where plugins are looked for, in order. The current directory is never among them by
 /// itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SearchPath {
     dirs: Vec<PathBuf>,
+    lock: Option<Arc<PluginLock>>,
 }
 
 /// A library that may be loaded. It has been looked at, not run.
@@ -25,6 +27,8 @@ pub struct Found {
     pub path: PathBuf,
     /// What it says about itself.
     pub manifest: PluginManifest,
+    /// What it must be when it is loaded, where plugins are locked.
+    pub lock: Option<Arc<PluginLock>>,
 }
 
 /// A library in one of the folders, loadable or not.
@@ -32,6 +36,8 @@ pub struct Found {
 pub struct Listed {
     /// Its file.
     pub path: PathBuf,
+    /// The id that it claims, even where it is refused; none where it cannot be read.
+    pub id: Option<String>,
     /// What it says about itself, or why it is refused.
     pub outcome: Result<PluginManifest>,
     /// The file that is taken in its stead, since it has the same id and comes earlier.
@@ -45,6 +51,24 @@ impl Found {
     /// The file cannot be read.
     pub fn sha256(&self) -> Result<String> {
         Image::read(&self.path).map(|image| image.sha256())
+    }
+
+    /// What the file is now, for a lock. None of its code runs.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is refused by now.
+    pub fn pin(&self) -> Result<LockedPlugin> {
+        let image = Image::read(&self.path)?;
+        let manifest = crate::inspect(image.bytes(), &self.path)?;
+        Ok(LockedPlugin::of(&manifest, &image))
+    }
+
+    /// Holds the bytes that were read, and are to be loaded, to the lock.
+    pub(crate) fn check_lock(&self, manifest: &PluginManifest, image: &Image) -> Result<()> {
+        match &self.lock {
+            Some(lock) => lock.check(&LockedPlugin::of(manifest, image), &self.path),
+            None => Ok(()),
+        }
     }
 }
 
@@ -65,7 +89,15 @@ impl SearchPath {
     pub fn new(dirs: impl IntoIterator<Item = PathBuf>) -> Self {
         Self {
             dirs: dirs.into_iter().collect(),
+            lock: None,
         }
+    }
+
+    /// The same, and what is found is loaded only as this lock says.
+    #[must_use]
+    pub fn with_lock(self, lock: PluginLock) -> Self {
+        let lock = Some(Arc::new(lock));
+        Self { lock, ..self }
     }
 
     fn from_parts(
@@ -104,10 +136,7 @@ impl SearchPath {
         let id = match target {
             Target::Path(path) => {
                 let manifest = look_at(path)?.outcome.map_err(|refusal| refusal.at(path))?;
-                return Ok(Found {
-                    path: path.clone(),
-                    manifest,
-                });
+                return Ok(self.found(path.clone(), manifest));
             }
             Target::Id(id) => id,
         };
@@ -119,7 +148,7 @@ impl SearchPath {
                     outcome,
                 }) if its == *id => {
                     let manifest = outcome.map_err(|refusal| refusal.at(&path))?;
-                    return Ok(Found { path, manifest });
+                    return Ok(self.found(path, manifest));
                 }
                 Ok(Inspection {
                     id: Some(its),
@@ -135,6 +164,14 @@ impl SearchPath {
             }
         }
         Err(self.not_found(id, &others))
+    }
+
+    fn found(&self, path: PathBuf, manifest: PluginManifest) -> Found {
+        Found {
+            path,
+            manifest,
+            lock: self.lock.clone(),
+        }
     }
 
     /// Every library in the folders, in the order in which they are looked at.
@@ -153,11 +190,12 @@ impl SearchPath {
                     let earlier = first.iter().find(|(known, _)| known == id);
                     earlier.map(|(_, path)| path.clone())
                 });
-                if let (Some(id), None) = (id, &earlier) {
-                    first.push((id, path.clone()));
+                if let (Some(id), None) = (&id, &earlier) {
+                    first.push((id.clone(), path.clone()));
                 }
                 Listed {
                     path,
+                    id,
                     outcome,
                     shadowed_by: earlier,
                 }

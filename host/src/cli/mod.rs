@@ -5,6 +5,8 @@ mod data;
 mod generate;
 mod groups;
 mod plugin;
+mod plugin_list;
+mod plugin_lock;
 mod plugin_new;
 mod resume;
 mod run;

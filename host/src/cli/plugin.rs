@@ -3,8 +3,9 @@ use host_core::{Need, Result};
 use host_plugin::{Found, PluginManifest, PluginSpec, SearchPath};
 use serde_json::{Value, json};
 
+use super::plugin_lock::Lock;
 use super::plugin_new::New;
-use super::{print, print_json};
+use super::{plugin_list, print, print_json};
 use crate::event_line::one_line;
 use crate::plugins::kind_word;
 use crate::table::{Align, Table};
@@ -18,7 +19,7 @@ pub(super) struct Plugin {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Lists the plugins that are found by id
+    /// Lists the libraries where plugins are found by id, also those that are shadowed or refused
     List {
         /// Print JSON
         #[arg(long)]
@@ -33,6 +34,7 @@ enum Command {
         json: bool,
     },
     New(New),
+    Lock(Lock),
 }
 
 impl Plugin {
@@ -40,69 +42,14 @@ impl Plugin {
         let search = SearchPath::from_env();
         match &self.command {
             Command::List { json } => {
-                list(&search, *json);
+                plugin_list::list(&search, *json);
                 Ok(())
             }
             Command::Info { spec, json } => info(&search, spec, *json),
             Command::New(new) => new.execute(),
+            Command::Lock(lock) => lock.execute(&search),
         }
     }
-}
-
-fn list(search: &SearchPath, json: bool) {
-    let listed = search.list();
-    if json {
-        let entries = listed.iter().map(|listed| {
-            let path = listed.path.display().to_string();
-            let shadowed_by = listed
-                .shadowed_by
-                .as_ref()
-                .map(|path| path.display().to_string());
-            let mut entry = match &listed.outcome {
-                Ok(manifest) => manifest_json(manifest),
-                Err(error) => json!({ "error": error.message(), "hint": error.hint_text() }),
-            };
-            entry["path"] = json!(path);
-            entry["shadowed_by"] = json!(shadowed_by);
-            entry
-        });
-        return print_json(&entries.collect());
-    }
-    let mut table = Table::new([
-        ("id", Align::Left),
-        ("version", Align::Left),
-        ("kind", Align::Left),
-        ("library", Align::Left),
-    ]);
-    let mut remarks = String::new();
-    for listed in &listed {
-        let path = listed.path.display();
-        match (&listed.outcome, &listed.shadowed_by) {
-            (Ok(manifest), None) => table.row([
-                manifest.id.clone(),
-                manifest.version.clone(),
-                kinds(manifest).join(", "),
-                path.to_string(),
-            ]),
-            (Ok(manifest), Some(first)) => {
-                let first = first.display();
-                remarks.push_str(&format!("{} also in {path}, behind {first}\n", manifest.id));
-            }
-            (Err(error), _) => {
-                remarks.push_str(&format!("refused: {}\n", one_line(error.message())));
-            }
-        }
-    }
-    let dirs: Vec<String> = search
-        .dirs()
-        .iter()
-        .map(|dir| dir.display().to_string())
-        .collect();
-    print(&format!(
-        "{}\n{remarks}looked in {}\n",
-        table.render(),
-        dirs.join(", ")
-    ));
 }
 
 fn info(search: &SearchPath, spec: &str, json: bool) -> Result<()> {
@@ -120,7 +67,7 @@ fn info(search: &SearchPath, spec: &str, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn info_text(Found { path, manifest }: &Found, sha256: &str) -> String {
+fn info_text(Found { path, manifest, .. }: &Found, sha256: &str) -> String {
     let (major, minor) = manifest.abi;
     let needs: Vec<&str> = manifest.needs.iter().copied().map(Need::name).collect();
     let lines = [
@@ -179,11 +126,11 @@ fn settings_text(schema: Option<&Value>) -> String {
     table.render()
 }
 
-fn kinds(manifest: &PluginManifest) -> Vec<&'static str> {
+pub(super) fn kinds(manifest: &PluginManifest) -> Vec<&'static str> {
     manifest.kinds.iter().copied().map(kind_word).collect()
 }
 
-fn manifest_json(manifest: &PluginManifest) -> Value {
+pub(super) fn manifest_json(manifest: &PluginManifest) -> Value {
     let kinds: Vec<&str> = manifest.kinds.iter().map(|kind| kind.name()).collect();
     let needs: Vec<&str> = manifest.needs.iter().copied().map(Need::name).collect();
     json!({

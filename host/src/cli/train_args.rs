@@ -174,9 +174,22 @@ pub(crate) struct TrainArgs {
     /// again for more. It joins the plugins of the TOML file and replaces the one of the same id
     #[arg(long, value_name = "SPEC", help_heading = "Plugins")]
     plugin: Option<Vec<String>>,
+
+    /// Lock that every plugin must fit, written by `host plugin lock`; without it, plugins.lock beside
+    /// the TOML file, if there is one
+    #[arg(long, value_name = "FILE", help_heading = "Plugins")]
+    plugin_lock: Option<PathBuf>,
 }
 
 impl TrainArgs {
+    /// Plugins and nothing else.
+    pub(crate) fn of_plugins(plugin: Vec<String>) -> Self {
+        Self {
+            plugin: (!plugin.is_empty()).then_some(plugin),
+            ..Self::default()
+        }
+    }
+
     /// What may be said anew when a run goes on.
     pub(crate) fn resuming(max_train_steps: Option<u64>, listen: Option<String>) -> Self {
         Self {

@@ -1,0 +1,426 @@
+//! `plugins.lock`: which bytes each plugin of a run must be.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use host_core::{Error, Kind, Result};
+use serde::{Deserialize, Deserializer, de};
+use toml::Table;
+
+use crate::image::Image;
+use crate::{PluginManifest, is_plugin_id};
+
+/// Version of the file's format. What a newer host writes is refused, never half understood.
+const FORMAT: i64 = 1;
+
+const HEADING: &str = "\
+# The plugins that a run with this lock may load, byte for byte. `host plugin lock` writes it; a plugin
+# that is not in it, or is another file than it says, is refused before any of its code runs.
+";
+
+/// The plugins that may be loaded, each as the file that it was when it was locked.
+///
+/// It pins what a plugin is. It does not make one trusted, and an entry that no run uses is no
+/// fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluginLock {
+    path: PathBuf,
+    plugins: BTreeMap<String, LockedPlugin>,
+}
+
+/// What a plugin was when it was locked.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedPlugin {
+    /// The id in its manifest.
+    #[serde(deserialize_with = "plugin_id")]
+    pub id: String,
+    /// The version in its manifest.
+    pub version: String,
+    /// The ABI's major and minor version that it was built against.
+    #[serde(deserialize_with = "abi")]
+    pub abi: (u32, u32),
+    /// SHA-256 of its file, in lower-case hexadecimal.
+    #[serde(deserialize_with = "sha256")]
+    pub sha256: String,
+    /// Size of its file in bytes.
+    pub size: u64,
+}
+
+impl PluginLock {
+    /// The name that a lock beside a configuration has.
+    pub const FILE_NAME: &str = "plugins.lock";
+
+    /// A lock of these plugins, for the file at `path`, which is not written here.
+    ///
+    /// # Errors
+    /// Two of them have one id and are different files.
+    pub fn new(
+        path: impl Into<PathBuf>,
+        plugins: impl IntoIterator<Item = LockedPlugin>,
+    ) -> Result<Self> {
+        let mut lock = Self {
+            path: path.into(),
+            plugins: BTreeMap::new(),
+        };
+        for plugin in plugins {
+            let id = plugin.id.clone();
+            if let Some(other) = lock.plugins.insert(id, plugin.clone())
+                && other != plugin
+            {
+                let differences = other.differences(&plugin);
+                return Err(Error::new(
+                    Kind::Config,
+                    format!(
+                        "two different plugins have the id {}: {differences}",
+                        plugin.id
+                    ),
+                )
+                .hint("a lock has one file for each id; leave one of them out"));
+            }
+        }
+        Ok(lock)
+    }
+
+    /// Reads the lock at `path`.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no lock that this host understands.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let why = format!("cannot read the plugin lock: {error}: {}", path.display());
+            Error::new(Kind::Config, why).hint("`host plugin lock` writes one")
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Reads the text of a lock; `path` is where it is from.
+    ///
+    /// # Errors
+    /// It is no lock that this host understands.
+    pub fn parse(text: &str, path: &Path) -> Result<Self> {
+        let wrong = |why: String, line: Option<usize>| {
+            let line = line.map(|line| format!(":{line}")).unwrap_or_default();
+            let message = format!("not a plugin lock: {why}: {}{line}", path.display());
+            Error::new(Kind::Config, message)
+                .hint("remove it, and write it again with `host plugin lock`")
+        };
+        let malformed = |error: toml::de::Error| {
+            let line = error
+                .span()
+                .map(|span| 1 + text[..span.start].matches('\n').count());
+            wrong(error.message().replace('\n', ", "), line)
+        };
+        let table: Table = toml::from_str(text).map_err(malformed)?;
+        match table.get("format").and_then(toml::Value::as_integer) {
+            Some(FORMAT) => {}
+            Some(newer) if newer > FORMAT => {
+                return Err(Error::new(
+                    Kind::Config,
+                    format!(
+                        "the plugin lock has format {newer}, this host reads format {FORMAT}: {}",
+                        path.display()
+                    ),
+                )
+                .hint("use a newer host, or write the lock again with `host plugin lock`"));
+            }
+            _ => return Err(wrong(format!("it has no format = {FORMAT}"), None)),
+        }
+        let file: File = toml::from_str(text).map_err(malformed)?;
+        let mut plugins = BTreeMap::new();
+        for plugin in file.plugin {
+            let id = plugin.id.clone();
+            if plugins.insert(id.clone(), plugin).is_some() {
+                return Err(wrong(format!("{id} is in it twice"), None));
+            }
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            plugins,
+        })
+    }
+
+    /// The file's text: sorted by id, and the same for the same plugins.
+    pub fn to_toml(&self) -> String {
+        let mut text = format!("{HEADING}format = {FORMAT}\n");
+        for plugin in self.plugins.values() {
+            let LockedPlugin {
+                id,
+                version,
+                abi: (major, minor),
+                sha256,
+                size,
+            } = plugin;
+            let version = toml::Value::from(version.as_str());
+            // Writing to a String cannot fail.
+            let _ = write!(
+                text,
+                "\n[[plugin]]\nid = \"{id}\"\nversion = {version}\nabi = \"{major}.{minor}\"\n\
+                 sha256 = \"{sha256}\"\nsize = {size}\n"
+            );
+        }
+        text
+    }
+
+    /// Where it was read from, or is meant for.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The plugins, sorted by id.
+    pub fn plugins(&self) -> impl ExactSizeIterator<Item = &LockedPlugin> {
+        self.plugins.values()
+    }
+
+    /// What is locked under an id.
+    pub fn get(&self, id: &str) -> Option<&LockedPlugin> {
+        self.plugins.get(id)
+    }
+
+    /// Holds a library, of which no code has run, to the lock; `library` is only named.
+    ///
+    /// # Errors
+    /// It is not in the lock, or not what the lock says.
+    pub fn check(&self, plugin: &LockedPlugin, library: &Path) -> Result<()> {
+        let (id, lock) = (&plugin.id, self.path.display());
+        let fault = match self.get(id) {
+            None => format!("plugin {id} is not in the lock {lock}"),
+            Some(locked) => match locked.differences(plugin) {
+                same if same.is_empty() => return Ok(()),
+                differences => format!(
+                    "plugin {id} is not the one that is locked: {differences} (the lock is {lock})"
+                ),
+            },
+        };
+        let message = format!("{fault}: {}", library.display());
+        Err(Error::new(Kind::Plugin, message).hint(format!(
+            "`host plugin lock … --file {lock}` accepts it, if you trust the new file"
+        )))
+    }
+}
+
+impl LockedPlugin {
+    /// What a file is: its bytes' digest and size, and what its manifest says.
+    pub(crate) fn of(manifest: &PluginManifest, image: &Image) -> Self {
+        Self {
+            id: manifest.id.clone(),
+            version: manifest.version.clone(),
+            abi: manifest.abi,
+            sha256: image.sha256(),
+            size: image.size(),
+        }
+    }
+
+    /// What differs of a plugin that claims to be this one, in words; nothing if it is this one.
+    pub fn differences(&self, found: &Self) -> String {
+        let mut words = Vec::new();
+        let mut compare = |what: &str, locked: String, found: String| {
+            if locked != found {
+                words.push(format!("{what} {found} instead of {locked}"));
+            }
+        };
+        compare("version", self.version.clone(), found.version.clone());
+        let abi = |(major, minor): (u32, u32)| format!("{major}.{minor}");
+        compare("ABI", abi(self.abi), abi(found.abi));
+        compare("size", self.size.to_string(), found.size.to_string());
+        compare("sha256", self.sha256.clone(), found.sha256.clone());
+        words.join(", ")
+    }
+}
+
+/// The file as it stands there.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(rename = "format")]
+    _format: i64,
+    #[serde(default)]
+    plugin: Vec<LockedPlugin>,
+}
+
+fn plugin_id<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let id = String::deserialize(from)?;
+    match is_plugin_id(&id) {
+        true => Ok(id),
+        false => Err(de::Error::custom(format!("{id:?} is no plugin's id"))),
+    }
+}
+
+fn abi<'de, D: Deserializer<'de>>(from: D) -> Result<(u32, u32), D::Error> {
+    let text = String::deserialize(from)?;
+    let parts = text
+        .split_once('.')
+        .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    parts.ok_or_else(|| de::Error::custom(format!("abi is {text:?}, not \"MAJOR.MINOR\"")))
+}
+
+fn sha256<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let text = String::deserialize(from)?;
+    let is_digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+    match text.len() == 64 && text.chars().all(is_digit) {
+        true => Ok(text),
+        false => Err(de::Error::custom(format!(
+            "sha256 is {text:?}, not 64 hexadecimal digits in lower case"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "\
+# The plugins that a run with this lock may load, byte for byte. `host plugin lock` writes it; a plugin
+# that is not in it, or is another file than it says, is refused before any of its code runs.
+format = 1
+
+[[plugin]]
+id = \"a\"
+version = \"0.1.0\"
+abi = \"1.0\"
+sha256 = \"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"
+size = 100
+
+[[plugin]]
+id = \"b\"
+version = \"0.1.0\"
+abi = \"1.0\"
+sha256 = \"bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb\"
+size = 100
+";
+
+    fn plugin(id: &str) -> LockedPlugin {
+        LockedPlugin {
+            id: id.to_owned(),
+            version: "0.1.0".to_owned(),
+            abi: (1, 0),
+            sha256: id.repeat(64),
+            size: 100,
+        }
+    }
+
+    fn lock() -> PluginLock {
+        PluginLock::new("/c/plugins.lock", ["b", "a", "b"].map(plugin)).expect("a lock")
+    }
+
+    #[test]
+    fn the_text_is_sorted_and_reads_as_the_same() {
+        assert_eq!(lock().to_toml(), TEXT);
+        let path = Path::new("/c/plugins.lock");
+        assert_eq!(PluginLock::parse(TEXT, path).expect("a lock"), lock());
+        let empty = PluginLock::new(path, []).expect("a lock");
+        assert_eq!(
+            PluginLock::parse(&empty.to_toml(), path).expect("a lock"),
+            empty
+        );
+    }
+
+    #[test]
+    fn what_differs_is_said_with_what_the_lock_has() {
+        let library = Path::new("/lib/a.so");
+        assert!(lock().check(&plugin("a"), library).is_ok());
+        let locked = "a".repeat(64);
+        for (found, fault) in [
+            (
+                LockedPlugin {
+                    version: "0.2.0".to_owned(),
+                    abi: (1, 3),
+                    size: 101,
+                    sha256: "c".repeat(64),
+                    ..plugin("a")
+                },
+                format!(
+                    "plugin a is not the one that is locked: version 0.2.0 instead of 0.1.0, \
+                     ABI 1.3 instead of 1.0, size 101 instead of 100, sha256 {} instead of \
+                     {locked} (the lock is /c/plugins.lock): /lib/a.so",
+                    "c".repeat(64)
+                ),
+            ),
+            (
+                plugin("z"),
+                "plugin z is not in the lock /c/plugins.lock: /lib/a.so".to_owned(),
+            ),
+        ] {
+            let error = lock().check(&found, library).expect_err("refused");
+            assert_eq!(error.message(), fault);
+            assert_eq!(error.kind(), Kind::Plugin);
+            assert_eq!(
+                error.hint_text(),
+                Some(
+                    "`host plugin lock … --file /c/plugins.lock` accepts it, if you trust the new file"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn two_files_under_one_id_cannot_be_locked() {
+        let other = LockedPlugin {
+            size: 101,
+            ..plugin("a")
+        };
+        let error = PluginLock::new("x", [plugin("a"), other]).expect_err("refused");
+        assert_eq!(
+            error.message(),
+            "two different plugins have the id a: size 101 instead of 100"
+        );
+    }
+
+    #[test]
+    fn what_is_no_lock_is_refused_with_the_reason_and_the_line() {
+        let changed = |from: &str, to: &str| TEXT.replacen(from, to, 1);
+        let digest = format!("\"{}\"", "a".repeat(64));
+        for (text, said) in [
+            (
+                String::new(),
+                "not a plugin lock: it has no format = 1: /l".to_owned(),
+            ),
+            (
+                "[package]\nname = \"x\"\n".to_owned(),
+                "not a plugin lock: it has no format = 1: /l".to_owned(),
+            ),
+            (
+                changed("format = 1", "format = 2\nnews = true"),
+                "the plugin lock has format 2, this host reads format 1: /l".to_owned(),
+            ),
+            (
+                changed("\"b\"", "\"a\""),
+                "not a plugin lock: a is in it twice: /l".to_owned(),
+            ),
+            (
+                changed("\"b\"", "\"../b\""),
+                "not a plugin lock: \"../b\" is no plugin's id: /l:13".to_owned(),
+            ),
+            (
+                changed("\"1.0\"", "\"1\""),
+                "not a plugin lock: abi is \"1\", not \"MAJOR.MINOR\": /l:8".to_owned(),
+            ),
+            (
+                changed(&digest, "\"AA\""),
+                "not a plugin lock: sha256 is \"AA\", not 64 hexadecimal digits in lower case: /l:9"
+                    .to_owned(),
+            ),
+            (
+                changed("size = 100\n", ""),
+                "not a plugin lock: missing field `size`: /l:5".to_owned(),
+            ),
+            (
+                changed("size = 100\n", "size = -1\n"),
+                "not a plugin lock: invalid value: integer `-1`, expected u64: /l:10".to_owned(),
+            ),
+            (
+                changed("size = 100\n", "size = 100\npath = \"x\"\n"),
+                "not a plugin lock: unknown field `path`, expected one of `id`, `version`, `abi`, `sha256`, `size`: /l:11"
+                    .to_owned(),
+            ),
+        ] {
+            let error = PluginLock::parse(&text, Path::new("/l")).expect_err(&said);
+            assert_eq!(error.message(), said);
+            assert!(error.hint_text().is_some());
+            assert_eq!(error.kind(), Kind::Config);
+        }
+        let error = PluginLock::read(Path::new("/none/plugins.lock")).expect_err("no file");
+        assert!(error.message().starts_with("cannot read the plugin lock: "));
+    }
+}
