@@ -53,11 +53,11 @@ pub struct Publish<'a> {
 }
 
 /// What a sink says about a delivery: a JSON object of its own.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt(pub String);
 
 /// Why a delivery did not happen.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SinkError {
     /// It may go well later.
     Temporary(String),

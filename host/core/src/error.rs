@@ -1,5 +1,7 @@
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// The one error of the house: what failed and why, and the way out.
 ///
 /// It is made where the failure is understood, passed on unchanged, and printed once, by `main`, as
@@ -15,7 +17,7 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Whose fault it is, which decides the exit code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// The machine's: a full disk, a lost device. Exit code 1.
     System,

@@ -2,11 +2,13 @@ use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Error, Kind, Result};
 
 /// An input that a metric can ask for. Shapes are per evaluation batch; `time` is one less than the
 /// sequence length, since the first token is not predicted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Need {
     /// Sum of the negative log likelihoods in nats: 0-d f64.
     LossSum,
@@ -71,7 +73,7 @@ impl FromStr for Need {
 }
 
 /// Type of a tensor's elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Dtype {
     /// 32-bit float.
     F32,

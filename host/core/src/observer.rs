@@ -42,7 +42,7 @@ impl Request {
 }
 
 /// A request and why it is made.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ask {
     /// What is asked for.
     pub request: Request,

@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Dtype, Error, Kind, Result};
 
 /// A trainable parameter of the model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ParamInfo {
     /// Its name as on the Hub: `transformer.h.0.ln_1.weight`.
     pub name: String,
