@@ -69,7 +69,10 @@ impl Control {
     }
 
     fn failure(&self) -> std::sync::MutexGuard<'_, Option<Error>> {
-        self.0.failure.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the loop shall stop, and why.

@@ -83,7 +83,10 @@ impl<P: ?Sized> Supervised<P> {
             _ => return Verdict::GoOn,
         };
         self.is_disabled = true;
-        Verdict::Disable(format!("plugin {} is not called any more: {why}", self.label))
+        Verdict::Disable(format!(
+            "plugin {} is not called any more: {why}",
+            self.label
+        ))
     }
 
     /// A failure of it as an event.

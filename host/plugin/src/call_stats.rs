@@ -1,18 +1,30 @@
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// How often a plugin was called, how that went and how long it took. `[any]`
+use crate::PluginKind;
+
+/// How often a plugin was called, how that went and how long it took: the sum over its instances.
+/// `[any]`
 ///
-/// Times are kept in a fixed histogram of four steps for each power of two, so a percentile is right
+/// Times are kept in fixed histograms of four steps for each power of two, so a percentile is right
 /// to about an eighth and recording costs a few additions.
+#[derive(Clone, Debug, Default)]
+pub struct CallAccount(Arc<Mutex<Vec<(PluginKind, Arc<CallStats>)>>>);
+
+/// The calls into one instance, and into those that took its place.
+///
+/// Whoever holds the instance is the only one who writes, so a counter needs no locked addition;
+/// others read at any time.
 #[derive(Debug)]
-pub struct CallStats {
+pub(crate) struct CallStats {
     failures: AtomicU64,
     total_ns: AtomicU64,
+    restarts: AtomicU64,
     buckets: [AtomicU64; BUCKETS],
 }
 
-/// [`CallStats`] at one moment.
+/// A [`CallAccount`] at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CallSummary {
     /// Calls that have returned.
@@ -21,10 +33,14 @@ pub struct CallSummary {
     pub failures: u64,
     /// Time in all of them.
     pub total: Duration,
+    /// Time in those that the training loop waits for: a metric's and an observer's.
+    pub in_loop: Duration,
     /// Half of the calls took at most this long.
     pub p50: Duration,
     /// 99 of 100 calls took at most this long.
     pub p99: Duration,
+    /// How often an instance was made anew after a panic, or a child process started again.
+    pub restarts: u64,
 }
 
 /// Steps for each power of two, as a power of two.
@@ -32,46 +48,81 @@ const STEP_BITS: u32 = 2;
 const STEPS: usize = 1 << STEP_BITS;
 const BUCKETS: usize = (u64::BITS - STEP_BITS + 1) as usize * STEPS;
 
+impl CallAccount {
+    /// Begins to count the calls into a new instance of this kind.
+    pub(crate) fn open(&self, kind: PluginKind) -> Arc<CallStats> {
+        let stats = Arc::<CallStats>::default();
+        let mut instances = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        instances.push((kind, Arc::clone(&stats)));
+        stats
+    }
+
+    /// The numbers as they are now.
+    pub fn summary(&self) -> CallSummary {
+        let instances = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = [0; BUCKETS];
+        let mut summary = CallSummary::default();
+        for (kind, stats) in instances.iter() {
+            for (count, bucket) in counts.iter_mut().zip(&stats.buckets) {
+                *count += bucket.load(Ordering::Relaxed);
+            }
+            let total = Duration::from_nanos(stats.total_ns.load(Ordering::Relaxed));
+            summary.total += total;
+            if matches!(kind, PluginKind::Metric | PluginKind::Observer) {
+                summary.in_loop += total;
+            }
+            summary.failures += stats.failures.load(Ordering::Relaxed);
+            summary.restarts += stats.restarts.load(Ordering::Relaxed);
+        }
+        summary.calls = counts.iter().sum();
+        summary.p50 = percentile(&counts, 50);
+        summary.p99 = percentile(&counts, 99);
+        summary
+    }
+}
+
 impl Default for CallStats {
     fn default() -> Self {
         Self {
             failures: AtomicU64::new(0),
             total_ns: AtomicU64::new(0),
+            restarts: AtomicU64::new(0),
             buckets: [const { AtomicU64::new(0) }; BUCKETS],
         }
     }
 }
 
 impl CallStats {
+    /// Counts a call that has returned. Only by the holder of the instance.
     pub(crate) fn record(&self, took: Duration, failed: bool) {
-        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.total_ns.fetch_add(ns, Ordering::Relaxed);
-        self.failures
-            .fetch_add(u64::from(failed), Ordering::Relaxed);
-        self.buckets[bucket(ns)].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The numbers as they are now.
-    pub fn summary(&self) -> CallSummary {
-        let counts = self.buckets.each_ref().map(|n| n.load(Ordering::Relaxed));
-        let calls: u64 = counts.iter().sum();
-        let percentile = |percent: u64| {
-            let rank = (calls * percent).div_ceil(100).max(1);
-            let mut below = 0;
-            let at = counts.iter().position(|n| {
-                below += n;
-                below >= rank
-            });
-            Duration::from_nanos(at.map_or(0, middle))
-        };
-        CallSummary {
-            calls,
-            failures: self.failures.load(Ordering::Relaxed),
-            total: Duration::from_nanos(self.total_ns.load(Ordering::Relaxed)),
-            p50: percentile(50),
-            p99: percentile(99),
+        // Five centuries fit.
+        let ns = took.as_secs() * 1_000_000_000 + u64::from(took.subsec_nanos());
+        add(&self.total_ns, ns);
+        add(&self.buckets[bucket(ns)], 1);
+        if failed {
+            add(&self.failures, 1);
         }
     }
+
+    /// Counts that the instance was made anew. Only by its holder.
+    pub(crate) fn restarted(&self) {
+        add(&self.restarts, 1);
+    }
+}
+
+/// One thread writes, so nothing can come between.
+fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+}
+
+fn percentile(counts: &[u64; BUCKETS], percent: u64) -> Duration {
+    let rank = (counts.iter().sum::<u64>() * percent).div_ceil(100).max(1);
+    let mut below = 0;
+    let at = counts.iter().position(|n| {
+        below += n;
+        below >= rank
+    });
+    Duration::from_nanos(at.map_or(0, middle))
 }
 
 fn bucket(ns: u64) -> usize {
@@ -109,17 +160,22 @@ mod tests {
     }
 
     #[test]
-    fn the_summary_counts_and_ranks() {
-        let stats = CallStats::default();
-        assert_eq!(stats.summary(), CallSummary::default());
+    fn the_summary_counts_and_ranks_over_all_instances() {
+        let account = CallAccount::default();
+        assert_eq!(account.summary(), CallSummary::default());
+        let metric = account.open(PluginKind::Metric);
+        let sink = account.open(PluginKind::CheckpointSink);
         for _ in 0..98 {
-            stats.record(Duration::from_micros(10), false);
+            metric.record(Duration::from_micros(10), false);
         }
-        stats.record(Duration::from_millis(5), true);
-        stats.record(Duration::from_millis(5), true);
-        let summary = stats.summary();
+        sink.record(Duration::from_millis(5), true);
+        sink.record(Duration::from_millis(5), true);
+        sink.restarted();
+        let summary = account.summary();
         assert_eq!((summary.calls, summary.failures), (100, 2));
+        assert_eq!(summary.restarts, 1);
         assert_eq!(summary.total, Duration::from_micros(10_980));
+        assert_eq!(summary.in_loop, Duration::from_micros(980));
         assert!(summary.p50.abs_diff(Duration::from_micros(10)) < Duration::from_micros(2));
         assert!(summary.p99.abs_diff(Duration::from_millis(5)) < Duration::from_millis(1));
     }

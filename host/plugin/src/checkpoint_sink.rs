@@ -24,8 +24,9 @@ const LONGEST_RECEIPT: usize = 64 << 10;
 pub(crate) struct CheckpointSinkFunctions {
     pub(crate) create: HostCreate,
     pub(crate) destroy: HostDestroy,
-    publish: unsafe extern "C" fn(*mut c_void, *const HostCheckpoint, *const HostOut) -> HostStatus,
-    cancel: unsafe extern "C" fn(*mut c_void),
+    pub(crate) publish:
+        unsafe extern "C" fn(*mut c_void, *const HostCheckpoint, *const HostOut) -> HostStatus,
+    pub(crate) cancel: unsafe extern "C" fn(*mut c_void),
 }
 
 impl CheckpointSinkFunctions {
@@ -59,7 +60,11 @@ unsafe impl Sync for Living {}
 
 impl Living {
     fn close(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.put(None);
+    }
+
+    fn put(&self, instance: Option<NonNull<c_void>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = instance;
     }
 }
 
@@ -103,6 +108,15 @@ impl CheckpointSink for PluginCheckpointSink {
             metrics_json: HostStr::new(&metrics),
             state_dir: HostStr::new(&state_dir),
         };
+        // What a sink has to remember lies in its folder, so a new instance can go on.
+        if self.instance.panicked().is_some() {
+            self.instance
+                .renew()
+                .map_err(|error| SinkError::Permanent(error.to_string()))?;
+        }
+        if self.instance.panicked().is_none() {
+            self.living.put(Some(self.instance.pointer()));
+        }
         let function = self.functions.publish;
         let receipt = self.instance.call("publish", |instance| {
             let mut output = Output::default();
@@ -117,7 +131,7 @@ impl CheckpointSink for PluginCheckpointSink {
             };
             (status, receipt)
         });
-        if self.instance.is_poisoned() {
+        if self.instance.panicked().is_some() {
             self.living.close();
         }
         receipt.map_err(|Failure { status, reason }| match status {
@@ -139,6 +153,10 @@ impl CheckpointSink for PluginCheckpointSink {
             }
         })
     }
+
+    fn lost(&self) -> Option<String> {
+        self.instance.lost()
+    }
 }
 
 impl Drop for PluginCheckpointSink {
@@ -147,7 +165,7 @@ impl Drop for PluginCheckpointSink {
     }
 }
 
-fn absolute(path: &Path) -> Result<String, SinkError> {
+pub(crate) fn absolute(path: &Path) -> Result<String, SinkError> {
     std::path::absolute(path)
         .map_err(|error| SinkError::Permanent(format!("{error}: {}", path.display())))?
         .into_os_string()
@@ -177,7 +195,7 @@ fn metrics_json(metrics: &[MetricValue]) -> String {
     Value::Object(values).to_string()
 }
 
-fn receipt(bytes: Vec<u8>) -> Result<Receipt, String> {
+pub(crate) fn receipt(bytes: Vec<u8>) -> Result<Receipt, String> {
     if bytes.len() > LONGEST_RECEIPT {
         return Err(format!(
             "its receipt has {} bytes, more than {} KiB",

@@ -1,6 +1,6 @@
 //! What plugins call in the host. Every function here is `extern "C"` and lets no panic out.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
@@ -15,6 +15,8 @@ const LONGEST_MESSAGE: usize = 16 << 10;
 thread_local! {
     /// What the plugin's call on this thread last gave as the reason of its failure.
     static LAST_ERROR: RefCell<Option<String>> = const { RefCell::new(None) };
+    /// Whether there is one: a look that costs nothing, unlike that at a value with a destructor.
+    static HAS_ERROR: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Who logs.
@@ -43,6 +45,9 @@ pub(crate) fn host_api(id: &str) -> &'static HostApi {
 
 /// The reason that was given on this thread since the last call of this, as one line.
 pub(crate) fn take_error() -> Option<String> {
+    if !HAS_ERROR.replace(false) {
+        return None;
+    }
     LAST_ERROR.with(|last| last.try_borrow_mut().ok()?.take())
 }
 
@@ -113,6 +118,7 @@ unsafe extern "C" fn set_error(_: *mut c_void, message: HostStr) {
         LAST_ERROR.with(|last| {
             if let Ok(mut last) = last.try_borrow_mut() {
                 *last = Some(message).filter(|message| !message.is_empty());
+                HAS_ERROR.set(last.is_some());
             }
         });
     });

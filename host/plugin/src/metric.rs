@@ -1,4 +1,5 @@
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::ptr;
 
 use host_core::{Device, Error, Kind, Metric, MetricBatch, Need, Result, TensorView};
@@ -20,11 +21,11 @@ type Put = unsafe extern "C" fn(*mut c_void, *const HostOut) -> HostStatus;
 pub(crate) struct MetricFunctions {
     pub(crate) create: HostCreate,
     pub(crate) destroy: HostDestroy,
-    reset: unsafe extern "C" fn(*mut c_void) -> HostStatus,
-    update: unsafe extern "C" fn(*mut c_void, *const HostBatch) -> HostStatus,
-    export_state: Put,
-    merge_state: unsafe extern "C" fn(*mut c_void, HostStr) -> HostStatus,
-    compute: Put,
+    pub(crate) reset: unsafe extern "C" fn(*mut c_void) -> HostStatus,
+    pub(crate) update: unsafe extern "C" fn(*mut c_void, *const HostBatch) -> HostStatus,
+    pub(crate) export_state: Put,
+    pub(crate) merge_state: unsafe extern "C" fn(*mut c_void, HostStr) -> HostStatus,
+    pub(crate) compute: Put,
 }
 
 impl MetricFunctions {
@@ -86,6 +87,8 @@ impl Metric for PluginMetric {
     }
 
     fn reset(&mut self) -> Result<()> {
+        // A new instance is what a reset gives in any case.
+        self.instance.renew()?;
         let reset = self.functions.reset;
         // SAFETY: the instance is the library's own.
         self.instance
@@ -93,38 +96,35 @@ impl Metric for PluginMetric {
     }
 
     fn update(&mut self, batch: MetricBatch<'_>) -> Result<()> {
+        // The views lie on the stack: each need is there at most once.
+        let mut views = [const { MaybeUninit::<DLTensor>::uninit() }; Need::ALL.len()];
+        let mut tensors = [const { MaybeUninit::<HostTensor>::uninit() }; Need::ALL.len()];
+        let places = views.iter_mut().zip(&mut tensors);
         // Exactly what was asked for crosses, and it is there: a plugin may rely on it.
-        let mut views = Vec::with_capacity(self.needs.len());
-        for &need in &self.needs {
-            let view = batch.tensors.iter().find(|(name, _)| *name == need);
-            let (_, view) = view.ok_or_else(|| host_fault(need, "is missing from the batch"))?;
-            if view.shape.len() != view.strides.len() {
-                return Err(host_fault(need, "has other strides than sizes"));
-            }
+        for (&need, (view_place, place)) in self.needs.iter().zip(places) {
+            let view = input(&batch, need)?;
             if view.device != Device::Cpu && !self.reads_cuda {
                 return Err(host_fault(need, "lies on a device the metric cannot read"));
             }
-            views.push(dl_tensor(view));
-        }
-        let tensors: Vec<HostTensor> = std::iter::zip(&self.needs, &views)
-            .map(|(need, view)| HostTensor {
+            place.write(HostTensor {
                 struct_size: size_of::<HostTensor>() as u32,
                 flags: HOST_TENSOR_READ_ONLY,
                 name: HostStr::new(need.name()),
-                dl: view,
+                dl: view_place.write(dl_tensor(view)),
                 stream: ptr::null_mut(),
-            })
-            .collect();
+            });
+        }
         let abi_batch = HostBatch {
             struct_size: size_of::<HostBatch>() as u32,
             flags: 0,
             step: batch.step,
-            tensors: tensors.as_ptr(),
-            n_tensors: tensors.len(),
+            tensors: tensors.as_ptr().cast(),
+            n_tensors: self.needs.len(),
         };
         let update = self.functions.update;
         // SAFETY: the instance is the library's own; the batch and all it points to outlive the
-        // call, the data by the promise of `TensorView`.
+        // call, the data by the promise of `TensorView`. As many tensors as there are needs were
+        // written: a manifest names none twice, so there is a place for each.
         self.instance.act("update", |instance| unsafe {
             update(instance, &raw const abi_batch)
         })
@@ -146,6 +146,10 @@ impl Metric for PluginMetric {
     fn compute(&mut self) -> Result<Vec<(String, f64)>> {
         let compute = self.functions.compute;
         self.output("compute", compute, Output::into_values)
+    }
+
+    fn lost(&self) -> Option<String> {
+        self.instance.lost()
     }
 }
 
@@ -180,8 +184,18 @@ fn dl_tensor(view: &TensorView<'_>) -> DLTensor {
     }
 }
 
+/// The input that a metric needs, which every batch has.
+pub(crate) fn input<'a>(batch: &MetricBatch<'a>, need: Need) -> Result<&'a TensorView<'a>> {
+    let view = batch.tensors.iter().find(|(name, _)| *name == need);
+    let (_, view) = view.ok_or_else(|| host_fault(need, "is missing from the batch"))?;
+    if view.shape.len() != view.strides.len() {
+        return Err(host_fault(need, "has other strides than sizes"));
+    }
+    Ok(view)
+}
+
 /// A mistake of the host itself, which must not become a plugin's crash.
-fn host_fault(need: Need, fault: &str) -> Error {
+pub(crate) fn host_fault(need: Need, fault: &str) -> Error {
     Error::new(
         Kind::System,
         format!("the metric input {} {fault}", need.name()),

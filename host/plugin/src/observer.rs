@@ -27,15 +27,15 @@ type Observe =
 pub(crate) struct ObserverFunctions {
     pub(crate) create: HostCreate,
     pub(crate) destroy: HostDestroy,
-    observe: Observe,
-    state: Option<StateFunctions>,
+    pub(crate) observe: Observe,
+    pub(crate) state: Option<StateFunctions>,
 }
 
 /// Both or neither: a state that nobody can read again is a mistake.
 #[derive(Clone, Copy, Debug)]
-struct StateFunctions {
-    export_state: unsafe extern "C" fn(*mut c_void, *const HostOut) -> HostStatus,
-    import_state: unsafe extern "C" fn(*mut c_void, HostStr) -> HostStatus,
+pub(crate) struct StateFunctions {
+    pub(crate) export_state: unsafe extern "C" fn(*mut c_void, *const HostOut) -> HostStatus,
+    pub(crate) import_state: unsafe extern "C" fn(*mut c_void, HostStr) -> HostStatus,
 }
 
 impl ObserverFunctions {
@@ -129,11 +129,18 @@ impl Observer for PluginObserver {
         }
         .map_err(|error| error.hint(hint))
     }
+
+    fn lost(&self) -> Option<String> {
+        let call = self.instance.panicked()?;
+        Some(format!(
+            "it panicked in {call}, and what it had seen is lost"
+        ))
+    }
 }
 
 /// What a call asks for. It lives on the host's stack for the length of one call.
 #[derive(Debug, Default)]
-struct Requests {
+pub(crate) struct Requests {
     asks: Vec<Ask>,
     /// The first thing that was wrong; it fails the call whatever the plugin makes of it.
     fault: Option<String>,
@@ -141,7 +148,7 @@ struct Requests {
 
 impl Requests {
     /// The callback that fills this. It holds its address: do not touch it until the call returns.
-    fn callbacks(&mut self) -> HostRequestsOut {
+    pub(crate) fn callbacks(&mut self) -> HostRequestsOut {
         HostRequestsOut {
             struct_size: size_of::<HostRequestsOut>() as u32,
             reserved: 0,
@@ -150,7 +157,7 @@ impl Requests {
         }
     }
 
-    fn into_result(self) -> Result<Vec<Ask>, String> {
+    pub(crate) fn into_result(self) -> Result<Vec<Ask>, String> {
         match self.fault {
             Some(fault) => Err(fault),
             None => Ok(self.asks),

@@ -250,7 +250,10 @@ mod tests {
         for limit in ["0", "-1", "nan", "inf", "1e300", "long"] {
             let spec = format!("x:time_limit_secs={limit}");
             let error = spec.parse::<PluginSpec>().expect_err(limit);
-            assert_eq!(error.message(), format!("time_limit_secs cannot be {limit}"));
+            assert_eq!(
+                error.message(),
+                format!("time_limit_secs cannot be {limit}")
+            );
         }
         assert!(table(json!("60")).is_err());
     }

@@ -1,5 +1,6 @@
 use std::ffi::c_void;
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use host_core::{Device, Dtype, Kind, Metric, MetricBatch, Need, TensorView};
 use host_plugin::PluginKind;
@@ -61,7 +62,7 @@ fn batches_are_added_and_states_merge() {
         error.message(),
         "plugin adds failed in merge_state: the state has a wrong size"
     );
-    let summary = plugin.stats().summary();
+    let summary = plugin.account().summary();
     assert_eq!((summary.calls, summary.failures), (8, 1));
 }
 
@@ -146,7 +147,7 @@ fn a_batch_that_the_host_got_wrong_does_not_reach_the_plugin() {
         );
         assert_eq!(error.kind(), Kind::System);
     }
-    assert_eq!(plugin.stats().summary().calls, 0);
+    assert_eq!(plugin.account().summary().calls, 0);
 }
 
 #[test]
@@ -226,7 +227,24 @@ fn output_that_the_host_refused_fails_the_call() {
 }
 
 #[test]
-fn after_a_panic_the_instance_is_only_destroyed() {
+fn a_call_beyond_its_time_limit_has_failed() {
+    let plugin = Fixture::metric("late").load(dir().path()).unwrap();
+    let plugin = plugin.with_time_limit(Some(Duration::from_nanos(1)));
+    let mut metric = plugin.metric().unwrap();
+    let error = metric.compute().unwrap_err();
+    let message = error.message();
+    let start = "plugin late failed in compute: it took ";
+    assert!(message.starts_with(start), "{message}");
+    let end = "s, over its time_limit_secs = 0.000000001";
+    assert!(message.ends_with(end), "{message}");
+    assert_eq!(plugin.account().summary().failures, 1);
+    assert_eq!(metric.lost(), None);
+    let plugin = plugin.with_time_limit(Some(Duration::from_secs(3600)));
+    assert!(plugin.metric().unwrap().compute().is_ok());
+}
+
+#[test]
+fn after_a_panic_the_instance_is_only_destroyed_until_a_reset() {
     listen();
     let plugin = Fixture::metric("panicking")
         .load_with(dir().path(), json!({"how": "panic"}))
@@ -239,7 +257,6 @@ fn after_a_panic_the_instance_is_only_destroyed() {
     );
     for (call, error) in [
         ("compute", metric.compute().unwrap_err()),
-        ("reset", metric.reset().unwrap_err()),
         ("update", update(&mut *metric, 1.0, 1).unwrap_err()),
         ("export_state", metric.export_state().unwrap_err()),
         ("merge_state", metric.merge_state(&[]).unwrap_err()),
@@ -251,15 +268,30 @@ fn after_a_panic_the_instance_is_only_destroyed() {
             )
         );
     }
-    assert_eq!(plugin.stats().summary().calls, 1);
+    assert_eq!(plugin.account().summary().calls, 1);
     assert!(
         plugin.metric().unwrap().compute().is_ok(),
         "another instance works"
     );
+    for restarts in 1..=3 {
+        assert_eq!(metric.lost(), None);
+        metric.reset().unwrap();
+        assert_eq!(plugin.account().summary().restarts, restarts);
+        assert!(update(&mut *metric, 1.0, 1).is_err());
+    }
+    let lost = metric.lost().unwrap();
+    assert_eq!(
+        lost,
+        "it panicked in update, and was made anew 3 times before"
+    );
+    assert!(metric.reset().is_err());
     drop(metric);
     assert_eq!(
         log_of("panicking"),
-        ["create", "create", "destroy", "destroy"]
+        [
+            "create", "create", "destroy", "create", "destroy", "create", "destroy", "create",
+            "destroy", "destroy"
+        ]
     );
 }
 

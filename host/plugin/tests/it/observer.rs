@@ -107,9 +107,9 @@ fn what_the_manifest_does_not_ask_for_is_no_call() {
         message: "w".to_owned(),
     };
     assert_eq!(observer.observe(Step(1), &warning).unwrap(), []);
-    assert_eq!(plugin.stats().summary().calls, 0);
+    assert_eq!(plugin.account().summary().calls, 0);
     assert_eq!(observer.observe(Step(1), &loss(1.0)).unwrap().len(), 5);
-    assert_eq!(plugin.stats().summary().calls, 1);
+    assert_eq!(plugin.account().summary().calls, 1);
 }
 
 #[test]
