@@ -4,9 +4,11 @@
 //! without running anything ([`inspect`]), [`Plugin::load`] hashes, maps and asks it, and the
 //! plugin then makes instances that the rest of the host knows only as the ports of `host_core`.
 //!
+//! An instance lives in the host's process or in a child of it ([`Mode`]), behind the same ports: the
+//! child contains crashes and calls without end.
+//!
 //! What is absent: a library is never unloaded, so every address it gave stays good; and a plugin is
-//! not contained, since it shares the host's process. The look before the load catches mistakes, not
-//! malice.
+//! not confined, wherever it runs. The look before the load catches mistakes, not malice.
 
 #![expect(
     unsafe_code,
@@ -16,6 +18,7 @@
 mod call_stats;
 mod checkpoint_sink;
 mod config;
+mod conformance;
 mod event;
 mod host_api;
 mod image;
@@ -26,22 +29,29 @@ mod lock;
 mod log;
 mod manifest;
 mod metric;
+mod mode;
 mod observer;
 mod out;
 mod param_groups;
 mod plugin;
+mod process;
 mod search_path;
 mod spec;
 mod vtable;
 
 pub use call_stats::{CallAccount, CallSummary};
 pub use config::PluginConfig;
+pub use conformance::{
+    CheckOptions, Finding, Outcome, Test, TestReport, check_plugin, conformance_tests,
+};
 pub use event::EventKind;
+pub use host_core::OnError;
 pub use inspect::inspect;
 pub use lock::{LockedPlugin, PluginLock};
 pub use log::{Level, LogRecord, set_log};
 pub use manifest::{PluginKind, PluginManifest, is_plugin_id};
-pub use host_core::OnError;
+pub use mode::Mode;
 pub use plugin::Plugin;
+pub use process::{ServeCommand, serve};
 pub use search_path::{Found, Listed, SearchPath};
 pub use spec::{PluginSpec, Target};

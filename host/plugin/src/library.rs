@@ -132,7 +132,7 @@ impl Library {
 }
 
 /// Maps the image into the process for good and gives its entry function.
-fn open(image: &Image, id: &str, path: &Path) -> Result<HostPluginEntry> {
+pub(crate) fn open(image: &Image, id: &str, path: &Path) -> Result<HostPluginEntry> {
     let fail = |reason: &str| {
         Error::new(
             Kind::Plugin,
@@ -175,7 +175,7 @@ fn reason(error: &libloading::Error) -> String {
 ///
 /// # Safety
 /// `at` points to a description with the size that its first four bytes say.
-unsafe fn description(at: *const HostPlugin) -> Result<HostPlugin, String> {
+pub(crate) unsafe fn description(at: *const HostPlugin) -> Result<HostPlugin, String> {
     // SAFETY: the caller's promise.
     let size = unsafe { at.cast::<u32>().read_unaligned() } as usize;
     if size < size_of::<HostPlugin>() {

@@ -24,7 +24,7 @@ const LONGEST_WARNING: usize = 4096;
 pub(crate) struct ParamGroupsFunctions {
     pub(crate) create: HostCreate,
     pub(crate) destroy: HostDestroy,
-    group: unsafe extern "C" fn(
+    pub(crate) group: unsafe extern "C" fn(
         *mut c_void,
         *const HostGroupsRequest,
         *const HostGroupsOut,
@@ -78,7 +78,7 @@ impl ParamGroups for PluginParamGroups {
 }
 
 /// A view of the parameter, which must outlive it.
-fn param(param: &ParamInfo) -> HostParam {
+pub(crate) fn param(param: &ParamInfo) -> HostParam {
     HostParam {
         struct_size: size_of::<HostParam>() as u32,
         flags: 0,
@@ -106,7 +106,7 @@ pub(crate) fn dl_dtype(dtype: Dtype) -> DLDataType {
 
 /// What a call adds. It lives on the host's stack for the length of one call.
 #[derive(Debug)]
-struct Groups {
+pub(crate) struct Groups {
     n_params: usize,
     assigned: usize,
     groups: Vec<ParamGroup>,
@@ -116,7 +116,7 @@ struct Groups {
 }
 
 impl Groups {
-    fn new(n_params: usize) -> Self {
+    pub(crate) fn new(n_params: usize) -> Self {
         Self {
             n_params,
             assigned: 0,
@@ -127,7 +127,7 @@ impl Groups {
     }
 
     /// The callbacks that fill this. They hold its address: do not touch it until the call returns.
-    fn callbacks(&mut self) -> HostGroupsOut {
+    pub(crate) fn callbacks(&mut self) -> HostGroupsOut {
         HostGroupsOut {
             struct_size: size_of::<HostGroupsOut>() as u32,
             reserved: 0,
@@ -138,7 +138,7 @@ impl Groups {
         }
     }
 
-    fn into_result(self) -> Result<(Vec<ParamGroup>, Vec<String>), String> {
+    pub(crate) fn into_result(self) -> Result<(Vec<ParamGroup>, Vec<String>), String> {
         match self.fault {
             Some(fault) => Err(fault),
             None => Ok((self.groups, self.warnings)),

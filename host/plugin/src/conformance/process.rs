@@ -1,0 +1,268 @@
+//! What a plugin leaves as it was: the process is the host's.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use crate::conformance::child::cannot;
+use crate::conformance::lifecycle::exercise;
+use crate::conformance::setup::Setup;
+use crate::conformance::subject::{Subject, load};
+use crate::conformance::test::{Stop, Test, Verdict, fault};
+
+const TOPIC: &str = "process";
+
+pub(super) const TESTS: &[Test] = &[
+    test("threads", "no thread outlives the instances", |setup| {
+        unchanged(setup, "the number of threads", || {
+            settled(1, threads).to_string()
+        })
+    }),
+    test(
+        "child-processes",
+        "no child process outlives the instances",
+        |setup| unchanged(setup, "whether there are child processes", children),
+    ),
+    test("working-directory", "it stays where it is", |setup| {
+        unchanged(setup, "the working directory", || {
+            std::env::current_dir().map_or_else(|e| e.to_string(), |dir| dir.display().to_string())
+        })
+    }),
+    test(
+        "signal-handlers",
+        "every signal is handled, ignored and blocked as before",
+        |setup| unchanged(setup, "what happens on a signal", signals),
+    ),
+    test(
+        "umask",
+        "new files get the permissions as before",
+        |setup| unchanged(setup, "the umask", umask),
+    ),
+    test("environment", "no variable is set or removed", |setup| {
+        unchanged(setup, "the environment", || {
+            let mut variables: Vec<_> = std::env::vars_os().collect();
+            variables.sort();
+            format!("{variables:?}")
+        })
+    }),
+    test(
+        "locale",
+        "numbers are read and written as before",
+        |setup| unchanged(setup, "the locale", locale),
+    ),
+    test(
+        "floating-point",
+        "numbers are rounded, and tiny ones kept, as before",
+        |setup| unchanged(setup, "the floating-point control word", floating_point),
+    ),
+    test(
+        "stdout",
+        "nothing is written to stdout, which is the host's",
+        stdout,
+    ),
+];
+
+const fn test(name: &'static str, about: &'static str, run: fn(&Setup) -> Verdict) -> Test {
+    Test {
+        name,
+        topic: TOPIC,
+        about,
+        kinds: &[],
+        run,
+    }
+}
+
+/// Looks before the load, after it, and after a short life of an instance.
+fn unchanged(setup: &Setup, what: &str, look: fn() -> String) -> Verdict {
+    let before = look();
+    let library = load(setup);
+    compare(what, "when it was loaded", &before, look())?;
+    library?;
+    let subject = Subject::load(setup)?;
+    for _ in 0..3 {
+        exercise(setup, &subject)?;
+    }
+    compare(what, "in the life of an instance", &before, look())
+}
+
+fn compare(what: &str, when: &str, before: &str, after: String) -> Verdict {
+    if before == after {
+        return Ok(());
+    }
+    let (before, after) = difference(before, &after);
+    Err(fault(
+        format!("changed {what} {when}: {before} became {after}"),
+        "the process belongs to the host: a plugin leaves it as it was",
+        "do without it, or put back what was there before the call returns; what a thread or a child \
+         does ends with destroy",
+    ))
+}
+
+/// The parts in which two texts differ, cut to a sensible length.
+fn difference(before: &str, after: &str) -> (String, String) {
+    let same = before
+        .char_indices()
+        .zip(after.chars())
+        .find(|((_, a), b)| a != b);
+    let start = same.map_or(before.len().min(after.len()), |((at, _), _)| at);
+    // From the start of the word on.
+    let start = before[..start].rfind([' ', '(']).map_or(0, |at| at + 1);
+    let cut = |text: &str| match text.get(start..).unwrap_or(text) {
+        "" => "nothing".to_owned(),
+        text => text.chars().take(60).collect(),
+    };
+    (cut(before), cut(after))
+}
+
+/// A number that may still be going down to `expected`: the kernel forgets a thread that was joined
+/// a moment later.
+pub(super) fn settled(expected: u64, measure: fn() -> u64) -> u64 {
+    let ends = Instant::now() + Duration::from_millis(200);
+    loop {
+        let now = measure();
+        if now <= expected || Instant::now() >= ends {
+            return now;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+pub(super) fn threads() -> u64 {
+    std::fs::read_dir("/proc/self/task").map_or(1, |tasks| tasks.count() as u64)
+}
+
+fn children() -> String {
+    // SAFETY: waits for nothing, and the status is not asked for.
+    match unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } {
+        -1 => "none".to_owned(),
+        0 => "some that run".to_owned(),
+        _ => "one that nobody waited for".to_owned(),
+    }
+}
+
+fn signals() -> String {
+    let mut all = String::new();
+    for signal in 1..=64 {
+        // SAFETY: zero is a valid sigaction, and asking changes nothing.
+        let action = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            if libc::sigaction(signal, std::ptr::null(), &raw mut action) != 0 {
+                continue;
+            }
+            action
+        };
+        let how = match action.sa_sigaction {
+            libc::SIG_DFL => "default".to_owned(),
+            libc::SIG_IGN => "ignored".to_owned(),
+            handler => format!("handler-{handler:#x}"),
+        };
+        // SAFETY: zero is a valid set, and asking changes nothing.
+        let is_blocked = unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut set);
+            libc::sigismember(&raw const set, signal) == 1
+        };
+        let blocked = if is_blocked { "-and-blocked" } else { "" };
+        all.push_str(&format!("signal-{signal}-{how}{blocked} "));
+    }
+    all
+}
+
+fn umask() -> String {
+    // SAFETY: there is no way to ask but to set; this process has no other thread that makes files.
+    let mask = unsafe {
+        let mask = libc::umask(0o077);
+        libc::umask(mask);
+        mask
+    };
+    format!("{mask:03o}")
+}
+
+fn locale() -> String {
+    // SAFETY: a question; the answer is a C string until the next call.
+    unsafe {
+        let name = libc::setlocale(libc::LC_ALL, std::ptr::null());
+        match name.is_null() {
+            true => String::new(),
+            false => CStr::from_ptr(name).to_string_lossy().into_owned(),
+        }
+    }
+}
+
+/// Rounding, denormals and masked exceptions; not which exceptions have occurred.
+#[cfg(target_arch = "x86_64")]
+fn floating_point() -> String {
+    let mut mxcsr = 0u32;
+    let mut x87 = 0u16;
+    // SAFETY: each stores the register to the place it is given.
+    unsafe {
+        std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut mxcsr, options(nostack, preserves_flags));
+        std::arch::asm!("fnstcw [{}]", in(reg) &raw mut x87, options(nostack, preserves_flags));
+    }
+    format!("mxcsr={:#x},x87={x87:#x}", mxcsr & !0x3f)
+}
+
+#[cfg(target_arch = "aarch64")]
+fn floating_point() -> String {
+    let fpcr: u64;
+    // SAFETY: reads a register.
+    unsafe { std::arch::asm!("mrs {}, fpcr", out(reg) fpcr, options(nomem, nostack)) };
+    format!("fpcr={fpcr:#x}")
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn floating_point() -> String {
+    String::new()
+}
+
+fn stdout(setup: &Setup) -> Verdict {
+    let file = tempfile::tempfile().map_err(|error| cannot("make a file", &error))?;
+    let lived = {
+        let _aside = Aside::new(&file)?;
+        load(setup).map(drop).and_then(|()| {
+            let subject = Subject::load(setup)?;
+            exercise(setup, &subject)
+        })
+    };
+    let mut said = Vec::new();
+    let mut file = file;
+    let read = file.rewind().and_then(|()| file.read_to_end(&mut said));
+    read.map_err(|error| cannot("read a file", &error))?;
+    if !said.is_empty() {
+        let said: String = String::from_utf8_lossy(&said).chars().take(60).collect();
+        return Err(fault(
+            format!("wrote to stdout: {said:?}"),
+            "stdout is the host's: events as JSON are written there",
+            "use the API's log, or stderr while you search for an error",
+        ));
+    }
+    lived
+}
+
+/// Stdout goes to a file until this is dropped.
+struct Aside(i32);
+
+impl Aside {
+    fn new(file: &File) -> Result<Self, Stop> {
+        // SAFETY: descriptors that are open; -1 is looked at.
+        let kept = unsafe { libc::dup(1) };
+        // SAFETY: as above.
+        if kept < 0 || unsafe { libc::dup2(file.as_raw_fd(), 1) } < 0 {
+            return Err(cannot("redirect stdout", &std::io::Error::last_os_error()));
+        }
+        Ok(Self(kept))
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        // SAFETY: writes out what C's stdio holds, then puts the old descriptor back.
+        unsafe {
+            libc::fflush(std::ptr::null_mut());
+            libc::dup2(self.0, 1);
+            libc::close(self.0);
+        }
+    }
+}

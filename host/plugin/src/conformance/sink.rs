@@ -1,0 +1,421 @@
+//! Deliveries: whole, the same twice, ended when asked, and again after a death.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use host_plugin_abi::{HOST_CANCELLED, HostCheckpoint, HostStr};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::PluginKind;
+use crate::conformance::child::{Child, cannot, contained, say_and_exit, stage};
+use crate::conformance::setup::Setup;
+use crate::conformance::subject::{Failure, Sink, Subject, has_reason, tolerate};
+use crate::conformance::test::{Stop, Test, Verdict, fault};
+
+const TOPIC: &str = "sink";
+/// Size of the weights in bytes: small, and large enough to be met in the middle.
+const SMALL: usize = 4 << 10;
+const LARGE: usize = 8 << 20;
+/// At which parts of a delivery it is interrupted.
+const MOMENTS: [f64; 4] = [0.05, 0.3, 0.6, 0.9];
+
+pub(super) const TESTS: &[Test] = &[
+    test(
+        "publish",
+        "a checkpoint is delivered, and the receipt is a JSON object",
+        publish,
+    ),
+    test(
+        "publish-repeats",
+        "delivering the same again succeeds and changes nothing",
+        publish_repeats,
+    ),
+    test(
+        "checkpoint-unmodified",
+        "the checkpoint's folder stays as it is, byte for byte",
+        checkpoint_unmodified,
+    ),
+    test(
+        "absent-checkpoint",
+        "a checkpoint that is not there is an error",
+        absent_checkpoint,
+    ),
+    test(
+        "idle-cancel",
+        "a cancel while nothing is published keeps nothing from being published",
+        idle_cancel,
+    ),
+    test(
+        "cancel",
+        "a delivery ends soon after it is cancelled, and the next one succeeds",
+        cancel,
+    ),
+    test(
+        "killed-publish",
+        "a delivery that was killed is made good by the next",
+        killed_publish,
+    ),
+];
+
+const fn test(name: &'static str, about: &'static str, run: fn(&Setup) -> Verdict) -> Test {
+    Test {
+        name,
+        topic: TOPIC,
+        about,
+        kinds: &[PluginKind::CheckpointSink],
+        run,
+    }
+}
+
+/// A checkpoint in a run's folder, and the sink's own folder beside it.
+struct Delivery {
+    dir: PathBuf,
+    state_dir: PathBuf,
+    manifest: String,
+}
+
+impl Delivery {
+    /// Writes one below the test's scratch folder.
+    fn write(setup: &Setup, weights: usize) -> Result<Self, Stop> {
+        Self::try_write(setup.scratch(), setup.seed, weights)
+            .map_err(|error| cannot("write a checkpoint", &error))
+    }
+
+    fn try_write(scratch: &Path, seed: u64, weights: usize) -> io::Result<Self> {
+        let dir = scratch.join("run/checkpoints/step-000005");
+        let state_dir = scratch.join("run/sinks/sink");
+        fs::create_dir_all(dir.join("trainer"))?;
+        fs::create_dir_all(&state_dir)?;
+        let mut bytes = vec![0; weights];
+        fastrand::Rng::with_seed(seed).fill(&mut bytes);
+        let config = json!({ "model_type": "gpt2", "n_layer": 1 }).to_string();
+        let mut files = serde_json::Map::new();
+        for (path, bytes) in [
+            ("config.json", config.as_bytes()),
+            ("model.safetensors", &bytes),
+            ("tokenizer.json", b"{}"),
+            ("trainer/state.bin", &bytes[..bytes.len().min(100)]),
+        ] {
+            fs::write(dir.join(path), bytes)?;
+            let entry = json!({ "sha256": hex(&Sha256::digest(bytes)), "size": bytes.len() });
+            files.insert(path.to_owned(), entry);
+        }
+        let manifest = json!({ "files": files }).to_string();
+        fs::write(dir.join("manifest.json"), &manifest)?;
+        Ok(Self {
+            dir,
+            state_dir,
+            manifest,
+        })
+    }
+
+    fn publish(&self, sink: &Sink, given: &str) -> Result<String, Failure> {
+        let (dir, state_dir) = (
+            self.dir.to_string_lossy().into_owned(),
+            self.state_dir.to_string_lossy().into_owned(),
+        );
+        let checkpoint = HostCheckpoint {
+            struct_size: size_of::<HostCheckpoint>() as u32,
+            flags: 0,
+            step: 5,
+            run: HostStr::new("checked"),
+            dir: HostStr::new(&dir),
+            manifest_json: HostStr::new(&self.manifest),
+            metrics_json: HostStr::new(r#"{"loss/eval":2.5,"perplexity":"inf"}"#),
+            state_dir: HostStr::new(&state_dir),
+        };
+        sink.publish(&checkpoint, given)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Every file below a folder with the digest of its bytes, and every folder.
+fn tree(folder: &Path) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    let mut left = vec![folder.to_owned()];
+    while let Some(next) = left.pop() {
+        let Ok(entries) = fs::read_dir(&next) else {
+            continue;
+        };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let name = path.strip_prefix(folder).unwrap_or(&path).to_owned();
+            let is_folder = path.symlink_metadata().is_ok_and(|meta| meta.is_dir());
+            if is_folder {
+                found.insert(name, "a folder".to_owned());
+                left.push(path);
+            } else {
+                let bytes = fs::read(&path).unwrap_or_default();
+                found.insert(name, hex(&Sha256::digest(&bytes)));
+            }
+        }
+    }
+    found
+}
+
+/// The first path in which two trees differ, and how.
+fn changed(
+    before: &BTreeMap<PathBuf, String>,
+    after: &BTreeMap<PathBuf, String>,
+) -> Option<String> {
+    let gone = before
+        .keys()
+        .find(|path| !after.contains_key(*path))
+        .map(|path| format!("{} was removed", path.display()));
+    let new = after
+        .keys()
+        .find(|path| !before.contains_key(*path))
+        .map(|path| format!("{} is new", path.display()));
+    let other = before
+        .iter()
+        .find(|(path, digest)| after.get(*path).is_some_and(|now| now != *digest))
+        .map(|(path, _)| format!("{} has other bytes", path.display()));
+    gone.or(new).or(other)
+}
+
+fn publish(setup: &Setup) -> Verdict {
+    let subject = Subject::load(setup)?;
+    let delivery = Delivery::write(setup, SMALL)?;
+    let receipt = delivery.publish(&subject.sink()?, "a small checkpoint")?;
+    match serde_json::from_str::<Value>(&receipt) {
+        Ok(Value::Object(receipt)) if !receipt.is_empty() => Ok(()),
+        _ => Err(fault(
+            format!("gave the receipt {receipt}"),
+            "the receipt says where the checkpoint is: {\"path\": …}",
+            "put what lets a person find it",
+        )),
+    }
+}
+
+fn publish_repeats(setup: &Setup) -> Verdict {
+    let subject = Subject::load(setup)?;
+    let delivery = Delivery::write(setup, SMALL)?;
+    let sink = subject.sink()?;
+    let wrong = |did: String| {
+        fault(
+            did,
+            "delivering the same again changes nothing: after a crash the host does not know how far \
+             it came",
+            "look first whether it is there, whole; name things by step and run, not by time or count",
+        )
+    };
+    let receipt = delivery.publish(&sink, "a small checkpoint")?;
+    // The destination if it is known; what is in the sink's own folder may change, but not grow.
+    let destination = setup.destination();
+    let look = || destination.as_deref().map(tree).unwrap_or_default();
+    let (there, kept) = (look(), tree(&delivery.state_dir));
+    let other = subject.sink()?;
+    for (sink, who) in [(&sink, "the same instance"), (&other, "a new instance")] {
+        let given = format!("the same checkpoint again, in {who}");
+        let again = delivery
+            .publish(sink, &given)
+            .map_err(|failure| wrong(failure.words()))?;
+        if let Some(change) = changed(&there, &look()) {
+            return Err(wrong(format!(
+                "changed the destination, given {given}: {change}"
+            )));
+        }
+        let now = tree(&delivery.state_dir);
+        if let Some(path) = now.keys().find(|path| !kept.contains_key(*path)) {
+            let path = path.display();
+            return Err(wrong(format!(
+                "left more in state_dir, given {given}: {path} is new"
+            )));
+        }
+        if again != receipt {
+            return Err(wrong(format!(
+                "gave the receipt {again}, given {given}, and {receipt} before"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn checkpoint_unmodified(setup: &Setup) -> Verdict {
+    let subject = Subject::load(setup)?;
+    let delivery = Delivery::write(setup, SMALL)?;
+    let run = setup.scratch().join("run");
+    let look = || {
+        let mut tree = tree(&run);
+        tree.retain(|path, _| !path.starts_with("sinks/sink"));
+        tree
+    };
+    let before = look();
+    delivery.publish(&subject.sink()?, "a small checkpoint")?;
+    match changed(&before, &look()) {
+        None => Ok(()),
+        Some(change) => Err(fault(
+            format!("changed the run's folder: {change}"),
+            "a sink reads the checkpoint, and writes to its destination and to state_dir",
+            "copy what is to be changed to state_dir",
+        )),
+    }
+}
+
+fn absent_checkpoint(setup: &Setup) -> Verdict {
+    let subject = Subject::load(setup)?;
+    let delivery = Delivery::write(setup, SMALL)?;
+    fs::remove_dir_all(&delivery.dir).map_err(|error| cannot("remove a folder", &error))?;
+    let given = "a checkpoint whose folder is not there";
+    match tolerate(delivery.publish(&subject.sink()?, given))? {
+        Err(failure) => has_reason(&failure),
+        Ok(receipt) => Err(fault(
+            format!("gave the receipt {receipt}, given {given}"),
+            "a receipt means that the whole checkpoint arrived",
+            "read the files that manifest_json names, and return an error if one is not there",
+        )),
+    }
+}
+
+fn idle_cancel(setup: &Setup) -> Verdict {
+    let subject = Subject::load(setup)?;
+    let delivery = Delivery::write(setup, SMALL)?;
+    let sink = subject.sink()?;
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("cancel".to_owned())
+            .spawn_scoped(scope, || sink.cancel())
+            .map(drop)
+            .map_err(|error| cannot("start a thread", &error))
+    })?;
+    match delivery.publish(&sink, "a checkpoint after an idle cancel") {
+        Ok(_) => Ok(()),
+        Err(failure) => Err(fault(
+            failure.words(),
+            "cancel is for the publish that is running, if any",
+            "forget about an earlier cancel when publish begins",
+        )),
+    }
+}
+
+fn cancel(setup: &Setup) -> Verdict {
+    let subject = Subject::load(setup)?;
+    let delivery = Delivery::write(setup, LARGE)?;
+    // Half of the test's time, so that the other half is left to say it.
+    let limit = setup.time_limit / 4;
+    let mut took = Duration::from_millis(20);
+    for moment in MOMENTS {
+        // A sink that is not destroyed before the thread in it has returned.
+        let sink = subject.sink()?;
+        let (tell, told) = mpsc::sync_channel(1);
+        let outcome = std::thread::scope(|scope| {
+            let delivery = &delivery;
+            let sink = &sink;
+            let publish = move || {
+                let start = Instant::now();
+                let result = delivery.publish(sink, "a checkpoint of 8 MiB, and a cancel");
+                let _ = tell.send((result, start.elapsed()));
+            };
+            std::thread::Builder::new()
+                .name("publish".to_owned())
+                .spawn_scoped(scope, publish)
+                .map_err(|error| cannot("start a thread", &error))?;
+            let wait = took.mul_f64(moment);
+            if let Ok(early) = told.recv_timeout(wait) {
+                return Ok(early);
+            }
+            sink.cancel();
+            told.recv_timeout(limit).map_err(|_| {
+                let did = format!(
+                    "was still in publish {:.1} s after cancel",
+                    limit.as_secs_f64()
+                );
+                let stop = fault(
+                    did,
+                    "the publish that is running ends soon after cancel, with HOST_CANCELLED",
+                    "ask an atomic flag between two pieces of the work, and before every wait",
+                );
+                say_and_exit(stop)
+            })
+        });
+        let (result, time) = outcome?;
+        match result {
+            Ok(_) => took = time.max(Duration::from_millis(2)),
+            Err(failure) if failure.status() == HOST_CANCELLED => {}
+            Err(failure) => {
+                return Err(fault(
+                    failure.words(),
+                    "a publish that was cancelled ends with HOST_CANCELLED, or well",
+                    "return HOST_CANCELLED where the flag is seen",
+                ));
+            }
+        }
+        delivery.publish(&sink, "the same checkpoint after a cancel")?;
+    }
+    Ok(())
+}
+
+fn killed_publish(setup: &Setup) -> Verdict {
+    // How long an undisturbed one takes.
+    let undisturbed = part(setup, "undisturbed")?;
+    let start = Instant::now();
+    in_child(&undisturbed, |sink, delivery| {
+        Ok(delivery.publish(sink, "a checkpoint of 8 MiB").map(drop)?)
+    })?;
+    let took = start.elapsed();
+    for (n, moment) in MOMENTS.into_iter().enumerate() {
+        let setup = part(setup, &format!("killed-{n}"))?;
+        let delivery = Delivery::write(&setup, LARGE)?;
+        kill_during(&setup, &delivery, took.mul_f64(moment))?;
+        let after =
+            format!("the same checkpoint, whose delivery was killed after {moment} of its time");
+        in_child(&setup, |sink, delivery| {
+            match delivery.publish(sink, &after) {
+                Ok(_) => Ok(()),
+                Err(failure) => Err(fault(
+                    failure.words(),
+                    "a delivery that was killed is made good by the next one",
+                    "lock by flock, which the kernel releases, not by a file; write to a partial \
+                     place, then rename",
+                )),
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// A scratch folder below the test's own.
+fn part(setup: &Setup, name: &str) -> Result<Setup, Stop> {
+    setup
+        .for_test(name)
+        .or_else(|error| super::test::skip(error.message()))
+}
+
+fn in_child(setup: &Setup, body: impl FnOnce(&Sink, &Delivery) -> Verdict) -> Verdict {
+    let delivery = Delivery::write(setup, LARGE)?;
+    let limit = setup.time_limit / 2;
+    let ended = contained(limit, || body(&Subject::load(setup)?.sink()?, &delivery));
+    ended
+        .map_err(|error| cannot("start a process", &error))?
+        .verdict(limit)
+}
+
+/// Begins a delivery in a child and kills it so long after.
+fn kill_during(setup: &Setup, delivery: &Delivery, moment: Duration) -> Verdict {
+    let (mut begun, mut begins) = io::pipe().map_err(|error| cannot("make a pipe", &error))?;
+    stage("publish in a child that is to be killed");
+    let child = Child::start(None, || {
+        let Ok(sink) = Subject::load(setup).and_then(|subject| subject.sink()) else {
+            return;
+        };
+        let _ = begins.write_all(b"x");
+        let _ = delivery.publish(&sink, "a checkpoint of 8 MiB, and a SIGKILL");
+        std::mem::forget(sink);
+    })
+    .map_err(|error| cannot("start a process", &error))?;
+    drop(begins);
+    // Returns at its death, too.
+    let _ = begun.read(&mut [0]);
+    std::thread::sleep(moment);
+    child.kill();
+    child
+        .join()
+        .map_err(|error| cannot("wait for a process", &error))
+}
