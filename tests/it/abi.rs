@@ -3,6 +3,7 @@
 mod header;
 mod layout;
 mod lock;
+mod versions;
 
 use std::path::{Path, PathBuf};
 

@@ -9,7 +9,7 @@ mod process;
 mod small_disk;
 mod store;
 
-pub(crate) use built::{built, cargo};
+pub(crate) use built::{built, cargo, root};
 pub(crate) use checkpoint::{assert_complete, files_of, manifest_of, sha256};
 pub(crate) use fixture::{Fixture, fake_libtorch, kill_at};
 pub(crate) use git::{bare_repository, git, git_bytes};

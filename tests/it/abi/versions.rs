@@ -1,0 +1,180 @@
+//! Plugins and hosts of other minor versions than each other's.
+//!
+//! The later version is made up: today's header with a field more in every struct that may grow.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{fs, iter};
+
+use host_core::{DeliveryState, EventBody, Request};
+use tempfile::TempDir;
+
+use super::generate;
+use crate::support::{Home, built, curve, events_of, root, sha256};
+
+/// The files of the witness, which stand as they were when ABI 1.0 came out.
+const WITNESS: [(&str, &str); 0] = [];
+
+#[test]
+fn the_witness_is_what_it_was() {
+    for (file, digest) in WITNESS {
+        let bytes = fs::read(fixtures().join("1.0").join(file)).expect(file);
+        assert_eq!(sha256(&bytes), digest, "{file}");
+    }
+}
+
+#[test]
+fn a_plugin_of_abi_1_0_works_in_this_host() {
+    let home = Home::new();
+    let library = home.path("libwitness.so");
+    succeed(Command::new(fixtures().join("1.0/build.sh")).arg(&library));
+    trains_with_the_witness(&home, &library);
+}
+
+#[test]
+fn a_plugin_of_a_later_minor_version_works_in_this_host() {
+    let home = Home::new();
+    let source = fs::read_to_string(fixtures().join("1.0/witness.c")).expect("the witness");
+    let later = source
+        .replace(r#"\"abi\": [1, 0]"#, r#"\"abi\": [1, 7]"#)
+        .replace("sizeof plugin, 1, 0, 0,", "sizeof plugin, 1, 7, 0,");
+    assert_eq!(later.matches('7').count(), source.matches('7').count() + 2);
+    let folder = TempDir::new().expect("a folder");
+    fs::write(folder.path().join("host_plugin.h"), later_header()).expect("the header");
+    fs::write(folder.path().join("witness.c"), later).expect("the source");
+    let library = home.path("libwitness.so");
+    let flags = ["-std=c11", "-O2", "-fPIC", "-shared", "witness.c", "-o"];
+    succeed(
+        Command::new("cc")
+            .current_dir(&folder)
+            .args(flags)
+            .arg(&library),
+    );
+    trains_with_the_witness(&home, &library);
+}
+
+/// All four kinds of it, in a real training.
+fn trains_with_the_witness(home: &Home, library: &Path) {
+    let plugin = format!("{}:checkpoint_at=7", library.display());
+    home.train("run", &["--plugin", &plugin]).succeeded();
+    let run = home.run_dir("run");
+
+    let groups = home.host(&["groups", "tiny.toml", "--plugin", &plugin, "--json"]);
+    let groups = groups.succeeded().json();
+    let names: Vec<&str> = iter::successors(Some(0), |i| Some(i + 1))
+        .map_while(|i| groups["groups"][i]["name"].as_str())
+        .collect();
+    assert_eq!(names, ["matrices", "others"]);
+
+    let losses = curve(&run, "witness/loss");
+    assert!(!losses.is_empty());
+    for ((step, theirs), (at, ours)) in iter::zip(losses, curve(&run, "loss/eval")) {
+        let (theirs, ours) = (f64::from_bits(theirs), f64::from_bits(ours));
+        assert_eq!(step, at);
+        assert!((theirs - ours).abs() < 1e-9, "{theirs} {ours}");
+    }
+
+    let (mut asked, mut delivered) = (Vec::new(), Vec::new());
+    for event in events_of(&run) {
+        match event.body {
+            EventBody::Request { by, request, .. } => asked.push((by, request, event.step.0)),
+            EventBody::Delivery {
+                checkpoint,
+                state: DeliveryState::Delivered,
+                detail,
+                ..
+            } => {
+                assert_eq!(detail, format!("{{\"step\":{}}}", checkpoint.0));
+                delivered.push(checkpoint.0);
+            }
+            EventBody::PluginFault { message, .. } => panic!("{message}"),
+            _ => {}
+        }
+    }
+    let [(by, request, at)] = &asked[..] else {
+        panic!("{asked:?}");
+    };
+    assert_eq!((by.as_str(), *request), ("witness", Request::Checkpoint));
+    assert!((7..10).contains(at), "{at}");
+    assert_eq!(delivered, [5, *at, 10, 15, 20]);
+    assert!(run.join("sinks/witness/step-20").exists());
+}
+
+#[test]
+fn this_version_s_plugins_work_in_a_host_of_a_later_minor_version() {
+    let folder = TempDir::new().expect("a folder");
+    let witness = folder.path().join("libwitness.so");
+    succeed(Command::new(fixtures().join("1.0/build.sh")).arg(&witness));
+    let host = folder.path().join("newer_host");
+    fs::write(folder.path().join("host_plugin.h"), later_header()).expect("the header");
+    fs::copy(fixtures().join("newer_host.c"), folder.path().join("h.c")).expect("the source");
+    let strict = ["-std=c11", "-Wall", "-Wextra", "-Werror", "h.c", "-o"];
+    succeed(
+        Command::new("cc")
+            .current_dir(&folder)
+            .args(strict)
+            .arg(&host)
+            .arg("-ldl"),
+    );
+    let run = |library: &Path, config: &str| {
+        let scratch = TempDir::new().expect("a folder");
+        for dir in ["step-000007", "state"] {
+            fs::create_dir(scratch.path().join(dir)).expect("made");
+        }
+        let manifest = scratch.path().join("step-000007/manifest.json");
+        fs::write(manifest, "{\"files\": {}}").expect("written");
+        let config = config.replace("{scratch}", scratch.path().to_str().expect("UTF-8"));
+        let mut host = Command::new(&host);
+        succeed(host.arg(library).arg(config).arg(scratch.path()))
+    };
+
+    let made = "log: it was made\n";
+    let groups = "group matrices 0.1 1\ngroup others 0 1\nparam 0 in 0\nparam 1 in 1\n\
+                  param 2 in 1\nwarning: this is the witness\n";
+    let values = "value witness/loss 1.5\nvalue witness/tokens 4\n";
+    let asked = "request 2: the witness has seen enough\n";
+    assert_eq!(
+        run(&witness, "{}"),
+        format!(
+            "plugin witness\n{made}{groups}{made}{values}{made}receipt: {{\"step\":7}}\n{made}{asked}"
+        )
+    );
+    // Those built with the SDK: one of each kind.
+    let metric = run(&built("libperplexity.so"), "{}");
+    assert!(metric.contains("value perplexity 4.48169\n"), "{metric}");
+    let groups = run(&built("libweight_decay.so"), "{}");
+    assert!(groups.contains("param 2 in 1\n"), "{groups}");
+    let sink = run(&built("liblocal_disk.so"), r#"{"dir": "{scratch}/out"}"#);
+    assert!(sink.contains("\nreceipt: {\""), "{sink}");
+    let observer = run(&built("libloss_guard.so"), "{}");
+    assert!(observer.contains("\nrequest "), "{observer}");
+}
+
+/// Today's header with a field more in every struct that says its size, and another minor version.
+fn later_header() -> String {
+    let mut later = String::new();
+    let mut grows = false;
+    for line in generate().lines() {
+        grows |= line.trim() == "uint32_t struct_size;";
+        if line.starts_with('}') && grows {
+            later += "    void *of_a_later_version[3];\n";
+            grows = false;
+        }
+        later += &line.replace("HOST_ABI_MINOR 0", "HOST_ABI_MINOR 7");
+        later.push('\n');
+    }
+    assert!(later.contains("HOST_ABI_MINOR 7") && later.matches("later_version").count() > 10);
+    later
+}
+
+fn fixtures() -> PathBuf {
+    root().join("tests/fixtures/witness")
+}
+
+fn succeed(command: &mut Command) -> String {
+    let output = command.output().expect("the program starts");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}\n{said}{errors}");
+    said
+}
