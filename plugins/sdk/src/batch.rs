@@ -8,12 +8,24 @@ use crate::{Error, Result, Tensor, sized};
 /// The inputs of one evaluation batch: what the manifest's `needs` asked for.
 ///
 /// ```
-/// use host_plugin_sdk::{Batch, Result};
+/// use host_plugin_sdk::{Batch, Result, fake};
 ///
 /// fn mean_loss(batch: &Batch<'_>) -> Result<f64> {
 ///     let tokens = batch.scalar_i64("token_count")?;
 ///     Ok(batch.scalar_f64("loss_sum")? / tokens as f64)
 /// }
+///
+/// let batch = fake::Batch::new().with("loss_sum", 9.0).with("token_count", 6i64).at_step(50);
+/// batch.read(|batch| {
+///     assert_eq!(mean_loss(batch), Ok(1.5));
+///     assert_eq!(batch.step(), 50);
+///     assert!(batch.tensor("token_count")?.shape().is_empty()); // a scalar
+///     let names: Vec<&str> = batch.tensors()?.map(|tensor| Ok(tensor?.name())).collect::<Result<_>>()?;
+///     assert_eq!(names, ["loss_sum", "token_count"]);
+///     assert!(batch.tensor("nll").is_err()); // the manifest did not ask for it
+///     Ok::<_, host_plugin_sdk::Error>(())
+/// })?;
+/// # Ok::<_, host_plugin_sdk::Error>(())
 /// ```
 pub struct Batch<'a> {
     step: u64,

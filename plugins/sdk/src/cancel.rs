@@ -17,7 +17,11 @@ use crate::{Error, Result};
 ///     }
 ///     Ok(())
 /// }
-/// assert!(send(&[b"a", b"b"], &Cancel::default()).is_ok());
+/// let cancel = Cancel::default();
+/// assert!(send(&[b"a", b"b"], &cancel).is_ok());
+/// cancel.request(); // as the host does
+/// assert!(cancel.is_requested());
+/// assert!(send(&[b"a", b"b"], &cancel).is_err());
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);

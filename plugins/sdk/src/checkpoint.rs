@@ -7,6 +7,27 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result, instance, sized};
 
 /// A complete checkpoint in the run folder, which nobody changes while it is published.
+///
+/// ```
+/// use host_plugin_sdk::fake;
+///
+/// let scratch = fake::Scratch::new();
+/// let folder = scratch.path().join("step-000100");
+/// let checkpoint = fake::Checkpoint::write(&folder, 100, &[("model.safetensors", b"weights")])
+///     .of_run("first")
+///     .with_metric("loss/eval", 2.5);
+/// checkpoint.read(|checkpoint| {
+///     assert_eq!((checkpoint.run(), checkpoint.step()), ("first", 100));
+///     assert_eq!(checkpoint.metrics()["loss/eval"], 2.5);
+///     for (path, file) in checkpoint.files() {
+///         let bytes = std::fs::read(checkpoint.dir().join(path)).expect("complete");
+///         assert_eq!(bytes.len() as u64, file.size);
+///     }
+///     assert_eq!(checkpoint.manifest().files.len(), 1);
+///     // What a sink has to know the next time, it keeps in a folder of its own.
+///     std::fs::write(checkpoint.state_dir().join("last"), "100").expect("there is room");
+/// });
+/// ```
 #[derive(Clone, Debug)]
 pub struct Checkpoint<'a> {
     step: u64,
@@ -18,6 +39,14 @@ pub struct Checkpoint<'a> {
 }
 
 /// A checkpoint's `manifest.json`: every file of its folder but that one.
+///
+/// ```
+/// use host_plugin_sdk::CheckpointManifest;
+///
+/// let json = r#"{"files": {"config.json": {"sha256": "5feceb66", "size": 120}}}"#;
+/// let manifest: CheckpointManifest = serde_json::from_str(json).expect("a manifest");
+/// assert_eq!(manifest.files["config.json"].size, 120);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointManifest {
     /// By path relative to the folder, with `/` between folders.
@@ -25,6 +54,17 @@ pub struct CheckpointManifest {
 }
 
 /// A file of a checkpoint.
+///
+/// ```
+/// use host_plugin_sdk::{CheckpointManifest, FileEntry};
+///
+/// /// What is in the new checkpoint and not in the old one.
+/// fn changed<'a>(new: &'a CheckpointManifest, old: &CheckpointManifest) -> Vec<&'a str> {
+///     let is_new = |(path, file): &(&String, &FileEntry)| old.files.get(*path) != Some(file);
+///     new.files.iter().filter(is_new).map(|(path, _)| &**path).collect()
+/// }
+/// assert!(changed(&Default::default(), &Default::default()).is_empty());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
     /// Lower-case hexadecimal.

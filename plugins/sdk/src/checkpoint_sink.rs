@@ -12,7 +12,7 @@ use crate::{Cancel, Checkpoint, Host, Result, instance};
 ///
 /// `publish` runs on a thread of the sink's own and may block.
 ///
-/// ```
+/// ```standalone_crate
 /// use host_plugin_sdk::{Cancel, Checkpoint, CheckpointSink, Error, Host, Result, export_plugin, fake};
 ///
 /// #[derive(serde::Deserialize)]

@@ -14,6 +14,21 @@ use host_plugin_abi::{HOST_CANCELLED, HOST_ERROR, HOST_TEMPORARY, HOST_UNSUPPORT
 /// }
 /// assert_eq!(parse("x").unwrap_err().message(), "\"x\" is not a number");
 /// ```
+///
+/// What the host does about it depends on how it is made:
+///
+/// ```
+/// use host_plugin_sdk::Error;
+/// use std::{io, path::Path};
+///
+/// assert!(Error::temporary("the server is busy").is_temporary()); // a sink is called again
+/// let full = io::Error::from(io::ErrorKind::StorageFull);
+/// assert!(Error::io("write", Path::new("/data/x"), &full).is_temporary());
+/// let missing = io::Error::from(io::ErrorKind::NotFound);
+/// assert!(!Error::io("read", Path::new("/data/x"), &missing).is_temporary());
+/// assert!(!Error::unsupported("nll is no matrix").is_temporary()); // and never would be one
+/// assert_eq!(Error::cancelled().message(), "cancelled"); // since the host asked for it
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     status: HostStatus,
@@ -21,6 +36,16 @@ pub struct Error {
 }
 
 /// Shorthand for results of a plugin.
+///
+/// ```
+/// use host_plugin_sdk::Result;
+///
+/// fn first_byte(state: &[u8]) -> Result<u8> {
+///     Ok(*state.first().ok_or("a state is not empty")?) // texts become errors
+/// }
+/// assert_eq!(first_byte(&[7]), Ok(7));
+/// assert_eq!(first_byte(&[]).unwrap_err().message(), "a state is not empty");
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {

@@ -101,6 +101,20 @@ pub enum Event<'a> {
 }
 
 /// How far a delivery came.
+///
+/// ```
+/// use host_plugin_sdk::{DeliveryState, Event};
+///
+/// fn lost<'a>(event: &Event<'a>) -> Option<&'a str> {
+///     match event {
+///         Event::Delivery { sink, state: DeliveryState::Failed, .. } => Some(sink),
+///         _ => None,
+///     }
+/// }
+/// let state = DeliveryState::Failed;
+/// let event = Event::Delivery { sink: "hub-git", checkpoint: 100, state, detail: "no network" };
+/// assert_eq!(lost(&event), Some("hub-git"));
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryState {
@@ -115,6 +129,15 @@ pub enum DeliveryState {
 }
 
 /// Why training ended.
+///
+/// ```
+/// use host_plugin_sdk::{Event, StopReason};
+///
+/// fn went_well(event: &Event<'_>) -> bool {
+///     matches!(event, Event::RunFinished { reason: StopReason::Completed, .. })
+/// }
+/// assert!(went_well(&Event::RunFinished { reason: StopReason::Completed, message: "" }));
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {

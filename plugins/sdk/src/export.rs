@@ -8,6 +8,21 @@ use crate::Host;
 
 /// What [`export_plugin!`](crate::export_plugin) exports, for tests that run without the host:
 /// see [`fake::Plugin::load`](crate::fake::Plugin::load).
+///
+/// ```standalone_crate
+/// # use host_plugin_sdk::{Event, Host, NoConfig, Observer, Requests, Result, export_plugin};
+/// # struct Nothing;
+/// # impl Observer for Nothing {
+/// #     type Config = NoConfig;
+/// #     fn create(_: NoConfig, _: Host) -> Result<Self> { Ok(Self) }
+/// #     fn observe(&mut self, _: u64, _: &Event<'_>, _: &mut Requests<'_>) -> Result<()> { Ok(()) }
+/// # }
+/// export_plugin! { description: "Looks on", observer: Nothing }
+///
+/// let plugin: host_plugin_sdk::Plugin = PLUGIN; // the macro made it
+/// let loaded = host_plugin_sdk::fake::Plugin::load(&plugin);
+/// assert_eq!(loaded.manifest()["description"], "Looks on");
+/// ```
 #[derive(Clone, Copy)]
 pub struct Plugin {
     #[doc(hidden)]
@@ -100,6 +115,37 @@ pub unsafe fn enter<P: Package>(
 /// ```
 ///
 /// Without `config` the plugin takes no settings; its `Config` is then [`NoConfig`](crate::NoConfig).
+/// The traits' pages have a complete plugin of each kind. One crate may be of several kinds:
+///
+/// ```standalone_crate
+/// # use host_plugin_sdk::*;
+/// # struct Watch;
+/// # impl Observer for Watch {
+/// #     type Config = NoConfig;
+/// #     fn create(_: NoConfig, _: Host) -> Result<Self> { Ok(Self) }
+/// #     fn observe(&mut self, _: u64, _: &Event<'_>, _: &mut Requests<'_>) -> Result<()> { Ok(()) }
+/// # }
+/// # struct Count(i64);
+/// # impl Metric for Count {
+/// #     type Config = NoConfig;
+/// #     fn create(_: NoConfig, _: Host) -> Result<Self> { Ok(Self(0)) }
+/// #     fn reset(&mut self) {}
+/// #     fn update(&mut self, _: &Batch<'_>) -> Result<()> { Ok(()) }
+/// #     fn export_state(&self) -> Vec<u8> { Vec::new() }
+/// #     fn merge_state(&mut self, _: &[u8]) -> Result<()> { Ok(()) }
+/// #     fn compute(&self, _: &mut Values<'_>) -> Result<()> { Ok(()) }
+/// # }
+/// export_plugin! {
+///     description: "Counts tokens, and looks on",
+///     metric: Count,
+///     observer: Watch,
+///     needs: ["token_count"],
+///     events: ["metrics"],
+/// }
+///
+/// let plugin = fake::Plugin::load(&PLUGIN);
+/// assert_eq!(plugin.manifest()["kinds"], serde_json::json!(["metric", "observer"]));
+/// ```
 ///
 /// It also makes `PLUGIN`, a [`Plugin`](crate::Plugin) for the crate's own tests, and stops the
 /// build under `panic = "abort"`, where a panic would end the training.

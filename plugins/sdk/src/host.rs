@@ -10,14 +10,17 @@ use crate::sized;
 /// The host that loaded the plugin: a copyable handle, good on every thread until the process ends.
 ///
 /// ```
-/// use host_plugin_sdk::{Host, Level};
+/// use host_plugin_sdk::{Level, fake};
 ///
-/// fn greet(host: Host) {
-///     host.info("the folder is ready");
-///     if host.is_enabled(Level::Debug) {
-///         host.debug(&format!("{:?}", host));
-///     }
+/// let (host, log) = fake::host();
+/// host.info("the folder is ready");
+/// host.warn("it is nearly full");
+/// host.error("it is full");
+/// host.log(Level::Info, "the same as info");
+/// if host.is_enabled(Level::Debug) {
+///     host.debug(&format!("ABI 1.{}", host.abi_minor()));
 /// }
+/// assert_eq!(log()[..2], ["info: the folder is ready", "warn: it is nearly full"]);
 /// ```
 #[derive(Clone, Copy)]
 pub struct Host {
@@ -28,6 +31,13 @@ pub struct Host {
 }
 
 /// How much a log line matters.
+///
+/// ```
+/// use host_plugin_sdk::Level;
+///
+/// let level = |tries: u32| if tries < 3 { Level::Debug } else { Level::Warn };
+/// assert_eq!(level(5), Level::Warn);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Something failed.

@@ -15,7 +15,7 @@ use crate::{Batch, Host, Result, instance};
 /// Merging is associative and commutative: integers exactly, sums of `f64` to 1e-12. A panic is
 /// caught; after it the host gets errors only, and destroys the metric.
 ///
-/// ```
+/// ```standalone_crate
 /// use host_plugin_sdk::{Batch, Error, Host, Metric, NoConfig, Result, Values, export_plugin, fake};
 ///
 /// struct TokenCount(i64);
@@ -83,6 +83,17 @@ pub trait Metric: Sized + Send + 'static {
 }
 
 /// Where [`Metric::compute`] puts its values.
+///
+/// ```
+/// use host_plugin_sdk::{Result, Values};
+///
+/// fn compute(counts: &[u64; 3], values: &mut Values<'_>) -> Result<()> {
+///     for (index, &count) in counts.iter().enumerate() {
+///         values.put_f64(&format!("confusion/class_{index}"), count as f64)?;
+///     }
+///     Ok(())
+/// }
+/// ```
 pub struct Values<'a> {
     out: Out,
     call: PhantomData<&'a HostOut>,

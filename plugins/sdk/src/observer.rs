@@ -19,7 +19,7 @@ use crate::{Error, Event, Host, Result, instance, sized};
 /// The training waits for it, so it does little. A panic is caught; after it the host gets errors
 /// only, and destroys the observer.
 ///
-/// ```
+/// ```standalone_crate
 /// use host_plugin_sdk::{Error, Event, Host, Observer, Request, Requests, Result, export_plugin, fake};
 ///
 /// #[derive(serde::Deserialize)]
@@ -60,6 +60,37 @@ use crate::{Error, Event, Host, Result, instance, sized};
 /// let asked = observer.observe(200, &loss(0.5)).expect("observed");
 /// assert_eq!(asked, [(Request::Stop, "loss/eval is 0.5".to_owned())]);
 /// ```
+///
+/// One that remembers something between events has it in the checkpoint, so that a resumed run goes
+/// on as if it had never ended:
+///
+/// ```standalone_crate
+/// # use host_plugin_sdk::{Error, Event, Host, NoConfig, Observer, Requests, Result, export_plugin, fake};
+/// struct Evaluations(u32);
+///
+/// impl Observer for Evaluations {
+/// #   type Config = NoConfig;
+/// #   fn create(_: NoConfig, _: Host) -> Result<Self> { Ok(Self(0)) }
+///     fn observe(&mut self, _step: u64, event: &Event<'_>, _: &mut Requests<'_>) -> Result<()> {
+///         self.0 += u32::from(event.metric("loss/eval").is_some());
+///         Ok(())
+///     }
+///     fn export_state(&self) -> Vec<u8> {
+///         self.0.to_le_bytes().to_vec()
+///     }
+///     fn import_state(&mut self, state: &[u8]) -> Result<()> {
+///         let state = state.try_into().map_err(|_| Error::new("a state has 4 bytes"))?;
+///         self.0 = u32::from_le_bytes(state);
+///         Ok(())
+///     }
+/// }
+/// # export_plugin! { description: "Counts evaluations", observer: Evaluations }
+/// # let plugin = fake::Plugin::load(&PLUGIN);
+/// # let (mut one, mut two) = (plugin.observer("{}").unwrap(), plugin.observer("{}").unwrap());
+/// # one.observe(1, &Event::Metrics { values: vec![("loss/eval", 1.0)] }).unwrap();
+/// # two.import_state(&one.export_state().unwrap()).unwrap();
+/// # assert_eq!(two.export_state().unwrap(), 1u32.to_le_bytes());
+/// ```
 pub trait Observer: Sized + Send + 'static {
     /// The configuration, read from the JSON that the host has checked against the schema.
     type Config: DeserializeOwned;
@@ -88,6 +119,21 @@ pub trait Observer: Sized + Send + 'static {
 }
 
 /// What an observer may ask of the loop, which does it at the next step boundary.
+///
+/// ```
+/// use host_plugin_sdk::Request;
+///
+/// /// Milder first.
+/// fn against_a_spike(times_before: u32) -> Request {
+///     match times_before {
+///         0 => Request::SkipStep,
+///         1 => Request::ScaleLearningRate { factor: 0.5 },
+///         2 => Request::RollBack,
+///         _ => Request::Stop,
+///     }
+/// }
+/// assert_eq!(against_a_spike(1), Request::ScaleLearningRate { factor: 0.5 });
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Request {
@@ -131,6 +177,18 @@ impl Request {
 }
 
 /// Where [`Observer::observe`] puts what it asks for.
+///
+/// ```
+/// use host_plugin_sdk::{Request, Requests, Result};
+///
+/// /// Goes back if the host can, and ends the training if it is too old for that.
+/// fn give_up(loss: f64, requests: &mut Requests<'_>) -> Result<()> {
+///     let reason = format!("the loss is {loss}");
+///     requests
+///         .ask(Request::RollBack, &reason)
+///         .or_else(|_| requests.ask(Request::Stop, &reason))
+/// }
+/// ```
 pub struct Requests<'a> {
     out: HostRequestsOut,
     call: PhantomData<&'a HostRequestsOut>,

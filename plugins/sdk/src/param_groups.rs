@@ -14,7 +14,7 @@ use crate::{Dtype, Error, Host, Result, instance, sized};
 
 /// Decides the optimizer's parameter groups.
 ///
-/// ```
+/// ```standalone_crate
 /// use host_plugin_sdk::{Groups, GroupsRequest, Host, NoConfig, ParamGroups, Result, export_plugin, fake};
 ///
 /// struct OneGroup;
@@ -53,6 +53,15 @@ pub trait ParamGroups: Sized + Send + 'static {
 }
 
 /// What a grouping is made from.
+///
+/// ```
+/// use host_plugin_sdk::GroupsRequest;
+///
+/// fn summary(request: &GroupsRequest<'_>) -> String {
+///     let biases = request.params().iter().filter(|param| param.name().ends_with(".bias"));
+///     format!("{} biases, weight decay {}", biases.count(), request.weight_decay())
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct GroupsRequest<'a> {
     params: Vec<Param<'a>>,
@@ -60,6 +69,16 @@ pub struct GroupsRequest<'a> {
 }
 
 /// A trainable parameter of the model. Tied weights appear once.
+///
+/// ```
+/// use host_plugin_sdk::{Dtype, Param};
+///
+/// /// Matrices and embeddings decay; biases, norms and what is in half precision do not.
+/// fn decays(param: &Param<'_>) -> bool {
+///     let is_norm = param.name().contains("ln_");
+///     param.shape().len() >= 2 && !is_norm && param.dtype() == Dtype::F32
+/// }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Param<'a> {
     name: &'a str,
@@ -68,12 +87,43 @@ pub struct Param<'a> {
 }
 
 /// Where [`ParamGroups::group`] puts the groups.
+///
+/// ```
+/// use host_plugin_sdk::{Groups, GroupsRequest, Result};
+///
+/// /// The embeddings learn half as fast as the rest.
+/// fn group(request: &GroupsRequest<'_>, groups: &mut Groups<'_>) -> Result<()> {
+///     let rest = groups.add_group("rest", request.weight_decay(), 1.0)?;
+///     let embeddings = groups.add_group("embeddings", 0.0, 0.5)?;
+///     let mut found = false;
+///     for (index, param) in request.params().iter().enumerate() {
+///         let is_embedding = param.name().contains(".wte.") || param.name().contains(".wpe.");
+///         found |= is_embedding;
+///         groups.assign(index, if is_embedding { embeddings } else { rest })?;
+///     }
+///     if !found {
+///         groups.warn("no embedding was found");
+///     }
+///     Ok(())
+/// }
+/// ```
 pub struct Groups<'a> {
     out: HostGroupsOut,
     call: PhantomData<&'a HostGroupsOut>,
 }
 
 /// A group that was added.
+///
+/// ```
+/// use host_plugin_sdk::{Group, Groups, Result};
+///
+/// /// A group for each layer, the lower the slower.
+/// fn layers(groups: &mut Groups<'_>, count: i32) -> Result<Vec<Group>> {
+///     (0..count)
+///         .map(|layer| groups.add_group(&format!("h.{layer}"), 0.1, 0.9f64.powi(count - 1 - layer)))
+///         .collect()
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Group(u32);
 

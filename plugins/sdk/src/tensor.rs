@@ -17,12 +17,31 @@ const CUDA_HOST: i32 = 3;
 /// is another than asked for, gives an [`unsupported`](Error::unsupported) error.
 ///
 /// ```
-/// use host_plugin_sdk::{Batch, Result};
+/// use host_plugin_sdk::{Device, Dtype, fake};
 ///
-/// fn worst(batch: &Batch<'_>) -> Result<f32> {
+/// let nll = fake::Tensor::f32(&[2, 3], &[0.5, 1.0, 1.5, 2.0, 2.5, 3.0]);
+/// let batch = fake::Batch::new().with("nll", nll.clone()).with("loss_sum", 10.5);
+/// batch.read(|batch| {
 ///     let nll = batch.tensor("nll")?;
-///     Ok(nll.iter_f32()?.fold(0.0, f32::max)) // whatever its strides
-/// }
+///     assert_eq!((nll.name(), nll.shape(), nll.numel()), ("nll", &[2, 3][..], 6));
+///     assert_eq!((nll.dtype(), nll.device()), (Dtype::F32, Device::Cpu));
+///     assert_eq!(nll.as_f32()?.chunks(3).map(|row| row[0]).collect::<Vec<_>>(), [0.5, 2.0]);
+///     assert_eq!(batch.tensor("loss_sum")?.scalar::<f64>()?, 10.5);
+///     assert!(nll.as_i64().is_err() && nll.as_f64().is_err()); // it holds no such numbers
+///     Ok::<_, host_plugin_sdk::Error>(())
+/// })?;
+///
+/// // A host may pass any strides: iterators follow them, slices refuse what is not contiguous.
+/// let transposed = fake::Batch::new().with("nll", nll.strided(&[3, 2], &[1, 3]));
+/// transposed.read(|batch| {
+///     let nll = batch.tensor("nll")?;
+///     assert_eq!((nll.strides(), nll.is_contiguous()), (&[1, 3][..], false));
+///     assert_eq!(nll.iter_f32()?.collect::<Vec<_>>(), [0.5, 2.0, 1.0, 2.5, 1.5, 3.0]);
+///     assert!(nll.as_f32().is_err());
+///     assert!(nll.iter_f64().is_err() && nll.iter_i64().is_err());
+///     Ok::<_, host_plugin_sdk::Error>(())
+/// })?;
+/// # Ok::<_, host_plugin_sdk::Error>(())
 /// ```
 #[derive(Clone, Copy)]
 pub struct Tensor<'a> {
@@ -34,6 +53,20 @@ pub struct Tensor<'a> {
 }
 
 /// Type of a tensor's elements.
+///
+/// ```
+/// use host_plugin_sdk::{Dtype, Error, Result};
+///
+/// fn bytes(dtype: Dtype) -> Result<usize> {
+///     match dtype {
+///         Dtype::Bf16 => Ok(2),
+///         Dtype::F32 | Dtype::I32 => Ok(4),
+///         Dtype::F64 | Dtype::I64 => Ok(8),
+///         other => Err(Error::unsupported(format!("elements of {other:?}"))),
+///     }
+/// }
+/// assert_eq!(bytes(Dtype::Bf16), Ok(2));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Dtype {
@@ -52,6 +85,16 @@ pub enum Dtype {
 }
 
 /// Where a tensor lies.
+///
+/// ```
+/// use host_plugin_sdk::{Device, fake};
+///
+/// let there = fake::Tensor::from(1.0).claim_device(2); // DLPack's number for CUDA
+/// fake::Batch::new().with("loss_sum", there).read(|batch| {
+///     assert_eq!(batch.tensor("loss_sum").expect("there").device(), Device::Cuda(0));
+///     assert!(batch.scalar_f64("loss_sum").is_err()); // the SDK reads main memory only
+/// });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Device {
@@ -64,6 +107,15 @@ pub enum Device {
 }
 
 /// What an element of a [`Tensor`] can be read as.
+///
+/// ```
+/// use host_plugin_sdk::{Dtype, Element, Result, Tensor};
+///
+/// fn largest<T: Element + PartialOrd>(tensor: &Tensor<'_>) -> Result<Option<T>> {
+///     Ok(tensor.iter::<T>()?.reduce(|a, b| if b > a { b } else { a }))
+/// }
+/// assert_eq!(i64::DTYPE, Dtype::I64);
+/// ```
 ///
 /// # Safety
 /// Every pattern of bits is a value of it, and it is laid out as `DTYPE` says.
@@ -184,6 +236,14 @@ impl<'a> Tensor<'a> {
     }
 
     /// The elements as a slice, if the tensor [is contiguous](Self::is_contiguous).
+    ///
+    /// ```
+    /// # use host_plugin_sdk::fake::{Batch, Tensor};
+    /// Batch::new().with("labels", Tensor::i64(&[3], &[7, 8, 9])).read(|batch| {
+    ///     let labels = batch.tensor("labels").expect("there");
+    ///     assert_eq!(labels.as_slice::<i64>(), Ok(&[7, 8, 9][..]));
+    /// });
+    /// ```
     pub fn as_slice<T: Element>(&self) -> Result<&'a [T]> {
         if !self.is_contiguous() {
             return Err(Error::unsupported(format!(
@@ -198,6 +258,15 @@ impl<'a> Tensor<'a> {
     }
 
     /// The elements in row-major order, whatever the strides.
+    ///
+    /// ```
+    /// # use host_plugin_sdk::fake::{Batch, Tensor};
+    /// let same = Tensor::i64(&[1], &[7]).strided(&[3], &[0]); // one number, seen three times
+    /// Batch::new().with("labels", same).read(|batch| {
+    ///     let labels = batch.tensor("labels").expect("there");
+    ///     assert_eq!(labels.iter::<i64>().expect("numbers").sum::<i64>(), 21);
+    /// });
+    /// ```
     pub fn iter<T: Element>(&self) -> Result<Elements<'a, T>> {
         Ok(Elements {
             first: self.first::<T>()?,
@@ -320,6 +389,17 @@ impl fmt::Debug for Tensor<'_> {
 }
 
 /// The elements of a [`Tensor`] in row-major order.
+///
+/// ```
+/// use host_plugin_sdk::{Elements, Result, Tensor};
+///
+/// /// The sum and how many there are, read once.
+/// fn sum(tensor: &Tensor<'_>) -> Result<(f64, usize)> {
+///     let elements: Elements<'_, f32> = tensor.iter_f32()?;
+///     let count = elements.len();
+///     Ok((elements.map(f64::from).sum(), count))
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Elements<'a, T> {
     first: *const T,

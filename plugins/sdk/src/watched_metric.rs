@@ -12,13 +12,15 @@ const MOST_NAMES: usize = 30;
 /// the observer has to see `metrics` and `checkpoint_written`.
 ///
 /// ```
-/// use host_plugin_sdk::{Event, Host, WatchedMetric};
+/// use host_plugin_sdk::{Event, WatchedMetric, fake};
 ///
-/// fn watch(host: Host) {
-///     let mut loss = WatchedMetric::new("loss/eval", host);
-///     let event = Event::Metrics { values: vec![("lr", 0.5), ("loss/eval", 2.5)] };
-///     assert_eq!(loss.value(&event), Some(2.5));
-/// }
+/// let (host, log) = fake::host();
+/// let mut watched = WatchedMetric::new("loss/evl", host);
+/// assert_eq!(watched.name(), "loss/evl");
+/// let measured = Event::Metrics { values: vec![("lr", 0.5), ("loss/eval", 2.5)] };
+/// assert_eq!(watched.value(&measured), None);
+/// assert_eq!(watched.value(&Event::CheckpointWritten { name: "step-000100", bytes: 1 }), None);
+/// assert_eq!(log(), ["warn: no metric is called loss/evl so far; there are: loss/eval, lr"]);
 /// ```
 #[derive(Debug)]
 pub struct WatchedMetric {

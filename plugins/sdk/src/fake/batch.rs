@@ -10,10 +10,13 @@ use host_plugin_abi::{
 /// use host_plugin_sdk::fake::{Batch, Tensor};
 ///
 /// let batch = Batch::new()
+///     .at_step(100)
 ///     .with("loss_sum", 12.5)
 ///     .with("token_count", 6i64)
 ///     .with("nll", Tensor::f32(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]));
-/// # let _ = batch;
+/// let tokens = batch.read(|batch| batch.scalar_i64("token_count")); // as a metric does
+/// assert_eq!(tokens, Ok(6));
+/// batch.view(|raw| assert_eq!((raw.step, raw.n_tensors), (100, 3))); // as C does
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
@@ -22,6 +25,22 @@ pub struct Batch {
 }
 
 /// A tensor that owns its numbers.
+///
+/// ```
+/// use host_plugin_sdk::fake::{Batch, Tensor};
+///
+/// let refused = |tensor: Tensor| {
+///     let batch = Batch::new().with("labels", tensor);
+///     batch.read(|batch| batch.tensor("labels")?.as_i64().map(|_| ())).is_err()
+/// };
+/// let labels = Tensor::i64(&[2, 2], &[1, 2, 3, 4]);
+/// assert!(!refused(labels.clone()));
+/// assert!(!refused(labels.clone().byte_offset(8).strided(&[3], &[1])));
+/// assert!(refused(labels.clone().strided(&[2, 2], &[1, 2]))); // columns first
+/// assert!(refused(labels.clone().claim_dtype(0, 32, 1))); // 32-bit integers
+/// assert!(refused(labels.claim_device(2))); // on CUDA
+/// assert!(refused(Tensor::f32(&[1], &[1.0])) && refused(Tensor::f64(&[0], &[])));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Tensor {
     /// Words rather than bytes, for their alignment.
@@ -54,6 +73,12 @@ impl Batch {
     pub fn with(mut self, name: &str, tensor: impl Into<Tensor>) -> Self {
         self.tensors.push((name.to_owned(), tensor.into()));
         self
+    }
+
+    /// Shows the batch as [`Metric::update`](crate::Metric::update) sees it, for the time of a call.
+    pub fn read<R>(&self, call: impl FnOnce(&crate::Batch<'_>) -> R) -> R {
+        // SAFETY: the view is good for the call.
+        self.view(|raw| call(&unsafe { crate::Batch::new(raw) }.expect("a good batch")))
     }
 
     /// Shows the batch as the C struct, for the time of a call.

@@ -9,6 +9,24 @@ use sha2::{Digest, Sha256};
 use crate::{CheckpointManifest, FileEntry};
 
 /// A checkpoint on disk.
+///
+/// ```
+/// use host_plugin_sdk::fake::{Checkpoint, Scratch};
+///
+/// let scratch = Scratch::new();
+/// let checkpoint = Checkpoint::write(&scratch.path().join("step-1"), 1, &[("a/b", b"bytes")])
+///     .of_run("first")
+///     .with_metric("perplexity", f64::INFINITY)
+///     .with_state_dir(&scratch.path().join("my-sink"));
+/// assert!(checkpoint.dir().join("manifest.json").is_file());
+/// assert!(checkpoint.state_dir().is_dir());
+/// let size = checkpoint.read(|checkpoint| checkpoint.files()["a/b"].size); // as a sink does
+/// assert_eq!(size, 5);
+/// checkpoint.view(|raw| assert_eq!(raw.step, 1)); // as C does
+///
+/// // One whose manifest is not what was written, for what a sink makes of that.
+/// let broken = checkpoint.claim_manifest("{}");
+/// ```
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     step: u64,
@@ -104,6 +122,16 @@ impl Checkpoint {
         &self.state_dir
     }
 
+    /// Shows the checkpoint as [`CheckpointSink::publish`](crate::CheckpointSink::publish) sees it,
+    /// for the time of a call.
+    ///
+    /// # Panics
+    /// If a path is not UTF-8, or the claimed manifest is none.
+    pub fn read<R>(&self, call: impl FnOnce(&crate::Checkpoint<'_>) -> R) -> R {
+        // SAFETY: the view is good for the call.
+        self.view(|raw| call(&unsafe { crate::Checkpoint::new(raw) }.expect("a good checkpoint")))
+    }
+
     /// Shows the checkpoint as the C struct, for the time of a call.
     ///
     /// # Panics
@@ -124,6 +152,16 @@ impl Checkpoint {
 }
 
 /// A folder for one test, removed with all that is in it when dropped.
+///
+/// ```
+/// use host_plugin_sdk::fake::Scratch;
+///
+/// let scratch = Scratch::new();
+/// let path = scratch.path().to_owned();
+/// std::fs::write(path.join("x"), "y").expect("written");
+/// drop(scratch);
+/// assert!(!path.exists());
+/// ```
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
 

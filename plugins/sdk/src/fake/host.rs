@@ -10,6 +10,16 @@ use host_plugin_abi::{
 };
 
 /// A call that did not end well.
+///
+/// ```
+/// use host_plugin_sdk::{abi, fake::Failure};
+///
+/// let message = "no network".to_owned();
+/// let failure = Failure { status: abi::HOST_TEMPORARY, message };
+/// assert!(failure.is_temporary());
+/// assert!(!failure.is_panic() && !failure.is_unsupported() && !failure.is_cancelled());
+/// assert_eq!(failure.to_string(), "status 5: no network");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// What the plugin returned: one of the ABI's `HOST_*`.
@@ -84,6 +94,13 @@ impl Host {
 
 /// The table that a fake host gives to a plugin, for tests that change something in it. Its `ctx`
 /// is null, so what the plugin says is lost.
+///
+/// ```
+/// use host_plugin_sdk::{abi, fake};
+///
+/// let older = abi::HostApi { log: None, ..fake::api() };
+/// assert!(older.log.is_none() && older.abi_major == abi::HOST_ABI_MAJOR);
+/// ```
 pub fn api() -> HostApi {
     HostApi {
         struct_size: size_of::<HostApi>() as u32,
@@ -98,9 +115,14 @@ pub fn api() -> HostApi {
     }
 }
 
-/// A host's handle for a test of the SDK, and what was logged through it so far.
-#[cfg(test)]
-pub(crate) fn host() -> (crate::Host, impl Fn() -> Vec<String>) {
+/// A host's handle, as `create` gets it, and what was logged through it so far.
+///
+/// ```
+/// let (host, log) = host_plugin_sdk::fake::host();
+/// host.warn("the folder is full");
+/// assert_eq!(log(), ["warn: the folder is full"]);
+/// ```
+pub fn host() -> (crate::Host, impl Fn() -> Vec<String>) {
     let host = Host::new();
     // SAFETY: a leaked table.
     let handle = unsafe { crate::Host::new(host.api(), "test") }.expect("a good table");

@@ -8,6 +8,44 @@ use super::plugin::Instance;
 use super::{Batch, Failure};
 
 /// A metric of the plugin's, driven through its vtable.
+///
+/// ```standalone_crate
+/// # use host_plugin_sdk::*;
+/// # struct Tokens(i64);
+/// # impl Metric for Tokens {
+/// #     type Config = NoConfig;
+/// #     fn create(_: NoConfig, _: Host) -> Result<Self> { Ok(Self(0)) }
+/// #     fn reset(&mut self) { self.0 = 0; }
+/// #     fn update(&mut self, batch: &Batch<'_>) -> Result<()> {
+/// #         self.0 += batch.scalar_i64("token_count")?;
+/// #         Ok(())
+/// #     }
+/// #     fn export_state(&self) -> Vec<u8> { self.0.to_le_bytes().to_vec() }
+/// #     fn merge_state(&mut self, state: &[u8]) -> Result<()> {
+/// #         self.0 += i64::from_le_bytes(state.try_into().map_err(|_| Error::new("no state"))?);
+/// #         Ok(())
+/// #     }
+/// #     fn compute(&self, values: &mut Values<'_>) -> Result<()> { values.put_f64("tokens", self.0 as f64) }
+/// # }
+/// # export_plugin! { description: "Counts tokens", metric: Tokens, needs: ["token_count"] }
+/// use host_plugin_sdk::fake;
+///
+/// let plugin = fake::Plugin::load(&PLUGIN);
+/// let (mut one, mut two) = (plugin.metric("{}")?, plugin.metric("{}")?);
+/// one.update(&fake::Batch::new().with("token_count", 3i64))?;
+/// two.update(&fake::Batch::new().with("token_count", 4i64))?;
+/// one.merge_state(&two.export_state()?)?;
+/// assert_eq!(one.compute()?["tokens"], 7.0);
+/// one.reset()?;
+/// assert_eq!(one.compute()?["tokens"], 0.0);
+/// assert!(one.merge_state(b"bytes that are no state").is_err());
+///
+/// let (vtable, instance) = one.raw();
+/// // SAFETY: a live instance; a null batch is what the test is about.
+/// let status = unsafe { vtable.update.expect("update")(instance, std::ptr::null()) };
+/// assert_eq!(status, abi::HOST_ERROR);
+/// # Ok::<_, fake::Failure>(())
+/// ```
 #[derive(Debug)]
 pub struct Metric {
     vtable: &'static HostMetric,

@@ -4,7 +4,7 @@
 //! vtable, with C structs going in and callbacks coming back. It panics where the plugin breaks the
 //! ABI; what a call may well end with, it returns.
 //!
-//! ```
+//! ```standalone_crate
 //! # use host_plugin_sdk::{Groups, GroupsRequest, Host, NoConfig, ParamGroups, Result, export_plugin};
 //! use host_plugin_sdk::fake;
 //! # struct Nothing;
@@ -33,9 +33,7 @@ mod sink;
 
 pub use batch::{Batch, Tensor};
 pub use checkpoint::{Checkpoint, Scratch};
-#[cfg(test)]
-pub(crate) use host::host;
-pub use host::{Failure, api};
+pub use host::{Failure, api, host};
 pub use metric::Metric;
 pub use observer::{Observer, event_view};
 pub use param_groups::{Group, Grouping, Param, ParamGroups};

@@ -17,6 +17,29 @@ use super::plugin::Instance;
 use crate::{DeliveryState, Event, Request, StopReason};
 
 /// An observer of the plugin's, driven through its vtable.
+///
+/// ```standalone_crate
+/// # use host_plugin_sdk::*;
+/// # struct Eager;
+/// # impl Observer for Eager {
+/// #     type Config = NoConfig;
+/// #     fn create(_: NoConfig, _: Host) -> Result<Self> { Ok(Self) }
+/// #     fn observe(&mut self, _: u64, _: &Event<'_>, requests: &mut Requests<'_>) -> Result<()> {
+/// #         requests.ask(Request::Checkpoint, "something happened")
+/// #     }
+/// # }
+/// # export_plugin! { description: "Wants a checkpoint after every event", observer: Eager }
+/// use host_plugin_sdk::fake;
+///
+/// let mut observer = fake::Plugin::load(&PLUGIN).observer("{}")?;
+/// let asked = observer.observe(7, &Event::Warning { message: "odd" })?;
+/// assert_eq!(asked, [(Request::Checkpoint, "something happened".to_owned())]);
+/// assert!(observer.export_state()?.is_empty()); // it remembers nothing,
+/// assert!(observer.import_state(b"x").is_err()); // so it takes nothing back
+/// let (vtable, _instance) = observer.raw();
+/// assert!(vtable.observe.is_some());
+/// # Ok::<_, fake::Failure>(())
+/// ```
 #[derive(Debug)]
 pub struct Observer {
     vtable: &'static HostObserver,
@@ -78,6 +101,14 @@ impl Observer {
 }
 
 /// Shows an event as the C struct, for the time of a call.
+///
+/// ```
+/// use host_plugin_sdk::{Event, abi, fake};
+///
+/// fake::event_view(7, &Event::Warning { message: "odd" }, |raw| {
+///     assert_eq!((raw.kind, raw.step), (abi::HOST_EVENT_WARNING, 7));
+/// });
+/// ```
 pub fn event_view<R>(step: u64, event: &Event<'_>, call: impl FnOnce(&HostEvent) -> R) -> R {
     let mut view = HostEvent::new(0, step);
     let mut views = Vec::new();

@@ -10,6 +10,13 @@ use super::host::copied;
 use super::plugin::Instance;
 
 /// A trainable parameter of 32-bit floats.
+///
+/// ```
+/// use host_plugin_sdk::fake::Param;
+///
+/// let param = Param::new("transformer.h.0.ln_1.weight", &[64]);
+/// assert_eq!((&*param.name, &*param.shape), ("transformer.h.0.ln_1.weight", &[64][..]));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Param {
     /// Its name.
@@ -19,6 +26,14 @@ pub struct Param {
 }
 
 /// A group that the plugin added.
+///
+/// ```
+/// use host_plugin_sdk::fake::Group;
+///
+/// let params = vec!["transformer.h.0.ln_1.weight".to_owned()];
+/// let group = Group { name: "no_decay".to_owned(), weight_decay: 0.0, lr_multiplier: 1.0, params };
+/// assert_eq!(group.params.len(), 1); // what a test compares with
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group {
     /// Its name.
@@ -32,6 +47,16 @@ pub struct Group {
 }
 
 /// What a grouping gave.
+///
+/// ```
+/// use host_plugin_sdk::fake::Grouping;
+///
+/// fn sizes(grouping: &Grouping) -> Vec<(&str, usize)> {
+///     let size = |group: &host_plugin_sdk::fake::Group| group.params.len();
+///     grouping.groups.iter().map(|group| (&*group.name, size(group))).collect()
+/// }
+/// assert!(sizes(&Grouping::default()).is_empty());
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Grouping {
     /// The groups, in the order in which they were added.
@@ -41,6 +66,35 @@ pub struct Grouping {
 }
 
 /// A grouper of the plugin's, driven through its vtable.
+///
+/// ```standalone_crate
+/// # use host_plugin_sdk::*;
+/// # struct Two;
+/// # impl ParamGroups for Two {
+/// #     type Config = NoConfig;
+/// #     fn create(_: NoConfig, _: Host) -> Result<Self> { Ok(Self) }
+/// #     fn group(&mut self, request: &GroupsRequest<'_>, groups: &mut Groups<'_>) -> Result<()> {
+/// #         let decay = groups.add_group("decay", request.weight_decay(), 1.0)?;
+/// #         let none = groups.add_group("no_decay", 0.0, 1.0)?;
+/// #         for (index, param) in request.params().iter().enumerate() {
+/// #             groups.assign(index, if param.shape().len() > 1 { decay } else { none })?;
+/// #         }
+/// #         groups.warn("only as an example");
+/// #         Ok(())
+/// #     }
+/// # }
+/// # export_plugin! { description: "Two groups by shape", param_groups: Two }
+/// use host_plugin_sdk::fake;
+///
+/// let mut grouper = fake::Plugin::load(&PLUGIN).param_groups("{}")?;
+/// let params = [fake::Param::new("w", &[2, 3]), fake::Param::new("b", &[3])];
+/// let fake::Grouping { groups, warnings } = grouper.group(&params, 0.1)?;
+/// assert_eq!(groups[0].params, ["w"]);
+/// assert_eq!(warnings, ["only as an example"]);
+/// let (vtable, _instance) = grouper.raw();
+/// assert!(vtable.group.is_some());
+/// # Ok::<_, fake::Failure>(())
+/// ```
 #[derive(Debug)]
 pub struct ParamGroups {
     vtable: &'static HostParamGroups,

@@ -11,6 +11,56 @@ use super::host::Host;
 use super::{CheckpointSink, Failure, Metric, Observer, ParamGroups};
 
 /// A plugin that a fake host has loaded.
+///
+/// ```standalone_crate
+/// # use host_plugin_sdk::*;
+/// # struct Sink;
+/// # impl CheckpointSink for Sink {
+/// #     type Config = NoConfig;
+/// #     fn create(_: NoConfig, _: Host) -> Result<Self> { Ok(Self) }
+/// #     fn publish(&mut self, _: &Checkpoint<'_>, _: &Cancel) -> Result<serde_json::Value> { Ok(().into()) }
+/// # }
+/// # struct Look;
+/// # impl Observer for Look {
+/// #     type Config = NoConfig;
+/// #     fn create(_: NoConfig, _: Host) -> Result<Self> { Ok(Self) }
+/// #     fn observe(&mut self, _: u64, _: &Event<'_>, _: &mut Requests<'_>) -> Result<()> { Ok(()) }
+/// # }
+/// # struct All(i64);
+/// # impl Metric for All {
+/// #     type Config = NoConfig;
+/// #     fn create(_: NoConfig, host: Host) -> Result<Self> { host.info("ready"); Ok(Self(0)) }
+/// #     fn reset(&mut self) {}
+/// #     fn update(&mut self, _: &Batch<'_>) -> Result<()> { Ok(()) }
+/// #     fn export_state(&self) -> Vec<u8> { Vec::new() }
+/// #     fn merge_state(&mut self, _: &[u8]) -> Result<()> { Ok(()) }
+/// #     fn compute(&self, _: &mut Values<'_>) -> Result<()> { Ok(()) }
+/// # }
+/// # struct One;
+/// # impl ParamGroups for One {
+/// #     type Config = NoConfig;
+/// #     fn create(_: NoConfig, _: Host) -> Result<Self> { Ok(Self) }
+/// #     fn group(&mut self, _: &GroupsRequest<'_>, _: &mut Groups<'_>) -> Result<()> { Ok(()) }
+/// # }
+/// # export_plugin! {
+/// #     description: "Everything",
+/// #     param_groups: One,
+/// #     metric: All,
+/// #     checkpoint_sink: Sink,
+/// #     observer: Look,
+/// # }
+/// use host_plugin_sdk::fake;
+///
+/// let plugin = fake::Plugin::load(&PLUGIN);
+/// assert_eq!(plugin.manifest()["kinds"][1], "metric");
+/// let metric = plugin.metric("{}")?;
+/// assert_eq!(plugin.log(), ["info: ready"]);
+/// // A plugin of several kinds has one for each.
+/// let (groups, sink) = (plugin.param_groups("{}")?, plugin.checkpoint_sink("{}")?);
+/// let refused = plugin.observer(r#"{"no": "setting"}"#).unwrap_err();
+/// assert!(refused.message.contains("unknown field `no`"));
+/// # Ok::<_, fake::Failure>(())
+/// ```
 #[derive(Debug)]
 pub struct Plugin {
     host: &'static Host,

@@ -8,6 +8,38 @@ use super::plugin::Instance;
 use super::{Checkpoint, Failure};
 
 /// A sink of the plugin's, driven through its vtable.
+///
+/// ```standalone_crate
+/// # use host_plugin_sdk::*;
+/// # struct Slow;
+/// # impl CheckpointSink for Slow {
+/// #     type Config = NoConfig;
+/// #     fn create(_: NoConfig, _: Host) -> Result<Self> { Ok(Self) }
+/// #     fn publish(&mut self, checkpoint: &Checkpoint<'_>, cancel: &Cancel) -> Result<serde_json::Value> {
+/// #         while checkpoint.step() == 2 {
+/// #             cancel.check()?;
+/// #             std::thread::yield_now();
+/// #         }
+/// #         Ok(serde_json::json!({ "path": checkpoint.dir() }))
+/// #     }
+/// # }
+/// # export_plugin! { description: "Never ends with step 2", checkpoint_sink: Slow }
+/// use host_plugin_sdk::fake;
+///
+/// let scratch = fake::Scratch::new();
+/// let checkpoint = |step: u64| {
+///     fake::Checkpoint::write(&scratch.path().join(format!("step-{step}")), step, &[("a", b"1")])
+/// };
+/// let mut sink = fake::Plugin::load(&PLUGIN).checkpoint_sink("{}")?;
+/// let first = checkpoint(1);
+/// assert_eq!(sink.publish(&first)?["path"], first.dir().display().to_string());
+/// // This one never ends by itself.
+/// let ended = sink.publish_with(&checkpoint(2), |canceller| canceller.cancel());
+/// assert!(ended.unwrap_err().is_cancelled());
+/// let (vtable, _instance) = sink.raw();
+/// assert!(vtable.publish.is_some());
+/// # Ok::<_, fake::Failure>(())
+/// ```
 #[derive(Debug)]
 pub struct CheckpointSink {
     vtable: &'static HostCheckpointSink,
@@ -15,6 +47,15 @@ pub struct CheckpointSink {
 }
 
 /// Asks a sink's running `publish` to end, from another thread.
+///
+/// ```
+/// use host_plugin_sdk::fake::{Canceller, Checkpoint, CheckpointSink, Failure};
+///
+/// /// What becomes of a delivery that is cancelled at once, by another thread as in the real host.
+/// fn cancelled(sink: &mut CheckpointSink, checkpoint: &Checkpoint) -> Result<(), Failure> {
+///     sink.publish_with(checkpoint, |canceller: &Canceller| canceller.cancel()).map(|_| ())
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Canceller {
     sink: &'static HostCheckpointSink,
