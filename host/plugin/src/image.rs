@@ -108,6 +108,15 @@ impl Image {
 }
 
 impl Mapped {
+    /// The file that holds the bytes.
+    pub(crate) fn into_file(self, name: &str) -> io::Result<OwnedFd> {
+        match self {
+            Self::Sealed(file) => Ok(file),
+            // Open, it outlives its name.
+            Self::Copy(_) => File::open(self.path(name)).map(OwnedFd::from),
+        }
+    }
+
     /// What to hand to the loader.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         match self {

@@ -38,13 +38,23 @@ static KEPT: AtomicI32 = AtomicI32::new(0);
 /// Sends the log lines of all plugins, down to the level `kept`, to `hook`, which is called on
 /// whatever thread the plugin logs from. Without a hook they go nowhere.
 pub fn set_log(kept: Level, hook: impl Fn(&LogRecord<'_>) + Send + Sync + 'static) {
+    set_log_by_number(kept.number(), hook);
+}
+
+/// The same with the ABI's number of the level, 0 for none.
+pub(crate) fn set_log_by_number(kept: i32, hook: impl Fn(&LogRecord<'_>) + Send + Sync + 'static) {
     *HOOK.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(hook));
-    KEPT.store(kept.number(), Ordering::Relaxed);
+    KEPT.store(kept, Ordering::Relaxed);
+}
+
+/// The ABI's number of the least important level that is kept; 0 keeps nothing.
+pub(crate) fn kept() -> i32 {
+    KEPT.load(Ordering::Relaxed)
 }
 
 /// Whether a line of this level, by the ABI's number, is kept.
 pub(crate) fn is_kept(level: i32) -> bool {
-    level <= KEPT.load(Ordering::Relaxed)
+    level <= kept()
 }
 
 pub(crate) fn write(record: &LogRecord<'_>) {
@@ -60,7 +70,7 @@ pub(crate) fn write(record: &LogRecord<'_>) {
 }
 
 impl Level {
-    fn number(self) -> i32 {
+    pub(crate) fn number(self) -> i32 {
         match self {
             Self::Error => abi::HOST_LOG_ERROR,
             Self::Warn => abi::HOST_LOG_WARN,

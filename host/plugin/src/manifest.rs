@@ -2,6 +2,7 @@ use std::fmt;
 
 use host_core::Need;
 use host_plugin_abi as abi;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::EventKind;
@@ -34,7 +35,7 @@ pub struct PluginManifest {
 }
 
 /// What a plugin can be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum PluginKind {
     /// It decides the optimizer's parameter groups.
     ParamGroups,

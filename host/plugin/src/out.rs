@@ -10,7 +10,7 @@ pub(crate) const LONGEST_NAME: usize = 200;
 /// Most values that one call may put.
 const MOST_VALUES: usize = 1000;
 /// Most bytes that one call may put.
-const MOST_BYTES: usize = 64 << 20;
+pub(crate) const MOST_BYTES: usize = 64 << 20;
 
 /// What a call puts. It lives on the host's stack for the length of one call.
 #[derive(Debug, Default)]

@@ -1,4 +1,6 @@
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use host_core::{CheckpointSink, Error, Kind, Metric, Observer, ParamGroups, Result};
@@ -9,76 +11,140 @@ use crate::image::Image;
 use crate::instance::Maker;
 use crate::library::Library;
 use crate::metric::PluginMetric;
+use crate::mode::default_time_limit;
 use crate::observer::PluginObserver;
 use crate::param_groups::PluginParamGroups;
-use crate::{CallAccount, Found, PluginConfig, PluginKind, PluginManifest};
+use crate::process::{
+    Launch, Remote, RemoteCheckpointSink, RemoteMetric, RemoteObserver, RemoteParamGroups,
+};
+use crate::{CallAccount, Found, Mode, PluginConfig, PluginKind, PluginManifest, ServeCommand};
 
-/// A loaded plugin with its settings. It makes instances; they outlive it.
+/// A plugin with its settings. It makes instances, in this process or each in a child of it; they
+/// outlive it.
 #[derive(Debug)]
 pub struct Plugin {
     path: PathBuf,
     sha256: String,
-    library: &'static Library,
+    manifest: PluginManifest,
     config: Map<String, Value>,
-    maker: Maker,
+    /// The settings as JSON text.
+    json: Arc<str>,
+    /// Absent where nothing of it runs in this process.
+    library: Option<&'static Library>,
+    /// Absent where everything of it does.
+    isolation: Option<Isolation>,
+    time_limit: Option<Duration>,
+    account: CallAccount,
+}
+
+/// What it takes to run instances in child processes.
+#[derive(Debug)]
+struct Isolation {
+    /// The user's choice for all kinds.
+    mode: Option<Mode>,
+    serve: ServeCommand,
+    /// The bytes that were looked at, which nobody can change any more.
+    image: Arc<OwnedFd>,
+}
+
+/// Where an instance is made.
+enum Place {
+    Here(&'static Library),
+    Child(Launch),
 }
 
 impl Plugin {
     /// Reads and hashes the library, looks at those bytes, holds them to the lock, checks the
-    /// settings and only then loads the bytes. The same library may be loaded again with other
-    /// settings. `[main]`
+    /// settings and only then loads the bytes, into this process. The same library may be loaded
+    /// again with other settings. `[main]`
     ///
     /// # Errors
     /// The library is refused, or is not the one that is locked, or the settings are refused, or it
     /// does not keep what its manifest promises.
     pub fn load(found: &Found, config: &PluginConfig) -> Result<Self> {
-        let path = &found.path;
-        let image = Image::read(path)?;
+        let (image, manifest, config) = examine(found, config)?;
+        Self::make(&image, &found.path, manifest, config, None)
+    }
+
+    /// The same, but instances of the kinds that run in a process of their own are made in children
+    /// that `serve` starts: all kinds or none as `mode` says, else each as is usual for it. If no
+    /// kind runs here, nothing is loaded into this process. `[main]`
+    ///
+    /// # Errors
+    /// As for [`Plugin::load`]. What only a load would show comes when an instance is made.
+    pub fn load_isolated(
+        found: &Found,
+        config: &PluginConfig,
+        mode: Option<Mode>,
+        serve: ServeCommand,
+    ) -> Result<Self> {
+        let (image, manifest, config) = examine(found, config)?;
+        let image_file = image
+            .map(&manifest.id)
+            .and_then(|mapped| mapped.into_file(&manifest.id))
+            .map_err(|error| Error::io("copy the plugin", &found.path, &error))?;
+        let isolation = Isolation {
+            mode,
+            serve,
+            image: Arc::new(image_file),
+        };
+        Self::make(&image, &found.path, manifest, config, Some(isolation))
+    }
+
+    /// Loads bytes that the host has examined, with settings that it has, into this process.
+    pub(crate) fn load_image(image: &Image, path: &Path, json: &str) -> Result<Self> {
         let manifest = crate::inspect(image.bytes(), path)?;
-        if manifest.id != found.manifest.id {
-            return Err(Error::new(
-                Kind::Plugin,
-                format!(
-                    "plugin {} has become {}: {}",
-                    found.manifest.id,
-                    manifest.id,
-                    path.display()
-                ),
-            )
-            .hint("the file was replaced in this moment; try again"));
-        }
-        found.check_lock(&manifest, &image)?;
-        let config = config.resolve(&manifest)?;
-        let library = Library::load(&image, path)?;
-        let json = Value::Object(config.clone()).to_string();
+        let config = serde_json::from_str(json).map_err(|error| {
+            let message = format!(
+                "the settings of plugin {} are no JSON: {error}",
+                manifest.id
+            );
+            Error::new(Kind::System, message)
+        })?;
+        Self::make(image, path, manifest, config, None)
+    }
+
+    fn make(
+        image: &Image,
+        path: &Path,
+        manifest: PluginManifest,
+        config: Map<String, Value>,
+        isolation: Option<Isolation>,
+    ) -> Result<Self> {
+        let runs_here = |kind: &PluginKind| {
+            let isolation = isolation.as_ref();
+            isolation.is_none_or(|isolation| isolation.mode_of(*kind) == Mode::InProcess)
+        };
+        let library = match manifest.kinds.iter().any(runs_here) {
+            true => Some(Library::load(image, path)?),
+            false => None,
+        };
         Ok(Self {
-            path: path.clone(),
+            path: path.to_owned(),
             sha256: image.sha256(),
-            library,
+            json: Value::Object(config.clone()).to_string().into(),
+            manifest,
             config,
-            maker: Maker {
-                plugin: manifest.id.into(),
-                api: library.api,
-                config: json.into(),
-                time_limit: None,
-                account: CallAccount::default(),
-            },
+            library,
+            isolation,
+            time_limit: None,
+            account: CallAccount::default(),
         })
     }
 
     /// Its id.
     pub fn id(&self) -> &str {
-        &self.library.manifest.id
+        &self.manifest.id
     }
 
     /// What it says about itself.
     pub fn manifest(&self) -> &PluginManifest {
-        &self.library.manifest
+        &self.manifest
     }
 
     /// What it can be.
     pub fn kinds(&self) -> &[PluginKind] {
-        &self.library.manifest.kinds
+        &self.manifest.kinds
     }
 
     /// The file it was loaded from.
@@ -98,16 +164,16 @@ impl Plugin {
 
     /// Lets a call take at most this long, for the instances that are made from now on. In this
     /// process nothing can interrupt a call: one that took longer has failed, and its output comes to
-    /// nothing.
+    /// nothing. A child process is killed.
     #[must_use]
     pub fn with_time_limit(mut self, limit: Option<Duration>) -> Self {
-        self.maker.time_limit = limit;
+        self.time_limit = limit;
         self
     }
 
     /// The account of all calls into the instances made here. `create` and `destroy` are not in it.
     pub fn account(&self) -> &CallAccount {
-        &self.maker.account
+        &self.account
     }
 
     /// Makes a grouper. `[main]`
@@ -115,8 +181,14 @@ impl Plugin {
     /// # Errors
     /// The plugin is none, or fails to make it.
     pub fn param_groups(&self) -> Result<Box<dyn ParamGroups>> {
-        let functions = self.functions(self.library.param_groups, PluginKind::ParamGroups)?;
-        let instance = self.maker.create(PluginKind::ParamGroups, functions.create, functions.destroy)?;
+        let kind = PluginKind::ParamGroups;
+        let library = match self.place(kind)? {
+            Place::Here(library) => library,
+            Place::Child(launch) => return Ok(Box::new(RemoteParamGroups(self.start(launch)?))),
+        };
+        let functions = self.functions(library.param_groups, kind)?;
+        let maker = self.maker(library);
+        let instance = maker.create(kind, functions.create, functions.destroy)?;
         Ok(Box::new(PluginParamGroups {
             instance,
             functions,
@@ -128,14 +200,23 @@ impl Plugin {
     /// # Errors
     /// The plugin is none, or fails to make it.
     pub fn metric(&self) -> Result<Box<dyn Metric>> {
-        let functions = self.functions(self.library.metric, PluginKind::Metric)?;
-        let instance = self.maker.create(PluginKind::Metric, functions.create, functions.destroy)?;
-        let manifest = self.manifest();
+        let kind = PluginKind::Metric;
+        let needs = self.manifest.needs.clone();
+        let library = match self.place(kind)? {
+            Place::Here(library) => library,
+            Place::Child(launch) => {
+                let remote = self.start(launch)?;
+                return Ok(Box::new(RemoteMetric::new(remote, needs)));
+            }
+        };
+        let functions = self.functions(library.metric, kind)?;
+        let maker = self.maker(library);
+        let instance = maker.create(kind, functions.create, functions.destroy)?;
         Ok(Box::new(PluginMetric {
             instance,
             functions,
-            needs: manifest.needs.clone(),
-            reads_cuda: manifest.reads_cuda,
+            needs,
+            reads_cuda: self.manifest.reads_cuda,
         }))
     }
 
@@ -144,8 +225,16 @@ impl Plugin {
     /// # Errors
     /// The plugin is none, or fails to make it.
     pub fn checkpoint_sink(&self) -> Result<Box<dyn CheckpointSink>> {
-        let functions = self.functions(self.library.checkpoint_sink, PluginKind::CheckpointSink)?;
-        let instance = self.maker.create(PluginKind::CheckpointSink, functions.create, functions.destroy)?;
+        let kind = PluginKind::CheckpointSink;
+        let library = match self.place(kind)? {
+            Place::Here(library) => library,
+            Place::Child(launch) => {
+                return Ok(Box::new(RemoteCheckpointSink::new(self.start(launch)?)));
+            }
+        };
+        let functions = self.functions(library.checkpoint_sink, kind)?;
+        let maker = self.maker(library);
+        let instance = maker.create(kind, functions.create, functions.destroy)?;
         Ok(Box::new(PluginCheckpointSink::new(instance, functions)))
     }
 
@@ -154,28 +243,107 @@ impl Plugin {
     /// # Errors
     /// The plugin is none, or fails to make it.
     pub fn observer(&self) -> Result<Box<dyn Observer>> {
-        let functions = self.functions(self.library.observer, PluginKind::Observer)?;
-        let instance = self.maker.create(PluginKind::Observer, functions.create, functions.destroy)?;
+        let kind = PluginKind::Observer;
+        let events = self.manifest.events.clone();
+        let library = match self.place(kind)? {
+            Place::Here(library) => library,
+            Place::Child(launch) => {
+                let remote = self.start(launch)?;
+                return Ok(Box::new(RemoteObserver::new(remote, events)));
+            }
+        };
+        let functions = self.functions(library.observer, kind)?;
+        let maker = self.maker(library);
+        let instance = maker.create(kind, functions.create, functions.destroy)?;
         Ok(Box::new(PluginObserver {
             instance,
             functions,
-            events: self.manifest().events.clone(),
+            events,
         }))
     }
 
-    fn functions<F>(&self, functions: Option<F>, kind: PluginKind) -> Result<F> {
-        functions.ok_or_else(|| {
-            let kinds: Vec<_> = self.kinds().iter().map(|kind| kind.name()).collect();
-            Error::new(
-                Kind::Config,
-                format!(
-                    "plugin {} is no {kind} but {}: {}",
-                    self.id(),
-                    kinds.join(", "),
-                    self.path.display()
-                ),
-            )
-            .hint("`host plugin list` shows what each plugin is")
-        })
+    /// Where an instance of this kind is made.
+    fn place(&self, kind: PluginKind) -> Result<Place> {
+        match (&self.isolation, self.library) {
+            (Some(isolation), _)
+                if self.kinds().contains(&kind) && isolation.mode_of(kind) == Mode::Process =>
+            {
+                Ok(Place::Child(Launch {
+                    serve: isolation.serve.clone(),
+                    plugin: self.id().into(),
+                    image: Arc::clone(&isolation.image),
+                    sha256: self.sha256.as_str().into(),
+                    path: self.path.as_path().into(),
+                    config: Arc::clone(&self.json),
+                    kind,
+                }))
+            }
+            (_, Some(library)) => Ok(Place::Here(library)),
+            (_, None) => Err(self.is_no(kind)),
+        }
     }
+
+    fn maker(&self, library: &'static Library) -> Maker {
+        Maker {
+            plugin: self.id().into(),
+            api: library.api,
+            config: Arc::clone(&self.json),
+            time_limit: self.time_limit,
+            account: self.account.clone(),
+        }
+    }
+
+    fn start(&self, launch: Launch) -> Result<Remote> {
+        let limit = self.time_limit.unwrap_or(default_time_limit(launch.kind));
+        Remote::start(launch, limit, &self.account)
+    }
+
+    fn functions<F>(&self, functions: Option<F>, kind: PluginKind) -> Result<F> {
+        functions.ok_or_else(|| self.is_no(kind))
+    }
+
+    fn is_no(&self, kind: PluginKind) -> Error {
+        let kinds: Vec<_> = self.kinds().iter().map(|kind| kind.name()).collect();
+        Error::new(
+            Kind::Config,
+            format!(
+                "plugin {} is no {kind} but {}: {}",
+                self.id(),
+                kinds.join(", "),
+                self.path.display()
+            ),
+        )
+        .hint("`host plugin list` shows what each plugin is")
+    }
+}
+
+impl Isolation {
+    fn mode_of(&self, kind: PluginKind) -> Mode {
+        self.mode.unwrap_or(Mode::default_of(kind))
+    }
+}
+
+/// Reads the library, looks at it, and types its settings. Nothing of it runs.
+fn examine(
+    found: &Found,
+    config: &PluginConfig,
+) -> Result<(Image, PluginManifest, Map<String, Value>)> {
+    let path = &found.path;
+    let image = Image::read(path)?;
+    let manifest = crate::inspect(image.bytes(), path)?;
+    if manifest.id != found.manifest.id {
+        return Err(Error::new(
+            Kind::Plugin,
+            format!(
+                "plugin {} has become {}: {}",
+                found.manifest.id,
+                manifest.id,
+                path.display()
+            ),
+        )
+        .hint("the file was replaced in this moment; try again"));
+    }
+    found.check_lock(&manifest, &image)?;
+    let config = config.resolve(&manifest)?;
+    Ok((image, manifest, config))
 }

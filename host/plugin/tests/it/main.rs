@@ -9,5 +9,6 @@ mod metric;
 mod observer;
 mod panics;
 mod param_groups;
+mod process;
 mod refusals;
 mod search_path;

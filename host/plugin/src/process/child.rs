@@ -1,0 +1,368 @@
+use std::borrow::Cow;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use host_core::{Error, Kind};
+use serde::Serialize;
+
+use super::channel::{Broken, GoOn, Receiver, Sender};
+use super::protocol::{Hello, Open, Reply, Said};
+use super::spawner::spawn;
+use crate::PluginKind;
+use crate::log::{self, Level, LogRecord};
+use crate::out::MOST_BYTES;
+
+/// How often a wait for the child is interrupted to see whether it is worth waiting on.
+const TICK: Duration = Duration::from_millis(100);
+/// How long a child may take from its start until its instance is made.
+pub(super) const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long a child may take to destroy its instance and end.
+const END_LIMIT: Duration = Duration::from_secs(5);
+/// How long a child that closed its socket may take to end by itself, which says why.
+const ENDING: Duration = Duration::from_millis(500);
+
+/// The command that runs [`serve`](crate::serve()): the child of a plugin in a process of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServeCommand {
+    program: PathBuf,
+    args: Vec<OsString>,
+}
+
+impl ServeCommand {
+    /// This very program, whatever has become of its file, as `host plugin serve`.
+    pub fn this_host() -> Self {
+        Self::new("/proc/self/exe", ["plugin", "serve"])
+    }
+
+    /// Another command. Which descriptors it inherits is said in one argument behind these.
+    pub fn new<A: Into<OsString>>(
+        program: impl Into<PathBuf>,
+        args: impl IntoIterator<Item = A>,
+    ) -> Self {
+        Self {
+            program: program.into(),
+            args: args.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+/// Everything that it takes to start the child of an instance, now or again.
+#[derive(Clone, Debug)]
+pub(crate) struct Launch {
+    pub(crate) serve: ServeCommand,
+    pub(crate) plugin: Arc<str>,
+    /// The library's bytes, which nobody can change any more, and their digest.
+    pub(crate) image: Arc<OwnedFd>,
+    pub(crate) sha256: Arc<str>,
+    /// The library's own file.
+    pub(crate) path: Arc<std::path::Path>,
+    /// The settings as JSON text.
+    pub(crate) config: Arc<str>,
+    pub(crate) kind: PluginKind,
+}
+
+/// A child process with an instance in it. Dropping it ends the process.
+#[derive(Debug)]
+pub(super) struct Child {
+    plugin: Arc<str>,
+    process: std::process::Child,
+    sender: Sender,
+    receiver: Receiver,
+    /// Cancellations go here. As long as it is open the child knows that the host lives.
+    control: Arc<UnixStream>,
+    lost: Option<String>,
+    is_over: bool,
+}
+
+/// Why there is no child.
+#[derive(Debug)]
+pub(super) enum StartError {
+    /// The plugin's own error, or the system's: it would be the same again.
+    Refused(Error),
+    /// The child ended or was ended.
+    Died(String),
+}
+
+impl Child {
+    /// Starts the program, proves that it is the right one, and lets it make the instance.
+    pub(super) fn start(launch: &Launch, go_on: GoOn<'_>) -> Result<Self, StartError> {
+        let mut child = Self::run(launch).map_err(|error| {
+            let message = format!(
+                "cannot start a process for plugin {}: {error}: {}",
+                launch.plugin,
+                launch.serve.program.display()
+            );
+            StartError::Refused(Error::new(Kind::System, message))
+        })?;
+        let begun = Instant::now();
+        let mut go_on = || begun.elapsed() < START_LIMIT && go_on();
+        let hello: Hello = match child.receiver.receive(&mut go_on) {
+            Ok(hello) => hello,
+            Err(broken) => return Err(StartError::Died(child.death(broken, START_LIMIT))),
+        };
+        let ours = Hello::of_this_host();
+        if hello != ours {
+            let said = |hello: &Hello| {
+                let (major, minor) = hello.abi;
+                format!("host {} with ABI {major}.{minor}", hello.host)
+            };
+            let message = format!(
+                "the process for plugin {} is {}, not {}: {}",
+                launch.plugin,
+                said(&hello),
+                said(&ours),
+                launch.serve.program.display()
+            );
+            return Err(StartError::Refused(Error::new(Kind::System, message)));
+        }
+        let open = Open {
+            sha256: Cow::Borrowed(&launch.sha256),
+            path: Cow::Borrowed(&launch.path),
+            config: Cow::Borrowed(&launch.config),
+            kind: launch.kind,
+            log_level: log::kept(),
+        };
+        match child.exchange(&open, &[], &mut go_on) {
+            Ok(Reply::Failed(fault)) => Err(StartError::Refused(fault.into())),
+            Ok(_) => Ok(child),
+            Err(broken) => Err(StartError::Died(child.death(broken, START_LIMIT))),
+        }
+    }
+
+    fn run(launch: &Launch) -> io::Result<Self> {
+        let (calls, their_calls) = UnixStream::pair()?;
+        let (control, their_control) = UnixStream::pair()?;
+        calls.set_read_timeout(Some(TICK))?;
+        calls.set_write_timeout(Some(TICK))?;
+        control.set_nonblocking(true)?;
+        let inherited = [
+            their_calls.as_raw_fd(),
+            their_control.as_raw_fd(),
+            launch.image.as_raw_fd(),
+        ];
+        let parent = std::process::id();
+        let mut command = Command::new(&launch.serve.program);
+        command
+            .arg0("host")
+            .args(&launch.serve.args)
+            .arg(inherited.map(|fd| fd.to_string()).join(","))
+            .stdin(Stdio::null())
+            // A plugin that prints must not print into what the host prints for programs.
+            .stdout(io::stderr())
+            // Ctrl-C in the terminal goes to the whole group: what the child does about it the host
+            // decides. It also lets the host kill what the plugin itself has started.
+            .process_group(0);
+        // SAFETY: between fork and exec the closure only makes system calls, and allocates nothing.
+        unsafe { command.pre_exec(move || inherit(inherited, parent)) };
+        let process = spawn(command)?;
+        Ok(Self {
+            plugin: Arc::clone(&launch.plugin),
+            process,
+            sender: Sender::new(calls.try_clone()?),
+            receiver: Receiver::new(calls, MOST_BYTES as u64),
+            control: Arc::new(control),
+            lost: None,
+            is_over: false,
+        })
+    }
+
+    /// Where cancellations go.
+    pub(super) fn control(&self) -> Arc<UnixStream> {
+        Arc::clone(&self.control)
+    }
+
+    /// Sends a message and waits for the reply to it. What the plugin logs meanwhile is logged.
+    pub(super) fn exchange(
+        &mut self,
+        message: &impl Serialize,
+        parts: &[&[u8]],
+        go_on: GoOn<'_>,
+    ) -> Result<Reply, Broken> {
+        // A process that is dead is seen to be so even if something it started holds its socket open.
+        let id = self.process.id();
+        let go_on: GoOn<'_> = &mut || !has_ended(id) && go_on();
+        self.sender.send(message, parts, go_on)?;
+        loop {
+            if let Some(reply) = self.listen(go_on)? {
+                return Ok(reply);
+            }
+        }
+    }
+
+    /// Why the instance will never work again, if so, though its process is there.
+    pub(super) fn lost(&self) -> Option<&str> {
+        self.lost.as_deref()
+    }
+
+    /// What stood behind the last reply.
+    pub(super) fn behind(&self) -> &[u8] {
+        self.receiver.behind()
+    }
+
+    /// The next message, if it is not one for the log.
+    fn listen(&mut self, go_on: GoOn<'_>) -> Result<Option<Reply>, Broken> {
+        match self.receiver.receive(go_on)? {
+            Said::Reply { reply, lost } => {
+                self.lost = lost;
+                Ok(Some(reply))
+            }
+            Said::Log {
+                level,
+                target,
+                message,
+            } => {
+                log::write(&LogRecord {
+                    level: Level::from_number(level),
+                    plugin: &self.plugin,
+                    target: &target,
+                    message: &message,
+                });
+                Ok(None)
+            }
+        }
+    }
+
+    /// Makes sure that the process is gone, and says how that came about. `limit` is the time that
+    /// it was given.
+    pub(super) fn death(&mut self, broken: Broken, limit: Duration) -> String {
+        let patience = match broken {
+            Broken::Closed => ENDING,
+            Broken::GivenUp | Broken::Garbage => Duration::ZERO,
+        };
+        let ended_by_itself = self.ends_within(patience);
+        let status = self.end();
+        match broken {
+            Broken::Garbage => "its process sent what is no message".to_owned(),
+            _ if ended_by_itself => status.map_or_else(|| "its process ended".to_owned(), ending),
+            Broken::Closed => {
+                "its process closed the connection to the host, and was killed".to_owned()
+            }
+            Broken::GivenUp => format!("it did not return within {} and was killed", secs(limit)),
+        }
+    }
+
+    /// Kills the process, if it is there, and whatever it has started in its group, and reaps it.
+    fn end(&mut self) -> Option<ExitStatus> {
+        if std::mem::replace(&mut self.is_over, true) {
+            return None;
+        }
+        if let Ok(group) = libc::pid_t::try_from(self.process.id()) {
+            // SAFETY: the process was not reaped, so its id, which is its group's, is nobody else's.
+            unsafe { libc::kill(-group, libc::SIGKILL) };
+        }
+        // In case that it has left its group.
+        let _ = self.process.kill();
+        self.process.wait().ok()
+    }
+
+    fn ends_within(&self, patience: Duration) -> bool {
+        let begun = Instant::now();
+        let mut pause = Duration::from_micros(100);
+        while !has_ended(self.process.id()) {
+            if begun.elapsed() >= patience {
+                return false;
+            }
+            sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(10));
+        }
+        true
+    }
+}
+
+impl Drop for Child {
+    /// Asks the child to destroy its instance and to end, and ends it if it does not.
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        let begun = Instant::now();
+        let mut go_on = || begun.elapsed() < END_LIMIT;
+        let asked = self
+            .sender
+            .send(&super::protocol::Call::End, &[], &mut go_on);
+        if asked.is_ok() {
+            // It may log to the last.
+            while self.listen(&mut go_on).is_ok() {}
+        }
+        let left = END_LIMIT.saturating_sub(begun.elapsed()).min(ENDING);
+        self.ends_within(left);
+        self.end();
+    }
+}
+
+/// What the child does before it becomes another program.
+fn inherit(descriptors: [RawFd; 3], parent: u32) -> io::Result<()> {
+    for descriptor in descriptors {
+        // SAFETY: the descriptor is open, and F_SETFD takes an int.
+        if unsafe { libc::fcntl(descriptor, libc::F_SETFD, 0) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: the call takes a signal's number.
+    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // It may have died before it was asked to send that signal.
+    if std::os::unix::process::parent_id() != parent {
+        return Err(io::ErrorKind::BrokenPipe.into());
+    }
+    Ok(())
+}
+
+/// Whether a child has ended. It is not reaped, so its id stays its own.
+fn has_ended(id: u32) -> bool {
+    // SAFETY: a struct of integers is valid when it is zero.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: the place is writable.
+    let status = unsafe { libc::waitid(libc::P_PID, id, &raw mut info, flags) };
+    // SAFETY: waitid has written the field, or it is zero.
+    status == 0 && unsafe { info.si_pid() } != 0
+}
+
+/// `1 s`, `1.5 s`.
+pub(super) fn secs(time: Duration) -> String {
+    format!("{} s", time.as_secs_f64())
+}
+
+/// How a process ended, for people.
+fn ending(status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("its process was killed by {}", signal_name(signal)),
+        (None, Some(code)) => format!("its process ended with exit status {code}"),
+        (None, None) => "its process ended".to_owned(),
+    }
+}
+
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        libc::SIGHUP => "SIGHUP",
+        libc::SIGINT => "SIGINT",
+        libc::SIGQUIT => "SIGQUIT",
+        libc::SIGILL => "SIGILL",
+        libc::SIGTRAP => "SIGTRAP",
+        libc::SIGABRT => "SIGABRT",
+        libc::SIGBUS => "SIGBUS",
+        libc::SIGFPE => "SIGFPE",
+        libc::SIGKILL => "SIGKILL",
+        libc::SIGUSR1 => "SIGUSR1",
+        libc::SIGSEGV => "SIGSEGV",
+        libc::SIGUSR2 => "SIGUSR2",
+        libc::SIGPIPE => "SIGPIPE",
+        libc::SIGALRM => "SIGALRM",
+        libc::SIGTERM => "SIGTERM",
+        libc::SIGXCPU => "SIGXCPU",
+        libc::SIGXFSZ => "SIGXFSZ",
+        libc::SIGSYS => "SIGSYS",
+        other => return format!("signal {other}"),
+    };
+    name.to_owned()
+}

@@ -1,0 +1,84 @@
+use std::borrow::Cow;
+
+use host_core::{Ask, EventBody, Observer, Result, Step};
+
+use super::protocol::{Call, Reply};
+use super::remote::Remote;
+use crate::EventKind;
+
+/// An observer in a child process.
+#[derive(Debug)]
+pub(crate) struct RemoteObserver {
+    remote: Remote,
+    /// What it is shown; everything if nothing is said.
+    events: Option<Vec<EventKind>>,
+    /// What it last exported or was given: where a child goes on that was started again.
+    last_state: Vec<u8>,
+}
+
+impl RemoteObserver {
+    pub(crate) fn new(remote: Remote, events: Option<Vec<EventKind>>) -> Self {
+        Self {
+            remote,
+            events,
+            last_state: Vec::new(),
+        }
+    }
+
+    fn call(&mut self, call: &Call<'_>, parts: &[&[u8]]) -> Result<Reply> {
+        let revived = self
+            .remote
+            .revive(&|| None)
+            .map_err(|error| self.remote.error(call.name(), error))?;
+        if revived && !self.last_state.is_empty() && !matches!(call, Call::ImportState) {
+            self.remote.ask(&Call::ImportState, &[&self.last_state])?;
+        }
+        self.remote.ask(call, parts)
+    }
+}
+
+impl Observer for RemoteObserver {
+    fn id(&self) -> &str {
+        self.remote.id()
+    }
+
+    fn observe(&mut self, step: Step, event: &EventBody) -> Result<Vec<Ask>> {
+        let kind = EventKind::of(event);
+        let is_wanted = |events: &Vec<EventKind>| events.contains(&kind);
+        if !self.events.as_ref().is_none_or(is_wanted) {
+            return Ok(Vec::new());
+        }
+        let call = Call::Observe {
+            step,
+            event: Cow::Borrowed(event),
+        };
+        match self.call(&call, &[])? {
+            Reply::Asks(asks) => Ok(asks),
+            _ => Err(self.remote.wrong_reply(call.name())),
+        }
+    }
+
+    fn export_state(&mut self) -> Result<Vec<u8>> {
+        match self.call(&Call::ExportState, &[])? {
+            Reply::State => {
+                self.last_state = self.remote.behind().to_vec();
+                Ok(self.last_state.clone())
+            }
+            _ => Err(self.remote.wrong_reply("export_state")),
+        }
+    }
+
+    fn import_state(&mut self, state: &[u8]) -> Result<()> {
+        match self.call(&Call::ImportState, &[state])? {
+            Reply::Done => {
+                self.last_state = state.to_vec();
+                Ok(())
+            }
+            _ => Err(self.remote.wrong_reply("import_state")),
+        }
+    }
+
+    fn lost(&self) -> Option<String> {
+        self.remote.lost()
+    }
+}
