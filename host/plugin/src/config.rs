@@ -3,8 +3,8 @@ use jsonschema::ValidationError;
 use jsonschema::error::ValidationErrorKind;
 use serde_json::{Map, Value};
 
-use crate::PluginManifest;
 use crate::spec::split_at_commas;
+use crate::{PluginManifest, schema};
 
 /// A plugin's settings as the user wrote them.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,15 +44,12 @@ impl PluginConfig {
                 .collect(),
         };
         let instance = Value::Object(values);
-        let validator = jsonschema::options()
-            .offline()
-            .build(schema)
-            .map_err(|error| {
-                Error::new(
-                    Kind::Plugin,
-                    format!("plugin {id} has a settings schema that is no JSON Schema: {error}"),
-                )
-            })?;
+        let validator = schema::compile(schema).map_err(|why| {
+            Error::new(
+                Kind::Plugin,
+                format!("plugin {id} has a settings schema that is no JSON Schema: {why}"),
+            )
+        })?;
         let faults: Vec<_> = validator.iter_errors(&instance).collect();
         let unknown = |fault: &&ValidationError<'_>| {
             matches!(

@@ -3,7 +3,7 @@ use std::fmt::Write as _;
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use host_core::{Error, Kind, Result};
@@ -130,19 +130,26 @@ fn copy_path(dir: &tempfile::TempDir, name: &str) -> PathBuf {
     dir.path().join(format!("{name}.so"))
 }
 
-/// Opens a library's file, which must be a file of a sensible size: a pipe would block.
+/// Opens a library's file, which must be a file of a sensible size. A pipe is not opened, and where
+/// one takes the file's place in that moment the opening does not wait for its other end.
 pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
     let wrong = |reason: &str| {
         Error::new(Kind::Config, format!("plugin {reason}: {}", path.display()))
             .hint("give the path of the plugin's .so file, or its id")
     };
-    let file = path
-        .metadata()
-        .and_then(|metadata| match metadata.is_file() {
-            true => File::open(path).map(Some),
-            false => Ok(None),
-        })
-        .map_err(|error| match error.kind() {
+    let open = || {
+        if !path.metadata()?.is_file() {
+            return Ok(None);
+        }
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
+        let is_file = file.metadata()?.is_file();
+        Ok(is_file.then_some(file))
+    };
+    let file = open()
+        .map_err(|error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => wrong("does not exist"),
             _ => Error::io("open the plugin", path, &error),
         })?

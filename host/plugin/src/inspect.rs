@@ -1,37 +1,37 @@
 //! The look before the load: what can be known of a library without running any of its code.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use host_core::{Error, Kind};
 use host_plugin_abi::{ENTRY_SYMBOL, HOST_ABI_MAJOR, MANIFEST_SECTION};
 use object::elf;
-use object::read::elf::{Dyn, FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym};
-use object::{NativeEndian, ReadRef};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, Sym};
+use object::{NativeEndian, ReadRef, pod};
 use serde_json::{Map, Value};
 
 use crate::PluginManifest;
+use crate::dynamic::Dynamic;
 use crate::manifest::{check_abi, read_id};
 
 /// Largest library in bytes that is looked at.
 pub(crate) const LARGEST_FILE: u64 = 512 << 20;
 /// Largest manifest in bytes.
 const LARGEST_MANIFEST: u64 = 1 << 20;
+/// Largest table of names or symbols in bytes. A library says itself how large its tables are, so
+/// the look would else read, and keep, as much as it is told to.
+pub(crate) const LARGEST_TABLE: u64 = 64 << 20;
+/// Most segments, and most sections. Linkers make some dozens.
+const MOST_HEADERS: u32 = 1 << 16;
 /// What the entry symbols of all major versions begin with.
 const ENTRY_PREFIX: &str = "host_plugin_entry_v";
-/// Libraries that a plugin must not bring: the host has its own, and two copies of one, or one copy
-/// in another version, break both sides.
-const HOST_LIBRARIES: [&str; 7] = [
-    "libtorch",
-    "libc10",
-    "libtch",
-    "libopenblas",
-    "libmkl",
-    "libblas",
-    "libcblas",
-];
+/// Longest name of an entry symbol that is told whole.
+const LONGEST_ENTRY: usize = 64;
+/// Most entry symbols that are told.
+const MOST_ENTRIES: usize = 4;
 
-type Header = elf::FileHeader64<NativeEndian>;
+pub(crate) type Header = elf::FileHeader64<NativeEndian>;
+pub(crate) type Segment = elf::ProgramHeader64<NativeEndian>;
+type Section = elf::SectionHeader64<NativeEndian>;
 
 /// Why a library is not loaded, and the way out. The path is added by [`Refusal::at`].
 #[derive(Debug, PartialEq, Eq)]
@@ -86,28 +86,53 @@ fn check<'data, R: ReadRef<'data>>(
     check_identity(data)?;
     let header = Header::parse(data).map_err(damaged)?;
     let endian = header.endian().map_err(damaged)?;
-    let sections = header.sections(endian, data).map_err(damaged)?;
-    let manifest = read_manifest(endian, data, &sections);
+    if header.phnum(endian, data).map_err(damaged)? > MOST_HEADERS {
+        return Err(damaged("it has too many segments"));
+    }
+    let segments = header.program_headers(endian, data).map_err(damaged)?;
+    let dynamic = Dynamic::read(endian, data, segments);
+    if dynamic.as_ref().is_ok_and(Dynamic::is_program) {
+        return Err(no_library("a program"));
+    }
+    let sections = Sections::read(header, endian, data)?;
+    let manifest = read_manifest(&sections);
     if let Ok(object) = &manifest {
         *id = read_id(object).map(str::to_owned);
     }
     let subject = id
         .as_ref()
         .map_or_else(|| "plugin".to_owned(), |id| format!("plugin {id}"));
-    check_entry(&subject, &exported_entries(endian, data, &sections)?)?;
+    check_entry(&subject, &sections.entries(segments)?)?;
     let manifest = PluginManifest::from_object(&manifest?)?;
-    check_dynamic(&subject, header, endian, data)?;
+    dynamic?.check(&subject)?;
+    check_stack(&subject, endian, segments)?;
     Ok(manifest)
+}
+
+/// Why a file is no shared library at all.
+fn no_library(what: &str) -> Refusal {
+    Refusal::new(
+        format!("plugin is {what}, not a shared library"),
+        "give the .so file; a Rust crate makes one with crate-type = [\"cdylib\"]",
+    )
 }
 
 /// What the first bytes say: ELF, this machine, a shared object.
 fn check_identity<'data, R: ReadRef<'data>>(data: R) -> Result<(), Refusal> {
-    let no_library = |what: &str| {
-        Refusal::new(
-            format!("plugin is {what}, not a shared library"),
-            "give the .so file; a Rust crate makes one with crate-type = [\"cdylib\"]",
-        )
-    };
+    if data.len() == Ok(0) {
+        return Err(no_library("an empty file"));
+    }
+    if let Ok(magic) = data.read_bytes_at(0, 4) {
+        let other = match magic {
+            b"!<ar" | b"!<th" => Some("a static library"),
+            b"\xcf\xfa\xed\xfe" | b"\xca\xfe\xba\xbe" => Some("a library for macOS"),
+            [b'M', b'Z', ..] => Some("a library for Windows"),
+            _ => None,
+        };
+        if let Some(other) = other {
+            return Err(no_library(other));
+        }
+    }
     // The same offsets hold for 32 and 64 bits up to here.
     let Ok(start) = data.read_bytes_at(0, 20) else {
         return Err(no_library("a file of less than 20 bytes"));
@@ -123,6 +148,9 @@ fn check_identity<'data, R: ReadRef<'data>>(data: R) -> Result<(), Refusal> {
         }
     };
     let built_for = (start[4], start[5], u16_at(18));
+    if !matches!(built_for, (1 | 2, 1 | 2, _)) {
+        return Err(damaged("its header is none"));
+    }
     if built_for != this_machine() {
         return Err(Refusal::new(
             format!(
@@ -161,11 +189,14 @@ fn this_machine() -> (u8, u8, u16) {
 fn machine_name((class, order, machine): (u8, u8, u16)) -> String {
     let name = match machine {
         3 => "x86",
+        20 => "powerpc",
+        21 => "powerpc64",
+        22 => "s390x",
         40 => "arm",
         62 => "x86_64",
         183 => "aarch64",
         243 => "riscv",
-        _ => return format!("ELF machine {machine}"),
+        _ => &format!("ELF machine {machine}"),
     };
     match (class, order) {
         (1, _) if machine == 62 || machine == 183 => format!("{name} with 32-bit pointers"),
@@ -174,53 +205,158 @@ fn machine_name((class, order, machine): (u8, u8, u16)) -> String {
     }
 }
 
-/// The names of the entry functions that the library exports, of any major version.
-fn exported_entries<'data, R: ReadRef<'data>>(
+/// The sections of a library, and their names.
+struct Sections<'data, R> {
     endian: NativeEndian,
     data: R,
-    sections: &SectionTable<'data, Header, R>,
-) -> Result<Vec<String>, Refusal> {
-    let symbols = sections
-        .symbols(endian, data, elf::SHT_DYNSYM)
-        .map_err(damaged)?;
-    // One read for all names: a lookup for each would be a system call for each.
-    let names = match sections.section(symbols.string_section()) {
-        Ok(section) => section.data(endian, data).map_err(damaged)?,
-        Err(_) => &[],
-    };
-    Ok(symbols
-        .iter()
-        .filter(|symbol| !symbol.is_undefined(endian) && !symbol.is_local())
-        .filter(|symbol| {
-            matches!(
-                symbol.st_visibility(),
-                elf::STV_DEFAULT | elf::STV_PROTECTED
-            )
-        })
-        .filter_map(|symbol| c_text(names, u64::from(symbol.st_name(endian))))
-        .filter(|name| name.starts_with(ENTRY_PREFIX))
-        .map(str::to_owned)
-        .collect())
+    headers: &'data [Section],
+    names: &'data [u8],
 }
 
-fn check_entry(subject: &str, entries: &[String]) -> Result<(), Refusal> {
+/// An entry function that a library exports, of any major version.
+struct Entry {
+    name: String,
+    is_code: bool,
+}
+
+impl<'data, R: ReadRef<'data>> Sections<'data, R> {
+    fn read(header: &Header, endian: NativeEndian, data: R) -> Result<Self, Refusal> {
+        if header.shnum(endian, data).map_err(damaged)? > MOST_HEADERS {
+            return Err(damaged("it has too many sections"));
+        }
+        let headers = header.section_headers(endian, data).map_err(damaged)?;
+        let mut sections = Self {
+            endian,
+            data,
+            headers,
+            names: &[],
+        };
+        if !headers.is_empty() {
+            let index = header.shstrndx(endian, data).map_err(damaged)?;
+            sections.names = sections.bytes(sections.at(index)?)?;
+        }
+        Ok(sections)
+    }
+
+    fn at(&self, index: u32) -> Result<&'data Section, Refusal> {
+        let section = usize::try_from(index)
+            .ok()
+            .and_then(|at| self.headers.get(at));
+        section.ok_or_else(|| damaged("it has no section of the number that it names"))
+    }
+
+    fn bytes(&self, section: &Section) -> Result<&'data [u8], Refusal> {
+        if section.sh_size(self.endian) > LARGEST_TABLE {
+            return Err(damaged("one of its tables is too large"));
+        }
+        section.data(self.endian, self.data).map_err(damaged)
+    }
+
+    /// The sections of a name. Only that many bytes of a name are compared: one of a file that wants
+    /// to keep the host busy may have no end.
+    fn named(&self, name: &str) -> impl Iterator<Item = &'data Section> {
+        self.headers.iter().filter(move |section| {
+            let its = bytes_at(self.names, u64::from(section.sh_name(self.endian)));
+            its.and_then(|its| its.strip_prefix(name.as_bytes()))
+                .is_some_and(|rest| rest.first() == Some(&0))
+        })
+    }
+
+    /// The exported entry functions; beyond some, no more are looked for.
+    fn entries(&self, segments: &[Segment]) -> Result<Vec<Entry>, Refusal> {
+        let endian = self.endian;
+        let mut entries = Vec::new();
+        let tables = self.headers.iter();
+        for table in tables.filter(|section| section.sh_type(endian) == elf::SHT_DYNSYM) {
+            let names = self.bytes(self.at(table.sh_link(endian))?)?;
+            let bytes = self.bytes(table)?;
+            let count = bytes.len() / size_of::<elf::Sym64<NativeEndian>>();
+            let (symbols, _) = pod::slice_from_bytes::<elf::Sym64<NativeEndian>>(bytes, count)
+                .map_err(|()| damaged("its symbols are none"))?;
+            for symbol in symbols {
+                let is_exported = !symbol.is_undefined(endian)
+                    && !symbol.is_local()
+                    && matches!(
+                        symbol.st_visibility(),
+                        elf::STV_DEFAULT | elf::STV_PROTECTED
+                    );
+                let name = bytes_at(names, u64::from(symbol.st_name(endian)))
+                    .filter(|name| is_exported && name.starts_with(ENTRY_PREFIX.as_bytes()));
+                let Some(name) = name else { continue };
+                let end = name.iter().take(LONGEST_ENTRY).position(|&byte| byte == 0);
+                let name = &name[..end.unwrap_or(LONGEST_ENTRY.min(name.len()))];
+                entries.push(Entry {
+                    name: name.escape_ascii().to_string(),
+                    is_code: is_code(endian, symbol, segments),
+                });
+                if entries.len() == MOST_ENTRIES {
+                    return Ok(entries);
+                }
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// Whether the symbol's address can be called.
+fn is_code(endian: NativeEndian, symbol: &elf::Sym64<NativeEndian>, segments: &[Segment]) -> bool {
+    let is_function = matches!(
+        symbol.st_type(),
+        elf::STT_FUNC | elf::STT_GNU_IFUNC | elf::STT_NOTYPE
+    );
+    is_function
+        && segments.iter().any(|segment| {
+            let into = symbol.st_value(endian).checked_sub(segment.p_vaddr(endian));
+            segment.p_type(endian) == elf::PT_LOAD
+                && segment.p_flags(endian).contains(elf::PF_X)
+                && into.is_some_and(|into| into < segment.p_filesz(endian))
+        })
+}
+
+/// Whether loading the library would leave the stacks as they are. It is asked for by a flag, and by
+/// an old library also by saying nothing. The loader would make the stacks of all of the host's
+/// threads executable, which undoes a protection of the whole process, and newer ones refuse.
+fn check_stack(subject: &str, endian: NativeEndian, segments: &[Segment]) -> Result<(), Refusal> {
+    let mut stacks = segments
+        .iter()
+        .filter(|segment| segment.p_type(endian) == elf::PT_GNU_STACK)
+        .map(|segment| segment.p_flags(endian))
+        .peekable();
+    if stacks.peek().is_some() && stacks.all(|flags| !flags.contains(elf::PF_X)) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        format!("{subject} asks for an executable stack"),
+        "link it with -z noexecstack; a file in assembly needs a section .note.GNU-stack",
+    ))
+}
+
+fn check_entry(subject: &str, entries: &[Entry]) -> Result<(), Refusal> {
     match entries {
         [] => Err(Refusal::new(
             format!("{subject} exports no function {ENTRY_SYMBOL}"),
             "if it is a plugin, build it with the SDK's macro, or give the function C linkage and default visibility",
         )),
-        [entry] if entry == ENTRY_SYMBOL => Ok(()),
-        [entry] => match entry[ENTRY_PREFIX.len()..].parse() {
+        [entry] if entry.name == ENTRY_SYMBOL && entry.is_code => Ok(()),
+        [entry] if entry.name == ENTRY_SYMBOL => Err(Refusal::new(
+            format!("{subject} exports {ENTRY_SYMBOL} as data, not as a function"),
+            "its author must make it a function",
+        )),
+        [entry] => match entry.name[ENTRY_PREFIX.len()..].parse() {
             Ok(major) if major != HOST_ABI_MAJOR => check_abi(subject, major, 0),
             _ => Err(Refusal::new(
-                format!("{subject} exports {entry}, not {ENTRY_SYMBOL}"),
+                format!("{subject} exports {}, not {ENTRY_SYMBOL}", entry.name),
                 "its author must name the entry function so",
             )),
         },
         several => Err(Refusal::new(
             format!(
                 "{subject} exports more than one entry function ({})",
-                several.join(", ")
+                several
+                    .iter()
+                    .map(|entry| entry.name.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", ")
             ),
             "build one library for each version of the ABI",
         )),
@@ -228,119 +364,62 @@ fn check_entry(subject: &str, entries: &[String]) -> Result<(), Refusal> {
 }
 
 fn read_manifest<'data, R: ReadRef<'data>>(
-    endian: NativeEndian,
-    data: R,
-    sections: &SectionTable<'data, Header, R>,
+    sections: &Sections<'data, R>,
 ) -> Result<Map<String, Value>, Refusal> {
-    let Some((_, section)) = sections.section_by_name(endian, MANIFEST_SECTION.as_bytes()) else {
+    let mut named = sections.named(MANIFEST_SECTION);
+    let Some(section) = named.next() else {
         return Err(Refusal::new(
             format!("plugin has no manifest (the section {MANIFEST_SECTION})"),
             "build it with the SDK's macro, or put the JSON text into that section; in Rust the item needs #[used]",
         ));
     };
+    let more = named.count();
+    if more > 0 {
+        return Err(several_manifests(1 + more));
+    }
     let no_json = |why: String| {
         Refusal::new(
             format!("plugin's manifest is not one JSON object: {why}"),
             "its author must correct the manifest that is embedded at build time",
         )
     };
-    if section.sh_size(endian) > LARGEST_MANIFEST {
+    if section.sh_size(sections.endian) > LARGEST_MANIFEST {
         return Err(no_json(format!("larger than {LARGEST_MANIFEST} bytes")));
     }
-    let bytes = section.data(endian, data).map_err(damaged)?;
+    let bytes = sections.bytes(section)?;
     let end = bytes
         .iter()
         .rposition(|&byte| byte != 0)
         .map_or(0, |at| at + 1);
     let text = std::str::from_utf8(&bytes[..end]).map_err(|error| no_json(error.to_string()))?;
-    serde_json::from_str(text).map_err(|error| no_json(error.to_string()))
+    serde_json::from_str(text).map_err(|error| match objects_in(text) {
+        0 | 1 => no_json(error.to_string()),
+        several => several_manifests(several),
+    })
 }
 
-/// What the dynamic loader would bring along, read from where it reads: the dynamic segment.
-fn check_dynamic<'data, R: ReadRef<'data>>(
-    subject: &str,
-    header: &Header,
-    endian: NativeEndian,
-    data: R,
-) -> Result<(), Refusal> {
-    let segments = header.program_headers(endian, data).map_err(damaged)?;
-    let mut dynamic: &[elf::Dyn64<NativeEndian>] = &[];
-    for segment in segments {
-        if let Some(found) = segment.dynamic(endian, data).map_err(damaged)? {
-            dynamic = found;
-        }
-    }
-    let end = dynamic
-        .iter()
-        .position(|entry| entry.tag(endian) == elf::DT_NULL)
-        .unwrap_or(dynamic.len());
-    let dynamic = &dynamic[..end];
-    let value = |tag| {
-        dynamic
-            .iter()
-            .find(|entry| entry.tag(endian) == tag)
-            .map(|entry| entry.val(endian))
-    };
-    let strings = match (value(elf::DT_STRTAB), value(elf::DT_STRSZ)) {
-        (Some(address), Some(size)) => {
-            let at = segments
-                .iter()
-                .filter(|segment| segment.p_type(endian) == elf::PT_LOAD)
-                .find_map(|segment| {
-                    let into = address.checked_sub(segment.p_vaddr(endian))?;
-                    (into < segment.p_filesz(endian))
-                        .then(|| segment.p_offset(endian).checked_add(into))?
-                })
-                .ok_or_else(|| damaged("its names lie in no segment"))?;
-            data.read_bytes_at(at, size)
-                .map_err(|()| damaged("its names lie outside of the file"))?
-        }
-        _ => return Err(damaged("it has no dynamic segment")),
-    };
-    let fault = dynamic.iter().try_for_each(|entry| {
-        let Some(text) = c_text(strings, entry.val(endian)) else {
-            return ControlFlow::Continue(());
-        };
-        match entry.tag(endian) {
-            elf::DT_NEEDED if HOST_LIBRARIES.iter().any(|own| text.starts_with(own)) => {
-                ControlFlow::Break(links_host_library(subject, text))
-            }
-            elf::DT_RPATH | elf::DT_RUNPATH if !text.split(':').all(|dir| dir.starts_with('/')) => {
-                ControlFlow::Break(looks_beside_itself(subject, text))
-            }
-            _ => ControlFlow::Continue(()),
-        }
-    });
-    match fault {
-        ControlFlow::Break(refusal) => Err(refusal),
-        ControlFlow::Continue(()) => Ok(()),
-    }
+/// How many JSON objects a text has, one behind the other, as the linker lays them out that finds
+/// several plugins.
+fn objects_in(text: &str) -> usize {
+    let text = text.replace('\0', " ");
+    let objects = serde_json::Deserializer::from_str(&text).into_iter::<Map<String, Value>>();
+    objects.take_while(Result::is_ok).count()
 }
 
-fn links_host_library(subject: &str, library: &str) -> Refusal {
+fn several_manifests(count: usize) -> Refusal {
     Refusal::new(
-        format!("{subject} links {library}, which is the host's alone"),
-        "take it from the plugin's dependencies; tensors come to a plugin as DLPack views",
+        format!("plugin has {count} manifests, but a library is one plugin"),
+        "build a library for each plugin",
     )
 }
 
-/// A library is loaded from memory, so `$ORIGIN` has no meaning; a path that is not absolute would
-/// be looked for in the working directory.
-fn looks_beside_itself(subject: &str, path: &str) -> Refusal {
-    Refusal::new(
-        format!("{subject} looks for libraries in {path}, which is not an absolute path"),
-        "link those libraries statically, or build it without that rpath",
-    )
+/// What follows in a table of names.
+pub(crate) fn bytes_at(names: &[u8], at: u64) -> Option<&[u8]> {
+    names.get(usize::try_from(at).ok()?..)
 }
 
-/// The text at `at` in a table of names that end with zero.
-fn c_text(names: &[u8], at: u64) -> Option<&str> {
-    let rest = names.get(usize::try_from(at).ok()?..)?;
-    let end = rest.iter().position(|&byte| byte == 0)?;
-    std::str::from_utf8(&rest[..end]).ok()
-}
-
-fn damaged(why: impl std::fmt::Display) -> Refusal {
+/// The error of a library whose parts do not fit.
+pub(crate) fn damaged(why: impl std::fmt::Display) -> Refusal {
     Refusal::new(
         format!("plugin is a damaged shared library: {why}"),
         "build or copy it again",

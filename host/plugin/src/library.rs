@@ -138,7 +138,7 @@ pub(crate) fn open(image: &Image, id: &str, path: &Path) -> Result<HostPluginEnt
             Kind::Plugin,
             format!("plugin {id} cannot be loaded: {reason}: {}", path.display()),
         )
-        .hint("`ldd` on the library shows what it links and what of that is missing")
+        .hint("`ldd -r` on the library shows what it links and what of that is missing")
     };
     let mapped = image
         .map(id)

@@ -5,9 +5,9 @@ use host_plugin_abi as abi;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::EventKind;
 use crate::inspect::Refusal;
 use crate::spec::RESERVED_KEYS;
+use crate::{EventKind, schema};
 
 /// What a plugin's library says about itself before any of its code runs.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,7 +18,7 @@ pub struct PluginManifest {
     pub min_host_minor: u32,
     /// Its id: lower-case letters, digits, `-` and `_`, beginning with a letter; at most 64.
     pub id: String,
-    /// Its version, for people.
+    /// Its version, for people: like `1.2.3-rc.1+build`, or shorter; at most 64 characters.
     pub version: String,
     /// What it does, for people; may be empty.
     pub description: String,
@@ -112,8 +112,13 @@ impl PluginManifest {
         check_abi(&format!("plugin {id}"), major, min_host_minor)?;
         let text = |key: &str| object.get(key).and_then(Value::as_str);
         let version = text("version")
-            .filter(|version| !version.is_empty() && version.len() <= 64)
-            .ok_or_else(|| wrong_field("version", "text of 1 to 64 bytes"))?;
+            .filter(|version| is_version(version))
+            .ok_or_else(|| {
+                wrong_field(
+                    "version",
+                    "like 1.2.3: at most 64 letters, digits, . - and +, beginning with a digit",
+                )
+            })?;
         let kinds = names(object, "kinds", |name| {
             PluginKind::ALL.into_iter().find(|kind| kind.name() == name)
         })?
@@ -161,6 +166,16 @@ pub fn is_plugin_id(text: &str) -> bool {
             .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_'))
 }
 
+/// Whether the text can be a version. It is shown as it is, so it has nothing in it that moves a
+/// terminal's cursor; nothing is compared but for equality.
+fn is_version(text: &str) -> bool {
+    text.len() <= 64
+        && text.starts_with(|c: char| c.is_ascii_digit())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '+'))
+}
+
 /// Refuses what was built for another major version or a newer host.
 pub(crate) fn check_abi(subject: &str, major: u32, min_host_minor: u32) -> Result<(), Refusal> {
     let (host_major, host_minor) = (abi::HOST_ABI_MAJOR, abi::HOST_ABI_MINOR);
@@ -182,8 +197,9 @@ pub(crate) fn check_abi(subject: &str, major: u32, min_host_minor: u32) -> Resul
 }
 
 fn check_schema(schema: &Value) -> Result<(), Refusal> {
-    if let Err(error) = jsonschema::options().offline().build(schema) {
-        return Err(wrong_field("config", &format!("a JSON Schema ({error})")));
+    if let Err(why) = schema::compile(schema) {
+        let why = shortened(&why);
+        return Err(wrong_field("config", &format!("a JSON Schema ({why})")));
     }
     let properties = schema.get("properties").and_then(Value::as_object);
     let taken = |key: &&str| properties.is_some_and(|properties| properties.contains_key(*key));
@@ -212,7 +228,10 @@ fn names<T: PartialEq>(
     for name in list {
         let item = name.as_str().and_then(&known).ok_or_else(|| {
             Refusal::new(
-                format!("{name} in the plugin manifest's {key} is not known to this host"),
+                format!(
+                    "{} in the plugin manifest's {key} is not known to this host",
+                    shortened(&name.to_string())
+                ),
                 "use a newer host, or an older version of the plugin",
             )
         })?;
@@ -226,6 +245,21 @@ fn names<T: PartialEq>(
 
 fn as_u32(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|n| u32::try_from(n).ok())
+}
+
+/// A plugin's words for an error of one line: no longer than a person reads, and with nothing in it
+/// that moves a terminal's cursor.
+pub(crate) fn shortened(text: &str) -> String {
+    const LONGEST: usize = 200;
+    let end = text.char_indices().nth(LONGEST).map(|(at, _)| at);
+    let shown = text[..end.unwrap_or(text.len())].chars();
+    let mut line: String = shown
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    if end.is_some() {
+        line.push('…');
+    }
+    line
 }
 
 fn wrong_field(key: &str, expected: &str) -> Refusal {
@@ -286,6 +320,7 @@ mod tests {
     fn a_wrong_field_is_named() {
         let wrong = |rest: &str| format!("the plugin's manifest is wrong: {rest}");
         let id = "id must be 1 to 64 lower-case letters, digits, - and _, beginning with a letter";
+        let version = "version must be like 1.2.3: at most 64 letters, digits, . - and +, beginning with a digit";
         for (key, value, reason) in [
             ("id", json!("../x"), wrong(id)),
             ("id", json!(""), wrong(id)),
@@ -302,11 +337,10 @@ mod tests {
                 json!(3),
                 "plugin perplexity needs ABI 1.3, this host speaks 1.0".to_owned(),
             ),
-            (
-                "version",
-                json!(""),
-                wrong("version must be text of 1 to 64 bytes"),
-            ),
+            ("version", json!(""), wrong(version)),
+            ("version", json!("latest"), wrong(version)),
+            ("version", json!("1.0\u{1b}[2J"), wrong(version)),
+            ("version", json!(1.0), wrong(version)),
             (
                 "kinds",
                 json!([]),

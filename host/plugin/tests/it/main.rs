@@ -4,7 +4,10 @@
 #![expect(clippy::unwrap_used, reason = "these are tests")]
 
 mod checkpoint_sink;
+mod elf;
+mod files;
 mod fixture;
+mod gate;
 mod metric;
 mod observer;
 mod panics;

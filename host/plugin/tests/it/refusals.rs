@@ -12,18 +12,20 @@ use crate::fixture::{Fixture, dir, find, load};
 
 const WRONG_BUILD: &str =
     "the library was built wrongly; its author should check it against the ABI";
-const WRONG_MANIFEST: &str = "its author must correct the manifest that is embedded at build time";
-const NO_LIBRARY: &str = "give the .so file; a Rust crate makes one with crate-type = [\"cdylib\"]";
+pub(crate) const WRONG_MANIFEST: &str =
+    "its author must correct the manifest that is embedded at build time";
+pub(crate) const NO_LIBRARY: &str =
+    "give the .so file; a Rust crate makes one with crate-type = [\"cdylib\"]";
 
 /// The error is a plugin's fault, says exactly this with the path behind it, and how to go on.
-fn assert_error(error: Error, reason: &str, path: &Path, hint: &str) {
+pub(crate) fn assert_error(error: Error, reason: &str, path: &Path, hint: &str) {
     assert_eq!(error.message(), format!("{reason}: {}", path.display()));
     assert_eq!(error.hint_text(), Some(hint));
     assert_eq!(error.kind(), Kind::Plugin);
 }
 
 /// The look refuses the file, before any of its code runs.
-fn assert_refused(path: &Path, reason: &str, hint: &str) {
+pub(crate) fn assert_refused(path: &Path, reason: &str, hint: &str) {
     let found = find(&Target::Path(path.to_owned()));
     assert_error(found.unwrap_err(), reason, path, hint);
     let bytes = fs::read(path).unwrap();
@@ -46,7 +48,7 @@ fn no_library_at_all() {
         (
             "a.so",
             &b""[..],
-            "plugin is a file of less than 20 bytes, not a shared library",
+            "plugin is an empty file, not a shared library",
         ),
         (
             "b.so",
@@ -219,7 +221,11 @@ fn a_manifest_that_cannot_be_read() {
             "[1]",
             "invalid type: sequence, expected a map at line 1 column 0",
         ),
-        ("two", "{}{}", "trailing characters at line 1 column 3"),
+        (
+            "two-values",
+            "{}[]",
+            "trailing characters at line 1 column 3",
+        ),
     ] {
         let path = Fixture::metric(id).manifest_text(text).build(dir.path());
         let reason = format!("plugin's manifest is not one JSON object: {why}");
@@ -301,7 +307,7 @@ fn a_library_whose_own_libraries_are_missing() {
         load(&path, json!({})).unwrap_err(),
         "plugin links-gone cannot be loaded: libgone.so.7: cannot open shared object file: No such file or directory",
         &path,
-        "`ldd` on the library shows what it links and what of that is missing",
+        "`ldd -r` on the library shows what it links and what of that is missing",
     );
 }
 
@@ -364,50 +370,4 @@ fn a_lying_struct_size() {
         &Fixture::metric("short-item").flag("-DITEM_SIZE=4"),
         "plugin short-item describes an item of 4 bytes",
     );
-}
-
-/// No bytes make the look panic, and whatever it accepts has a manifest.
-#[test]
-fn damaged_bytes() {
-    let dir = dir();
-    let path = Fixture::metric("damaged").build(dir.path());
-    let good = fs::read(&path).unwrap();
-    inspect(&good, &path).unwrap();
-    let look = |bytes: &[u8]| match inspect(bytes, &path) {
-        Ok(manifest) => assert!(!manifest.id.is_empty()),
-        Err(error) => assert!(error.message().ends_with(&path.display().to_string())),
-    };
-    // A small generator of our own keeps a failure repeatable.
-    let mut state = 1u64;
-    let mut random = |below: usize| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as usize % below
-    };
-    for byte in 0..64 {
-        for value in [0, 1, 0x7f, 0x80, 0xff] {
-            let mut bytes = good.clone();
-            bytes[byte] = value;
-            look(&bytes);
-        }
-    }
-    // The tables of segments, at the start, and of sections, at the end, are what is parsed.
-    for region in [0..1024, good.len() - 2048..good.len(), 0..good.len()] {
-        for _ in 0..2000 {
-            let mut bytes = good.clone();
-            for _ in 0..=random(4) {
-                let at = region.start + random(region.len());
-                bytes[at] = match random(3) {
-                    0 => 0xff,
-                    1 => bytes[at] ^ (1 << random(8)),
-                    _ => random(256) as u8,
-                };
-            }
-            look(&bytes);
-        }
-    }
-    for _ in 0..500 {
-        look(&good[..random(good.len())]);
-    }
 }
