@@ -39,9 +39,9 @@ use serde::Deserialize;
 use crate::window::Window;
 
 /// First byte of a state; another layout gets another number.
-const STATE_VERSION: u8 = 1;
-/// Version, number of roll-backs; the window's steps and values follow.
-const STATE_HEAD: usize = 1 + 8;
+const STATE_VERSION: u8 = 2;
+/// Version, number of roll-backs, number of values; the window's steps and values follow.
+const STATE_HEAD: usize = 1 + 8 + 8;
 
 /// The settings; `config.schema.json` describes them.
 #[derive(Clone, Debug, Deserialize)]
@@ -141,6 +141,7 @@ impl Observer for LossGuard {
     fn export_state(&self) -> Vec<u8> {
         let mut state = vec![STATE_VERSION];
         state.extend(self.roll_backs.to_le_bytes());
+        state.extend((self.window.values().count() as u64).to_le_bytes());
         for (step, value) in self.window.values() {
             state.extend(step.to_le_bytes());
             state.extend(value.to_le_bytes());
@@ -159,11 +160,14 @@ impl Observer for LossGuard {
             _ => return Err(bad_size(state)),
         }
         let (words, rest) = state[1..].as_chunks::<8>();
-        let Some((roll_backs, words)) = words.split_first() else {
+        let Some(([roll_backs, count], words)) = words.split_first_chunk() else {
             return Err(bad_size(state));
         };
         let (values, odd) = words.as_chunks::<2>();
-        if !(rest.is_empty() && odd.is_empty()) {
+        // The count finds out a state that was cut off between two values.
+        let is_whole =
+            rest.is_empty() && odd.is_empty() && u64::from_le_bytes(*count) == values.len() as u64;
+        if !is_whole {
             return Err(bad_size(state));
         }
         self.roll_backs = u64::from_le_bytes(*roll_backs);
