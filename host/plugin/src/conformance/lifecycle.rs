@@ -1,6 +1,6 @@
 //! Instances come and go, and know nothing of one another.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use host_plugin_abi::HostEvent;
 
@@ -15,6 +15,8 @@ use crate::conformance::test::{Stop, Test, Verdict, fault, skip, warning};
 const TOPIC: &str = "lifecycle";
 /// How many instances are made one after the other.
 const MANY: usize = 1000;
+/// How long that may take; a plugin that starts programs in `create` makes fewer.
+const LONG: Duration = Duration::from_millis(600);
 /// Growth of the resident memory over the second half of them that is worth a word, in KiB.
 const MUCH_KIB: u64 = 2048;
 
@@ -27,19 +29,19 @@ pub(super) const TESTS: &[Test] = &[
     ),
     test(
         "no-growth-in-descriptors",
-        "1000 instances leave no open file behind",
+        "up to 1000 instances leave no open file behind",
         &[],
         no_growth_in_descriptors,
     ),
     test(
         "no-growth-in-threads",
-        "1000 instances leave no thread behind",
+        "up to 1000 instances leave no thread behind",
         &[],
         no_growth_in_threads,
     ),
     test(
         "no-growth-in-memory",
-        "1000 instances leave little memory behind",
+        "up to 1000 instances leave little memory behind",
         &[],
         no_growth_in_memory,
     ),
@@ -114,13 +116,13 @@ fn grown(setup: &Setup, measure: fn() -> u64) -> Result<(u64, usize), Stop> {
     let mut half = 0;
     let mut made = 0;
     for n in 0..MANY {
-        if n == MANY / 2 || half == 0 && start.elapsed() > setup.time_limit / 20 {
+        if n == MANY / 2 || half == 0 && start.elapsed() > LONG / 2 {
             half = measure();
             made = 0;
         }
         exercise(setup, &subject)?;
         made += 1;
-        if start.elapsed() > setup.time_limit / 10 && half > 0 {
+        if start.elapsed() > LONG && half > 0 {
             break;
         }
     }

@@ -194,15 +194,21 @@ fn metric_names(setup: &Setup) -> Vec<Arc<str>> {
 }
 
 /// Shows the observer what it asked to see of these.
-fn show(setup: &Setup, observer: &Observer, events: &[EventBody], given: &str) -> Verdict {
-    for (step, event) in events.iter().enumerate() {
-        let kind = EventKind::of(event);
+fn show(
+    setup: &Setup,
+    observer: &Observer,
+    step: usize,
+    events: impl IntoIterator<Item = EventBody>,
+    given: &str,
+) -> Verdict {
+    for event in events {
+        let kind = EventKind::of(&event);
         let is_wanted = |events: &Vec<EventKind>| events.contains(&kind);
         if !setup.manifest().events.as_ref().is_none_or(is_wanted) {
             continue;
         }
         let given = format!("{} {given}", kind.name());
-        with_view(Step(step as u64), event, |event| {
+        with_view(Step(step as u64), &event, |event| {
             observer.observe(event, &given).map(drop)
         })?;
     }
@@ -214,7 +220,8 @@ fn every_event(setup: &Setup) -> Verdict {
     show(
         setup,
         &observer,
-        &of_every_kind("a reason", 1.5),
+        1,
+        of_every_kind("a reason", 1.5),
         "as a run has it",
     )
 }
@@ -257,7 +264,8 @@ fn odd_values(setup: &Setup) -> Verdict {
         show(
             setup,
             &subject.observer()?,
-            &of_every_kind(text, number),
+            1,
+            of_every_kind(text, number),
             given,
         )?;
     }
@@ -265,11 +273,16 @@ fn odd_values(setup: &Setup) -> Verdict {
         .map(|n| MetricValue::new(format!("metric/{n}"), f64::from(n)))
         .collect();
     let events = [EventBody::Metrics { values: many }];
-    show(setup, &subject.observer()?, &events, "with 5000 values")
+    show(setup, &subject.observer()?, 1, events, "with 5000 values")
 }
 
 /// What the observer asks for over some measurements, whose values lie so far apart.
-fn asks(observer: &Observer, events: &[EventBody], more: usize) -> Result<Vec<String>, Stop> {
+fn asks(
+    setup: &Setup,
+    observer: &Observer,
+    events: &[EventBody],
+    more: usize,
+) -> Result<Vec<String>, Stop> {
     let mut asked = Vec::new();
     for (step, event) in events.iter().enumerate() {
         let EventBody::Metrics { values } = event else {
@@ -299,7 +312,15 @@ fn asks(observer: &Observer, events: &[EventBody], more: usize) -> Result<Vec<St
             0 => "measured values",
             _ => "measured values of a newer host",
         };
-        for ask in observer.observe(&event, given)? {
+        let asks = observer.observe(&event, given)?;
+        // As in a run, where it is carried out at the next step boundary, and said.
+        let carried_out = asks.iter().map(|ask| EventBody::Request {
+            by: setup.manifest().id.clone(),
+            request: ask.request,
+            reason: ask.reason.clone(),
+        });
+        show(setup, observer, step, carried_out, "of its own")?;
+        for ask in asks {
             asked.push(format!("{step}: {:?}: {}", ask.request, ask.reason));
         }
     }
@@ -334,8 +355,8 @@ fn newer_host_event(setup: &Setup) -> Verdict {
     let subject = Subject::load(setup)?;
     let events = eventful(setup);
     let (one, other) = (subject.observer()?, subject.observer()?);
-    let asked = asks(&one, &events, 0)?;
-    let of_newer = asks(&other, &events, 3)?;
+    let asked = asks(setup, &one, &events, 0)?;
+    let of_newer = asks(setup, &other, &events, 3)?;
     let is_same_state = one.state().is_err() || one.export_state()? == other.export_state()?;
     if asked != of_newer || !is_same_state {
         return Err(fault(
@@ -353,7 +374,7 @@ fn newer_host_event(setup: &Setup) -> Verdict {
 
 fn valid_requests(setup: &Setup) -> Verdict {
     let observer = Subject::load(setup)?.observer()?;
-    asks(&observer, &eventful(setup), 0).map(drop)
+    asks(setup, &observer, &eventful(setup), 0).map(drop)
 }
 
 fn state_round_trip(setup: &Setup) -> Verdict {
@@ -361,7 +382,7 @@ fn state_round_trip(setup: &Setup) -> Verdict {
     let observer = subject.observer()?;
     let events = eventful(setup);
     for part in [&events[..0], &events[..1], &events[1..120], &events[120..]] {
-        asks(&observer, part, 0)?;
+        asks(setup, &observer, part, 0)?;
         let state = observer.export_state()?;
         let expected = "equal states are equal bytes, and an imported one equals the exported";
         if observer.export_state()? != state {
@@ -392,15 +413,18 @@ fn state_continues(setup: &Setup) -> Verdict {
     let events = eventful(setup);
     for at in [1, 90, 151, 230, 270] {
         let observer = subject.observer()?;
-        asks(&observer, &events[..at], 0)?;
+        asks(setup, &observer, &events[..at], 0)?;
         let state = observer.export_state()?;
         let other = subject.observer()?;
         if !state.is_empty() {
             other.import_state(&state, "a state that another instance exported")?;
         }
+        // What a resumed run begins with.
+        let resumed = [EventBody::RunStarted { generation: 1 }];
+        show(setup, &other, at, resumed, "of a resumed run")?;
         let (asked, of_other) = (
-            asks(&observer, &events[at..], 0)?,
-            asks(&other, &events[at..], 0)?,
+            asks(setup, &observer, &events[at..], 0)?,
+            asks(setup, &other, &events[at..], 0)?,
         );
         if asked != of_other {
             let first = asked.iter().zip(&of_other).find(|(a, b)| a != b);
@@ -429,7 +453,7 @@ struct Tried {
 
 fn tried(setup: &Setup) -> Result<Tried, Stop> {
     let observer = Subject::load(setup)?.observer()?;
-    asks(&observer, &eventful(setup)[..120], 0)?;
+    asks(setup, &observer, &eventful(setup)[..120], 0)?;
     let state = observer.export_state()?;
     Ok(Tried { observer, state })
 }
