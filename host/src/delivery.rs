@@ -1,7 +1,8 @@
 //! The way of complete checkpoints to the sinks: a queue and a worker thread for each sink.
 //!
 //! A sink gets its checkpoints in order. One that fails for a while keeps its place: it is tried
-//! again when the next checkpoint comes and at the end. Nothing here ever stops the training.
+//! again when the next checkpoint comes and at the end. The training ends by it only where the sink's
+//! policy says so.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -10,8 +11,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use host_core::{
-    CheckpointDir, CheckpointSink, DeliveryState, Emitter, Error, EventBody, Kind, MetricValue,
-    Publish, Receipt, Result, RunName, SinkError, Step,
+    CheckpointDir, CheckpointSink, Control, DeliveryState, Emitter, Error, EventBody, Kind,
+    Publish, Receipt, Result, RunName, SinkError, Step, Supervised, Verdict,
 };
 
 /// Checkpoints that may wait for one sink. They are folders on the disk, so a place costs little.
@@ -41,15 +42,12 @@ impl Default for Retry {
     }
 }
 
-/// A sink under the name that its events and its state folder have: its plugin id, and from the
-/// second of an id on a number behind it.
+/// A sink, under the label that its events and its state folder have.
 pub(crate) struct Destination {
-    /// `local-disk`, `local-disk-2`.
-    pub(crate) label: String,
     /// Its own folder, which exists.
     pub(crate) state_dir: PathBuf,
     /// The port.
-    pub(crate) sink: Box<dyn CheckpointSink>,
+    pub(crate) sink: Supervised<dyn CheckpointSink>,
 }
 
 /// The deliveries of a run. `[any]` but for starting and draining.
@@ -59,7 +57,8 @@ pub(crate) struct Deliveries {
 
 struct Worker {
     queue: Arc<Queue>,
-    thread: JoinHandle<()>,
+    /// None once it was joined.
+    thread: Option<JoinHandle<()>>,
 }
 
 /// What did not reach a sink.
@@ -74,7 +73,7 @@ pub(crate) struct Undelivered {
 }
 
 impl Deliveries {
-    /// Starts a worker for each sink.
+    /// Starts a worker for each sink. One whose failure ends the run says so to `control`.
     ///
     /// # Errors
     /// The system gives no thread.
@@ -83,12 +82,13 @@ impl Deliveries {
         destinations: Vec<Destination>,
         retry: Retry,
         emitter: &Emitter,
+        control: &Control,
     ) -> Result<Self> {
         let mut workers = Vec::new();
         for destination in destinations {
             let queue = Arc::new(Queue::new(
-                destination.label.clone(),
-                destination.sink.canceller(),
+                destination.sink.label().to_owned(),
+                destination.sink.port().canceller(),
                 emitter.clone(),
             ));
             let courier = Courier {
@@ -96,12 +96,16 @@ impl Deliveries {
                 destination,
                 retry,
                 queue: Arc::clone(&queue),
+                control: control.clone(),
             };
             let thread = std::thread::Builder::new()
                 .name(format!("sink {}", queue.label))
                 .spawn(move || courier.work())
                 .map_err(|e| Error::new(Kind::System, format!("cannot start a thread: {e}")))?;
-            workers.push(Worker { queue, thread });
+            workers.push(Worker {
+                queue,
+                thread: Some(thread),
+            });
         }
         Ok(Self { workers })
     }
@@ -126,13 +130,13 @@ impl Deliveries {
             .any(|worker| worker.queue.lock().waiting.iter().any(|c| c.step == step))
     }
 
-    /// How many checkpoints wait for each sink, as metrics: `plugin/hub-git/queue_depth`.
-    pub(crate) fn metrics(&self) -> Vec<MetricValue> {
-        let depth = |Worker { queue, .. }: &Worker| {
-            let name = format!("plugin/{}/queue_depth", queue.label);
-            MetricValue::new(name, queue.lock().waiting.len() as f64)
+    /// How many checkpoints wait for each sink.
+    pub(crate) fn waiting(&self) -> Vec<(String, usize)> {
+        let waiting = |Worker { queue, .. }: &Worker| {
+            let depth = queue.lock().waiting.len();
+            (queue.label.clone(), depth)
         };
-        self.workers.iter().map(depth).collect()
+        self.workers.iter().map(waiting).collect()
     }
 
     /// What ends all deliveries soon. `[any]`, and good for longer than `self`.
@@ -143,7 +147,11 @@ impl Deliveries {
 
     /// Waits until every sink has what it can get, at most for `patience`, and says in half a
     /// sentence what it waits for whenever that changes. Returns what did not arrive.
-    pub(crate) fn drain(self, patience: Duration, say: &mut dyn FnMut(&str)) -> Vec<Undelivered> {
+    pub(crate) fn drain(
+        &mut self,
+        patience: Duration,
+        say: &mut dyn FnMut(&str),
+    ) -> Vec<Undelivered> {
         for worker in &self.workers {
             worker.queue.close();
         }
@@ -151,12 +159,9 @@ impl Deliveries {
         let mut deadline = begun + patience;
         let mut cancelled = false;
         let mut said = String::new();
-        while self
-            .workers
-            .iter()
-            .any(|worker| !worker.thread.is_finished())
-        {
-            let waits: Vec<String> = self.workers.iter().filter_map(Worker::waits).collect();
+        while self.workers.iter().any(Worker::is_at_work) {
+            let at_work = self.workers.iter().filter(|worker| worker.is_at_work());
+            let waits: Vec<String> = at_work.filter_map(Worker::waits).collect();
             let waits = waits.join(", ");
             let is_long = begun.elapsed() >= SHORT || Instant::now() >= deadline;
             if is_long && !waits.is_empty() && waits != said {
@@ -178,17 +183,21 @@ impl Deliveries {
         self.workers.iter().for_each(|worker| worker.queue.mute());
         let undelivered = |worker: &Worker| worker.queue.undelivered();
         let undelivered = self.workers.iter().filter_map(undelivered).collect();
-        for worker in self.workers {
-            if worker.thread.is_finished() {
-                // A panic in a worker is a bug of ours; its checkpoints count as not delivered.
-                let _ = worker.thread.join();
-            }
+        for worker in &mut self.workers {
+            let ended = worker.thread.take_if(|thread| thread.is_finished());
+            // A panic in a worker is a bug of ours; its checkpoints count as not delivered.
+            let _ = ended.map(JoinHandle::join);
         }
         undelivered
     }
 }
 
 impl Worker {
+    fn is_at_work(&self) -> bool {
+        let thread = self.thread.as_ref();
+        thread.is_some_and(|thread| !thread.is_finished())
+    }
+
     fn waits(&self) -> Option<String> {
         let waiting = self.queue.lock().waiting.len();
         match waiting {
@@ -343,6 +352,7 @@ struct Courier {
     destination: Destination,
     retry: Retry,
     queue: Arc<Queue>,
+    control: Control,
 }
 
 /// How a delivery ended.
@@ -352,6 +362,8 @@ enum Ending {
     Refused(String),
     /// It may go well later.
     Postponed(String),
+    /// Everything ends.
+    Cancelled,
 }
 
 impl Courier {
@@ -363,25 +375,39 @@ impl Courier {
             // The queue changes before the event goes out, so that whoever sees the event finds the
             // checkpoint no longer needed.
             let mut state = self.queue.lock();
-            let (result, detail) = match ending {
+            let (result, detail) = match &ending {
                 Ending::Delivered(Receipt(receipt)) => {
                     state.waiting.pop_front();
-                    (DeliveryState::Delivered, receipt)
+                    (DeliveryState::Delivered, receipt.as_str())
                 }
                 Ending::Refused(reason) => {
                     state.waiting.pop_front();
                     state.refused.push(step);
-                    state.last_reason.clone_from(&reason);
-                    (DeliveryState::Failed, reason)
+                    state.last_reason.clone_from(reason);
+                    (DeliveryState::Failed, reason.as_str())
                 }
                 Ending::Postponed(reason) => {
                     state.stalled = true;
-                    state.last_reason.clone_from(&reason);
-                    (DeliveryState::Failed, reason)
+                    state.last_reason.clone_from(reason);
+                    (DeliveryState::Failed, reason.as_str())
+                }
+                Ending::Cancelled => {
+                    state.stalled = true;
+                    state.last_reason = "it was cancelled".to_owned();
+                    (DeliveryState::Failed, "it was cancelled")
                 }
             };
             drop(state);
-            self.queue.tell(step, result, &detail);
+            self.queue.tell(step, result, detail);
+            match ending {
+                Ending::Delivered(_) => self.destination.sink.succeeded(),
+                Ending::Cancelled => {}
+                Ending::Refused(reason) | Ending::Postponed(reason) => self.failed(step, &reason),
+            }
+            if self.destination.sink.active().is_none() {
+                // What waits goes on waiting, and so does what is still to come.
+                return;
+            }
         }
     }
 
@@ -390,16 +416,15 @@ impl Courier {
         let mut tries = 0;
         loop {
             tries += 1;
-            let outcome = self.destination.sink.publish(Publish {
+            let sink = self.destination.sink.active().expect("it is at work");
+            let outcome = sink.publish(Publish {
                 run: &self.run,
                 checkpoint,
                 state_dir: &self.destination.state_dir,
             });
             match outcome {
                 Ok(receipt) => return Ending::Delivered(receipt),
-                Err(SinkError::Cancelled) => {
-                    return Ending::Postponed("it was cancelled".to_owned());
-                }
+                Err(SinkError::Cancelled) => return Ending::Cancelled,
                 Err(SinkError::Permanent(reason)) => {
                     self.fault(checkpoint.step, &reason);
                     return Ending::Refused(reason);
@@ -416,12 +441,29 @@ impl Courier {
     }
 
     fn fault(&self, step: Step, reason: &str) {
-        let body = EventBody::PluginFault {
-            plugin: self.destination.sink.id().to_owned(),
-            call: "publish".to_owned(),
-            message: reason.to_owned(),
-        };
-        self.queue.emit(step, body);
+        let fault = self.destination.sink.fault("publish", reason);
+        self.queue.emit(step, fault);
+    }
+
+    /// A delivery has failed, its tries included: the policy says what comes of it.
+    fn failed(&mut self, step: Step, reason: &str) {
+        let label = &self.queue.label;
+        let message = format!("plugin {label} failed in publish: {reason}");
+        let lost = self.destination.sink.port().lost();
+        let error = Error::new(Kind::Plugin, message);
+        match self.destination.sink.failed(error, lost) {
+            Verdict::GoOn => {}
+            Verdict::Disable(why) => {
+                let first = self.queue.lock().waiting.front().map(|c| c.step);
+                let which = match first {
+                    Some(step) => format!("the checkpoints from step {step} on"),
+                    None => "the next checkpoints".to_owned(),
+                };
+                let message = format!("{why}; {which} stay queued in the run folder");
+                self.queue.emit(step, EventBody::Warning { message });
+            }
+            Verdict::End(error) => self.control.fail(error),
+        }
     }
 }
 
@@ -430,7 +472,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-    use host_core::{Draft, Manifest};
+    use host_core::{Draft, Manifest, OnError, StopReason};
 
     /// Answers as the script says, then with receipts; tells what it was given.
     struct Scripted {
@@ -465,11 +507,16 @@ mod tests {
 
     struct Scene {
         deliveries: Deliveries,
+        control: Control,
         drafts: Receiver<Draft>,
         seen: Receiver<u64>,
     }
 
     fn scene(answers: Vec<SinkError>, blocks: bool) -> Scene {
+        scene_under(OnError::Warn, answers, blocks)
+    }
+
+    fn scene_under(on_error: OnError, answers: Vec<SinkError>, blocks: bool) -> Scene {
         let (emitter, drafts) = Emitter::new(1000);
         let (seen_sender, seen) = sync_channel(1000);
         let (open, gate) = sync_channel(1000);
@@ -480,19 +527,19 @@ mod tests {
             cancel: Arc::new(Mutex::new(Some(open))),
         };
         let destination = Destination {
-            label: "scripted".to_owned(),
             state_dir: PathBuf::from("/nowhere"),
-            sink: Box::new(sink),
+            sink: Supervised::new("scripted", on_error, Box::new(sink)),
         };
         let retry = Retry {
             tries: 2,
             first_wait: Duration::ZERO,
         };
         let run = "r".parse().expect("a name");
-        let deliveries =
-            Deliveries::start(&run, vec![destination], retry, &emitter).expect("started");
+        let control = Control::new();
+        let deliveries = Deliveries::start(&run, vec![destination], retry, &emitter, &control);
         Scene {
-            deliveries,
+            deliveries: deliveries.expect("started"),
+            control,
             drafts,
             seen,
         }
@@ -528,9 +575,10 @@ mod tests {
     #[test]
     fn a_checkpoint_is_needed_until_it_is_delivered() {
         let Scene {
-            deliveries,
+            mut deliveries,
             drafts,
             seen,
+            ..
         } = scene(vec![temporary()], false);
         deliveries.offer(checkpoint(10));
         // The second try goes well.
@@ -549,7 +597,7 @@ mod tests {
     #[test]
     fn what_the_sink_refuses_does_not_keep_the_next_from_it() {
         let no = SinkError::Permanent("no".to_owned());
-        let scene = scene(vec![no], false);
+        let mut scene = scene(vec![no], false);
         scene.deliveries.offer(checkpoint(10));
         scene.deliveries.offer(checkpoint(20));
         let left = scene.deliveries.drain(LONG, &mut |_| ());
@@ -563,7 +611,7 @@ mod tests {
 
     #[test]
     fn what_failed_for_a_while_is_tried_again_before_the_next() {
-        let scene = scene(vec![temporary(), temporary()], false);
+        let mut scene = scene(vec![temporary(), temporary()], false);
         scene.deliveries.offer(checkpoint(10));
         assert_eq!(scene.seen.iter().take(2).count(), 2);
         scene.deliveries.offer(checkpoint(20));
@@ -573,7 +621,7 @@ mod tests {
 
     #[test]
     fn what_never_arrives_is_left_over_with_its_reason() {
-        let scene = scene((0..100).map(|_| temporary()).collect(), false);
+        let mut scene = scene((0..100).map(|_| temporary()).collect(), false);
         scene.deliveries.offer(checkpoint(10));
         scene.deliveries.offer(checkpoint(20));
         let left = scene.deliveries.drain(LONG, &mut |_| ());
@@ -587,7 +635,7 @@ mod tests {
 
     #[test]
     fn a_sink_that_hangs_is_cancelled_when_patience_ends() {
-        let scene = scene(Vec::new(), true);
+        let mut scene = scene(Vec::new(), true);
         scene.deliveries.offer(checkpoint(10));
         assert_eq!(scene.seen.recv().expect("it began"), 10);
         let mut said = Vec::new();
@@ -598,5 +646,57 @@ mod tests {
         assert_eq!(said, ["waiting for scripted (1 checkpoint)"]);
         let last = states(&scene.drafts).pop().expect("events");
         assert_eq!(last, (10, DeliveryState::Failed));
+    }
+
+    fn permanent() -> SinkError {
+        SinkError::Permanent("no".to_owned())
+    }
+
+    #[test]
+    fn a_disabled_sink_is_not_called_and_its_checkpoints_stay_queued() {
+        let answers = vec![permanent(), permanent()];
+        let mut scene = scene_under(OnError::DisableAfter(2), answers, false);
+        for step in [10, 20, 30] {
+            scene.deliveries.offer(checkpoint(step));
+        }
+        // The worker ends by itself, and takes its end of the channel with it.
+        assert_eq!(scene.seen.iter().collect::<Vec<_>>(), [10, 20]);
+        scene.deliveries.offer(checkpoint(40));
+        assert!(scene.deliveries.is_needed(Step(40)));
+        let left = scene.deliveries.drain(LONG, &mut |_| ());
+        assert_eq!(left[0].steps, [10, 20, 30, 40].map(Step));
+        assert_eq!(scene.deliveries.waiting(), [("scripted".to_owned(), 2)]);
+        let warnings: Vec<String> = scene
+            .drafts
+            .try_iter()
+            .filter_map(|draft| match draft.body {
+                EventBody::Warning { message } => Some(message),
+                _ => None,
+            })
+            .collect();
+        let [warning] = &warnings[..] else {
+            panic!("{warnings:?}")
+        };
+        let start = "plugin scripted is not called any more: it failed 2 times in a row; the ";
+        assert!(warning.starts_with(start), "{warning}");
+        let end = " stay queued in the run folder";
+        assert!(warning.ends_with(end), "{warning}");
+        assert_eq!(scene.control.stop_requested(), None);
+    }
+
+    #[test]
+    fn a_failure_for_good_ends_the_run_where_the_policy_says_so() {
+        let answers = vec![temporary(), temporary()];
+        let mut scene = scene_under(OnError::Fail, answers, false);
+        scene.deliveries.offer(checkpoint(10));
+        assert_eq!(scene.seen.iter().take(2).count(), 2);
+        // It is tried again at the end, and then goes well; the run has failed all the same.
+        assert_eq!(scene.deliveries.drain(LONG, &mut |_| ()), []);
+        assert_eq!(scene.control.stop_requested(), Some(StopReason::Failed));
+        let error = scene.control.take_failure().expect("an error");
+        assert_eq!(
+            error.message(),
+            "plugin scripted failed in publish: no route"
+        );
     }
 }

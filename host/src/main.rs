@@ -9,6 +9,7 @@ mod meter;
 mod nearest;
 mod number;
 mod plan;
+mod plugin_accounts;
 mod plugins;
 mod progress;
 mod resume_point;

@@ -1,12 +1,13 @@
 //! The plugins of a run: found, loaded and made before anything else happens.
 
 use host_core::{
-    CheckpointSink, Error, GroupsRequest, Kind, Metric, MetricValue, Observer, ParamGroup,
-    ParamInfo, Result, check_groups,
+    CheckpointSink, Error, GroupsRequest, Kind, Metric, Observer, ParamGroup, ParamInfo, Result,
+    Supervised, check_groups,
 };
-use host_plugin::{CallAccount, LogRecord, Plugin, PluginConfig, PluginKind, PluginSpec, SearchPath};
 use host_plugin::{Level, OnError, Target, set_log};
+use host_plugin::{LogRecord, Plugin, PluginConfig, PluginKind, PluginSpec, SearchPath};
 
+use crate::plugin_accounts::PluginAccount;
 use crate::progress::Progress;
 use crate::run_file::{FoundPlugin, PluginEntry};
 
@@ -23,6 +24,8 @@ pub(crate) struct Plugins {
 struct Loaded {
     spec: PluginSpec,
     plugin: Plugin,
+    /// Its id, and from the second of an id on a number behind it.
+    label: String,
 }
 
 /// The parameter groups, proven to hold each parameter once.
@@ -38,19 +41,17 @@ pub(crate) struct Grouping {
     pub(crate) warnings: Vec<String>,
 }
 
-/// What a plugin's calls cost so far, by the plugin's label.
-pub(crate) struct CallAccounts(Vec<(String, CallAccount)>);
-
 impl Plugins {
     /// Loads what is asked for, and the default for the parameter groups if that is missing.
     ///
     /// # Errors
     /// The first plugin that is not found, refused, or one too many.
     pub(crate) fn load(specs: &[PluginSpec], search: &SearchPath) -> Result<Self> {
-        let mut loaded = specs
-            .iter()
-            .map(|spec| Loaded::load(spec.clone(), search))
-            .collect::<Result<Vec<_>>>()?;
+        let mut loaded = Vec::new();
+        for spec in specs {
+            let next = Loaded::load(spec.clone(), search, &loaded)?;
+            loaded.push(next);
+        }
         let groupers: Vec<&str> = with_kind(&loaded, PluginKind::ParamGroups)
             .map(|l| l.plugin.id())
             .collect();
@@ -75,7 +76,8 @@ impl Plugins {
                 on_error: None,
                 time_limit: None,
             };
-            loaded.push(Loaded::load(spec, search)?);
+            let default = Loaded::load(spec, search, &loaded)?;
+            loaded.push(default);
         }
         let mut metrics: Vec<&str> = with_kind(&loaded, PluginKind::Metric)
             .map(|l| l.plugin.id())
@@ -149,42 +151,38 @@ impl Plugins {
     ///
     /// # Errors
     /// A plugin fails to make one.
-    pub(crate) fn metrics(&self) -> Result<Vec<Box<dyn Metric>>> {
-        with_kind(&self.loaded, PluginKind::Metric)
-            .map(|l| l.plugin.metric().map_err(|error| hinted(error, &l.plugin)))
+    pub(crate) fn metrics(&self) -> Result<Vec<Supervised<dyn Metric>>> {
+        self.supervised(PluginKind::Metric, Plugin::metric)
+    }
+
+    /// The sinks.
+    ///
+    /// # Errors
+    /// A plugin fails to make one.
+    pub(crate) fn sinks(&self) -> Result<Vec<Supervised<dyn CheckpointSink>>> {
+        self.supervised(PluginKind::CheckpointSink, Plugin::checkpoint_sink)
+    }
+
+    /// The observers.
+    ///
+    /// # Errors
+    /// A plugin fails to make one.
+    pub(crate) fn observers(&self) -> Result<Vec<Supervised<dyn Observer>>> {
+        self.supervised(PluginKind::Observer, Plugin::observer)
+    }
+
+    fn supervised<P: ?Sized>(
+        &self,
+        kind: PluginKind,
+        make: impl Fn(&Plugin) -> Result<Box<P>>,
+    ) -> Result<Vec<Supervised<P>>> {
+        with_kind(&self.loaded, kind)
+            .map(|loaded| {
+                let port = make(&loaded.plugin).map_err(|error| hinted(error, &loaded.plugin))?;
+                let on_error = loaded.spec.on_error.unwrap_or_default();
+                Ok(Supervised::new(&*loaded.label, on_error, port))
+            })
             .collect()
-    }
-
-    /// The sinks, each under a label of its own: its id, and from the second of an id on a number
-    /// behind it.
-    ///
-    /// # Errors
-    /// A plugin fails to make one.
-    pub(crate) fn sinks(&self) -> Result<Vec<(String, Box<dyn CheckpointSink>)>> {
-        let mut sinks: Vec<(String, Box<dyn CheckpointSink>)> = Vec::new();
-        for Loaded { plugin, .. } in with_kind(&self.loaded, PluginKind::CheckpointSink) {
-            let label = label(plugin.id(), sinks.iter().map(|(label, _)| label.as_str()));
-            let sink = plugin.checkpoint_sink();
-            sinks.push((label, sink.map_err(|error| hinted(error, plugin))?));
-        }
-        Ok(sinks)
-    }
-
-    /// The observers, each under its label.
-    ///
-    /// # Errors
-    /// A plugin fails to make one.
-    pub(crate) fn observers(&self) -> Result<Vec<(String, Box<dyn Observer>)>> {
-        let mut observers: Vec<(String, Box<dyn Observer>)> = Vec::new();
-        for Loaded { plugin, .. } in with_kind(&self.loaded, PluginKind::Observer) {
-            let label = label(
-                plugin.id(),
-                observers.iter().map(|(label, _)| label.as_str()),
-            );
-            let observer = plugin.observer();
-            observers.push((label, observer.map_err(|error| hinted(error, plugin))?));
-        }
-        Ok(observers)
     }
 
     /// Leaves out what does nothing but deliver checkpoints.
@@ -196,9 +194,10 @@ impl Plugins {
 
     /// What goes into `run.toml`.
     pub(crate) fn entries(&self) -> Vec<PluginEntry> {
-        let entry = |Loaded { spec, plugin }: &Loaded| PluginEntry {
+        let entry = |Loaded { spec, plugin, .. }: &Loaded| PluginEntry {
             target: spec.target.clone(),
             on_error: spec.on_error,
+            time_limit: spec.time_limit,
             config: plugin.config().clone(),
             found: FoundPlugin {
                 id: plugin.id().to_owned(),
@@ -211,50 +210,42 @@ impl Plugins {
     }
 
     /// The accounts of the calls, which go on counting.
-    pub(crate) fn accounts(&self) -> CallAccounts {
-        let mut accounts: Vec<(String, CallAccount)> = Vec::new();
-        for Loaded { plugin, .. } in &self.loaded {
-            let label = label(
-                plugin.id(),
-                accounts.iter().map(|(label, _)| label.as_str()),
-            );
-            accounts.push((label, plugin.account().clone()));
-        }
-        CallAccounts(accounts)
+    pub(crate) fn accounts(&self) -> Vec<PluginAccount> {
+        let account = |Loaded { plugin, label, .. }: &Loaded| {
+            let account = plugin.account().clone();
+            PluginAccount::new(label.clone(), account, plugin.kinds(), false)
+        };
+        self.loaded.iter().map(account).collect()
     }
 }
 
 impl Loaded {
-    fn load(spec: PluginSpec, search: &SearchPath) -> Result<Self> {
-        if spec.on_error.is_some_and(|policy| policy != OnError::Warn) {
-            return Err(Error::new(
-                Kind::Config,
-                "a plugin's on_error can only be warn in this version",
-            )
-            .hint("leave it out: a failure while training is an event, and the run goes on"));
-        }
+    /// Finds and loads a plugin beside those that are loaded already.
+    fn load(spec: PluginSpec, search: &SearchPath, others: &[Self]) -> Result<Self> {
         let found = search.find(&spec.target)?;
-        let plugin = Plugin::load(&found, &spec.config)?;
-        Ok(Self { spec, plugin })
+        check_policy(&spec, &found.manifest.id, &found.manifest.kinds)?;
+        let plugin = Plugin::load(&found, &spec.config)?.with_time_limit(spec.time_limit);
+        let label = label(plugin.id(), others.iter().map(|other| other.label.as_str()));
+        Ok(Self {
+            spec,
+            plugin,
+            label,
+        })
     }
 }
 
-impl CallAccounts {
-    /// The accounts as metrics: `plugin/hub-git/p99_secs`.
-    pub(crate) fn metrics(&self) -> Vec<MetricValue> {
-        self.0
-            .iter()
-            .flat_map(|(label, account)| {
-                let summary = account.summary();
-                [
-                    ("calls", summary.calls as f64),
-                    ("failures", summary.failures as f64),
-                    ("p50_secs", summary.p50.as_secs_f64()),
-                    ("p99_secs", summary.p99.as_secs_f64()),
-                ]
-                .map(|(name, value)| MetricValue::new(format!("plugin/{label}/{name}"), value))
-            })
-            .collect()
+/// Refuses a policy that cannot mean anything: without parameter groups there is no training that could
+/// go on.
+fn check_policy(spec: &PluginSpec, id: &str, kinds: &[PluginKind]) -> Result<()> {
+    let is_only_groups = kinds == [PluginKind::ParamGroups];
+    match spec.on_error {
+        Some(OnError::Warn | OnError::DisableAfter(_)) if is_only_groups => {
+            let message = format!(
+                "on_error of plugin {id} can only be fail: it decides the parameter groups, and without them nothing is trained"
+            );
+            Err(Error::new(Kind::Config, message).hint("leave on_error out"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -352,24 +343,25 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_nobody_carries_out_is_refused() {
-        let search = SearchPath::new(Vec::new());
-        let load = |spec: &str| {
-            let specs = [spec.parse().expect("a spec")];
-            Plugins::load(&specs, &search)
-                .err()
-                .expect("refused")
-                .to_string()
+    fn groups_cannot_fail_and_the_training_go_on() {
+        let check = |on_error: &str, kinds: &[PluginKind]| {
+            let spec = format!("x:on_error={on_error}").parse().expect("a spec");
+            check_policy(&spec, "x", kinds)
         };
-        assert!(load("x:on_error=fail").contains("on_error can only be warn"));
-        assert!(load("x:on_error=disable_after=3").contains("on_error can only be warn"));
-        assert!(!load("x:on_error=warn").contains("on_error"));
+        let groups = [PluginKind::ParamGroups];
+        for refused in ["warn", "disable_after=3"] {
+            let error = check(refused, &groups).expect_err("refused");
+            assert!(error.message().contains("can only be fail"), "{error}");
+            assert!(check(refused, &[PluginKind::ParamGroups, PluginKind::Metric]).is_ok());
+        }
+        assert!(check("fail", &groups).is_ok());
     }
 
     fn entry(id: &str, sha256: &str) -> PluginEntry {
         PluginEntry {
             target: Target::Id(id.to_owned()),
             on_error: None,
+            time_limit: None,
             config: serde_json::Map::new(),
             found: FoundPlugin {
                 id: id.to_owned(),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use host_core::{
     CheckpointSink, Control, Emitter, Error, EventBody, Inbox, Kind, Observer, Result, Step,
-    StopReason,
+    StopReason, Supervised,
 };
 use host_serve::{Server, Source};
 use host_store::{Callbacks, Reader, RunRecord, RunStatus, Writer};
@@ -15,6 +15,7 @@ use host_train::{Observers, Outcome, Ports, Start, Trainer};
 
 use crate::delivery::{Deliveries, Destination, Retry, Undelivered};
 use crate::plan::Plan;
+use crate::plugin_accounts::PluginAccounts;
 use crate::plugins::{self, Grouping, Plugins};
 use crate::progress::{Progress, Style};
 use crate::resume_point::ResumePoint;
@@ -164,8 +165,8 @@ pub(crate) fn groups(plan: &Plan) -> Result<Grouping> {
 /// Everything that can fail before there is a run.
 struct Ready {
     plugins: Plugins,
-    sinks: Vec<(String, Box<dyn CheckpointSink>)>,
-    observers: Vec<(String, Box<dyn Observer>)>,
+    sinks: Vec<Supervised<dyn CheckpointSink>>,
+    observers: Vec<Supervised<dyn Observer>>,
     trainer: Trainer,
     grouping: Grouping,
 }
@@ -273,30 +274,35 @@ fn train(ready: Ready, mut live: Live, session: &Session<'_>) -> Result<StopReas
     session.announce(emitter, start, ready.grouping.warnings);
 
     let destinations = destinations(dir, ready.sinks)?;
-    let deliveries = Deliveries::start(dir.name(), destinations, Retry::default(), emitter)?;
+    let mut deliveries = Deliveries::start(
+        dir.name(),
+        destinations,
+        Retry::default(),
+        emitter,
+        &control,
+    )?;
     signals.on_cancel(deliveries.canceller());
-    let accounts = ready.plugins.accounts();
+    let mut accounts = PluginAccounts::begin(ready.plugins.accounts());
     let commits = live.writer.commits();
     let outcome = ready.trainer.fit(Ports {
         groups: ready.grouping.groups,
         emitter: emitter.clone(),
         observers: Observers::new(ready.observers, inbox),
         generation: session.generation,
-        control,
+        control: control.clone(),
+        report: Box::new(|step| {
+            let report = accounts.report(step, &deliveries.waiting());
+            report.into_iter().for_each(|body| emitter.emit(step, body));
+        }),
         checkpoints: dir.checkpoints(),
         await_events: Box::new(|| {
             commits.wait_settled(emitter.emitted(), EVENTS_PATIENCE);
         }),
-        on_checkpoint: Box::new(|checkpoint| {
-            let step = checkpoint.step;
-            deliveries.offer(checkpoint);
-            let mut values = accounts.metrics();
-            values.extend(deliveries.metrics());
-            emitter.emit(step, EventBody::Metrics { values });
-        }),
+        on_checkpoint: Box::new(|checkpoint| deliveries.offer(checkpoint)),
         is_needed: Box::new(|step| deliveries.is_needed(step)),
     });
 
+    accounts.loop_ended();
     signals.draining();
     let undelivered = deliveries.drain(PATIENCE, &mut |what| {
         progress.say(&format!("{what}; Ctrl-C leaves them"));
@@ -305,8 +311,12 @@ fn train(ready: Ready, mut live: Live, session: &Session<'_>) -> Result<StopReas
         Ok(outcome) => outcome.step,
         Err(_) => live.digest_step().max(start),
     };
-    let values = accounts.metrics();
-    emitter.emit(reached, EventBody::Metrics { values });
+    // The sinks' last calls are in it: there is one report of a step, and this is the last step's.
+    let report = accounts.report(reached, &deliveries.waiting());
+    report
+        .into_iter()
+        .for_each(|body| emitter.emit(reached, body));
+    let outcome = with_failure(outcome, &control);
     let closed = session.close(live, &outcome, reached, &undelivered);
     if let (Err(_), Err(error)) = (&outcome, &closed) {
         progress.say(&format!("warning: {error}"));
@@ -383,21 +393,27 @@ impl<'a> Session<'a> {
 
 fn destinations(
     dir: &RunDir,
-    sinks: Vec<(String, Box<dyn CheckpointSink>)>,
+    sinks: Vec<Supervised<dyn CheckpointSink>>,
 ) -> Result<Vec<Destination>> {
     sinks
         .into_iter()
-        .map(|(label, sink)| {
-            let state_dir = dir.sink_state(&label);
+        .map(|sink| {
+            let state_dir = dir.sink_state(sink.label());
             std::fs::create_dir_all(&state_dir)
                 .map_err(|e| Error::io("make the sink's folder", &state_dir, &e))?;
-            Ok(Destination {
-                label,
-                state_dir,
-                sink,
-            })
+            Ok(Destination { state_dir, sink })
         })
         .collect()
+}
+
+/// The error of the plugin that ended the run, if one did. A run that was ended from outside says so
+/// whatever else there is to say.
+fn with_failure(outcome: Result<Outcome>, control: &Control) -> Result<Outcome> {
+    let outcome = outcome?;
+    match outcome.reason {
+        StopReason::Interrupted | StopReason::Terminated => Ok(outcome),
+        _ => control.take_failure().map_or(Ok(outcome), Err),
+    }
 }
 
 /// A run that was ended from outside says so whatever else there is to say.

@@ -6,6 +6,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use host_core::{Error, Kind, Result, RunName};
 use host_plugin::{OnError, Target};
@@ -28,6 +29,8 @@ pub(crate) struct PluginEntry {
     pub(crate) target: Target,
     /// The policy, where the user gave one.
     pub(crate) on_error: Option<OnError>,
+    /// The longest that a call may take, where the user said so.
+    pub(crate) time_limit: Option<Duration>,
     /// The settings with their types.
     pub(crate) config: serde_json::Map<String, serde_json::Value>,
     /// The library.
@@ -162,6 +165,8 @@ fn plugin_table(plugin: &PluginEntry) -> Result<Value> {
         )]))),
     };
     table.extend(on_error.map(|on_error| ("on_error".to_owned(), on_error)));
+    let limit = plugin.time_limit.map(|limit| limit.as_secs_f64().into());
+    table.extend(limit.map(|limit| ("time_limit_secs".to_owned(), limit)));
     for (key, value) in &plugin.config {
         // TOML has no null; an absent key means the same.
         if !value.is_null() {
@@ -213,6 +218,7 @@ mod tests {
         let entry = PluginEntry {
             target: Target::Id("local-disk".to_owned()),
             on_error: Some(OnError::DisableAfter(3)),
+            time_limit: Some(Duration::from_millis(2500)),
             config: json!({ "dir": "/c", "keep": 2, "nothing": null })
                 .as_object()
                 .expect("an object")
@@ -236,6 +242,7 @@ mod tests {
         assert_eq!(again.plugins.len(), 1);
         assert_eq!(again.plugins[0].target, entry.target);
         assert_eq!(again.plugins[0].on_error, entry.on_error);
+        assert_eq!(again.plugins[0].time_limit, entry.time_limit);
         let (read, record) = RunFile::read(&path).expect("a run's file");
         assert_eq!((&read, record.plugin), (&file, vec![entry.found]));
         let json: serde_json::Value = serde_json::from_str(&file.to_json()).expect("JSON");

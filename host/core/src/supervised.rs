@@ -90,11 +90,11 @@ impl<P: ?Sized> Supervised<P> {
     }
 
     /// A failure of it as an event.
-    pub fn fault(&self, call: &str, error: &Error) -> EventBody {
+    pub fn fault(&self, call: &str, reason: impl fmt::Display) -> EventBody {
         EventBody::PluginFault {
             plugin: self.label.clone(),
             call: call.to_owned(),
-            message: error.to_string(),
+            message: reason.to_string(),
         }
     }
 }

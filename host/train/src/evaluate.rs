@@ -1,6 +1,8 @@
 mod inputs;
 
-use host_core::{Error, EventBody, Kind, Metric, MetricBatch, MetricValue, Result, Step};
+use host_core::{
+    Control, Emitter, Error, Kind, Metric, MetricBatch, MetricValue, Result, Step, Supervised,
+};
 use tch::{Tensor, no_grad_guard};
 
 use self::inputs::Inputs;
@@ -14,7 +16,7 @@ pub(crate) struct Evaluation {
     pub(crate) batch_size: usize,
     /// Bytes of each token, (vocabulary) i64 on the model's device.
     pub(crate) byte_lengths: Tensor,
-    pub(crate) metrics: Vec<Box<dyn Metric>>,
+    pub(crate) metrics: Vec<Supervised<dyn Metric>>,
 }
 
 /// The host's own metric, unless a plugin gives it.
@@ -22,17 +24,33 @@ const LOSS: &str = "loss/eval";
 
 impl Evaluation {
     /// Evaluates: every sequence once, without dropout. The loss is the mean over all predicted
-    /// tokens. A metric that fails is missing from the values, and `fault` is told.
+    /// tokens. A metric that fails is missing from the values; that is an event, and its policy says
+    /// what else.
     pub(crate) fn evaluate(
         &mut self,
         model: &Gpt2,
         step: Step,
-        fault: &mut dyn FnMut(EventBody),
+        emitter: &Emitter,
+        control: &Control,
     ) -> Vec<MetricValue> {
-        self.run(model, step, usize::MAX, fault)
+        let (values, faults) = self.run(model, step, usize::MAX);
+        for (metric, fault) in self.metrics.iter_mut().zip(faults) {
+            let Some(Fault { call, error }) = fault else {
+                metric.succeeded();
+                continue;
+            };
+            emitter.emit(step, metric.fault(call, &error));
+            let lost = metric.port().lost();
+            let consequence = "its values are missing from here on";
+            metric
+                .failed(error, lost)
+                .carry_out(step, emitter, control, consequence);
+        }
+        values
     }
 
-    /// Shows one batch to every metric, so that one that cannot work ends the run before it begins.
+    /// Shows one batch to every metric, so that one that cannot work ends the run before it begins,
+    /// whatever its policy.
     ///
     /// # Errors
     /// The first metric that fails, or two that give the same name.
@@ -40,12 +58,12 @@ impl Evaluation {
         if self.metrics.is_empty() {
             return Ok(());
         }
-        let mut first_fault = None;
-        let values = self.run(model, Step(0), 1, &mut |body| {
-            if let EventBody::PluginFault { message, .. } = body {
-                first_fault.get_or_insert(message);
-            }
-        });
+        let (values, faults) = self.run(model, Step(0), 1);
+        let mut first_fault = faults
+            .into_iter()
+            .flatten()
+            .map(|fault| fault.error.to_string())
+            .next();
         let mut names: Vec<&str> = values.iter().map(|value| &*value.name).collect();
         names.sort_unstable();
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -58,24 +76,24 @@ impl Evaluation {
         }
     }
 
+    /// The values, and for each metric its first fault.
     fn run(
         &mut self,
         model: &Gpt2,
         step: Step,
         max_batches: usize,
-        fault: &mut dyn FnMut(EventBody),
-    ) -> Vec<MetricValue> {
+    ) -> (Vec<MetricValue>, Vec<Option<Fault>>) {
         let _guard = no_grad_guard();
         let mut watched: Vec<Watched<'_>> = self
             .metrics
             .iter_mut()
             .map(|metric| Watched {
-                metric: &mut **metric,
-                failed: false,
+                metric: metric.active(),
+                fault: None,
             })
             .collect();
         for metric in &mut watched {
-            metric.call("reset", fault, |metric| metric.reset());
+            metric.call("reset", |metric| metric.reset());
         }
         let mut loss_sum = Tensor::zeros([], (tch::Kind::Double, model.device));
         let mut token_count = 0;
@@ -90,13 +108,13 @@ impl Evaluation {
             loss_sum += &inputs.loss_sum;
             token_count += inputs.token_count;
             for metric in &mut watched {
-                metric.see(step, &mut inputs, fault);
+                metric.see(step, &mut inputs);
             }
         }
         let mut values = Vec::new();
         for metric in &mut watched {
             for (name, value) in metric
-                .call("compute", fault, |metric| metric.compute())
+                .call("compute", |metric| metric.compute())
                 .unwrap_or_default()
             {
                 values.push(MetricValue::new(name, value));
@@ -106,20 +124,28 @@ impl Evaluation {
             let loss = loss_sum.double_value(&[]) / token_count as f64;
             values.insert(0, MetricValue::new(LOSS, loss));
         }
-        values
+        let faults = watched.into_iter().map(|metric| metric.fault).collect();
+        (values, faults)
     }
 }
 
-/// A metric within one evaluation: after its first failure it is left alone.
+/// A call that failed.
+struct Fault {
+    call: &'static str,
+    error: Error,
+}
+
+/// A metric within one evaluation: after its first failure it is left alone until the next.
 struct Watched<'a> {
-    metric: &'a mut dyn Metric,
-    failed: bool,
+    /// None if it is not called any more.
+    metric: Option<&'a mut (dyn Metric + 'static)>,
+    fault: Option<Fault>,
 }
 
 impl Watched<'_> {
     /// Shows it a batch: what it needs, and nothing if it failed before.
-    fn see(&mut self, step: Step, inputs: &mut Inputs<'_>, fault: &mut dyn FnMut(EventBody)) {
-        self.call("update", fault, |metric| {
+    fn see(&mut self, step: Step, inputs: &mut Inputs<'_>) {
+        self.call("update", |metric| {
             let tensors = inputs.views(metric.needs(), metric.reads_cuda());
             metric.update(MetricBatch {
                 step: step.0,
@@ -130,22 +156,15 @@ impl Watched<'_> {
 
     fn call<T>(
         &mut self,
-        call: &str,
-        fault: &mut dyn FnMut(EventBody),
+        call: &'static str,
         f: impl FnOnce(&mut dyn Metric) -> Result<T>,
     ) -> Option<T> {
-        if self.failed {
-            return None;
-        }
-        f(self.metric)
-            .inspect_err(|error| {
-                self.failed = true;
-                fault(EventBody::PluginFault {
-                    plugin: self.metric.id().to_owned(),
-                    call: call.to_owned(),
-                    message: error.to_string(),
-                });
-            })
+        let metric = self
+            .metric
+            .as_deref_mut()
+            .filter(|_| self.fault.is_none())?;
+        f(metric)
+            .map_err(|error| self.fault = Some(Fault { call, error }))
             .ok()
     }
 }
@@ -221,12 +240,11 @@ mod tests {
         let mut inputs = Inputs::new(&model, &tokens, &byte_lengths);
         for looker in lookers {
             let mut watched = Watched {
-                metric: looker,
-                failed: false,
+                metric: Some(looker),
+                fault: None,
             };
-            let mut fault = |_| {};
-            watched.call("reset", &mut fault, |metric| metric.reset());
-            watched.see(Step(1), &mut inputs, &mut fault);
+            watched.call("reset", |metric| metric.reset());
+            watched.see(Step(1), &mut inputs);
         }
         inputs.computations
     }

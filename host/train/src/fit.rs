@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::thread;
+use std::time::{Duration, Instant};
 
-use host_core::{Emitter, EventBody, MetricValue, Request, Result, Step, StopReason};
+use host_core::{Control, Emitter, EventBody, MetricValue, Request, Result, Step, StopReason};
 use tch::{Kind as TorchKind, Tensor};
 
 use crate::batch;
@@ -19,9 +20,12 @@ use crate::random::RandomState;
 use crate::step_log::StepLog;
 use crate::trainer::{Outcome, Ports, Trainer};
 
+/// How long the plugins' accounts are not reported at most, where no evaluation comes before.
+const REPORT_PERIOD: Duration = Duration::from_secs(10);
+
 /// Trains from `trainer`'s step to the last, or until somebody says stop.
 pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
-    let (config, schedule, control) = (trainer.config, trainer.schedule, ports.control);
+    let (config, schedule, mut report) = (trainer.config, trainer.schedule, ports.report);
     let layout = Layout {
         folder: ports.checkpoints.clone(),
         files: trainer.checkpoint_files,
@@ -38,6 +42,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
             &trainer.loader,
         ),
         emitter: ports.emitter,
+        control: ports.control,
         observers: ports.observers,
         learning_rate_factor: 1.0,
         checkpoints: ports.checkpoints,
@@ -73,9 +78,13 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
 
         let mut saved = step;
         let mut reason = StopReason::Completed;
+        let mut reported = Instant::now();
         state.log.begin();
         'training: while step.0 < config.max_train_steps {
-            if let Some(stop) = control.stop_requested() {
+            state
+                .observers
+                .observe(step, &state.emitter, &state.control);
+            if let Some(stop) = state.control.stop_requested() {
                 reason = stop;
                 break;
             }
@@ -95,6 +104,12 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
                     Request::ScaleLearningRate { factor } => state.learning_rate_factor *= factor,
                     Request::RollBack => step = state.roll_back(step, &mut writer)?,
                 }
+            }
+            if step.is_multiple_of(config.save_checkpoint_steps)
+                || reported.elapsed() > REPORT_PERIOD
+            {
+                reported = Instant::now();
+                report(step);
             }
             let mut loss = Tensor::zeros([], (TorchKind::Double, state.model.device));
             for _ in 0..config.gradient_accumulation_steps {
@@ -156,6 +171,7 @@ struct State {
     evaluation: Evaluation,
     log: StepLog,
     emitter: Emitter,
+    control: Control,
     observers: Observers,
     /// What observers lowered the schedule's learning rate to.
     learning_rate_factor: f64,
@@ -170,7 +186,7 @@ impl State {
         self.log.begin();
         let scores = self
             .evaluation
-            .evaluate(&self.model, step, &mut |body| self.emitter.emit(step, body));
+            .evaluate(&self.model, step, &self.emitter, &self.control);
         self.log.evaluated(step, &scores);
         scores
     }
@@ -181,7 +197,7 @@ impl State {
         scores: Vec<MetricValue>,
         writer: &mut CheckpointWriter<'_>,
     ) -> Result<()> {
-        let (observers, asked) = self.observers.export(step, &self.emitter);
+        let (observers, asked) = self.observers.export(step, &self.emitter, &self.control);
         let mut live = self.live(step)?;
         live.state.learning_rate_factor = self.learning_rate_factor;
         live.state.asked = asked;

@@ -1,22 +1,20 @@
 use std::collections::BTreeMap;
 
-use host_core::{Ask, Emitter, EventBody, Inbox, Observer, Request, Result, Step};
+use host_core::{
+    Ask, Control, Emitter, EventBody, Inbox, Observer, Request, Result, Step, Supervised,
+};
 use serde::{Deserialize, Serialize};
 
 /// The observers of a run, what they have yet to see, and what they asked for.
 pub struct Observers {
     /// Each under a label of its own.
-    observers: Vec<Watching>,
+    observers: Vec<Supervised<dyn Observer>>,
     inbox: Inbox,
     asked: Vec<Asked>,
 }
 
-struct Watching {
-    label: String,
-    observer: Box<dyn Observer>,
-    /// After its first failure an observer is left alone: its state may be anything.
-    failed: bool,
-}
+/// The call that shows an event.
+const OBSERVE: &str = "observe";
 
 /// A request that was not carried out yet. It is part of a checkpoint: who asked will not ask again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,36 +25,34 @@ pub(crate) struct Asked {
 }
 
 impl Observers {
-    /// The observers, each with its label; `inbox` gets what the run's emitter emits.
-    pub fn new(observers: Vec<(String, Box<dyn Observer>)>, inbox: Inbox) -> Self {
-        let watching = |(label, observer)| Watching {
-            label,
-            observer,
-            failed: false,
-        };
+    /// The observers; `inbox` gets what the run's emitter emits.
+    pub fn new(observers: Vec<Supervised<dyn Observer>>, inbox: Inbox) -> Self {
         Self {
-            observers: observers.into_iter().map(watching).collect(),
+            observers,
             inbox,
             asked: Vec::new(),
         }
     }
 
-    /// Shows them what happened since the last time.
-    pub(crate) fn observe(&mut self, step: Step, emitter: &Emitter) {
+    /// Shows them what happened since the last time. One that fails at an event misses it.
+    pub(crate) fn observe(&mut self, step: Step, emitter: &Emitter, control: &Control) {
         let (events, lost) = self.inbox.take();
         if lost > 0 {
             let message = format!("the observers did not see {lost} events: too many at once");
             emitter.emit(step, EventBody::Warning { message });
         }
         for (at, event) in &events {
-            for watching in &mut self.observers {
-                let asks = watching
-                    .call("observe", step, emitter, |observer| {
-                        observer.observe(*at, event)
-                    })
-                    .unwrap_or_default();
+            // Two that fail at every event would feed each other for ever.
+            if matches!(event, EventBody::PluginFault { call, .. } if call == OBSERVE) {
+                continue;
+            }
+            for watched in &mut self.observers {
+                let asks = call(watched, OBSERVE, step, (emitter, control), |observer| {
+                    observer.observe(*at, event)
+                })
+                .unwrap_or_default();
                 let asked = |Ask { request, reason }| Asked {
-                    by: watching.label.clone(),
+                    by: watched.label().to_owned(),
                     request,
                     reason,
                 };
@@ -65,9 +61,8 @@ impl Observers {
         }
     }
 
-    /// What they ask for at this step boundary, each recorded as carried out now.
+    /// What they have asked for, each recorded as carried out now.
     pub(crate) fn requests(&mut self, step: Step, emitter: &Emitter) -> Vec<Request> {
-        self.observe(step, emitter);
         let carried_out = |asked: Asked| {
             let request = asked.request;
             emitter.emit(
@@ -88,15 +83,20 @@ impl Observers {
         &mut self,
         step: Step,
         emitter: &Emitter,
+        control: &Control,
     ) -> (BTreeMap<String, Vec<u8>>, Vec<Asked>) {
-        self.observe(step, emitter);
+        self.observe(step, emitter, control);
         let mut states = BTreeMap::new();
-        for watching in &mut self.observers {
-            let state = watching.call("export_state", step, emitter, |observer| {
-                observer.export_state()
-            });
+        for watched in &mut self.observers {
+            let state = call(
+                watched,
+                "export_state",
+                step,
+                (emitter, control),
+                |observer| observer.export_state(),
+            );
             if let Some(state) = state.filter(|state| !state.is_empty()) {
-                states.insert(watching.label.clone(), state);
+                states.insert(watched.label().to_owned(), state);
             }
         }
         (states, self.asked.clone())
@@ -111,9 +111,10 @@ impl Observers {
         states: &BTreeMap<String, Vec<u8>>,
         asked: Vec<Asked>,
     ) -> Result<()> {
-        for watching in &mut self.observers {
-            if let Some(state) = states.get(&watching.label) {
-                watching.observer.import_state(state)?;
+        for watched in &mut self.observers {
+            let state = states.get(watched.label());
+            if let (Some(state), Some(observer)) = (state, watched.active()) {
+                observer.import_state(state)?;
             }
         }
         self.asked = asked;
@@ -121,29 +122,27 @@ impl Observers {
     }
 }
 
-impl Watching {
-    fn call<T>(
-        &mut self,
-        call: &str,
-        step: Step,
-        emitter: &Emitter,
-        f: impl FnOnce(&mut dyn Observer) -> Result<T>,
-    ) -> Option<T> {
-        if self.failed {
-            return None;
+/// Calls an observer, if it is still called. A failure is an event, and its policy says what else.
+fn call<T>(
+    watched: &mut Supervised<dyn Observer>,
+    call: &'static str,
+    step: Step,
+    (emitter, control): (&Emitter, &Control),
+    f: impl FnOnce(&mut dyn Observer) -> Result<T>,
+) -> Option<T> {
+    match f(watched.active()?) {
+        Ok(output) => {
+            watched.succeeded();
+            Some(output)
         }
-        f(&mut *self.observer)
-            .inspect_err(|error| {
-                self.failed = true;
-                emitter.emit(
-                    step,
-                    EventBody::PluginFault {
-                        plugin: self.label.clone(),
-                        call: call.to_owned(),
-                        message: error.to_string(),
-                    },
-                );
-            })
-            .ok()
+        Err(error) => {
+            emitter.emit(step, watched.fault(call, &error));
+            let lost = watched.port().lost();
+            let consequence = "it sees nothing and asks for nothing from here on";
+            watched
+                .failed(error, lost)
+                .carry_out(step, emitter, control, consequence);
+            None
+        }
     }
 }

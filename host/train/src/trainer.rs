@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use host_core::{
     CheckpointDir, Control, Emitter, Error, EventBody, Kind, Metric, MetricValue, ParamGroup,
-    ParamInfo, Result, Step, StopReason,
+    ParamInfo, Result, Step, StopReason, Supervised,
 };
 use tch::Tensor;
 
@@ -61,8 +61,11 @@ pub struct Ports<'a> {
     pub observers: Observers,
     /// How often the run was resumed.
     pub generation: u32,
-    /// What the outside asks for.
+    /// What the outside asks for, and the plugins whose failure ends the run.
     pub control: Control,
+    /// Called on the loop's thread when it goes on after an evaluation, and every few seconds: the time
+    /// to report what surrounds the loop. Not at its last step.
+    pub report: Box<dyn FnMut(Step) + 'a>,
     /// The folder that receives `step-000100` and its like. Absolute.
     pub checkpoints: PathBuf,
     /// Returns when the events emitted so far are on record, or cannot be for now: a checkpoint that
@@ -245,7 +248,7 @@ impl Trainer {
     ///
     /// # Errors
     /// The first metric that fails, or two that give a value of the same name.
-    pub fn add_metrics(&mut self, metrics: Vec<Box<dyn Metric>>) -> Result<()> {
+    pub fn add_metrics(&mut self, metrics: Vec<Supervised<dyn Metric>>) -> Result<()> {
         self.evaluation.metrics.extend(metrics);
         out_of_memory::explained(|| self.evaluation.rehearse(&self.model))
     }

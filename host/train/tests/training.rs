@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use host_core::{
-    Control, Draft, Emitter, EventBody, Inbox, Observer, ParamGroup, Step, StopReason,
+    Control, Draft, Emitter, EventBody, Inbox, Observer, ParamGroup, Step, StopReason, Supervised,
 };
 use host_train::{
     Observers, Outcome, Ports, Precision, SchedulerType, Start, TrainConfig, Trainer,
@@ -117,7 +117,7 @@ fn train_observed(
     start: &Start,
     home: &Path,
     control: &Control,
-    observers: Vec<(String, Box<dyn Observer>)>,
+    observers: Vec<Supervised<dyn Observer>>,
 ) -> Run {
     let _alone = ALONE
         .lock()
@@ -146,6 +146,7 @@ fn train_observed(
             groups,
             emitter,
             control: control.clone(),
+            report: Box::new(|_| ()),
             checkpoints: checkpoints.clone(),
             await_events: Box::new(|| ()),
             on_checkpoint: Box::new(move |dir| told.lock().expect("not poisoned").push(dir)),

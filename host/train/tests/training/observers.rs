@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use host_core::{Ask, EventBody, Observer, Request, Result, Step};
+use host_core::{
+    Ask, Error, EventBody, Kind, Observer, OnError, Request, Result, Step, Supervised,
+};
 
 use super::*;
 
@@ -52,16 +54,13 @@ impl Observer for Asking {
     }
 }
 
-fn asking(
-    plan: &[(u64, Request)],
-    seen: &Arc<Mutex<Vec<u64>>>,
-) -> Vec<(String, Box<dyn Observer>)> {
+fn asking(plan: &[(u64, Request)], seen: &Arc<Mutex<Vec<u64>>>) -> Vec<Supervised<dyn Observer>> {
     let observer = Asking {
         plan: plan.to_vec(),
         seen: seen.clone(),
         done: 0,
     };
-    vec![("asking".to_owned(), Box::new(observer))]
+    vec![Supervised::new("asking", OnError::Warn, Box::new(observer))]
 }
 
 fn run(home: &Path, start: &Start, config: &TrainConfig, plan: &[(u64, Request)]) -> Run {
@@ -217,39 +216,147 @@ fn what_was_asked_for_survives_a_resume() {
     assert_eq!(whole.series("lr")[5..], second.series("lr"));
 }
 
-#[test]
-fn an_observer_that_fails_is_left_alone() {
-    struct Failing;
-    impl Observer for Failing {
-        fn id(&self) -> &str {
-            "failing"
+/// Fails at the events of these steps.
+struct Failing {
+    at: Vec<u64>,
+    panics: bool,
+    seen: Arc<Mutex<Vec<u64>>>,
+    panicked: bool,
+}
+
+impl Observer for Failing {
+    fn id(&self) -> &str {
+        "failing"
+    }
+    fn observe(&mut self, step: Step, event: &EventBody) -> Result<Vec<Ask>> {
+        assert!(!self.panicked, "not called after a panic");
+        if !matches!(
+            event,
+            EventBody::Metrics { .. } | EventBody::PluginFault { .. }
+        ) {
+            return Ok(Vec::new());
         }
-        fn observe(&mut self, _: Step, _: &EventBody) -> Result<Vec<Ask>> {
-            Err(host_core::Error::new(host_core::Kind::Plugin, "no"))
+        if self.at.contains(&step.0) {
+            self.panicked = self.panics;
+            return Err(Error::new(Kind::Plugin, "no"));
         }
-        fn export_state(&mut self) -> Result<Vec<u8>> {
-            Err(host_core::Error::new(
-                host_core::Kind::Plugin,
-                "not asked after a failure",
-            ))
+        self.seen.lock().expect("not poisoned").push(step.0);
+        Ok(Vec::new())
+    }
+    fn export_state(&mut self) -> Result<Vec<u8>> {
+        assert!(!self.panicked, "not called after a panic");
+        Ok(Vec::new())
+    }
+    fn import_state(&mut self, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    fn lost(&self) -> Option<String> {
+        self.panicked.then(|| "it panicked".to_owned())
+    }
+}
+
+/// A training of ten steps with checkpoints at 5 and 10, beside an observer that fails at these
+/// steps: how it went, and the steps of the metrics that the observer saw.
+fn beside_failing(
+    home: &Path,
+    policies: &[OnError],
+    at: &[u64],
+    panics: bool,
+) -> (Run, Vec<u64>, Control) {
+    corpus(&home.join("data"));
+    let (seen, control) = (Arc::default(), Control::new());
+    let observer = |policy: &OnError| -> Supervised<dyn Observer> {
+        let failing = Failing {
+            at: at.to_vec(),
+            panics,
+            seen: Arc::clone(&seen),
+            panicked: false,
+        };
+        Supervised::new("failing", *policy, Box::new(failing))
+    };
+    let observers = policies.iter().map(observer).collect();
+    let config = config(&home.join("data"));
+    let run = train_observed(&config, &Start::Fresh, home, &control, observers);
+    let mut seen = seen.lock().expect("not poisoned").clone();
+    seen.dedup();
+    (run, seen, control)
+}
+
+fn faults(run: &Run) -> Vec<u64> {
+    let fault = |draft: &Draft| match &draft.body {
+        EventBody::PluginFault { plugin, call, .. } => {
+            assert_eq!((plugin.as_str(), call.as_str()), ("failing", "observe"));
+            Some(draft.step.0)
         }
-        fn import_state(&mut self, _: &[u8]) -> Result<()> {
-            Ok(())
+        _ => None,
+    };
+    run.drafts.iter().filter_map(fault).collect()
+}
+
+fn warnings(run: &Run) -> Vec<&str> {
+    fn warning(draft: &Draft) -> Option<&str> {
+        match &draft.body {
+            EventBody::Warning { message } => Some(message),
+            _ => None,
         }
     }
+    run.drafts.iter().filter_map(warning).collect()
+}
+
+#[test]
+fn an_observer_that_fails_misses_the_event_and_sees_the_next() {
     let home = tempfile::tempdir().expect("a folder");
-    corpus(&home.path().join("data"));
-    let run = train_observed(
-        &config(&home.path().join("data")),
-        &Start::Fresh,
-        home.path(),
-        &Control::new(),
-        vec![("failing".to_owned(), Box::new(Failing))],
-    );
+    let (run, seen, _) = beside_failing(home.path(), &[OnError::Warn], &[2, 3], false);
     assert_eq!(run.outcome.reason, StopReason::Completed);
-    let faults = run.drafts.iter().filter_map(|draft| match &draft.body {
-        EventBody::PluginFault { plugin, call, .. } => Some((plugin.as_str(), call.as_str())),
-        _ => None,
-    });
-    assert_eq!(faults.collect::<Vec<_>>(), [("failing", "observe")]);
+    assert_eq!(faults(&run), [2, 3]);
+    assert_eq!(seen, [1, 4, 5, 6, 7, 8, 9, 10]);
+    assert!(warnings(&run).is_empty());
+}
+
+#[test]
+fn two_observers_that_fail_always_do_not_feed_each_other() {
+    let home = tempfile::tempdir().expect("a folder");
+    let always: Vec<u64> = (0..=10).collect();
+    let (run, seen, _) = beside_failing(home.path(), &[OnError::Warn; 2], &always, false);
+    assert!(seen.is_empty());
+    let metrics = |draft: &&Draft| matches!(draft.body, EventBody::Metrics { .. });
+    let shown = run.drafts.iter().filter(metrics).count();
+    assert!(faults(&run).len() <= 2 * shown, "{}", faults(&run).len());
+}
+
+#[test]
+fn an_observer_is_disabled_after_so_many_failures_in_a_row() {
+    let home = tempfile::tempdir().expect("a folder");
+    let (run, seen, _) =
+        beside_failing(home.path(), &[OnError::DisableAfter(2)], &[2, 4, 5], false);
+    assert_eq!(run.outcome.reason, StopReason::Completed);
+    assert_eq!(seen, [1, 3]);
+    assert_eq!(faults(&run), [2, 4, 5]);
+    assert_eq!(
+        warnings(&run),
+        [
+            "plugin failing is not called any more: it failed 2 times in a row; it sees nothing and asks for nothing from here on"
+        ]
+    );
+}
+
+#[test]
+fn an_observer_that_panicked_is_disabled_whatever_its_policy() {
+    let home = tempfile::tempdir().expect("a folder");
+    let (run, seen, _) = beside_failing(home.path(), &[OnError::Warn], &[3], true);
+    assert_eq!((faults(&run), seen), (vec![3], vec![1, 2]));
+    assert_eq!(warnings(&run).len(), 1);
+}
+
+#[test]
+fn an_observer_whose_failure_ends_the_run_leaves_a_checkpoint() {
+    let home = tempfile::tempdir().expect("a folder");
+    let (run, _, control) = beside_failing(home.path(), &[OnError::Fail], &[3], false);
+    assert_eq!(
+        (run.outcome.reason, run.outcome.step),
+        (StopReason::Failed, Step(3))
+    );
+    assert!(run.checkpoints.join("step-000003/manifest.json").is_file());
+    let error = control.take_failure().expect("the plugin's error");
+    assert_eq!((error.message(), error.kind()), ("no", Kind::Plugin));
 }
