@@ -11,5 +11,21 @@ pub mod tracker {
     }
 }
 
+/// What TensorBoard asks of a data provider: `tensorboard/data/data_provider.proto`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod tensorboard {
+    include!("generated/tensorboard.rs");
+
+    /// The service.
+    pub mod data {
+        include!("generated/tensorboard.data.rs");
+    }
+
+    /// What the HParams plugin reads.
+    pub mod hparams {
+        include!("generated/tensorboard.hparams.rs");
+    }
+}
+
 /// All files of this crate in one `FileDescriptorSet`, encoded, for reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("generated/descriptors.bin");

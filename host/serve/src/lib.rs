@@ -13,6 +13,7 @@ mod feed;
 mod from_proto;
 mod server;
 mod source;
+mod tensorboard;
 mod to_proto;
 mod tracker;
 mod watch;

@@ -4,6 +4,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use host_core::{Error, Kind, Result};
+use host_proto::tensorboard::data::tensor_board_data_provider_server::TensorBoardDataProviderServer;
 use host_proto::tracker::v1::tracker_service_server::TrackerServiceServer;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
@@ -11,10 +12,13 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::feed;
 use crate::source::{Runs, Source};
+use crate::tensorboard::TensorBoard;
 use crate::tracker::Tracker;
 
 /// Requests are names and numbers.
 const REQUEST_BYTES: usize = 64 << 10;
+/// TensorBoard's requests name every run and metric that it shows.
+const TENSORBOARD_REQUEST_BYTES: usize = 4 << 20;
 /// Calls that one connection may have open.
 const STREAMS: u32 = 256;
 /// A peer that is gone without a word is noticed after twice this.
@@ -26,7 +30,7 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Threads that read the store. More would only take turns on the disk.
 const READERS: usize = 4;
 
-/// The gRPC server: `tracker.v1`, health and reflection.
+/// The gRPC server: `tracker.v1`, `tensorboard.data`, health and reflection.
 #[derive(Debug)]
 pub struct Server;
 
@@ -153,6 +157,10 @@ fn serve(
     let failed = |e: &dyn std::fmt::Display| Error::new(Kind::System, format!("gRPC: {e}"));
     let result = runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| failed(&e))?;
+        let tensorboard = TensorBoardDataProviderServer::new(TensorBoard {
+            runs: Arc::clone(&runs),
+        })
+        .max_decoding_message_size(TENSORBOARD_REQUEST_BYTES);
         let tracker = Tracker {
             runs,
             stopping: stopping.clone(),
@@ -175,6 +183,7 @@ fn serve(
             .max_concurrent_streams(STREAMS)
             .timeout(CALL)
             .add_service(tracker)
+            .add_service(tensorboard)
             .add_service(health_service)
             .add_service(reflection().build_v1().map_err(|e| failed(&e))?)
             // Older tools, grpcurl among them, ask for this one.

@@ -81,6 +81,15 @@ impl Runs {
         }
     }
 
+    /// Where the runs lie, and what to call them together.
+    pub(crate) fn place(&self) -> (String, String) {
+        let (dir, name) = match &self.place {
+            Place::One { name, run_dir, .. } => (run_dir, name.to_string()),
+            Place::Folder(runs_dir) => (runs_dir, "runs".to_owned()),
+        };
+        (dir.display().to_string(), name)
+    }
+
     /// The run that a request names, or the only one if it names none.
     pub(crate) async fn find(self: &Arc<Self>, asked: &str) -> Result<RunName, Status> {
         if asked.is_empty() {

@@ -4,4 +4,5 @@
 mod proxy;
 mod requests;
 mod run;
+mod tensorboard;
 mod watch;

@@ -1,0 +1,270 @@
+//! What stock TensorBoard reads: its runs are the server's, its tags the metrics, its hparams the
+//! configurations.
+
+mod filter;
+mod hparams;
+
+use std::sync::Arc;
+
+use futures_util::stream::Empty;
+use host_core::{Result, RunName};
+use host_proto::tensorboard::data as proto;
+use host_proto::tensorboard::{DataClass, SummaryMetadata, summary_metadata::PluginData};
+use host_store::{Reader, RunRow};
+use proto::tensor_board_data_provider_server::TensorBoardDataProvider;
+use tonic::{Request, Response, Status};
+
+use self::filter::{Filter, of_plugin};
+use crate::source::{Runs, blocking};
+
+/// The plugins of TensorBoard's that have something to show here.
+const SCALARS: &str = "scalars";
+const HPARAMS: &str = "hparams";
+/// Most points of a series in an answer; TensorBoard asks for 1,000.
+const POINTS: i64 = 100_000;
+
+/// `tensorboard.data` over the runs of a server.
+#[derive(Debug)]
+pub(crate) struct TensorBoard {
+    pub(crate) runs: Arc<Runs>,
+}
+
+impl TensorBoard {
+    /// What `read` makes of each run that the filter lets through; a run that cannot be read, or of
+    /// which it makes nothing, is left out. Blocks in its own place.
+    async fn each_run<T: Send + 'static>(
+        &self,
+        filter: &Filter,
+        read: impl Fn(&RunName, &Reader) -> Result<Option<T>> + Send + 'static,
+    ) -> Result<Vec<T>, Status> {
+        let (runs, filter) = (Arc::clone(&self.runs), filter.clone());
+        blocking(move || {
+            let mut all = Vec::new();
+            for name in runs.names()? {
+                if filter.has_run(name.as_str())
+                    && let Ok(Some(entry)) = runs.read_now(&name, |reader| read(&name, reader))
+                {
+                    all.push(entry);
+                }
+            }
+            Ok(all)
+        })
+        .await
+    }
+}
+
+#[tonic::async_trait]
+impl TensorBoardDataProvider for TensorBoard {
+    async fn get_experiment(
+        &self,
+        _: Request<proto::GetExperimentRequest>,
+    ) -> Result<Response<proto::GetExperimentResponse>, Status> {
+        let created = |_: &RunName, reader: &Reader| Ok(Some(reader.run()?.created_us));
+        let created = self.each_run(&Filter::all(), created).await?;
+        let creation_time = created.iter().min().map(|&us| prost_types::Timestamp {
+            seconds: us.div_euclid(1_000_000),
+            nanos: (us.rem_euclid(1_000_000) * 1000) as i32,
+        });
+        let (data_location, name) = self.runs.place();
+        Ok(Response::new(proto::GetExperimentResponse {
+            data_location,
+            name,
+            description: String::new(),
+            creation_time,
+        }))
+    }
+
+    async fn list_plugins(
+        &self,
+        _: Request<proto::ListPluginsRequest>,
+    ) -> Result<Response<proto::ListPluginsResponse>, Status> {
+        let plugin = |name: &str| proto::Plugin {
+            name: name.to_owned(),
+        };
+        Ok(Response::new(proto::ListPluginsResponse {
+            plugins: vec![plugin(SCALARS), plugin(HPARAMS)],
+        }))
+    }
+
+    async fn list_runs(
+        &self,
+        _: Request<proto::ListRunsRequest>,
+    ) -> Result<Response<proto::ListRunsResponse>, Status> {
+        let run = |name: &RunName, reader: &Reader| {
+            Ok(Some(proto::Run {
+                name: name.to_string(),
+                start_time: seconds(reader.run()?.created_us),
+            }))
+        };
+        let runs = self.each_run(&Filter::all(), run).await?;
+        Ok(Response::new(proto::ListRunsResponse { runs }))
+    }
+
+    async fn list_scalars(
+        &self,
+        request: Request<proto::ListScalarsRequest>,
+    ) -> Result<Response<proto::ListScalarsResponse>, Status> {
+        use proto::list_scalars_response::{RunEntry, TagEntry};
+        let request = request.into_inner();
+        if of_plugin(request.plugin_filter)? != SCALARS {
+            return Ok(Response::new(Default::default()));
+        }
+        let filter = Filter::new(request.run_tag_filter);
+        let tags = filter.clone();
+        let entry = move |name: &RunName, reader: &Reader| {
+            let series = reader.series()?.into_iter();
+            let tags: Vec<TagEntry> = series
+                .filter(|series| tags.has_tag(&series.name))
+                .map(|series| TagEntry {
+                    tag_name: series.name.to_string(),
+                    metadata: Some(proto::ScalarMetadata {
+                        max_step: step(series.last.step.0),
+                        max_wall_time: seconds(series.last.time_us),
+                        summary_metadata: Some(summary(SCALARS, DataClass::Scalar, Vec::new())),
+                    }),
+                })
+                .collect();
+            let run_name = name.to_string();
+            Ok((!tags.is_empty()).then_some(RunEntry { run_name, tags }))
+        };
+        let runs = self.each_run(&filter, entry).await?;
+        Ok(Response::new(proto::ListScalarsResponse { runs }))
+    }
+
+    async fn read_scalars(
+        &self,
+        request: Request<proto::ReadScalarsRequest>,
+    ) -> Result<Response<proto::ReadScalarsResponse>, Status> {
+        use proto::read_scalars_response::{RunEntry, TagEntry};
+        let request = request.into_inner();
+        let plugin = of_plugin(request.plugin_filter)?;
+        let points = points(request.downsample)?;
+        if plugin != SCALARS || points == 0 {
+            return Ok(Response::new(Default::default()));
+        }
+        let filter = Filter::new(request.run_tag_filter);
+        let tags = filter.clone();
+        let entry = move |name: &RunName, reader: &Reader| {
+            let mut entries = Vec::new();
+            for series in reader.series()? {
+                if !tags.has_tag(&series.name) {
+                    continue;
+                }
+                let mut data = proto::ScalarData::default();
+                for point in reader.history(&series.name, points)?.unwrap_or_default() {
+                    data.step.push(step(point.step.0));
+                    data.wall_time.push(seconds(point.time_us));
+                    data.value.push(point.value as f32);
+                }
+                entries.push(TagEntry {
+                    tag_name: series.name.to_string(),
+                    data: Some(data),
+                });
+            }
+            Ok((!entries.is_empty()).then_some(RunEntry {
+                run_name: name.to_string(),
+                tags: entries,
+            }))
+        };
+        let runs = self.each_run(&filter, entry).await?;
+        Ok(Response::new(proto::ReadScalarsResponse { runs }))
+    }
+
+    async fn list_tensors(
+        &self,
+        request: Request<proto::ListTensorsRequest>,
+    ) -> Result<Response<proto::ListTensorsResponse>, Status> {
+        use proto::list_tensors_response::{RunEntry, TagEntry};
+        let request = request.into_inner();
+        if of_plugin(request.plugin_filter)? != HPARAMS {
+            return Ok(Response::new(Default::default()));
+        }
+        let filter = Filter::new(request.run_tag_filter);
+        let tags = filter.clone();
+        let entry = move |name: &RunName, reader: &Reader| {
+            let run: RunRow = reader.run()?;
+            let tags: Vec<TagEntry> = hparams::tags(&run)
+                .into_iter()
+                .filter(|(tag, _)| tags.has_tag(tag))
+                .map(|(tag, content)| TagEntry {
+                    tag_name: tag.to_owned(),
+                    metadata: Some(proto::TensorMetadata {
+                        max_step: 0,
+                        max_wall_time: seconds(run.created_us),
+                        summary_metadata: Some(summary(HPARAMS, DataClass::Tensor, content)),
+                    }),
+                })
+                .collect();
+            let run_name = name.to_string();
+            Ok((!tags.is_empty()).then_some(RunEntry { run_name, tags }))
+        };
+        let runs = self.each_run(&filter, entry).await?;
+        Ok(Response::new(proto::ListTensorsResponse { runs }))
+    }
+
+    async fn read_tensors(
+        &self,
+        request: Request<proto::ReadTensorsRequest>,
+    ) -> Result<Response<proto::ReadTensorsResponse>, Status> {
+        let request = request.into_inner();
+        of_plugin(request.plugin_filter)?;
+        points(request.downsample)?;
+        Ok(Response::new(Default::default()))
+    }
+
+    async fn list_blob_sequences(
+        &self,
+        request: Request<proto::ListBlobSequencesRequest>,
+    ) -> Result<Response<proto::ListBlobSequencesResponse>, Status> {
+        of_plugin(request.into_inner().plugin_filter)?;
+        Ok(Response::new(Default::default()))
+    }
+
+    async fn read_blob_sequences(
+        &self,
+        request: Request<proto::ReadBlobSequencesRequest>,
+    ) -> Result<Response<proto::ReadBlobSequencesResponse>, Status> {
+        let request = request.into_inner();
+        of_plugin(request.plugin_filter)?;
+        points(request.downsample)?;
+        Ok(Response::new(Default::default()))
+    }
+
+    type ReadBlobStream = Empty<Result<proto::ReadBlobResponse, Status>>;
+
+    async fn read_blob(
+        &self,
+        _: Request<proto::ReadBlobRequest>,
+    ) -> Result<Response<Self::ReadBlobStream>, Status> {
+        Err(Status::not_found("there are no blobs"))
+    }
+}
+
+fn summary(plugin: &str, class: DataClass, content: Vec<u8>) -> SummaryMetadata {
+    SummaryMetadata {
+        plugin_data: Some(PluginData {
+            plugin_name: plugin.to_owned(),
+            content,
+        }),
+        display_name: String::new(),
+        summary_description: String::new(),
+        data_class: class.into(),
+    }
+}
+
+/// How many points a Read asks for.
+fn points(downsample: Option<proto::Downsample>) -> Result<usize, Status> {
+    let asked = downsample
+        .ok_or_else(|| Status::invalid_argument("downsample is missing"))?
+        .num_points;
+    usize::try_from(asked.min(POINTS))
+        .map_err(|_| Status::invalid_argument(format!("num_points is {asked}")))
+}
+
+fn step(step: u64) -> i64 {
+    i64::try_from(step).unwrap_or(i64::MAX)
+}
+
+fn seconds(us: i64) -> f64 {
+    us as f64 / 1e6
+}
