@@ -52,6 +52,9 @@ pub use inspect::inspect;
 pub use lock::{LockedPlugin, PluginLock};
 pub use log::{Level, LogRecord, set_log};
 pub use manifest::{PluginKind, PluginManifest, is_plugin_id};
+// For the benchmark of the boundary.
+#[doc(hidden)]
+pub use metric::with_batch;
 pub use mode::Mode;
 pub use plugin::Plugin;
 pub use process::{ServeCommand, serve};

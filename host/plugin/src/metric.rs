@@ -96,38 +96,12 @@ impl Metric for PluginMetric {
     }
 
     fn update(&mut self, batch: MetricBatch<'_>) -> Result<()> {
-        // The views lie on the stack: each need is there at most once.
-        let mut views = [const { MaybeUninit::<DLTensor>::uninit() }; Need::ALL.len()];
-        let mut tensors = [const { MaybeUninit::<HostTensor>::uninit() }; Need::ALL.len()];
-        let places = views.iter_mut().zip(&mut tensors);
-        // Exactly what was asked for crosses, and it is there: a plugin may rely on it.
-        for (&need, (view_place, place)) in self.needs.iter().zip(places) {
-            let view = input(&batch, need)?;
-            if view.device != Device::Cpu && !self.reads_cuda {
-                return Err(host_fault(need, "lies on a device the metric cannot read"));
-            }
-            place.write(HostTensor {
-                struct_size: size_of::<HostTensor>() as u32,
-                flags: HOST_TENSOR_READ_ONLY,
-                name: HostStr::new(need.name()),
-                dl: view_place.write(dl_tensor(view)),
-                stream: ptr::null_mut(),
-            });
-        }
-        let abi_batch = HostBatch {
-            struct_size: size_of::<HostBatch>() as u32,
-            flags: 0,
-            step: batch.step,
-            tensors: tensors.as_ptr().cast(),
-            n_tensors: self.needs.len(),
-        };
-        let update = self.functions.update;
-        // SAFETY: the instance is the library's own; the batch and all it points to outlive the
-        // call, the data by the promise of `TensorView`. As many tensors as there are needs were
-        // written: a manifest names none twice, so there is a place for each.
-        self.instance.act("update", |instance| unsafe {
-            update(instance, &raw const abi_batch)
-        })
+        let (instance, update) = (&mut self.instance, self.functions.update);
+        with_batch(&self.needs, self.reads_cuda, batch, |batch| {
+            // SAFETY: the instance is the library's own; the batch and all it points to outlive the
+            // call, the data by the promise of `TensorView`.
+            instance.act("update", |instance| unsafe { update(instance, batch) })
+        })?
     }
 
     fn export_state(&mut self) -> Result<Vec<u8>> {
@@ -151,6 +125,46 @@ impl Metric for PluginMetric {
     fn lost(&self) -> Option<String> {
         self.instance.lost()
     }
+}
+
+/// Shows `body` a batch as the ABI has it: exactly what was asked for, and it is there, so that a plugin
+/// may rely on it. The needs are distinct.
+///
+/// # Errors
+/// The host has made a mistake with the batch.
+#[inline]
+pub fn with_batch<T>(
+    needs: &[Need],
+    reads_cuda: bool,
+    batch: MetricBatch<'_>,
+    body: impl FnOnce(&HostBatch) -> T,
+) -> Result<T> {
+    // They lie on the stack: nothing is allocated for a call.
+    let mut views = [const { MaybeUninit::<DLTensor>::uninit() }; Need::ALL.len()];
+    let mut tensors = [const { MaybeUninit::<HostTensor>::uninit() }; Need::ALL.len()];
+    assert!(needs.len() <= tensors.len(), "each need is there once");
+    let places = views.iter_mut().zip(&mut tensors);
+    for (&need, (view_place, place)) in needs.iter().zip(places) {
+        let view = input(&batch, need)?;
+        if view.device != Device::Cpu && !reads_cuda {
+            return Err(host_fault(need, "lies on a device the metric cannot read"));
+        }
+        place.write(HostTensor {
+            struct_size: size_of::<HostTensor>() as u32,
+            flags: HOST_TENSOR_READ_ONLY,
+            name: HostStr::new(need.name()),
+            dl: view_place.write(dl_tensor(view)),
+            stream: ptr::null_mut(),
+        });
+    }
+    Ok(body(&HostBatch {
+        struct_size: size_of::<HostBatch>() as u32,
+        flags: 0,
+        step: batch.step,
+        // As many were written as there are needs.
+        tensors: tensors.as_ptr().cast(),
+        n_tensors: needs.len(),
+    }))
 }
 
 /// DLPack's view of a tensor, which must outlive it.

@@ -3,7 +3,7 @@ use std::marker::PhantomData;
 
 use host_plugin_abi::{HostBatch, HostTensor};
 
-use crate::{Error, Result, Tensor, sized};
+use crate::{Error, Result, Tensor, instance, sized};
 
 /// The inputs of one evaluation batch: what the manifest's `needs` asked for.
 ///
@@ -35,9 +35,12 @@ pub struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
+    /// The host's batch, for code that meets the ABI without [`export_plugin!`](crate::export_plugin).
+    ///
     /// # Safety
     /// `batch` is null, or what it points to is as the ABI promises and stays so for `'a`.
-    pub(crate) unsafe fn new(batch: *const HostBatch) -> Result<Self> {
+    #[doc(hidden)]
+    pub unsafe fn new(batch: *const HostBatch) -> Result<Self> {
         // SAFETY: the caller's promise.
         let batch = unsafe { sized::read(batch) }?;
         Ok(Self {
@@ -55,10 +58,13 @@ impl<'a> Batch<'a> {
 
     /// The input of this name.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'a>> {
-        for tensor in self.tensors()? {
+        // SAFETY: `new`'s caller promised that the array is as the ABI says.
+        for tensor in unsafe { sized::read_array(self.tensors, self.n_tensors) }? {
             let tensor = tensor?;
-            if tensor.name() == name {
-                return Ok(tensor);
+            // SAFETY: as above, for what it points to.
+            if unsafe { instance::text(tensor.name, "a tensor's name") }? == name {
+                // SAFETY: as above.
+                return unsafe { Tensor::new(&tensor) };
             }
         }
         Err(Error::unsupported(format!(

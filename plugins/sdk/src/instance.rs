@@ -21,8 +21,9 @@ const POISONED: u8 = 2;
 
 /// A plugin's value and what surrounds it.
 ///
-/// `[any]` calls reach it while an `[inst]` call runs, so it is only ever borrowed shared; `state`
-/// gives the value to one call at a time.
+/// `[any]` calls reach it while an `[inst]` call runs, so it is only ever borrowed shared. That
+/// `[inst]` calls come one at a time is the host's promise; `state` notices a host that breaks it, and a
+/// call from within a call.
 pub(crate) struct Instance<T> {
     host: Host,
     cancel: Cancel,
@@ -30,7 +31,7 @@ pub(crate) struct Instance<T> {
     value: UnsafeCell<T>,
 }
 
-// SAFETY: `state` lets one thread at a time at the value, which is `Send`.
+// SAFETY: the host lets one thread at a time at the value, which is `Send`.
 unsafe impl<T: Send> Sync for Instance<T> {}
 
 /// `create` of every kind.
@@ -107,7 +108,8 @@ pub(crate) unsafe extern "C" fn destroy<T: Send>(instance: *mut c_void) {
 /// An `[inst]` call.
 ///
 /// # Safety
-/// `instance` is null, or `create` made it of the same `T` and it is not destroyed.
+/// `instance` is null, or `create` made it of the same `T` and it is not destroyed, and no other thread
+/// is in an `[inst]` call of it.
 pub(crate) unsafe fn call<T: Send>(
     instance: *mut c_void,
     body: impl FnOnce(&mut T, &Cancel) -> Result<()>,
@@ -118,21 +120,20 @@ pub(crate) unsafe fn call<T: Send>(
     }
     // SAFETY: the caller's promise; shared, as `cancel` may come meanwhile.
     let shared = unsafe { &*instance.cast::<Instance<T>>() };
-    let entered = shared
-        .state
-        .compare_exchange(IDLE, BUSY, Ordering::Acquire, Ordering::Relaxed);
-    match entered {
-        Ok(_) => {}
-        Err(POISONED) => {
+    match shared.state.load(Ordering::Acquire) {
+        // Not one locked step, which would cost more than all the rest of the call: nobody else is
+        // here to come between.
+        IDLE => shared.state.store(BUSY, Ordering::Relaxed),
+        POISONED => {
             let error = Error::with_status(HOST_PANIC, "panicked in an earlier call");
             return fail(shared.host, &error);
         }
-        Err(_) => {
+        _ => {
             let error = Error::new("called while another call of this instance was running");
             return fail(shared.host, &error);
         }
     }
-    // SAFETY: `state` was idle, so nobody else holds the value until it is left below.
+    // SAFETY: no other thread is here, and `state` was idle, so no call of this thread holds the value.
     let value = unsafe { &mut *shared.value.get() };
     let ended = catch_unwind(AssertUnwindSafe(|| body(value, &shared.cancel)));
     let left = if ended.is_ok() { IDLE } else { POISONED };

@@ -65,14 +65,18 @@ pub(crate) unsafe fn read<T: Sized>(pointer: *const T) -> Result<T> {
             T::LEAST
         )));
     }
+    if size >= size_of::<T>() {
+        // SAFETY: as many bytes are there, and aligned, by the caller's promise.
+        return Ok(unsafe { pointer.read() });
+    }
+    // An older host's, which is shorter.
     let mut copy = MaybeUninit::<T>::zeroed();
-    // SAFETY: the source has `size` bytes, the target `size_of::<T>()`, and both are apart. What
+    // SAFETY: the source has `size` bytes, the target more, and both are apart. What
     // is not overwritten stays zero, which `Sized` promises to be a value.
     unsafe {
-        let bytes = size.min(size_of::<T>());
         copy.as_mut_ptr()
             .cast::<u8>()
-            .copy_from_nonoverlapping(pointer.cast::<u8>(), bytes);
+            .copy_from_nonoverlapping(pointer.cast::<u8>(), size);
         Ok(copy.assume_init())
     }
 }
