@@ -3,6 +3,7 @@ use jsonschema::ValidationError;
 use jsonschema::error::ValidationErrorKind;
 use serde_json::{Map, Value};
 
+use crate::manifest::shortened;
 use crate::spec::split_at_commas;
 use crate::{PluginManifest, schema};
 
@@ -27,7 +28,7 @@ impl PluginConfig {
     /// # Errors
     /// Names the plugin, the setting and what is wrong with it; of several faults the first, but an
     /// unknown name before all others, since it often explains them.
-    pub(crate) fn resolve(&self, manifest: &PluginManifest) -> Result<Map<String, Value>> {
+    pub fn resolve(&self, manifest: &PluginManifest) -> Result<Map<String, Value>> {
         let id = &manifest.id;
         let Some(schema) = &manifest.config else {
             return match self.first_key() {
@@ -148,7 +149,8 @@ fn property<'a>(schema: &'a Value, key: &str) -> Option<&'a Value> {
 }
 
 fn refusal(id: &str, schema: &Value, fault: &ValidationError<'_>) -> Error {
-    let at = fault.instance_path().as_str().trim_start_matches('/');
+    let at = shortened(fault.instance_path().as_str().trim_start_matches('/'));
+    let what = shortened(&fault.to_string());
     let inside = if at.is_empty() {
         String::new()
     } else {
@@ -184,9 +186,9 @@ fn refusal(id: &str, schema: &Value, fault: &ValidationError<'_>) -> Error {
             config_error(id, "takes no settings".to_owned()).hint("leave them out")
         }
         _ if at.is_empty() => {
-            config_error(id, format!("cannot use its settings: {fault}")).hint(describe(id))
+            config_error(id, format!("cannot use its settings: {what}")).hint(describe(id))
         }
-        _ => config_error(id, format!("cannot use the setting {at}: {fault}")).hint(describe(id)),
+        _ => config_error(id, format!("cannot use the setting {at}: {what}")).hint(describe(id)),
     }
 }
 

@@ -233,7 +233,7 @@ impl<'data, R: ReadRef<'data>> Sections<'data, R> {
         };
         if !headers.is_empty() {
             let index = header.shstrndx(endian, data).map_err(damaged)?;
-            sections.names = sections.bytes(sections.at(index)?)?;
+            sections.names = sections.strings(index)?;
         }
         Ok(sections)
     }
@@ -243,6 +243,15 @@ impl<'data, R: ReadRef<'data>> Sections<'data, R> {
             .ok()
             .and_then(|at| self.headers.get(at));
         section.ok_or_else(|| damaged("it has no section of the number that it names"))
+    }
+
+    /// A table of names.
+    fn strings(&self, index: u32) -> Result<&'data [u8], Refusal> {
+        let section = self.at(index)?;
+        match section.sh_type(self.endian) {
+            elf::SHT_STRTAB => self.bytes(section),
+            _ => Err(damaged("what should be a table of names is none")),
+        }
     }
 
     fn bytes(&self, section: &Section) -> Result<&'data [u8], Refusal> {
@@ -268,7 +277,7 @@ impl<'data, R: ReadRef<'data>> Sections<'data, R> {
         let mut entries = Vec::new();
         let tables = self.headers.iter();
         for table in tables.filter(|section| section.sh_type(endian) == elf::SHT_DYNSYM) {
-            let names = self.bytes(self.at(table.sh_link(endian))?)?;
+            let names = self.strings(table.sh_link(endian))?;
             let bytes = self.bytes(table)?;
             let count = bytes.len() / size_of::<elf::Sym64<NativeEndian>>();
             let (symbols, _) = pod::slice_from_bytes::<elf::Sym64<NativeEndian>>(bytes, count)
