@@ -31,6 +31,7 @@ wait $watcher || true
 
 printf '\nseen over gRPC      %s events: demo/watched/%s.jsonl\n' "$(wc -l <"demo/watched/$name.jsonl")" "$name"
 printf 'again over gRPC     %s serve --runs demo/runs, and elsewhere: %s watch ADDRESS --run %s\n' "$host" "$host" "$name"
+printf 'in TensorBoard      %s serve --runs demo/runs --listen 127.0.0.1:50051, and elsewhere: tensorboard --grpc_data_provider=127.0.0.1:50051\n' "$host"
 printf 'pushed by git       git -C demo/remote.git log --oneline %s\n' "$name"
 git -C "$remote" log --format='                    %h %s' "$name"
 printf '\nwhat the model writes after "impl":\n\n'

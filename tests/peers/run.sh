@@ -16,3 +16,4 @@ cargo test --release --locked -p host-train --features peers --lib -- parity
 rm -rf target/peers
 python3 tests/peers/checkpoints.py target/release/host target/peers
 python3 tests/peers/metrics.py target/release/host target/peers/metrics
+python3 tests/peers/tensorboard.py target/release/host target/peers/tensorboard
