@@ -15,6 +15,7 @@ mod memory;
 mod metric_inputs;
 mod misbehaving;
 mod nonfinite;
+mod plugin_lock;
 mod resume;
 mod run;
 mod scaffold;
