@@ -238,7 +238,7 @@ fn groups_empty_list(setup: &Setup) -> Verdict {
 
 fn groups_order(setup: &Setup) -> Verdict {
     let subject = Subject::load(setup)?;
-    let params = gpt2(3);
+    let params = gpt2(2);
     let groups = groups_of(&subject, &params, 0, "a GPT-2's parameters")?;
     let mut random = setup.random();
     for _ in 0..5 {

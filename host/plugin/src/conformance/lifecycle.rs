@@ -203,9 +203,10 @@ fn instances_share_nothing(setup: &Setup) -> Verdict {
             tried = true;
             let before = other.export_state()?;
             for (event, what) in super::observer::measurements(setup, 50) {
-                crate::event::with_view(host_core::Step(1), &event, |event| {
-                    fed.observe(event, what).map(drop)
-                })?;
+                // Whether it succeeds is another test's.
+                let _ = crate::event::with_view(host_core::Step(1), &event, |event| {
+                    fed.observe(event, what)
+                });
             }
             if other.export_state()? != before {
                 return Err(wrong(

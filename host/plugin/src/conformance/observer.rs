@@ -276,14 +276,22 @@ fn odd_values(setup: &Setup) -> Verdict {
     show(setup, &subject.observer()?, 1, events, "with 5000 values")
 }
 
+/// What an observer asked for.
+#[derive(Default)]
+struct Asked {
+    /// Each with its step; a call that failed is there, too.
+    all: Vec<String>,
+    failure: Option<Failure>,
+}
+
 /// What the observer asks for over some measurements, whose values lie so far apart.
 fn asks(
     setup: &Setup,
     observer: &Observer,
     events: &[EventBody],
     more: usize,
-) -> Result<Vec<String>, Stop> {
-    let mut asked = Vec::new();
+) -> Result<Asked, Stop> {
+    let mut asked = Asked::default();
     for (step, event) in events.iter().enumerate() {
         let EventBody::Metrics { values } = event else {
             continue;
@@ -312,7 +320,14 @@ fn asks(
             0 => "measured values",
             _ => "measured values of a newer host",
         };
-        let asks = observer.observe(&event, given)?;
+        let asks = match observer.observe(&event, given) {
+            Ok(asks) => asks,
+            Err(failure) => {
+                asked.all.push(format!("{step}: a failure"));
+                asked.failure.get_or_insert(failure);
+                continue;
+            }
+        };
         // As in a run, where it is carried out at the next step boundary, and said.
         let carried_out = asks.iter().map(|ask| EventBody::Request {
             by: setup.manifest().id.clone(),
@@ -321,7 +336,9 @@ fn asks(
         });
         show(setup, observer, step, carried_out, "of its own")?;
         for ask in asks {
-            asked.push(format!("{step}: {:?}: {}", ask.request, ask.reason));
+            asked
+                .all
+                .push(format!("{step}: {:?}: {}", ask.request, ask.reason));
         }
     }
     Ok(asked)
@@ -355,8 +372,8 @@ fn newer_host_event(setup: &Setup) -> Verdict {
     let subject = Subject::load(setup)?;
     let events = eventful(setup);
     let (one, other) = (subject.observer()?, subject.observer()?);
-    let asked = asks(setup, &one, &events, 0)?;
-    let of_newer = asks(setup, &other, &events, 3)?;
+    let asked = asks(setup, &one, &events, 0)?.all;
+    let of_newer = asks(setup, &other, &events, 3)?.all;
     let is_same_state = one.state().is_err() || one.export_state()? == other.export_state()?;
     if asked != of_newer || !is_same_state {
         return Err(fault(
@@ -374,7 +391,15 @@ fn newer_host_event(setup: &Setup) -> Verdict {
 
 fn valid_requests(setup: &Setup) -> Verdict {
     let observer = Subject::load(setup)?.observer()?;
-    asks(setup, &observer, &eventful(setup), 0).map(drop)
+    match asks(setup, &observer, &eventful(setup), 0)?.failure {
+        None => Ok(()),
+        Some(failure) => Err(fault(
+            failure.words(),
+            "a request has a reason, and a factor in (0, 1] if it scales the learning rate; measured \
+             values are no error",
+            "say in words why; look at the status of ask",
+        )),
+    }
 }
 
 fn state_round_trip(setup: &Setup) -> Verdict {
@@ -423,8 +448,8 @@ fn state_continues(setup: &Setup) -> Verdict {
         let resumed = [EventBody::RunStarted { generation: 1 }];
         show(setup, &other, at, resumed, "of a resumed run")?;
         let (asked, of_other) = (
-            asks(setup, &observer, &events[at..], 0)?,
-            asks(setup, &other, &events[at..], 0)?,
+            asks(setup, &observer, &events[at..], 0)?.all,
+            asks(setup, &other, &events[at..], 0)?.all,
         );
         if asked != of_other {
             let first = asked.iter().zip(&of_other).find(|(a, b)| a != b);

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use host_plugin_abi::{HOST_CANCELLED, HostCheckpoint, HostStr};
-use serde_json::{Value, json};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::PluginKind;
@@ -114,7 +114,7 @@ impl Delivery {
         })
     }
 
-    fn publish(&self, sink: &Sink, given: &str) -> Result<String, Failure> {
+    fn publish(&self, sink: &Sink, given: &str) -> Result<Option<Vec<u8>>, Failure> {
         let (dir, state_dir) = (
             self.dir.to_string_lossy().into_owned(),
             self.state_dir.to_string_lossy().into_owned(),
@@ -184,14 +184,22 @@ fn publish(setup: &Setup) -> Verdict {
     let subject = Subject::load(setup)?;
     let delivery = Delivery::write(setup, SMALL)?;
     let receipt = delivery.publish(&subject.sink()?, "a small checkpoint")?;
-    match serde_json::from_str::<Value>(&receipt) {
-        Ok(Value::Object(receipt)) if !receipt.is_empty() => Ok(()),
-        _ => Err(fault(
-            format!("gave the receipt {receipt}"),
-            "the receipt says where the checkpoint is: {\"path\": …}",
-            "put what lets a person find it",
-        )),
+    let expected = "the receipt is a JSON object that says where the checkpoint is: {\"path\": …}";
+    let fix = "put what lets a person find it by put_bytes";
+    match receipt.map(crate::checkpoint_sink::receipt) {
+        Some(Ok(receipt)) if receipt.0 != "{}" => Ok(()),
+        Some(Ok(_)) => Err(fault("gave an empty receipt", expected, fix)),
+        Some(Err(reason)) => Err(fault(format!("did wrong: {reason}"), expected, fix)),
+        None => Err(fault("gave no receipt", expected, fix)),
     }
+}
+
+/// A receipt for people.
+fn shown(receipt: Option<&[u8]>) -> String {
+    receipt.map_or_else(
+        || "none".to_owned(),
+        |receipt| String::from_utf8_lossy(receipt).into_owned(),
+    )
 }
 
 fn publish_repeats(setup: &Setup) -> Verdict {
@@ -231,7 +239,9 @@ fn publish_repeats(setup: &Setup) -> Verdict {
         }
         if again != receipt {
             return Err(wrong(format!(
-                "gave the receipt {again}, given {given}, and {receipt} before"
+                "gave the receipt {}, given {given}, and {} before",
+                shown(again.as_deref()),
+                shown(receipt.as_deref())
             )));
         }
     }
@@ -267,7 +277,10 @@ fn absent_checkpoint(setup: &Setup) -> Verdict {
     match tolerate(delivery.publish(&subject.sink()?, given))? {
         Err(failure) => has_reason(&failure),
         Ok(receipt) => Err(fault(
-            format!("gave the receipt {receipt}, given {given}"),
+            format!(
+                "gave the receipt {}, given {given}",
+                shown(receipt.as_deref())
+            ),
             "a receipt means that the whole checkpoint arrived",
             "read the files that manifest_json names, and return an error if one is not there",
         )),

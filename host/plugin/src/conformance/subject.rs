@@ -11,7 +11,7 @@ use host_plugin_abi::{
     HostStatus, HostStr,
 };
 
-use crate::checkpoint_sink::{CheckpointSinkFunctions, receipt};
+use crate::checkpoint_sink::CheckpointSinkFunctions;
 use crate::conformance::child::{panicked, stage};
 use crate::conformance::setup::Setup;
 use crate::conformance::test::{Stop, fault, skip};
@@ -401,11 +401,12 @@ impl Grouper {
 }
 
 impl Sink {
+    /// The receipt as the sink put it, or none.
     pub(super) fn publish(
         &self,
         checkpoint: &HostCheckpoint,
         given: &str,
-    ) -> Result<String, Failure> {
+    ) -> Result<Option<Vec<u8>>, Failure> {
         enter("publish", given, || {
             let mut output = Output::default();
             let out = output.callbacks();
@@ -414,13 +415,7 @@ impl Sink {
             let status = unsafe {
                 (self.functions.publish)(self.instance.pointer, checkpoint, &raw const out)
             };
-            match status {
-                HOST_OK => {
-                    let receipt = output.into_bytes().and_then(receipt);
-                    (status, receipt.map(|receipt| receipt.0))
-                }
-                _ => (status, Ok(String::new())),
-            }
+            (status, Ok(output.into_bytes().ok()))
         })
     }
 
