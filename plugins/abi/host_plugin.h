@@ -229,21 +229,26 @@ typedef struct {
     uint32_t reserved;
     // Handed back as the first argument of each function below.
     void *ctx;
-    // `[any]` Whether a message of this level would be kept.
+    // `[any]` Whether a message of this level would be kept, for messages that are costly to make.
     bool (*log_enabled)(void *ctx, int32_t level);
-    // `[any]` Writes one line to the run's log.
+    // `[any]` Writes one line to the run's log. The host copies both texts. It cannot fail.
     void (*log)(void *ctx, int32_t level, HostStr target, HostStr message);
-    // `[any]` Says why the call now running on this thread will fail. The host copies it.
+    // `[any]` Says why the call now running on this thread will fail, in one line. The host copies it;
+    // the last one before the call returns counts.
     void (*set_error)(void *ctx, HostStr message);
-    // `[any]` A named extension such as `host.retain-tensor/1`, or null if the host has none.
+    // `[any]` A named extension such as `host.retain-tensor/1`, or null if the host has none. What it
+    // points to is the host's and lives until the process ends.
     const void *(*get_extension)(void *ctx, HostStr id);
 } HostApi;
 
 // `create` of every kind. `[main]` Reads the configuration (a JSON object that the host has
-// checked against the manifest's schema) and writes the new instance to `instance`.
+// checked against the manifest's schema) and writes the new instance to `instance`, which is the
+// plugin's until `destroy`. It may keep `api`, but not the text. On a failure it leaves null there,
+// and nothing to destroy.
 typedef HostStatus (*HostCreate)(const HostApi *api, HostStr config_json, void **instance);
 
-// `destroy` of every kind. `[inst]` The last call of the instance: joins the instance's threads and frees it; called once.
+// `destroy` of every kind. `[inst]` The last call of the instance, made once, also after a panic:
+// joins the instance's threads and frees it. It cannot fail.
 typedef void (*HostDestroy)(void *instance);
 
 // One kind that a plugin implements.
@@ -321,16 +326,19 @@ typedef struct {
     // Handed back as the first argument of each function below.
     void *ctx;
     // `[inst]` Adds a group and writes its index to `group`. The learning rate of its parameters
-    // is the schedule's times `lr_multiplier`.
+    // is the schedule's times `lr_multiplier`. The host copies the name. `HOST_ERROR` for one that
+    // cannot be a group's. Numbers that are not finite, or below 0, make the result unusable.
     HostStatus (*add_group)(void *ctx,
                             HostStr name,
                             double weight_decay,
                             double lr_multiplier,
                             uint32_t *group);
-    // `[inst]` Puts the parameter with this index of the request into a group. The host refuses
-    // the result unless each parameter was put into one group once.
+    // `[inst]` Puts the parameter with this index of the request into a group. `HOST_ERROR` if there
+    // is no such parameter or group. The host refuses the result unless each parameter was put into
+    // one group once.
     HostStatus (*assign)(void *ctx, size_t param, uint32_t group);
-    // `[inst]` Tells the user of something odd, such as a pattern that matches nothing.
+    // `[inst]` Tells the user of something odd, such as a pattern that matches nothing. The host
+    // copies the message. What it returns can be ignored.
     HostStatus (*warn)(void *ctx, HostStr message);
 } HostGroupsOut;
 
@@ -345,7 +353,8 @@ typedef struct {
     // See HostDestroy.
     HostDestroy destroy;
     // `[inst]` Puts every parameter of the request into a group. The order of the parameters does
-    // not matter to the result.
+    // not matter to the result. The request is borrowed until this returns. After a failure the run
+    // does not start.
     HostStatus (*group)(void *instance, const HostGroupsRequest *request, const HostGroupsOut *out);
 } HostParamGroups;
 
@@ -396,9 +405,11 @@ typedef struct {
     uint32_t reserved;
     // Handed back as the first argument of each function below.
     void *ctx;
-    // `[inst]` Adds a named number. The same name twice is an error.
+    // `[inst]` Adds a named number. The host copies the name. `HOST_ERROR` for the same name twice, or
+    // one that cannot be a name; the call fails then, whatever it returns.
     HostStatus (*put_f64)(void *ctx, HostStr name, double value);
-    // `[inst]` Sets the bytes of the result; the last call counts.
+    // `[inst]` Sets the bytes of the result, which the host copies; the last call counts. `HOST_ERROR`
+    // for too many bytes.
     HostStatus (*put_bytes)(void *ctx, HostStr bytes);
 } HostOut;
 
@@ -414,15 +425,20 @@ typedef struct {
     HostCreate create;
     // See HostDestroy.
     HostDestroy destroy;
-    // `[inst]` Makes the state that of a new instance.
+    // `[inst]` Makes the state that of a new instance. It comes before each evaluation.
     HostStatus (*reset)(void *instance);
-    // `[inst]` Adds a batch to the state.
+    // `[inst]` Adds a batch to the state. The batch and its tensors are the host's and are borrowed
+    // until this returns. Of an input that it cannot read it says `HOST_UNSUPPORTED`. After a failure
+    // the metric has no value in this evaluation.
     HostStatus (*update)(void *instance, const HostBatch *batch);
-    // `[inst]` Puts the state as bytes, which say their own version.
+    // `[inst]` Puts the state as bytes by `put_bytes`, which copies. They say their own version.
     HostStatus (*export_state)(void *instance, const HostOut *out);
-    // `[inst]` Adds to the state one that another instance exported.
+    // `[inst]` Adds to the state one that another instance exported. The bytes are borrowed until this
+    // returns, and need not be aligned. Those that are no state are an error and leave this one's as
+    // it is.
     HostStatus (*merge_state)(void *instance, HostStr state);
-    // `[inst]` Puts the named values of the state. Infinity and NaN are values.
+    // `[inst]` Puts the named values of the state by `put_f64`, and leaves the state as it is. Infinity
+    // and NaN are values; where there is none, as of no batch, it fails.
     HostStatus (*compute)(void *instance, const HostOut *out);
 } HostMetric;
 
@@ -458,10 +474,13 @@ typedef struct {
     HostCreate create;
     // See HostDestroy.
     HostDestroy destroy;
-    // `[worker]` Delivers the checkpoint and puts a receipt: a JSON object of the sink's, with
-    // what lets a person find it (`commit`, `path`). Delivering the same again changes nothing.
+    // `[worker]` Delivers the checkpoint and puts a receipt by `put_bytes`: a JSON object of the
+    // sink's, with what lets a person find it (`commit`, `path`). Delivering the same again changes
+    // nothing. The checkpoint is borrowed until this returns. After `HOST_TEMPORARY` and
+    // `HOST_CANCELLED` it stays queued and is tried again; any other failure is final for it.
     HostStatus (*publish)(void *instance, const HostCheckpoint *checkpoint, const HostOut *out);
-    // `[any]` Asks the `publish` that is running, if any, to end soon with `HOST_CANCELLED`.
+    // `[any]` Asks the `publish` that is running, if any, to end soon with `HOST_CANCELLED`. Returns
+    // at once, and cannot fail.
     void (*cancel)(void *instance);
 } HostCheckpointSink;
 
@@ -519,7 +538,8 @@ typedef struct {
     // `[main]` Asks the loop for something, a `HOST_REQUEST_*`, which it does at the next step
     // boundary. `factor` is in (0, 1] for `HOST_REQUEST_SCALE_LEARNING_RATE`, and not looked at
     // otherwise. `reason` is for people and is recorded; it may not be empty. A host that does
-    // not know the request answers `HOST_UNSUPPORTED`, and the plugin may ask for another.
+    // not know the request answers `HOST_UNSUPPORTED`, and the plugin may ask for another;
+    // `HOST_ERROR` is for a factor or a reason that cannot be. The host copies the reason.
     HostStatus (*ask)(void *ctx, uint32_t request, double factor, HostStr reason);
 } HostRequestsOut;
 
@@ -538,13 +558,15 @@ typedef struct {
     // See HostDestroy.
     HostDestroy destroy;
     // `[main]` Looks at an event of the kinds that the manifest's `events` names, of all if it has
-    // none. The training waits for it.
+    // none. The event is borrowed until this returns. The training waits for it.
     HostStatus (*observe)(void *instance, const HostEvent *event, const HostRequestsOut *out);
-    // `[main]` Puts the state as bytes, which say their own version; equal states are equal bytes.
-    // They go into the checkpoint. Null, together with `import_state`, if there is no state.
+    // `[main]` Puts the state as bytes by `put_bytes`, which copies. They say their own version;
+    // equal states are equal bytes. They go into the checkpoint; after a failure it has none of this
+    // plugin. Null, together with `import_state`, if there is no state.
     HostStatus (*export_state)(void *instance, const HostOut *out);
     // `[main]` Makes the state one that an instance exported before, perhaps of another version of
-    // the plugin. Bytes that it cannot read are an error and leave the state as it is.
+    // the plugin. The bytes are borrowed until this returns. Those that it cannot read are an error
+    // and leave the state as it is; the resume fails then.
     HostStatus (*import_state)(void *instance, HostStr state);
 } HostObserver;
 

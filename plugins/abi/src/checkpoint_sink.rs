@@ -38,8 +38,10 @@ pub struct HostCheckpointSink {
     pub create: Option<HostCreate>,
     /// See [`HostDestroy`].
     pub destroy: Option<HostDestroy>,
-    /// `[worker]` Delivers the checkpoint and puts a receipt: a JSON object of the sink's, with
-    /// what lets a person find it (`commit`, `path`). Delivering the same again changes nothing.
+    /// `[worker]` Delivers the checkpoint and puts a receipt by `put_bytes`: a JSON object of the
+    /// sink's, with what lets a person find it (`commit`, `path`). Delivering the same again changes
+    /// nothing. The checkpoint is borrowed until this returns. After `HOST_TEMPORARY` and
+    /// `HOST_CANCELLED` it stays queued and is tried again; any other failure is final for it.
     pub publish: Option<
         unsafe extern "C" fn(
             instance: *mut c_void,
@@ -47,6 +49,7 @@ pub struct HostCheckpointSink {
             out: *const HostOut,
         ) -> HostStatus,
     >,
-    /// `[any]` Asks the `publish` that is running, if any, to end soon with `HOST_CANCELLED`.
+    /// `[any]` Asks the `publish` that is running, if any, to end soon with `HOST_CANCELLED`. Returns
+    /// at once, and cannot fail.
     pub cancel: Option<unsafe extern "C" fn(instance: *mut c_void)>,
 }

@@ -43,18 +43,23 @@ pub struct HostMetric {
     pub create: Option<HostCreate>,
     /// See [`HostDestroy`].
     pub destroy: Option<HostDestroy>,
-    /// `[inst]` Makes the state that of a new instance.
+    /// `[inst]` Makes the state that of a new instance. It comes before each evaluation.
     pub reset: Option<unsafe extern "C" fn(instance: *mut c_void) -> HostStatus>,
-    /// `[inst]` Adds a batch to the state.
+    /// `[inst]` Adds a batch to the state. The batch and its tensors are the host's and are borrowed
+    /// until this returns. Of an input that it cannot read it says `HOST_UNSUPPORTED`. After a failure
+    /// the metric has no value in this evaluation.
     pub update:
         Option<unsafe extern "C" fn(instance: *mut c_void, batch: *const HostBatch) -> HostStatus>,
-    /// `[inst]` Puts the state as bytes, which say their own version.
+    /// `[inst]` Puts the state as bytes by `put_bytes`, which copies. They say their own version.
     pub export_state:
         Option<unsafe extern "C" fn(instance: *mut c_void, out: *const HostOut) -> HostStatus>,
-    /// `[inst]` Adds to the state one that another instance exported.
+    /// `[inst]` Adds to the state one that another instance exported. The bytes are borrowed until this
+    /// returns, and need not be aligned. Those that are no state are an error and leave this one's as
+    /// it is.
     pub merge_state:
         Option<unsafe extern "C" fn(instance: *mut c_void, state: HostStr) -> HostStatus>,
-    /// `[inst]` Puts the named values of the state. Infinity and NaN are values.
+    /// `[inst]` Puts the named values of the state by `put_f64`, and leaves the state as it is. Infinity
+    /// and NaN are values; where there is none, as of no batch, it fails.
     pub compute:
         Option<unsafe extern "C" fn(instance: *mut c_void, out: *const HostOut) -> HostStatus>,
 }

@@ -27,7 +27,8 @@ pub struct HostRequestsOut {
     /// `[main]` Asks the loop for something, a `HOST_REQUEST_*`, which it does at the next step
     /// boundary. `factor` is in (0, 1] for `HOST_REQUEST_SCALE_LEARNING_RATE`, and not looked at
     /// otherwise. `reason` is for people and is recorded; it may not be empty. A host that does
-    /// not know the request answers `HOST_UNSUPPORTED`, and the plugin may ask for another.
+    /// not know the request answers `HOST_UNSUPPORTED`, and the plugin may ask for another;
+    /// `HOST_ERROR` is for a factor or a reason that cannot be. The host copies the reason.
     pub ask: Option<
         unsafe extern "C" fn(
             ctx: *mut c_void,
@@ -55,7 +56,7 @@ pub struct HostObserver {
     /// See [`HostDestroy`].
     pub destroy: Option<HostDestroy>,
     /// `[main]` Looks at an event of the kinds that the manifest's `events` names, of all if it has
-    /// none. The training waits for it.
+    /// none. The event is borrowed until this returns. The training waits for it.
     pub observe: Option<
         unsafe extern "C" fn(
             instance: *mut c_void,
@@ -63,12 +64,14 @@ pub struct HostObserver {
             out: *const HostRequestsOut,
         ) -> HostStatus,
     >,
-    /// `[main]` Puts the state as bytes, which say their own version; equal states are equal bytes.
-    /// They go into the checkpoint. Null, together with `import_state`, if there is no state.
+    /// `[main]` Puts the state as bytes by `put_bytes`, which copies. They say their own version;
+    /// equal states are equal bytes. They go into the checkpoint; after a failure it has none of this
+    /// plugin. Null, together with `import_state`, if there is no state.
     pub export_state:
         Option<unsafe extern "C" fn(instance: *mut c_void, out: *const HostOut) -> HostStatus>,
     /// `[main]` Makes the state one that an instance exported before, perhaps of another version of
-    /// the plugin. Bytes that it cannot read are an error and leave the state as it is.
+    /// the plugin. The bytes are borrowed until this returns. Those that it cannot read are an error
+    /// and leave the state as it is; the resume fails then.
     pub import_state:
         Option<unsafe extern "C" fn(instance: *mut c_void, state: HostStr) -> HostStatus>,
 }

@@ -12,9 +12,11 @@ pub struct HostOut {
     pub reserved: u32,
     /// Handed back as the first argument of each function below.
     pub ctx: *mut c_void,
-    /// `[inst]` Adds a named number. The same name twice is an error.
+    /// `[inst]` Adds a named number. The host copies the name. `HOST_ERROR` for the same name twice, or
+    /// one that cannot be a name; the call fails then, whatever it returns.
     pub put_f64:
         Option<unsafe extern "C" fn(ctx: *mut c_void, name: HostStr, value: f64) -> HostStatus>,
-    /// `[inst]` Sets the bytes of the result; the last call counts.
+    /// `[inst]` Sets the bytes of the result, which the host copies; the last call counts. `HOST_ERROR`
+    /// for too many bytes.
     pub put_bytes: Option<unsafe extern "C" fn(ctx: *mut c_void, bytes: HostStr) -> HostStatus>,
 }

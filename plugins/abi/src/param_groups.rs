@@ -47,7 +47,8 @@ pub struct HostGroupsOut {
     /// Handed back as the first argument of each function below.
     pub ctx: *mut c_void,
     /// `[inst]` Adds a group and writes its index to `group`. The learning rate of its parameters
-    /// is the schedule's times `lr_multiplier`.
+    /// is the schedule's times `lr_multiplier`. The host copies the name. `HOST_ERROR` for one that
+    /// cannot be a group's. Numbers that are not finite, or below 0, make the result unusable.
     pub add_group: Option<
         unsafe extern "C" fn(
             ctx: *mut c_void,
@@ -57,11 +58,13 @@ pub struct HostGroupsOut {
             group: *mut u32,
         ) -> HostStatus,
     >,
-    /// `[inst]` Puts the parameter with this index of the request into a group. The host refuses
-    /// the result unless each parameter was put into one group once.
+    /// `[inst]` Puts the parameter with this index of the request into a group. `HOST_ERROR` if there
+    /// is no such parameter or group. The host refuses the result unless each parameter was put into
+    /// one group once.
     pub assign:
         Option<unsafe extern "C" fn(ctx: *mut c_void, param: usize, group: u32) -> HostStatus>,
-    /// `[inst]` Tells the user of something odd, such as a pattern that matches nothing.
+    /// `[inst]` Tells the user of something odd, such as a pattern that matches nothing. The host
+    /// copies the message. What it returns can be ignored.
     pub warn: Option<unsafe extern "C" fn(ctx: *mut c_void, message: HostStr) -> HostStatus>,
 }
 
@@ -78,7 +81,8 @@ pub struct HostParamGroups {
     /// See [`HostDestroy`].
     pub destroy: Option<HostDestroy>,
     /// `[inst]` Puts every parameter of the request into a group. The order of the parameters does
-    /// not matter to the result.
+    /// not matter to the result. The request is borrowed until this returns. After a failure the run
+    /// does not start.
     pub group: Option<
         unsafe extern "C" fn(
             instance: *mut c_void,
