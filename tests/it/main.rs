@@ -10,6 +10,7 @@ mod example_plugins;
 mod full_disk;
 mod groups;
 mod grpc;
+mod guide;
 mod kill;
 mod memory;
 mod metric_inputs;

@@ -33,6 +33,14 @@ impl Fixture {
         }
     }
 
+    /// A metric that writes its argmax and labels to the file that the variable `DUMP` names.
+    pub(crate) fn dump(id: &'static str) -> Self {
+        Self {
+            needs: &["argmax", "labels"],
+            ..Self::new("dump.c", "metric", id)
+        }
+    }
+
     fn new(source: &'static str, kind: &'static str, id: &'static str) -> Self {
         Self {
             source,
