@@ -5,7 +5,9 @@ use host_core::{
     Supervised, check_groups,
 };
 use host_plugin::{Level, OnError, Target, set_log};
-use host_plugin::{LogRecord, Plugin, PluginConfig, PluginKind, PluginSpec, SearchPath};
+use host_plugin::{
+    LogRecord, Plugin, PluginConfig, PluginKind, PluginSpec, SearchPath, ServeCommand,
+};
 
 use crate::plugin_accounts::PluginAccount;
 use crate::progress::Progress;
@@ -73,6 +75,7 @@ impl Plugins {
             let spec = PluginSpec {
                 target: Target::Id(DEFAULT_GROUPS.to_owned()),
                 config: PluginConfig::default(),
+                mode: None,
                 on_error: None,
                 time_limit: None,
             };
@@ -196,6 +199,7 @@ impl Plugins {
     pub(crate) fn entries(&self) -> Vec<PluginEntry> {
         let entry = |Loaded { spec, plugin, .. }: &Loaded| PluginEntry {
             target: spec.target.clone(),
+            mode: spec.mode,
             on_error: spec.on_error,
             time_limit: spec.time_limit,
             config: plugin.config().clone(),
@@ -213,7 +217,7 @@ impl Plugins {
     pub(crate) fn accounts(&self) -> Vec<PluginAccount> {
         let account = |Loaded { plugin, label, .. }: &Loaded| {
             let account = plugin.account().clone();
-            PluginAccount::new(label.clone(), account, plugin.kinds(), false)
+            PluginAccount::new(label.clone(), account, plugin.kinds(), plugin.is_isolated())
         };
         self.loaded.iter().map(account).collect()
     }
@@ -224,7 +228,9 @@ impl Loaded {
     fn load(spec: PluginSpec, search: &SearchPath, others: &[Self]) -> Result<Self> {
         let found = search.find(&spec.target)?;
         check_policy(&spec, &found.manifest.id, &found.manifest.kinds)?;
-        let plugin = Plugin::load(&found, &spec.config)?.with_time_limit(spec.time_limit);
+        let serve = ServeCommand::this_host();
+        let plugin = Plugin::load_isolated(&found, &spec.config, spec.mode, serve)?
+            .with_time_limit(spec.time_limit);
         let label = label(plugin.id(), others.iter().map(|other| other.label.as_str()));
         Ok(Self {
             spec,
@@ -360,6 +366,7 @@ mod tests {
     fn entry(id: &str, sha256: &str) -> PluginEntry {
         PluginEntry {
             target: Target::Id(id.to_owned()),
+            mode: None,
             on_error: None,
             time_limit: None,
             config: serde_json::Map::new(),

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use host_core::{Error, Kind, Result, RunName};
-use host_plugin::{OnError, Target};
+use host_plugin::{Mode, OnError, Target};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -27,6 +27,8 @@ const HEADING: &str = "\
 pub(crate) struct PluginEntry {
     /// By id or by path.
     pub(crate) target: Target,
+    /// Where its code runs, where the user said so.
+    pub(crate) mode: Option<Mode>,
     /// The policy, where the user gave one.
     pub(crate) on_error: Option<OnError>,
     /// The longest that a call may take, where the user said so.
@@ -155,6 +157,8 @@ fn plugin_table(plugin: &PluginEntry) -> Result<Value> {
             table.insert("path".to_owned(), path.into())
         }
     };
+    let mode = plugin.mode.map(|mode| mode.name().into());
+    table.extend(mode.map(|mode| ("mode".to_owned(), mode)));
     let on_error = match plugin.on_error {
         None => None,
         Some(OnError::Fail) => Some(Value::from("fail")),
@@ -217,6 +221,7 @@ mod tests {
         let plan = Plan::read(Some(&source), &TrainArgs::default()).expect("a plan");
         let entry = PluginEntry {
             target: Target::Id("local-disk".to_owned()),
+            mode: Some(Mode::InProcess),
             on_error: Some(OnError::DisableAfter(3)),
             time_limit: Some(Duration::from_millis(2500)),
             config: json!({ "dir": "/c", "keep": 2, "nothing": null })
@@ -241,6 +246,7 @@ mod tests {
         assert_eq!(again.name, Some(name));
         assert_eq!(again.plugins.len(), 1);
         assert_eq!(again.plugins[0].target, entry.target);
+        assert_eq!(again.plugins[0].mode, entry.mode);
         assert_eq!(again.plugins[0].on_error, entry.on_error);
         assert_eq!(again.plugins[0].time_limit, entry.time_limit);
         let (read, record) = RunFile::read(&path).expect("a run's file");

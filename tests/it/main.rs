@@ -11,6 +11,7 @@ mod full_disk;
 mod groups;
 mod grpc;
 mod guide;
+mod isolation;
 mod kill;
 mod memory;
 mod metric_inputs;

@@ -171,6 +171,15 @@ impl Plugin {
         self
     }
 
+    /// Whether any of its kinds runs in a process of its own.
+    pub fn is_isolated(&self) -> bool {
+        let isolation = self.isolation.as_ref();
+        isolation.is_some_and(|isolation| {
+            let mut kinds = self.kinds().iter();
+            kinds.any(|kind| isolation.mode_of(*kind) == Mode::Process)
+        })
+    }
+
     /// The account of all calls into the instances made here. `create` and `destroy` are not in it.
     pub fn account(&self) -> &CallAccount {
         &self.account

@@ -5,7 +5,7 @@ use std::time::Duration;
 use host_core::{Error, Kind, Result};
 use serde_json::{Map, Value};
 
-use crate::{OnError, PluginConfig};
+use crate::{Mode, OnError, PluginConfig};
 
 /// Keys of a `[[plugin]]` table that are the host's; all others are the plugin's settings.
 pub(crate) const RESERVED_KEYS: [&str; 5] = ["id", "path", "mode", "on_error", "time_limit_secs"];
@@ -17,6 +17,8 @@ pub struct PluginSpec {
     pub target: Target,
     /// The plugin's settings, as they were written.
     pub config: PluginConfig,
+    /// Where its code runs, if the user said so; the default depends on the plugin's kind.
+    pub mode: Option<Mode>,
     /// What a failing call means, if the user said so; the default depends on the plugin's kind.
     pub on_error: Option<OnError>,
     /// The longest that one call may take, if the user said so: beyond it the call has failed.
@@ -43,6 +45,7 @@ impl FromStr for PluginSpec {
             path if path.contains('/') || path.ends_with(".so") => Target::Path(path.into()),
             id => Target::Id(id.to_owned()),
         };
+        let mut mode = None;
         let mut on_error = None;
         let mut time_limit = None;
         let mut config: Vec<(String, String)> = Vec::new();
@@ -57,6 +60,10 @@ impl FromStr for PluginSpec {
                 return Err(spec_error(format!("{key} is given twice in {text:?}")));
             }
             match key {
+                "mode" if mode.is_some() => {
+                    return Err(spec_error(format!("mode is given twice in {text:?}")));
+                }
+                "mode" => mode = Some(value.parse()?),
                 "on_error" if on_error.is_some() => {
                     return Err(spec_error(format!("on_error is given twice in {text:?}")));
                 }
@@ -67,7 +74,6 @@ impl FromStr for PluginSpec {
                     )));
                 }
                 "time_limit_secs" => time_limit = Some(limit_of(value.parse().ok(), value)?),
-                "mode" => return Err(no_mode()),
                 "" | "id" | "path" => {
                     return Err(spec_error(format!("{key:?} is no setting in {text:?}")));
                 }
@@ -77,6 +83,7 @@ impl FromStr for PluginSpec {
         Ok(Self {
             target,
             config: PluginConfig::Text(config),
+            mode,
             on_error,
             time_limit,
         })
@@ -84,15 +91,12 @@ impl FromStr for PluginSpec {
 }
 
 impl PluginSpec {
-    /// A `[[plugin]]` table: `id` or `path`, perhaps `on_error` and `time_limit_secs`, and the
-    /// plugin's settings beside them.
+    /// A `[[plugin]]` table: `id` or `path`, perhaps `mode`, `on_error` and `time_limit_secs`,
+    /// and the plugin's settings beside them.
     ///
     /// # Errors
     /// Not exactly one of `id` and `path` is given, or one of the host's keys has a wrong value.
     pub fn from_table(mut table: Map<String, Value>) -> Result<Self> {
-        if table.contains_key("mode") {
-            return Err(no_mode());
-        }
         let text = |key: &str, value: Value| match value {
             Value::String(text) if !text.is_empty() => Ok(text),
             other => Err(table_error(format!(
@@ -111,6 +115,10 @@ impl PluginSpec {
                 return Err(table_error("a [[plugin]] has both id and path".to_owned()));
             }
         };
+        let mode = table
+            .shift_remove("mode")
+            .map(|value| text("mode", value)?.parse())
+            .transpose()?;
         let on_error = table
             .shift_remove("on_error")
             .map(|value| OnError::from_value(&value))
@@ -122,6 +130,7 @@ impl PluginSpec {
         Ok(Self {
             target,
             config: PluginConfig::Values(table),
+            mode,
             on_error,
             time_limit,
         })
@@ -173,11 +182,6 @@ fn table_error(message: String) -> Error {
         .hint("write id = \"local-disk\" or path = \"./libmine.so\", and the settings beside it")
 }
 
-fn no_mode() -> Error {
-    Error::new(Kind::Config, "mode of a plugin cannot be chosen yet")
-        .hint("leave it out: plugins run in the host's own process")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,6 +214,7 @@ mod tests {
                 PluginSpec {
                     target,
                     config: text(&[]),
+                    mode: None,
                     on_error: None,
                     time_limit: None,
                 }
@@ -231,7 +236,8 @@ mod tests {
 
     #[test]
     fn the_policy_is_not_a_setting() {
-        let spec = parse("./a.so:k=1,on_error=disable_after=3");
+        let spec = parse("./a.so:k=1,on_error=disable_after=3,mode=process");
+        assert_eq!(spec.mode, Some(Mode::Process));
         assert_eq!(spec.on_error, Some(OnError::DisableAfter(3)));
         assert_eq!(spec.config, text(&[("k", "1")]));
     }
@@ -268,7 +274,7 @@ mod tests {
             ("x:a=1,a=2", "a is given twice in \"x:a=1,a=2\""),
             ("x:=1", "\"\" is no setting in \"x:=1\""),
             ("x:id=y", "\"id\" is no setting in \"x:id=y\""),
-            ("x:mode=process", "mode of a plugin cannot be chosen yet"),
+            ("x:mode=thread", "mode of a plugin cannot be \"thread\""),
             ("x:on_error=stop", "on_error cannot be stop"),
         ] {
             let error = spec.parse::<PluginSpec>().expect_err(spec);
@@ -280,7 +286,9 @@ mod tests {
 
     #[test]
     fn a_table_has_the_settings_beside_the_hosts_keys() {
-        let table = json!({"id": "local-disk", "dir": "/x", "keep": 3, "on_error": "warn"});
+        let table = json!({
+            "id": "local-disk", "dir": "/x", "keep": 3, "on_error": "warn", "mode": "in_process"
+        });
         let spec = PluginSpec::from_table(table.as_object().expect("a table").clone());
         assert_eq!(
             spec.expect("a spec"),
@@ -292,6 +300,7 @@ mod tests {
                         .expect("a table")
                         .clone()
                 ),
+                mode: Some(Mode::InProcess),
                 on_error: Some(OnError::Warn),
                 time_limit: None,
             }
@@ -308,8 +317,8 @@ mod tests {
             ),
             (json!({"id": 3}), "id of a [[plugin]] must be text, not 3"),
             (
-                json!({"id": "a", "mode": "process"}),
-                "mode of a plugin cannot be chosen yet",
+                json!({"id": "a", "mode": "thread"}),
+                "mode of a plugin cannot be \"thread\"",
             ),
         ] {
             let table = table.as_object().expect("a table").clone();

@@ -35,6 +35,12 @@ enum Command {
     },
     New(New),
     Lock(Lock),
+    /// The child of a plugin whose mode is process; the host starts it
+    #[command(hide = true)]
+    Serve {
+        /// The descriptors that the host has given to it
+        inherited: String,
+    },
 }
 
 impl Plugin {
@@ -48,6 +54,7 @@ impl Plugin {
             Command::Info { spec, json } => info(&search, spec, *json),
             Command::New(new) => new.execute(),
             Command::Lock(lock) => lock.execute(&search),
+            Command::Serve { inherited } => host_plugin::serve(inherited),
         }
     }
 }

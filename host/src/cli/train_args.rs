@@ -171,7 +171,9 @@ pub(crate) struct TrainArgs {
     listen: Option<String>,
 
     /// Id or path of a plugin, its configuration behind it: local-disk:dir=/data/ckpt,keep=3; give it
-    /// again for more. It joins the plugins of the TOML file and replaces the one of the same id
+    /// again for more. It joins the plugins of the TOML file and replaces the one of the same id.
+    /// mode=process runs it in a process of its own, as sinks are unless mode=in_process; there a call
+    /// that takes longer than time_limit_secs ends with its process (60; a sink's delivery: 3600)
     #[arg(long, value_name = "SPEC", help_heading = "Plugins")]
     plugin: Option<Vec<String>>,
 

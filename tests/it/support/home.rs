@@ -1,6 +1,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -118,6 +119,31 @@ impl Home {
     /// The same to the end.
     pub(crate) fn host_with(&self, env: &[(&str, &str)], args: &[&str]) -> Output {
         self.start_with(env, args).output()
+    }
+
+    /// The processes that run a plugin for a host of this home.
+    pub(crate) fn children(&self) -> Vec<u32> {
+        let here = fs::canonicalize(self.0.path()).expect("a folder");
+        let is_child = |pid: &u32| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.starts_with(b"host\0plugin\0serve\0")
+                && fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == here)
+        };
+        fs::read_dir("/proc")
+            .expect("processes")
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(is_child)
+            .collect()
+    }
+
+    /// Waits until the children of a host that was killed are gone.
+    #[track_caller]
+    pub(crate) fn wait_for_no_child(&self) {
+        let ends = Instant::now() + Duration::from_secs(60);
+        while !self.children().is_empty() {
+            assert!(Instant::now() < ends, "{:?} go on", self.children());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Starts a tiny training under this name.
