@@ -284,15 +284,15 @@ struct Asked {
     failure: Option<Failure>,
 }
 
-/// What the observer asks for over some measurements, whose values lie so far apart.
+/// What the observer asks for over the measurements from a step on, whose values lie so far apart.
 fn asks(
     setup: &Setup,
     observer: &Observer,
-    events: &[EventBody],
+    (first, events): (usize, &[EventBody]),
     more: usize,
 ) -> Result<Asked, Stop> {
     let mut asked = Asked::default();
-    for (step, event) in events.iter().enumerate() {
+    for (step, event) in (first..).zip(events) {
         let EventBody::Metrics { values } = event else {
             continue;
         };
@@ -372,8 +372,8 @@ fn newer_host_event(setup: &Setup) -> Verdict {
     let subject = Subject::load(setup)?;
     let events = eventful(setup);
     let (one, other) = (subject.observer()?, subject.observer()?);
-    let asked = asks(setup, &one, &events, 0)?.all;
-    let of_newer = asks(setup, &other, &events, 3)?.all;
+    let asked = asks(setup, &one, (0, &events), 0)?.all;
+    let of_newer = asks(setup, &other, (0, &events), 3)?.all;
     let is_same_state = one.state().is_err() || one.export_state()? == other.export_state()?;
     if asked != of_newer || !is_same_state {
         return Err(fault(
@@ -391,7 +391,7 @@ fn newer_host_event(setup: &Setup) -> Verdict {
 
 fn valid_requests(setup: &Setup) -> Verdict {
     let observer = Subject::load(setup)?.observer()?;
-    match asks(setup, &observer, &eventful(setup), 0)?.failure {
+    match asks(setup, &observer, (0, &eventful(setup)), 0)?.failure {
         None => Ok(()),
         Some(failure) => Err(fault(
             failure.words(),
@@ -406,8 +406,8 @@ fn state_round_trip(setup: &Setup) -> Verdict {
     let subject = Subject::load(setup)?;
     let observer = subject.observer()?;
     let events = eventful(setup);
-    for part in [&events[..0], &events[..1], &events[1..120], &events[120..]] {
-        asks(setup, &observer, part, 0)?;
+    for part in [0..0, 0..1, 1..120, 120..events.len()] {
+        asks(setup, &observer, (part.start, &events[part]), 0)?;
         let state = observer.export_state()?;
         let expected = "equal states are equal bytes, and an imported one equals the exported";
         if observer.export_state()? != state {
@@ -438,7 +438,7 @@ fn state_continues(setup: &Setup) -> Verdict {
     let events = eventful(setup);
     for at in [1, 90, 151, 230, 270] {
         let observer = subject.observer()?;
-        asks(setup, &observer, &events[..at], 0)?;
+        asks(setup, &observer, (0, &events[..at]), 0)?;
         let state = observer.export_state()?;
         let other = subject.observer()?;
         if !state.is_empty() {
@@ -448,8 +448,8 @@ fn state_continues(setup: &Setup) -> Verdict {
         let resumed = [EventBody::RunStarted { generation: 1 }];
         show(setup, &other, at, resumed, "of a resumed run")?;
         let (asked, of_other) = (
-            asks(setup, &observer, &events[at..], 0)?.all,
-            asks(setup, &other, &events[at..], 0)?.all,
+            asks(setup, &observer, (at, &events[at..]), 0)?.all,
+            asks(setup, &other, (at, &events[at..]), 0)?.all,
         );
         if asked != of_other {
             let first = asked.iter().zip(&of_other).find(|(a, b)| a != b);
@@ -478,7 +478,7 @@ struct Tried {
 
 fn tried(setup: &Setup) -> Result<Tried, Stop> {
     let observer = Subject::load(setup)?.observer()?;
-    asks(setup, &observer, &eventful(setup)[..120], 0)?;
+    asks(setup, &observer, (0, &eventful(setup)[..120]), 0)?;
     let state = observer.export_state()?;
     Ok(Tried { observer, state })
 }
