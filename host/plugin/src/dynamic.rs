@@ -3,6 +3,7 @@ use object::read::elf::{Dyn, ProgramHeader};
 use object::{NativeEndian, ReadRef, pod};
 
 use crate::inspect::{LARGEST_TABLE, Refusal, Segment, bytes_at, damaged};
+use crate::manifest::shortened;
 
 /// Most entries of a dynamic segment. Linkers make some dozens, and one for each library.
 const MOST_ENTRIES: usize = 4096;
@@ -135,6 +136,7 @@ fn place(endian: NativeEndian, segments: &[Segment], address: u64) -> Option<u64
 }
 
 fn links_host_library(subject: &str, library: &str) -> Refusal {
+    let library = shortened(library);
     Refusal::new(
         format!("{subject} links {library}, which is the host's alone"),
         "take it from the plugin's dependencies; tensors come to a plugin as DLPack views",
@@ -144,6 +146,7 @@ fn links_host_library(subject: &str, library: &str) -> Refusal {
 /// A library is loaded from memory, so `$ORIGIN` has no meaning; a path that is not absolute would
 /// be looked for in the working directory.
 fn looks_beside_itself(subject: &str, path: &str) -> Refusal {
+    let path = shortened(path);
     Refusal::new(
         format!("{subject} looks for libraries in {path}, which is not an absolute path"),
         "link those libraries statically, or build it without that rpath",

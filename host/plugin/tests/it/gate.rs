@@ -249,6 +249,21 @@ fn places_beside_the_library_in_both_tables() {
     }
 }
 
+/// What a library says is shown in a terminal.
+#[test]
+fn names_that_move_the_cursor() {
+    let dir = dir();
+    let path = Fixture::metric("cursor")
+        .flag(format!("-Wl,-rpath,a\u{1b}[2J{}", "b".repeat(300)))
+        .build(dir.path());
+    let shown = format!("a [2J{}…", "b".repeat(195));
+    assert_refused(
+        &path,
+        &format!("plugin cursor looks for libraries in {shown}, which is not an absolute path"),
+        "link those libraries statically, or build it without that rpath",
+    );
+}
+
 #[test]
 fn code_that_would_be_changed_and_a_stack_that_would_be_run() {
     let dir = dir();
