@@ -17,7 +17,7 @@ const EACH_STEP: [&str; 4] = [
 const STEPS: u64 = 20;
 
 /// A home with a model in which one token is not a number: batches without it train well.
-fn poisoned() -> Home {
+pub(crate) fn poisoned() -> Home {
     let home = Home::new();
     let config = r#"{
         "model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 64, "vocab_size": 300,

@@ -122,7 +122,10 @@ fn without_settings_all_three_kinds_work() {
     update(&mut *one).unwrap();
     update(&mut *two).unwrap();
     one.merge_state(&two.export_state().unwrap()).unwrap();
-    assert_eq!(one.compute().unwrap(), [("tokens".to_owned(), 10.0)]);
+    assert_eq!(
+        one.compute().unwrap(),
+        [("predicted_tokens".to_owned(), 10.0)]
+    );
     assert_eq!(publish(&plugin, 2), [Ok(()), Ok(())]);
     let params = params();
     let request = GroupsRequest {
