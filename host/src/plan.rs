@@ -123,10 +123,12 @@ fn plugin_specs(host: &HostConfig, flags: &[String]) -> Result<Vec<PluginSpec>> 
         .iter()
         .map(|plugin| match plugin {
             Value::String(spec) => spec.parse(),
-            Value::Table(_) => match serde_json::to_value(plugin) {
-                Ok(serde_json::Value::Object(table)) => PluginSpec::from_table(table),
-                _ => Err(Error::new(Kind::Config, "a [[plugin]] cannot be read")),
-            },
+            Value::Table(table) => {
+                let settings = table
+                    .iter()
+                    .map(|(key, value)| Ok((key.clone(), as_json(key, value)?)));
+                PluginSpec::from_table(settings.collect::<Result<_>>()?)
+            }
             other => Err(Error::new(
                 Kind::Config,
                 format!("plugin is {other}, but must be a table"),
@@ -144,6 +146,30 @@ fn plugin_specs(host: &HostConfig, flags: &[String]) -> Result<Vec<PluginSpec>> 
     });
     specs.extend(flags);
     Ok(specs)
+}
+
+/// A setting in the form in which plugins are given them, which lacks two of TOML's kinds of values.
+fn as_json(key: &str, value: &Value) -> Result<serde_json::Value> {
+    let wrong = |what: &str, hint: &str| {
+        let message = format!("{key} of a [[plugin]] is {value}, {what}");
+        Error::new(Kind::Config, message).hint(hint)
+    };
+    Ok(match value {
+        Value::String(text) => text.as_str().into(),
+        Value::Integer(number) => (*number).into(),
+        Value::Float(number) if number.is_finite() => (*number).into(),
+        Value::Float(_) => return Err(wrong("which is no number", "give a finite one")),
+        Value::Boolean(flag) => (*flag).into(),
+        Value::Datetime(_) => return Err(wrong("a date", "put it in quotes")),
+        Value::Array(items) => items
+            .iter()
+            .map(|item| as_json(key, item))
+            .collect::<Result<_>>()?,
+        Value::Table(table) => table
+            .iter()
+            .map(|(inner, value)| Ok((inner.clone(), as_json(inner, value)?)))
+            .collect::<Result<_>>()?,
+    })
 }
 
 fn check(config: &TrainConfig) -> Result<()> {
@@ -256,6 +282,8 @@ fn out_of_range(key: &str, value: &str, range: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use host_plugin::PluginConfig;
+
     use super::*;
 
     fn config(change: impl Fn(&mut TrainConfig)) -> TrainConfig {
@@ -356,6 +384,40 @@ mod tests {
             ]
         );
         assert_eq!(specs[1], "local-disk:keep=5".parse().expect("a spec"));
+    }
+
+    #[test]
+    fn a_setting_is_what_json_has_too() {
+        let read = |setting: &str| {
+            let table: toml::Table = format!("plugin = [{{ id = \"x\", {setting} }}]")
+                .parse()
+                .expect("toml");
+            plugin_specs(&table.try_into().expect("a table"), &[])
+        };
+        let specs = read("a = [1, 2.5], b = { c = true }").expect("specs");
+        let values = serde_json::json!({ "a": [1, 2.5], "b": { "c": true } });
+        let values = values.as_object().expect("a table").clone();
+        assert_eq!(specs[0].config, PluginConfig::Values(values));
+        for (setting, said) in [
+            (
+                "rate = nan",
+                "rate of a [[plugin]] is nan, which is no number",
+            ),
+            (
+                "a = [1, inf]",
+                "a of a [[plugin]] is inf, which is no number",
+            ),
+            (
+                "b = { c = -inf }",
+                "c of a [[plugin]] is -inf, which is no number",
+            ),
+            (
+                "day = 2020-01-01",
+                "day of a [[plugin]] is 2020-01-01, a date",
+            ),
+        ] {
+            assert_eq!(read(setting).expect_err(said).message(), said);
+        }
     }
 
     #[test]

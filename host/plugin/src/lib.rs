@@ -8,7 +8,9 @@
 //! child contains crashes and calls without end.
 //!
 //! What is absent: a library is never unloaded, so every address it gave stays good; and a plugin is
-//! not confined, wherever it runs. The look before the load catches mistakes, not malice.
+//! not confined, wherever it runs. The look before the load catches mistakes, not malice, and it cannot
+//! see what a library does while it is loaded: a constructor, or the resolver of an indirect function,
+//! that crashes is contained by a child alone.
 
 #![expect(
     unsafe_code,
