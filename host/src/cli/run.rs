@@ -11,7 +11,10 @@ each plugin. Flags go before it, and it goes before the defaults. A relative pat
 to its own folder. The spelling of CodeParrot's script works as well: --train_batch_size 4.
 
 Plugins are found by id in HOST_PLUGIN_PATH, beside this program, in $XDG_DATA_HOME/host/plugins and
-in /usr/lib/host/plugins. Without one for the parameter groups, weight-decay is used.
+in /usr/lib/host/plugins. Without one for the parameter groups, weight-decay is used. Beside its
+settings a plugin takes on_error: warn (the default: a failure is an event, and it is called again),
+disable_after=N (not after N failures in a row) or fail (the run ends, after a checkpoint, with exit
+code 3); and time_limit_secs, beyond which a call has failed.
 
 Example:
   host run --data ~/src --extensions rs --model demo --seq-length 256 --max-train-steps 400 \\
