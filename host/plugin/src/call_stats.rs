@@ -10,7 +10,10 @@ use crate::PluginKind;
 /// Times are kept in fixed histograms of four steps for each power of two, so a percentile is right
 /// to about an eighth and recording costs a few additions.
 #[derive(Clone, Debug, Default)]
-pub struct CallAccount(Arc<Mutex<Vec<(PluginKind, Arc<CallStats>)>>>);
+pub struct CallAccount(Arc<Mutex<Instances>>);
+
+/// What is counted of each instance.
+type Instances = Vec<(PluginKind, Arc<CallStats>)>;
 
 /// The calls into one instance, and into those that took its place.
 ///
