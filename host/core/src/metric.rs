@@ -43,6 +43,7 @@ impl Need {
     ];
 
     /// The name in manifests and on the wire.
+    #[inline]
     pub fn name(self) -> &'static str {
         match self {
             Self::LossSum => "loss_sum",

@@ -168,6 +168,7 @@ pub fn with_batch<T>(
 }
 
 /// DLPack's view of a tensor, which must outlive it.
+#[inline]
 fn dl_tensor(view: &TensorView<'_>) -> DLTensor {
     let is_empty = view.shape.contains(&0);
     let sizes = |values: &[i64]| match values {
@@ -199,6 +200,7 @@ fn dl_tensor(view: &TensorView<'_>) -> DLTensor {
 }
 
 /// The input that a metric needs, which every batch has.
+#[inline]
 pub(crate) fn input<'a>(batch: &MetricBatch<'a>, need: Need) -> Result<&'a TensorView<'a>> {
     let view = batch.tensors.iter().find(|(name, _)| *name == need);
     let (_, view) = view.ok_or_else(|| host_fault(need, "is missing from the batch"))?;

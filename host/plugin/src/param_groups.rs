@@ -90,6 +90,7 @@ pub(crate) fn param(param: &ParamInfo) -> HostParam {
 }
 
 /// DLPack's word for a type.
+#[inline]
 pub(crate) fn dl_dtype(dtype: Dtype) -> DLDataType {
     let (code, bits) = match dtype {
         Dtype::I64 => (0, 64),
