@@ -1,5 +1,5 @@
-//! `host plugin new`: every kind in every language is built and tested as its README says, without a
-//! network, and then used in a training.
+//! `host plugin new`: every kind in every language is built, tested and checked as its README says,
+//! without a network, and then used in a training.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -101,6 +101,9 @@ fn each_kind(language: &str, build: impl Fn(&Path, &str) -> PathBuf) {
             (&info["id"], &info["kinds"][0]),
             (&id.into(), &in_manifest.into())
         );
+        let report = home.host(&["plugin", "check", "--json", "--seed", "1", &library]);
+        let report = report.succeeded().json();
+        assert!(report["passed"].as_u64() > Some(20), "{report:#}");
         plugins.extend(["--plugin".to_owned(), library]);
     }
     let plugins: Vec<&str> = plugins.iter().map(String::as_str).collect();

@@ -5,6 +5,7 @@ mod data;
 mod generate;
 mod groups;
 mod plugin;
+mod plugin_check;
 mod plugin_list;
 mod plugin_lock;
 mod plugin_new;

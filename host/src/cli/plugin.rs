@@ -3,6 +3,7 @@ use host_core::{Need, Result};
 use host_plugin::{Found, PluginManifest, PluginSpec, SearchPath};
 use serde_json::{Value, json};
 
+use super::plugin_check::Check;
 use super::plugin_lock::Lock;
 use super::plugin_new::New;
 use super::{plugin_list, print, print_json};
@@ -10,7 +11,7 @@ use crate::event_line::one_line;
 use crate::plugins::kind_word;
 use crate::table::{Align, Table};
 
-/// Finds and inspects plugins, without running anything of them; begins new ones
+/// Finds, inspects and checks plugins, and begins new ones
 #[derive(Debug, clap::Args)]
 pub(super) struct Plugin {
     #[command(subcommand)]
@@ -33,6 +34,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    Check(Check),
     New(New),
     Lock(Lock),
     /// The child of a plugin whose mode is process; the host starts it
@@ -52,6 +54,7 @@ impl Plugin {
                 Ok(())
             }
             Command::Info { spec, json } => info(&search, spec, *json),
+            Command::Check(check) => check.execute(&search),
             Command::New(new) => new.execute(),
             Command::Lock(lock) => lock.execute(&search),
             Command::Serve { inherited } => host_plugin::serve(inherited),

@@ -116,6 +116,7 @@ impl New {
         format!(
             "{name}: {kind} in {language}: {folder}\n{sdk}\
              test   cd {folder} && {test}\n\
+             check  host plugin check {folder}/{library}lib{identifier}.so\n\
              use    host run … --plugin {folder}/{library}lib{identifier}.so\n",
             name = self.name,
             kind = self.kind.phrase(),

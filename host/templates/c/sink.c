@@ -4,11 +4,13 @@
 // `make` builds it, `make test` tests it. host_plugin.h says on every function what it may do and on
 // which thread.
 
+#define _POSIX_C_SOURCE 200809L // stat
 #include "host_plugin.h"
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #define ID "my-plugin"
 #define VERSION "0.1.0"
@@ -72,9 +74,14 @@ static HostStatus publish(void *instance, const HostCheckpoint *checkpoint, cons
     Sink *self = instance;
     atomic_store(&self->cancelled, false);
     char path[LONGEST_PATH], partial[LONGEST_PATH + 8], receipt[6 * LONGEST_PATH + 16];
-    HostStr dir = checkpoint->state_dir;
-    if (dir.len + sizeof "/latest.txt" > sizeof path)
-        return fail(self, HOST_ERROR, "the sink's folder has too long a path");
+    HostStr dir = checkpoint->state_dir, from = checkpoint->dir;
+    if (dir.len + sizeof "/latest.txt" > sizeof path || from.len + 1 > sizeof path)
+        return fail(self, HOST_ERROR, "a folder has too long a path");
+    // A receipt means that the checkpoint is there.
+    struct stat folder;
+    sprintf(path, "%.*s", (int)from.len, (const char *)from.ptr);
+    if (stat(path, &folder))
+        return fail(self, HOST_ERROR, "the checkpoint is not there");
     sprintf(path, "%.*s/latest.txt", (int)dir.len, (const char *)dir.ptr);
     sprintf(partial, "%s.partial", path);
     // A sink that works for long asks this again and again.

@@ -10,6 +10,7 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -73,6 +74,9 @@ public:
     // It may block: it runs on a thread of its own. Delivering the same again changes nothing.
     HostStatus publish(const HostCheckpoint &checkpoint, const HostOut &out) {
         cancelled = false;
+        // A receipt means that the checkpoint is there.
+        if (!std::filesystem::is_directory(view(checkpoint.dir)))
+            throw std::runtime_error("the checkpoint is not there");
         auto path = std::filesystem::path(view(checkpoint.state_dir)) / "latest.txt";
         auto partial = path;
         partial += ".partial";

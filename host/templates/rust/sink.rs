@@ -37,7 +37,10 @@ impl CheckpointSink for Latest {
         let partial = file.with_extension("partial");
         // A sink that works for long asks this again and again.
         cancel.check()?;
-        let line = format!("{}\n", checkpoint.dir().display());
+        // A receipt means that the checkpoint is there.
+        let dir = checkpoint.dir();
+        fs::metadata(dir).map_err(|error| Error::io("read", dir, &error))?;
+        let line = format!("{}\n", dir.display());
         // By one rename, so that nobody reads half of it. What a full disk or a lost network makes
         // fail, `Error::io` marks as temporary, and the host tries again.
         fs::write(&partial, line).map_err(|error| Error::io("write", &partial, &error))?;

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::built::root;
 
@@ -12,6 +12,7 @@ pub(crate) struct Fixture {
     kind: &'static str,
     needs: &'static [&'static str],
     devices: &'static [&'static str],
+    settings: Value,
     flags: Vec<String>,
 }
 
@@ -48,8 +49,40 @@ impl Fixture {
             kind,
             needs: &["loss_sum", "token_count"],
             devices: &["cpu"],
+            settings: json!({ "type": "object", "properties": { "how": { "type": "string" } } }),
             flags: Vec::new(),
         }
+    }
+
+    /// A plugin of a kind with the one fault that `defect.h` and the kind's file know by this name.
+    pub(crate) fn defect(kind: &'static str, defect: &str) -> Self {
+        let source = match kind {
+            "metric" => "defect_metric.c",
+            "param_groups" => "defect_groups.c",
+            "checkpoint_sink" => "defect_sink.c",
+            _ => "defect_observer.c",
+        };
+        let level = json!({ "type": "number", "minimum": 0 });
+        let schema = json!({
+            "type": "object", "additionalProperties": false, "properties": { "level": level },
+        });
+        Self {
+            needs: if kind == "metric" {
+                &["nll", "labels"]
+            } else {
+                &[]
+            },
+            ..Self::new(source, kind, "defect")
+        }
+        .settings(schema)
+        .flag(format!("-DDEFECT={defect:?}"))
+        .flag("-lm")
+    }
+
+    /// Another schema of its settings.
+    pub(crate) fn settings(mut self, schema: Value) -> Self {
+        self.settings = schema;
+        self
     }
 
     /// For the compiler.
@@ -63,7 +96,7 @@ impl Fixture {
         let manifest = json!({
             "abi": [1, 0], "id": self.id, "version": "0.1.0", "kinds": [self.kind],
             "needs": self.needs, "devices": self.devices,
-            "config": { "type": "object", "properties": { "how": { "type": "string" } } },
+            "config": self.settings,
         });
         let manifest = manifest.to_string();
         let source = root().join("tests/fixtures/plugins/c").join(self.source);

@@ -17,10 +17,11 @@ int main(int argc, char **argv) {
     void *instance = NULL;
     CHECK(sink->create(&host, str("{}"), &instance) == HOST_OK);
     char dir[] = "/tmp/plugin-test-XXXXXX", file[64], expected[128], receipt[512], noted[64] = "";
+    HostStr nowhere = str("/nowhere/step-000100");
     CHECK(mkdtemp(dir));
     snprintf(file, sizeof file, "%s/latest.txt", dir);
     snprintf(expected, sizeof expected, "{\"path\": \"%s\"}", file);
-    HostCheckpoint checkpoint = {sizeof checkpoint, 0,        100,      str("demo"), str("/run/step-000100"),
+    HostCheckpoint checkpoint = {sizeof checkpoint, 0,        100,      str("demo"), str(dir),
                                  str("{}"),         str("{}"), str(dir)};
     HostOut out = {sizeof out, 0, receipt, put_f64, put_bytes};
     sink->cancel(instance); // What was cancelled is over; the next delivery is another.
@@ -30,7 +31,9 @@ int main(int argc, char **argv) {
     }
     FILE *latest = fopen(file, "r");
     CHECK(latest && fgets(noted, sizeof noted, latest) && !fclose(latest));
-    CHECK(!strcmp(noted, "/run/step-000100\n"));
+    CHECK(!strncmp(noted, dir, strlen(dir)) && !strcmp(noted + strlen(dir), "\n"));
+    checkpoint.dir = nowhere;
+    CHECK(sink->publish(instance, &checkpoint, &out) == HOST_ERROR);
     CHECK(!remove(file) && !rmdir(dir));
     sink->destroy(instance);
     puts("ok");

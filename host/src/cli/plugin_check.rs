@@ -1,0 +1,389 @@
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use host_core::{Error, Kind, Result};
+use host_plugin::{
+    CheckOptions, Finding, Outcome, PluginConfig, PluginManifest, PluginSpec, SearchPath, Target,
+    TestReport, check_plugin, conformance_tests,
+};
+use serde_json::{Value, json};
+
+use super::{print, print_json};
+use crate::event_line::one_line;
+use crate::plugins::kind_word;
+
+/// Widest line of what is said about a test.
+const WIDTH: usize = 100;
+/// Most lines of a plugin's stderr that are shown.
+const MOST_STDERR_LINES: usize = 12;
+
+/// Checks that a plugin keeps the promises of the ABI, each in a child process
+///
+/// Tests of kinds that the plugin is not are left out. A test that cannot be tried is skipped, with
+/// the reason. The exit code is 3 if a test failed.
+#[derive(Debug, clap::Args)]
+pub(super) struct Check {
+    /// Its id or path, perhaps with settings as in `local-disk:dir={tmp}/out`
+    #[arg(required_unless_present = "list")]
+    spec: Option<PluginSpec>,
+
+    /// A setting; {tmp} in it is a scratch folder, and a {tmp}/….git an empty bare repository
+    #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
+    set: Vec<(String, String)>,
+
+    /// Run this test alone; may be given again
+    #[arg(long, value_name = "NAME", action = clap::ArgAction::Append)]
+    only: Vec<String>,
+
+    /// List the tests
+    #[arg(long)]
+    list: bool,
+
+    /// What the random inputs come from, to try the same ones again
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u64>,
+
+    /// Longest time for one test, in seconds
+    #[arg(long, value_name = "SECS", default_value = "20", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    time_limit: u64,
+
+    /// Run the tests in this process, for a debugger; a crash ends it
+    #[arg(long)]
+    in_process: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE".to_owned()),
+    }
+}
+
+impl Check {
+    pub(super) fn execute(&self, search: &SearchPath) -> Result<()> {
+        if self.list {
+            list(self.json);
+            return Ok(());
+        }
+        let spec = self.spec.as_ref().expect("clap requires it");
+        let (path, manifest) = find(search, &spec.target)?;
+        let options = CheckOptions {
+            settings: self.settings(spec)?,
+            only: self.only.clone(),
+            seed: self.seed.unwrap_or_else(a_seed),
+            time_limit: Duration::from_secs(self.time_limit),
+            in_process: self.in_process,
+        };
+        let title = title(manifest.as_ref(), &path);
+        if !self.json {
+            print(&format!("{title}\n"));
+        }
+        let start = Instant::now();
+        let mut reports: Vec<TestReport> = Vec::new();
+        check_plugin(&path, &options, &mut |report| {
+            if !self.json {
+                let is_new_topic = reports.last().is_none_or(|last| last.topic != report.topic);
+                print(&lines(&report, is_new_topic));
+            }
+            reports.push(report);
+        })?;
+        let tally = Tally::of(&reports);
+        match self.json {
+            true => print_json(&report_json(manifest.as_ref(), options.seed, &reports)),
+            false => print(&format!(
+                "\n{} in {:.1} s; seed {}\n",
+                tally.words(),
+                start.elapsed().as_secs_f64(),
+                options.seed
+            )),
+        }
+        match tally.failed {
+            0 => Ok(()),
+            failed => {
+                let name = manifest
+                    .map_or_else(|| "the plugin".to_owned(), |m| format!("plugin {}", m.id));
+                let tests = if failed == 1 { "test" } else { "tests" };
+                Err(Error::new(
+                    Kind::Plugin,
+                    format!(
+                        "{name} failed {failed} conformance {tests}: {}",
+                        path.display()
+                    ),
+                )
+                .hint(format!(
+                    "--only NAME --seed {} runs one again; --in-process lets a debugger at it",
+                    options.seed
+                )))
+            }
+        }
+    }
+
+    /// Those of the SPEC, and `--set` over them.
+    fn settings(&self, spec: &PluginSpec) -> Result<Vec<(String, String)>> {
+        let PluginConfig::Text(mut settings) = spec.config.clone() else {
+            unreachable!("a SPEC of the command line is text");
+        };
+        for (key, value) in &self.set {
+            settings.retain(|(known, _)| known != key);
+            settings.push((key.clone(), value.clone()));
+        }
+        Ok(settings)
+    }
+}
+
+/// A library that is refused is found all the same, if its file was named: its gate test says why.
+fn find(search: &SearchPath, target: &Target) -> Result<(PathBuf, Option<PluginManifest>)> {
+    match (search.find(target), target) {
+        (Ok(found), _) => Ok((found.path, Some(found.manifest))),
+        (Err(error), Target::Path(path)) if error.kind() == Kind::Plugin => {
+            Ok((path.clone(), None))
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// Another one each time; it is printed, so that nothing is lost by that.
+fn a_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(1, |now| u64::from(now.subsec_nanos()))
+}
+
+fn list(json: bool) {
+    if json {
+        let tests = conformance_tests()
+            .map(|test| json!({ "name": test.name, "topic": test.topic, "about": test.about }));
+        return print_json(&tests.collect());
+    }
+    let width = name_width();
+    let mut text = String::new();
+    let mut topic = "";
+    for test in conformance_tests() {
+        if test.topic != topic {
+            let gap = if topic.is_empty() { "" } else { "\n" };
+            text.push_str(&format!("{gap}{}\n", test.topic));
+            topic = test.topic;
+        }
+        text.push_str(&format!("  {:<width$}  {}\n", test.name, test.about));
+    }
+    print(&text);
+}
+
+fn name_width() -> usize {
+    let names = conformance_tests().map(|test| test.name.len());
+    names.max().unwrap_or(0)
+}
+
+fn title(manifest: Option<&PluginManifest>, path: &std::path::Path) -> String {
+    match manifest {
+        Some(manifest) => {
+            let kinds: Vec<&str> = manifest.kinds.iter().copied().map(kind_word).collect();
+            format!(
+                "{} {} ({}): {}",
+                manifest.id,
+                manifest.version,
+                kinds.join(", "),
+                path.display()
+            )
+        }
+        None => path.display().to_string(),
+    }
+}
+
+/// A test's line and, unless it passed, what there is to say about it.
+fn lines(report: &TestReport, is_new_topic: bool) -> String {
+    let mut text = match is_new_topic {
+        true => format!("\n{}\n", report.topic),
+        false => String::new(),
+    };
+    let word = match &report.outcome {
+        Outcome::Failed(_) => "FAILED",
+        outcome => outcome.word(),
+    };
+    let took = match report.secs {
+        secs if secs >= 0.5 => format!("  {secs:.1} s"),
+        _ => String::new(),
+    };
+    let line = match &report.outcome {
+        Outcome::Skipped(reason) => {
+            let width = name_width();
+            format!("  {word:<7}  {:<width$}  {}", report.name, one_line(reason))
+        }
+        _ => format!("  {word:<7}  {}{took}", report.name),
+    };
+    text.push_str(&line);
+    text.push('\n');
+    match &report.outcome {
+        Outcome::Passed | Outcome::Skipped(_) => {}
+        Outcome::Warned(Finding { did, expected, fix })
+        | Outcome::Failed(Finding { did, expected, fix }) => {
+            text.push_str(&paragraph("it", did));
+            text.push_str(&paragraph("expected", expected));
+            text.push_str(&paragraph("fix", fix));
+        }
+    }
+    if matches!(report.outcome, Outcome::Failed(_)) {
+        let said: Vec<&str> = report
+            .stderr
+            .lines()
+            .filter(|line| !line.is_empty())
+            .collect();
+        let first = said.len().saturating_sub(MOST_STDERR_LINES);
+        for (n, line) in said[first..].iter().enumerate() {
+            text.push_str(&paragraph(if n == 0 { "stderr" } else { "" }, line));
+        }
+    }
+    text
+}
+
+/// A label and words behind it, in lines of a sensible width.
+fn paragraph(label: &str, words: &str) -> String {
+    const INDENT: usize = 11;
+    let hang = match label {
+        "" => INDENT,
+        _ => INDENT + 10,
+    };
+    let mut text = String::new();
+    let mut line = match label {
+        "" => " ".repeat(INDENT),
+        label => format!("{:INDENT$}{label:<10}", ""),
+    };
+    let mut is_begun = false;
+    for word in one_line(words).split(' ') {
+        if is_begun && line.chars().count() + 1 + word.chars().count() > WIDTH {
+            text.push_str(line.trim_end());
+            text.push('\n');
+            line = " ".repeat(hang);
+            is_begun = false;
+        }
+        if is_begun {
+            line.push(' ');
+        }
+        line.push_str(word);
+        is_begun = true;
+    }
+    text.push_str(line.trim_end());
+    text.push('\n');
+    text
+}
+
+/// How many tests ended how.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: usize,
+    warned: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Tally {
+    fn of(reports: &[TestReport]) -> Self {
+        let mut tally = Self::default();
+        for report in reports {
+            *match report.outcome {
+                Outcome::Passed => &mut tally.passed,
+                Outcome::Warned(_) => &mut tally.warned,
+                Outcome::Failed(_) => &mut tally.failed,
+                Outcome::Skipped(_) => &mut tally.skipped,
+            } += 1;
+        }
+        tally
+    }
+
+    fn words(&self) -> String {
+        let mut words = vec![format!("{} passed", self.passed)];
+        for (count, word) in [
+            (self.warned, "warned"),
+            (self.failed, "failed"),
+            (self.skipped, "skipped"),
+        ] {
+            if count > 0 {
+                words.push(format!("{count} {word}"));
+            }
+        }
+        words.join(", ")
+    }
+}
+
+/// A test that warned has passed; `warned` counts it once more.
+fn report_json(manifest: Option<&PluginManifest>, seed: u64, reports: &[TestReport]) -> Value {
+    let tally = Tally::of(reports);
+    let tests: Vec<Value> = reports
+        .iter()
+        .map(|report| {
+            json!({
+                "name": report.name,
+                "topic": report.topic,
+                "outcome": report.outcome.word(),
+                "message": report.outcome.message(),
+                "stderr": report.stderr,
+                "secs": report.secs,
+            })
+        })
+        .collect();
+    json!({
+        "plugin": manifest.map(|manifest| &manifest.id),
+        "version": manifest.map(|manifest| &manifest.version),
+        "seed": seed,
+        "tests": tests,
+        "passed": tally.passed + tally.warned,
+        "warned": tally.warned,
+        "failed": tally.failed,
+        "skipped": tally.skipped,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(outcome: Outcome) -> TestReport {
+        TestReport {
+            name: "merge-order",
+            topic: "metric laws",
+            outcome,
+            secs: 0.01,
+            stderr: "a trace\n".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_failure_says_what_was_done_what_was_expected_and_how_to_fix_it() {
+        let finding = Finding {
+            did: "computed one thing ".to_owned() + &"and another ".repeat(7),
+            expected: "the order does not matter".to_owned(),
+            fix: "keep sums".to_owned(),
+        };
+        assert_eq!(
+            lines(&report(Outcome::Failed(finding)), true),
+            "\nmetric laws\n\
+             \x20 FAILED   merge-order\n\
+             \x20          it        computed one thing and another and another and another and another and another and\n\
+             \x20                    another and another\n\
+             \x20          expected  the order does not matter\n\
+             \x20          fix       keep sums\n\
+             \x20          stderr    a trace\n"
+        );
+        assert_eq!(
+            lines(&report(Outcome::Passed), false),
+            "  passed   merge-order\n"
+        );
+        let skipped = lines(&report(Outcome::Skipped("no reason".to_owned())), false);
+        let words: Vec<&str> = skipped.split_whitespace().collect();
+        assert_eq!(words, ["skipped", "merge-order", "no", "reason"]);
+    }
+
+    #[test]
+    fn the_counts_leave_out_what_there_is_none_of() {
+        let skipped = || Outcome::Skipped("no reason".to_owned());
+        let reports = [
+            report(Outcome::Passed),
+            report(skipped()),
+            report(skipped()),
+        ];
+        assert_eq!(Tally::of(&reports).words(), "1 passed, 2 skipped");
+    }
+}
