@@ -61,6 +61,9 @@ impl<'a> Batch<'a> {
         // SAFETY: `new`'s caller promised that the array is as the ABI says.
         for tensor in unsafe { sized::read_array(self.tensors, self.n_tensors) }? {
             let tensor = tensor?;
+            if tensor.name.len != name.len() {
+                continue;
+            }
             // SAFETY: as above, for what it points to.
             if unsafe { instance::text(tensor.name, "a tensor's name") }? == name {
                 // SAFETY: as above.
