@@ -86,7 +86,7 @@ impl<'data> Dynamic<'data> {
     /// Whether it is a program that can lie anywhere, which has the same type as a library.
     pub(crate) fn is_program(&self) -> bool {
         self.value(elf::DT_FLAGS_1)
-            .is_some_and(|flags| flags & u64::from(elf::DF_1_PIE.0) != 0)
+            .is_some_and(|flags| flags & elf::DF_1_PIE.0 != 0)
     }
 
     /// Refuses what must not come into the host's process, or cannot.
@@ -108,7 +108,7 @@ impl<'data> Dynamic<'data> {
                     }
                 }
                 elf::DT_TEXTREL => return Err(changes_code(subject)),
-                elf::DT_FLAGS if entry.val(self.endian) & u64::from(elf::DF_TEXTREL.0) != 0 => {
+                elf::DT_FLAGS if entry.val(self.endian) & elf::DF_TEXTREL.0 != 0 => {
                     return Err(changes_code(subject));
                 }
                 _ => {}

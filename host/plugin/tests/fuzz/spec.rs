@@ -133,7 +133,7 @@ proptest! {
             Ok(spec) => {
                 let is_named = match spec.target {
                     Target::Id(id) => !id.is_empty(),
-                    Target::Path(path) => path.as_os_str().len() > 0,
+                    Target::Path(path) => !path.as_os_str().is_empty(),
                 };
                 prop_assert!(is_named);
             }
