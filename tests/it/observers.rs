@@ -77,14 +77,14 @@ fn early_stopping_ends_a_training_that_no_longer_improves() {
 #[test]
 fn loss_guard_goes_back_and_on_past_the_batches() {
     let home = poisoned();
-    let flags = |on_nonfinite, plugin| {
+    let flags = |on_nonfinite, period, plugin| {
         [
             "--model",
             "model",
             "--on-nonfinite",
             on_nonfinite,
             "--save-checkpoint-steps",
-            "3",
+            period,
             "--lr-scheduler-type",
             "constant",
             "--plugin",
@@ -92,7 +92,7 @@ fn loss_guard_goes_back_and_on_past_the_batches() {
         ]
     };
     let plugin = "loss-guard:action=roll_back,max_roll_backs=1000";
-    home.train("skip", &flags("skip", plugin)).succeeded();
+    home.train("skip", &flags("skip", "3", plugin)).succeeded();
     let seen = losses(&home, "skip");
     let odd = |(step, loss): &&(u64, f64)| !loss.is_finite() && *step < 20;
     let odd: Vec<u64> = seen.iter().filter(odd).map(|(step, _)| *step).collect();
@@ -113,15 +113,22 @@ fn loss_guard_goes_back_and_on_past_the_batches() {
     let last = samples.last().map(|(_, bits)| f64::from_bits(*bits));
     assert_eq!(last, Some(seen.len() as f64 * 4.0));
 
-    // Where the weights took it, the checkpoint gives them back: the loss is a number again.
+    // Where the weights took it, the checkpoint gives them back: the loss is a number again. So it is
+    // where a checkpoint was due at that very step.
     let plugin = "loss-guard:action=roll_back,max_roll_backs=1";
-    home.train("continue", &flags("continue", plugin))
-        .succeeded();
-    let seen = losses(&home, "continue");
-    let first = seen.iter().position(|(_, loss)| !loss.is_finite());
-    let first = first.expect("a loss that is no number");
-    assert_eq!(requests(&home, "continue")[0].2, Request::RollBack);
-    let (step, loss) = seen[first + 1];
-    assert!(step <= seen[first].0, "it went back: {seen:?}");
-    assert!(loss.is_finite(), "{seen:?}");
+    for period in ["3", "1"] {
+        let run = format!("continue-{period}");
+        let flags = [
+            &flags("continue", period, plugin)[..],
+            &["--max-train-steps", "12"],
+        ];
+        home.train(&run, &flags.concat()).succeeded();
+        let seen = losses(&home, &run);
+        let first = seen.iter().position(|(_, loss)| !loss.is_finite());
+        let first = first.expect("a loss that is no number");
+        assert_eq!(requests(&home, &run)[0].2, Request::RollBack);
+        let (step, loss) = seen[first + 1];
+        assert!(step <= seen[first].0, "it went back: {seen:?}");
+        assert!(loss.is_finite(), "{seen:?}");
+    }
 }

@@ -144,8 +144,14 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
             if step.is_multiple_of(config.save_checkpoint_steps) {
                 state.log.flush()?;
                 let scores = state.evaluate(step);
-                state.save(step, scores, &mut writer)?;
-                saved = step;
+                state
+                    .observers
+                    .observe(step, &state.emitter, &state.control);
+                // What somebody wants to be taken back is nothing to go back to.
+                if !state.observers.ask_to_roll_back() {
+                    state.save(step, scores, &mut writer)?;
+                    saved = step;
+                }
             }
         }
 

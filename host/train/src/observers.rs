@@ -78,6 +78,12 @@ impl Observers {
         self.asked.drain(..).map(carried_out).collect()
     }
 
+    /// Whether one of them has asked for a roll-back that was not carried out yet.
+    pub(crate) fn ask_to_roll_back(&self) -> bool {
+        let mut asked = self.asked.iter();
+        asked.any(|asked| asked.request == Request::RollBack)
+    }
+
     /// What a checkpoint keeps of them: their states by label, and what they asked for.
     pub(crate) fn export(
         &mut self,

@@ -192,6 +192,26 @@ fn a_roll_back_takes_the_checkpoint_and_other_batches() {
 }
 
 #[test]
+fn a_step_that_is_to_be_taken_back_has_no_checkpoint() {
+    let home = tempfile::tempdir().expect("a folder");
+    corpus(&home.path().join("data"));
+    let config = TrainConfig {
+        save_checkpoint_steps: 3,
+        ..config(&home.path().join("data"))
+    };
+    let back = [(6, Request::RollBack)];
+    let run = run(home.path(), &Start::Fresh, &config, &back);
+    let losses = run.series("loss/train");
+    let steps: Vec<u64> = losses.iter().map(|point| point.0).collect();
+    assert_eq!(steps, [1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8, 9, 10]);
+    let written = run.drafts.iter().filter_map(|draft| match &draft.body {
+        EventBody::CheckpointWritten { .. } => Some(draft.step.0),
+        _ => None,
+    });
+    assert_eq!(written.collect::<Vec<_>>(), [3, 6, 9, 10]);
+}
+
+#[test]
 fn what_was_asked_for_survives_a_resume() {
     let home = tempfile::tempdir().expect("a folder");
     corpus(&home.path().join("data"));
