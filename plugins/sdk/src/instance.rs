@@ -58,6 +58,10 @@ pub(crate) unsafe fn create<T: Send, C: DeserializeOwned>(
     let made = catch_unwind(|| {
         // SAFETY: the host's promise; the text is not used after this call.
         let config = unsafe { text(config_json, "the configuration") }?;
+        // serde would read a struct from a list as well, which no schema of settings means.
+        if !config.trim_start().starts_with('{') {
+            return Err(Error::new("bad configuration: it is no JSON object"));
+        }
         let config = serde_json::from_str(config)
             .map_err(|error| Error::new(format!("bad configuration: {error}")))?;
         make(config, host)

@@ -163,9 +163,10 @@ fn create_may_panic_or_refuse_and_leaves_no_instance() {
 fn bad_configuration_is_an_error_that_says_what_is_bad() {
     let plugin = fake::Plugin::load(&PLUGIN);
     for (config, says) in [
-        ("", "EOF"),
-        ("[", "EOF"),
-        ("7", "invalid type"),
+        ("", "no JSON object"),
+        ("{", "EOF"),
+        ("7", "no JSON object"),
+        ("[]", "no JSON object"),
         (r#"{"unknown": 1}"#, "unknown field `unknown`"),
         (r#"{"panic_in": 1}"#, "expected a string"),
     ] {

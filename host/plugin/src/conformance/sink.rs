@@ -311,7 +311,7 @@ fn idle_cancel(setup: &Setup) -> Verdict {
 fn cancel(setup: &Setup) -> Verdict {
     let subject = Subject::load(setup)?;
     let delivery = Delivery::write(setup, LARGE)?;
-    // Half of the test's time, so that the other half is left to say it.
+    // A part of the time that the test has: there are several moments.
     let limit = setup.time_limit / 4;
     let mut took = Duration::from_millis(20);
     for moment in MOMENTS {
