@@ -162,11 +162,11 @@ impl Child {
             .process_group(0);
         // SAFETY: between fork and exec the closure only makes system calls, and allocates nothing.
         unsafe { command.pre_exec(move || inherit(inherited, parent)) };
-        let process = spawn(command)?;
+        let sender = Sender::new(calls.try_clone()?);
         Ok(Self {
             plugin: Arc::clone(&launch.plugin),
-            process,
-            sender: Sender::new(calls.try_clone()?),
+            process: spawn(command)?,
+            sender,
             receiver: Receiver::new(calls, MOST_BYTES as u64),
             control: Arc::new(control),
             lost: None,
@@ -191,8 +191,11 @@ impl Child {
         let go_on: GoOn<'_> = &mut || !has_ended(id) && go_on();
         self.sender.send(message, parts, go_on)?;
         loop {
-            if let Some(reply) = self.listen(go_on)? {
-                return Ok(reply);
+            match self.listen(go_on)? {
+                Some(reply) => return Ok(reply),
+                // One that logs without end never makes anybody wait.
+                None if !go_on() => return Err(Broken::GivenUp),
+                None => {}
             }
         }
     }

@@ -42,7 +42,7 @@ pub fn serve(inherited: &str) -> Result<()> {
         )
         .hint("`host run --plugin SPEC` starts it where the plugin's mode is process")
     })?;
-    ignore_file_size_signal();
+    leave_signals_to_the_host();
     let said = Speaker::new(&calls)?;
     let cancellation = Arc::<Cancellation>::default();
     watch_host(control, Arc::clone(&cancellation))?;
@@ -148,10 +148,22 @@ fn is_of_parent(descriptor: RawFd) -> bool {
     status == 0 && descriptor > 2 && u32::try_from(peer.pid) == Ok(parent)
 }
 
-/// A file that grows beyond a limit of the user's is a write that fails, as in the host itself.
-fn ignore_file_size_signal() {
-    // SAFETY: no handler is installed, and no other thread runs yet.
-    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+/// Whoever ends a service signals every process of it, but what is under way here shall be finished:
+/// when it ends, the host decides. A file that grows beyond a limit of the user's is a write that
+/// fails, as in the host itself.
+///
+/// Handlers that do nothing are not inherited by programs that the plugin starts; a signal that is
+/// ignored would be.
+fn leave_signals_to_the_host() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: a struct of integers and a set of signals, empty when it is zero.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as *const () as libc::sighandler_t;
+    action.sa_flags = libc::SA_RESTART;
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGXFSZ] {
+        // SAFETY: the handler does nothing, which is safe at any moment.
+        unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
+    }
 }
 
 /// Who speaks to the host: the main thread, and whatever thread the plugin logs from.

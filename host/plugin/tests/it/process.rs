@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use host_core::{
     CheckpointDir, CheckpointSink, Device, Dtype, EventBody, FileEntry, GroupsRequest, Kind,
-    Manifest, Metric, MetricBatch, MetricValue, Need, Observer, ParamInfo, Publish, Receipt,
-    Request, SinkError, Step, TensorView,
+    Manifest, Metric, MetricBatch, MetricValue, Need, ParamInfo, Publish, Receipt, Request,
+    SinkError, Step, TensorView,
 };
 use host_plugin::{Mode, Plugin, PluginConfig, ServeCommand, Target, serve};
 use serde_json::{Value, json};
@@ -268,7 +268,7 @@ fn a_child_that_is_killed_from_outside_is_noticed_at_the_next_call() {
     let mut metric = plugin.metric().unwrap();
     let log = log_of("killed");
     let pid = log[1].strip_prefix("pid ").unwrap();
-    kill(pid);
+    signal_to(pid, "-KILL");
     assert_failed(
         metric.reset(),
         "plugin killed failed in reset: its process was killed by SIGKILL",
@@ -277,11 +277,11 @@ fn a_child_that_is_killed_from_outside_is_noticed_at_the_next_call() {
     assert_eq!(log_of("killed").len(), 4);
 }
 
-fn kill(pid: &str) {
-    let killed = std::process::Command::new("kill")
-        .args(["-9", pid])
+fn signal_to(pid: &str, signal: &str) {
+    let sent = std::process::Command::new("kill")
+        .args([signal, pid])
         .status();
-    assert!(killed.unwrap().success());
+    assert!(sent.unwrap().success());
 }
 
 #[test]
@@ -431,19 +431,47 @@ fn what_create_says_is_said_here_and_another_program_is_refused() {
     );
     let sink = plugin("sink.c", "far-no-metric", "");
     assert!(message(sink).starts_with("plugin far-no-metric is no metric but checkpoint_sink: "));
-    let by = |program: &str, args: &[&str]| {
-        let command = ServeCommand::new(program, args);
+    let by = |program: &str| {
+        let command = ServeCommand::new(program, [""; 0]);
         message(plugin_by(command, "metric.c", "far-other", ""))
     };
     assert_eq!(
-        by("/bin/true", &[]),
+        by("/bin/true"),
         "plugin far-other failed in create: its process ended with exit status 0"
     );
-    let missing = by("/nowhere/host", &[]);
+    let missing = by("/nowhere/host");
     assert!(missing.starts_with("cannot start a process for plugin far-other: No such file"));
-    let speaks = by("/bin/sh", &["-c", "eval \"echo hello, host >&${0%%,*}\""]);
-    assert_eq!(
-        speaks,
-        "plugin far-other failed in create: its process sent what is no message"
+}
+
+#[test]
+fn a_child_outlives_the_thread_that_asked_for_it() {
+    let plugin = plugin("metric.c", "of-a-thread", "");
+    let make = || plugin.metric().unwrap();
+    let mut metric = thread::scope(|scope| scope.spawn(make).join().unwrap());
+    update(&mut *metric, 6.0, 2).unwrap();
+    assert_eq!(metric.compute().unwrap()[0].1, 3.0);
+}
+
+#[test]
+fn a_child_leaves_signals_to_its_host() {
+    listen();
+    let plugin = plugin("metric.c", "signalled", "say_pid");
+    let mut metric = plugin.metric().unwrap();
+    let pid = log_of("signalled")[1].replace("pid ", "");
+    for signal in ["-INT", "-TERM", "-XFSZ"] {
+        signal_to(&pid, signal);
+        metric.reset().unwrap();
+    }
+}
+
+#[test]
+fn a_call_that_logs_without_end_is_ended() {
+    listen();
+    let plugin = plugin("metric.c", "talks", "talk");
+    let plugin = plugin.with_time_limit(Some(Duration::from_secs(1)));
+    let mut metric = plugin.metric().unwrap();
+    assert_failed(
+        update(&mut *metric, 1.0, 1),
+        "plugin talks failed in update: it did not return within 1 s and was killed",
     );
 }
