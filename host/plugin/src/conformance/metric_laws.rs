@@ -142,7 +142,8 @@ impl Lab {
 /// Whether two computations agree: names exactly, numbers to 1e-12 relatively.
 pub(super) fn same(left: &[(String, f64)], right: &[(String, f64)]) -> bool {
     let near = |a: f64, b: f64| {
-        a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= NEAR * a.abs().max(b.abs())
+        let is_close = || (a - b).abs() <= NEAR * a.abs().max(b.abs());
+        a == b || a.is_nan() && b.is_nan() || a.is_finite() && b.is_finite() && is_close()
     };
     left.len() == right.len()
         && left
