@@ -60,7 +60,12 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
             plugin,
             call,
             message,
-        } => format!("warning: plugin {plugin} failed in {call}: {message}"),
+        } => {
+            let start = format!("plugin {plugin} failed in {call}: ");
+            // An error of a call says so itself.
+            let reason = message.strip_prefix(&start).unwrap_or(message);
+            format!("warning: {start}{reason}")
+        }
         EventBody::Request {
             by,
             request,
@@ -166,6 +171,19 @@ mod tests {
             .as_deref(),
             Some("step 100     loss/eval 4.2109  perplexity 67.421")
         );
+    }
+
+    #[test]
+    fn a_failure_says_once_which_plugin_failed_in_which_call() {
+        for message in ["no room", "plugin x failed in update: no room"] {
+            let fault = EventBody::PluginFault {
+                plugin: "x".to_owned(),
+                call: "update".to_owned(),
+                message: message.to_owned(),
+            };
+            let expected = "warning: plugin x failed in update: no room";
+            assert_eq!(line(1, fault).as_deref(), Some(expected));
+        }
     }
 
     #[test]
