@@ -22,6 +22,8 @@ SHAPES = {
     "small": (dict(n_layer=4, n_embd=256, n_head=4, vocab_size=8192, n_positions=256), 8, 256, 12),
     "large": (dict(n_layer=12, n_embd=768, n_head=12, vocab_size=32768, n_positions=512), 4, 512, 4),
 }
+# All that is shipped but the sinks; the parameter groups are always somebody's. The patience is endless.
+PLUGINS = ["perplexity", "token-accuracy", "bits-per-byte", "early-stopping:patience=1000000", "loss-guard"]
 # What gradient checkpointing is for: most of the memory is what the blocks keep.
 DEEP = (dict(n_layer=8, n_embd=256, n_head=4, vocab_size=1024, n_positions=512), 8, 512, 4)
 WARM = 3  # steps of a round that do not count: buffers, compilation
@@ -44,7 +46,7 @@ def peer(config, shape, kind, **environment):
     return json.loads(run([sys.executable, script, config, batch, length, steps + WARM, kind], **environment).splitlines()[-1])
 
 
-def host(config, shape, checkpoint_steps=0, checkpointing=False):
+def host(config, shape, checkpoint_steps=0, checkpointing=False, plugins=()):
     sizes, batch, length, steps = shape
     runs = folder / "runs"
     begin = time.time()
@@ -57,6 +59,7 @@ def host(config, shape, checkpoint_steps=0, checkpointing=False):
                "--gradient-accumulation-steps", 1, f"--gradient-checkpointing={str(checkpointing).lower()}", "--num-warmup-steps", 10,
                "--shuffle-buffer", 64, "--max-train-steps", steps + WARM, "--save-checkpoint-steps", checkpoint_steps,
                "--keep-checkpoints", 1]
+    command += [word for plugin in plugins for word in ("--plugin", plugin)]
     with open(folder / "host.jsonl", "w+") as out, open(folder / "host.log", "w+") as log:
         process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)  # the child's own accounting
@@ -65,7 +68,7 @@ def host(config, shape, checkpoint_steps=0, checkpointing=False):
             sys.exit(f"error: host ended with status {status}: {log.read()[-2000:]}")
         out.seek(0)
         lines = out.readlines()
-    seconds, copies, first, peak = [], [], None, usage.ru_maxrss * 1024
+    seconds, copies, shares, first, peak = [], [], [], None, usage.ru_maxrss * 1024
     for line in lines:
         event = json.loads(line)
         values = event.get("values", {})
@@ -74,9 +77,13 @@ def host(config, shape, checkpoint_steps=0, checkpointing=False):
             first = first or event["time_us"] / 1e6 - begin
         if "checkpoint_copy_secs" in values:
             copies.append(values["checkpoint_copy_secs"])
+        share = [value for name, value in values.items() if name.startswith("plugin/") and name.endswith("/step_share")]
+        if share:
+            shares.append(sum(share))
         if "peak_memory_bytes" in values and not on_cpu:
             peak = values["peak_memory_bytes"]
-    return {"step_secs": seconds, "peak_mb": peak / 2**20, "first_step_secs": first, "copy_secs": copies}
+    return {"step_secs": seconds, "peak_mb": peak / 2**20, "first_step_secs": first, "copy_secs": copies,
+            "plugin_shares": shares}
 
 
 def token_files(vocab_size):
@@ -124,6 +131,8 @@ def main():
         report[name]["checkpoint"] = checkpoints(config, shape)
     if not wanted or "deep" in wanted:
         report["gradient_checkpointing"] = gradient_checkpointing()
+    if not wanted or "plugins" in wanted:
+        report["plugins"] = plugins()
     (folder / ("train.json" if on_cpu else "train-cuda.json")).write_text(json.dumps(report, indent=1))
 
 
@@ -144,6 +153,36 @@ def gradient_checkpointing():
     print(f"\ngradient checkpointing, {sizes['n_layer']} layers, width {sizes['n_embd']}, {batch} x {length} tokens: peak memory "
           f"{peaks[1]:.0f} MB, {peaks[0]:.0f} MB without ({peaks[1] / peaks[0]:.2f}x); a step takes {times[1] / times[0]:.2f}x the time")
     return {"peak_mb": peaks[1], "peak_mb_without": peaks[0], "step_secs": times[1], "step_secs_without": times[0]}
+
+
+def plugins():
+    """What the plugins cost: a call across the boundary and into a process, a load, and a training with
+    all of them beside two without, of which the difference between the two is none."""
+    report = {}
+    for bench in ("boundary", "round_trip", "load"):
+        kept = folder / f"{bench}.json"
+        print(f"\n{bench}", flush=True)
+        subprocess.run(["cargo", "bench", "--quiet", "--locked", "-p", "host-plugin", "--bench", bench, "--", "--json", kept],
+                       cwd=root, check=True)
+        report[bench] = json.loads(kept.read_text())
+    sizes, batch, length, _ = SHAPES["small"]
+    shape = (sizes, batch, length, 40)
+    token_files(sizes["vocab_size"])
+    config = configuration("small", sizes)
+    # An evaluation comes with each checkpoint.
+    contenders = {"without": (), "without, again": (), "with": PLUGINS}
+    results = {who: [] for who in contenders}
+    for _ in range(rounds):
+        for who, loaded in contenders.items():
+            results[who].append(host(config, shape, checkpoint_steps=10, plugins=loaded))
+    step = {who: [statistics.median(result["step_secs"][WARM:]) for result in of] for who, of in results.items()}
+    shares = [statistics.mean(result["plugin_shares"]) for result in results["with"]]
+    print(f"\n{len(PLUGINS) + 1} plugins in a training, {batch} x {length} tokens, an evaluation every 10 steps, {rounds} rounds in turn")
+    for who, seconds in step.items():
+        ratio = statistics.median(ours / base for ours, base in zip(seconds, step["without"]))
+        print(f"{who:28}{statistics.median(seconds):12.4f} s a step ({min(seconds):.4f}-{max(seconds):.4f}){ratio:8.3f}x")
+    print(f"accounted to the plugins inside the loop: {statistics.median(shares):.4%} of its time ({min(shares):.4%}-{max(shares):.4%})")
+    return {**report, "step_secs": step, "step_share": shares}
 
 
 def checkpoints(config, shape):

@@ -8,18 +8,20 @@
 //!
 //! `cargo bench -p host-plugin --bench boundary -- [--json FILE] [--rounds N]`
 
+mod fixture;
+
 use std::ffi::c_void;
 use std::hint::black_box;
-use std::marker::PhantomData;
-use std::path::PathBuf;
 use std::time::Instant;
 
-use host_core::{Device, Dtype, MetricBatch, Need, TensorView};
+use host_core::{Dtype, MetricBatch, Need};
 use host_plugin::{Plugin, PluginSpec, SearchPath, with_batch};
 use host_plugin_abi::{HostBatch, HostMetric, HostStatus};
 use host_plugin_sdk::{Batch, Metric as _};
 use serde_json::json;
 use three_inputs::ThreeInputs;
+
+use self::fixture::{library, scalar};
 
 /// Calls of a loop that is timed.
 const CALLS: u32 = 5_000;
@@ -178,27 +180,6 @@ fn report(ways: &mut [Way<'_>], rounds: usize, cpu: Option<usize>, file: Option<
         });
         std::fs::write(&file, format!("{text:#}\n")).expect("the file is written");
     }
-}
-
-fn scalar<T>(value: &T, dtype: Dtype) -> TensorView<'_> {
-    TensorView {
-        data: std::ptr::from_ref(value).cast::<c_void>(),
-        shape: &[],
-        strides: &[],
-        dtype,
-        device: Device::Cpu,
-        owner: PhantomData,
-    }
-}
-
-/// The library of the same crate, which cargo builds beside this program.
-fn library() -> PathBuf {
-    let program = std::env::current_exe().expect("this program");
-    let folders = program.ancestors().skip(1).take(2);
-    let mut libraries = folders.map(|folder| folder.join("libthree_inputs.so"));
-    libraries
-        .find(|path| path.is_file())
-        .expect("libthree_inputs.so beside this program")
 }
 
 fn load() -> Plugin {
