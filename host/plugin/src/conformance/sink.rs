@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use host_plugin_abi::{HOST_CANCELLED, HostCheckpoint, HostStr};
+use host_plugin_abi::{HOST_CANCELLED, HOST_TEMPORARY, HostCheckpoint, HostStr};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -21,6 +21,8 @@ const TOPIC: &str = "sink";
 /// Size of the weights in bytes: small, and large enough to be met in the middle.
 const SMALL: usize = 4 << 10;
 const LARGE: usize = 8 << 20;
+/// How often a delivery that failed for a reason that may pass is tried.
+const TRIES: usize = 3;
 /// At which parts of a delivery it is interrupted.
 const MOMENTS: [f64; 4] = [0.05, 0.3, 0.6, 0.9];
 
@@ -130,6 +132,18 @@ impl Delivery {
             state_dir: HostStr::new(&state_dir),
         };
         sink.publish(&checkpoint, given)
+    }
+
+    /// What the host does with a failure that may pass, such as what an interrupted delivery left in
+    /// the way: it tries again.
+    fn publish_with_patience(&self, sink: &Sink, given: &str) -> Result<(), Failure> {
+        for _ in 1..TRIES {
+            match self.publish(sink, given) {
+                Err(failure) if failure.status() == HOST_TEMPORARY => {}
+                other => return other.map(drop),
+            }
+        }
+        self.publish(sink, given).map(drop)
     }
 }
 
@@ -360,7 +374,7 @@ fn cancel(setup: &Setup) -> Verdict {
                 ));
             }
         }
-        delivery.publish(&sink, "the same checkpoint after a cancel")?;
+        delivery.publish_with_patience(&sink, "the same checkpoint after a cancel")?;
     }
     Ok(())
 }
@@ -380,8 +394,8 @@ fn killed_publish(setup: &Setup) -> Verdict {
         let after =
             format!("the same checkpoint, whose delivery was killed after {moment} of its time");
         in_child(&setup, |sink, delivery| {
-            match delivery.publish(sink, &after) {
-                Ok(_) => Ok(()),
+            match delivery.publish_with_patience(sink, &after) {
+                Ok(()) => Ok(()),
                 Err(failure) => Err(fault(
                     failure.words(),
                     "a delivery that was killed is made good by the next one",
