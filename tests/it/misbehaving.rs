@@ -105,6 +105,18 @@ fn a_metric_that_cannot_work_ends_the_run_at_its_first_batch() {
 }
 
 #[test]
+fn a_metric_may_not_take_a_name_of_the_hosts() {
+    let home = Home::new();
+    for (run, name) in [("first", "lr"), ("second", "plugin/perplexity/calls")] {
+        let metric = Fixture::metric("borrower").flag(format!("-DTOKENS={name:?}"));
+        let library = metric.build(&home.path("")).display().to_string();
+        let output = home.train(run, &["--plugin", &library]);
+        let fault = format!("a metric gives a value called {name:?}, which is the host's own");
+        assert_eq!(output.failed_with(3).0, fault);
+    }
+}
+
+#[test]
 fn a_sink_that_fails_or_panics_does_not_stop_the_training() {
     let home = Home::new();
     for (setting, words) in [

@@ -9,6 +9,7 @@ use self::inputs::Inputs;
 use crate::batch;
 use crate::data::Validation;
 use crate::model::Gpt2;
+use crate::step_log::is_the_hosts;
 
 /// The evaluation: the model over the validation set, seen by the metrics.
 pub(crate) struct Evaluation {
@@ -53,7 +54,7 @@ impl Evaluation {
     /// whatever its policy.
     ///
     /// # Errors
-    /// The first metric that fails, or two that give the same name.
+    /// The first metric that fails, or two that give the same name, or one that gives the host's.
     pub(crate) fn rehearse(&mut self, model: &Gpt2) -> Result<()> {
         if self.metrics.is_empty() {
             return Ok(());
@@ -68,6 +69,10 @@ impl Evaluation {
         names.sort_unstable();
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             first_fault.get_or_insert(format!("two metrics give a value called {:?}", pair[0]));
+        }
+        if let Some(name) = names.iter().find(|name| is_the_hosts(name)) {
+            let fault = format!("a metric gives a value called {name:?}, which is the host's own");
+            first_fault.get_or_insert(fault);
         }
         match first_fault {
             None => Ok(()),

@@ -45,23 +45,47 @@ struct Pending {
     data_wait: Duration,
 }
 
-/// The names are shared, not made anew each step.
-struct Names {
-    loss: Arc<str>,
-    lr: Arc<str>,
-    grad_norm: Arc<str>,
-    samples: Arc<str>,
-    steps: Arc<str>,
-    tokens: Arc<str>,
-    tokens_per_second: Arc<str>,
-    model_flops_per_second: Arc<str>,
-    mfu: Arc<str>,
-    step_secs: Arc<str>,
-    data_wait_secs: Arc<str>,
-    checkpoint_copy_secs: Arc<str>,
-    checkpoint_wait_secs: Arc<str>,
-    peak_memory_bytes: Arc<str>,
-    eval_secs: Arc<str>,
+/// The names of what the loop measures. They are shared, not made anew each step.
+macro_rules! names {
+    ($($field:ident: $name:literal,)*) => {
+        struct Names {
+            $($field: Arc<str>,)*
+        }
+
+        impl Names {
+            const ALL: &[&str] = &[$($name),*];
+
+            fn new() -> Self {
+                Self {
+                    $($field: $name.into(),)*
+                }
+            }
+        }
+    };
+}
+
+names! {
+    loss: "loss/train",
+    lr: "lr",
+    grad_norm: "grad_norm",
+    samples: "samples",
+    steps: "steps",
+    tokens: "tokens",
+    tokens_per_second: "tokens_per_second",
+    model_flops_per_second: "model_flops_per_second",
+    mfu: "mfu",
+    step_secs: "step_secs",
+    data_wait_secs: "data_wait_secs",
+    checkpoint_copy_secs: "checkpoint_copy_secs",
+    checkpoint_wait_secs: "checkpoint_wait_secs",
+    peak_memory_bytes: "peak_memory_bytes",
+    eval_secs: "eval_secs",
+}
+
+/// Whether a metric's name is the host's own, so that another's values would mix with it.
+pub(crate) fn is_the_hosts(name: &str) -> bool {
+    let begins = |start: &str| name.starts_with(start);
+    Names::ALL.contains(&name) || begins("plugin/") || begins("baseline/")
 }
 
 impl StepLog {
@@ -73,23 +97,7 @@ impl StepLog {
     ) -> Self {
         Self {
             emitter,
-            names: Names {
-                loss: "loss/train".into(),
-                lr: "lr".into(),
-                grad_norm: "grad_norm".into(),
-                samples: "samples".into(),
-                steps: "steps".into(),
-                tokens: "tokens".into(),
-                tokens_per_second: "tokens_per_second".into(),
-                model_flops_per_second: "model_flops_per_second".into(),
-                mfu: "mfu".into(),
-                step_secs: "step_secs".into(),
-                data_wait_secs: "data_wait_secs".into(),
-                checkpoint_copy_secs: "checkpoint_copy_secs".into(),
-                checkpoint_wait_secs: "checkpoint_wait_secs".into(),
-                peak_memory_bytes: "peak_memory_bytes".into(),
-                eval_secs: "eval_secs".into(),
-            },
+            names: Names::new(),
             on_nonfinite: config.on_nonfinite,
             device: model.device,
             tokens_per_sequence: config.seq_length.unsigned_abs(),
