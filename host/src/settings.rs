@@ -191,7 +191,9 @@ fn resolved(key: &str, value: Value, folder: &Path) -> Value {
                 .map(|path| resolved("tokenizer", path, folder))
                 .collect(),
         ),
-        ("tokenizer" | "runs_dir" | "plugin_lock", Value::String(path)) => Value::String(join(path)),
+        ("tokenizer" | "runs_dir" | "plugin_lock", Value::String(path)) => {
+            Value::String(join(path))
+        }
         // A bare word is a preset.
         ("model", Value::String(model)) if model.contains('/') => Value::String(join(model)),
         ("plugin", Value::Array(plugins)) => Value::Array(

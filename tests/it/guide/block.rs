@@ -146,7 +146,7 @@ pub(super) fn is_printed(expected: &[String], printed: &[&str]) -> bool {
                 .all(|(line, text)| is_like(line, text))
         })
     };
-    fits_in_order(&parts, printed.len(), |part| part.len(), is_at)
+    fits_in_order(&parts, printed.len(), <[String]>::len, is_at)
 }
 
 fn is_like(pattern: &str, text: &str) -> bool {
