@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::{Fixture, Home, built};
 
 /// The fault of a metric, and the test that finds it. The names of the faults are the fixture's.
-const METRIC: [(&str, &str); 51] = [
+const METRIC: [(&str, &str); 52] = [
     ("another-id", "description-matches-manifest"),
     ("entry-repeats", "entry-repeats"),
     ("other-major", "entry-other-major"),
@@ -39,6 +39,7 @@ const METRIC: [(&str, &str); 51] = [
     ("not-finite", "ordinary-batches"),
     ("no-values", "ordinary-batches"),
     ("value-names", "value-names"),
+    ("host-name", "value-names"),
     ("zero-dim", "zero-dim-inputs"),
     ("exits-on-zero-dim", "zero-dim-inputs"),
     ("hangs-on-zero-dim", "zero-dim-inputs"),

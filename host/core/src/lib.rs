@@ -23,7 +23,9 @@ pub use control::{Control, StopReason};
 pub use emitter::{Draft, Emitter, Inbox};
 pub use error::{Error, Kind, Result};
 pub use event::{DeliveryState, Event, EventBody, MetricValue};
-pub use metric::{Device, Dtype, Metric, MetricBatch, Need, TensorView};
+pub use metric::{
+    Device, Dtype, HOST_METRICS, Metric, MetricBatch, Need, TensorView, is_host_metric,
+};
 pub use observer::{Ask, Observer, Request};
 pub use on_error::OnError;
 pub use param::{GroupsRequest, ParamGroup, ParamGroups, ParamInfo, check_groups};

@@ -361,8 +361,8 @@ mod tests {
             lines(&report(Outcome::Failed(finding)), true),
             "\nmetric laws\n\
              \x20 FAILED   merge-order\n\
-             \x20          it        computed one thing and another and another and another and another and another and\n\
-             \x20                    another and another\n\
+             \x20          it        computed one thing and another and another and another and another and another\n\
+             \x20                    and another and another\n\
              \x20          expected  the order does not matter\n\
              \x20          fix       keep sums\n\
              \x20          stderr    a trace\n"

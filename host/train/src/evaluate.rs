@@ -2,6 +2,7 @@ mod inputs;
 
 use host_core::{
     Control, Emitter, Error, Kind, Metric, MetricBatch, MetricValue, Result, Step, Supervised,
+    is_host_metric,
 };
 use tch::{Tensor, no_grad_guard};
 
@@ -9,7 +10,6 @@ use self::inputs::Inputs;
 use crate::batch;
 use crate::data::Validation;
 use crate::model::Gpt2;
-use crate::step_log::is_the_hosts;
 
 /// The evaluation: the model over the validation set, seen by the metrics.
 pub(crate) struct Evaluation {
@@ -70,7 +70,7 @@ impl Evaluation {
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             first_fault.get_or_insert(format!("two metrics give a value called {:?}", pair[0]));
         }
-        if let Some(name) = names.iter().find(|name| is_the_hosts(name)) {
+        if let Some(name) = names.iter().find(|name| is_host_metric(name)) {
             let fault = format!("a metric gives a value called {name:?}, which is the host's own");
             first_fault.get_or_insert(fault);
         }

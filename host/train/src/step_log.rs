@@ -53,6 +53,7 @@ macro_rules! names {
         }
 
         impl Names {
+            #[cfg(test)]
             const ALL: &[&str] = &[$($name),*];
 
             fn new() -> Self {
@@ -80,12 +81,6 @@ names! {
     checkpoint_wait_secs: "checkpoint_wait_secs",
     peak_memory_bytes: "peak_memory_bytes",
     eval_secs: "eval_secs",
-}
-
-/// Whether a metric's name is the host's own, so that another's values would mix with it.
-pub(crate) fn is_the_hosts(name: &str) -> bool {
-    let begins = |start: &str| name.starts_with(start);
-    Names::ALL.contains(&name) || begins("plugin/") || begins("baseline/")
 }
 
 impl StepLog {
@@ -229,5 +224,15 @@ impl StepLog {
         let message = format!("{what}: {then}");
         self.emitter.emit(step, EventBody::Warning { message });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_plugin_can_take_a_name_of_the_loops() {
+        assert_eq!(Names::ALL, host_core::HOST_METRICS);
     }
 }

@@ -42,7 +42,7 @@ use crate::{Batch, Host, Result, instance};
 ///         Ok(())
 ///     }
 ///     fn compute(&self, values: &mut Values<'_>) -> Result<()> {
-///         values.put_f64("tokens", self.0 as f64)
+///         values.put_f64("predicted_tokens", self.0 as f64)
 ///     }
 /// }
 ///
@@ -56,7 +56,7 @@ use crate::{Batch, Host, Result, instance};
 /// let plugin = fake::Plugin::load(&PLUGIN);
 /// let mut metric = plugin.metric("{}").expect("created");
 /// metric.update(&fake::Batch::new().with("token_count", 7i64)).expect("updated");
-/// assert_eq!(metric.compute().expect("computed")["tokens"], 7.0);
+/// assert_eq!(metric.compute().expect("computed")["predicted_tokens"], 7.0);
 /// ```
 pub trait Metric: Sized + Send + 'static {
     /// The configuration, read from the JSON that the host has checked against the schema.

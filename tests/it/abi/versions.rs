@@ -13,7 +13,20 @@ use super::generate;
 use crate::support::{Home, built, curve, events_of, root, sha256};
 
 /// The files of the witness, which stand as they were when ABI 1.0 came out.
-const WITNESS: [(&str, &str); 0] = [];
+const WITNESS: [(&str, &str); 3] = [
+    (
+        "build.sh",
+        "4d705a2db0e65eb79f6e223d28710693f5c0c836beb316bf8115edabcd369a8b",
+    ),
+    (
+        "host_plugin.h",
+        "74c769b9bdc7e510dc20a29818f8242cda597d48afecb166aa014e4da6b454e1",
+    ),
+    (
+        "witness.c",
+        "9b13cf0a13ef4c3f8b61ee4bb79f92ddc7363e843e5805958c7650b145e7e2fc",
+    ),
+];
 
 #[test]
 fn the_witness_is_what_it_was() {
@@ -29,6 +42,8 @@ fn a_plugin_of_abi_1_0_works_in_this_host() {
     let library = home.path("libwitness.so");
     succeed(Command::new(fixtures().join("1.0/build.sh")).arg(&library));
     trains_with_the_witness(&home, &library);
+    let checked = format!("{}:checkpoint_at=7", library.display());
+    home.host(&["plugin", "check", &checked]).succeeded();
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use host_core::Need;
+use host_core::{Need, is_host_metric};
 use host_plugin_abi::DLDataType;
 
 use crate::PluginKind;
@@ -155,6 +155,13 @@ fn value_names(setup: &Setup) -> Verdict {
         values.into_iter().map(|(name, _)| name).collect()
     };
     let first = names(fed.plain()?);
+    if let Some(name) = first.iter().find(|name| is_host_metric(name)) {
+        return Err(fault(
+            format!("named a value {name:?}"),
+            "that name is the host's own: a run with this metric does not start",
+            "choose another name",
+        ));
+    }
     let metric = fed.subject.metric()?;
     for tokens in fed.tokens.iter().rev() {
         metric.reset()?;

@@ -53,7 +53,10 @@ fn batches_are_added_and_states_merge() {
     let values = one.compute().unwrap();
     assert_eq!(
         values,
-        [("loss/mean".to_owned(), 2.0), ("tokens".to_owned(), 5.0)]
+        [
+            ("loss/mean".to_owned(), 2.0),
+            ("predicted_tokens".to_owned(), 5.0)
+        ]
     );
     one.reset().unwrap();
     assert!(one.compute().unwrap()[0].1.is_nan());

@@ -25,7 +25,7 @@ use super::{Batch, Failure};
 /// #         self.0 += i64::from_le_bytes(state.try_into().map_err(|_| Error::new("no state"))?);
 /// #         Ok(())
 /// #     }
-/// #     fn compute(&self, values: &mut Values<'_>) -> Result<()> { values.put_f64("tokens", self.0 as f64) }
+/// #     fn compute(&self, values: &mut Values<'_>) -> Result<()> { values.put_f64("predicted_tokens", self.0 as f64) }
 /// # }
 /// # export_plugin! { description: "Counts tokens", metric: Tokens, needs: ["token_count"] }
 /// use host_plugin_sdk::fake;
@@ -35,9 +35,9 @@ use super::{Batch, Failure};
 /// one.update(&fake::Batch::new().with("token_count", 3i64))?;
 /// two.update(&fake::Batch::new().with("token_count", 4i64))?;
 /// one.merge_state(&two.export_state()?)?;
-/// assert_eq!(one.compute()?["tokens"], 7.0);
+/// assert_eq!(one.compute()?["predicted_tokens"], 7.0);
 /// one.reset()?;
-/// assert_eq!(one.compute()?["tokens"], 0.0);
+/// assert_eq!(one.compute()?["predicted_tokens"], 0.0);
 /// assert!(one.merge_state(b"bytes that are no state").is_err());
 ///
 /// let (vtable, instance) = one.raw();

@@ -11,12 +11,15 @@ use super::{Checkpoint, Failure};
 ///
 /// ```standalone_crate
 /// # use host_plugin_sdk::*;
+/// # use std::sync::atomic::{AtomicBool, Ordering};
+/// # static BEGAN: AtomicBool = AtomicBool::new(false);
 /// # struct Slow;
 /// # impl CheckpointSink for Slow {
 /// #     type Config = NoConfig;
 /// #     fn create(_: NoConfig, _: Host) -> Result<Self> { Ok(Self) }
 /// #     fn publish(&mut self, checkpoint: &Checkpoint<'_>, cancel: &Cancel) -> Result<serde_json::Value> {
 /// #         while checkpoint.step() == 2 {
+/// #             BEGAN.store(true, Ordering::Release);
 /// #             cancel.check()?;
 /// #             std::thread::yield_now();
 /// #         }
@@ -33,8 +36,13 @@ use super::{Checkpoint, Failure};
 /// let mut sink = fake::Plugin::load(&PLUGIN).checkpoint_sink("{}")?;
 /// let first = checkpoint(1);
 /// assert_eq!(sink.publish(&first)?["path"], first.dir().display().to_string());
-/// // This one never ends by itself.
-/// let ended = sink.publish_with(&checkpoint(2), |canceller| canceller.cancel());
+/// // This one never ends by itself, and says when it has begun: an earlier cancel is of no use.
+/// let ended = sink.publish_with(&checkpoint(2), |canceller| {
+///     while !BEGAN.load(Ordering::Acquire) {
+///         std::thread::yield_now();
+///     }
+///     canceller.cancel();
+/// });
 /// assert!(ended.unwrap_err().is_cancelled());
 /// let (vtable, _instance) = sink.raw();
 /// assert!(vtable.publish.is_some());
@@ -117,7 +125,7 @@ impl CheckpointSink {
 }
 
 impl Canceller {
-    /// Asks the running `publish` to end soon.
+    /// Asks the running `publish` to end soon. One that has not begun yet will not know of it.
     pub fn cancel(&self) {
         // SAFETY: the sink lives, since this is only lent while it publishes.
         unsafe { self.sink.cancel.expect("cancel")(self.pointer) };
