@@ -3,6 +3,8 @@ use serde_json::{Map, Value};
 
 /// The `kind` of what hides earlier points.
 pub(crate) const SUPERSEDED: &str = "superseded";
+/// The `kind` of an entry of the delivery ledger.
+pub(crate) const DELIVERY: &str = "delivery";
 /// The `kind` of a beginning.
 pub(crate) const RUN_STARTED: &str = "run_started";
 /// The `kind` of an end.

@@ -13,6 +13,7 @@
 
 mod chunk;
 mod commits;
+mod delivery;
 mod downsample;
 mod event_row;
 mod fault;
@@ -31,6 +32,7 @@ mod writer;
 mod writer_thread;
 
 pub use commits::Commits;
+pub use delivery::Delivery;
 pub use history::Point;
 pub use reader::Reader;
 pub use run_row::{Progress, RunRecord, RunRow, RunStatus, list_runs, run_names};

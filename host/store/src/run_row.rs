@@ -31,7 +31,8 @@ pub struct RunRow {
     pub generation: u32,
     /// The last event's sequence number; 0 before the first.
     pub last_seq: u64,
-    /// The last event's step.
+    /// The furthest step of what counts: a delivery's events stand at their checkpoint's step, behind
+    /// which the run may be far ahead.
     pub last_step: Step,
     /// The last event's time in microseconds since the Unix epoch; before the first, the run's own.
     pub last_time_us: i64,

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use host_core::{Draft, Error, Event, EventBody, Kind, Result, RunName};
+use host_core::{Draft, Error, Event, EventBody, Kind, Result, RunName, Step};
 use rusqlite::{Connection, TransactionBehavior};
 
 use crate::chunk::{self, Place};
@@ -32,6 +32,8 @@ pub struct Writer {
     connection: Connection,
     path: PathBuf,
     last_seq: u64,
+    /// As [`RunRow::last_step`](crate::RunRow::last_step).
+    last_step: Step,
     /// Absent after a commit that failed, until it is made anew.
     index: Option<FrameIndex>,
     chunk_rows: usize,
@@ -98,13 +100,16 @@ impl Writer {
 
     fn start(connection: Connection, path: PathBuf, lock: RunLock) -> Result<Self> {
         let read = |e| fault::sql("read the run store", &path, &e);
-        let last_seq: i64 = connection
-            .query_row("SELECT last_seq FROM head", [], |row| row.get(0))
+        let (last_seq, last_step): (i64, i64) = connection
+            .query_row("SELECT last_seq, last_step FROM head", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
             .map_err(read)?;
         let index = FrameIndex::load(&connection).map_err(read)?;
         Ok(Self {
             connection,
             last_seq: last_seq.cast_unsigned(),
+            last_step: Step(last_step.cast_unsigned()),
             index: Some(index),
             chunk_rows: CHUNK_ROWS,
             path,
@@ -151,13 +156,15 @@ impl Writer {
                 .map(|e| e.seq)
                 .eq(self.last_seq + 1..=last.seq)
         );
-        self.write(events, last)
+        let last_step = events.iter().fold(self.last_step, furthest);
+        self.write(events, last, last_step)
             .map_err(|e| fault::sql("write to the run store", &self.path, &e))?;
         self.last_seq = last.seq;
+        self.last_step = last_step;
         Ok(())
     }
 
-    fn write(&mut self, events: &[Event], last: &Event) -> rusqlite::Result<()> {
+    fn write(&mut self, events: &[Event], last: &Event, last_step: Step) -> rusqlite::Result<()> {
         let mut index = match self.index.take() {
             Some(index) => index,
             None => FrameIndex::load(&self.connection)?,
@@ -192,7 +199,7 @@ impl Writer {
             .prepare_cached("UPDATE head SET last_seq = ?, last_step = ?, last_time_us = ?")?
             .execute((
                 last.seq.cast_signed(),
-                last.step.0.cast_signed(),
+                last_step.0.cast_signed(),
                 last.time_us,
             ))?;
         transaction.commit()?;
@@ -222,6 +229,14 @@ impl Drop for Writer {
         let _ = self
             .connection
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    }
+}
+
+/// How far the run has come by this event.
+fn furthest(so_far: Step, event: &Event) -> Step {
+    match event.body {
+        EventBody::RunStarted { .. } | EventBody::Superseded { .. } => event.step,
+        _ => so_far.max(event.step),
     }
 }
 

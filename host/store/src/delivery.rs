@@ -1,0 +1,176 @@
+use std::collections::BTreeMap;
+
+use host_core::{DeliveryState, EventBody, Result, Step};
+
+use crate::chunk::Place;
+use crate::reader::{ReadError, supersessions};
+use crate::{Reader, event_row};
+
+/// An entry of the delivery ledger: how far a checkpoint came on its way to a sink.
+///
+/// The ledger is nothing of its own but what a run's delivery events amount to, so it is as durable as
+/// they are, and a run that goes back takes its entries back with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The sink's label.
+    pub sink: String,
+    /// The checkpoint's step.
+    pub checkpoint: Step,
+    /// How far it came.
+    pub state: DeliveryState,
+    /// The sink's receipt (JSON) when delivered, the reason when failed, else empty.
+    pub detail: String,
+    /// The sequence number of the event that says so.
+    pub seq: u64,
+    /// Its time in microseconds since the Unix epoch.
+    pub time_us: i64,
+}
+
+impl Reader {
+    /// The delivery ledger: for each sink and checkpoint the last that is known and counts, by sink
+    /// and then by step.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn deliveries(&self) -> Result<Vec<Delivery>> {
+        self.snapshot(|tx| {
+            let superseded = supersessions(tx)?;
+            let mut query = tx.prepare_cached(
+                "SELECT seq, step, time_us, body FROM events WHERE kind = ? ORDER BY seq",
+            )?;
+            let mut rows = query.query([event_row::DELIVERY])?;
+            let mut ledger = BTreeMap::new();
+            while let Some(row) = rows.next()? {
+                let place = Place {
+                    seq: row.get::<_, i64>(0)?.cast_unsigned(),
+                    step: row.get::<_, i64>(1)?.cast_unsigned(),
+                    time_us: row.get(2)?,
+                };
+                if !superseded.is_live(&place) {
+                    continue;
+                }
+                let Ok(EventBody::Delivery {
+                    sink,
+                    checkpoint,
+                    state,
+                    detail,
+                }) = event_row::decode(event_row::DELIVERY, row.get_ref(3)?.as_str()?)
+                else {
+                    let message = format!("event {} cannot be read", place.seq);
+                    return Err(ReadError::damaged(message));
+                };
+                let entry = Delivery {
+                    sink: sink.clone(),
+                    checkpoint,
+                    state,
+                    detail,
+                    seq: place.seq,
+                    time_us: place.time_us,
+                };
+                ledger.insert((sink, checkpoint), entry);
+            }
+            Ok(ledger.into_values().collect())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use host_core::{Draft, StopReason};
+
+    use super::*;
+    use crate::model_test::record;
+    use crate::{RunStatus, Writer};
+
+    fn draft(step: u64, body: EventBody) -> Draft {
+        Draft {
+            time_us: 7,
+            step: Step(step),
+            body,
+        }
+    }
+
+    fn delivery(sink: &str, step: u64, state: DeliveryState) -> Draft {
+        let body = EventBody::Delivery {
+            sink: sink.to_owned(),
+            checkpoint: Step(step),
+            state,
+            detail: format!("{step}"),
+        };
+        draft(step, body)
+    }
+
+    fn superseded(from_step: u64) -> Draft {
+        let body = EventBody::Superseded {
+            from_step: Step(from_step),
+            generation: 1,
+        };
+        draft(from_step, body)
+    }
+
+    /// The ledger after these events, in short.
+    fn ledger(drafts: Vec<Draft>) -> Vec<(String, u64, DeliveryState)> {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut writer = Writer::create(dir.path(), &record()).expect("a run");
+        writer.append(drafts).expect("written");
+        let ledger = Reader::open(dir.path()).and_then(|reader| reader.deliveries());
+        let short = |entry: Delivery| (entry.sink, entry.checkpoint.0, entry.state);
+        ledger.expect("a ledger").into_iter().map(short).collect()
+    }
+
+    use DeliveryState::{Delivered, Failed, Queued, Sending};
+
+    #[test]
+    fn the_last_word_about_a_checkpoint_counts() {
+        let found = ledger(vec![
+            delivery("b", 10, Queued),
+            delivery("a", 20, Queued),
+            delivery("a", 10, Sending),
+            delivery("b", 10, Sending),
+            delivery("a", 10, Failed),
+            delivery("a", 20, Sending),
+            delivery("b", 10, Delivered),
+        ]);
+        let expected = [("a", 10, Failed), ("a", 20, Sending), ("b", 10, Delivered)];
+        assert_eq!(
+            found,
+            expected.map(|(sink, step, state)| (sink.to_owned(), step, state))
+        );
+    }
+
+    #[test]
+    fn what_the_run_went_back_behind_is_not_in_it() {
+        let found = ledger(vec![
+            delivery("a", 10, Delivered),
+            delivery("a", 20, Delivered),
+            delivery("a", 30, Delivered),
+            superseded(20),
+            delivery("a", 30, Queued),
+        ]);
+        let expected = [(10, Delivered), (20, Delivered), (30, Queued)];
+        assert_eq!(
+            found,
+            expected.map(|(step, state)| ("a".to_owned(), step, state))
+        );
+    }
+
+    #[test]
+    fn a_delivery_after_the_end_changes_neither_the_runs_status_nor_its_step() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut writer = Writer::create(dir.path(), &record()).expect("a run");
+        let end = EventBody::RunFinished {
+            reason: StopReason::Completed,
+            message: String::new(),
+        };
+        let begun = draft(0, EventBody::RunStarted { generation: 0 });
+        writer.append(vec![begun, draft(40, end)]).expect("written");
+        drop(writer);
+        let mut writer = Writer::open(dir.path()).expect("a run");
+        let late = vec![delivery("a", 10, Sending), delivery("a", 10, Delivered)];
+        writer.append(late).expect("written");
+        let row = Reader::open(dir.path()).and_then(|reader| reader.run());
+        let row = row.expect("a row");
+        assert_eq!(row.status, RunStatus::Finished(StopReason::Completed));
+        assert_eq!((row.last_step, row.last_seq), (Step(40), 4));
+    }
+}
