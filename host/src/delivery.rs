@@ -4,19 +4,25 @@
 //! again when the next checkpoint comes and at the end. The training ends by it only where the sink's
 //! policy says so.
 
-use std::collections::VecDeque;
+mod backlog;
+mod courier;
+mod queue;
+
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use host_core::{
-    CheckpointDir, CheckpointSink, Control, DeliveryState, Emitter, Error, EventBody, Kind,
-    Publish, Receipt, Result, RunName, SinkError, Step, Supervised, Verdict,
+    CheckpointDir, CheckpointSink, Control, Emitter, Error, Kind, Result, RunName, Step, Supervised,
 };
 
-/// Checkpoints that may wait for one sink. They are folders on the disk, so a place costs little.
-const CAPACITY: usize = 1024;
+pub(crate) use backlog::Backlog;
+use backlog::Owed;
+use courier::Courier;
+use queue::Queue;
+
+use crate::run_dir::RunDir;
 
 /// How long workers may take to notice that they were cancelled.
 const GRACE: Duration = Duration::from_secs(5);
@@ -48,6 +54,27 @@ pub(crate) struct Destination {
     pub(crate) state_dir: PathBuf,
     /// The port.
     pub(crate) sink: Supervised<dyn CheckpointSink>,
+}
+
+impl Destination {
+    /// The sinks of a run, each with its folder, which is made.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(crate) fn all(
+        dir: &RunDir,
+        sinks: Vec<Supervised<dyn CheckpointSink>>,
+    ) -> Result<Vec<Self>> {
+        sinks
+            .into_iter()
+            .map(|sink| {
+                let state_dir = dir.sink_state(sink.label());
+                std::fs::create_dir_all(&state_dir)
+                    .map_err(|e| Error::io("make the sink's folder", &state_dir, &e))?;
+                Ok(Self { state_dir, sink })
+            })
+            .collect()
+    }
 }
 
 /// The deliveries of a run. `[any]` but for starting and draining.
@@ -114,11 +141,19 @@ impl Deliveries {
     pub(crate) fn offer(&self, checkpoint: CheckpointDir) {
         let checkpoint = Arc::new(checkpoint);
         for Worker { queue, .. } in &self.workers {
-            // The event goes first: the worker's own must come after it.
-            queue.tell(checkpoint.step, DeliveryState::Queued, "");
-            if !queue.push(Arc::clone(&checkpoint)) {
-                let reason = format!("{CAPACITY} checkpoints wait for this sink already");
-                queue.tell(checkpoint.step, DeliveryState::Failed, &reason);
+            queue.offer(Arc::clone(&checkpoint));
+        }
+    }
+
+    /// Queues what an earlier process of the run left, before anything else is offered.
+    pub(crate) fn take_up(&self, backlog: &Backlog) {
+        for Worker { queue, .. } in &self.workers {
+            for owed in backlog.of(&queue.label) {
+                match owed {
+                    Owed::Queued(checkpoint) => queue.push(Arc::clone(checkpoint)),
+                    Owed::Again(checkpoint) => queue.offer(Arc::clone(checkpoint)),
+                    Owed::Gone(step, reason) => queue.refuse(*step, reason),
+                }
             }
         }
     }
@@ -200,279 +235,41 @@ impl Worker {
 
     fn waits(&self) -> Option<String> {
         let waiting = self.queue.lock().waiting.len();
-        match waiting {
-            0 => None,
-            1 => Some(format!("{} (1 checkpoint)", self.queue.label)),
-            n => Some(format!("{} ({n} checkpoints)", self.queue.label)),
-        }
+        (waiting > 0).then(|| count(&self.queue.label, waiting))
     }
 }
 
-/// What waits for one sink.
-struct Queue {
-    label: String,
-    cancel_sink: Box<dyn Fn() + Send + Sync>,
-    emitter: Mutex<Option<Emitter>>,
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    /// In order; the worker is at the first and removes it when it is done with it.
-    waiting: VecDeque<Arc<CheckpointDir>>,
-    /// The first has failed for now and waits for news.
-    stalled: bool,
-    /// Something came, or the end, since the worker last looked.
-    news: bool,
-    /// No more will come.
-    closed: bool,
-    cancelled: bool,
-    /// Checkpoints that the sink refused for good.
-    refused: Vec<Step>,
-    last_reason: String,
-}
-
-impl Queue {
-    fn new(label: String, cancel_sink: Box<dyn Fn() + Send + Sync>, emitter: Emitter) -> Self {
-        Self {
-            label,
-            cancel_sink,
-            emitter: Mutex::new(Some(emitter)),
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is whole between any two statements, so a panic elsewhere leaves it usable.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn emit(&self, step: Step, body: EventBody) {
-        let emitter = self.emitter.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(emitter) = emitter.as_ref() {
-            emitter.emit(step, body);
-        }
-    }
-
-    /// A delivery's events stand at the checkpoint's step, so that a run which goes back behind it
-    /// takes them back as well.
-    fn tell(&self, step: Step, state: DeliveryState, detail: &str) {
-        let body = EventBody::Delivery {
-            sink: self.label.clone(),
-            checkpoint: step,
-            state,
-            detail: detail.to_owned(),
-        };
-        self.emit(step, body);
-    }
-
-    fn mute(&self) {
-        *self.emitter.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    /// False if there is no place.
-    fn push(&self, checkpoint: Arc<CheckpointDir>) -> bool {
-        let mut state = self.lock();
-        if state.waiting.len() >= CAPACITY {
-            return false;
-        }
-        state.waiting.push_back(checkpoint);
-        state.news = true;
-        self.changed.notify_all();
-        true
-    }
-
-    fn close(&self) {
-        let mut state = self.lock();
-        state.closed = true;
-        state.news = true;
-        self.changed.notify_all();
-    }
-
-    fn cancel(&self) {
-        self.lock().cancelled = true;
-        self.changed.notify_all();
-        (self.cancel_sink)();
-    }
-
-    /// The next to deliver; blocks until there is one. None when there will be none.
-    fn next(&self) -> Option<Arc<CheckpointDir>> {
-        let mut state = self.lock();
-        loop {
-            if state.cancelled {
-                return None;
-            }
-            match state.waiting.front().cloned() {
-                Some(checkpoint) if !state.stalled || state.news => {
-                    state.stalled = false;
-                    state.news = false;
-                    return Some(checkpoint);
-                }
-                _ if state.closed => return None,
-                _ => {
-                    state = self
-                        .changed
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner);
-                }
-            }
-        }
-    }
-
-    /// Waits; false if everything was cancelled meanwhile.
-    fn sleep(&self, time: Duration) -> bool {
-        let (state, _) = self
-            .changed
-            .wait_timeout_while(self.lock(), time, |state| !state.cancelled)
-            .unwrap_or_else(PoisonError::into_inner);
-        !state.cancelled
-    }
-
-    fn undelivered(&self) -> Option<Undelivered> {
-        let state = self.lock();
-        let waiting = state.waiting.iter().map(|checkpoint| checkpoint.step);
-        let steps: Vec<Step> = state.refused.iter().copied().chain(waiting).collect();
-        (!steps.is_empty()).then(|| Undelivered {
-            sink: self.label.clone(),
-            steps,
-            reason: if state.last_reason.is_empty() {
-                "there was no time left".to_owned()
-            } else {
-                state.last_reason.clone()
-            },
-        })
+/// `hub-git (2 checkpoints)`.
+fn count(sink: &str, checkpoints: usize) -> String {
+    match checkpoints {
+        1 => format!("{sink} (1 checkpoint)"),
+        n => format!("{sink} ({n} checkpoints)"),
     }
 }
 
-/// The worker of one sink. `[worker]`
-struct Courier {
-    run: RunName,
-    destination: Destination,
-    retry: Retry,
-    queue: Arc<Queue>,
-    control: Control,
-}
-
-/// How a delivery ended.
-enum Ending {
-    Delivered(Receipt),
-    /// The sink will never take it.
-    Refused(String),
-    /// It may go well later.
-    Postponed(String),
-    /// Everything ends.
-    Cancelled,
-}
-
-impl Courier {
-    fn work(mut self) {
-        while let Some(checkpoint) = self.queue.next() {
-            let step = checkpoint.step;
-            self.queue.tell(step, DeliveryState::Sending, "");
-            let ending = self.deliver(&checkpoint);
-            // The queue changes before the event goes out, so that whoever sees the event finds the
-            // checkpoint no longer needed.
-            let mut state = self.queue.lock();
-            let (result, detail) = match &ending {
-                Ending::Delivered(Receipt(receipt)) => {
-                    state.waiting.pop_front();
-                    (DeliveryState::Delivered, receipt.as_str())
-                }
-                Ending::Refused(reason) => {
-                    state.waiting.pop_front();
-                    state.refused.push(step);
-                    state.last_reason.clone_from(reason);
-                    (DeliveryState::Failed, reason.as_str())
-                }
-                Ending::Postponed(reason) => {
-                    state.stalled = true;
-                    state.last_reason.clone_from(reason);
-                    (DeliveryState::Failed, reason.as_str())
-                }
-                Ending::Cancelled => {
-                    state.stalled = true;
-                    state.last_reason = "it was cancelled".to_owned();
-                    (DeliveryState::Failed, "it was cancelled")
-                }
-            };
-            drop(state);
-            self.queue.tell(step, result, detail);
-            match ending {
-                Ending::Delivered(_) => self.destination.sink.succeeded(),
-                Ending::Cancelled => {}
-                Ending::Refused(reason) | Ending::Postponed(reason) => self.failed(step, &reason),
-            }
-            if self.destination.sink.active().is_none() {
-                // What waits goes on waiting, and so does what is still to come.
-                return;
-            }
-        }
+/// The error of a run, which is named as other commands find it, of which not all arrived; none if all
+/// did.
+pub(crate) fn missed(undelivered: &[Undelivered], run: &str) -> Option<Error> {
+    let sinks: Vec<&str> = undelivered.iter().map(|left| left.sink.as_str()).collect();
+    if sinks.is_empty() {
+        return None;
     }
-
-    fn deliver(&mut self, checkpoint: &CheckpointDir) -> Ending {
-        let mut wait = self.retry.first_wait;
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let sink = self.destination.sink.active().expect("it is at work");
-            let outcome = sink.publish(Publish {
-                run: &self.run,
-                checkpoint,
-                state_dir: &self.destination.state_dir,
-            });
-            match outcome {
-                Ok(receipt) => return Ending::Delivered(receipt),
-                Err(SinkError::Cancelled) => return Ending::Cancelled,
-                Err(SinkError::Permanent(reason)) => {
-                    self.fault(checkpoint.step, &reason);
-                    return Ending::Refused(reason);
-                }
-                Err(SinkError::Temporary(reason)) => {
-                    self.fault(checkpoint.step, &reason);
-                    if tries >= self.retry.tries || !self.queue.sleep(wait) {
-                        return Ending::Postponed(reason);
-                    }
-                    wait = wait.saturating_mul(2);
-                }
-            }
-        }
-    }
-
-    fn fault(&self, step: Step, reason: &str) {
-        let fault = self.destination.sink.fault("publish", reason);
-        self.queue.emit(step, fault);
-    }
-
-    /// A delivery has failed, its tries included: the policy says what comes of it.
-    fn failed(&mut self, step: Step, reason: &str) {
-        let label = &self.queue.label;
-        let message = format!("plugin {label} failed in publish: {reason}");
-        let lost = self.destination.sink.port().lost();
-        let error = Error::new(Kind::Plugin, message);
-        match self.destination.sink.failed(error, lost) {
-            Verdict::GoOn => {}
-            Verdict::Disable(why) => {
-                let first = self.queue.lock().waiting.front().map(|c| c.step);
-                let which = match first {
-                    Some(step) => format!("the checkpoints from step {step} on"),
-                    None => "the next checkpoints".to_owned(),
-                };
-                let message = format!("{why}; {which} stay queued in the run folder");
-                self.queue.emit(step, EventBody::Warning { message });
-            }
-            Verdict::End(error) => self.control.fail(error),
-        }
-    }
+    let message = format!("checkpoints did not reach {}", sinks.join(", "));
+    Some(Error::new(Kind::Delivery, message).hint(format!(
+        "they stand in the run folder, and the lines above say why; `host deliver {run}` tries again"
+    )))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::VecDeque;
+    use std::sync::Mutex;
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-    use host_core::{Draft, Manifest, OnError, StopReason};
+    use host_core::{
+        DeliveryState, Draft, EventBody, Manifest, OnError, Publish, Receipt, SinkError, StopReason,
+    };
 
     /// Answers as the script says, then with receipts; tells what it was given.
     struct Scripted {

@@ -83,6 +83,20 @@ pub(crate) fn plugins_and_lock(
     Ok((plugin_specs(&host, &plugin_flags)?, lock))
 }
 
+/// The plugins that a run's file names, and where they are found. What else a training needs, such as
+/// its data, need not be there.
+///
+/// # Errors
+/// The file, a plugin's SPEC or the lock cannot be read.
+pub(crate) fn plugins_of_run(file: &Path) -> Result<(Vec<PluginSpec>, SearchPath)> {
+    let Settings { host, .. } = Settings::read(Some(file), &TrainArgs::default())?;
+    let search = match lock_path(&host, Some(file))? {
+        Some(lock) => SearchPath::from_env().with_lock(PluginLock::read(&lock)?),
+        None => SearchPath::from_env(),
+    };
+    Ok((plugin_specs(&host, &[])?, search))
+}
+
 /// The lock of a training, if it has one. What stands beside the file counts even if it cannot be
 /// read: that is an error and not a training without a lock.
 fn lock_path(host: &HostConfig, file: Option<&Path>) -> Result<Option<PathBuf>> {

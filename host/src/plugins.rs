@@ -99,6 +99,31 @@ impl Plugins {
         })
     }
 
+    /// Loads of what is asked for only the sinks, under the labels that they have in a training.
+    ///
+    /// # Errors
+    /// The first that is not found or refused.
+    pub(crate) fn load_sinks(specs: &[PluginSpec], search: &SearchPath) -> Result<Self> {
+        let mut loaded = Vec::new();
+        for spec in specs {
+            let kinds = search.find(&spec.target)?.manifest.kinds;
+            if kinds.contains(&PluginKind::CheckpointSink) {
+                let next = Loaded::load(spec.clone(), search, &loaded)?;
+                loaded.push(next);
+            }
+        }
+        Ok(Self {
+            loaded,
+            groups_chosen: false,
+        })
+    }
+
+    /// The sinks' labels.
+    pub(crate) fn sink_labels(&self) -> Vec<String> {
+        let sinks = with_kind(&self.loaded, PluginKind::CheckpointSink);
+        sinks.map(|sink| sink.label.clone()).collect()
+    }
+
     /// A line for each plugin, and about what nobody was named for.
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = self
@@ -275,17 +300,29 @@ pub(crate) fn changes(then: &[FoundPlugin], now: &[PluginEntry]) -> Result<Vec<S
             )
             .hint("put the library back that the run was started with"));
         }
-        if then.sha256 != now.sha256 {
-            warnings.push(format!(
-                "plugin {} is another file than before: version {} then, {} now: {}",
-                now.id,
-                then.version,
-                now.version,
-                now.path.display()
-            ));
-        }
+        warnings.extend(replaced_by(then, now));
     }
     Ok(warnings)
+}
+
+/// A warning for each of some plugins of a run that is not what it was when the run was recorded.
+pub(crate) fn replaced(then: &[FoundPlugin], now: &[PluginEntry]) -> Vec<String> {
+    let then_of = |now: &PluginEntry| then.iter().find(|then| then.id == now.found.id);
+    now.iter()
+        .filter_map(|now| replaced_by(then_of(now)?, &now.found))
+        .collect()
+}
+
+fn replaced_by(then: &FoundPlugin, now: &FoundPlugin) -> Option<String> {
+    (then.sha256 != now.sha256).then(|| {
+        format!(
+            "plugin {} is another file than before: version {} then, {} now: {}",
+            now.id,
+            then.version,
+            now.version,
+            now.path.display()
+        )
+    })
 }
 
 /// Shows what plugins log, warnings and worse in so many words.

@@ -86,16 +86,21 @@ impl Progress {
         }
     }
 
-    /// Where the run is to be found: for people two lines, for programs the first object.
-    pub(crate) fn opened(&self, name: &RunName, path: &Path, listen: SocketAddr) {
+    /// Where the run is to be found, and where it listens, if it does: for people lines, for programs
+    /// the first object.
+    pub(crate) fn opened(&self, name: &RunName, path: &Path, listen: Option<SocketAddr>) {
         if self.style == Style::Json {
             let path = path.display().to_string();
-            self.write_json(
-                &json!({ "kind": "run", "name": name, "path": path, "listen": listen }),
-            );
+            let mut run = json!({ "kind": "run", "name": name, "path": path });
+            if let Some(listen) = listen {
+                run["listen"] = json!(listen);
+            }
+            self.write_json(&run);
         } else {
             self.say(&format!("run {name} at {}", path.display()));
-            self.say(&format!("gRPC at {listen}"));
+            if let Some(listen) = listen {
+                self.say(&format!("gRPC at {listen}"));
+            }
         }
     }
 

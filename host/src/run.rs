@@ -13,7 +13,7 @@ use host_serve::{Server, Source};
 use host_store::{Callbacks, Reader, RunRecord, RunStatus, Writer};
 use host_train::{Observers, Outcome, Ports, Start, Trainer};
 
-use crate::delivery::{Deliveries, Destination, Retry, Undelivered};
+use crate::delivery::{Backlog, Deliveries, Destination, Retry, Undelivered, missed};
 use crate::plan::Plan;
 use crate::plugin_accounts::PluginAccounts;
 use crate::plugins::{self, Grouping, Plugins};
@@ -22,7 +22,7 @@ use crate::resume_point::ResumePoint;
 use crate::run_dir::RunDir;
 use crate::run_file::RunFile;
 use crate::signals::SignalWatch;
-use crate::summary::Digest;
+use crate::summary::{Digest, how_to_name};
 
 /// Events on their way to the store: some seconds of a fast training.
 const QUEUE: usize = 16_384;
@@ -53,7 +53,10 @@ pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
             Live::open(&plan, &dir, writer, &progress)
         })();
         match begun {
-            Ok(live) => train(ready, live, &Session::begin(&dir, 0, &progress)),
+            Ok(live) => {
+                let session = Session::begin(&dir, 0, &progress);
+                train(ready, live, &session, &Backlog::default())
+            }
             Err(error) => {
                 // Nothing has happened in it, and the user may want the name again.
                 let _ = std::fs::remove_dir_all(dir.path());
@@ -99,11 +102,14 @@ pub(crate) fn resume(
         for name in dir.set_aside_after(step, generation)? {
             progress.say(&format!("set aside, and yours to remove: {name}"));
         }
+        let labels: Vec<String> = ready.sinks.iter().map(|s| s.label().to_owned()).collect();
+        let backlog = Backlog::read(&dir, &reader, &labels, Some(step))?;
         let live = Live::open(&plan, &dir, writer, &progress)?;
         for message in warnings {
             live.emitter.emit(step, EventBody::Warning { message });
         }
-        train(ready, live, &Session::begin(&dir, generation, &progress))
+        let session = Session::begin(&dir, generation, &progress);
+        train(ready, live, &session, &backlog)
     })();
     progress.end();
     ended
@@ -235,7 +241,7 @@ impl Live {
         let address = dir.address_file();
         std::fs::write(&address, format!("{}\n", serving.addr()))
             .map_err(|e| Error::io("write the address", &address, &e))?;
-        progress.opened(dir.name(), dir.path(), serving.addr());
+        progress.opened(dir.name(), dir.path(), Some(serving.addr()));
         Ok(Self {
             emitter,
             writer,
@@ -261,10 +267,21 @@ impl Live {
     }
 }
 
-fn train(ready: Ready, mut live: Live, session: &Session<'_>) -> Result<StopReason> {
+fn train(
+    ready: Ready,
+    mut live: Live,
+    session: &Session<'_>,
+    backlog: &Backlog,
+) -> Result<StopReason> {
     let Session { dir, progress, .. } = session;
     let control = Control::new();
-    let signals = SignalWatch::start(control.clone(), (*progress).clone(), dir.address_file())?;
+    let again = "ended at once; `host resume` goes on from the last checkpoint";
+    let signals = SignalWatch::start(
+        control.clone(),
+        (*progress).clone(),
+        dir.address_file(),
+        again,
+    )?;
     let inbox = Inbox::default();
     if !ready.observers.is_empty() {
         live.emitter = live.emitter.with_inbox(inbox.clone());
@@ -273,7 +290,7 @@ fn train(ready: Ready, mut live: Live, session: &Session<'_>) -> Result<StopReas
     let start = ready.trainer.step();
     session.announce(emitter, start, ready.grouping.warnings);
 
-    let destinations = destinations(dir, ready.sinks)?;
+    let destinations = Destination::all(dir, ready.sinks)?;
     let mut deliveries = Deliveries::start(
         dir.name(),
         destinations,
@@ -282,6 +299,13 @@ fn train(ready: Ready, mut live: Live, session: &Session<'_>) -> Result<StopReas
         &control,
     )?;
     signals.on_cancel(deliveries.canceller());
+    for line in backlog.removed() {
+        progress.say(&format!("warning: {line}"));
+    }
+    if let Some(left) = backlog.describe() {
+        progress.say(&format!("left to deliver: {left}"));
+    }
+    deliveries.take_up(backlog);
     let mut accounts = PluginAccounts::begin(ready.plugins.accounts());
     let commits = live.writer.commits();
     let outcome = ready.trainer.fit(Ports {
@@ -323,7 +347,7 @@ fn train(ready: Ready, mut live: Live, session: &Session<'_>) -> Result<StopReas
     }
     let outcome = outcome?;
     closed?;
-    ending(outcome, &undelivered)
+    ending(outcome, &undelivered, dir)
 }
 
 impl<'a> Session<'a> {
@@ -391,21 +415,6 @@ impl<'a> Session<'a> {
     }
 }
 
-fn destinations(
-    dir: &RunDir,
-    sinks: Vec<Supervised<dyn CheckpointSink>>,
-) -> Result<Vec<Destination>> {
-    sinks
-        .into_iter()
-        .map(|sink| {
-            let state_dir = dir.sink_state(sink.label());
-            std::fs::create_dir_all(&state_dir)
-                .map_err(|e| Error::io("make the sink's folder", &state_dir, &e))?;
-            Ok(Destination { state_dir, sink })
-        })
-        .collect()
-}
-
 /// The error of the plugin that ended the run, if one did. A run that was ended from outside says so
 /// whatever else there is to say.
 fn with_failure(outcome: Result<Outcome>, control: &Control) -> Result<Outcome> {
@@ -417,20 +426,15 @@ fn with_failure(outcome: Result<Outcome>, control: &Control) -> Result<Outcome> 
 }
 
 /// A run that was ended from outside says so whatever else there is to say.
-fn ending(outcome: Outcome, undelivered: &[Undelivered]) -> Result<StopReason> {
-    let sinks: Vec<&str> = undelivered.iter().map(|left| left.sink.as_str()).collect();
+fn ending(outcome: Outcome, undelivered: &[Undelivered], dir: &RunDir) -> Result<StopReason> {
     let is_done = matches!(
         outcome.reason,
         StopReason::Completed | StopReason::Requested
     );
-    if is_done && !sinks.is_empty() {
-        return Err(Error::new(
-            Kind::Delivery,
-            format!("checkpoints did not reach {}", sinks.join(", ")),
-        )
-        .hint("they stand in the run folder, and the lines above say why they are not delivered"));
+    match missed(undelivered, &how_to_name(dir)) {
+        Some(error) if is_done => Err(error),
+        _ => Ok(outcome.reason),
     }
-    Ok(outcome.reason)
 }
 
 /// Where what is worth keeping between runs is kept.

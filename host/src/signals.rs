@@ -31,11 +31,17 @@ struct State {
 }
 
 impl SignalWatch {
-    /// Answers signals from now on. `stale` is a file that must not outlive the process.
+    /// Answers signals from now on. `stale` is a file that must not outlive the process, `at_once` what
+    /// is said when it is ended at once.
     ///
     /// # Errors
     /// The system refuses.
-    pub(crate) fn start(control: Control, progress: Progress, stale: PathBuf) -> Result<Self> {
+    pub(crate) fn start(
+        control: Control,
+        progress: Progress,
+        stale: PathBuf,
+        at_once: &'static str,
+    ) -> Result<Self> {
         let refused = |e| Error::new(Kind::System, format!("cannot watch for signals: {e}"));
         let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(refused)?;
         // A file that grows beyond a limit of the user's is a write that fails, as on a full disk, and
@@ -58,7 +64,7 @@ impl SignalWatch {
                     }
                     let _ = std::fs::remove_file(&stale);
                     progress.end();
-                    progress.say("ended at once; `host resume` goes on from the last checkpoint");
+                    progress.say(at_once);
                     signal_hook::low_level::exit(i32::from(exit_code(reason)));
                 }
                 state.first = Some(reason);

@@ -97,17 +97,7 @@ impl Digest {
             let text = format!("{count} written, the last at step {step}: {path}");
             lines.push(("checkpoints".to_owned(), text));
         }
-        for (sink, (count, last)) in &self.delivered {
-            lines.push((sink.clone(), format!("{count} delivered{}", receipt(last))));
-        }
-        for left in undelivered {
-            let steps: Vec<String> = left.steps.iter().map(ToString::to_string).collect();
-            let steps = steps.join(", ");
-            lines.push((
-                left.sink.clone(),
-                format!("not delivered: step {steps}: {}", left.reason),
-            ));
-        }
+        lines.extend(self.deliveries(undelivered));
         let run = how_to_name(dir);
         let mut next = vec![format!("host runs show {run}")];
         if newest.is_some() {
@@ -116,17 +106,43 @@ impl Digest {
             }
             next.push(format!("host generate {run} --prompt 'fn main() {{'"));
         }
+        if !undelivered.is_empty() {
+            next.insert(0, format!("host deliver {run}"));
+        }
         for (i, command) in next.into_iter().enumerate() {
             let label = if i == 0 { "next" } else { "" };
             lines.push((label.to_owned(), command));
         }
-        let width = lines.iter().map(|(label, _)| label.chars().count()).max();
-        let width = width.unwrap_or(0);
-        lines
-            .iter()
-            .map(|(label, text)| format!("{label:<width$}  {}\n", one_line(text)))
-            .collect()
+        aligned(&lines)
     }
+
+    /// The lines about the deliveries alone.
+    pub(crate) fn delivery_lines(&self, undelivered: &[Undelivered]) -> String {
+        aligned(&self.deliveries(undelivered))
+    }
+
+    fn deliveries(&self, undelivered: &[Undelivered]) -> Vec<(String, String)> {
+        let delivered = self.delivered.iter();
+        let delivered = delivered.map(|(sink, (count, last))| {
+            (sink.clone(), format!("{count} delivered{}", receipt(last)))
+        });
+        let undelivered = undelivered.iter().map(|left| {
+            let steps: Vec<String> = left.steps.iter().map(ToString::to_string).collect();
+            let steps = steps.join(", ");
+            let text = format!("not delivered: step {steps}: {}", left.reason);
+            (left.sink.clone(), text)
+        });
+        delivered.chain(undelivered).collect()
+    }
+}
+
+fn aligned(lines: &[(String, String)]) -> String {
+    let width = lines.iter().map(|(label, _)| label.chars().count()).max();
+    let width = width.unwrap_or(0);
+    lines
+        .iter()
+        .map(|(label, text)| format!("{label:<width$}  {}\n", one_line(text)))
+        .collect()
 }
 
 /// What other commands find the run by, from the folder where the user is.
@@ -203,7 +219,8 @@ perplexity   40.500 (first 900)
 checkpoints  1 written, the last at step 2: {path}/checkpoints/step-000002
 local-disk   1 delivered: path /c
 hub-git      not delivered: step 1, 2: no route
-next         host resume {path}
+next         host deliver {path}
+             host resume {path}
              host runs show {path}
              host generate {path} --prompt 'fn main() {{'
 "

@@ -6,6 +6,7 @@ mod abi;
 mod architecture;
 mod configuration;
 mod damage;
+mod deliver;
 mod example_plugins;
 mod full_disk;
 mod groups;

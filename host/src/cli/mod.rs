@@ -2,6 +2,7 @@
 
 mod argv;
 mod data;
+mod deliver;
 mod generate;
 mod groups;
 mod plugin;
@@ -51,6 +52,7 @@ struct Cli {
 enum Command {
     Run(run::Run),
     Resume(resume::Resume),
+    Deliver(deliver::Deliver),
     Groups(groups::Groups),
     VerifyResume(verify_resume::VerifyResume),
     Plugin(plugin::Plugin),
@@ -93,6 +95,7 @@ pub(crate) fn execute(args: Vec<OsString>) -> Result<StopReason> {
     match cli.command {
         Command::Run(run) => return run.execute(),
         Command::Resume(resume) => return resume.execute(),
+        Command::Deliver(deliver) => return deliver.execute(),
         Command::Groups(groups) => groups.execute(),
         Command::VerifyResume(verify) => verify.execute(),
         Command::Plugin(plugin) => plugin.execute(),

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use clap::Subcommand;
 use host_core::{DeliveryState, Event, EventBody, Result, RunName, Step};
-use host_store::{Reader, RunRow, RunStatus, list_runs};
+use host_store::{Delivery, Reader, RunRow, RunStatus, list_runs};
 use serde_json::{Value, json};
 
 use super::{RunsDir, print, print_json};
@@ -12,6 +12,7 @@ use crate::event_line::{event_line, one_line, reason_word};
 use crate::number;
 use crate::run_dir::RunDir;
 use crate::sparkline::sparkline;
+use crate::summary::how_to_name;
 use crate::table::{Align, Table};
 
 /// Shows what the store knows of runs, live or over
@@ -111,8 +112,10 @@ struct Shown {
     dir: RunDir,
     row: RunRow,
     metrics: Vec<Curve>,
-    /// Checkpoints, deliveries, warnings: what counts of the events that are no metrics.
+    /// Checkpoints, warnings: what counts of the events that are no metrics.
     events: Vec<Event>,
+    /// By sink and then by step.
+    deliveries: Vec<Delivery>,
 }
 
 /// A metric's values over the run.
@@ -169,27 +172,26 @@ impl Shown {
             row: reader.run()?,
             metrics,
             events,
+            deliveries: reader.deliveries()?,
         })
     }
 
     /// The last state of each checkpoint's delivery to each sink, in the order of the checkpoints.
     fn deliveries(&self) -> Vec<(Step, &str, DeliveryState, &str)> {
-        let mut deliveries: Vec<(Step, &str, DeliveryState, &str)> = Vec::new();
-        for event in &self.events {
-            let EventBody::Delivery {
-                sink,
-                checkpoint,
-                state,
-                detail,
-            } = &event.body
-            else {
-                continue;
-            };
-            deliveries.retain(|(step, to, ..)| !(step == checkpoint && to == sink));
-            deliveries.push((*checkpoint, sink, *state, detail));
-        }
-        deliveries.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
-        deliveries
+        let mut entries: Vec<&Delivery> = self.deliveries.iter().collect();
+        entries.sort_by_key(|entry| entry.checkpoint);
+        let told = entries.into_iter();
+        told.map(|d| (d.checkpoint, d.sink.as_str(), d.state, d.detail.as_str()))
+            .collect()
+    }
+
+    /// The delivery ledger by sink.
+    fn sinks(&self) -> impl Iterator<Item = SinkLedger<'_>> {
+        let by_sink = self.deliveries.chunk_by(|a, b| a.sink == b.sink);
+        by_sink.map(|entries| SinkLedger {
+            label: &entries[0].sink,
+            entries,
+        })
     }
 
     fn checkpoints(&self) -> impl Iterator<Item = (&str, u64, bool)> {
@@ -233,6 +235,18 @@ impl Shown {
             |(checkpoint, sink, state, detail)| json!({ "checkpoint": checkpoint, "sink": sink, "state": state, "detail": detail }),
         );
         json["deliveries"] = deliveries.collect();
+        let sinks = self.sinks().map(|sink| {
+            let left = sink.left().map(|entry| {
+                json!({ "checkpoint": entry.checkpoint, "state": entry.state, "detail": entry.detail })
+            });
+            json!({
+                "sink": sink.label,
+                "delivered": sink.delivered().count(),
+                "last_delivered": sink.delivered().last().map(|entry| entry.checkpoint),
+                "left": left.collect::<Value>(),
+            })
+        });
+        json["sinks"] = sinks.collect();
         let warnings = self.events.iter().filter_map(|event| match event.body {
             EventBody::Warning { .. }
             | EventBody::PluginFault { .. }
@@ -267,6 +281,7 @@ impl Shown {
         section("metrics", self.metrics_text());
         section("plugins", self.plugins_text());
         section("checkpoints", self.checkpoints_text());
+        section("sinks", self.sinks_text());
         let warnings = self.events.iter().filter(|event| {
             matches!(
                 event.body,
@@ -339,6 +354,43 @@ impl Shown {
         table.render()
     }
 
+    /// What each sink has, and what it does not have and why.
+    fn sinks_text(&self) -> String {
+        let mut text = String::new();
+        let mut is_anything_left = false;
+        for sink in self.sinks() {
+            let has = match sink.delivered().last() {
+                Some(last) => format!(
+                    "{} delivered, the last of step {}",
+                    sink.delivered().count(),
+                    last.checkpoint
+                ),
+                None => "none delivered".to_owned(),
+            };
+            let left: Vec<String> = sink
+                .left()
+                .map(|entry| match entry.state {
+                    DeliveryState::Failed => {
+                        format!(
+                            "step {} failed: {}",
+                            entry.checkpoint,
+                            one_line(&entry.detail)
+                        )
+                    }
+                    _ => format!("step {} waits", entry.checkpoint),
+                })
+                .collect();
+            is_anything_left |= !left.is_empty();
+            let told = std::iter::once(has).chain(left).collect::<Vec<_>>();
+            text += &format!("  {}  {}\n", sink.label, told.join("; "));
+        }
+        if is_anything_left && self.row.status != RunStatus::Running {
+            let run = how_to_name(&self.dir);
+            text += &format!("  `host deliver {run}` delivers what is left\n");
+        }
+        text
+    }
+
     fn checkpoints_text(&self) -> String {
         let deliveries = self.deliveries();
         let line = |(name, bytes, stands): (&str, u64, bool)| {
@@ -368,6 +420,24 @@ impl Shown {
                 + "\n"
         };
         self.checkpoints().map(line).collect()
+    }
+}
+
+/// A sink's part of the delivery ledger, in the order of the steps.
+struct SinkLedger<'a> {
+    label: &'a str,
+    entries: &'a [Delivery],
+}
+
+impl<'a> SinkLedger<'a> {
+    fn delivered(&self) -> impl Iterator<Item = &'a Delivery> {
+        let entries = self.entries.iter();
+        entries.filter(|entry| entry.state == DeliveryState::Delivered)
+    }
+
+    fn left(&self) -> impl Iterator<Item = &'a Delivery> {
+        let entries = self.entries.iter();
+        entries.filter(|entry| entry.state != DeliveryState::Delivered)
     }
 }
 

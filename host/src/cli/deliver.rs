@@ -1,0 +1,41 @@
+use std::time::Duration;
+
+use host_core::{Result, StopReason};
+
+use super::RunsDir;
+use crate::plan::plugins_of_run;
+use crate::run_dir::RunDir;
+
+const DETAILS: &str = "\
+Every checkpoint that stands in the run folder goes to every sink that does not have it, in order, each
+once; what was delivered before is not sent again. The sinks are those of the run's run.toml: one that
+was added there gets all checkpoints, one that was removed gets none. `host resume` does the same beside
+the training.";
+
+/// Finishes the deliveries that a stopped run left
+#[derive(Debug, clap::Args)]
+#[command(after_help = DETAILS)]
+pub(super) struct Deliver {
+    /// The run's name or folder
+    run: String,
+
+    /// Leave what is not delivered after so many seconds
+    #[arg(long, value_name = "SECS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    timeout: u64,
+
+    /// Write each event to stdout as a line of JSON, and nothing else
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    runs: RunsDir,
+}
+
+impl Deliver {
+    pub(super) fn execute(&self) -> Result<StopReason> {
+        let dir = RunDir::find(&self.runs.runs_dir, &self.run)?;
+        let (specs, search) = plugins_of_run(&dir.config_file())?;
+        let patience = Duration::from_secs(self.timeout);
+        crate::deliver::deliver(&dir, (&specs, &search), patience, self.json)
+    }
+}
