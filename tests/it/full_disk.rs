@@ -286,3 +286,44 @@ fn a_limit_of_the_files_size_is_a_full_disk_and_not_the_end() {
     assert_eq!(files_of(&checkpoint(&run_dir, first)), before);
     assert_as_with_room(&home, &run_dir, written);
 }
+
+#[test]
+fn a_sink_without_room_leaves_nothing_half_made_and_delivers_when_there_is_some() {
+    let home = home();
+    // Room for two of the three checkpoints.
+    let Some(disk) = SmallDisk::new(&home, 48) else {
+        return;
+    };
+    let sink = format!("local-disk:dir={}", home.text_path("runs/kept"));
+    let more = ["--runs-dir", "room", "--plugin", &sink];
+    let more = [&more[..], &["--max-train-steps", "30"]].concat();
+    let mut args = run(&more);
+    // Given twice, the later would be refused.
+    let endless = args.iter().position(|arg| *arg == "1000000");
+    let endless = endless.expect("the steps of the endless one");
+    args.drain(endless - 1..=endless);
+    let process = disk.start(&args);
+    let failed = process.event(|event| event["kind"] == "delivery" && event["state"] == "failed");
+    let detail = failed["detail"].as_str().expect("a reason");
+    assert!(detail.contains("No space left on device"), "{detail}");
+    let kept = disk.run_dir("kept").join("run");
+    let whole = |step: u64| {
+        let name = format!("step-{step:06}");
+        let own = home.path("room/run/checkpoints").join(&name);
+        files_of(&kept.join(name)) == files_of(&own)
+    };
+    let failed = failed["checkpoint"].as_u64().expect("a step");
+    assert_eq!(failed, 30);
+    assert!(whole(10) && whole(20));
+    assert!(!kept.join("step-000030").exists());
+    disk.resize(100);
+    process.output().succeeded();
+    assert!(whole(30));
+    let entries = fs::read_dir(&kept).expect("a folder").flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.file_name().into_string().expect("UTF-8"))
+        .filter(|name| !name.starts_with('.'))
+        .collect();
+    names.sort();
+    assert_eq!(names, ["step-000010", "step-000020", "step-000030"]);
+}

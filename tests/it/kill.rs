@@ -250,7 +250,7 @@ fn in_an_evaluation() {
 fn while_a_sink_copies() {
     let scene = Scene::new();
     let kept = scene.home.text_path("kept");
-    let sink = format!("local-disk:dir={kept},keep=2,mode=in_process");
+    let sink = format!("local-disk:dir={kept},keep=2,link=copy,mode=in_process");
     let moment = "write /step-000020.partial/model.safetensors";
     scene.killed_at(moment, &[], &scene.run(&["--plugin", &sink]));
     scene.goes_on_from(scene.newest().unwrap_or(0), 1);
@@ -261,7 +261,8 @@ fn while_a_sink_copies() {
 #[test]
 fn while_the_process_of_a_sink_copies() {
     let scene = Scene::new();
-    let sink = format!("local-disk:dir={},keep=2", scene.home.text_path("kept"));
+    let kept = scene.home.text_path("kept");
+    let sink = format!("local-disk:dir={kept},keep=2,link=copy");
     let moment = "write /step-000020.partial/model.safetensors";
     let parent = [("KILL_PARENT", "1")];
     scene.killed_at(moment, &parent, &scene.run(&["--plugin", &sink]));

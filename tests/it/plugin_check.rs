@@ -246,6 +246,18 @@ fn every_shipped_plugin_and_example_passes() {
         ("early_stopping", &[]),
         ("loss_guard", &[]),
         ("local_disk", &["--set", "dir={tmp}/out"]),
+        (
+            "local_disk",
+            &["--set", "dir={tmp}/out", "--set", "link=hard"],
+        ),
+        (
+            "local_disk",
+            &["--set", "dir={tmp}/out", "--set", "link=reflink"],
+        ),
+        (
+            "local_disk",
+            &["--set", "dir={tmp}/out", "--set", "link=copy"],
+        ),
         ("hub_git", &["--set", "repo=file://{tmp}/x.git"]),
     ] {
         let path = built(&format!("lib{library}.so"));

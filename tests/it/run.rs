@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
@@ -66,6 +67,52 @@ fn checkpoint_folders(folder: &Path) -> Vec<String> {
     names.retain(|name| !name.starts_with('.'));
     names.sort();
     names
+}
+
+/// The best stays beside the newest, also when the run was resumed; by hard links, the kept files are
+/// the run's own.
+#[test]
+fn the_best_checkpoint_is_kept_however_old_it_is() {
+    let home = Home::new();
+    let kept = home.text_path("kept");
+    // The largest loss, since that of this training only falls: an old one has to stay.
+    let sink = format!("local-disk:dir={kept},link=hard,keep=1,keep_best=1,greater_is_better=true");
+    let more = ["--plugin", &*sink, "--json", "--max-train-steps", "10"];
+    let more = [&more[..], &["--lr-scheduler-type", "constant"]].concat();
+    let mut events = home.train("best", &more).succeeded().events();
+    let more = ["resume", "best", "--json", "--max-train-steps", "20"];
+    events.extend(home.host(&more).succeeded().events());
+
+    let losses = events.iter().filter_map(|event| {
+        let loss = event["values"]["loss/eval"].as_f64()?;
+        Some((event["step"].as_u64()?, loss))
+    });
+    let losses: BTreeMap<u64, f64> = losses.filter(|(step, _)| STEPS.contains(step)).collect();
+    assert!(losses.keys().eq(&STEPS), "{losses:?}");
+    let best = losses.iter().max_by(|a, b| a.1.total_cmp(b.1));
+    let (&best, _) = best.expect("losses");
+    assert!(best < 20, "{losses:?}");
+    let kept = home.path("kept/best");
+    let names = [best, 20].map(|step| format!("step-{step:06}"));
+    assert_eq!(checkpoint_folders(&kept), names);
+    for step in [best, 20] {
+        let (copy, own) = (
+            kept.join(format!("step-{step:06}")),
+            home.checkpoint("best", step),
+        );
+        assert_eq!(files_of(&copy), files_of(&own));
+        let inode = |folder: &Path| {
+            let file = fs::metadata(folder.join("model.safetensors"));
+            file.expect("there").ino()
+        };
+        assert_eq!(inode(&copy), inode(&own));
+    }
+    let delivered = events
+        .iter()
+        .rfind(|event| event["kind"] == "delivery" && event["state"] == "delivered")
+        .expect("a delivery");
+    let receipt = delivered["detail"].as_str().expect("a receipt");
+    assert!(receipt.contains(r#""link":"hard""#), "{delivered}");
 }
 
 /// The remote has a branch of the run's name with one commit for each checkpoint, and in each commit

@@ -1,4 +1,4 @@
-//! Copying a checkpoint so that the copy is what the manifest says, or an error.
+//! A checkpoint brought to another folder so that it is there what the manifest says, or an error.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -6,7 +6,10 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
 use host_plugin_sdk::{Cancel, Checkpoint, CheckpointManifest, Error, FileEntry, Result};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::link::{Link, Transfer, Way};
 
 /// What is copied between two looks at `cancel`.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -23,12 +26,24 @@ pub(crate) fn holds(folder: &Path, manifest: &CheckpointManifest) -> bool {
     there == *manifest && there.files.iter().all(complete)
 }
 
-/// Copies a checkpoint into a new folder and waits until it is on the disk.
-pub(crate) fn copy_checkpoint(
+/// A checkpoint that is complete in its folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Placed {
+    /// Of `manifest.json`, and so of all.
+    pub(crate) manifest_sha256: String,
+    /// The most that any of its files shares with the run folder.
+    pub(crate) link: Way,
+    /// What it took of the disk.
+    pub(crate) written_bytes: u64,
+}
+
+/// Brings a checkpoint into a new folder and waits until it is on the disk.
+pub(crate) fn place(
     checkpoint: &Checkpoint<'_>,
     target: &Path,
+    link: Link,
     cancel: &Cancel,
-) -> Result<()> {
+) -> Result<Placed> {
     if read_manifest(checkpoint.dir())? != *checkpoint.manifest() {
         return Err(Error::new(format!(
             "the checkpoint has another manifest than the host says: {}",
@@ -37,6 +52,7 @@ pub(crate) fn copy_checkpoint(
     }
     create_dir(target)?;
     let mut folders = BTreeSet::from([target.to_owned()]);
+    let mut transfer = Transfer::new(link, cancel);
     for (name, entry) in checkpoint.files() {
         let copy = target.join(name);
         for folder in copy.ancestors().skip(1) {
@@ -47,8 +63,9 @@ pub(crate) fn copy_checkpoint(
         if let Some(folder) = copy.parent() {
             fs::create_dir_all(folder).map_err(|e| Error::io("create folder", folder, &e))?;
         }
-        copy_file(&checkpoint.dir().join(name), &copy, entry, cancel)?;
+        transfer.file(&checkpoint.dir().join(name), &copy, entry)?;
     }
+    // Never a link: it says whose the folder is.
     let manifest = checkpoint.dir().join(MANIFEST);
     let bytes = fs::read(&manifest).map_err(|e| Error::io("read", &manifest, &e))?;
     let copy = target.join(MANIFEST);
@@ -57,7 +74,17 @@ pub(crate) fn copy_checkpoint(
         .and_then(|()| file.sync_all())
         .map_err(|e| Error::io("write", &copy, &e))?;
     // The deepest first, so that a folder is never on the disk before what it holds.
-    folders.iter().rev().try_for_each(|folder| sync(folder))
+    folders.iter().rev().try_for_each(|folder| sync(folder))?;
+    Ok(Placed {
+        manifest_sha256: hex(&Sha256::digest(&bytes)),
+        link: transfer.way,
+        written_bytes: transfer.written_bytes + bytes.len() as u64,
+    })
+}
+
+/// The sha256 of a folder's manifest.
+pub(crate) fn manifest_sha256(folder: &Path) -> std::io::Result<String> {
+    Ok(hex(&Sha256::digest(fs::read(folder.join(MANIFEST))?)))
 }
 
 /// Waits until a folder's entries are on the disk.
@@ -67,14 +94,8 @@ pub(crate) fn sync(folder: &Path) -> Result<()> {
         .map_err(|error| Error::io("sync", folder, &error))
 }
 
-fn copy_file(source: &Path, target: &Path, entry: &FileEntry, cancel: &Cancel) -> Result<()> {
-    let file = File::open(source).map_err(|e| Error::io("read", source, &e))?;
-    let copy = create_file(target)?;
-    copy_verified((source, file), (target, &copy), entry, cancel)?;
-    copy.sync_all().map_err(|e| Error::io("write", target, &e))
-}
-
-fn copy_verified(
+/// Writes what it reads, which is what the manifest says, or an error.
+pub(crate) fn copy_verified(
     (source, mut input): (&Path, impl Read),
     (target, mut output): (&Path, impl Write),
     entry: &FileEntry,
@@ -97,11 +118,7 @@ fn copy_verified(
             .write_all(&chunk[..read])
             .map_err(|error| Error::io("write", target, &error))?;
     }
-    let sha256: String = sha256
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let sha256 = hex(&sha256.finalize());
     if size != entry.size || sha256 != entry.sha256 {
         return Err(Error::new(format!(
             "file is not what the checkpoint's manifest says, {size} bytes of sha256 {sha256}: {}",
@@ -122,8 +139,12 @@ fn create_dir(path: &Path) -> Result<()> {
     fs::create_dir(path).map_err(|error| Error::io("create folder", path, &error))
 }
 
-fn create_file(path: &Path) -> Result<File> {
+pub(crate) fn create_file(path: &Path) -> Result<File> {
     File::create_new(path).map_err(|error| Error::io("create", path, &error))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

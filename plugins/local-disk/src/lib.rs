@@ -1,11 +1,28 @@
-//! Keeps complete checkpoints in a folder: `DIR/RUN/step-000100/`, the last `keep` of each run.
+//! Keeps complete checkpoints in a folder: `DIR/RUN/step-000100/`, the last `keep` of each run and the
+//! best `keep_best` by a metric.
+//!
+//! ```toml
+//! [[plugin]]
+//! id = "local-disk"
+//! dir = "/data/checkpoints"
+//! keep = 3                    # the newest; all if neither this nor keep_best is given
+//! keep_best = 1               # and the best, however old
+//! metric = "loss/eval"        # the default; any of the evaluation will do
+//! greater_is_better = false   # the default; true for accuracies
+//! link = "auto"               # the default: reflink, else a hard link of large files, else a copy
+//! ```
 //!
 //! A checkpoint appears by one rename after everything was verified and synced, or not at all.
-//! Whatever ends in `.partial` is unfinished or being removed, and goes at the next publish.
+//! Whatever is called `step-….partial` is unfinished or being removed, and goes at the next publish.
+//! Nothing is ever removed that `.kept.json` in the run's folder does not name, with its manifest's
+//! sha256; and a run's folder belongs to one sink of one run, whose id is in `.run-id`.
 
 #![forbid(unsafe_code)]
 
 mod copy;
+mod kept;
+mod link;
+mod retention;
 mod run_folder;
 
 use std::fs;
@@ -16,6 +33,10 @@ use host_plugin_sdk::{Cancel, Checkpoint, CheckpointSink, Error, Host, Result, e
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::copy::Placed;
+use crate::kept::{Entry, Kept};
+use crate::link::{Link, Way};
+use crate::retention::{Best, Retention};
 use crate::run_folder::RunFolder;
 
 /// The settings; `config.schema.json` describes them.
@@ -24,15 +45,30 @@ use crate::run_folder::RunFolder;
 pub struct Config {
     dir: String,
     keep: Option<NonZeroUsize>,
+    keep_best: Option<NonZeroUsize>,
+    metric: Option<String>,
+    greater_is_better: Option<bool>,
+    #[serde(default)]
+    link: Link,
 }
 
-/// Copies checkpoints into a folder.
+/// Keeps checkpoints in a folder.
 #[derive(Debug)]
 pub struct LocalDisk {
     /// Absolute.
     dir: PathBuf,
-    keep: Option<NonZeroUsize>,
+    /// None keeps all.
+    retention: Option<Retention>,
+    link: Link,
     host: Host,
+    /// What was said once already.
+    told: Told,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    copies: bool,
+    lacks_metric: bool,
 }
 
 impl CheckpointSink for LocalDisk {
@@ -40,12 +76,16 @@ impl CheckpointSink for LocalDisk {
 
     fn create(config: Config, host: Host) -> Result<Self> {
         let dir = absolute(&config.dir, std::env::home_dir())?;
+        let link = config.link;
+        let retention = retention(config)?;
         // Now rather than at the first checkpoint, which may be hours away.
         fs::create_dir_all(&dir).map_err(|error| Error::io("create folder", &dir, &error))?;
         Ok(Self {
             dir,
-            keep: config.keep,
+            retention,
+            link,
             host,
+            told: Told::default(),
         })
     }
 
@@ -59,24 +99,117 @@ impl CheckpointSink for LocalDisk {
             ));
         }
         folder.remove_partial()?;
-        let target = folder.path().join(format!("step-{:06}", checkpoint.step()));
-        if !copy::holds(&target, checkpoint.manifest()) {
-            let partial = folder.partial(&target);
-            if let Err(error) = copy::copy_checkpoint(checkpoint, &partial, cancel) {
-                // Best effort: the next publish removes it too.
-                let _ = fs::remove_dir_all(&partial);
-                return Err(error);
-            }
-            folder.put(&partial, &target)?;
+        let mut kept = Kept::read(folder.path())?;
+        let step = checkpoint.step();
+        let target = kept.path(step);
+        if copy::holds(&target, checkpoint.manifest()) {
+            kept.update_metrics(step, checkpoint.metrics())?;
+        } else {
+            self.place(checkpoint, &folder, &mut kept, cancel)?;
         }
-        if let Some(keep) = self.keep
-            && let Err(error) = folder.prune(keep, &target)
-        {
+        // What somebody else put there has none.
+        let placed = kept.find(step).map(|entry| entry.placed.clone());
+        self.warn_of_metric(checkpoint);
+        if let Err(error) = self.prune(&folder, &mut kept, step) {
             // The checkpoint stands; the next publish prunes again.
             self.host.warn(error.message());
         }
-        Ok(json!({ "path": target }))
+        let mut receipt = json!({ "path": target });
+        if let Some(placed) = placed {
+            receipt["link"] = json!(placed.link);
+            receipt["written_bytes"] = json!(placed.written_bytes);
+            receipt["manifest_sha256"] = json!(placed.manifest_sha256);
+        }
+        Ok(receipt)
     }
+}
+
+impl LocalDisk {
+    fn place(
+        &mut self,
+        checkpoint: &Checkpoint<'_>,
+        folder: &RunFolder,
+        kept: &mut Kept,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let step = checkpoint.step();
+        let target = kept.path(step);
+        if target.symlink_metadata().is_ok() && kept.find(step).is_none() {
+            return Err(Error::new(format!(
+                "what has the checkpoint's name was not put there by this sink, move it away: {}",
+                target.display()
+            )));
+        }
+        let partial = folder.partial(&target);
+        let mut place = || -> Result<Placed> {
+            let placed = copy::place(checkpoint, &partial, self.link, cancel)?;
+            kept.note(Entry::new(step, placed.clone(), checkpoint.metrics()))?;
+            Ok(placed)
+        };
+        let placed = place().inspect_err(|_| {
+            // Best effort: the next publish removes it too.
+            let _ = fs::remove_dir_all(&partial);
+        })?;
+        folder.put(&partial, &target)?;
+        let asked = matches!(self.link, Link::Reflink | Link::Hard);
+        if asked && placed.link == Way::Copy && !std::mem::replace(&mut self.told.copies, true) {
+            self.host.warn(&format!(
+                "the file system gives no link of this kind to {}, files are copied: {}",
+                checkpoint.dir().display(),
+                folder.path().display()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Says once that a checkpoint cannot be among the best.
+    fn warn_of_metric(&mut self, checkpoint: &Checkpoint<'_>) {
+        let metrics = checkpoint.metrics();
+        if let Some(retention) = &self.retention
+            && let Some(best) = &retention.best
+            && !metrics.contains_key(&best.metric)
+            && !std::mem::replace(&mut self.told.lacks_metric, true)
+        {
+            let names: Vec<&str> = metrics.keys().map(String::as_str).collect();
+            self.host.warn(&format!(
+                "step {} has no {}, so keep_best does not count it; it has: {}",
+                checkpoint.step(),
+                best.metric,
+                names.join(", ")
+            ));
+        }
+    }
+
+    /// Removes what is neither new nor good enough; the one of this step stays in any case.
+    fn prune(&self, folder: &RunFolder, kept: &mut Kept, step: u64) -> Result<()> {
+        if let Some(retention) = &self.retention {
+            let standing = kept.standing();
+            let stays = retention.kept(&standing);
+            for entry in standing {
+                if entry.step != step && !stays.contains(&entry.step) {
+                    folder.remove(&kept.path(entry.step))?;
+                }
+            }
+        }
+        kept.forget_removed()
+    }
+}
+
+fn retention(config: Config) -> Result<Option<Retention>> {
+    if config.keep_best.is_none() && (config.metric.is_some() || config.greater_is_better.is_some())
+    {
+        return Err(Error::new(
+            "metric and greater_is_better are of use only with keep_best",
+        ));
+    }
+    let best = config.keep_best.map(|keep| Best {
+        keep,
+        metric: config.metric.unwrap_or_else(|| "loss/eval".to_owned()),
+        greater_is_better: config.greater_is_better.unwrap_or(false),
+    });
+    // Beside the best stays the newest: it is what goes on.
+    let keep = config.keep.or(best.as_ref().map(|_| NonZeroUsize::MIN));
+    Ok(keep.map(|keep| Retention { keep, best }))
 }
 
 /// The folder that a setting means. Shells leave the `~` of `dir=~/checkpoints` to the program.

@@ -2,7 +2,6 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{ErrorKind, Write};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use host_plugin_sdk::{Error, Result};
@@ -73,7 +72,7 @@ impl RunFolder {
     /// Removes what a crash left.
     pub(crate) fn remove_partial(&self) -> Result<()> {
         for name in self.names()? {
-            if name.to_string_lossy().ends_with(PARTIAL) {
+            if is_partial(&name.to_string_lossy()) {
                 remove(&self.path.join(name))?;
             }
         }
@@ -97,28 +96,12 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Removes all but the newest `keep` complete checkpoints; `newest` stays in any case.
-    pub(crate) fn prune(&self, keep: NonZeroUsize, newest: &Path) -> Result<()> {
-        let mut checkpoints: Vec<(u64, PathBuf)> = self
-            .names()?
-            .into_iter()
-            .filter_map(|name| {
-                let step = name.to_str()?.strip_prefix("step-")?.parse().ok()?;
-                Some((step, self.path.join(name)))
-            })
-            .filter(|(_, path)| path.join("manifest.json").is_file())
-            .collect();
-        checkpoints.sort();
-        checkpoints.reverse();
-        for (_, path) in checkpoints.iter().skip(keep.get()) {
-            if path != newest {
-                // Invisible first, so that nobody sees it half removed.
-                let removed = with_suffix(path, ".removed.partial");
-                fs::rename(path, &removed).map_err(|error| Error::io("remove", path, &error))?;
-                remove(&removed)?;
-            }
-        }
-        Ok(())
+    /// Removes a checkpoint.
+    pub(crate) fn remove(&self, checkpoint: &Path) -> Result<()> {
+        // Invisible first, so that nobody sees it half removed.
+        let removed = with_suffix(checkpoint, ".removed.partial");
+        fs::rename(checkpoint, &removed).map_err(|e| Error::io("remove", checkpoint, &e))?;
+        remove(&removed)
     }
 
     fn names(&self) -> Result<Vec<OsString>> {
@@ -126,6 +109,16 @@ impl RunFolder {
             .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect())
             .map_err(|error| Error::io("read folder", &self.path, &error))
     }
+}
+
+/// Whether a folder has a name that only this sink gives.
+fn is_partial(name: &str) -> bool {
+    let step = || name.strip_prefix("step-")?.strip_suffix(PARTIAL);
+    step().is_some_and(|step| {
+        let step = step.strip_suffix(".replaced").unwrap_or(step);
+        let step = step.strip_suffix(".removed").unwrap_or(step);
+        step.len() >= 6 && step.bytes().all(|byte| byte.is_ascii_digit())
+    })
 }
 
 /// Marks a folder as the run's if it is nobody's and empty. Of several that try, one succeeds.

@@ -1,4 +1,8 @@
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::process;
 
 use host_plugin_sdk::fake::{self, Checkpoint, Scratch};
 
@@ -32,12 +36,23 @@ impl Bench {
     }
 
     fn sink(&self, keep: Option<u64>) -> fake::CheckpointSink {
-        let mut config = json!({ "dir": self.out() });
-        if let Some(keep) = keep {
-            config["keep"] = keep.into();
+        match keep {
+            Some(keep) => self.sink_with(json!({ "keep": keep })),
+            None => self.sink_with(json!({})),
+        }
+    }
+
+    fn sink_with(&self, mut config: Value) -> fake::CheckpointSink {
+        if config["dir"].is_null() {
+            config["dir"] = json!(self.out());
         }
         let sink = self.plugin.checkpoint_sink(&config.to_string());
         sink.expect("created")
+    }
+
+    /// A checkpoint of the run folder `runs` with this loss.
+    fn rated(&self, step: u64, loss: f64) -> Checkpoint {
+        self.checkpoint("runs", step).with_metric("loss/eval", loss)
     }
 
     /// A checkpoint of a run folder that is called `runs`.
@@ -79,9 +94,20 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 fn a_published_checkpoint_is_a_complete_copy() {
     let bench = Bench::new();
     let checkpoint = bench.checkpoint("a", 100);
-    let receipt = bench.sink(None).publish(&checkpoint).expect("published");
+    let copies = || bench.sink_with(json!({ "link": "copy" }));
+    let receipt = copies().publish(&checkpoint).expect("published");
     let path = bench.out().join("demo/step-000100");
-    assert_eq!(receipt, json!({ "path": path }));
+    let manifest = fs::metadata(path.join("manifest.json")).expect("there");
+    let sha256 = copy::manifest_sha256(&path).expect("read");
+    assert_eq!(
+        receipt,
+        json!({
+            "path": path,
+            "link": "copy",
+            "written_bytes": MODEL.len() as u64 + 2 + manifest.len(),
+            "manifest_sha256": sha256,
+        })
+    );
     assert_eq!(contents(&path), contents(checkpoint.dir()));
     assert_eq!(contents(&path).len(), FILES.len() + 1);
     assert_eq!(bench.listed("demo"), ["step-000100"]);
@@ -231,6 +257,259 @@ fn a_folder_that_is_gone_may_come_back() {
 }
 
 #[test]
+fn a_hard_link_is_the_same_file_and_costs_nothing() {
+    let bench = Bench::new();
+    let checkpoint = bench.checkpoint("a", 1);
+    let before = contents(checkpoint.dir());
+    let mut sink = bench.sink_with(json!({ "link": "hard" }));
+    let receipt = sink.publish(&checkpoint).expect("published");
+    assert_eq!(receipt["link"], "hard");
+    let path = bench.out().join("demo/step-000001");
+    let size = |file| fs::metadata(path.join(file)).expect("there").len();
+    assert_eq!(receipt["written_bytes"], size("manifest.json"));
+    let inode = |folder: &Path, file| fs::metadata(folder.join(file)).expect("there").ino();
+    for (file, _) in FILES {
+        assert_eq!(inode(&path, file), inode(checkpoint.dir(), file), "{file}");
+    }
+    let manifests = [&path, checkpoint.dir()].map(|folder| inode(folder, "manifest.json"));
+    assert_ne!(manifests[0], manifests[1]);
+    assert_eq!(contents(checkpoint.dir()), before);
+    // The run folder is pruned, and what is kept stays.
+    fs::remove_dir_all(checkpoint.dir()).expect("pruned");
+    assert_eq!(contents(&path), before);
+    // And what was not what the manifest says is refused as a copy would be.
+    let damaged = bench.checkpoint("a", 2);
+    fs::write(
+        damaged.dir().join("model.safetensors"),
+        vec![8; MODEL.len()],
+    )
+    .expect("written");
+    let failure = sink.publish(&damaged).expect_err("refused");
+    assert!(failure.message.contains("manifest says"), "{failure}");
+    assert_eq!(bench.listed("demo"), ["step-000001"]);
+}
+
+#[test]
+fn of_itself_only_a_large_file_is_hard_linked() {
+    static LARGE: [u8; link::HARD_LINK_BYTES as usize] = [1; link::HARD_LINK_BYTES as usize];
+    let bench = Bench::new();
+    let dir = bench.scratch.path().join("a/step-000001");
+    let files = [("config.json", &b"{}"[..]), ("model.safetensors", &LARGE)];
+    let checkpoint = Checkpoint::write(&dir, 1, &files);
+    let receipt = bench.sink(None).publish(&checkpoint).expect("published");
+    let path = bench.out().join("demo/step-000001");
+    assert_eq!(contents(&path), contents(&dir));
+    assert!(receipt["written_bytes"].as_u64() < Some(1000), "{receipt}");
+    let is_same = |file| {
+        let inode = |folder: &Path| fs::metadata(folder.join(file)).expect("there").ino();
+        inode(&path) == inode(&dir)
+    };
+    assert!(!is_same("config.json"));
+    let can_reflink = can_reflink(bench.scratch.path());
+    assert_eq!(is_same("model.safetensors"), !can_reflink);
+    let way = if can_reflink { "reflink" } else { "hard" };
+    assert_eq!(receipt["link"], way);
+}
+
+fn can_reflink(folder: &Path) -> bool {
+    let file = |name| folder.join(name);
+    fs::write(file("from"), [1; 10_000]).expect("written");
+    let from = File::open(file("from")).expect("opened");
+    let to = File::create(file("to")).expect("made");
+    rustix::fs::ioctl_ficlone(to, from).is_ok()
+}
+
+#[test]
+fn a_reflink_shares_the_bytes_and_not_the_changes() {
+    let bench = Bench::new();
+    let checkpoint = bench.checkpoint("a", 1);
+    let before = contents(checkpoint.dir());
+    let mut sink = bench.sink_with(json!({ "link": "reflink" }));
+    let receipt = sink.publish(&checkpoint).expect("published");
+    let path = bench.out().join("demo/step-000001");
+    assert_eq!(contents(&path), before);
+    if can_reflink(bench.scratch.path()) {
+        assert_eq!(receipt["link"], "reflink");
+        let manifest = fs::metadata(path.join("manifest.json")).expect("there");
+        assert_eq!(receipt["written_bytes"], manifest.len());
+        assert!(bench.plugin.log().is_empty());
+    } else {
+        skipped("no reflinks in the temporary folder; what is tested is the copy instead of them");
+        assert_eq!(receipt["link"], "copy");
+        sink.publish(&bench.checkpoint("a", 2)).expect("published");
+        let log = bench.plugin.log();
+        assert_eq!(log.len(), 1, "it is said once: {log:?}");
+        assert!(log[0].contains("files are copied"), "{log:?}");
+    }
+    fs::write(path.join("model.safetensors"), "edited").expect("edited");
+    assert_eq!(contents(checkpoint.dir()), before);
+}
+
+/// Says so where a runner of tests does not swallow it.
+fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}
+
+#[test]
+fn every_way_leads_to_another_file_system() {
+    let bench = Bench::new();
+    let device = |path: &Path| fs::metadata(path).map(|path| path.dev()).ok();
+    let other = Path::new("/dev/shm");
+    if [None, device(bench.scratch.path())].contains(&device(other)) {
+        skipped("/dev/shm is no other file system than the temporary folder's");
+        return;
+    }
+    /// A folder that goes with the test.
+    struct Folder(PathBuf);
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+    for (step, link) in (1..).zip(["auto", "reflink", "hard", "copy"]) {
+        let folder = Folder(other.join(format!("local-disk-{}-{link}", process::id())));
+        let checkpoint = bench.checkpoint(link, step);
+        let mut sink = bench.sink_with(json!({ "dir": folder.0, "link": link }));
+        let receipt = sink.publish(&checkpoint).expect("published");
+        assert_eq!(receipt["link"], "copy");
+        assert!(receipt["written_bytes"].as_u64() > Some(MODEL.len() as u64));
+        let path = folder.0.join(format!("demo/step-{step:06}"));
+        assert_eq!(contents(&path), contents(checkpoint.dir()));
+        let again = sink.publish(&checkpoint).expect("published");
+        assert_eq!(again, receipt);
+    }
+}
+
+#[test]
+fn the_best_stays_however_old_and_a_restart_knows_it() {
+    let bench = Bench::new();
+    let sink = || bench.sink_with(json!({ "keep": 2, "keep_best": 1 }));
+    for (step, loss) in [(1, 3.0), (2, 1.0), (3, 2.0), (4, f64::NAN), (5, 4.0)] {
+        // Each by a sink that knows of the others only what is on the disk.
+        sink().publish(&bench.rated(step, loss)).expect("published");
+    }
+    assert_eq!(
+        bench.listed("demo"),
+        ["step-000002", "step-000004", "step-000005"]
+    );
+    // As good as the best, and later.
+    sink().publish(&bench.rated(6, 1.0)).expect("published");
+    sink().publish(&bench.rated(7, 9.0)).expect("published");
+    assert_eq!(bench.listed("demo"), ["step-000006", "step-000007"]);
+    // The run went back, and the step has become worse.
+    let again = bench.rated(6, 8.0);
+    sink().publish(&again).expect("published");
+    for (step, loss) in [(7, 2.5), (8, 7.0), (9, 6.0)] {
+        sink().publish(&bench.rated(step, loss)).expect("published");
+    }
+    assert_eq!(
+        bench.listed("demo"),
+        ["step-000007", "step-000008", "step-000009"]
+    );
+}
+
+#[test]
+fn without_keep_the_best_and_the_newest_stay() {
+    let bench = Bench::new();
+    let config = json!({ "keep_best": 2, "metric": "accuracy", "greater_is_better": true });
+    let mut sink = bench.sink_with(config);
+    for (step, accuracy) in [(1, 0.5), (2, 0.7), (3, 0.6), (4, 0.1)] {
+        let checkpoint = bench.checkpoint("a", step);
+        let checkpoint = checkpoint.with_metric("accuracy", accuracy);
+        sink.publish(&checkpoint).expect("published");
+    }
+    assert!(bench.plugin.log().is_empty());
+    // Not among the best, and said once.
+    for step in [5, 6] {
+        let checkpoint = bench.checkpoint("a", step);
+        let checkpoint = checkpoint.with_metric("loss/eval", 0.0);
+        sink.publish(&checkpoint).expect("published");
+    }
+    assert_eq!(
+        bench.listed("demo"),
+        ["step-000002", "step-000003", "step-000006"]
+    );
+    let log = bench.plugin.log();
+    assert_eq!(log.len(), 1, "{log:?}");
+    let words = "step 5 has no accuracy, so keep_best does not count it; it has: loss/eval";
+    assert!(log[0].ends_with(words), "{log:?}");
+}
+
+#[test]
+fn two_sinks_of_a_run_in_one_folder_leave_each_other_alone() {
+    let bench = Bench::new();
+    let state = |name| bench.scratch.path().join("sinks").join(name);
+    let mut all = bench.sink(None);
+    let mut last = bench.sink(Some(1));
+    for step in [1, 2, 3] {
+        let checkpoint = bench.checkpoint("a", step);
+        let to = |name| checkpoint.clone().with_state_dir(&state(name));
+        all.publish(&to("all")).expect("published");
+        last.publish(&to("last")).expect("published");
+    }
+    assert_eq!(
+        bench.listed("demo"),
+        ["step-000001", "step-000002", "step-000003"]
+    );
+    assert_eq!(bench.listed("demo-2"), ["step-000003"]);
+}
+
+#[test]
+fn what_somebody_else_put_there_is_neither_removed_nor_replaced() {
+    let bench = Bench::new();
+    let mut sink = bench.sink(Some(1));
+    sink.publish(&bench.checkpoint("a", 5)).expect("published");
+    let folder = bench.out().join("demo");
+    // Checkpoints that were moved here, and a name that only looks like half of one.
+    let theirs = |step, text: &[u8]| {
+        let dir = folder.join(format!("step-{step:06}"));
+        Checkpoint::write(&dir, step, &[("config.json", text)]);
+        contents(&dir)
+    };
+    let (third, sixth) = (theirs(3, b"third"), theirs(6, b"sixth"));
+    fs::create_dir(folder.join("notes.partial")).expect("made");
+    sink.publish(&bench.checkpoint("a", 7)).expect("published");
+    let failure = sink.publish(&bench.checkpoint("a", 6)).expect_err("taken");
+    assert!(!failure.is_temporary());
+    assert!(failure.message.contains("not put there by this sink"));
+    assert_eq!(contents(&folder.join("step-000003")), third);
+    assert_eq!(contents(&folder.join("step-000006")), sixth);
+    fs::remove_dir_all(folder.join("state")).expect("of the fake");
+    assert_eq!(
+        bench.listed("demo"),
+        ["notes.partial", "step-000003", "step-000006", "step-000007"]
+    );
+    // The sink's own, in whose place somebody has put another since.
+    fs::remove_dir_all(folder.join("step-000007")).expect("removed");
+    let seventh = theirs(7, b"seventh");
+    sink.publish(&bench.checkpoint("a", 8)).expect("published");
+    assert_eq!(contents(&folder.join("step-000007")), seventh);
+}
+
+#[test]
+fn a_crash_before_the_rename_loses_nothing() {
+    let bench = Bench::new();
+    let mut sink = bench.sink(Some(1));
+    sink.publish(&bench.checkpoint("a", 1)).expect("published");
+    // Another checkpoint of the step was noted, and then the machine went down.
+    let folder = bench.out().join("demo");
+    let mut kept = Kept::read(&folder).expect("read");
+    let placed = Placed {
+        manifest_sha256: "0".repeat(64),
+        ..kept.find(1).expect("noted").placed.clone()
+    };
+    let entry = Entry::new(1, placed, &BTreeMap::new());
+    kept.note(entry).expect("noted");
+    let again = bench.scratch.path().join("a/again");
+    let again = Checkpoint::write(&again, 1, &[("config.json", b"[]")]);
+    sink.publish(&again).expect("published");
+    assert_eq!(contents(&folder.join("step-000001")), contents(again.dir()));
+    sink.publish(&bench.checkpoint("a", 2)).expect("published");
+    assert_eq!(bench.listed("demo"), ["step-000002"]);
+    assert_eq!(Kept::read(&folder).expect("read").standing().len(), 1);
+}
+
+#[test]
 fn settings_that_make_no_sense_are_refused_at_the_start() {
     let bench = Bench::new();
     fs::write(bench.scratch.path().join("file"), "").expect("a file");
@@ -241,8 +520,18 @@ fn settings_that_make_no_sense_are_refused_at_the_start() {
         (r#"{"dir": "/tmp", "keep": 0}"#, "nonzero"),
         (r#"{"dir": "/tmp", "keep": "3"}"#, "bad configuration"),
         (
-            r#"{"dir": "/tmp", "keep_best": 1}"#,
-            "unknown field `keep_best`",
+            r#"{"dir": "/tmp", "keepbest": 1}"#,
+            "unknown field `keepbest`",
+        ),
+        (r#"{"dir": "/tmp", "keep_best": 0}"#, "nonzero"),
+        (
+            r#"{"dir": "/tmp", "link": "soft"}"#,
+            "unknown variant `soft`",
+        ),
+        (r#"{"dir": "/tmp", "metric": "x"}"#, "only with keep_best"),
+        (
+            r#"{"dir": "/tmp", "keep": 3, "greater_is_better": true}"#,
+            "only with keep_best",
         ),
         (&below_a_file, "cannot create folder: "),
     ] {
