@@ -121,13 +121,15 @@ fn is_evaluation(values: &[MetricValue]) -> bool {
     values.iter().any(|metric| tells(&metric.name))
 }
 
-/// The texts and numbers of a receipt: `: path /c, files 3`. Nothing if there are none.
+/// The texts and numbers of a receipt: `: path /c, files 3`. Nothing if there are none. Digests are for
+/// programs.
 pub(crate) fn receipt(json: &str) -> String {
     let Ok(serde_json::Value::Object(receipt)) = serde_json::from_str(json) else {
         return String::new();
     };
     let told: Vec<String> = receipt
         .iter()
+        .filter(|(key, _)| !key.ends_with("sha256"))
         .filter_map(|(key, value)| match value {
             serde_json::Value::String(text) => Some(format!("{key} {text}")),
             serde_json::Value::Number(number) => Some(format!("{key} {number}")),
