@@ -185,6 +185,14 @@ fn refusal(id: &str, schema: &Value, fault: &ValidationError<'_>) -> Error {
         {
             config_error(id, "takes no settings".to_owned()).hint("leave them out")
         }
+        ValidationErrorKind::Enum { options } if !at.is_empty() => {
+            let options: Vec<String> = options.as_array().map_or(Vec::new(), |options| {
+                options.iter().map(ToString::to_string).collect()
+            });
+            let what = format!("{} is none of {}", fault.instance(), options.join(", "));
+            let what = shortened(&what);
+            config_error(id, format!("cannot use the setting {at}: {what}")).hint(describe(id))
+        }
         _ if at.is_empty() => {
             config_error(id, format!("cannot use its settings: {what}")).hint(describe(id))
         }
@@ -346,5 +354,15 @@ mod tests {
             .expect_err("refused");
         assert_eq!(error.message(), "plugin local-disk takes no settings");
         assert_eq!(error.hint_text(), Some("leave them out"));
+    }
+
+    #[test]
+    fn a_word_that_is_none_of_the_known_ones_is_told_them_all() {
+        let link = json!({ "enum": ["auto", "reflink", "hard", "copy"] });
+        let schema = json!({ "type": "object", "properties": { "link": link } });
+        let config = PluginConfig::Values(json!({"link": "soft"}).as_object().unwrap().clone());
+        let error = config.resolve(&manifest(Some(schema))).unwrap_err();
+        let told = r#"link: "soft" is none of "auto", "reflink", "hard", "copy""#;
+        assert!(error.message().ends_with(told), "{error}");
     }
 }

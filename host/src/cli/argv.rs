@@ -85,16 +85,18 @@ pub(crate) fn outcome(error: &clap::Error, command: &Command, args: &[OsString])
         let _ = error.print();
         return Ok(());
     }
-    let help = match args
-        .iter()
-        .skip(1)
-        .find_map(|arg| command.find_subcommand(arg))
-    {
-        Some(subcommand) => format!(
-            "`host {} --help` lists the arguments",
-            subcommand.get_name()
-        ),
-        None => "`host --help` lists the commands".to_owned(),
+    // `plugin check`: as deep as the arguments name commands.
+    let mut named = String::new();
+    let mut at = command;
+    for arg in args.iter().skip(1) {
+        if let Some(subcommand) = at.find_subcommand(arg) {
+            named = format!("{named}{} ", subcommand.get_name());
+            at = subcommand;
+        }
+    }
+    let help = match named.as_str() {
+        "" => "`host --help` lists the commands".to_owned(),
+        named => format!("`host {named}--help` lists the arguments"),
     };
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return Err(Error::new(Kind::Config, "no command is given").hint(help));
@@ -173,6 +175,8 @@ mod tests {
             "{message}"
         );
         assert_eq!(hint, "`host run --help` lists the arguments");
+        let (_, hint) = refused("host plugin check x --time-limit 0");
+        assert_eq!(hint, "`host plugin check --help` lists the arguments");
         let (message, hint) = refused("host nope");
         assert!(message.contains("'nope'"), "{message}");
         assert_eq!(hint, "`host --help` lists the commands");

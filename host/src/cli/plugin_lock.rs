@@ -154,6 +154,7 @@ fn write(file: &Path, text: &str) -> Result<()> {
         .map_err(|error| {
             let _ = std::fs::remove_file(&partial);
             Error::io("write the plugin lock", file, &error)
+                .hint("--file names another place; its folder must exist")
         })
 }
 

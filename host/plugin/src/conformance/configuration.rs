@@ -6,49 +6,42 @@ use serde_json::{Map, Value, json};
 use crate::conformance::child::panicked;
 use crate::conformance::setup::Setup;
 use crate::conformance::subject::{Created, Subject, has_reason};
-use crate::conformance::test::{Test, Verdict, fault, skip};
+use crate::conformance::test::{Test, Topic, Verdict, fault, skip};
 
-const TOPIC: &str = "settings";
+const TOPIC: Topic = Topic {
+    name: "settings",
+    kinds: &[],
+};
 /// A setting that no plugin has.
 const UNKNOWN: &str = "no_such_setting_of_any_plugin";
 
 pub(super) const TESTS: &[Test] = &[
-    test(
+    TOPIC.test(
         "refuses-no-json",
         "settings that are no JSON are an error of create",
         refuses_no_json,
     ),
-    test(
+    TOPIC.test(
         "refuses-wrong-types",
         "settings of a wrong type are an error of create",
         refuses_wrong_types,
     ),
-    test(
+    TOPIC.test(
         "refuses-unknown-settings",
         "a setting that the schema does not know is an error of create",
         refuses_unknown_settings,
     ),
-    test(
+    TOPIC.test(
         "refusals-have-reasons",
         "a create that fails says why",
         refusals_have_reasons,
     ),
-    test(
+    TOPIC.test(
         "refusals-make-nothing",
         "a create that fails gives no instance",
         refusals_make_nothing,
     ),
 ];
-
-const fn test(name: &'static str, about: &'static str, run: fn(&Setup) -> Verdict) -> Test {
-    Test {
-        name,
-        topic: TOPIC,
-        about,
-        kinds: &[],
-        run,
-    }
-}
 
 /// Texts that are no JSON object at all.
 fn no_json() -> Vec<String> {

@@ -14,73 +14,66 @@ use crate::conformance::lifecycle::exercise;
 use crate::conformance::memory::Memory;
 use crate::conformance::setup::Setup;
 use crate::conformance::subject::{Subject, create_with};
-use crate::conformance::test::{Stop, Test, Verdict, fault, skip, warning};
+use crate::conformance::test::{Stop, Test, Topic, Verdict, fault, skip, warning};
 use crate::host_api::{host_api, take_error};
 use crate::image::Image;
 use crate::library::{Library, description, open};
 
 pub(super) const STATIC_GATE: &str = "static-gate";
-const TOPIC: &str = "gate";
+const TOPIC: Topic = Topic {
+    name: "gate",
+    kinds: &[],
+};
 /// Longest time for which loading a plugin is not worth a word.
 const QUICK: Duration = Duration::from_millis(100);
 
 pub(super) const TESTS: &[Test] = &[
-    test(
+    TOPIC.test(
         STATIC_GATE,
         "the file passes the look before the load",
         static_gate,
     ),
-    test(
+    TOPIC.test(
         "description-matches-manifest",
         "the code says of itself what the manifest promised, with whole tables of functions",
         description_matches_manifest,
     ),
-    test(
+    TOPIC.test(
         "settings-schema",
         "the schema of the settings is of an object, knows what it requires, and its defaults fit it",
         settings_schema,
     ),
-    test(
+    TOPIC.test(
         "entry-repeats",
         "the entry function called again says the same",
         entry_repeats,
     ),
-    test(
+    TOPIC.test(
         "entry-other-major",
         "a host of another major version meets no crash, and a refusal has a reason",
         entry_other_major,
     ),
-    test(
+    TOPIC.test(
         "entry-smaller-host",
         "nothing behind the host's struct_size is read",
         entry_smaller_host,
     ),
-    test(
+    TOPIC.test(
         "entry-larger-host",
         "a newer host, with fields that the plugin does not know, is welcome",
         entry_larger_host,
     ),
-    test(
+    TOPIC.test(
         "no-extensions",
         "a host without any extension is enough",
         no_extensions,
     ),
-    test(
+    TOPIC.test(
         "loads-quickly",
         "loading and describing takes less than 100 ms",
         loads_quickly,
     ),
 ];
-
-const fn test(name: &'static str, about: &'static str, run: fn(&Setup) -> Verdict) -> Test {
-    Test {
-        name,
-        topic: TOPIC,
-        about,
-        kinds: &[],
-        run,
-    }
-}
 
 fn static_gate(setup: &Setup) -> Verdict {
     let image = Image::read(&setup.path).or_else(|error| skip(error.message()))?;

@@ -8,58 +8,51 @@ use host_plugin_abi::{HostGroupsRequest, HostParam};
 use crate::PluginKind;
 use crate::conformance::setup::Setup;
 use crate::conformance::subject::{Subject, has_reason, tolerate};
-use crate::conformance::test::{Stop, Test, Verdict, fault};
+use crate::conformance::test::{Stop, Test, Topic, Verdict, fault};
 use crate::param_groups::param;
 
-const TOPIC: &str = "groups";
+const TOPIC: Topic = Topic {
+    name: "groups",
+    kinds: &[PluginKind::ParamGroups],
+};
 
 pub(super) const TESTS: &[Test] = &[
-    test(
+    TOPIC.test(
         "groups-gpt2",
         "each parameter of a GPT-2 is in one group, with numbers that make sense",
         |setup| grouped(setup, &gpt2(3), "a GPT-2's parameters"),
     ),
-    test(
+    TOPIC.test(
         "groups-odd-names",
         "names that nobody foresaw, in any script, are grouped like others",
         |setup| grouped(setup, &odd_names(), "parameters with odd names"),
     ),
-    test(
+    TOPIC.test(
         "groups-zero-dim",
         "a parameter without a dimension is grouped like others",
         |setup| grouped(setup, &zero_dim(), "parameters without a dimension"),
     ),
-    test(
+    TOPIC.test(
         "groups-empty-list",
         "no parameters make no groups, or an error",
         groups_empty_list,
     ),
-    test(
+    TOPIC.test(
         "groups-order",
         "the order of the parameters does not matter",
         groups_order,
     ),
-    test(
+    TOPIC.test(
         "groups-repeat",
         "grouping again gives the same",
         groups_repeat,
     ),
-    test(
+    TOPIC.test(
         "newer-host-params",
         "parameters whose structs are larger are found where they lie",
         newer_host_params,
     ),
 ];
-
-const fn test(name: &'static str, about: &'static str, run: fn(&Setup) -> Verdict) -> Test {
-    Test {
-        name,
-        topic: TOPIC,
-        about,
-        kinds: &[PluginKind::ParamGroups],
-        run,
-    }
-}
 
 /// A request and its parameters.
 pub(super) struct Request {

@@ -10,9 +10,17 @@ use crate::conformance::groups::Request;
 use crate::conformance::process::{settled, threads};
 use crate::conformance::setup::Setup;
 use crate::conformance::subject::{Subject, tolerate};
-use crate::conformance::test::{Stop, Test, Verdict, fault, skip, warning};
+use crate::conformance::test::{Stop, Test, Topic, Verdict, fault, skip, warning};
 
-const TOPIC: &str = "lifecycle";
+const TOPIC: Topic = Topic {
+    name: "lifecycle",
+    kinds: &[],
+};
+/// Of those that have something to be fed with.
+const OF_FED: Topic = Topic {
+    kinds: &[PluginKind::Metric, PluginKind::Observer],
+    ..TOPIC
+};
 /// How many instances are made one after the other.
 const MANY: usize = 1000;
 /// How long that may take; a plugin that starts programs in `create` makes fewer.
@@ -21,52 +29,32 @@ const LONG: Duration = Duration::from_millis(600);
 const MUCH_KIB: u64 = 2048;
 
 pub(super) const TESTS: &[Test] = &[
-    test(
+    TOPIC.test(
         "destroy-unused",
         "an instance that was never called is destroyed",
-        &[],
         destroy_unused,
     ),
-    test(
+    TOPIC.test(
         "no-growth-in-descriptors",
         "up to 1000 instances leave no open file behind",
-        &[],
         no_growth_in_descriptors,
     ),
-    test(
+    TOPIC.test(
         "no-growth-in-threads",
         "up to 1000 instances leave no thread behind",
-        &[],
         no_growth_in_threads,
     ),
-    test(
+    TOPIC.test(
         "no-growth-in-memory",
         "up to 1000 instances leave little memory behind",
-        &[],
         no_growth_in_memory,
     ),
-    test(
+    OF_FED.test(
         "instances-share-nothing",
         "of two instances at once, one that is fed does not change the other",
-        &[PluginKind::Metric, PluginKind::Observer],
         instances_share_nothing,
     ),
 ];
-
-const fn test(
-    name: &'static str,
-    about: &'static str,
-    kinds: &'static [PluginKind],
-    run: fn(&Setup) -> Verdict,
-) -> Test {
-    Test {
-        name,
-        topic: TOPIC,
-        about,
-        kinds,
-        run,
-    }
-}
 
 /// Makes an instance of each kind, calls it once, and destroys it.
 pub(super) fn exercise(setup: &Setup, subject: &Subject) -> Verdict {

@@ -11,82 +11,75 @@ use crate::conformance::child::{WROTE, stage_fd};
 use crate::conformance::metric_laws::{same, values};
 use crate::conformance::setup::Setup;
 use crate::conformance::subject::{Failure, Metric, Subject, has_reason, tolerate};
-use crate::conformance::test::{Stop, Test, Verdict, fault, skip};
+use crate::conformance::test::{Stop, Test, Topic, Verdict, fault, skip};
 
-const TOPIC: &str = "metric inputs";
+const TOPIC: Topic = Topic {
+    name: "metric inputs",
+    kinds: &[PluginKind::Metric],
+};
 
 pub(super) const TESTS: &[Test] = &[
-    test(
+    TOPIC.test(
         "ordinary-batches",
         "batches as a run has them give finite values",
         ordinary_batches,
     ),
-    test(
+    TOPIC.test(
         "value-names",
         "the values have the same names every time",
         value_names,
     ),
-    test(
+    TOPIC.test(
         "zero-dim-inputs",
         "an input of no dimension crashes nothing",
         zero_dim_inputs,
     ),
-    test(
+    TOPIC.test(
         "empty-batch",
         "a batch without a sequence changes nothing, or is an error",
         empty_batch,
     ),
-    test(
+    TOPIC.test(
         "strided-inputs",
         "gaps between the elements are skipped, or are an error",
         strided_inputs,
     ),
-    test(
+    TOPIC.test(
         "offset-inputs",
         "a byte_offset is added to the address, or is an error",
         offset_inputs,
     ),
-    test(
+    TOPIC.test(
         "newer-host-batch",
         "structs that are larger, and inputs that are not known, are passed over",
         newer_host_batch,
     ),
-    test(
+    TOPIC.test(
         "odd-dtypes",
         "elements of a type that it cannot read are an error",
         odd_dtypes,
     ),
-    test(
+    TOPIC.test(
         "missing-input",
         "an input that is missing is an error",
         missing_input,
     ),
-    test(
+    TOPIC.test(
         "update-failures-have-reasons",
         "an update that fails says why",
         update_failures_have_reasons,
     ),
-    test(
+    TOPIC.test(
         "inputs-unmodified",
         "nothing is written into the inputs",
         inputs_unmodified,
     ),
-    test(
+    TOPIC.test(
         "not-a-number-inputs",
         "NaN and infinity are not passed over",
         not_a_number_inputs,
     ),
 ];
-
-const fn test(name: &'static str, about: &'static str, run: fn(&Setup) -> Verdict) -> Test {
-    Test {
-        name,
-        topic: TOPIC,
-        about,
-        kinds: &[PluginKind::Metric],
-        run,
-    }
-}
 
 /// A metric and what it is fed with.
 struct Fed {

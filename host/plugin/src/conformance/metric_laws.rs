@@ -5,86 +5,79 @@ use crate::conformance::batch::{Form, Tokens};
 use crate::conformance::setup::Setup;
 use crate::conformance::state;
 use crate::conformance::subject::{Failure, Metric, Subject, tolerate};
-use crate::conformance::test::{Stop, Test, Verdict, fault};
+use crate::conformance::test::{Stop, Test, Topic, Verdict, fault};
 
-const TOPIC: &str = "metric laws";
+const TOPIC: Topic = Topic {
+    name: "metric laws",
+    kinds: &[PluginKind::Metric],
+};
 /// How many batches there are.
 const BATCHES: usize = 12;
 /// Largest relative difference between two ways to the same value.
 const NEAR: f64 = 1e-12;
 
 pub(super) const TESTS: &[Test] = &[
-    test(
+    TOPIC.test(
         "merge-equals-whole",
         "parts that are merged give what the whole gives",
         merge_equals_whole,
     ),
-    test(
+    TOPIC.test(
         "batch-order",
         "the order of the batches does not matter",
         batch_order,
     ),
-    test(
+    TOPIC.test(
         "merge-order",
         "the order of the merges does not matter",
         merge_order,
     ),
-    test(
+    TOPIC.test(
         "merge-empty",
         "merging the state of nothing changes nothing",
         merge_empty,
     ),
-    test(
+    TOPIC.test(
         "reset-equals-new",
         "a metric that was reset is as a new one",
         reset_equals_new,
     ),
-    test(
+    TOPIC.test(
         "export-changes-nothing",
         "exporting the state does not change it",
         export_changes_nothing,
     ),
-    test(
+    TOPIC.test(
         "compute-repeats",
         "computing again gives the same",
         compute_repeats,
     ),
-    test(
+    TOPIC.test(
         "compute-of-nothing",
         "computing before the first batch gives values or an error",
         compute_of_nothing,
     ),
-    test(
+    TOPIC.test(
         "truncated-state",
         "a state that was cut off, or has too much, is refused and changes nothing",
         |setup| state::truncated(&mut tried(setup)?),
     ),
-    test(
+    TOPIC.test(
         "foreign-state",
         "a state of another version is refused",
         |setup| state::foreign(&mut tried(setup)?),
     ),
-    test(
+    TOPIC.test(
         "random-state",
         "random bytes as a state crash nothing",
         |setup| state::random(&mut tried(setup)?, &mut setup.random()),
     ),
-    test(
+    TOPIC.test(
         "state-refusals-have-reasons",
         "a state that is refused is refused in words",
         |setup| state::has_reasons(&mut tried(setup)?),
     ),
 ];
-
-const fn test(name: &'static str, about: &'static str, run: fn(&Setup) -> Verdict) -> Test {
-    Test {
-        name,
-        topic: TOPIC,
-        about,
-        kinds: &[PluginKind::Metric],
-        run,
-    }
-}
 
 /// Metrics of one subject, and the batches for them.
 struct Lab {

@@ -9,79 +9,72 @@ use serde_json::Value;
 use crate::conformance::setup::Setup;
 use crate::conformance::state;
 use crate::conformance::subject::{Failure, Observer, Subject, tolerate};
-use crate::conformance::test::{Stop, Test, Verdict, fault};
+use crate::conformance::test::{Stop, Test, Topic, Verdict, fault};
 use crate::event::with_view;
 use crate::{EventKind, PluginKind};
 
-const TOPIC: &str = "observer";
+const TOPIC: Topic = Topic {
+    name: "observer",
+    kinds: &[PluginKind::Observer],
+};
 
 pub(super) const TESTS: &[Test] = &[
-    test(
+    TOPIC.test(
         "every-event",
         "every kind of event that it asked to see is taken",
         every_event,
     ),
-    test(
+    TOPIC.test(
         "unknown-event",
         "an event of a kind that it does not know is passed over",
         unknown_event,
     ),
-    test(
+    TOPIC.test(
         "odd-values",
         "NaN, infinity, empty texts and huge ones are taken",
         odd_values,
     ),
-    test(
+    TOPIC.test(
         "newer-host-event",
         "values whose structs are larger are found where they lie",
         newer_host_event,
     ),
-    test(
+    TOPIC.test(
         "valid-requests",
         "what it asks for can be done and has a reason",
         valid_requests,
     ),
-    test(
+    TOPIC.test(
         "state-round-trip",
         "an exported state, imported, is exported the same",
         state_round_trip,
     ),
-    test(
+    TOPIC.test(
         "state-continues",
         "an instance with an imported state goes on as the one that exported it",
         state_continues,
     ),
-    test(
+    TOPIC.test(
         "observer-truncated-state",
         "a state that was cut off, or has too much, is refused and changes nothing",
         |setup| state::truncated(&mut tried(setup)?),
     ),
-    test(
+    TOPIC.test(
         "observer-foreign-state",
         "a state of another version is refused",
         |setup| state::foreign(&mut tried(setup)?),
     ),
-    test(
+    TOPIC.test(
         "observer-random-state",
         "random bytes as a state crash nothing",
         |setup| state::random(&mut tried(setup)?, &mut setup.random()),
     ),
-    test(
+    TOPIC.test(
         "observer-state-refusals-have-reasons",
         "a state that is refused is refused in words",
         |setup| state::has_reasons(&mut tried(setup)?),
     ),
 ];
-
-const fn test(name: &'static str, about: &'static str, run: fn(&Setup) -> Verdict) -> Test {
-    Test {
-        name,
-        topic: TOPIC,
-        about,
-        kinds: &[PluginKind::Observer],
-        run,
-    }
-}
 
 /// An event of every kind, with this text and number in it.
 fn of_every_kind(text: &str, number: f64) -> Vec<EventBody> {

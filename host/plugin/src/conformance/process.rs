@@ -10,69 +10,62 @@ use crate::conformance::child::cannot;
 use crate::conformance::lifecycle::exercise;
 use crate::conformance::setup::Setup;
 use crate::conformance::subject::{Subject, load};
-use crate::conformance::test::{Stop, Test, Verdict, fault};
+use crate::conformance::test::{Stop, Test, Topic, Verdict, fault};
 
-const TOPIC: &str = "process";
+const TOPIC: Topic = Topic {
+    name: "process",
+    kinds: &[],
+};
 
 pub(super) const TESTS: &[Test] = &[
-    test("threads", "no thread outlives the instances", |setup| {
+    TOPIC.test("threads", "no thread outlives the instances", |setup| {
         unchanged(setup, "the number of threads", || {
             settled(1, threads).to_string()
         })
     }),
-    test(
+    TOPIC.test(
         "child-processes",
         "no child process outlives the instances",
         |setup| unchanged(setup, "whether there are child processes", children),
     ),
-    test("working-directory", "it stays where it is", |setup| {
+    TOPIC.test("working-directory", "it stays where it is", |setup| {
         unchanged(setup, "the working directory", || {
             std::env::current_dir().map_or_else(|e| e.to_string(), |dir| dir.display().to_string())
         })
     }),
-    test(
+    TOPIC.test(
         "signal-handlers",
         "every signal is handled, ignored and blocked as before",
         |setup| unchanged(setup, "what happens on a signal", signals),
     ),
-    test(
+    TOPIC.test(
         "umask",
         "new files get the permissions as before",
         |setup| unchanged(setup, "the umask", umask),
     ),
-    test("environment", "no variable is set or removed", |setup| {
+    TOPIC.test("environment", "no variable is set or removed", |setup| {
         unchanged(setup, "the environment", || {
             let mut variables: Vec<_> = std::env::vars_os().collect();
             variables.sort();
             format!("{variables:?}")
         })
     }),
-    test(
+    TOPIC.test(
         "locale",
         "numbers are read and written as before",
         |setup| unchanged(setup, "the locale", locale),
     ),
-    test(
+    TOPIC.test(
         "floating-point",
         "numbers are rounded, and tiny ones kept, as before",
         |setup| unchanged(setup, "the floating-point control word", floating_point),
     ),
-    test(
+    TOPIC.test(
         "stdout",
         "nothing is written to stdout, which is the host's",
         stdout,
     ),
 ];
-
-const fn test(name: &'static str, about: &'static str, run: fn(&Setup) -> Verdict) -> Test {
-    Test {
-        name,
-        topic: TOPIC,
-        about,
-        kinds: &[],
-        run,
-    }
-}
 
 /// Looks before the load, after it, and after a short life of an instance.
 fn unchanged(setup: &Setup, what: &str, look: fn() -> String) -> Verdict {

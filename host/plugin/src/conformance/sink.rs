@@ -15,9 +15,12 @@ use crate::PluginKind;
 use crate::conformance::child::{Child, cannot, contained, say_and_exit, stage};
 use crate::conformance::setup::Setup;
 use crate::conformance::subject::{Failure, Sink, Subject, has_reason, tolerate};
-use crate::conformance::test::{Stop, Test, Verdict, fault};
+use crate::conformance::test::{Stop, Test, Topic, Verdict, fault};
 
-const TOPIC: &str = "sink";
+const TOPIC: Topic = Topic {
+    name: "sink",
+    kinds: &[PluginKind::CheckpointSink],
+};
 /// Size of the weights in bytes: small, and large enough to be met in the middle.
 const SMALL: usize = 4 << 10;
 const LARGE: usize = 8 << 20;
@@ -27,52 +30,42 @@ const TRIES: usize = 3;
 const MOMENTS: [f64; 4] = [0.05, 0.3, 0.6, 0.9];
 
 pub(super) const TESTS: &[Test] = &[
-    test(
+    TOPIC.test(
         "publish",
         "a checkpoint is delivered, and the receipt is a JSON object",
         publish,
     ),
-    test(
+    TOPIC.test(
         "publish-repeats",
         "delivering the same again succeeds and changes nothing",
         publish_repeats,
     ),
-    test(
+    TOPIC.test(
         "checkpoint-unmodified",
         "the checkpoint's folder stays as it is, byte for byte",
         checkpoint_unmodified,
     ),
-    test(
+    TOPIC.test(
         "absent-checkpoint",
         "a checkpoint that is not there is an error",
         absent_checkpoint,
     ),
-    test(
+    TOPIC.test(
         "idle-cancel",
         "a cancel while nothing is published keeps nothing from being published",
         idle_cancel,
     ),
-    test(
+    TOPIC.test(
         "cancel",
         "a delivery ends soon after it is cancelled, and the next one succeeds",
         cancel,
     ),
-    test(
+    TOPIC.test(
         "killed-publish",
         "a delivery that was killed is made good by the next",
         killed_publish,
     ),
 ];
-
-const fn test(name: &'static str, about: &'static str, run: fn(&Setup) -> Verdict) -> Test {
-    Test {
-        name,
-        topic: TOPIC,
-        about,
-        kinds: &[PluginKind::CheckpointSink],
-        run,
-    }
-}
 
 /// A checkpoint in a run's folder, and the sink's own folder beside it.
 struct Delivery {

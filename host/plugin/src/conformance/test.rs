@@ -16,6 +16,31 @@ pub struct Test {
     pub(super) run: fn(&Setup) -> Verdict,
 }
 
+/// What some tests have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Topic {
+    pub(super) name: &'static str,
+    /// The kinds that they are for; empty if they are for all.
+    pub(super) kinds: &'static [PluginKind],
+}
+
+impl Topic {
+    pub(super) const fn test(
+        self,
+        name: &'static str,
+        about: &'static str,
+        run: fn(&Setup) -> Verdict,
+    ) -> Test {
+        Test {
+            name,
+            topic: self.name,
+            about,
+            kinds: self.kinds,
+            run,
+        }
+    }
+}
+
 /// How a test ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
