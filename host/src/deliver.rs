@@ -61,8 +61,7 @@ fn deliver_with(
         return Ok(StopReason::Completed);
     };
     progress.say(&format!("to deliver: {left}"));
-    let mut sinks = plugins.sinks()?;
-    sinks.retain(|sink| backlog.owes(sink.label()));
+    let sinks = plugins.sinks(|label| backlog.owes(label))?;
 
     let (emitter, drafts) = Emitter::new(QUEUE);
     let digest = Arc::<Mutex<Digest>>::default();

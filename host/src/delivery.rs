@@ -256,7 +256,7 @@ pub(crate) fn missed(undelivered: &[Undelivered], run: &str) -> Option<Error> {
     }
     let message = format!("checkpoints did not reach {}", sinks.join(", "));
     Some(Error::new(Kind::Delivery, message).hint(format!(
-        "they stand in the run folder, and the lines above say why; `host deliver {run}` tries again"
+        "the lines above say why; `host deliver {run}` tries again with what stands in the run folder"
     )))
 }
 
@@ -443,6 +443,21 @@ mod tests {
         assert_eq!(said, ["waiting for scripted (1 checkpoint)"]);
         let last = states(&scene.drafts).pop().expect("events");
         assert_eq!(last, (10, DeliveryState::Failed));
+    }
+
+    #[test]
+    fn a_sink_that_says_it_was_cancelled_and_was_not_has_failed() {
+        let scene = scene(vec![SinkError::Cancelled], false);
+        scene.deliveries.offer(checkpoint(10));
+        assert_eq!(scene.seen.iter().take(2).collect::<Vec<_>>(), [10, 10]);
+        let mut deliveries = scene.deliveries;
+        assert_eq!(deliveries.drain(LONG, &mut |_| ()), []);
+        let fault = scene.drafts.try_iter().find_map(|draft| match draft.body {
+            EventBody::PluginFault { message, .. } => Some(message),
+            _ => None,
+        });
+        let words = "it says that it was cancelled, and was not";
+        assert_eq!(fault.as_deref(), Some(words));
     }
 
     fn permanent() -> SinkError {

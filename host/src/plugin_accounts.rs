@@ -49,13 +49,13 @@ impl PluginAccount {
 }
 
 impl PluginAccounts {
-    /// The loop begins now.
-    pub(crate) fn begin(plugins: Vec<PluginAccount>) -> Self {
+    /// The loop begins now, at this step, of which an earlier process has reported if there was one.
+    pub(crate) fn begin(plugins: Vec<PluginAccount>, start: Step) -> Self {
         Self {
             plugins,
             since: Instant::now(),
             until: None,
-            reported: None,
+            reported: Some(start),
         }
     }
 
@@ -117,11 +117,14 @@ mod tests {
             let account = CallAccount::default();
             PluginAccount::new(label.to_owned(), account, &[kind], is_isolated)
         };
-        let mut accounts = PluginAccounts::begin(vec![
+        let plugins = vec![
             plugin("m", PluginKind::Metric, false),
             plugin("s", PluginKind::CheckpointSink, true),
-        ]);
+        ];
+        let mut accounts = PluginAccounts::begin(plugins, Step(5));
         let waiting = [("s".to_owned(), 2)];
+        // The process before this one has reported of it.
+        assert_eq!(accounts.report(Step(5), &waiting), None);
         let reported = values(accounts.report(Step(10), &waiting));
         let names: Vec<&str> = reported.iter().map(|value| &*value.name).collect();
         assert_eq!(

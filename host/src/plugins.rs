@@ -180,15 +180,22 @@ impl Plugins {
     /// # Errors
     /// A plugin fails to make one.
     pub(crate) fn metrics(&self) -> Result<Vec<Supervised<dyn Metric>>> {
-        self.supervised(PluginKind::Metric, Plugin::metric)
+        self.supervised(PluginKind::Metric, |_| true, Plugin::metric)
     }
 
     /// The sinks.
     ///
     /// # Errors
     /// A plugin fails to make one.
-    pub(crate) fn sinks(&self) -> Result<Vec<Supervised<dyn CheckpointSink>>> {
-        self.supervised(PluginKind::CheckpointSink, Plugin::checkpoint_sink)
+    pub(crate) fn sinks(
+        &self,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Supervised<dyn CheckpointSink>>> {
+        self.supervised(
+            PluginKind::CheckpointSink,
+            is_wanted,
+            Plugin::checkpoint_sink,
+        )
     }
 
     /// The observers.
@@ -196,15 +203,17 @@ impl Plugins {
     /// # Errors
     /// A plugin fails to make one.
     pub(crate) fn observers(&self) -> Result<Vec<Supervised<dyn Observer>>> {
-        self.supervised(PluginKind::Observer, Plugin::observer)
+        self.supervised(PluginKind::Observer, |_| true, Plugin::observer)
     }
 
     fn supervised<P: ?Sized>(
         &self,
         kind: PluginKind,
+        is_wanted: impl Fn(&str) -> bool,
         make: impl Fn(&Plugin) -> Result<Box<P>>,
     ) -> Result<Vec<Supervised<P>>> {
         with_kind(&self.loaded, kind)
+            .filter(|loaded| is_wanted(&loaded.label))
             .map(|loaded| {
                 let port = make(&loaded.plugin).map_err(|error| hinted(error, &loaded.plugin))?;
                 let on_error = loaded.spec.on_error.unwrap_or_default();

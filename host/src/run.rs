@@ -182,7 +182,7 @@ impl Ready {
         plugins::show_logs(progress);
         let plugins = Plugins::load(&plan.plugins, &plan.search_path())?;
         let metrics = plugins.metrics()?;
-        let sinks = plugins.sinks()?;
+        let sinks = plugins.sinks(|_| true)?;
         let observers = plugins.observers()?;
         for line in plugins.lines() {
             progress.say(&line);
@@ -306,7 +306,7 @@ fn train(
         progress.say(&format!("left to deliver: {left}"));
     }
     deliveries.take_up(backlog);
-    let mut accounts = PluginAccounts::begin(ready.plugins.accounts());
+    let mut accounts = PluginAccounts::begin(ready.plugins.accounts(), start);
     let commits = live.writer.commits();
     let outcome = ready.trainer.fit(Ports {
         groups: ready.grouping.groups,

@@ -22,8 +22,8 @@ const HARMS: [(&str, &str, &str); 7] = [
     ),
     (
         "hang",
-        ",time_limit_secs=1",
-        "it did not return within 1 s and was killed",
+        ",time_limit_secs=3",
+        "it did not return within 3 s and was killed",
     ),
 ];
 

@@ -73,7 +73,7 @@ fn a_metric_that_failed_is_missing_and_tried_again() {
         ("update", "fail_in=update"),
         ("compute", "fail_in=compute"),
         ("panic", "panic_in=update"),
-        ("late", "slow_in=update,time_limit_secs=1"),
+        ("late", "slow_in=update,time_limit_secs=3"),
     ] {
         let settings = format!("{how},from_step=10,until_step=15");
         home.train(name, &["--plugin", &misbehaving(&settings)])
@@ -86,7 +86,7 @@ fn a_metric_that_failed_is_missing_and_tried_again() {
         if name == "late" {
             let message = &faults[0].2;
             assert!(message.contains("update: it took "), "{message}");
-            let end = "over its time_limit_secs = 1";
+            let end = "over its time_limit_secs = 3";
             assert!(message.ends_with(end), "{message}");
         }
     }

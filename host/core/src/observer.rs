@@ -56,8 +56,13 @@ pub trait Observer: Send {
     /// The observer's plugin id.
     fn id(&self) -> &str;
 
-    /// Shows it an event; what it asks for, in its order. An event of a kind that it did not ask to
-    /// see costs nothing and is no call.
+    /// Whether it asked to see events of this one's kind.
+    fn wants(&self, _event: &EventBody) -> bool {
+        true
+    }
+
+    /// Shows it an event; what it asks for, in its order. An event that it does not want costs nothing
+    /// and is no call.
     fn observe(&mut self, step: Step, event: &EventBody) -> Result<Vec<Ask>>;
 
     /// Its state as bytes that say their own version, for a checkpoint. Empty if it has none.

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use host_core::{CheckpointSink, MetricValue, Publish, Receipt, Result, SinkError};
 use host_plugin_abi::{
-    HOST_CANCELLED, HOST_TEMPORARY, HostCheckpoint, HostCheckpointSink, HostCreate, HostDestroy,
-    HostOut, HostStatus, HostStr,
+    HOST_CANCELLED, HOST_PANIC, HOST_TEMPORARY, HostCheckpoint, HostCheckpointSink, HostCreate,
+    HostDestroy, HostOut, HostStatus, HostStr,
 };
 use serde_json::{Map, Value};
 
@@ -112,7 +112,7 @@ impl CheckpointSink for PluginCheckpointSink {
         if self.instance.panicked().is_some() {
             self.instance
                 .renew()
-                .map_err(|error| SinkError::Permanent(error.to_string()))?;
+                .map_err(|error| SinkError::Temporary(error.to_string()))?;
         }
         if self.instance.panicked().is_none() {
             self.living.put(Some(self.instance.pointer()));
@@ -135,7 +135,8 @@ impl CheckpointSink for PluginCheckpointSink {
             self.living.close();
         }
         receipt.map_err(|Failure { status, reason }| match status {
-            HOST_TEMPORARY => SinkError::Temporary(reason),
+            // A panic says nothing of the checkpoint: a new instance may take it.
+            HOST_TEMPORARY | HOST_PANIC => SinkError::Temporary(reason),
             HOST_CANCELLED => SinkError::Cancelled,
             _ => SinkError::Permanent(reason),
         })

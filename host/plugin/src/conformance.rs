@@ -76,7 +76,7 @@ pub fn check_plugin(
     report: &mut dyn FnMut(TestReport),
 ) -> Result<Option<PluginManifest>> {
     let tests = chosen(&options.only)?;
-    if !options.in_process && threads_of_this_process() > 1 {
+    if !options.in_process && process::threads() > 1 {
         let message = "this process has several threads already, so it cannot fork tests";
         return Err(Error::new(Kind::System, message).hint("run the tests in process"));
     }
@@ -131,11 +131,6 @@ fn chosen(only: &[String]) -> Result<Vec<&'static Test>> {
     }
     let is_chosen = |test: &&Test| only.is_empty() || only.iter().any(|name| name == test.name);
     Ok(conformance_tests().filter(is_chosen).collect())
-}
-
-/// 1 where that cannot be known.
-fn threads_of_this_process() -> usize {
-    std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
 }
 
 #[cfg(test)]

@@ -75,11 +75,12 @@ impl<'data> Dynamic<'data> {
         Ok(dynamic)
     }
 
+    /// Of several the loader takes the last.
     fn value(&self, tag: elf::DynamicTag) -> Option<u64> {
         let entry = self
             .entries
             .iter()
-            .find(|entry| entry.tag(self.endian) == tag);
+            .rfind(|entry| entry.tag(self.endian) == tag);
         entry.map(|entry| entry.val(self.endian))
     }
 

@@ -275,8 +275,13 @@ impl<'data, R: ReadRef<'data>> Sections<'data, R> {
     fn entries(&self, segments: &[Segment]) -> Result<Vec<Entry>, Refusal> {
         let endian = self.endian;
         let mut entries = Vec::new();
-        let tables = self.headers.iter();
-        for table in tables.filter(|section| section.sh_type(endian) == elf::SHT_DYNSYM) {
+        let mut tables = self.headers.iter();
+        let mut next = || tables.find(|section| section.sh_type(endian) == elf::SHT_DYNSYM);
+        if let Some(table) = next() {
+            // The format has one. Of many, each as large as may be, the look would have no end.
+            if next().is_some() {
+                return Err(damaged("it has more than one table of symbols"));
+            }
             let names = self.strings(table.sh_link(endian))?;
             let bytes = self.bytes(table)?;
             let count = bytes.len() / size_of::<elf::Sym64<NativeEndian>>();

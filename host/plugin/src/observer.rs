@@ -71,10 +71,14 @@ impl Observer for PluginObserver {
         self.instance.id()
     }
 
-    fn observe(&mut self, step: Step, event: &EventBody) -> Result<Vec<Ask>> {
+    fn wants(&self, event: &EventBody) -> bool {
         let kind = EventKind::of(event);
-        let is_wanted = |events: &Vec<EventKind>| events.contains(&kind);
-        if !self.events.as_ref().is_none_or(is_wanted) {
+        let events = self.events.as_ref();
+        events.is_none_or(|events| events.contains(&kind))
+    }
+
+    fn observe(&mut self, step: Step, event: &EventBody) -> Result<Vec<Ask>> {
+        if !self.wants(event) {
             return Ok(Vec::new());
         }
         let observe = self.functions.observe;

@@ -17,6 +17,16 @@ const MOST_VALUES: u64 = 100_000;
 const DEEPEST: u64 = 128;
 /// Largest compiled pattern in bytes.
 const LARGEST_PATTERN: usize = 1 << 20;
+/// Most patterns, all of which are compiled while the schema is only looked at.
+const MOST_PATTERNS: usize = 32;
+/// Keywords whose members have names of the schema's own choice.
+const NAMED: [&str; 5] = [
+    "properties",
+    "patternProperties",
+    "$defs",
+    "definitions",
+    "dependentSchemas",
+];
 
 /// Makes the schema ready to check settings.
 ///
@@ -36,6 +46,7 @@ pub(crate) fn compile(schema: &Value) -> Result<Validator, String> {
 struct Unfolding<'a> {
     root: &'a Value,
     targets: HashMap<&'a str, Target>,
+    patterns: usize,
 }
 
 enum Target {
@@ -55,6 +66,7 @@ impl<'a> Unfolding<'a> {
         let mut unfolding = Self {
             root: schema,
             targets: HashMap::from([("#", Target::Open)]),
+            patterns: 0,
         };
         let size = unfolding.measure(schema, 0)?;
         if size.values > MOST_VALUES {
@@ -86,6 +98,15 @@ impl<'a> Unfolding<'a> {
             Value::Object(members) => {
                 for (key, member) in members {
                     match (key.as_str(), member) {
+                        (named, Value::Object(schemas)) if NAMED.contains(&named) => {
+                            if named == "patternProperties" {
+                                self.count_patterns(schemas.len())?;
+                            }
+                            for schema in schemas.values() {
+                                add(self.measure(schema, above + 2)?);
+                            }
+                        }
+                        ("pattern", Value::String(_)) => self.count_patterns(1)?,
                         ("$ref", Value::String(to)) => add(self.follow(to, above + 1)?),
                         ("$dynamicRef" | "$recursiveRef", Value::String(_)) => {
                             return Err(format!("{key} is not taken here"));
@@ -99,6 +120,7 @@ impl<'a> Unfolding<'a> {
                             values: items.len() as u64,
                             depth: 0,
                         }),
+                        ("default" | "const", _) => {}
                         _ => add(self.measure(member, above + 1)?),
                     }
                 }
@@ -109,6 +131,14 @@ impl<'a> Unfolding<'a> {
             return Err(format!("it nests more than {DEEPEST} deep"));
         }
         Ok(size)
+    }
+
+    fn count_patterns(&mut self, more: usize) -> Result<(), String> {
+        self.patterns += more;
+        match self.patterns <= MOST_PATTERNS {
+            true => Ok(()),
+            false => Err(format!("it has more than {MOST_PATTERNS} patterns")),
+        }
     }
 
     fn follow(&mut self, to: &'a str, above: u64) -> Result<Size, String> {
@@ -150,7 +180,9 @@ mod tests {
             "properties": {
                 "level": {"anyOf": [{"$ref": "#/$defs/Level"}, {"type": "null"}], "default": null},
                 "name": {"type": "string", "pattern": "^[a-z]+$"},
-                "choice": {"enum": ["a", {"$ref": "#"}]}
+                "choice": {"enum": ["a", {"$ref": "#"}]},
+                "sink": {"type": "object", "default": {"id": "main", "$ref": "#"}},
+                "default": {"type": "integer"}
             },
             "$defs": {"Level": {"type": "integer"}}
         });
@@ -158,6 +190,7 @@ mod tests {
         assert!(validator.is_valid(&json!({"level": 3, "name": "x"})));
         assert!(!validator.is_valid(&json!({"level": "x"})));
         assert!(!validator.is_valid(&json!({"name": "X"})));
+        assert!(!validator.is_valid(&json!({"default": "x"})));
     }
 
     #[test]
@@ -227,6 +260,18 @@ mod tests {
             let schema = json!({"properties": {"a": {"type": "string", "pattern": pattern}}});
             assert!(compile(&schema).is_err(), "{pattern}");
         }
+        let many = |count| {
+            let pattern = |n| (format!("p{n}"), json!({"pattern": format!("a{n}")}));
+            json!({"properties": (0..count).map(pattern).collect::<Map<_, _>>()})
+        };
+        compile(&many(MOST_PATTERNS)).expect("a schema");
+        assert_eq!(
+            refusal(&many(MOST_PATTERNS + 1)),
+            "it has more than 32 patterns"
+        );
+        let names = (0..=MOST_PATTERNS).map(|n| (format!("a{n}"), json!({})));
+        let names = json!({"patternProperties": names.collect::<Map<_, _>>()});
+        assert_eq!(refusal(&names), "it has more than 32 patterns");
         // What takes a backtracking matcher for ever.
         let schema = json!({"properties": {"a": {"pattern": "^(a+)+$"}}});
         let validator = compile(&schema).expect("a schema");

@@ -85,21 +85,24 @@ impl Courier {
                 checkpoint,
                 state_dir: &self.destination.state_dir,
             });
-            match outcome {
+            let reason = match outcome {
                 Ok(receipt) => return Ending::Delivered(receipt),
-                Err(SinkError::Cancelled) => return Ending::Cancelled,
+                Err(SinkError::Cancelled) if self.queue.is_cancelled() => return Ending::Cancelled,
                 Err(SinkError::Permanent(reason)) => {
                     self.fault(checkpoint.step, &reason);
                     return Ending::Refused(reason);
                 }
-                Err(SinkError::Temporary(reason)) => {
-                    self.fault(checkpoint.step, &reason);
-                    if tries >= self.retry.tries || !self.queue.sleep(wait) {
-                        return Ending::Postponed(reason);
-                    }
-                    wait = wait.saturating_mul(2);
+                Err(SinkError::Temporary(reason)) => reason,
+                Err(SinkError::Cancelled) => {
+                    "it says that it was cancelled, and was not".to_owned()
                 }
+            };
+            self.fault(checkpoint.step, &reason);
+            let is_lost = self.destination.sink.port().lost().is_some();
+            if is_lost || tries >= self.retry.tries || !self.queue.sleep(wait) {
+                return Ending::Postponed(reason);
             }
+            wait = wait.saturating_mul(2);
         }
     }
 

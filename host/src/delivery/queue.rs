@@ -119,6 +119,10 @@ impl Queue {
         (self.cancel_sink)();
     }
 
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.lock().cancelled
+    }
+
     /// The next to deliver; blocks until there is one. None when there will be none.
     pub(super) fn next(&self) -> Option<Arc<CheckpointDir>> {
         let mut state = self.lock();

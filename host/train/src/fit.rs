@@ -95,6 +95,8 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
                         reason = StopReason::Requested;
                         break 'training;
                     }
+                    // The one of this step stands, with its evaluation, or is on its way.
+                    Request::Checkpoint if step == saved && step.0 > 0 => {}
                     Request::Checkpoint => {
                         state.log.flush()?;
                         state.save(step, Vec::new(), &mut writer)?;

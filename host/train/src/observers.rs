@@ -47,10 +47,15 @@ impl Observers {
                 continue;
             }
             for watched in &mut self.observers {
+                if !watched.port().wants(event) {
+                    continue;
+                }
                 let asks = call(watched, OBSERVE, step, (emitter, control), |observer| {
                     observer.observe(*at, event)
-                })
-                .unwrap_or_default();
+                });
+                let Some(asks) = asks else { continue };
+                // An event is what ends a row of failures: those it did not want, and its states, do not.
+                watched.succeeded();
                 let asked = |Ask { request, reason }| Asked {
                     by: watched.label().to_owned(),
                     request,
@@ -137,10 +142,7 @@ fn call<T>(
     f: impl FnOnce(&mut dyn Observer) -> Result<T>,
 ) -> Option<T> {
     match f(watched.active()?) {
-        Ok(output) => {
-            watched.succeeded();
-            Some(output)
-        }
+        Ok(output) => Some(output),
         Err(error) => {
             emitter.emit(step, watched.fault(call, &error));
             let lost = watched.port().lost();

@@ -74,7 +74,7 @@ impl Kept {
             .find(|entry| entry.step == step && self.stands(entry))
     }
 
-    /// All that stand there.
+    /// All that stand there, in the order in which they were put.
     pub(crate) fn standing(&self) -> Vec<&Entry> {
         let entries = self.entries.iter();
         entries.filter(|entry| self.stands(entry)).collect()
@@ -96,6 +96,10 @@ impl Kept {
         step: u64,
         metrics: &BTreeMap<String, f64>,
     ) -> Result<()> {
+        // A checkpoint beside no evaluation says nothing of the one that was.
+        if metrics.is_empty() {
+            return Ok(());
+        }
         let metrics = text(metrics);
         match self.find(step).cloned() {
             Some(entry) if entry.metrics != metrics => self.note(Entry { metrics, ..entry }),
@@ -103,13 +107,22 @@ impl Kept {
         }
     }
 
-    /// Forgets what does not stand there any more.
+    /// Forgets what is not there any more. What only cannot be read just now is not forgotten.
     pub(crate) fn forget_removed(&mut self) -> Result<()> {
-        let standing: Vec<Entry> = self.standing().into_iter().cloned().collect();
-        if standing.len() == self.entries.len() {
+        let is_there = |entry: &Entry| match manifest_sha256(&self.path(entry.step)) {
+            Ok(sha256) => sha256 == entry.placed.manifest_sha256,
+            Err(error) => error.kind() != ErrorKind::NotFound,
+        };
+        let there: Vec<Entry> = self
+            .entries
+            .iter()
+            .filter(|e| is_there(e))
+            .cloned()
+            .collect();
+        if there.len() == self.entries.len() {
             return Ok(());
         }
-        self.entries = standing;
+        self.entries = there;
         self.save()
     }
 

@@ -6,7 +6,7 @@
 //! id = "local-disk"
 //! dir = "/data/checkpoints"
 //! keep = 3                    # the newest; all if neither this nor keep_best is given
-//! keep_best = 1               # and the best, however old
+//! keep_best = 1               # and the best, however old, of a line that the run gave up too
 //! metric = "loss/eval"        # the default; any of the evaluation will do
 //! greater_is_better = false   # the default; true for accuracies
 //! link = "auto"               # the default: reflink, else a hard link of large files, else a copy
@@ -167,12 +167,14 @@ impl LocalDisk {
         let metrics = checkpoint.metrics();
         if let Some(retention) = &self.retention
             && let Some(best) = &retention.best
+            // A checkpoint that somebody asked for comes without an evaluation.
+            && !metrics.is_empty()
             && !metrics.contains_key(&best.metric)
             && !std::mem::replace(&mut self.told.lacks_metric, true)
         {
             let names: Vec<&str> = metrics.keys().map(String::as_str).collect();
             self.host.warn(&format!(
-                "step {} has no {}, so keep_best does not count it; it has: {}",
+                "step {} has no {}, so keep_best does not count it; set metric to one of: {}",
                 checkpoint.step(),
                 best.metric,
                 names.join(", ")

@@ -32,10 +32,10 @@ pub(crate) enum Link {
 pub(crate) enum Way {
     /// Its bytes were written again.
     Copy,
-    /// It is the run's own file under a second name.
-    Hard,
     /// A file of its own, whose bytes are on the disk once until one of the two is changed.
     Reflink,
+    /// It is the run's own file under a second name.
+    Hard,
 }
 
 /// The files of one checkpoint on their way.

@@ -25,13 +25,17 @@ pub(crate) struct Best {
 }
 
 impl Retention {
-    /// The steps of those that stay.
+    /// The steps of those that stay, given them in the order in which they came.
+    ///
+    /// The newest are those of the highest steps. A run that went back to an earlier checkpoint comes to
+    /// lower steps than it had, so those that came last stay as well.
     pub(crate) fn kept(&self, checkpoints: &[&Entry]) -> BTreeSet<u64> {
         let mut steps: Vec<u64> = checkpoints.iter().map(|entry| entry.step).collect();
+        let last: Vec<u64> = steps.iter().rev().take(self.keep.get()).copied().collect();
         steps.sort_unstable_by_key(|&step| Reverse(step));
         let newest = steps.into_iter().take(self.keep.get());
         let best = self.best.iter().flat_map(|best| best.steps(checkpoints));
-        newest.chain(best).collect()
+        newest.chain(last).chain(best).collect()
     }
 }
 
@@ -69,10 +73,19 @@ mod tests {
 
     /// Of checkpoints with these losses at steps 1, 2, … those that stay.
     fn kept(keep: usize, best: usize, greater_is_better: bool, losses: &[Option<f64>]) -> Vec<u64> {
-        let entries: Vec<Entry> = losses
+        let checkpoints: Vec<(u64, Option<f64>)> = (1..).zip(losses.iter().copied()).collect();
+        of(&checkpoints, keep, best, greater_is_better)
+    }
+
+    fn of(
+        checkpoints: &[(u64, Option<f64>)],
+        keep: usize,
+        best: usize,
+        greater_is_better: bool,
+    ) -> Vec<u64> {
+        let entries: Vec<Entry> = checkpoints
             .iter()
-            .zip(1..)
-            .map(|(loss, step)| {
+            .map(|&(step, loss)| {
                 let loss = loss.map(|loss| ("loss/eval".to_owned(), loss));
                 let placed = Placed {
                     manifest_sha256: String::new(),
@@ -82,8 +95,7 @@ mod tests {
                 Entry::new(step, placed, &BTreeMap::from_iter(loss))
             })
             .collect();
-        // In no order.
-        let entries: Vec<&Entry> = entries.iter().rev().collect();
+        let entries: Vec<&Entry> = entries.iter().collect();
         let best = Best {
             keep: count(best),
             metric: "loss/eval".to_owned(),
@@ -104,6 +116,16 @@ mod tests {
         assert_eq!(kept(1, 1, true, &losses), [5]);
         assert_eq!(kept(1, 3, true, &losses), [1, 4, 5]);
         assert_eq!(kept(9, 9, true, &losses), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn what_came_last_stays_though_the_run_went_back() {
+        let at = |steps: &[u64]| -> Vec<(u64, Option<f64>)> {
+            steps.iter().map(|&step| (step, None)).collect()
+        };
+        // Back from 60 to 20, and on.
+        assert_eq!(of(&at(&[50, 60, 30, 40]), 2, 1, false), [30, 40, 50, 60]);
+        assert_eq!(of(&at(&[60, 30, 40, 50, 60]), 2, 1, false), [50, 60]);
     }
 
     #[test]

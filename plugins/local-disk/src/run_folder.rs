@@ -88,7 +88,13 @@ impl RunFolder {
             Err(error) if error.kind() == ErrorKind::NotFound => false,
             Err(error) => return Err(Error::io("replace", target, &error)),
         };
-        fs::rename(partial, target).map_err(|error| Error::io("create folder", target, &error))?;
+        fs::rename(partial, target).map_err(|error| {
+            if replaces {
+                // Best effort; what cannot even go back is removed by the next publish.
+                let _ = fs::rename(&replaced, target);
+            }
+            Error::io("create folder", target, &error)
+        })?;
         sync(&self.path)?;
         if replaces {
             remove(&replaced)?;

@@ -431,7 +431,8 @@ fn without_keep_the_best_and_the_newest_stay() {
     );
     let log = bench.plugin.log();
     assert_eq!(log.len(), 1, "{log:?}");
-    let words = "step 5 has no accuracy, so keep_best does not count it; it has: loss/eval";
+    let words =
+        "step 5 has no accuracy, so keep_best does not count it; set metric to one of: loss/eval";
     assert!(log[0].ends_with(words), "{log:?}");
 }
 

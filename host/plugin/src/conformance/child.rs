@@ -1,7 +1,7 @@
 //! A part of a test in a process of its own.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,6 +18,8 @@ static SAID: AtomicI32 = AtomicI32::new(-1);
 static STAGE: AtomicI32 = AtomicI32::new(-1);
 /// Most that is kept of what a plugin writes to stderr, in bytes.
 const MOST_STDERR: u64 = 64 << 10;
+/// Largest file that a test may write.
+const LARGEST_FILE: u64 = 1 << 30;
 
 /// How a child ended.
 #[derive(Debug)]
@@ -72,9 +74,9 @@ pub(super) fn contained(limit: Duration, body: impl FnOnce() -> Verdict) -> io::
     let stage = String::from_utf8_lossy(&note[..length]);
     Ok(Ended {
         how,
-        verdict: outcome_of(&text(said, u64::MAX)?),
+        verdict: outcome_of(&end_of(said, u64::MAX)?),
         stage: stage.trim_end_matches('\0').to_owned(),
-        stderr: text(stderr, MOST_STDERR)?,
+        stderr: end_of(stderr, MOST_STDERR)?,
     })
 }
 
@@ -248,11 +250,17 @@ fn enter_child(stderr: Option<&File>) {
         rlim_cur: 0,
         rlim_max: 0,
     };
+    // Above every file of a test, and below what a plugin that prints without end would fill.
+    let some_file = libc::rlimit {
+        rlim_cur: LARGEST_FILE,
+        rlim_max: LARGEST_FILE,
+    };
     // SAFETY: these change this process alone, and each that fails is a convenience lost.
     unsafe {
         libc::setpgid(0, 0);
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core);
+        libc::setrlimit(libc::RLIMIT_FSIZE, &raw const some_file);
         if let Some(stderr) = stderr {
             libc::dup2(stderr.as_raw_fd(), 1);
             libc::dup2(stderr.as_raw_fd(), 2);
@@ -280,9 +288,11 @@ fn signal_name(signal: i32) -> String {
     name.to_owned()
 }
 
-fn text(mut file: File, most: u64) -> io::Result<String> {
+/// The last bytes of a file: a plugin that talks much says last why it ended.
+fn end_of(mut file: File, most: u64) -> io::Result<String> {
     let mut bytes = Vec::new();
-    file.rewind()?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
     file.take(most).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

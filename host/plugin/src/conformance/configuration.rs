@@ -7,6 +7,7 @@ use crate::conformance::child::panicked;
 use crate::conformance::setup::Setup;
 use crate::conformance::subject::{Created, Subject, has_reason};
 use crate::conformance::test::{Test, Topic, Verdict, fault, skip};
+use crate::schema;
 
 const TOPIC: Topic = Topic {
     name: "settings",
@@ -73,7 +74,7 @@ fn wrong_types(setup: &Setup, subject: &Subject) -> Vec<String> {
 }
 
 fn is_refused(schema: Option<&Value>, settings: &Value) -> bool {
-    let validator = schema.map(|schema| jsonschema::options().offline().build(schema));
+    let validator = schema.map(schema::compile);
     matches!(validator, Some(Ok(validator)) if !validator.is_valid(settings))
 }
 

@@ -2,7 +2,6 @@
 
 use std::mem::offset_of;
 use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use host_core::Kind;
@@ -13,11 +12,12 @@ use crate::conformance::child::{cannot, stage};
 use crate::conformance::lifecycle::exercise;
 use crate::conformance::memory::Memory;
 use crate::conformance::setup::Setup;
-use crate::conformance::subject::{Subject, create_with};
+use crate::conformance::subject::Subject;
 use crate::conformance::test::{Stop, Test, Topic, Verdict, fault, skip, warning};
 use crate::host_api::{host_api, take_error};
 use crate::image::Image;
 use crate::library::{Library, description, open};
+use crate::schema;
 
 pub(super) const STATIC_GATE: &str = "static-gate";
 const TOPIC: Topic = Topic {
@@ -136,7 +136,7 @@ fn settings_schema(setup: &Setup) -> Verdict {
             of_one.remove("required");
         }
         let settings = Value::Object([(key.clone(), default.clone())].into_iter().collect());
-        let validator = jsonschema::options().offline().build(&of_one);
+        let validator = schema::compile(&of_one);
         let fits = validator.is_ok_and(|validator| validator.is_valid(&settings));
         if !fits {
             return Err(wrong(format!(
@@ -271,15 +271,11 @@ fn entry_larger_host(setup: &Setup) -> Verdict {
     said(plugin).map(drop)
 }
 
-static ASKED: AtomicUsize = AtomicUsize::new(0);
-
 unsafe extern "C" fn no_extension(_: *mut libc::c_void, _: HostStr) -> *const libc::c_void {
-    ASKED.fetch_add(1, Ordering::Relaxed);
     ptr::null()
 }
 
 fn no_extensions(setup: &Setup) -> Verdict {
-    let subject = Subject::load(setup)?;
     let entry = entry(setup)?;
     let api: &'static HostApi = Box::leak(Box::new(HostApi {
         get_extension: Some(no_extension),
@@ -293,10 +289,11 @@ fn no_extensions(setup: &Setup) -> Verdict {
             "do without it, or say in the manifest which min_host_minor is needed",
         ));
     }
-    for (_, create, destroy) in subject.makers() {
-        let created = create_with(create, destroy, api, subject.config.as_bytes());
-        // That it can be destroyed without a call is another test's.
-        std::mem::forget(created.result?);
+    let subject = Subject::load(setup)?.with_api(api);
+    for maker in subject.makers() {
+        subject
+            .create_from(maker, subject.config.as_bytes())
+            .result?;
     }
     exercise(setup, &subject)
 }

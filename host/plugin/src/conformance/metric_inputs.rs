@@ -290,7 +290,7 @@ fn newer_host_batch(setup: &Setup) -> Verdict {
     )
 }
 
-/// What no input is made of: half, int8, complex and a pair of the right ones.
+/// What no input is made of.
 fn odd() -> [(DLDataType, &'static str); 4] {
     let dtype = |code, bits, lanes| DLDataType { code, bits, lanes };
     [
@@ -314,7 +314,7 @@ fn odd_dtypes(setup: &Setup) -> Verdict {
                 return Err(fault(
                     format!("took {given} as if it were of the declared type"),
                     "elements of a type that a plugin cannot read are HOST_UNSUPPORTED",
-                    "look at dtype.code, bits and lanes before the data is read",
+                    "look at dtype.code and bits before the data is read",
                 ));
             }
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use host_core::{DeliveryState, EventBody, MetricValue, Request, Step, StopReason};
 use host_plugin_abi::{HostEvent, HostStr, HostValue};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::conformance::setup::Setup;
 use crate::conformance::state;
@@ -178,9 +178,15 @@ fn metric_names(setup: &Setup) -> Vec<Arc<str>> {
         .into_iter()
         .flatten()
         .filter_map(|(_, property)| property.get("default")?.as_str());
-    for default in defaults {
-        if !names.iter().any(|name| &**name == default) {
-            names.push(default.into());
+    let settings: Map<String, Value> = setup
+        .config()
+        .ok()
+        .and_then(|config| serde_json::from_str(&config).ok())
+        .unwrap_or_default();
+    let chosen = settings.values().filter_map(Value::as_str);
+    for named in defaults.chain(chosen) {
+        if !names.iter().any(|name| &**name == named) {
+            names.push(named.into());
         }
     }
     names

@@ -127,6 +127,13 @@ impl Delivery {
         sink.publish(&checkpoint, given)
     }
 
+    /// How long it takes with nothing in the way.
+    fn timed(&self, sink: &Sink) -> Result<Duration, Stop> {
+        let start = Instant::now();
+        self.publish(sink, "a checkpoint of 8 MiB")?;
+        Ok(start.elapsed())
+    }
+
     /// What the host does with a failure that may pass, such as what an interrupted delivery left in
     /// the way: it tries again.
     fn publish_with_patience(&self, sink: &Sink, given: &str) -> Result<(), Failure> {
@@ -316,22 +323,22 @@ fn idle_cancel(setup: &Setup) -> Verdict {
 }
 
 fn cancel(setup: &Setup) -> Verdict {
-    let subject = Subject::load(setup)?;
-    let delivery = Delivery::write(setup, LARGE)?;
     // A part of the time that the test has: there are several moments.
     let limit = setup.time_limit / 4;
-    let mut took = Duration::from_millis(20);
-    for moment in MOMENTS {
+    let undisturbed = part(setup, "undisturbed")?;
+    let sink = Subject::load(&undisturbed)?.sink()?;
+    let took = Delivery::write(&undisturbed, LARGE)?.timed(&sink)?;
+    for (n, moment) in MOMENTS.into_iter().enumerate() {
+        let setup = part(setup, &format!("cancelled-{n}"))?;
+        let delivery = Delivery::write(&setup, LARGE)?;
         // A sink that is not destroyed before the thread in it has returned.
-        let sink = subject.sink()?;
+        let sink = Subject::load(&setup)?.sink()?;
         let (tell, told) = mpsc::sync_channel(1);
         let outcome = std::thread::scope(|scope| {
             let delivery = &delivery;
             let sink = &sink;
             let publish = move || {
-                let start = Instant::now();
-                let result = delivery.publish(sink, "a checkpoint of 8 MiB, and a cancel");
-                let _ = tell.send((result, start.elapsed()));
+                let _ = tell.send(delivery.publish(sink, "a checkpoint of 8 MiB, and a cancel"));
             };
             std::thread::Builder::new()
                 .name("publish".to_owned())
@@ -355,9 +362,8 @@ fn cancel(setup: &Setup) -> Verdict {
                 say_and_exit(stop)
             })
         });
-        let (result, time) = outcome?;
-        match result {
-            Ok(_) => took = time.max(Duration::from_millis(2)),
+        match outcome? {
+            Ok(_) => {}
             Err(failure) if failure.status() == HOST_CANCELLED => {}
             Err(failure) => {
                 return Err(fault(
@@ -373,20 +379,23 @@ fn cancel(setup: &Setup) -> Verdict {
 }
 
 fn killed_publish(setup: &Setup) -> Verdict {
-    // How long an undisturbed one takes.
+    // How long an undisturbed one takes. Its process is another than those that are killed.
     let undisturbed = part(setup, "undisturbed")?;
-    let start = Instant::now();
-    in_child(&undisturbed, |sink, delivery| {
-        Ok(delivery.publish(sink, "a checkpoint of 8 MiB").map(drop)?)
+    let note = undisturbed.scratch().join("took");
+    let delivery = Delivery::write(&undisturbed, LARGE)?;
+    in_child(&undisturbed, |sink| {
+        let took = delivery.timed(sink)?;
+        fs::write(&note, took.as_micros().to_string()).map_err(|error| cannot("write", &error))
     })?;
-    let took = start.elapsed();
+    let took = fs::read_to_string(&note).map_err(|error| cannot("read", &error))?;
+    let took = Duration::from_micros(took.parse().unwrap_or_default());
     for (n, moment) in MOMENTS.into_iter().enumerate() {
         let setup = part(setup, &format!("killed-{n}"))?;
         let delivery = Delivery::write(&setup, LARGE)?;
         kill_during(&setup, &delivery, took.mul_f64(moment))?;
         let after =
             format!("the same checkpoint, whose delivery was killed after {moment} of its time");
-        in_child(&setup, |sink, delivery| {
+        in_child(&setup, |sink| {
             match delivery.publish_with_patience(sink, &after) {
                 Ok(()) => Ok(()),
                 Err(failure) => Err(fault(
@@ -408,10 +417,9 @@ fn part(setup: &Setup, name: &str) -> Result<Setup, Stop> {
         .or_else(|error| super::test::skip(error.message()))
 }
 
-fn in_child(setup: &Setup, body: impl FnOnce(&Sink, &Delivery) -> Verdict) -> Verdict {
-    let delivery = Delivery::write(setup, LARGE)?;
+fn in_child(setup: &Setup, body: impl FnOnce(&Sink) -> Verdict) -> Verdict {
     let limit = setup.time_limit / 2;
-    let ended = contained(limit, || body(&Subject::load(setup)?.sink()?, &delivery));
+    let ended = contained(limit, || body(&Subject::load(setup)?.sink()?));
     ended
         .map_err(|error| cannot("start a process", &error))?
         .verdict(limit)

@@ -27,6 +27,8 @@ use crate::{PluginKind, PluginManifest};
 /// A loaded plugin and the settings for its instances.
 pub(super) struct Subject {
     library: &'static Library,
+    /// What its instances are given.
+    api: &'static HostApi,
     pub(super) config: String,
 }
 
@@ -88,8 +90,15 @@ impl Subject {
         let library = load(setup)?;
         Ok(Self {
             library,
+            api: library.api,
             config: setup.config()?,
         })
+    }
+
+    /// The same with another host around its instances.
+    pub(super) fn with_api(mut self, api: &'static HostApi) -> Self {
+        self.api = api;
+        self
     }
 
     pub(super) fn manifest(&self) -> &'static PluginManifest {
@@ -137,7 +146,7 @@ impl Subject {
     }
 
     fn instance(&self, create: HostCreate, destroy: HostDestroy) -> Result<Instance, Stop> {
-        let created = create_with(create, destroy, self.library.api, self.config.as_bytes());
+        let created = create_with(create, destroy, self.api, self.config.as_bytes());
         Ok(created.result?)
     }
 
@@ -166,7 +175,7 @@ impl Subject {
         (_, create, destroy): (PluginKind, HostCreate, HostDestroy),
         config: &[u8],
     ) -> Created {
-        create_with(create, destroy, self.library.api, config)
+        create_with(create, destroy, self.api, config)
     }
 }
 
@@ -183,7 +192,7 @@ pub(super) fn load(setup: &Setup) -> Result<&'static Library, Stop> {
         })
 }
 
-pub(super) fn create_with(
+fn create_with(
     create: HostCreate,
     destroy: HostDestroy,
     api: &'static HostApi,

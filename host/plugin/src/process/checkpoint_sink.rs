@@ -91,11 +91,11 @@ impl CheckpointSink for RemoteCheckpointSink {
         self.cancellation.begin(self.publishes);
         let reply = self.exchange(&call);
         self.cancellation.end();
-        // What a sink has to remember lies in its folder, so a new child can go on.
+        // What a sink has to remember lies in its folder, so a new child can go on, in this run or in
+        // another: only the sink itself refuses a checkpoint for good.
         let died = |remote: &Remote, reason: String| match remote.lost() {
-            None => SinkError::Temporary(reason),
-            Some(lost) if lost == reason => SinkError::Permanent(reason),
-            Some(lost) => SinkError::Permanent(format!("{reason}; {lost}")),
+            Some(lost) if lost != reason => SinkError::Temporary(format!("{reason}; {lost}")),
+            _ => SinkError::Temporary(reason),
         };
         match reply {
             Ok(Reply::Receipt(receipt)) => Ok(receipt),

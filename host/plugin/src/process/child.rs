@@ -188,12 +188,13 @@ impl Child {
     ) -> Result<Reply, Broken> {
         // A process that is dead is seen to be so even if something it started holds its socket open.
         let id = self.process.id();
-        let go_on: GoOn<'_> = &mut || !has_ended(id) && go_on();
-        self.sender.send(message, parts, go_on)?;
+        self.sender
+            .send(message, parts, &mut || !has_ended(id) && go_on())?;
         loop {
-            match self.listen(go_on)? {
+            match self.listen(&mut || !has_ended(id) && go_on())? {
                 Some(reply) => return Ok(reply),
-                // One that logs without end never makes anybody wait.
+                // One that logs without end never makes anybody wait. Of one that has ended the last
+                // words may lie in the socket.
                 None if !go_on() => return Err(Broken::GivenUp),
                 None => {}
             }
@@ -293,7 +294,7 @@ impl Drop for Child {
             .send(&super::protocol::Call::End, &[], &mut go_on);
         if asked.is_ok() {
             // It may log to the last.
-            while self.listen(&mut go_on).is_ok() {}
+            while begun.elapsed() < END_LIMIT && self.listen(&mut go_on).is_ok() {}
         }
         let left = END_LIMIT.saturating_sub(begun.elapsed()).min(ENDING);
         self.ends_within(left);

@@ -14,6 +14,8 @@ pub(crate) struct RemoteObserver {
     events: Option<Vec<EventKind>>,
     /// What it last exported or was given: where a child goes on that was started again.
     last_state: Vec<u8>,
+    /// Whether the child that there is has that state.
+    is_restored: bool,
 }
 
 impl RemoteObserver {
@@ -22,6 +24,7 @@ impl RemoteObserver {
             remote,
             events,
             last_state: Vec::new(),
+            is_restored: true,
         }
     }
 
@@ -30,8 +33,12 @@ impl RemoteObserver {
             .remote
             .revive(&|| None)
             .map_err(|error| self.remote.error(call.name(), error))?;
-        if revived && !self.last_state.is_empty() && !matches!(call, Call::ImportState) {
+        if revived {
+            self.is_restored = self.last_state.is_empty();
+        }
+        if !self.is_restored && !matches!(call, Call::ImportState) {
             self.remote.ask(&Call::ImportState, &[&self.last_state])?;
+            self.is_restored = true;
         }
         self.remote.ask(call, parts)
     }
@@ -42,10 +49,14 @@ impl Observer for RemoteObserver {
         self.remote.id()
     }
 
-    fn observe(&mut self, step: Step, event: &EventBody) -> Result<Vec<Ask>> {
+    fn wants(&self, event: &EventBody) -> bool {
         let kind = EventKind::of(event);
-        let is_wanted = |events: &Vec<EventKind>| events.contains(&kind);
-        if !self.events.as_ref().is_none_or(is_wanted) {
+        let events = self.events.as_ref();
+        events.is_none_or(|events| events.contains(&kind))
+    }
+
+    fn observe(&mut self, step: Step, event: &EventBody) -> Result<Vec<Ask>> {
+        if !self.wants(event) {
             return Ok(Vec::new());
         }
         let call = Call::Observe {
@@ -72,6 +83,7 @@ impl Observer for RemoteObserver {
         match self.call(&Call::ImportState, &[state])? {
             Reply::Done => {
                 self.last_state = state.to_vec();
+                self.is_restored = true;
                 Ok(())
             }
             _ => Err(self.remote.wrong_reply("import_state")),

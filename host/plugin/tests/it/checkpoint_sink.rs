@@ -129,7 +129,7 @@ fn after_a_panic_another_instance_publishes_at_most_three_times() {
     listen();
     let mut sink = sink("sink-panic", json!({"how": "panic"}));
     let cancel = sink.canceller();
-    let panicked = Err(SinkError::Permanent("it panicked".to_owned()));
+    let panicked = Err(SinkError::Temporary("it panicked".to_owned()));
     for _ in 0..4 {
         assert_eq!(sink.lost(), None);
         assert_eq!(publish(&mut *sink), panicked);
@@ -142,7 +142,7 @@ fn after_a_panic_another_instance_publishes_at_most_three_times() {
     let again = "it panicked in publish before and is not called again";
     assert_eq!(
         publish(&mut *sink),
-        Err(SinkError::Permanent(again.to_owned()))
+        Err(SinkError::Temporary(again.to_owned()))
     );
     cancel();
     drop(sink);

@@ -322,3 +322,34 @@ fn tables_of_any_size() {
         }
     }
 }
+
+/// Of many tables of symbols each may be as large as one may be: the look would have no end.
+#[test]
+fn a_second_table_of_symbols() {
+    let dir = dir();
+    let path = Fixture::metric("symbols").build(dir.path());
+    let mut bytes = fs::read(&path).unwrap();
+    let other = section(&bytes, ".symtab").header + 4;
+    bytes[other..other + 4].copy_from_slice(&11u32.to_ne_bytes());
+    let error = inspect(&bytes, &path).unwrap_err();
+    let why = "it has more than one table of symbols";
+    assert!(error.message().contains(why), "{error}");
+}
+
+/// The loader takes the last, so that is the one to look at.
+#[test]
+fn names_of_which_there_are_two_tables() {
+    let dir = dir();
+    let path = Fixture::metric("names").build(dir.path());
+    let mut bytes = fs::read(&path).unwrap();
+    let dynamic = section(&bytes, ".dynamic");
+    let mut entries = (dynamic.offset..dynamic.offset + dynamic.size).step_by(16);
+    let count = entries
+        .rfind(|&at| crate::elf::u64_at(&bytes, at) == 0x6fff_fff9)
+        .expect("a DT_RELACOUNT");
+    crate::elf::put_u64(&mut bytes, count, 5);
+    crate::elf::put_u64(&mut bytes, count + 8, u64::MAX / 2);
+    let error = inspect(&bytes, &path).unwrap_err();
+    let why = "its names lie in no segment";
+    assert!(error.message().contains(why), "{error}");
+}

@@ -388,8 +388,8 @@ fn a_sink_that_harms_its_process_may_try_again() {
         errors[..3],
         [const { SinkError::Cancelled }; 3].map(|_| SinkError::Temporary(death.clone()))
     );
-    assert_eq!(errors[3], SinkError::Permanent(format!("{death}; {lost}")));
-    assert_eq!(errors[4], SinkError::Permanent(lost.clone()));
+    assert_eq!(errors[3], SinkError::Temporary(format!("{death}; {lost}")));
+    assert_eq!(errors[4], SinkError::Temporary(lost.clone()));
     assert_eq!(sink.lost(), Some(lost));
 }
 
@@ -465,6 +465,13 @@ fn a_child_leaves_signals_to_its_host() {
         signal_to(&pid, signal);
         metric.reset().unwrap();
     }
+}
+
+/// Also where it does so when it is let go.
+#[test]
+fn what_logs_without_end_in_destroy_is_ended() {
+    let plugin = plugin("metric.c", "never-gone", "chatter");
+    drop(plugin.metric().unwrap());
 }
 
 #[test]

@@ -91,7 +91,9 @@ fn a_run_s_metrics_are_scalars() {
             }
             assert_eq!((read.len(), read[0].tags.len()), (1, 1));
             let data = read[0].tags[0].data.as_ref().expect("data");
-            assert!(data.step.len() <= expected, "{}", data.step.len());
+            let points = data.step.len();
+            let enough = if expected == 1000 { 500 } else { expected };
+            assert!((enough..=expected).contains(&points), "{points}");
             assert_eq!(data.step.len(), data.value.len());
             assert_eq!(data.step.len(), data.wall_time.len());
             assert_eq!(data.step.last(), Some(&2999));

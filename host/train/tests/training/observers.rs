@@ -248,6 +248,12 @@ impl Observer for Failing {
     fn id(&self) -> &str {
         "failing"
     }
+    fn wants(&self, event: &EventBody) -> bool {
+        matches!(
+            event,
+            EventBody::Metrics { .. } | EventBody::PluginFault { .. }
+        )
+    }
     fn observe(&mut self, step: Step, event: &EventBody) -> Result<Vec<Ask>> {
         assert!(!self.panicked, "not called after a panic");
         if !matches!(
@@ -358,6 +364,17 @@ fn an_observer_is_disabled_after_so_many_failures_in_a_row() {
             "plugin failing is not called any more: it failed 2 times in a row; it sees nothing and asks for nothing from here on"
         ]
     );
+}
+
+/// Nor does what it did not want to see end the row, nor that its state went well into a checkpoint.
+#[test]
+fn only_an_event_that_it_was_shown_ends_a_row_of_failures() {
+    let home = tempfile::tempdir().expect("a folder");
+    let always: Vec<u64> = (0..=10).collect();
+    let (run, seen, _) = beside_failing(home.path(), &[OnError::DisableAfter(8)], &always, false);
+    assert_eq!(run.outcome.reason, StopReason::Completed);
+    assert_eq!((faults(&run).len(), seen), (8, Vec::new()));
+    assert_eq!(warnings(&run).len(), 1);
 }
 
 #[test]
