@@ -477,7 +477,8 @@ typedef struct {
     // `[worker]` Delivers the checkpoint and puts a receipt by `put_bytes`: a JSON object of the
     // sink's, with what lets a person find it (`commit`, `path`). Delivering the same again changes
     // nothing. The checkpoint is borrowed until this returns. After `HOST_TEMPORARY` and
-    // `HOST_CANCELLED` it stays queued and is tried again; any other failure is final for it.
+    // `HOST_CANCELLED` it stays queued and is tried again, after `HOST_PANIC` by another instance. Any
+    // other failure is final for it in this process; another that takes up the run offers it again.
     HostStatus (*publish)(void *instance, const HostCheckpoint *checkpoint, const HostOut *out);
     // `[any]` Asks the `publish` that is running, if any, to end soon with `HOST_CANCELLED`. Returns
     // at once, and cannot fail.
