@@ -44,6 +44,26 @@ impl RemoteMetric {
         }
     }
 
+    /// Sends a batch, with `copies` a place for each input whose elements do not lie in order.
+    fn send(&mut self, batch: &MetricBatch<'_>, copies: &mut [Vec<u8>]) -> Result<()> {
+        let mut tensors = Vec::with_capacity(self.needs.len());
+        let mut parts = Vec::with_capacity(self.needs.len());
+        for (&need, copy) in self.needs.iter().zip(copies) {
+            let view = input(batch, need)?;
+            if view.device != Device::Cpu {
+                return Err(host_fault(need, "lies on a device the metric cannot read"));
+            }
+            tensors.push(TensorHead {
+                need,
+                dtype: view.dtype,
+                shape: Cow::Borrowed(view.shape),
+            });
+            parts.push(elements(view, copy));
+        }
+        let step = batch.step;
+        self.act(&Call::Update { step, tensors }, &parts)
+    }
+
     fn wrong_reply(&mut self, call: &Call<'_>) -> host_core::Error {
         self.is_state_lost = true;
         self.remote.wrong_reply(call.name())
@@ -71,23 +91,9 @@ impl Metric for RemoteMetric {
     }
 
     fn update(&mut self, batch: MetricBatch<'_>) -> Result<()> {
-        let mut tensors = Vec::with_capacity(self.needs.len());
-        let mut parts = Vec::with_capacity(self.needs.len());
+        // Taken out while they are borrowed, and back whatever comes of it.
         let mut copies = std::mem::take(&mut self.copies);
-        for (&need, copy) in self.needs.iter().zip(&mut copies) {
-            let view = input(&batch, need)?;
-            if view.device != Device::Cpu {
-                return Err(host_fault(need, "lies on a device the metric cannot read"));
-            }
-            tensors.push(TensorHead {
-                need,
-                dtype: view.dtype,
-                shape: Cow::Borrowed(view.shape),
-            });
-            parts.push(elements(view, copy));
-        }
-        let step = batch.step;
-        let outcome = self.act(&Call::Update { step, tensors }, &parts);
+        let outcome = self.send(&batch, &mut copies);
         self.copies = copies;
         outcome
     }
