@@ -289,15 +289,18 @@ fn check_policy(spec: &PluginSpec, id: &str, kinds: &[PluginKind]) -> Result<()>
     }
 }
 
-/// A warning for each plugin that is not what it was when the run was recorded.
+/// A warning for each plugin that is not what it was when the run was recorded, or takes no part any
+/// more. One that is new needs none: whoever wrote it into the run's file knows.
 ///
 /// # Errors
-/// One of the recorded is not among them any more.
+/// The library of one of the recorded is another plugin now.
 pub(crate) fn changes(then: &[FoundPlugin], now: &[PluginEntry]) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
-    for (then, now) in then.iter().zip(now) {
-        let now = &now.found;
-        if then.id != now.id {
+    for then in then {
+        if let Some(now) = now.iter().find(|now| now.found.id == then.id) {
+            warnings.extend(replaced_by(then, &now.found));
+        } else if let Some(now) = now.iter().find(|now| now.found.path == then.path) {
+            let now = &now.found;
             return Err(Error::new(
                 Kind::Plugin,
                 format!(
@@ -308,8 +311,12 @@ pub(crate) fn changes(then: &[FoundPlugin], now: &[PluginEntry]) -> Result<Vec<S
                 ),
             )
             .hint("put the library back that the run was started with"));
+        } else {
+            warnings.push(format!(
+                "plugin {} takes no part in the run any more",
+                then.id
+            ));
         }
-        warnings.extend(replaced_by(then, now));
     }
     Ok(warnings)
 }
@@ -428,11 +435,23 @@ mod tests {
     #[test]
     fn a_changed_library_is_a_warning_and_another_plugin_an_error() {
         let then = [entry("a", "1").found];
-        assert!(changes(&then, &[entry("a", "1")]).expect("same").is_empty());
+        let changes = |now: &[PluginEntry]| changes(&then, now);
+        assert!(changes(&[entry("a", "1")]).expect("same").is_empty());
+        assert_eq!(changes(&[entry("a", "2")]).expect("changed").len(), 1);
+        assert!(changes(&[entry("b", "1")]).is_err());
+    }
+
+    #[test]
+    fn a_plugin_may_come_and_go_anywhere_in_the_list() {
+        let mut new = entry("b", "1");
+        new.found.path = "/b.so".into();
+        let now = [new, entry("a", "1")];
+        let then = [entry("a", "1").found];
+        assert!(changes(&then, &now).expect("one more").is_empty());
+        let gone = changes(&[now[0].found.clone(), then[0].clone()], &now[1..]);
         assert_eq!(
-            changes(&then, &[entry("a", "2")]).expect("changed").len(),
-            1
+            gone.expect("one less"),
+            ["plugin b takes no part in the run any more"]
         );
-        assert!(changes(&then, &[entry("b", "1")]).is_err());
     }
 }
