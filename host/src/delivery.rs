@@ -1,8 +1,8 @@
 //! The way of complete checkpoints to the sinks: a queue and a worker thread for each sink.
 //!
-//! A sink gets its checkpoints in order. One that fails for a while keeps its place: it is tried
-//! again when the next checkpoint comes and at the end. The training ends by it only where the sink's
-//! policy says so.
+//! A sink gets its checkpoints in order. One that fails for a while keeps its place and is tried again
+//! for as long as the run goes on, less and less often, and a few times more at the end. The training
+//! ends by it only where the sink's policy says so.
 
 mod backlog;
 mod courier;
@@ -11,10 +11,11 @@ mod queue;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use host_core::{
-    CheckpointDir, CheckpointSink, Control, Emitter, Error, Kind, Result, RunName, Step, Supervised,
+    CheckpointDir, CheckpointSink, Control, Emitter, Error, Kind, QueuePolicy, Result, RunName,
+    Step, Supervised,
 };
 
 pub(crate) use backlog::Backlog;
@@ -30,13 +31,28 @@ const GRACE: Duration = Duration::from_secs(5);
 /// A wait that nobody needs to be told of.
 const SHORT: Duration = Duration::from_millis(500);
 
-/// How often a delivery is tried, and how long is waited in between: twice as long each time.
+/// How a delivery that failed is tried again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Retry {
-    /// Tries in a row.
+    /// Tries in a row that count as one failure to the sink's policy, and that are made at the end.
     pub(crate) tries: u32,
-    /// The first wait.
+    /// The first wait; each of the next is twice as long.
     pub(crate) first_wait: Duration,
+    /// The longest wait.
+    pub(crate) longest_wait: Duration,
+}
+
+impl Retry {
+    /// How long to wait after so many failures in a row: up to a tenth more than the rule says, so that
+    /// runs that lost the same server do not all come back to it at one moment.
+    fn wait(&self, failures: u32) -> Duration {
+        let doubled = 2u32.saturating_pow(failures.saturating_sub(1));
+        let wait = self.first_wait.saturating_mul(doubled);
+        let wait = wait.min(self.longest_wait);
+        let nanos = SystemTime::now().duration_since(UNIX_EPOCH);
+        let chance = nanos.map_or(0, |time| time.subsec_nanos() % 1000);
+        wait + wait.saturating_mul(chance) / 10_000
+    }
 }
 
 impl Default for Retry {
@@ -44,6 +60,7 @@ impl Default for Retry {
         Self {
             tries: 5,
             first_wait: Duration::from_secs(1),
+            longest_wait: Duration::from_secs(60),
         }
     }
 }
@@ -52,6 +69,8 @@ impl Default for Retry {
 pub(crate) struct Destination {
     /// Its own folder, which exists.
     pub(crate) state_dir: PathBuf,
+    /// What waits for it.
+    pub(crate) queue: QueuePolicy,
     /// The port.
     pub(crate) sink: Supervised<dyn CheckpointSink>,
 }
@@ -63,15 +82,19 @@ impl Destination {
     /// The file system refuses.
     pub(crate) fn all(
         dir: &RunDir,
-        sinks: Vec<Supervised<dyn CheckpointSink>>,
+        sinks: Vec<(Supervised<dyn CheckpointSink>, QueuePolicy)>,
     ) -> Result<Vec<Self>> {
         sinks
             .into_iter()
-            .map(|sink| {
+            .map(|(sink, queue)| {
                 let state_dir = dir.sink_state(sink.label());
                 std::fs::create_dir_all(&state_dir)
                     .map_err(|e| Error::io("make the sink's folder", &state_dir, &e))?;
-                Ok(Self { state_dir, sink })
+                Ok(Self {
+                    state_dir,
+                    queue,
+                    sink,
+                })
             })
             .collect()
     }
@@ -115,6 +138,8 @@ impl Deliveries {
         for destination in destinations {
             let queue = Arc::new(Queue::new(
                 destination.sink.label().to_owned(),
+                destination.queue,
+                retry,
                 destination.sink.port().canceller(),
                 emitter.clone(),
             ));
@@ -160,17 +185,12 @@ impl Deliveries {
 
     /// Whether a sink still waits for the checkpoint of this step.
     pub(crate) fn is_needed(&self, step: Step) -> bool {
-        self.workers
-            .iter()
-            .any(|worker| worker.queue.lock().waiting.iter().any(|c| c.step == step))
+        self.workers.iter().any(|worker| worker.queue.needs(step))
     }
 
     /// How many checkpoints wait for each sink.
     pub(crate) fn waiting(&self) -> Vec<(String, usize)> {
-        let waiting = |Worker { queue, .. }: &Worker| {
-            let depth = queue.lock().waiting.len();
-            (queue.label.clone(), depth)
-        };
+        let waiting = |Worker { queue, .. }: &Worker| (queue.label.clone(), queue.depth());
         self.workers.iter().map(waiting).collect()
     }
 
@@ -196,12 +216,16 @@ impl Deliveries {
         let mut said = String::new();
         while self.workers.iter().any(Worker::is_at_work) {
             let at_work = self.workers.iter().filter(|worker| worker.is_at_work());
-            let waits: Vec<String> = at_work.filter_map(Worker::waits).collect();
+            let waits: Vec<String> = at_work.clone().filter_map(Worker::waits).collect();
             let waits = waits.join(", ");
             let is_long = begun.elapsed() >= SHORT || Instant::now() >= deadline;
             if is_long && !waits.is_empty() && waits != said {
                 say(&format!("waiting for {waits}"));
                 said = waits;
+            }
+            for worker in at_work.clone().filter(|worker| worker.queue.is_cancelled()) {
+                // A sink is not told by one that came just before it began.
+                worker.queue.cancel();
             }
             if Instant::now() >= deadline {
                 if cancelled {
@@ -234,7 +258,7 @@ impl Worker {
     }
 
     fn waits(&self) -> Option<String> {
-        let waiting = self.queue.lock().waiting.len();
+        let waiting = self.queue.depth();
         (waiting > 0).then(|| count(&self.queue.label, waiting))
     }
 }
@@ -263,7 +287,6 @@ pub(crate) fn missed(undelivered: &[Undelivered], run: &str) -> Option<Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::VecDeque;
     use std::sync::Mutex;
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -273,7 +296,7 @@ mod tests {
 
     /// Answers as the script says, then with receipts; tells what it was given.
     struct Scripted {
-        answers: VecDeque<SinkError>,
+        answers: Box<dyn Iterator<Item = SinkError> + Send>,
         seen: SyncSender<u64>,
         gate: Option<Receiver<()>>,
         cancel: Arc<Mutex<Option<SyncSender<()>>>>,
@@ -290,7 +313,7 @@ mod tests {
                 let _ = gate.recv();
                 return Err(SinkError::Cancelled);
             }
-            match self.answers.pop_front() {
+            match self.answers.next() {
                 Some(error) => Err(error),
                 None => Ok(Receipt("{}".to_owned())),
             }
@@ -314,22 +337,34 @@ mod tests {
     }
 
     fn scene_under(on_error: OnError, answers: Vec<SinkError>, blocks: bool) -> Scene {
+        let answers = Box::new(answers.into_iter());
+        scene_with(on_error, QueuePolicy::All, answers, blocks)
+    }
+
+    fn scene_with(
+        on_error: OnError,
+        queue: QueuePolicy,
+        answers: Box<dyn Iterator<Item = SinkError> + Send>,
+        blocks: bool,
+    ) -> Scene {
         let (emitter, drafts) = Emitter::new(1000);
         let (seen_sender, seen) = sync_channel(1000);
         let (open, gate) = sync_channel(1000);
         let sink = Scripted {
-            answers: answers.into(),
+            answers,
             seen: seen_sender,
             gate: blocks.then_some(gate),
             cancel: Arc::new(Mutex::new(Some(open))),
         };
         let destination = Destination {
             state_dir: PathBuf::from("/nowhere"),
+            queue,
             sink: Supervised::new("scripted", on_error, Box::new(sink)),
         };
         let retry = Retry {
             tries: 2,
-            first_wait: Duration::ZERO,
+            first_wait: Duration::from_millis(5),
+            longest_wait: Duration::from_millis(5),
         };
         let run = "r".parse().expect("a name");
         let control = Control::new();
@@ -384,11 +419,81 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(deliveries.drain(LONG, &mut |_| ()), []);
-        use DeliveryState::{Delivered, Queued, Sending};
+        use DeliveryState::{Delivered, Failed, Queued, Sending};
         assert_eq!(
             states(&drafts),
-            [(10, Queued), (10, Sending), (10, Delivered)]
+            [
+                (10, Queued),
+                (10, Sending),
+                (10, Failed),
+                (10, Sending),
+                (10, Delivered)
+            ]
         );
+    }
+
+    #[test]
+    fn a_failure_says_when_the_next_try_is_and_the_last_that_there_is_none() {
+        let begun = jiff::Timestamp::now().as_microsecond();
+        let always = Box::new(std::iter::repeat_with(temporary));
+        let mut scene = scene_with(OnError::Warn, QueuePolicy::All, always, false);
+        scene.deliveries.offer(checkpoint(10));
+        let left = scene.deliveries.drain(LONG, &mut |_| ());
+        assert_eq!(left[0].steps, [Step(10)]);
+        let retries: Vec<Option<i64>> = scene
+            .drafts
+            .try_iter()
+            .filter_map(|draft| match draft.body {
+                EventBody::Delivery {
+                    state: DeliveryState::Failed,
+                    retry_time_us,
+                    ..
+                } => Some(retry_time_us),
+                _ => None,
+            })
+            .collect();
+        let [earlier @ .., None] = &retries[..] else {
+            panic!("{retries:?}")
+        };
+        assert!(!earlier.is_empty());
+        for retry in earlier {
+            assert!(retry.is_some_and(|retry| retry >= begun), "{retries:?}");
+        }
+    }
+
+    #[test]
+    fn waits_grow_up_to_the_longest() {
+        let retry = Retry::default();
+        let about = |failures, secs: u64| {
+            let wait = retry.wait(failures);
+            let least = Duration::from_secs(secs);
+            assert!(wait >= least && wait <= least.mul_f64(1.1), "{wait:?}");
+        };
+        for (failures, secs) in [(1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (1000, 60)] {
+            about(failures, secs);
+        }
+    }
+
+    #[test]
+    fn of_what_waits_the_latest_is_kept_and_what_is_on_its_way() {
+        let none = Box::new(std::iter::empty());
+        let mut scene = scene_with(OnError::Warn, QueuePolicy::Latest, none, true);
+        scene.deliveries.offer(checkpoint(10));
+        assert_eq!(scene.seen.recv().expect("it began"), 10);
+        for step in [20, 30, 40] {
+            scene.deliveries.offer(checkpoint(step));
+        }
+        assert_eq!(scene.deliveries.waiting(), [("scripted".to_owned(), 2)]);
+        assert!(scene.deliveries.is_needed(Step(10)));
+        assert!(!scene.deliveries.is_needed(Step(30)));
+        let left = scene.deliveries.drain(Duration::ZERO, &mut |_| ());
+        assert_eq!(left[0].steps, [Step(10), Step(40)]);
+        let dropped: Vec<u64> = states(&scene.drafts)
+            .into_iter()
+            .filter(|(_, state)| *state == DeliveryState::Dropped)
+            .map(|(step, _)| step)
+            .collect();
+        assert_eq!(dropped, [20, 30]);
     }
 
     #[test]
@@ -418,7 +523,8 @@ mod tests {
 
     #[test]
     fn what_never_arrives_is_left_over_with_its_reason() {
-        let mut scene = scene((0..100).map(|_| temporary()).collect(), false);
+        let always = Box::new(std::iter::repeat_with(temporary));
+        let mut scene = scene_with(OnError::Warn, QueuePolicy::All, always, false);
         scene.deliveries.offer(checkpoint(10));
         scene.deliveries.offer(checkpoint(20));
         let left = scene.deliveries.drain(LONG, &mut |_| ());

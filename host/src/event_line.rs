@@ -42,6 +42,7 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
             checkpoint,
             state,
             detail,
+            retry_time_us,
         } => match state {
             DeliveryState::Queued | DeliveryState::Sending => return None,
             DeliveryState::Delivered => {
@@ -51,7 +52,15 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
                 )
             }
             DeliveryState::Failed => {
-                format!("step {checkpoint:<6}  not delivered by {sink}: {detail}")
+                let again = if retry_time_us.is_some() {
+                    "not yet"
+                } else {
+                    "not"
+                };
+                format!("step {checkpoint:<6}  {again} delivered by {sink}: {detail}")
+            }
+            DeliveryState::Dropped => {
+                format!("step {checkpoint:<6}  dropped for {sink}: {detail}")
             }
         },
         // The delivery's own events say how it ended; a try that will be repeated is no news.
@@ -195,6 +204,7 @@ mod tests {
             checkpoint: Step(100),
             state,
             detail: detail.to_owned(),
+            retry_time_us: None,
         };
         assert_eq!(line(120, delivery(DeliveryState::Sending, "")), None);
         assert_eq!(

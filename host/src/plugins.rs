@@ -1,8 +1,8 @@
 //! The plugins of a run: found, loaded and made before anything else happens.
 
 use host_core::{
-    CheckpointSink, Error, GroupsRequest, Kind, Metric, Observer, ParamGroup, ParamInfo, Result,
-    Supervised, check_groups,
+    CheckpointSink, Error, GroupsRequest, Kind, Metric, Observer, ParamGroup, ParamInfo,
+    QueuePolicy, Result, Supervised, check_groups,
 };
 use host_plugin::{Level, OnError, Target, set_log};
 use host_plugin::{
@@ -78,6 +78,7 @@ impl Plugins {
                 mode: None,
                 on_error: None,
                 time_limit: None,
+                queue: None,
             };
             let default = Loaded::load(spec, search, &loaded)?;
             loaded.push(default);
@@ -183,19 +184,19 @@ impl Plugins {
         self.supervised(PluginKind::Metric, |_| true, Plugin::metric)
     }
 
-    /// The sinks.
+    /// The sinks, each with what waits for it.
     ///
     /// # Errors
     /// A plugin fails to make one.
     pub(crate) fn sinks(
         &self,
         is_wanted: impl Fn(&str) -> bool,
-    ) -> Result<Vec<Supervised<dyn CheckpointSink>>> {
-        self.supervised(
-            PluginKind::CheckpointSink,
-            is_wanted,
-            Plugin::checkpoint_sink,
-        )
+    ) -> Result<Vec<(Supervised<dyn CheckpointSink>, QueuePolicy)>> {
+        let kind = PluginKind::CheckpointSink;
+        let sinks = self.supervised(kind, &is_wanted, Plugin::checkpoint_sink)?;
+        let loaded = with_kind(&self.loaded, kind).filter(|loaded| is_wanted(&loaded.label));
+        let policies = loaded.map(|loaded| loaded.spec.queue.unwrap_or_default());
+        Ok(sinks.into_iter().zip(policies).collect())
     }
 
     /// The observers.
@@ -236,6 +237,7 @@ impl Plugins {
             mode: spec.mode,
             on_error: spec.on_error,
             time_limit: spec.time_limit,
+            queue: spec.queue,
             config: plugin.config().clone(),
             found: FoundPlugin {
                 id: plugin.id().to_owned(),
@@ -284,6 +286,10 @@ fn check_policy(spec: &PluginSpec, id: &str, kinds: &[PluginKind]) -> Result<()>
                 "on_error of plugin {id} can only be fail: it decides the parameter groups, and without them nothing is trained"
             );
             Err(Error::new(Kind::Config, message).hint("leave on_error out"))
+        }
+        _ if spec.queue.is_some() && !kinds.contains(&PluginKind::CheckpointSink) => {
+            let message = format!("plugin {id} has no queue: it is no checkpoint sink");
+            Err(Error::new(Kind::Config, message).hint("leave queue out"))
         }
         _ => Ok(()),
     }
@@ -422,6 +428,7 @@ mod tests {
             mode: None,
             on_error: None,
             time_limit: None,
+            queue: None,
             config: serde_json::Map::new(),
             found: FoundPlugin {
                 id: id.to_owned(),

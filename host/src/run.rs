@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use host_core::{
-    CheckpointSink, Control, Emitter, Error, EventBody, Inbox, Kind, Observer, Result, Step,
-    StopReason, Supervised,
+    CheckpointSink, Control, Emitter, Error, EventBody, Inbox, Kind, Observer, QueuePolicy, Result,
+    Step, StopReason, Supervised,
 };
 use host_serve::{Server, Source};
 use host_store::{Callbacks, Reader, RunRecord, RunStatus, Writer};
@@ -102,7 +102,7 @@ pub(crate) fn resume(
         for name in dir.set_aside_after(step, generation)? {
             progress.say(&format!("set aside, and yours to remove: {name}"));
         }
-        let labels: Vec<String> = ready.sinks.iter().map(|s| s.label().to_owned()).collect();
+        let labels = ready.plugins.sink_labels();
         let backlog = Backlog::read(&dir, &reader, &labels, Some(step))?;
         let live = Live::open(&plan, &dir, writer, &progress)?;
         for message in warnings {
@@ -171,7 +171,7 @@ pub(crate) fn groups(plan: &Plan) -> Result<Grouping> {
 /// Everything that can fail before there is a run.
 struct Ready {
     plugins: Plugins,
-    sinks: Vec<Supervised<dyn CheckpointSink>>,
+    sinks: Vec<(Supervised<dyn CheckpointSink>, QueuePolicy)>,
     observers: Vec<Supervised<dyn Observer>>,
     trainer: Trainer,
     grouping: Grouping,

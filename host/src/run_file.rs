@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use host_core::{Error, Kind, Result, RunName};
+use host_core::{Error, Kind, QueuePolicy, Result, RunName};
 use host_plugin::{Mode, OnError, Target};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -33,6 +33,8 @@ pub(crate) struct PluginEntry {
     pub(crate) on_error: Option<OnError>,
     /// The longest that a call may take, where the user said so.
     pub(crate) time_limit: Option<Duration>,
+    /// What waits for it, if the user said so.
+    pub(crate) queue: Option<QueuePolicy>,
     /// The settings with their types.
     pub(crate) config: serde_json::Map<String, serde_json::Value>,
     /// The library.
@@ -171,6 +173,8 @@ fn plugin_table(plugin: &PluginEntry) -> Result<Value> {
     table.extend(on_error.map(|on_error| ("on_error".to_owned(), on_error)));
     let limit = plugin.time_limit.map(|limit| limit.as_secs_f64().into());
     table.extend(limit.map(|limit| ("time_limit_secs".to_owned(), limit)));
+    let queue = plugin.queue.map(|queue| queue.name().into());
+    table.extend(queue.map(|queue| ("queue".to_owned(), queue)));
     for (key, value) in &plugin.config {
         // TOML has no null; an absent key means the same.
         if !value.is_null() {
@@ -224,6 +228,7 @@ mod tests {
             mode: Some(Mode::InProcess),
             on_error: Some(OnError::DisableAfter(3)),
             time_limit: Some(Duration::from_millis(2500)),
+            queue: Some(QueuePolicy::Latest),
             config: json!({ "dir": "/c", "keep": 2, "nothing": null })
                 .as_object()
                 .expect("an object")
@@ -249,6 +254,7 @@ mod tests {
         assert_eq!(again.plugins[0].mode, entry.mode);
         assert_eq!(again.plugins[0].on_error, entry.on_error);
         assert_eq!(again.plugins[0].time_limit, entry.time_limit);
+        assert_eq!(again.plugins[0].queue, entry.queue);
         let (read, record) = RunFile::read(&path).expect("a run's file");
         assert_eq!((&read, record.plugin), (&file, vec![entry.found]));
         let json: serde_json::Value = serde_json::from_str(&file.to_json()).expect("JSON");

@@ -202,6 +202,7 @@ mod tests {
             checkpoint: Step(1),
             state: DeliveryState::Delivered,
             detail: r#"{"path":"/c"}"#.to_owned(),
+            retry_time_us: None,
         });
         let left = [Undelivered {
             sink: "hub-git".to_owned(),

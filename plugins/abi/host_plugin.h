@@ -100,7 +100,7 @@ typedef struct {
 #define HOST_ABI_MAJOR 1
 
 // Minor version: counts the appended fields.
-#define HOST_ABI_MINOR 0
+#define HOST_ABI_MINOR 1
 
 // Kinds of a HostPluginItem. See HostParamGroups.
 #define HOST_KIND_PARAM_GROUPS 1
@@ -172,6 +172,9 @@ typedef struct {
 
 // The sink gave up.
 #define HOST_DELIVERY_FAILED 4
+
+// A newer checkpoint took its place in a queue that keeps the latest alone. Since 1.1.
+#define HOST_DELIVERY_DROPPED 5
 
 // Why training ended. All steps were done.
 #define HOST_STOP_COMPLETED 1

@@ -72,7 +72,9 @@ fn what_a_remote_that_was_away_missed_is_pushed_later() {
     for field in ["status", "last_step", "generation"] {
         assert_eq!(before[field], after[field], "{field}");
     }
-    let sink = json!({ "sink": "hub-git", "delivered": 4, "last_delivered": 20, "left": [] });
+    let sink = json!({
+        "sink": "hub-git", "delivered": 4, "dropped": 0, "last_delivered": 20, "left": []
+    });
     assert_eq!(after["sinks"], json!([sink]));
 }
 

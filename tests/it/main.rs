@@ -14,6 +14,7 @@ mod grpc;
 mod guide;
 mod isolation;
 mod kill;
+mod kill_while_pushing;
 mod memory;
 mod metric_inputs;
 mod misbehaving;

@@ -163,6 +163,7 @@ fn a_sink_that_fails_or_panics_does_not_stop_the_training() {
             EventBody::Delivery {
                 checkpoint,
                 state: DeliveryState::Failed,
+                retry_time_us: None,
                 ..
             } => Some(checkpoint.0),
             _ => None,

@@ -64,8 +64,12 @@ pub enum EventBody {
         checkpoint: Step,
         /// How far it came.
         state: DeliveryState,
-        /// The sink's receipt (JSON) when delivered, the reason when failed, else empty.
+        /// The sink's receipt (JSON) when delivered, the reason when failed or dropped, else empty.
         detail: String,
+        /// When a failed one is tried again, in microseconds since the Unix epoch; none if this process
+        /// will not, and for other states.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_time_us: Option<i64>,
     },
     /// A plugin failed in a call.
     PluginFault {
@@ -109,8 +113,10 @@ pub enum DeliveryState {
     Sending,
     /// The sink gave a receipt.
     Delivered,
-    /// The sink gave up.
+    /// A try failed, or the sink gave up.
     Failed,
+    /// A newer checkpoint took its place in a queue that keeps the latest alone.
+    Dropped,
 }
 
 /// A named number.

@@ -12,6 +12,7 @@ mod metric;
 mod observer;
 mod on_error;
 mod param;
+mod queue_policy;
 mod run_name;
 mod step;
 mod supervised;
@@ -29,6 +30,7 @@ pub use metric::{
 pub use observer::{Ask, Observer, Request};
 pub use on_error::OnError;
 pub use param::{GroupsRequest, ParamGroup, ParamGroups, ParamInfo, check_groups};
+pub use queue_policy::QueuePolicy;
 pub use run_name::RunName;
 pub use step::Step;
 pub use supervised::{Supervised, Verdict};

@@ -128,6 +128,7 @@ pub(crate) fn with_view<R>(step: Step, event: &EventBody, call: impl FnOnce(&Hos
             checkpoint,
             state,
             detail,
+            ..
         } => {
             view.name = HostStr::new(sink);
             view.of_step = checkpoint.0;
@@ -189,6 +190,7 @@ fn delivery_code(state: DeliveryState) -> u32 {
         DeliveryState::Sending => abi::HOST_DELIVERY_SENDING,
         DeliveryState::Delivered => abi::HOST_DELIVERY_DELIVERED,
         DeliveryState::Failed => abi::HOST_DELIVERY_FAILED,
+        DeliveryState::Dropped => abi::HOST_DELIVERY_DROPPED,
     }
 }
 
@@ -228,6 +230,7 @@ mod tests {
                 checkpoint: Step(0),
                 state: DeliveryState::Queued,
                 detail: text(),
+                retry_time_us: None,
             },
             EventBody::PluginFault {
                 plugin: text(),

@@ -335,7 +335,10 @@ mod tests {
             (
                 "min_host_minor",
                 json!(3),
-                "plugin perplexity needs ABI 1.3, this host speaks 1.0".to_owned(),
+                format!(
+                    "plugin perplexity needs ABI 1.3, this host speaks 1.{}",
+                    abi::HOST_ABI_MINOR
+                ),
             ),
             ("version", json!(""), wrong(version)),
             ("version", json!("latest"), wrong(version)),

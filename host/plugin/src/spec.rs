@@ -2,13 +2,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, Kind, QueuePolicy, Result};
 use serde_json::{Map, Value};
 
 use crate::{Mode, OnError, PluginConfig};
 
 /// Keys of a `[[plugin]]` table that are the host's; all others are the plugin's settings.
-pub(crate) const RESERVED_KEYS: [&str; 5] = ["id", "path", "mode", "on_error", "time_limit_secs"];
+pub(crate) const RESERVED_KEYS: [&str; 6] =
+    ["id", "path", "mode", "on_error", "time_limit_secs", "queue"];
 
 /// Which plugin the user asks for, and with which settings.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +24,8 @@ pub struct PluginSpec {
     pub on_error: Option<OnError>,
     /// The longest that one call may take, if the user said so: beyond it the call has failed.
     pub time_limit: Option<Duration>,
+    /// What waits for it if it is a sink, if the user said so.
+    pub queue: Option<QueuePolicy>,
 }
 
 /// How a plugin is named.
@@ -48,6 +51,7 @@ impl FromStr for PluginSpec {
         let mut mode = None;
         let mut on_error = None;
         let mut time_limit = None;
+        let mut queue = None;
         let mut config: Vec<(String, String)> = Vec::new();
         for setting in split_at_commas(settings) {
             let Some((key, value)) = setting.split_once('=') else {
@@ -74,6 +78,10 @@ impl FromStr for PluginSpec {
                     )));
                 }
                 "time_limit_secs" => time_limit = Some(limit_of(value.parse().ok(), value)?),
+                "queue" if queue.is_some() => {
+                    return Err(spec_error(format!("queue is given twice in {text:?}")));
+                }
+                "queue" => queue = Some(value.parse()?),
                 "" | "id" | "path" => {
                     return Err(spec_error(format!("{key:?} is no setting in {text:?}")));
                 }
@@ -86,12 +94,13 @@ impl FromStr for PluginSpec {
             mode,
             on_error,
             time_limit,
+            queue,
         })
     }
 }
 
 impl PluginSpec {
-    /// A `[[plugin]]` table: `id` or `path`, perhaps `mode`, `on_error` and `time_limit_secs`,
+    /// A `[[plugin]]` table: `id` or `path`, perhaps `mode`, `on_error`, `time_limit_secs` and `queue`,
     /// and the plugin's settings beside them.
     ///
     /// # Errors
@@ -127,12 +136,17 @@ impl PluginSpec {
             .shift_remove("time_limit_secs")
             .map(|value| limit_of(value.as_f64(), &value.to_string()))
             .transpose()?;
+        let queue = table
+            .shift_remove("queue")
+            .map(|value| text("queue", value)?.parse())
+            .transpose()?;
         Ok(Self {
             target,
             config: PluginConfig::Values(table),
             mode,
             on_error,
             time_limit,
+            queue,
         })
     }
 }
@@ -217,6 +231,7 @@ mod tests {
                     mode: None,
                     on_error: None,
                     time_limit: None,
+                    queue: None,
                 }
             );
         }
@@ -236,9 +251,10 @@ mod tests {
 
     #[test]
     fn the_policy_is_not_a_setting() {
-        let spec = parse("./a.so:k=1,on_error=disable_after=3,mode=process");
+        let spec = parse("./a.so:k=1,on_error=disable_after=3,queue=latest,mode=process");
         assert_eq!(spec.mode, Some(Mode::Process));
         assert_eq!(spec.on_error, Some(OnError::DisableAfter(3)));
+        assert_eq!(spec.queue, Some(QueuePolicy::Latest));
         assert_eq!(spec.config, text(&[("k", "1")]));
     }
 
@@ -303,6 +319,7 @@ mod tests {
                 mode: Some(Mode::InProcess),
                 on_error: Some(OnError::Warn),
                 time_limit: None,
+                queue: None,
             }
         );
     }
@@ -314,6 +331,10 @@ mod tests {
             (
                 json!({"id": "a", "path": "b"}),
                 "a [[plugin]] has both id and path",
+            ),
+            (
+                json!({"id": "a", "queue": "newest"}),
+                "queue of a plugin cannot be \"newest\"",
             ),
             (json!({"id": 3}), "id of a [[plugin]] must be text, not 3"),
             (

@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use host_core::{Error, Event, Kind, Result, RunName};
 use host_proto::tracker::v1 as proto;
-use host_store::{Point, RunRow, Series};
+use host_store::{Delivery, Point, RunRow, Series};
 use proto::WatchEndReason;
 use proto::tracker_service_client::TrackerServiceClient;
 use tokio::runtime::{Builder, Runtime};
@@ -131,6 +131,20 @@ impl Client {
         };
         let response = self.call(async |mut service| service.read_metric(request).await)?;
         Ok(response.points.into_iter().map(from_proto::point).collect())
+    }
+
+    /// The delivery ledger of a run, by sink and then by checkpoint.
+    ///
+    /// # Errors
+    /// If there is no such run, or the server does not answer.
+    pub fn deliveries(&self, run: &str) -> Result<Vec<Delivery>> {
+        let request = proto::ListDeliveriesRequest {
+            run: run.to_owned(),
+            ..proto::ListDeliveriesRequest::default()
+        };
+        let response = self.call(async |mut service| service.list_deliveries(request).await)?;
+        let entries = response.entries.into_iter();
+        Ok(entries.filter_map(from_proto::ledger_entry).collect())
     }
 
     /// The events of a run after a cursor (0: from the beginning), in order, each once. With `follow`,

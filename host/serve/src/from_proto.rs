@@ -2,7 +2,7 @@ use host_core::{
     DeliveryState, Error, Event, EventBody, Kind, MetricValue, Request, Result, Step, StopReason,
 };
 use host_proto::tracker::v1 as proto;
-use host_store::{Point, RunRow, RunStatus, Series};
+use host_store::{Delivery, Point, RunRow, RunStatus, Series};
 
 /// A run; its error if the server could not read it.
 pub(crate) fn run(run: proto::Run, config_json: String) -> Result<RunRow> {
@@ -41,6 +41,20 @@ pub(crate) fn point(point: proto::Point) -> Point {
         time_us: point.time_us,
         value: point.value,
     }
+}
+
+/// An entry of the delivery ledger; none if it is in a state that this program is too old for.
+pub(crate) fn ledger_entry(entry: proto::LedgerEntry) -> Option<Delivery> {
+    let delivery = entry.delivery?;
+    Some(Delivery {
+        state: delivery_state(delivery.state())?,
+        sink: delivery.sink,
+        checkpoint: Step(delivery.checkpoint_step),
+        detail: delivery.detail,
+        retry_time_us: (delivery.retry_time_us != 0).then_some(delivery.retry_time_us),
+        seq: entry.seq,
+        time_us: entry.time_us,
+    })
 }
 
 /// An event. One of a kind that this program is too old for becomes a warning that says so, since it
@@ -91,6 +105,7 @@ fn body(body: proto::event::Body) -> Option<EventBody> {
             sink: delivery.sink,
             checkpoint: Step(delivery.checkpoint_step),
             detail: delivery.detail,
+            retry_time_us: (delivery.retry_time_us != 0).then_some(delivery.retry_time_us),
         },
         Body::PluginFault(fault) => EventBody::PluginFault {
             plugin: fault.plugin,
@@ -140,6 +155,7 @@ fn delivery_state(state: proto::DeliveryState) -> Option<DeliveryState> {
         proto::DeliveryState::Sending => Some(DeliveryState::Sending),
         proto::DeliveryState::Delivered => Some(DeliveryState::Delivered),
         proto::DeliveryState::Failed => Some(DeliveryState::Failed),
+        proto::DeliveryState::Dropped => Some(DeliveryState::Dropped),
         proto::DeliveryState::Unspecified => None,
     }
 }
@@ -156,12 +172,14 @@ mod tests {
             DeliveryState::Sending,
             DeliveryState::Delivered,
             DeliveryState::Failed,
+            DeliveryState::Dropped,
         ]
         .map(|state| EventBody::Delivery {
             sink: "local-disk".to_owned(),
             checkpoint: Step(100),
             state,
             detail: "{}".to_owned(),
+            retry_time_us: (state == DeliveryState::Failed).then_some(5),
         });
         let ends = [
             StopReason::Completed,

@@ -1,6 +1,6 @@
 use host_core::{DeliveryState, Event, EventBody, Request, StopReason};
 use host_proto::tracker::v1 as proto;
-use host_store::{Point, RunRow, RunStatus, Series};
+use host_store::{Delivery, Point, RunRow, RunStatus, Series};
 
 pub(crate) fn run(name: &str, row: &RunRow) -> proto::Run {
     let (state, reason) = match row.status {
@@ -86,11 +86,13 @@ fn body(body: EventBody) -> proto::event::Body {
             checkpoint,
             state,
             detail,
+            retry_time_us,
         } => Body::Delivery(proto::Delivery {
             sink,
             checkpoint_step: checkpoint.0,
             state: delivery_state(state).into(),
             detail,
+            retry_time_us: retry_time_us.unwrap_or(0),
         }),
         EventBody::PluginFault {
             plugin,
@@ -140,11 +142,29 @@ fn stop_reason(reason: StopReason) -> proto::StopReason {
     }
 }
 
+/// An entry of the delivery ledger.
+pub(crate) fn ledger_entry(entry: Delivery) -> proto::LedgerEntry {
+    proto::LedgerEntry {
+        time_us: entry.time_us,
+        seq: entry.seq,
+        location: entry.location().unwrap_or_default(),
+        manifest_sha256: entry.manifest_sha256().unwrap_or_default(),
+        delivery: Some(proto::Delivery {
+            sink: entry.sink,
+            checkpoint_step: entry.checkpoint.0,
+            state: delivery_state(entry.state).into(),
+            detail: entry.detail,
+            retry_time_us: entry.retry_time_us.unwrap_or(0),
+        }),
+    }
+}
+
 fn delivery_state(state: DeliveryState) -> proto::DeliveryState {
     match state {
         DeliveryState::Queued => proto::DeliveryState::Queued,
         DeliveryState::Sending => proto::DeliveryState::Sending,
         DeliveryState::Delivered => proto::DeliveryState::Delivered,
         DeliveryState::Failed => proto::DeliveryState::Failed,
+        DeliveryState::Dropped => proto::DeliveryState::Dropped,
     }
 }

@@ -15,6 +15,8 @@ use crate::watch::Watcher;
 
 /// Runs on a page where the request does not say how many, and at most.
 const RUNS: (u32, u32) = (100, 1000);
+/// The same for the entries of a delivery ledger.
+const ENTRIES: (u32, u32) = (1000, 10_000);
 /// The same for the points of a history; at 30 bytes each the most still fit in a client's 4 MiB.
 const POINTS: (u32, u32) = (1000, 100_000);
 
@@ -75,6 +77,34 @@ impl TrackerService for Tracker {
         let series = self.runs.read(&run, Reader::series).await?;
         Ok(Response::new(proto::ListMetricsResponse {
             metrics: series.iter().map(to_proto::metric).collect(),
+        }))
+    }
+
+    async fn list_deliveries(
+        &self,
+        request: Request<proto::ListDeliveriesRequest>,
+    ) -> Result<Response<proto::ListDeliveriesResponse>, Status> {
+        let request = request.into_inner();
+        let most = match request.max_entries {
+            0 => ENTRIES.0,
+            n if n > ENTRIES.1 => {
+                let most = ENTRIES.1;
+                return Err(Status::invalid_argument(format!(
+                    "max_entries is {n}, the most is {most}"
+                )));
+            }
+            n => n,
+        };
+        let run = self.runs.find(&request.run).await?;
+        let mut ledger = self.runs.read(&run, Reader::deliveries).await?;
+        ledger.retain(|entry| request.sink.is_empty() || entry.sink == request.sink);
+        if let Some(surplus) = ledger.len().checked_sub(most as usize) {
+            ledger.sort_by_key(|entry| entry.checkpoint);
+            ledger.drain(..surplus);
+            ledger.sort_by(|a, b| (&a.sink, a.checkpoint).cmp(&(&b.sink, b.checkpoint)));
+        }
+        Ok(Response::new(proto::ListDeliveriesResponse {
+            entries: ledger.into_iter().map(to_proto::ledger_entry).collect(),
         }))
     }
 

@@ -14,7 +14,8 @@ Plugins are found by id in HOST_PLUGIN_PATH, beside this program, in $XDG_DATA_H
 in /usr/lib/host/plugins. Without one for the parameter groups, weight-decay is used. Beside its
 settings a plugin takes on_error: warn (the default: a failure is an event, and it is called again),
 disable_after=N (not after N failures in a row) or fail (the run ends, after a checkpoint, with exit
-code 3); and time_limit_secs, beyond which a call has failed.
+code 3); and time_limit_secs, beyond which a call has failed. A sink takes queue: all (the default:
+it gets every checkpoint, in order) or latest (of those that wait for it, only the newest).
 
 Example:
   host run --data ~/src --extensions rs --model demo --seq-length 256 --max-train-steps 400 \\

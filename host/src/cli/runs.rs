@@ -177,12 +177,10 @@ impl Shown {
     }
 
     /// The last state of each checkpoint's delivery to each sink, in the order of the checkpoints.
-    fn deliveries(&self) -> Vec<(Step, &str, DeliveryState, &str)> {
+    fn deliveries(&self) -> Vec<&Delivery> {
         let mut entries: Vec<&Delivery> = self.deliveries.iter().collect();
         entries.sort_by_key(|entry| entry.checkpoint);
-        let told = entries.into_iter();
-        told.map(|d| (d.checkpoint, d.sink.as_str(), d.state, d.detail.as_str()))
-            .collect()
+        entries
     }
 
     /// The delivery ledger by sink.
@@ -231,16 +229,14 @@ impl Shown {
             .checkpoints()
             .map(|(name, bytes, stands)| json!({ "name": name, "bytes": bytes, "stands": stands }));
         json["checkpoints"] = checkpoints.collect();
-        let deliveries = self.deliveries().into_iter().map(
-            |(checkpoint, sink, state, detail)| json!({ "checkpoint": checkpoint, "sink": sink, "state": state, "detail": detail }),
-        );
-        json["deliveries"] = deliveries.collect();
+        json["deliveries"] = self.deliveries().into_iter().map(delivery_json).collect();
         let sinks = self.sinks().map(|sink| {
             let left = sink.left().map(|entry| {
                 json!({ "checkpoint": entry.checkpoint, "state": entry.state, "detail": entry.detail })
             });
             json!({
                 "sink": sink.label,
+                "dropped": sink.dropped(),
                 "delivered": sink.delivered().count(),
                 "last_delivered": sink.delivered().last().map(|entry| entry.checkpoint),
                 "left": left.collect::<Value>(),
@@ -372,8 +368,9 @@ impl Shown {
                 .map(|entry| match entry.state {
                     DeliveryState::Failed => {
                         format!(
-                            "step {} failed: {}",
+                            "step {} failed{}: {}",
                             entry.checkpoint,
+                            self.next_try(entry),
                             one_line(&entry.detail)
                         )
                     }
@@ -381,7 +378,12 @@ impl Shown {
                 })
                 .collect();
             is_anything_left |= !left.is_empty();
-            let told = std::iter::once(has).chain(left).collect::<Vec<_>>();
+            let dropped = match sink.dropped() {
+                0 => None,
+                n => Some(format!("{n} dropped for a newer one")),
+            };
+            let told = std::iter::once(has).chain(dropped).chain(left);
+            let told = told.collect::<Vec<_>>();
             text += &format!("  {}  {}\n", sink.label, told.join("; "));
         }
         if is_anything_left && self.row.status != RunStatus::Running {
@@ -391,23 +393,24 @@ impl Shown {
         text
     }
 
+    /// When a live run tries a failed delivery again.
+    fn next_try(&self, entry: &Delivery) -> String {
+        match entry.retry_time_us {
+            Some(time) if self.row.status == RunStatus::Running => {
+                format!(", next try {}", local_time(time))
+            }
+            _ => String::new(),
+        }
+    }
+
     fn checkpoints_text(&self) -> String {
         let deliveries = self.deliveries();
         let line = |(name, bytes, stands): (&str, u64, bool)| {
-            let of_this = |(step, ..): &&(Step, &str, DeliveryState, &str)| {
-                name == format!("step-{:06}", step.0)
-            };
+            let of_this = |entry: &&&Delivery| name == format!("step-{:06}", entry.checkpoint.0);
             let told: Vec<String> = deliveries
                 .iter()
                 .filter(of_this)
-                .map(|(_, sink, state, detail)| match state {
-                    DeliveryState::Queued => format!("waits for {sink}"),
-                    DeliveryState::Sending => format!("on its way to {sink}"),
-                    DeliveryState::Delivered => format!("delivered by {sink}"),
-                    DeliveryState::Failed => {
-                        format!("not delivered by {sink}: {}", one_line(detail))
-                    }
-                })
+                .map(|entry| delivery_words(entry))
                 .collect();
             let pruned = if stands { "" } else { " (pruned)" };
             format!(
@@ -436,9 +439,56 @@ impl<'a> SinkLedger<'a> {
     }
 
     fn left(&self) -> impl Iterator<Item = &'a Delivery> {
+        use DeliveryState::{Delivered, Dropped};
         let entries = self.entries.iter();
-        entries.filter(|entry| entry.state != DeliveryState::Delivered)
+        entries.filter(|entry| !matches!(entry.state, Delivered | Dropped))
     }
+
+    fn dropped(&self) -> usize {
+        let entries = self.entries.iter();
+        entries
+            .filter(|entry| entry.state == DeliveryState::Dropped)
+            .count()
+    }
+}
+
+/// An entry of the ledger, behind the checkpoint's name.
+fn delivery_words(entry: &Delivery) -> String {
+    let sink = &entry.sink;
+    match entry.state {
+        DeliveryState::Queued => format!("waits for {sink}"),
+        DeliveryState::Sending => format!("on its way to {sink}"),
+        DeliveryState::Delivered => {
+            let at = local_time(entry.time_us);
+            let place = entry
+                .location()
+                .map(|place| format!(" as {}", short(&place)));
+            format!("delivered by {sink}{} {at}", place.unwrap_or_default())
+        }
+        DeliveryState::Failed => {
+            format!("not delivered by {sink}: {}", one_line(&entry.detail))
+        }
+        DeliveryState::Dropped => format!("dropped for {sink}: {}", one_line(&entry.detail)),
+    }
+}
+
+/// A commit's id as git shortens it; a path as it is.
+fn short(location: &str) -> &str {
+    let is_id = location.len() >= 40 && location.bytes().all(|b| b.is_ascii_hexdigit());
+    if is_id { &location[..12] } else { location }
+}
+
+fn delivery_json(entry: &Delivery) -> Value {
+    json!({
+        "checkpoint": entry.checkpoint,
+        "sink": entry.sink,
+        "state": entry.state,
+        "detail": entry.detail,
+        "time_us": entry.time_us,
+        "retry_time_us": entry.retry_time_us,
+        "location": entry.location(),
+        "manifest_sha256": entry.manifest_sha256(),
+    })
 }
 
 /// The plugin and the quantity of `plugin/hub-git/calls`.

@@ -126,9 +126,9 @@ fn debts(ledger: &[Delivery], standing: &BTreeSet<Step>, sink: &str) -> Vec<(Ste
         states.insert(entry.checkpoint, Some(entry.state));
     }
     let debt = |(step, state): (Step, Option<DeliveryState>)| {
-        use DeliveryState::{Delivered, Failed, Queued, Sending};
+        use DeliveryState::{Delivered, Dropped, Failed, Queued, Sending};
         let debt = match (state, standing.contains(&step)) {
-            (Some(Delivered), _) => return None,
+            (Some(Delivered | Dropped), _) => return None,
             (Some(Queued), true) => Debt::Queued,
             (Some(Sending | Failed) | None, true) => Debt::Again,
             (Some(Queued | Sending), false) => Debt::Gone,
@@ -148,7 +148,10 @@ fn removed(
 ) -> Vec<(String, Vec<Step>)> {
     let mut removed: BTreeMap<&str, Vec<Step>> = BTreeMap::new();
     for entry in ledger {
-        let is_owed = entry.state != DeliveryState::Delivered;
+        let is_owed = !matches!(
+            entry.state,
+            DeliveryState::Delivered | DeliveryState::Dropped
+        );
         if is_owed && standing.contains(&entry.checkpoint) && !sinks.contains(&entry.sink) {
             let steps = removed.entry(&entry.sink).or_default();
             steps.push(entry.checkpoint);
@@ -206,7 +209,7 @@ fn evaluations(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use DeliveryState::{Delivered, Failed, Queued, Sending};
+    use DeliveryState::{Delivered, Dropped, Failed, Queued, Sending};
 
     fn entry(sink: &str, step: u64, state: DeliveryState) -> Delivery {
         Delivery {
@@ -214,6 +217,7 @@ mod tests {
             checkpoint: Step(step),
             state,
             detail: String::new(),
+            retry_time_us: None,
             seq: step,
             time_us: 0,
         }
@@ -230,10 +234,11 @@ mod tests {
             entry("a", 20, Failed),
             entry("a", 30, Sending),
             entry("a", 40, Queued),
+            entry("a", 45, Dropped),
             entry("b", 10, Queued),
         ];
         // The process died before it could queue the last.
-        let standing = standing(&[10, 20, 30, 40, 50]);
+        let standing = standing(&[10, 20, 30, 40, 45, 50]);
         assert_eq!(
             debts(&ledger, &standing, "a"),
             [
@@ -247,7 +252,7 @@ mod tests {
             .iter()
             .map(|debt| debt.0.0)
             .collect();
-        assert_eq!(added, [10, 20, 30, 40, 50]);
+        assert_eq!(added, [10, 20, 30, 40, 45, 50]);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use host_core::{
-    CheckpointDir, Control, DeliveryState, Error, EventBody, Kind, Publish, Receipt, RunName,
-    SinkError, Step, Verdict,
+    CheckpointDir, Control, Error, EventBody, Kind, Publish, Receipt, RunName, SinkError, Step,
+    Verdict,
 };
 
 use super::queue::Queue;
@@ -17,93 +17,61 @@ pub(super) struct Courier {
     pub(super) control: Control,
 }
 
-/// How a delivery ended.
-enum Ending {
-    Delivered(Receipt),
-    /// The sink will never take it.
-    Refused(String),
-    /// It may go well later.
-    Postponed(String),
-    /// Everything ends.
-    Cancelled,
-}
-
 impl Courier {
     /// Delivers until there will be nothing more, or the sink is not called any more.
     pub(super) fn work(mut self) {
         while let Some(checkpoint) = self.queue.next() {
             let step = checkpoint.step;
-            self.queue.tell(step, DeliveryState::Sending, "");
-            let ending = self.deliver(&checkpoint);
-            // The queue changes before the event goes out, so that whoever sees the event finds the
-            // checkpoint no longer needed.
-            let mut state = self.queue.lock();
-            let (result, detail) = match &ending {
-                Ending::Delivered(Receipt(receipt)) => {
-                    state.waiting.pop_front();
-                    (DeliveryState::Delivered, receipt.as_str())
+            match self.publish(&checkpoint) {
+                Ok(Receipt(receipt)) => {
+                    self.queue.delivered(step, &receipt);
+                    self.destination.sink.succeeded();
                 }
-                Ending::Refused(reason) => {
-                    state.waiting.pop_front();
-                    state.refused.push(step);
-                    state.last_reason.clone_from(reason);
-                    (DeliveryState::Failed, reason.as_str())
+                Err(SinkError::Cancelled) if self.queue.is_cancelled() => {
+                    self.queue.postponed(step, "it was cancelled", true);
                 }
-                Ending::Postponed(reason) => {
-                    state.stalled = true;
-                    state.last_reason.clone_from(reason);
-                    (DeliveryState::Failed, reason.as_str())
+                Err(SinkError::Permanent(reason)) => self.refused(step, &reason),
+                Err(SinkError::Temporary(reason)) => self.postponed(step, &reason),
+                Err(SinkError::Cancelled) => {
+                    self.postponed(step, "it says that it was cancelled, and was not");
                 }
-                Ending::Cancelled => {
-                    state.stalled = true;
-                    state.last_reason = "it was cancelled".to_owned();
-                    (DeliveryState::Failed, "it was cancelled")
-                }
-            };
-            drop(state);
-            self.queue.tell(step, result, detail);
-            match ending {
-                Ending::Delivered(_) => self.destination.sink.succeeded(),
-                Ending::Cancelled => {}
-                Ending::Refused(reason) | Ending::Postponed(reason) => self.failed(step, &reason),
-            }
-            if self.destination.sink.active().is_none() {
-                // What waits goes on waiting, and so does what is still to come.
-                return;
             }
         }
     }
 
-    fn deliver(&mut self, checkpoint: &CheckpointDir) -> Ending {
-        let mut wait = self.retry.first_wait;
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let sink = self.destination.sink.active().expect("it is at work");
-            let outcome = sink.publish(Publish {
-                run: &self.run,
-                checkpoint,
-                state_dir: &self.destination.state_dir,
-            });
-            let reason = match outcome {
-                Ok(receipt) => return Ending::Delivered(receipt),
-                Err(SinkError::Cancelled) if self.queue.is_cancelled() => return Ending::Cancelled,
-                Err(SinkError::Permanent(reason)) => {
-                    self.fault(checkpoint.step, &reason);
-                    return Ending::Refused(reason);
-                }
-                Err(SinkError::Temporary(reason)) => reason,
-                Err(SinkError::Cancelled) => {
-                    "it says that it was cancelled, and was not".to_owned()
-                }
-            };
-            self.fault(checkpoint.step, &reason);
-            let is_lost = self.destination.sink.port().lost().is_some();
-            if is_lost || tries >= self.retry.tries || !self.queue.sleep(wait) {
-                return Ending::Postponed(reason);
-            }
-            wait = wait.saturating_mul(2);
+    fn publish(&mut self, checkpoint: &CheckpointDir) -> Result<Receipt, SinkError> {
+        let sink = self.destination.sink.active().expect("it is at work");
+        sink.publish(Publish {
+            run: &self.run,
+            checkpoint,
+            state_dir: &self.destination.state_dir,
+        })
+    }
+
+    /// The sink will never take this one.
+    fn refused(&mut self, step: Step, reason: &str) {
+        self.fault(step, reason);
+        let verdict = self.judge(reason);
+        if self.destination.sink.active().is_none() {
+            self.queue.give_up();
         }
+        self.queue.refused(step, reason);
+        self.carry_out(step, verdict);
+    }
+
+    /// The sink may take it later. So many tries in a row are one failure to the policy.
+    fn postponed(&mut self, step: Step, reason: &str) {
+        self.fault(step, reason);
+        let is_lost = self.destination.sink.port().lost().is_some();
+        let tries = self.queue.failures() + 1;
+        let verdict = if is_lost || tries.is_multiple_of(self.retry.tries) {
+            self.judge(reason)
+        } else {
+            Verdict::GoOn
+        };
+        let is_called_again = self.destination.sink.active().is_some();
+        self.queue.postponed(step, reason, is_called_again);
+        self.carry_out(step, verdict);
     }
 
     fn fault(&self, step: Step, reason: &str) {
@@ -111,17 +79,20 @@ impl Courier {
         self.queue.emit(step, fault);
     }
 
-    /// A delivery has failed, its tries included: the policy says what comes of it.
-    fn failed(&mut self, step: Step, reason: &str) {
+    /// A delivery has failed, its tries included: what comes of it by the policy.
+    fn judge(&mut self, reason: &str) -> Verdict {
         let label = &self.queue.label;
         let message = format!("plugin {label} failed in publish: {reason}");
         let lost = self.destination.sink.port().lost();
         let error = Error::new(Kind::Plugin, message);
-        match self.destination.sink.failed(error, lost) {
+        self.destination.sink.failed(error, lost)
+    }
+
+    fn carry_out(&self, step: Step, verdict: Verdict) {
+        match verdict {
             Verdict::GoOn => {}
             Verdict::Disable(why) => {
-                let first = self.queue.lock().waiting.front().map(|c| c.step);
-                let which = match first {
+                let which = match self.queue.first() {
                     Some(step) => format!("the checkpoints from step {step} on"),
                     None => "the next checkpoints".to_owned(),
                 };

@@ -1,10 +1,10 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use host_core::{CheckpointDir, DeliveryState, Emitter, EventBody, Step};
+use host_core::{CheckpointDir, DeliveryState, Emitter, EventBody, QueuePolicy, Step};
 
-use super::Undelivered;
+use super::{Retry, Undelivered};
 
 /// Checkpoints that may wait for one sink. They are folders on the disk, so a place costs little.
 const CAPACITY: usize = 1024;
@@ -12,6 +12,8 @@ const CAPACITY: usize = 1024;
 /// What waits for one sink.
 pub(super) struct Queue {
     pub(super) label: String,
+    policy: QueuePolicy,
+    retry: Retry,
     cancel_sink: Box<dyn Fn() + Send + Sync>,
     emitter: Mutex<Option<Emitter>>,
     state: Mutex<State>,
@@ -19,29 +21,50 @@ pub(super) struct Queue {
 }
 
 #[derive(Default)]
-pub(super) struct State {
+struct State {
     /// In order; the worker is at the first and removes it when it is done with it.
-    pub(super) waiting: VecDeque<Arc<CheckpointDir>>,
-    /// The first has failed for now and waits for news.
-    pub(super) stalled: bool,
-    /// Something came, or the end, since the worker last looked.
-    news: bool,
+    waiting: VecDeque<Arc<CheckpointDir>>,
+    /// The worker has the first in its hands.
+    is_sending: bool,
+    /// The first has failed for now, and is not tried again before this.
+    retry_at: Option<Instant>,
+    /// Tries of the first that failed in a row.
+    failures: u32,
+    /// The same since no more will come.
+    last_failures: u32,
+    /// The sink is not called any more.
+    is_given_up: bool,
     /// No more will come.
     closed: bool,
     cancelled: bool,
     /// Checkpoints that the sink refused for good.
-    pub(super) refused: Vec<Step>,
-    pub(super) last_reason: String,
+    refused: Vec<Step>,
+    last_reason: String,
+}
+
+impl State {
+    /// The first is no more.
+    fn advance(&mut self) {
+        self.waiting.pop_front();
+        self.is_sending = false;
+        self.retry_at = None;
+        self.failures = 0;
+        self.last_failures = 0;
+    }
 }
 
 impl Queue {
     pub(super) fn new(
         label: String,
+        policy: QueuePolicy,
+        retry: Retry,
         cancel_sink: Box<dyn Fn() + Send + Sync>,
         emitter: Emitter,
     ) -> Self {
         Self {
             label,
+            policy,
+            retry,
             cancel_sink,
             emitter: Mutex::new(Some(emitter)),
             state: Mutex::default(),
@@ -49,7 +72,7 @@ impl Queue {
         }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         // The state is whole between any two statements, so a panic elsewhere leaves it usable.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -63,12 +86,17 @@ impl Queue {
 
     /// A delivery's events stand at the checkpoint's step, so that a run which goes back behind it
     /// takes them back as well.
-    pub(super) fn tell(&self, step: Step, state: DeliveryState, detail: &str) {
+    fn tell(&self, step: Step, state: DeliveryState, detail: &str, retry_in: Option<Duration>) {
+        let retry_time = |wait: Duration| {
+            let wait = i64::try_from(wait.as_micros()).unwrap_or(i64::MAX);
+            jiff::Timestamp::now().as_microsecond().saturating_add(wait)
+        };
         let body = EventBody::Delivery {
             sink: self.label.clone(),
             checkpoint: step,
             state,
             detail: detail.to_owned(),
+            retry_time_us: retry_in.map(retry_time),
         };
         self.emit(step, body);
     }
@@ -80,21 +108,33 @@ impl Queue {
     /// Puts a checkpoint behind the others.
     pub(super) fn offer(&self, checkpoint: Arc<CheckpointDir>) {
         // The event goes first: the worker's own must come after it.
-        self.tell(checkpoint.step, DeliveryState::Queued, "");
+        self.tell(checkpoint.step, DeliveryState::Queued, "", None);
         self.push(checkpoint);
     }
 
     /// The same, of one that is on record as queued.
     pub(super) fn push(&self, checkpoint: Arc<CheckpointDir>) {
+        let step = checkpoint.step;
         let mut state = self.lock();
-        if state.waiting.len() >= CAPACITY {
-            drop(state);
-            let reason = format!("{CAPACITY} checkpoints wait for this sink already");
-            return self.refuse(checkpoint.step, &reason);
+        let mut dropped = Vec::new();
+        if self.policy == QueuePolicy::Latest {
+            let in_hands = usize::from(state.is_sending);
+            dropped.extend(state.waiting.drain(in_hands..));
         }
-        state.waiting.push_back(checkpoint);
-        state.news = true;
-        self.changed.notify_all();
+        let is_full = state.waiting.len() >= CAPACITY;
+        if !is_full {
+            state.waiting.push_back(checkpoint);
+            self.changed.notify_all();
+        }
+        drop(state);
+        for old in dropped {
+            let reason = format!("step {step} took its place");
+            self.tell(old.step, DeliveryState::Dropped, &reason, None);
+        }
+        if is_full {
+            let reason = format!("{CAPACITY} checkpoints wait for this sink already");
+            self.refuse(step, &reason);
+        }
     }
 
     /// Puts on record that a checkpoint will not be delivered, and why.
@@ -103,13 +143,14 @@ impl Queue {
         state.refused.push(step);
         state.last_reason = reason.to_owned();
         drop(state);
-        self.tell(step, DeliveryState::Failed, reason);
+        self.tell(step, DeliveryState::Failed, reason, None);
     }
 
+    /// No more will come, and what has failed gets its last tries, the first of them now.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
-        state.news = true;
+        state.retry_at = None;
         self.changed.notify_all();
     }
 
@@ -123,37 +164,97 @@ impl Queue {
         self.lock().cancelled
     }
 
-    /// The next to deliver; blocks until there is one. None when there will be none.
+    /// The next to deliver; blocks until there is one whose time has come. None when there will be none.
     pub(super) fn next(&self) -> Option<Arc<CheckpointDir>> {
         let mut state = self.lock();
         loop {
-            if state.cancelled {
+            if state.cancelled || state.is_given_up {
                 return None;
             }
-            match state.waiting.front().cloned() {
-                Some(checkpoint) if !state.stalled || state.news => {
-                    state.stalled = false;
-                    state.news = false;
+            let no_more_tries = state.last_failures >= self.retry.tries;
+            if state.closed && (state.waiting.is_empty() || no_more_tries) {
+                return None;
+            }
+            let wait = state.retry_at.map_or(Duration::ZERO, |at| {
+                at.saturating_duration_since(Instant::now())
+            });
+            state = match state.waiting.front().cloned() {
+                Some(checkpoint) if wait.is_zero() => {
+                    state.is_sending = true;
+                    drop(state);
+                    self.tell(checkpoint.step, DeliveryState::Sending, "", None);
                     return Some(checkpoint);
                 }
-                _ if state.closed => return None,
-                _ => {
-                    state = self
-                        .changed
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner);
+                Some(_) => {
+                    let waited = self.changed.wait_timeout(state, wait);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
                 }
-            }
+                None => {
+                    let waited = self.changed.wait(state);
+                    waited.unwrap_or_else(PoisonError::into_inner)
+                }
+            };
         }
     }
 
-    /// Waits; false if everything was cancelled meanwhile.
-    pub(super) fn sleep(&self, time: Duration) -> bool {
-        let (state, _) = self
-            .changed
-            .wait_timeout_while(self.lock(), time, |state| !state.cancelled)
-            .unwrap_or_else(PoisonError::into_inner);
-        !state.cancelled
+    /// The one in the worker's hands has arrived. The queue changes before the event goes out, here and
+    /// below, so that whoever sees the event finds the checkpoint no longer needed.
+    pub(super) fn delivered(&self, step: Step, receipt: &str) {
+        self.lock().advance();
+        self.tell(step, DeliveryState::Delivered, receipt, None);
+    }
+
+    /// The sink will never take it.
+    pub(super) fn refused(&self, step: Step, reason: &str) {
+        self.lock().advance();
+        self.refuse(step, reason);
+    }
+
+    /// It was not delivered, and may be later: by this process or, if the sink is not called again, by
+    /// another.
+    pub(super) fn postponed(&self, step: Step, reason: &str, is_called_again: bool) {
+        let mut state = self.lock();
+        state.is_sending = false;
+        state.failures += 1;
+        state.last_failures += u32::from(state.closed);
+        state.is_given_up |= !is_called_again;
+        state.last_reason = reason.to_owned();
+        let no_more_tries = state.last_failures >= self.retry.tries;
+        let again = is_called_again && !no_more_tries && !state.cancelled;
+        let in_a_row = match state.closed {
+            // The end has little time: it begins with short waits again.
+            true => state.last_failures,
+            false => state.failures,
+        };
+        let wait = again.then(|| self.retry.wait(in_a_row));
+        state.retry_at = wait.map(|wait| Instant::now() + wait);
+        drop(state);
+        self.tell(step, DeliveryState::Failed, reason, wait);
+    }
+
+    /// How many tries of the first have failed in a row.
+    pub(super) fn failures(&self) -> u32 {
+        self.lock().failures
+    }
+
+    /// The sink is not called any more. What waits goes on waiting, and so does what is still to come.
+    pub(super) fn give_up(&self) {
+        self.lock().is_given_up = true;
+    }
+
+    /// Whether a checkpoint still waits, or is on its way.
+    pub(super) fn needs(&self, step: Step) -> bool {
+        self.lock().waiting.iter().any(|c| c.step == step)
+    }
+
+    /// How many wait, or are on their way.
+    pub(super) fn depth(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
+    /// The step that comes first.
+    pub(super) fn first(&self) -> Option<Step> {
+        self.lock().waiting.front().map(|c| c.step)
     }
 
     pub(super) fn undelivered(&self) -> Option<Undelivered> {

@@ -18,12 +18,34 @@ pub struct Delivery {
     pub checkpoint: Step,
     /// How far it came.
     pub state: DeliveryState,
-    /// The sink's receipt (JSON) when delivered, the reason when failed, else empty.
+    /// The sink's receipt (JSON) when delivered, the reason when failed or dropped, else empty.
     pub detail: String,
+    /// When a failed one is tried again, in microseconds since the Unix epoch; none if nobody will.
+    pub retry_time_us: Option<i64>,
     /// The sequence number of the event that says so.
     pub seq: u64,
     /// Its time in microseconds since the Unix epoch.
     pub time_us: i64,
+}
+
+impl Delivery {
+    /// Where a delivered checkpoint is found, by the sink's receipt: a git commit's id, or else a path.
+    pub fn location(&self) -> Option<String> {
+        self.receipt("commit").or_else(|| self.receipt("path"))
+    }
+
+    /// SHA-256 of a delivered checkpoint's `manifest.json`, by the sink's receipt.
+    pub fn manifest_sha256(&self) -> Option<String> {
+        self.receipt("manifest_sha256")
+    }
+
+    fn receipt(&self, key: &str) -> Option<String> {
+        if self.state != DeliveryState::Delivered {
+            return None;
+        }
+        let receipt: serde_json::Value = serde_json::from_str(&self.detail).ok()?;
+        receipt.get(key)?.as_str().map(str::to_owned)
+    }
 }
 
 impl Reader {
@@ -54,6 +76,7 @@ impl Reader {
                     checkpoint,
                     state,
                     detail,
+                    retry_time_us,
                 }) = event_row::decode(event_row::DELIVERY, row.get_ref(3)?.as_str()?)
                 else {
                     let message = format!("event {} cannot be read", place.seq);
@@ -64,6 +87,7 @@ impl Reader {
                     checkpoint,
                     state,
                     detail,
+                    retry_time_us,
                     seq: place.seq,
                     time_us: place.time_us,
                 };
@@ -96,6 +120,7 @@ mod tests {
             checkpoint: Step(step),
             state,
             detail: format!("{step}"),
+            retry_time_us: None,
         };
         draft(step, body)
     }
@@ -136,6 +161,28 @@ mod tests {
             found,
             expected.map(|(sink, step, state)| (sink.to_owned(), step, state))
         );
+    }
+
+    #[test]
+    fn a_receipt_says_where_the_checkpoint_is() {
+        let entry = |state, detail: &str| Delivery {
+            sink: "a".to_owned(),
+            checkpoint: Step(10),
+            state,
+            detail: detail.to_owned(),
+            retry_time_us: None,
+            seq: 1,
+            time_us: 0,
+        };
+        let receipt = r#"{"commit": "c0", "path": "/p", "manifest_sha256": "ab"}"#;
+        let there = entry(Delivered, receipt);
+        assert_eq!(there.location().as_deref(), Some("c0"));
+        assert_eq!(there.manifest_sha256().as_deref(), Some("ab"));
+        let folder = entry(Delivered, r#"{"path": "/p"}"#);
+        assert_eq!(folder.location().as_deref(), Some("/p"));
+        assert_eq!(folder.manifest_sha256(), None);
+        assert_eq!(entry(Failed, receipt).location(), None);
+        assert_eq!(entry(Delivered, "[]").location(), None);
     }
 
     #[test]

@@ -76,6 +76,7 @@ mod tests {
                 checkpoint: Step(7),
                 state: DeliveryState::Delivered,
                 detail: "{\"commit\":\"abc\"}".to_owned(),
+                retry_time_us: None,
             },
             EventBody::PluginFault {
                 plugin: "p".to_owned(),

@@ -33,6 +33,8 @@ pub const HOST_DELIVERY_SENDING: u32 = 2;
 pub const HOST_DELIVERY_DELIVERED: u32 = 3;
 /// The sink gave up.
 pub const HOST_DELIVERY_FAILED: u32 = 4;
+/// A newer checkpoint took its place in a queue that keeps the latest alone. Since 1.1.
+pub const HOST_DELIVERY_DROPPED: u32 = 5;
 
 /// Why training ended. All steps were done.
 pub const HOST_STOP_COMPLETED: u32 = 1;

@@ -41,12 +41,12 @@ mod tensor;
 pub use checkpoint_sink::{HostCheckpoint, HostCheckpointSink};
 pub use descriptor::{HostPlugin, HostPluginEntry, HostPluginItem};
 pub use event::{
-    HOST_DELIVERY_DELIVERED, HOST_DELIVERY_FAILED, HOST_DELIVERY_QUEUED, HOST_DELIVERY_SENDING,
-    HOST_EVENT_CHECKPOINT_FAILED, HOST_EVENT_CHECKPOINT_WRITTEN, HOST_EVENT_DELIVERY,
-    HOST_EVENT_METRICS, HOST_EVENT_PLUGIN_FAULT, HOST_EVENT_REQUEST, HOST_EVENT_RUN_FINISHED,
-    HOST_EVENT_RUN_STARTED, HOST_EVENT_SUPERSEDED, HOST_EVENT_WARNING, HOST_STOP_COMPLETED,
-    HOST_STOP_FAILED, HOST_STOP_INTERRUPTED, HOST_STOP_REQUESTED, HOST_STOP_TERMINATED, HostEvent,
-    HostValue,
+    HOST_DELIVERY_DELIVERED, HOST_DELIVERY_DROPPED, HOST_DELIVERY_FAILED, HOST_DELIVERY_QUEUED,
+    HOST_DELIVERY_SENDING, HOST_EVENT_CHECKPOINT_FAILED, HOST_EVENT_CHECKPOINT_WRITTEN,
+    HOST_EVENT_DELIVERY, HOST_EVENT_METRICS, HOST_EVENT_PLUGIN_FAULT, HOST_EVENT_REQUEST,
+    HOST_EVENT_RUN_FINISHED, HOST_EVENT_RUN_STARTED, HOST_EVENT_SUPERSEDED, HOST_EVENT_WARNING,
+    HOST_STOP_COMPLETED, HOST_STOP_FAILED, HOST_STOP_INTERRUPTED, HOST_STOP_REQUESTED,
+    HOST_STOP_TERMINATED, HostEvent, HostValue,
 };
 pub use host_api::{HostApi, HostCreate, HostDestroy};
 pub use metric::{HostBatch, HostMetric};
@@ -62,7 +62,7 @@ pub use tensor::{DLDataType, DLDevice, DLTensor, HostTensor};
 /// Major version: part of the entry symbol's name; another major is another ABI.
 pub const HOST_ABI_MAJOR: u32 = 1;
 /// Minor version: counts the appended fields.
-pub const HOST_ABI_MINOR: u32 = 0;
+pub const HOST_ABI_MINOR: u32 = 1;
 
 /// The one symbol a plugin exports; its type is [`HostPluginEntry`].
 pub const ENTRY_SYMBOL: &str = "host_plugin_entry_v1";

@@ -1,9 +1,10 @@
 use host_plugin_abi::{
-    HOST_DELIVERY_DELIVERED, HOST_DELIVERY_FAILED, HOST_DELIVERY_QUEUED, HOST_DELIVERY_SENDING,
-    HOST_EVENT_CHECKPOINT_FAILED, HOST_EVENT_CHECKPOINT_WRITTEN, HOST_EVENT_DELIVERY,
-    HOST_EVENT_METRICS, HOST_EVENT_PLUGIN_FAULT, HOST_EVENT_REQUEST, HOST_EVENT_RUN_FINISHED,
-    HOST_EVENT_RUN_STARTED, HOST_EVENT_SUPERSEDED, HOST_EVENT_WARNING, HOST_STOP_COMPLETED,
-    HOST_STOP_FAILED, HOST_STOP_INTERRUPTED, HOST_STOP_REQUESTED, HOST_STOP_TERMINATED, HostEvent,
+    HOST_DELIVERY_DELIVERED, HOST_DELIVERY_DROPPED, HOST_DELIVERY_FAILED, HOST_DELIVERY_QUEUED,
+    HOST_DELIVERY_SENDING, HOST_EVENT_CHECKPOINT_FAILED, HOST_EVENT_CHECKPOINT_WRITTEN,
+    HOST_EVENT_DELIVERY, HOST_EVENT_METRICS, HOST_EVENT_PLUGIN_FAULT, HOST_EVENT_REQUEST,
+    HOST_EVENT_RUN_FINISHED, HOST_EVENT_RUN_STARTED, HOST_EVENT_SUPERSEDED, HOST_EVENT_WARNING,
+    HOST_STOP_COMPLETED, HOST_STOP_FAILED, HOST_STOP_INTERRUPTED, HOST_STOP_REQUESTED,
+    HOST_STOP_TERMINATED, HostEvent,
 };
 
 use crate::{Request, Result, instance, sized};
@@ -124,8 +125,10 @@ pub enum DeliveryState {
     Sending,
     /// The sink gave a receipt.
     Delivered,
-    /// The sink gave up.
+    /// A try failed, or the sink gave up.
     Failed,
+    /// A newer checkpoint took its place in a queue that keeps the latest alone.
+    Dropped,
 }
 
 /// Why training ended.
@@ -249,6 +252,7 @@ fn delivery_state(code: u32) -> Option<DeliveryState> {
         HOST_DELIVERY_SENDING => Some(DeliveryState::Sending),
         HOST_DELIVERY_DELIVERED => Some(DeliveryState::Delivered),
         HOST_DELIVERY_FAILED => Some(DeliveryState::Failed),
+        HOST_DELIVERY_DROPPED => Some(DeliveryState::Dropped),
         _ => None,
     }
 }
@@ -276,6 +280,7 @@ mod tests {
             DeliveryState::Sending,
             DeliveryState::Delivered,
             DeliveryState::Failed,
+            DeliveryState::Dropped,
         ]
         .map(|state| Event::Delivery {
             sink: "local-disk",

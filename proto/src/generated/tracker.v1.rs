@@ -132,6 +132,49 @@ pub struct ReadMetricResponse {
     #[prost(message, repeated, tag = "1")]
     pub points: ::prost::alloc::vec::Vec<Point>,
 }
+/// Request of ListDeliveries.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListDeliveriesRequest {
+    /// The run's name. May be empty where the server has one run only.
+    #[prost(string, tag = "1")]
+    pub run: ::prost::alloc::string::String,
+    /// The label of one sink; empty for all.
+    #[prost(string, tag = "2")]
+    pub sink: ::prost::alloc::string::String,
+    /// Most entries to return: of a longer ledger, those of the newest checkpoints. 0 means 1000, and more
+    /// than 10000 is INVALID_ARGUMENT.
+    #[prost(uint32, tag = "3")]
+    pub max_entries: u32,
+}
+/// Response of ListDeliveries.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListDeliveriesResponse {
+    /// By sink, then by checkpoint. An entry for each checkpoint that was ever queued for a sink, and that
+    /// no resume superseded.
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<LedgerEntry>,
+}
+/// How far a checkpoint came on its way to a sink.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LedgerEntry {
+    /// The last that is known.
+    #[prost(message, optional, tag = "1")]
+    pub delivery: ::core::option::Option<Delivery>,
+    /// Since when.
+    #[prost(int64, tag = "2")]
+    pub time_us: i64,
+    /// Place of the event that brought it.
+    #[prost(uint64, tag = "3")]
+    pub seq: u64,
+    /// Where a delivered checkpoint is found, from the sink's receipt: a git commit's id, or else a path;
+    /// empty if the receipt names neither.
+    #[prost(string, tag = "4")]
+    pub location: ::prost::alloc::string::String,
+    /// SHA-256 of a delivered checkpoint's manifest.json, which has the digest of each file, from the
+    /// sink's receipt; empty if it names none.
+    #[prost(string, tag = "5")]
+    pub manifest_sha256: ::prost::alloc::string::String,
+}
 /// Request of WatchEvents.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchEventsRequest {
@@ -290,9 +333,13 @@ pub struct Delivery {
     /// How far it came.
     #[prost(enumeration = "DeliveryState", tag = "3")]
     pub state: i32,
-    /// The sink's receipt (JSON) when delivered, the reason when failed, else empty.
+    /// The sink's receipt (JSON) when delivered, the reason when failed or dropped, else empty.
     #[prost(string, tag = "4")]
     pub detail: ::prost::alloc::string::String,
+    /// When a failed one is tried again; 0 if the process at work on the run will not, and for other
+    /// states.
+    #[prost(int64, tag = "5")]
+    pub retry_time_us: i64,
 }
 /// A plugin failed in a call.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -479,8 +526,10 @@ pub enum DeliveryState {
     Sending = 2,
     /// The sink gave a receipt.
     Delivered = 3,
-    /// The sink gave up.
+    /// A try failed, or the sink gave up: `retry_time_us` says which.
     Failed = 4,
+    /// A newer checkpoint took its place in a queue that keeps the latest alone. It will not be sent.
+    Dropped = 5,
 }
 impl DeliveryState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -494,6 +543,7 @@ impl DeliveryState {
             Self::Sending => "DELIVERY_STATE_SENDING",
             Self::Delivered => "DELIVERY_STATE_DELIVERED",
             Self::Failed => "DELIVERY_STATE_FAILED",
+            Self::Dropped => "DELIVERY_STATE_DROPPED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -504,6 +554,7 @@ impl DeliveryState {
             "DELIVERY_STATE_SENDING" => Some(Self::Sending),
             "DELIVERY_STATE_DELIVERED" => Some(Self::Delivered),
             "DELIVERY_STATE_FAILED" => Some(Self::Failed),
+            "DELIVERY_STATE_DROPPED" => Some(Self::Dropped),
             _ => None,
         }
     }
@@ -706,6 +757,31 @@ pub mod tracker_service_client {
                 .insert(GrpcMethod::new("tracker.v1.TrackerService", "ListMetrics"));
             self.inner.unary(req, path, codec).await
         }
+        /// Reads the delivery ledger of a run: which checkpoint has reached which sink, and why not.
+        pub async fn list_deliveries(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListDeliveriesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListDeliveriesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tracker.v1.TrackerService/ListDeliveries",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tracker.v1.TrackerService", "ListDeliveries"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Reads a metric's history, thinned for plotting.
         pub async fn read_metric(
             &mut self,
@@ -792,6 +868,14 @@ pub mod tracker_service_server {
             request: tonic::Request<super::ListMetricsRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListMetricsResponse>,
+            tonic::Status,
+        >;
+        /// Reads the delivery ledger of a run: which checkpoint has reached which sink, and why not.
+        async fn list_deliveries(
+            &self,
+            request: tonic::Request<super::ListDeliveriesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListDeliveriesResponse>,
             tonic::Status,
         >;
         /// Reads a metric's history, thinned for plotting.
@@ -1016,6 +1100,52 @@ pub mod tracker_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListMetricsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tracker.v1.TrackerService/ListDeliveries" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListDeliveriesSvc<T: TrackerService>(pub Arc<T>);
+                    impl<
+                        T: TrackerService,
+                    > tonic::server::UnaryService<super::ListDeliveriesRequest>
+                    for ListDeliveriesSvc<T> {
+                        type Response = super::ListDeliveriesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListDeliveriesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackerService>::list_deliveries(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListDeliveriesSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -78,7 +78,7 @@ fn dlpack_s_own_header_may_come_first_and_has_the_same_layout() {
 fn the_constants_are_the_crate_s() {
     let mut program = program("");
     program.push_str("int main(void) {\n");
-    let numbers: [(&str, i64); 44] = [
+    let numbers: [(&str, i64); 45] = [
         ("HOST_ABI_MAJOR", HOST_ABI_MAJOR.into()),
         ("HOST_ABI_MINOR", HOST_ABI_MINOR.into()),
         ("HOST_OK", HOST_OK.into()),
@@ -114,6 +114,7 @@ fn the_constants_are_the_crate_s() {
         ("HOST_DELIVERY_SENDING", HOST_DELIVERY_SENDING.into()),
         ("HOST_DELIVERY_DELIVERED", HOST_DELIVERY_DELIVERED.into()),
         ("HOST_DELIVERY_FAILED", HOST_DELIVERY_FAILED.into()),
+        ("HOST_DELIVERY_DROPPED", HOST_DELIVERY_DROPPED.into()),
         ("HOST_STOP_COMPLETED", HOST_STOP_COMPLETED.into()),
         ("HOST_STOP_INTERRUPTED", HOST_STOP_INTERRUPTED.into()),
         ("HOST_STOP_TERMINATED", HOST_STOP_TERMINATED.into()),

@@ -110,12 +110,14 @@ fn of_every_kind(text: &str, number: f64) -> Vec<EventBody> {
             DeliveryState::Sending,
             DeliveryState::Delivered,
             DeliveryState::Failed,
+            DeliveryState::Dropped,
         ]
         .map(|state| EventBody::Delivery {
             sink: "local-disk".to_owned(),
             checkpoint: Step(100),
             state,
             detail: text(),
+            retry_time_us: None,
         }),
     );
     events.extend(

@@ -227,6 +227,7 @@ mod tests {
                 checkpoint: Step(1),
                 state: DeliveryState::Failed,
                 detail: text(),
+                retry_time_us: None,
             },
             EventBody::PluginFault {
                 plugin: text(),

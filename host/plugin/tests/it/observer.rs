@@ -53,6 +53,7 @@ fn every_kind_of_event_crosses_with_its_fields() {
             checkpoint: Step(5),
             state: DeliveryState::Delivered,
             detail: text("{}"),
+            retry_time_us: None,
         },
         EventBody::PluginFault {
             plugin: text("p"),

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use host_core::{Error, Kind};
 use host_plugin::{Target, inspect};
+use host_plugin_abi::HOST_ABI_MINOR;
 use serde_json::json;
 
 use crate::fixture::{Fixture, dir, find, load};
@@ -146,16 +147,16 @@ fn another_minor_version() {
     let newer = Fixture::metric("newer-minor").manifest_with("abi", json!([1, 9]));
     newer.load(dir.path()).unwrap();
     let path = Fixture::metric("too-new")
-        .manifest_with("min_host_minor", json!(2))
+        .manifest_with("min_host_minor", json!(9))
         .build(dir.path());
     assert_refused(
         &path,
-        "plugin too-new needs ABI 1.2, this host speaks 1.0",
+        &format!("plugin too-new needs ABI 1.9, this host speaks 1.{HOST_ABI_MINOR}"),
         "use a newer host, or an older version of the plugin",
     );
     assert_not_loaded(
-        &Fixture::metric("too-new-in-code").flag("-DMIN_HOST_MINOR=2"),
-        "plugin too-new-in-code needs ABI 1.2, this host speaks 1.0",
+        &Fixture::metric("too-new-in-code").flag("-DMIN_HOST_MINOR=9"),
+        &format!("plugin too-new-in-code needs ABI 1.9, this host speaks 1.{HOST_ABI_MINOR}"),
     );
 }
 

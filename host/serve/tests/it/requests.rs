@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use host_core::{EventBody, Kind, Step, StopReason};
+use host_core::{DeliveryState, EventBody, Kind, Step, StopReason};
 use host_proto::tracker::v1 as proto;
 use host_serve::{Client, Server};
 use host_store::{Reader, RunStatus};
@@ -56,6 +56,78 @@ fn what_the_client_reads_is_what_the_store_has() {
         assert_eq!(steps, (1..4500).collect::<Vec<_>>());
     }
     assert!(client.history(NAME, "lr", 0).expect("points").len() <= 1000);
+}
+
+#[test]
+fn the_ledger_says_where_each_checkpoint_is_and_why_not() {
+    let run = Run::start();
+    let tell = |sink: &str, step: u64, state: DeliveryState, detail: &str, retry: Option<i64>| {
+        let body = EventBody::Delivery {
+            sink: sink.to_owned(),
+            checkpoint: Step(step),
+            state,
+            detail: detail.to_owned(),
+            retry_time_us: retry,
+        };
+        run.emitter.emit(Step(step), body);
+    };
+    use DeliveryState::{Delivered, Dropped, Failed, Queued, Sending};
+    let receipt = r#"{"commit": "c0ffee", "manifest_sha256": "ab12"}"#;
+    tell("hub-git", 10, Queued, "", None);
+    tell("hub-git", 10, Sending, "", None);
+    tell("hub-git", 10, Delivered, receipt, None);
+    tell("hub-git", 20, Failed, "no route", Some(1_000_000));
+    tell("local-disk", 10, Dropped, "step 20 took its place", None);
+    let serving = serve(run.live());
+    run.commits().wait_beyond(5, Duration::from_secs(60));
+
+    let ledger = connect(&serving).deliveries(NAME).expect("a ledger");
+    let told: Vec<_> = ledger
+        .iter()
+        .map(|entry| {
+            (
+                &*entry.sink,
+                entry.checkpoint.0,
+                entry.state,
+                entry.retry_time_us,
+            )
+        })
+        .collect();
+    let expected = [
+        ("hub-git", 10, Delivered, None),
+        ("hub-git", 20, Failed, Some(1_000_000)),
+        ("local-disk", 10, Dropped, None),
+    ];
+    assert_eq!(told, expected);
+
+    asynchronously(&serving, async |channel| {
+        let mut service = TrackerServiceClient::new(channel);
+        let request = |sink: &str, max_entries| proto::ListDeliveriesRequest {
+            run: NAME.to_owned(),
+            sink: sink.to_owned(),
+            max_entries,
+        };
+        let answer = service.list_deliveries(request("hub-git", 0)).await;
+        let entries = answer.expect("a ledger").into_inner().entries;
+        assert_eq!(entries.len(), 2);
+        assert_eq!(
+            (&*entries[0].location, &*entries[0].manifest_sha256),
+            ("c0ffee", "ab12")
+        );
+        assert_eq!(
+            (&*entries[1].location, &*entries[1].manifest_sha256),
+            ("", "")
+        );
+        // The newest checkpoints stay.
+        let answer = service.list_deliveries(request("", 1)).await;
+        let entries = answer.expect("a ledger").into_inner().entries;
+        let steps = entries
+            .iter()
+            .map(|entry| entry.delivery.as_ref().expect("one").checkpoint_step);
+        assert_eq!(steps.collect::<Vec<_>>(), [20]);
+        let refused = service.list_deliveries(request("", 10_001)).await;
+        assert_eq!(refused.expect_err("too many").code(), Code::InvalidArgument);
+    });
 }
 
 #[test]
