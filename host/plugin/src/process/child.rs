@@ -1,12 +1,13 @@
 use std::borrow::Cow;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -36,10 +37,22 @@ pub struct ServeCommand {
     args: Vec<OsString>,
 }
 
+/// The program that does nothing but serve plugins, beside the host's own.
+const SERVER: &str = "host-plugin-serve";
+
 impl ServeCommand {
-    /// This very program, whatever has become of its file, as `host plugin serve`.
+    /// The small program beside this one that only serves plugins or, where there is none, this very
+    /// program as `host plugin serve`; whatever becomes of their files later.
     pub fn this_host() -> Self {
-        Self::new("/proc/self/exe", ["plugin", "serve"])
+        /// Open as long as this process lives.
+        static BESIDE: OnceLock<Option<File>> = OnceLock::new();
+        let beside = || File::open(std::env::current_exe().ok()?.with_file_name(SERVER)).ok();
+        let program = match BESIDE.get_or_init(beside) {
+            // The child has the descriptor until it becomes the program.
+            Some(file) => format!("/proc/self/fd/{}", file.as_raw_fd()),
+            None => "/proc/self/exe".to_owned(),
+        };
+        Self::new(program, ["plugin", "serve"])
     }
 
     /// Another command. Which descriptors it inherits is said in one argument behind these.

@@ -43,6 +43,8 @@ pub fn serve(inherited: &str) -> Result<()> {
         .hint("`host run --plugin SPEC` starts it where the plugin's mode is process")
     })?;
     leave_signals_to_the_host();
+    // SAFETY: the name is a string that ends in a zero, and is copied.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"host-plugin".as_ptr()) };
     let said = Speaker::new(&calls)?;
     let cancellation = Arc::<Cancellation>::default();
     watch_host(control, Arc::clone(&cancellation))?;
@@ -62,6 +64,9 @@ pub fn serve(inherited: &str) -> Result<()> {
         };
         let _ = speaker.say(&said, &[]);
     });
+    if open.kind == PluginKind::CheckpointSink {
+        give_way_to_the_training();
+    }
     let mut instance = match Instance::make(&open, &image) {
         Ok(instance) => instance,
         Err(error) => {
@@ -163,6 +168,26 @@ fn leave_signals_to_the_host() {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGXFSZ] {
         // SAFETY: the handler does nothing, which is safe at any moment.
         unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
+    }
+}
+
+/// A delivery has time, and the training none to lose: this process, and what it starts from here on,
+/// gets what of the processors and the disk nobody else wants. Where that is not allowed, it goes on as
+/// it is.
+fn give_way_to_the_training() {
+    const LEAST: libc::c_int = 19;
+    /// Of `linux/ioprio.h`: this process, and the last of those that get their turn.
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    const IOPRIO_BEST_EFFORT_LAST: libc::c_int = 2 << 13 | 7;
+    // SAFETY: both take numbers alone.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, LEAST);
+        libc::syscall(
+            libc::SYS_ioprio_set,
+            IOPRIO_WHO_PROCESS,
+            0,
+            IOPRIO_BEST_EFFORT_LAST,
+        );
     }
 }
 
