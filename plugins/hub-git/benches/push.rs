@@ -1,0 +1,207 @@
+//! What it costs to push a checkpoint of 300 MB: from the call of `publish` until the branch has moved,
+//! beside `sha256sum` of the file and an upload of it by `curl` to the same server.
+//!
+//! The server is the tests' own, in this process: git's http-backend and an LFS server that checks every
+//! digest. Each push is the first of its file to a new repository. The ways take turns, so that a change
+//! of the machine's speed meets all of them. Both numbers of the peers are of processes that were
+//! started for it.
+//!
+//! `cargo bench -p hub-git --bench push -- [--json FILE] [--rounds N] [--megabytes N]`
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use host_plugin_sdk::FileEntry;
+use hub_git::{Publisher, Snapshot};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use test_hub::{TestHub, WRITE_TOKEN};
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let value_of = |flag: &str| {
+        let at = arguments.iter().position(|argument| argument == flag)?;
+        arguments.get(at + 1).cloned()
+    };
+    let number = |flag: &str, default: usize| {
+        value_of(flag).map_or(default, |n| n.parse().expect("a number"))
+    };
+    let rounds = number("--rounds", 5);
+    let size = number("--megabytes", 300) * 1_000_000;
+    let scene = Scene::new(size);
+    // What is read for the first time is nobody's cost.
+    let _ = scene.sha256sum();
+    let mut times: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for round in 0..rounds {
+        let mut note = |name, secs| times.entry(name).or_default().push(secs);
+        note("hub-git", scene.push(round));
+        note("sha256sum", scene.sha256sum());
+        note("curl", scene.curl(round));
+    }
+    let ratios: Vec<f64> = (0..rounds)
+        .map(|n| times["hub-git"][n] / (times["sha256sum"][n] + times["curl"][n]))
+        .collect();
+    println!("{} MB, {rounds} rounds in turn", size / 1_000_000);
+    for (name, secs) in &times {
+        println!("{name:10} {:.2} s {}", median(secs), spread(secs));
+    }
+    println!(
+        "hub-git is {:.2}x of sha256sum and curl {}",
+        median(&ratios),
+        spread(&ratios)
+    );
+    if let Some(file) = value_of("--json") {
+        let report = json!({ "bytes": size, "secs": times, "ratios": ratios });
+        fs::write(file, report.to_string()).expect("written");
+    }
+}
+
+/// A checkpoint and a server.
+struct Scene {
+    folder: tempfile::TempDir,
+    hub: TestHub,
+    weights: PathBuf,
+    files: BTreeMap<String, FileEntry>,
+}
+
+impl Scene {
+    fn new(size: usize) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = folder.path().join("step-000001");
+        fs::create_dir(&dir).expect("a folder");
+        let weights = dir.join("model.safetensors");
+        fs::write(&weights, noise(size)).expect("written");
+        fs::write(dir.join("config.json"), "{}").expect("written");
+        fs::write(dir.join("manifest.json"), "{}").expect("written");
+        let entry = |name: &str| {
+            let bytes = fs::read(dir.join(name)).expect("a file");
+            let sha256 = Sha256::digest(&bytes);
+            let sha256 = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+            let size = bytes.len() as u64;
+            (name.to_owned(), FileEntry { sha256, size })
+        };
+        let files = ["model.safetensors", "config.json"].map(entry).into();
+        let hub = TestHub::start();
+        Self {
+            folder,
+            hub,
+            weights,
+            files,
+        }
+    }
+
+    /// Seconds of a push.
+    fn push(&self, round: usize) -> f64 {
+        let name = format!("user/pushed-{round}");
+        self.hub.create_repo(&name, &[("README.md", "# A model\n")]);
+        let endpoint = self.hub.url().to_owned();
+        let env = |name: &str| match name {
+            "HF_ENDPOINT" => Some(endpoint.clone()),
+            "HF_TOKEN" => Some(WRITE_TOKEN.to_owned()),
+            _ => None,
+        };
+        let config = serde_json::from_value(json!({ "repo": name })).expect("a configuration");
+        let publisher = Publisher::new(config, &env, "git").expect("a publisher");
+        let state_dir = self.folder.path().join(format!("sink-{round}"));
+        fs::create_dir(&state_dir).expect("a folder");
+        let snapshot = Snapshot {
+            step: 1,
+            run: "bench",
+            dir: self.weights.parent().expect("a folder"),
+            files: &self.files,
+            metrics: &BTreeMap::new(),
+            state_dir: &state_dir,
+        };
+        let begun = Instant::now();
+        publisher.publish(&snapshot, &|| false).expect("pushed");
+        let secs = begun.elapsed().as_secs_f64();
+        self.forget(&name);
+        secs
+    }
+
+    fn sha256sum(&self) -> f64 {
+        let mut command = Command::new("sha256sum");
+        timed(command.arg(&self.weights).stdout(Stdio::null()))
+    }
+
+    /// Seconds of an upload alone: where to is asked before.
+    fn curl(&self, round: usize) -> f64 {
+        let name = format!("user/curled-{round}");
+        self.hub.create_repo(&name, &[("README.md", "# A model\n")]);
+        let FileEntry { sha256, size } = &self.files["model.safetensors"];
+        let body = json!({
+            "operation": "upload",
+            "transfers": ["basic"],
+            "objects": [{"oid": sha256, "size": size}],
+        });
+        let batch = format!("{}.git/info/lfs/objects/batch", self.hub.repo_url(&name));
+        let answer = Command::new("curl")
+            .args(["--silent", "--show-error", "--fail", "--user"])
+            .arg(format!("user:{WRITE_TOKEN}"))
+            .args(["--header", "Content-Type: application/vnd.git-lfs+json"])
+            .args(["--data", &body.to_string(), &batch])
+            .output()
+            .expect("curl");
+        let answer: Value = serde_json::from_slice(&answer.stdout).expect("an answer");
+        let upload = &answer["objects"][0]["actions"]["upload"];
+        let mut command = Command::new("curl");
+        command.args([
+            "--silent",
+            "--show-error",
+            "--fail",
+            "--output",
+            "/dev/null",
+        ]);
+        for (header, value) in upload["header"].as_object().into_iter().flatten() {
+            let value = value.as_str().expect("text");
+            command.args(["--header", &format!("{header}: {value}")]);
+        }
+        command.arg("--upload-file").arg(&self.weights);
+        let secs = timed(command.arg(upload["href"].as_str().expect("an address")));
+        self.forget(&name);
+        secs
+    }
+
+    /// Makes room.
+    fn forget(&self, name: &str) {
+        fs::remove_dir_all(self.hub.repo_path(name)).expect("removed");
+    }
+}
+
+/// Seconds that a program takes, its start included.
+fn timed(command: &mut Command) -> f64 {
+    let begun = Instant::now();
+    let status = command.status().expect("it starts");
+    assert!(status.success(), "{command:?}");
+    begun.elapsed().as_secs_f64()
+}
+
+/// Bytes that nothing can make smaller, by xorshift (Marsaglia 2003).
+fn noise(size: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(size + 8);
+    while bytes.len() < size {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.write_all(&state.to_le_bytes()).expect("memory");
+    }
+    bytes.truncate(size);
+    bytes
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn spread(values: &[f64]) -> String {
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = values.iter().copied().fold(0.0, f64::max);
+    format!("({least:.2}-{most:.2})")
+}
