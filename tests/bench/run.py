@@ -6,6 +6,7 @@ DEVICE=cuda:0 runs it on a GPU; the table is then train-cuda.json beside it.
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -133,6 +134,8 @@ def main():
         report["gradient_checkpointing"] = gradient_checkpointing()
     if not wanted or "plugins" in wanted:
         report["plugins"] = plugins()
+    if not wanted or "deliveries" in wanted:
+        report["deliveries"] = deliveries()
     (folder / ("train.json" if on_cpu else "train-cuda.json")).write_text(json.dumps(report, indent=1))
 
 
@@ -183,6 +186,36 @@ def plugins():
         print(f"{who:28}{statistics.median(seconds):12.4f} s a step ({min(seconds):.4f}-{max(seconds):.4f}){ratio:8.3f}x")
     print(f"accounted to the plugins inside the loop: {statistics.median(shares):.4%} of its time ({min(shares):.4%}-{max(shares):.4%})")
     return {**report, "step_secs": step, "step_share": shares}
+
+
+def deliveries():
+    """What a push costs, and what it costs the training beside it: a training that pushes a checkpoint of
+    every fifth step, beside two that write the same checkpoints and push none, of which the difference
+    is none. The mean of the steps counts, since a push is beside some of them."""
+    kept = folder / "push.json"
+    print("\npush", flush=True)
+    subprocess.run(["cargo", "bench", "--quiet", "--locked", "-p", "hub-git", "--bench", "push", "--", "--rounds", str(rounds),
+                    "--json", kept], cwd=root, check=True)
+    sizes, batch, length, _ = SHAPES["small"]
+    shape = (sizes, batch, length, 40)
+    token_files(sizes["vocab_size"])
+    config = configuration("small", sizes)
+    # In memory: the disk of another machine is not this one's.
+    remote = pathlib.Path("/dev/shm") / f"host-bench-{os.getpid()}.git"
+    contenders = {"without": (), "without, again": (), "pushing": (f"hub-git:repo=file://{remote},lfs=always,trainer=true",)}
+    results = {who: [] for who in contenders}
+    for _ in range(rounds):
+        for who, loaded in contenders.items():
+            shutil.rmtree(remote, ignore_errors=True)
+            run(["git", "init", "--quiet", "--bare", remote])
+            results[who].append(statistics.mean(host(config, shape, checkpoint_steps=5, plugins=loaded)["step_secs"][WARM:]))
+            shutil.rmtree(folder / "runs")
+    shutil.rmtree(remote)
+    print(f"\na training that pushes, {batch} x {length} tokens, a checkpoint every 5 steps, {rounds} rounds in turn")
+    for who, seconds in results.items():
+        ratio = statistics.median(ours / base for ours, base in zip(seconds, results["without"]))
+        print(f"{who:28}{statistics.median(seconds):12.4f} s a step ({min(seconds):.4f}-{max(seconds):.4f}){ratio:8.3f}x")
+    return {"push": json.loads(kept.read_text()), "step_secs": results}
 
 
 def checkpoints(config, shape):
