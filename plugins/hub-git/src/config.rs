@@ -14,6 +14,13 @@ pub struct Config {
     /// nobody else's business.
     #[serde(default)]
     pub token_env: Option<String>,
+    /// Whether the repository is made if it is not there: on the Hub, or as a folder.
+    #[serde(default)]
+    pub create: bool,
+    /// Who may see a repository that is made on the Hub: its owner alone, or everybody. If absent,
+    /// the owner's settings there decide.
+    #[serde(default)]
+    pub private: Option<bool>,
     /// What goes by Git LFS.
     #[serde(default)]
     pub lfs: LfsMode,

@@ -1,14 +1,15 @@
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ureq::http::{HeaderMap, Request};
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, SendBody};
 
 use crate::limit::Limit;
-use crate::{Error, Result};
+use crate::{Error, Result, patience};
 
 /// HTTP within the limits of one delivery.
 pub(crate) struct Http<'a> {
@@ -19,6 +20,8 @@ pub(crate) struct Http<'a> {
 /// A server's answer, whatever its status.
 #[derive(Debug)]
 pub(crate) struct Answer {
+    /// `https://host:port` of whom we asked.
+    server: String,
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Vec<u8>,
@@ -70,6 +73,7 @@ impl<'a> Http<'a> {
             let (parts, body) = response.into_parts();
             let body = body.into_with_config().limit(ANSWER_BYTES).read_to_vec()?;
             Ok(Answer {
+                server: server.clone(),
                 status: parts.status.as_u16(),
                 headers: parts.headers,
                 body,
@@ -89,6 +93,55 @@ impl<'a> Http<'a> {
         })
     }
 
+    /// Makes a request, and makes it again as often as the server asks for a wait first. Each wait is
+    /// said aloud, and none outlasts the limit.
+    ///
+    /// # Errors
+    /// There was no answer, or the server wants a longer wait than is left.
+    pub(crate) fn patiently(&self, mut make: impl FnMut() -> Result<Answer>) -> Result<Answer> {
+        loop {
+            let answer = make()?;
+            let wait = patience::wanted(answer.status, answer.retry_after(), SystemTime::now());
+            match wait {
+                Some(wait) if wait < self.limit.remaining() => {
+                    self.limit.warn(&format!(
+                        "{} asks for patience ({}): the next try is in {:.0} s",
+                        answer.server,
+                        answer.status,
+                        wait.as_secs_f64().ceil()
+                    ));
+                    self.limit.sleep(wait)?;
+                }
+                _ => return Ok(answer),
+            }
+        }
+    }
+
+    /// Posts JSON of a media type, and waits as long as the server asks for.
+    pub(crate) fn post(
+        &self,
+        url: &str,
+        media_type: &str,
+        header: &BTreeMap<String, String>,
+        body: &serde_json::Value,
+    ) -> Result<Answer> {
+        let text = body.to_string();
+        self.patiently(|| {
+            let mut request = Request::post(url)
+                .header("Accept", media_type)
+                .header("Content-Type", media_type);
+            for (name, value) in header {
+                request = request.header(name, value);
+            }
+            let mut bytes = text.as_bytes();
+            let request = request
+                .header("Content-Length", text.len())
+                .body(SendBody::from_reader(&mut bytes))
+                .map_err(|error| bad_request(url, &error))?;
+            self.send(request)
+        })
+    }
+
     pub(crate) fn limit(&self) -> &'a Limit<'a> {
         self.limit
     }
@@ -100,12 +153,36 @@ impl Answer {
         if (200..300).contains(&self.status) {
             return Ok(self);
         }
-        let after = self
-            .headers
+        Err(refused(
+            server,
+            self.status,
+            self.retry_after(),
+            &self.message(),
+        ))
+    }
+
+    /// What the server says, in a line.
+    pub(crate) fn message(&self) -> String {
+        message(&String::from_utf8_lossy(&self.body))
+    }
+
+    /// `https://host:port` of whom we asked.
+    pub(crate) fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// What the server says of a trouble of its own that may pass.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        match refused(&self.server, self.status, None, &self.message()) {
+            Error::Temporary(words) => Some(words),
+            _ => None,
+        }
+    }
+
+    fn retry_after(&self) -> Option<&str> {
+        self.headers
             .get("retry-after")
-            .and_then(|value| value.to_str().ok());
-        let body = String::from_utf8_lossy(&self.body);
-        Err(refused(server, self.status, after, &message(&body)))
+            .and_then(|value| value.to_str().ok())
     }
 }
 
@@ -132,6 +209,12 @@ pub(crate) fn refused(server: &str, status: u16, retry_after: Option<&str>, word
         408 | 425 | 429 | 500 | 502.. => Error::Temporary(text),
         _ => Error::Permanent(text),
     }
+}
+
+/// A server gave an address or a header that cannot be used.
+pub(crate) fn bad_request(url: &str, error: &ureq::http::Error) -> Error {
+    let server = server(url);
+    Error::Permanent(format!("{server} gave a bad request to make: {error}"))
 }
 
 /// `https://host:port` of a URL.

@@ -3,12 +3,10 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::json;
-use ureq::SendBody;
-use ureq::http::Request;
 
 use crate::http::{self, Answer, Http};
 use crate::token::Token;
-use crate::upload::{self, Source};
+use crate::upload::{self, Sent, Source};
 use crate::{Error, Result};
 
 /// A client of the Git LFS batch API, for uploads.
@@ -60,6 +58,9 @@ struct ObjectError {
     message: String,
 }
 
+/// How often links are asked for one object, if the object host refuses those it got.
+const LINKS: u32 = 3;
+
 const MEDIA_TYPE: &str = "application/vnd.git-lfs+json";
 
 /// The text that stands in git for an object.
@@ -94,6 +95,19 @@ impl<'a> Client<'a> {
     }
 
     fn upload_one(&self, source: &Source<'_>) -> Result<()> {
+        let mut links = 1;
+        loop {
+            match self.upload_by_links(source)? {
+                Sent::Whole => return Ok(()),
+                // They are given for a short time, which a slow line can outlast.
+                Sent::LinkRefused(_) if links < LINKS => links += 1,
+                Sent::LinkRefused(words) => return Err(Error::Temporary(words)),
+            }
+        }
+    }
+
+    /// Asks for links and sends the object to them.
+    fn upload_by_links(&self, source: &Source<'_>) -> Result<Sent> {
         let (transfer, object) = self.batch(source)?;
         let server = http::server(self.url);
         if let Some(error) = object.error {
@@ -105,13 +119,13 @@ impl<'a> Client<'a> {
             verify,
         }) = object.actions
         else {
-            return Ok(());
+            return Ok(Sent::Whole);
         };
-        match transfer.as_deref() {
+        let sent = match transfer.as_deref() {
             None | Some("basic") => upload::basic(self.http, &upload, source)?,
             // The Hub says `multipart` for the whole answer; an object without parts is plain.
             Some("multipart") if !upload.header.contains_key("chunk_size") => {
-                upload::basic(self.http, &upload, source)?;
+                upload::basic(self.http, &upload, source)?
             }
             Some("multipart") => upload::multipart(self.http, &upload, source)?,
             Some(other) => {
@@ -119,15 +133,15 @@ impl<'a> Client<'a> {
                     format!("{server} wants the LFS transfer {other:?}, which was not offered");
                 return Err(Error::Permanent(words));
             }
-        }
+        };
         match verify {
-            Some(verify) => {
+            Some(verify) if sent == Sent::Whole => {
                 let body = json!({"oid": source.sha256, "size": source.size});
                 self.post(&verify.href, &verify.header, &body)?
-                    .success(&http::server(&verify.href))
-                    .map(drop)
+                    .success(&http::server(&verify.href))?;
+                Ok(Sent::Whole)
             }
-            None => Ok(()),
+            _ => Ok(sent),
         }
     }
 
@@ -176,27 +190,7 @@ pub(crate) fn post(
     header: &BTreeMap<String, String>,
     body: &serde_json::Value,
 ) -> Result<Answer> {
-    let mut request = Request::post(href)
-        .header("Accept", MEDIA_TYPE)
-        .header("Content-Type", MEDIA_TYPE);
-    for (name, value) in header {
-        request = request.header(name, value);
-    }
-    let text = body.to_string();
-    let mut bytes = text.as_bytes();
-    let request = request
-        .header("Content-Length", text.len())
-        .body(SendBody::from_reader(&mut bytes))
-        .map_err(|error| bad_request(href, &error))?;
-    http.send(request)
-}
-
-/// A server gave an address or a header that cannot be used.
-pub(crate) fn bad_request(href: &str, error: &ureq::http::Error) -> Error {
-    Error::Permanent(format!(
-        "{} gave a bad request to make: {error}",
-        http::server(href)
-    ))
+    http.post(href, MEDIA_TYPE, header, body)
 }
 
 /// The place of an object in a store of LFS objects.

@@ -14,6 +14,7 @@
 
 mod attributes;
 mod config;
+mod creation;
 mod error;
 mod git;
 mod http;
@@ -21,6 +22,7 @@ mod journal;
 mod lfs;
 mod limit;
 mod model_card;
+mod patience;
 mod publisher;
 mod refusal;
 mod remote;
@@ -46,7 +48,8 @@ impl CheckpointSink for HubGit {
     type Config = Config;
 
     fn create(config: Config, host: Host) -> host_plugin_sdk::Result<Self> {
-        let publisher = Publisher::new(config, &|name| std::env::var(name).ok(), "git")?;
+        let publisher = Publisher::new(config, &|name| std::env::var(name).ok(), "git")?
+            .on_warning(move |words| host.warn(words));
         Ok(Self { publisher, host })
     }
 

@@ -2,11 +2,13 @@ use std::time::{Duration, Instant};
 
 use crate::{Error, Result};
 
-/// How long a delivery may take, and whether it was asked to end. Everything that waits looks here.
+/// How long a delivery may take, whether it was asked to end, and who is told of a wait. Everything
+/// that waits looks here.
 pub(crate) struct Limit<'a> {
     secs: u64,
     deadline: Instant,
     cancelled: &'a (dyn Fn() -> bool + Sync),
+    warn: &'a (dyn Fn(&str) + Sync),
 }
 
 impl<'a> Limit<'a> {
@@ -16,7 +18,19 @@ impl<'a> Limit<'a> {
             secs,
             deadline: Instant::now() + Duration::from_secs(secs),
             cancelled,
+            warn: &|_| {},
         }
+    }
+
+    /// Who is told when something takes longer than usual.
+    #[must_use]
+    pub(crate) fn warning(mut self, warn: &'a (dyn Fn(&str) + Sync)) -> Self {
+        self.warn = warn;
+        self
+    }
+
+    pub(crate) fn warn(&self, words: &str) {
+        (self.warn)(words);
     }
 
     /// Nothing if there is time left and nobody asked to end.

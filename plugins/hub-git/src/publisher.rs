@@ -1,5 +1,7 @@
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use host_plugin_sdk::FileEntry;
@@ -15,7 +17,7 @@ use crate::repository::Repository;
 use crate::task::Task;
 use crate::token::Token;
 use crate::upload::Source;
-use crate::{Config, Error, Result};
+use crate::{Config, Error, Result, creation};
 
 /// Pushes checkpoints to one remote.
 #[derive(Debug)]
@@ -23,8 +25,14 @@ pub struct Publisher {
     pub(crate) config: Config,
     pub(crate) remote: Remote,
     pub(crate) token: Option<Token>,
-    git: Git,
+    pub(crate) git: Git,
+    warn: Warn,
+    /// Whether the repository is known to exist.
+    exists: AtomicBool,
 }
+
+/// Who hears what the sink says while it works.
+struct Warn(Box<dyn Fn(&str) + Send + Sync>);
 
 /// A checkpoint to push.
 #[derive(Clone, Copy, Debug)]
@@ -74,12 +82,22 @@ impl Publisher {
         if config.lfs == LfsMode::Always && remote.kind() == Kind::Ssh {
             return Err(no_lfs_over_ssh(&remote));
         }
+        creation::check(&config, &remote)?;
         Ok(Self {
             config,
             remote,
             token,
             git,
+            warn: Warn(Box::new(|_| {})),
+            exists: AtomicBool::new(false),
         })
+    }
+
+    /// Where warnings go, such as that a server asked for a wait. None holds the token.
+    #[must_use]
+    pub fn on_warning(mut self, warn: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.warn = Warn(Box::new(warn));
+        self
     }
 
     /// Delivers a checkpoint; the same again changes nothing and gives the same receipt.
@@ -91,13 +109,18 @@ impl Publisher {
         snapshot: &Snapshot<'_>,
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<Receipt> {
-        let limit = Limit::new(self.config.timeout_secs, cancelled);
-        self.deliver(snapshot, &limit).map_err(|error| {
-            error.map(|words| match &self.token {
-                Some(token) => token.scrub(&words),
-                None => words,
-            })
-        })
+        let warn = |words: &str| (self.warn.0)(&self.scrub(words));
+        let limit = Limit::new(self.config.timeout_secs, cancelled).warning(&warn);
+        self.deliver(snapshot, &limit)
+            .map_err(|error| error.map(|words| self.scrub(&words)))
+    }
+
+    /// The text without the token.
+    fn scrub(&self, text: &str) -> String {
+        match &self.token {
+            Some(token) => token.scrub(text),
+            None => text.to_owned(),
+        }
     }
 
     fn deliver(&self, snapshot: &Snapshot<'_>, limit: &Limit<'_>) -> Result<Receipt> {
@@ -117,6 +140,10 @@ impl Publisher {
         };
         if let Some(commit) = &delivery.commit {
             return Ok(self.receipt(branch, commit));
+        }
+        if !self.exists.load(Ordering::Relaxed) {
+            creation::ensure(self, limit)?;
+            self.exists.store(true, Ordering::Relaxed);
         }
         let token = self.token.as_ref();
         let state_dir = snapshot.state_dir;
@@ -194,6 +221,12 @@ impl Publisher {
             branch: branch.to_owned(),
             remote: self.remote.url().to_owned(),
         }
+    }
+}
+
+impl fmt::Debug for Warn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Warn")
     }
 }
 

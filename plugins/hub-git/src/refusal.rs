@@ -40,7 +40,7 @@ pub(crate) fn judge_push(
             "reference already exists",
         ])
     {
-        return Ok(Pushed::Moved);
+        return Ok(Pushed::Moved(summary.to_owned()));
     }
     let said = format!(
         "{} refused the push: {summary}: {}",
@@ -164,7 +164,7 @@ mod tests {
             "[remote rejected] (cannot lock ref 'x')",
         ] {
             let line = format!("!\tabc:refs/heads/run\t{moved}");
-            assert_eq!(push(&line, ""), Ok(Pushed::Moved), "{moved}");
+            assert_eq!(push(&line, ""), Ok(Pushed::Moved(moved.to_owned())));
         }
         let other = push(
             "*\tabc:refs/heads/x/run\t[new branch]",

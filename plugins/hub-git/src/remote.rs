@@ -13,6 +13,18 @@ pub(crate) struct Remote {
     url: String,
     /// The user name that stood in the URL.
     user: Option<String>,
+    /// Where the Hub's API is. `None` unless the remote is on the Hub.
+    endpoint: Option<String>,
+}
+
+/// A model on the Hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HubName<'a> {
+    /// `https://huggingface.co`
+    pub(crate) endpoint: &'a str,
+    /// A user or an organization.
+    pub(crate) owner: &'a str,
+    pub(crate) name: &'a str,
 }
 
 /// What speaks at the other end.
@@ -86,6 +98,22 @@ impl Remote {
         origin(&self.url)
     }
 
+    /// The model that the remote is on the Hub. `None` for other remotes, data sets and spaces.
+    pub(crate) fn hub_name(&self) -> Option<HubName<'_>> {
+        let endpoint = self.endpoint.as_deref()?;
+        let path = match self.url.strip_prefix(endpoint) {
+            Some(path) => path,
+            None => &self.url[self.origin()?.len()..],
+        };
+        let path = path.trim_matches('/').trim_end_matches(".git");
+        let (owner, name) = path.split_once('/')?;
+        is_hub_name(path).then_some(HubName {
+            endpoint,
+            owner,
+            name,
+        })
+    }
+
     /// The LFS server's URL by git-lfs's rule. `None` unless the remote speaks HTTP.
     pub(crate) fn lfs_url(&self) -> Option<String> {
         self.origin()?;
@@ -114,10 +142,16 @@ impl Remote {
         let url = format!("{scheme}://{host}/{}", path.trim_end_matches('/'));
         let on_hub = origin(&url) == origin(&format!("{hub}/"))
             || matches!(host, "huggingface.co" | "hf.co") && scheme == "https";
+        let endpoint = on_hub.then_some(match host {
+            // The one is a short name of the other, and only leads there.
+            "hf.co" | "huggingface.co" => HUB,
+            _ => hub,
+        });
         Ok(Self {
             kind: if on_hub { Kind::Hub } else { Kind::Http },
             url,
             user: user.map(str::to_owned),
+            endpoint: endpoint.map(str::to_owned),
         })
     }
 
@@ -130,6 +164,7 @@ impl Remote {
             kind: Kind::Ssh,
             url: url.to_owned(),
             user: None,
+            endpoint: None,
         })
     }
 
@@ -141,6 +176,7 @@ impl Remote {
             kind: Kind::Local,
             url: path.to_string_lossy().into_owned(),
             user: None,
+            endpoint: None,
         })
     }
 }
@@ -223,6 +259,26 @@ mod tests {
         assert_eq!(remote.kind(), Kind::Hub);
         assert_eq!(remote.url(), "http://127.0.0.1:8080/ann/gpt");
         assert_eq!(remote.origin(), Some("http://127.0.0.1:8080/"));
+    }
+
+    #[test]
+    fn a_model_on_the_hub_has_an_owner_and_a_name() {
+        let hub = "http://127.0.0.1:80/hub";
+        for (repo, expected) in [
+            ("ann/gpt", Some((HUB, "ann", "gpt"))),
+            ("https://hf.co/ann/gpt.git", Some((HUB, "ann", "gpt"))),
+            ("https://huggingface.co/datasets/ann/code", None),
+            ("https://example.org/ann/gpt", None),
+            ("/srv/ann/gpt", None),
+        ] {
+            let remote = parse(repo);
+            let name = remote.hub_name();
+            let name = name.map(|name| (name.endpoint, name.owner, name.name));
+            assert_eq!(name, expected, "{repo}");
+        }
+        let remote = Remote::parse("ann/gpt", Some(hub)).expect("a remote");
+        let name = remote.hub_name().expect("a name");
+        assert_eq!((name.endpoint, name.owner, name.name), (hub, "ann", "gpt"));
     }
 
     #[test]

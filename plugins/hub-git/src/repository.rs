@@ -45,8 +45,8 @@ pub(crate) struct Entry {
 pub(crate) enum Pushed {
     /// The branch is at the commit.
     Landed,
-    /// Somebody else moved the branch first.
-    Moved,
+    /// Somebody else moved the branch first, or is about to: git's words.
+    Moved(String),
 }
 
 impl Tip {

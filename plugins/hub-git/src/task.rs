@@ -28,6 +28,9 @@ pub(crate) struct Task<'a> {
 /// How often a commit is made anew because somebody else moved the branch.
 const ATTEMPTS: u32 = 30;
 
+/// How often in a row it may be refused although nobody moved it.
+const LOCKED_ATTEMPTS: u32 = 8;
+
 /// A tree, and the files that the server must have before a commit of it is pushed.
 struct Tree {
     id: String,
@@ -50,6 +53,8 @@ impl Task<'_> {
             return Ok(pending);
         }
         let mut uploaded = HashSet::new();
+        let mut words = String::new();
+        let mut locked = 0;
         for attempt in 0..ATTEMPTS {
             if let Some(base) = tip.base() {
                 self.repository.fetch(base)?;
@@ -69,7 +74,10 @@ impl Task<'_> {
             keep(delivery)?;
             match self.repository.push(self.branch, &commit, &tip) {
                 Ok(Pushed::Landed) => return Ok(commit),
-                Ok(Pushed::Moved) => delivery.pending = None,
+                Ok(Pushed::Moved(why)) => {
+                    delivery.pending = None;
+                    words = why;
+                }
                 Err(error @ Error::Temporary(_)) => {
                     // The push may have gone through all the same, and only its answer got lost.
                     let arrived = self.limit.check().is_ok()
@@ -84,10 +92,15 @@ impl Task<'_> {
             // Not all who lost the race shall run again at the same moment.
             self.limit
                 .sleep(Duration::from_millis(jitter(20 * u64::from(attempt + 1))))?;
-            tip = self.repository.tip(self.branch)?;
+            let before = std::mem::replace(&mut tip, self.repository.tip(self.branch)?);
+            // A process that was killed on the server's side may have left its lock.
+            locked = if tip == before { locked + 1 } else { 0 };
+            if locked == LOCKED_ATTEMPTS {
+                break;
+            }
         }
         Err(Error::Temporary(format!(
-            "others moved the branch {} {ATTEMPTS} times in a row: {}",
+            "the branch {} could not be moved: {words}: {}",
             self.branch,
             self.publisher.remote.url()
         )))

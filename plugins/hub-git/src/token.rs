@@ -67,6 +67,11 @@ impl Token {
         &self.basic
     }
 
+    /// The same for the Hub's own API.
+    pub(crate) fn bearer(&self) -> String {
+        format!("Bearer {}", self.secret)
+    }
+
     /// The text without the token, whether plain or in base64.
     pub(crate) fn scrub(&self, text: &str) -> String {
         let encoded = self.basic.trim_start_matches("Basic ");

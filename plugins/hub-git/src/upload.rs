@@ -1,6 +1,9 @@
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -22,27 +25,42 @@ pub(crate) struct Source<'a> {
     pub(crate) size: u64,
 }
 
+/// What came of sending an object to the links that a server gave.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// It is there.
+    Whole,
+    /// The links were refused, in these words. The object host never sees the token, so what it refuses
+    /// is its own link, which had an end: another batch gives others.
+    LinkRefused(String),
+}
+
+/// How often one part of a file is sent before all of it is given up. The other parts stay where they
+/// are meanwhile; a link of another batch would belong to another upload, without them.
+const PART_ATTEMPTS: u32 = 4;
+
 /// Sends a file in one request.
-pub(crate) fn basic(http: &Http<'_>, action: &Action, source: &Source<'_>) -> Result<()> {
+pub(crate) fn basic(http: &Http<'_>, action: &Action, source: &Source<'_>) -> Result<Sent> {
     let mut file = source.open()?;
-    let mut hash = Sha256::new();
-    let answer = put(
+    let whole = 0..source.size;
+    let (answer, hash) = put(
         http,
         &action.href,
-        action,
-        source.size,
+        &action.header,
         &mut file,
-        &mut hash,
+        whole,
+        &Sha256::new(),
     )?;
+    if let Some(refused) = link_refused(&answer) {
+        return Ok(refused);
+    }
+    accepted(http, answer, &action.href, source)?;
     source.verify(hash)?;
-    answer
-        .success(&object_host(&action.href))
-        .map(drop)
-        .map_err(link_refused)
+    Ok(Sent::Whole)
 }
 
 /// Sends a file in parts, each to a URL of its own, as the Hub wants it for large ones.
-pub(crate) fn multipart(http: &Http<'_>, action: &Action, source: &Source<'_>) -> Result<()> {
+pub(crate) fn multipart(http: &Http<'_>, action: &Action, source: &Source<'_>) -> Result<Sent> {
     let server = object_host(&action.href);
     let odd = || Error::Permanent(format!("{server} gave parts that do not cover the file"));
     let size = action
@@ -62,16 +80,15 @@ pub(crate) fn multipart(http: &Http<'_>, action: &Action, source: &Source<'_>) -
 
     let mut file = source.open()?;
     let mut hash = Sha256::new();
-    let mut left = source.size;
+    let mut start = 0;
     let mut parts = Vec::new();
-    let nothing = Action {
-        href: String::new(),
-        header: Default::default(),
-    };
     for (number, url) in urls {
-        let bytes = size.min(left);
-        let answer = put(http, url, &nothing, bytes, &mut file, &mut hash)?;
-        let answer = answer.success(&object_host(url)).map_err(link_refused)?;
+        let end = source.size.min(start + size);
+        let (answer, after) = put_part(http, url, &mut file, start..end, &hash)?;
+        if let Some(refused) = link_refused(&answer) {
+            return Ok(refused);
+        }
+        let answer = accepted(http, answer, url, source)?;
         let etag = answer
             .headers
             .get("etag")
@@ -80,12 +97,46 @@ pub(crate) fn multipart(http: &Http<'_>, action: &Action, source: &Source<'_>) -
             Error::Temporary(format!("{} confirms no part of the file", object_host(url)))
         })?;
         parts.push(json!({"partNumber": number, "etag": etag}));
-        left -= bytes;
+        (hash, start) = (after, end);
     }
     source.verify(hash)?;
     let body = json!({"oid": source.sha256, "parts": parts});
     let answer = lfs::post(http, &action.href, &Default::default(), &body)?;
-    answer.success(&server).map(drop).map_err(link_refused)
+    if let Some(refused) = link_refused(&answer) {
+        return Ok(refused);
+    }
+    answer.success(&server)?;
+    Ok(Sent::Whole)
+}
+
+/// Sends one part, again if its connection or the server fails.
+fn put_part(
+    http: &Http<'_>,
+    url: &str,
+    file: &mut File,
+    range: Range<u64>,
+    before: &Sha256,
+) -> Result<(Answer, Sha256)> {
+    let mut attempt = 1;
+    loop {
+        let sent = put(http, url, &Default::default(), file, range.clone(), before);
+        let failed = match &sent {
+            Ok((answer, _)) => answer.trouble(),
+            Err(Error::Temporary(words)) => Some(words.clone()),
+            Err(_) => None,
+        };
+        match failed {
+            Some(words) if attempt < PART_ATTEMPTS => {
+                http.limit().warn(&format!(
+                    "a part of a file did not arrive and is sent again: {words}"
+                ));
+                http.limit()
+                    .sleep(Duration::from_millis(200 * (1 << attempt)))?;
+                attempt += 1;
+            }
+            _ => return sent,
+        }
+    }
 }
 
 /// Puts a file into the object store of a repository on this machine, which is where git-lfs keeps
@@ -177,55 +228,75 @@ impl Source<'_> {
     }
 }
 
-/// Sends the next `bytes` of a file, and hashes them on the way.
+/// Sends a range of a file, and hashes it on the way: after what came `before`.
 fn put(
     http: &Http<'_>,
     url: &str,
-    action: &Action,
-    bytes: u64,
+    header: &BTreeMap<String, String>,
     file: &mut File,
-    hash: &mut Sha256,
-) -> Result<Answer> {
-    let mut request = Request::put(url);
-    let given = |name: &str| {
-        action
-            .header
+    range: Range<u64>,
+    before: &Sha256,
+) -> Result<(Answer, Sha256)> {
+    let bytes = range.end - range.start;
+    let mut hash = before.clone();
+    let answer = http.patiently(|| {
+        // Each try begins where the first did.
+        hash = before.clone();
+        file.seek(SeekFrom::Start(range.start))
+            .map_err(|error| Error::Temporary(format!("cannot read the checkpoint: {error}")))?;
+        let mut request = Request::put(url);
+        if !header
             .keys()
-            .any(|key| key.eq_ignore_ascii_case(name))
-    };
-    if !given("content-type") {
-        request = request.header("Content-Type", "application/octet-stream");
-    }
-    for (name, value) in &action.header {
-        // The length is ours to say, and with one there are no chunks.
-        if !["content-length", "transfer-encoding"].contains(&name.to_ascii_lowercase().as_str()) {
-            request = request.header(name, value);
+            .any(|name| name.eq_ignore_ascii_case("content-type"))
+        {
+            request = request.header("Content-Type", "application/octet-stream");
         }
-    }
-    let limited = Limited {
-        inner: file.take(bytes),
-        limit: http.limit(),
-    };
-    let mut body = Hashing {
-        inner: limited,
-        hash,
-    };
-    let request = request
-        .header("Content-Length", bytes)
-        .body(SendBody::from_reader(&mut body))
-        .map_err(|error| lfs::bad_request(url, &error))?;
-    http.send(request)
+        for (name, value) in header {
+            // The length is ours to say, and with one there are no chunks.
+            if !["content-length", "transfer-encoding"]
+                .contains(&name.to_ascii_lowercase().as_str())
+            {
+                request = request.header(name, value);
+            }
+        }
+        let limited = Limited {
+            inner: file.take(bytes),
+            limit: http.limit(),
+        };
+        let mut body = Hashing {
+            inner: limited,
+            hash: &mut hash,
+        };
+        let request = request
+            .header("Content-Length", bytes)
+            .body(SendBody::from_reader(&mut body))
+            .map_err(|error| http::bad_request(url, &error))?;
+        http.send(request)
+    })?;
+    Ok((answer, hash))
 }
 
-/// The object host never sees the token, so what it refuses is its own link, which had an end.
-/// Another try gets another link.
-fn link_refused(error: Error) -> Error {
-    match error {
-        Error::Permanent(words) if words.contains("(401)") || words.contains("(403)") => {
-            Error::Temporary(words.replace("the token may not write here", "the link is not good"))
+/// The answer, if the object host took what it got.
+fn accepted(http: &Http<'_>, answer: Answer, url: &str, source: &Source<'_>) -> Result<Answer> {
+    answer.success(&object_host(url)).or_else(|refused| {
+        if matches!(refused, Error::Permanent(_)) {
+            // The content may be why: then the file says more than the server does.
+            source.check(http.limit())?;
         }
-        other => other,
-    }
+        Err(refused)
+    })
+}
+
+fn link_refused(answer: &Answer) -> Option<Sent> {
+    matches!(answer.status, 401 | 403).then(|| {
+        let words = format!(
+            "{}: the link is not good ({}): {}",
+            answer.server(),
+            answer.status,
+            answer.message()
+        );
+        Sent::LinkRefused(words)
+    })
 }
 
 fn object_host(url: &str) -> String {

@@ -5,6 +5,10 @@ pub enum Fault {
     Hang,
     /// The connection ends at once.
     Close,
+    /// The connection ends after this many bytes of the request's body.
+    Cut(u64),
+    /// The request's body is read at this many bytes a second, and the request is served.
+    Slow(u64),
     /// The request is served, but the connection ends without the reply.
     LoseReply,
     /// This status instead of serving, with these headers.

@@ -1,5 +1,6 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 /// One request. Every connection carries one: the reply closes it.
 pub(crate) struct Request {
@@ -8,6 +9,10 @@ pub(crate) struct Request {
     pub(crate) query: String,
     headers: Vec<(String, String)>,
     stream: BufReader<TcpStream>,
+    /// How many bytes of the body arrive before the connection ends.
+    cut: u64,
+    /// How many bytes of the body arrive in a second.
+    bytes_per_sec: Option<u64>,
 }
 
 /// A reply with a whole body.
@@ -46,6 +51,8 @@ impl Request {
                 })
                 .collect(),
             stream,
+            cut: u64::MAX,
+            bytes_per_sec: None,
         }))
     }
 
@@ -56,6 +63,14 @@ impl Request {
             .map(|(_, value)| value.as_str())
     }
 
+    pub(crate) fn cut_after(&mut self, bytes: u64) {
+        self.cut = bytes;
+    }
+
+    pub(crate) fn slow_down(&mut self, bytes_per_sec: u64) {
+        self.bytes_per_sec = Some(bytes_per_sec);
+    }
+
     /// Copies the body, of known length or chunked, and says how long it was.
     pub(crate) fn copy_body(&mut self, to: &mut dyn Write) -> io::Result<u64> {
         if self.header("expect").is_some() {
@@ -63,12 +78,16 @@ impl Request {
                 .get_mut()
                 .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
         }
+        let length = self.header("content-length").map(str::to_owned);
+        let to = &mut Faulty {
+            to,
+            left: self.cut,
+            bytes_per_sec: self.bytes_per_sec,
+        };
         if self.header("transfer-encoding") == Some("chunked") {
             return self.copy_chunks(to);
         }
-        let length = self
-            .header("content-length")
-            .map_or(Ok(0), |text| text.parse().map_err(io::Error::other))?;
+        let length = length.map_or(Ok(0), |text| text.parse().map_err(io::Error::other))?;
         let copied = io::copy(&mut (&mut self.stream).take(length), to)?;
         if copied < length {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -123,6 +142,32 @@ impl Request {
         stream.shutdown(std::net::Shutdown::Write)?;
         io::copy(&mut self.stream, &mut io::sink())?;
         self.hang_up()
+    }
+}
+
+/// Takes what a fault lets through.
+struct Faulty<'a> {
+    to: &'a mut dyn Write,
+    left: u64,
+    bytes_per_sec: Option<u64>,
+}
+
+impl Write for Faulty<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let len = bytes.len() as u64;
+        if self.left < len {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        self.left -= len;
+        if let Some(rate) = self.bytes_per_sec {
+            std::thread::sleep(Duration::from_secs(len) / u32::try_from(rate).unwrap_or(u32::MAX));
+        }
+        self.to.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
     }
 }
 

@@ -1,6 +1,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -16,6 +17,8 @@ pub(crate) struct Lfs<'a> {
     pub(crate) object_host: &'a str,
     /// Objects above this many bytes go in parts of this size.
     pub(crate) part_bytes: Option<u64>,
+    /// Uploads in parts that were begun.
+    pub(crate) uploads: &'a AtomicU64,
 }
 
 /// What makes an object's URL good: it is in the URL, as in signed ones.
@@ -47,10 +50,14 @@ impl Lfs<'_> {
                 let size = object["size"].as_u64().unwrap_or(0);
                 let there = fs::metadata(self.object(oid)).is_ok_and(|file| file.len() == size);
                 let href = format!("{}{}/{oid}?{SIGNATURE}", self.object_host, self.name);
+                let in_parts = in_parts(size);
                 let actions = match (upload, there) {
                     (true, true) => return json!({"oid": oid, "size": size}),
-                    (true, false) if in_parts(size) => {
-                        json!({"upload": {"href": href, "header": self.parts(oid, size)}})
+                    (true, false) if in_parts => {
+                        // As in S3, parts belong to the upload that they were asked for.
+                        let upload = self.uploads.fetch_add(1, Ordering::SeqCst);
+                        let href = format!("{href}&upload={upload}");
+                        json!({"upload": {"href": href, "header": self.parts(&href, size)}})
                     }
                     (true, false) => json!({"upload": {"href": href}, "verify": {"href": href}}),
                     (false, true) => json!({"download": {"href": href}}),
@@ -80,23 +87,24 @@ impl Lfs<'_> {
             .next()
             .unwrap_or_default()
             .to_owned();
-        let part = request
-            .query
-            .split_once("&part=")
-            .map(|(_, n)| n.to_owned());
+        let asked = |name: &str| {
+            let mut fields = request.query.split('&');
+            fields.find_map(|field| Some(field.strip_prefix(name)?.to_owned()))
+        };
+        let (part, upload) = (asked("part="), asked("upload=").unwrap_or_default());
         match (request.method.as_str(), part) {
             ("PUT", None) => self.receive(&oid, request),
             ("PUT", Some(part)) => {
-                self.store()?;
-                let mut bytes = File::create(self.part(&oid, &part))?;
+                let mut bytes = tempfile::NamedTempFile::new_in(self.store()?)?;
                 request.copy_body(&mut bytes)?;
+                bytes.persist(self.part(&oid, &upload, &part))?;
                 let etag = format!("\"etag-{part}\"");
                 Ok(Response::text(200, "").with_header("ETag", &etag))
             }
             ("POST", _) => {
                 let body: Value = serde_json::from_slice(&request.body()?)?;
                 match body["parts"].as_array() {
-                    Some(parts) => self.complete(&oid, parts),
+                    Some(parts) => self.complete(&oid, &upload, parts),
                     None if self.object(&oid).is_file() => Ok(Response::text(200, "")),
                     None => Ok(Response::text(404, "no such object")),
                 }
@@ -126,7 +134,7 @@ impl Lfs<'_> {
     }
 
     /// Puts the parts together.
-    fn complete(&self, oid: &str, parts: &[Value]) -> io::Result<Response> {
+    fn complete(&self, oid: &str, upload: &str, parts: &[Value]) -> io::Result<Response> {
         let mut file = tempfile::NamedTempFile::new_in(self.store()?)?;
         let mut hashed = Hashed {
             file: file.as_file_mut(),
@@ -140,8 +148,10 @@ impl Lfs<'_> {
                     "the parts are out of order or have no ETag",
                 ));
             }
-            let path = self.part(oid, &format!("{number:05}"));
-            io::copy(&mut File::open(path)?, &mut hashed)?;
+            let Ok(mut part) = File::open(self.part(oid, upload, &format!("{number:05}"))) else {
+                return Ok(Response::text(400, "a part was never sent"));
+            };
+            io::copy(&mut part, &mut hashed)?;
         }
         self.keep(oid, hashed.hash, file)
     }
@@ -162,16 +172,12 @@ impl Lfs<'_> {
     }
 
     /// The header of a multipart upload: the size of a part, and a URL for each.
-    fn parts(&self, oid: &str, size: u64) -> Value {
+    fn parts(&self, href: &str, size: u64) -> Value {
         let bytes = self.part_bytes.unwrap_or(u64::MAX);
         let mut header = json!({"chunk_size": bytes.to_string()});
         for number in 1..=size.div_ceil(bytes) {
             let number = format!("{number:05}");
-            let href = format!(
-                "{}{}/{oid}?{SIGNATURE}&part={number}",
-                self.object_host, self.name
-            );
-            header[&number] = Value::String(href);
+            header[&number] = Value::String(format!("{href}&part={number}"));
         }
         header
     }
@@ -180,8 +186,9 @@ impl Lfs<'_> {
         object_path(self.repo, oid)
     }
 
-    fn part(&self, oid: &str, number: &str) -> PathBuf {
-        self.repo.join("lfs").join(format!("{oid}.{number}"))
+    fn part(&self, oid: &str, upload: &str, number: &str) -> PathBuf {
+        let name = format!("{oid}.{upload}.{number}");
+        self.repo.join("lfs").join(name)
     }
 
     fn store(&self) -> io::Result<PathBuf> {

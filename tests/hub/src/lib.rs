@@ -6,17 +6,16 @@
 //! leaks its token to the object host fails. Nothing but `git` is needed.
 #![forbid(unsafe_code)]
 
+mod api;
 mod backend;
 mod fault;
 mod http;
 mod lfs;
+mod repository;
 
-use std::fs;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -55,6 +54,8 @@ struct Shared {
     traps: Mutex<Vec<Trap>>,
     requests: Mutex<Vec<String>>,
     connections: Mutex<Vec<(TcpStream, JoinHandle<()>)>>,
+    /// Uploads in parts that were begun.
+    uploads: AtomicU64,
     url: String,
 }
 
@@ -83,6 +84,7 @@ impl TestHub {
             traps: Mutex::default(),
             requests: Mutex::default(),
             connections: Mutex::default(),
+            uploads: AtomicU64::new(0),
             url: format!("http://{}", address(&git)),
         });
         let acceptors = [(git, Door::Git), (objects, Door::Objects)]
@@ -121,22 +123,7 @@ impl TestHub {
     /// If git is not there or fails.
     pub fn create_repo(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
         let repo = self.repo_path(name);
-        git(&["init", "--quiet", "--bare", "-b", "main"], &repo);
-        let hook = repo.join("hooks/pre-receive");
-        fs::create_dir_all(repo.join("hooks")).expect("the hooks' folder");
-        fs::write(&hook, include_str!("pre-receive.sh")).expect("the hook");
-        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("the hook");
-        if !files.is_empty() {
-            let work = tempfile::tempdir().expect("a temporary folder");
-            git(&["init", "--quiet", "-b", "main"], work.path());
-            for (file, text) in files {
-                fs::write(work.path().join(file), text).expect("a file");
-            }
-            git(&["add", "."], work.path());
-            git(&["commit", "--quiet", "-m", "initial commit"], work.path());
-            let to = repo.to_str().expect("a UTF-8 path");
-            git(&["push", "--quiet", to, "main"], work.path());
-        }
+        repository::make(&repo, files);
         repo
     }
 
@@ -163,6 +150,11 @@ impl TestHub {
             fault,
             times,
         });
+    }
+
+    /// Whether a repository was made for its owner alone.
+    pub fn is_private(&self, name: &str) -> bool {
+        self.repo_path(name).join(api::PRIVATE).exists()
     }
 
     /// The request lines so far, `METHOD /path?query`, of both ports.
@@ -219,12 +211,17 @@ fn serve(shared: &Shared, stream: TcpStream, door: Door) -> io::Result<()> {
     }
     lock(&shared.requests).push(line.clone());
     let fault = fault::take(&mut lock(&shared.traps), &line);
+    match fault {
+        Some(Fault::Cut(bytes)) => request.cut_after(bytes),
+        Some(Fault::Slow(bytes_per_sec)) => request.slow_down(bytes_per_sec),
+        _ => {}
+    }
     let mut answer = || match door {
         Door::Git => git_request(shared, &mut request),
         Door::Objects => objects_request(shared, &mut request),
     };
     match fault {
-        None => {
+        None | Some(Fault::Slow(_)) => {
             let response = answer().unwrap_or_else(|error| Response::text(500, &error.to_string()));
             request.reply(&response)
         }
@@ -235,6 +232,11 @@ fn serve(shared: &Shared, stream: TcpStream, door: Door) -> io::Result<()> {
             Ok(())
         }
         Some(Fault::Close) => request.hang_up(),
+        Some(Fault::Cut(_)) => {
+            // It is handled as a connection that broke: nothing of it is kept.
+            let _ = answer();
+            request.hang_up()
+        }
         Some(Fault::LoseReply) => {
             answer()?;
             request.hang_up()
@@ -248,6 +250,9 @@ fn serve(shared: &Shared, stream: TcpStream, door: Door) -> io::Result<()> {
 }
 
 fn git_request(shared: &Shared, request: &mut Request) -> io::Result<Response> {
+    if request.path.starts_with("/api/") {
+        return api::answer(shared, request);
+    }
     let lfs = request.path.contains("/info/lfs/");
     let writes = lfs
         || request.path.ends_with("/git-receive-pack")
@@ -304,6 +309,7 @@ impl Shared {
             name,
             object_host: &self.object_host,
             part_bytes: (part_bytes > 0).then_some(part_bytes),
+            uploads: &self.uploads,
         }
     }
 }
@@ -315,20 +321,6 @@ fn password(request: &Request) -> Option<String> {
     decoded
         .split_once(':')
         .map(|(_, password)| password.to_owned())
-}
-
-fn git(args: &[&str], dir: &Path) {
-    fs::create_dir_all(dir).expect("a folder");
-    let status = Command::new("git")
-        .args(args)
-        .current_dir(dir)
-        .env("GIT_CONFIG_NOSYSTEM", "1")
-        .env("GIT_CONFIG_GLOBAL", "/dev/null")
-        .envs(["AUTHOR", "COMMITTER"].map(|who| (format!("GIT_{who}_NAME"), "hub")))
-        .envs(["AUTHOR", "COMMITTER"].map(|who| (format!("GIT_{who}_EMAIL"), "hub@localhost")))
-        .status()
-        .expect("git runs");
-    assert!(status.success(), "git {args:?} failed");
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,28 +1,62 @@
+//! What goes wrong on the way to a server, against the real `git http-backend`.
+//!
+//! What users of git and git-lfs meet, and where it is tried:
+//!
+//! | what goes wrong | what must come of it | test |
+//! |---|---|---|
+//! | wrong token, git | one request, final | `a_wrong_token_is_tried_once` |
+//! | wrong token, LFS | one request, final | `a_wrong_token_at_the_lfs_server_is_tried_once` |
+//! | token that may only read | final, in other words | `a_token_that_may_only_read_is_told_so` |
+//! | non-fast-forward, stale lease | the new tip is built upon | `a_branch_that_moves_during_the_upload_is_built_upon` |
+//! | two runs on one branch | all commits land, fsck finds nothing | `race::two_runs_on_one_branch_both_get_through` |
+//! | plain file above 10 MiB | final, not tried again, the remote's words | `hub::a_large_plain_file_is_refused_in_the_hubs_words` |
+//! | protected branch, other hooks | the same | `local::a_hooks_refusal_is_final_and_in_its_own_words` |
+//! | connection refused | temporary: the host tries again later | `nobody_at_home_is_temporary` |
+//! | hung server, git and LFS | given up in time, no child is left | `a_hung_server_is_given_up_and_no_child_survives` |
+//! | line cut once, in parts | that part is sent again, and no other | `parts::only_the_part_that_was_cut_is_sent_again` |
+//! | line always cut | temporary, nothing half there | `a_line_that_always_breaks_loses_nothing`, `parts::a_part_that_never_arrives_is_given_up` |
+//! | SIGKILL of everything in mid-upload | the next process delivers it, once | `hub_git::a_run_that_is_killed_in_mid_upload_is_delivered_once` of the host's tests |
+//! | SIGKILL of git alone | its children go with it, the next try lands | `a_git_that_is_killed_in_mid_push_takes_its_children_along` |
+//! | reply lost after it was done | found, not done twice | `a_push_whose_answer_was_lost_is_delivered_once`, `an_object_whose_confirmation_was_lost_is_not_sent_again` |
+//! | truncated object on the server | sent again | `a_truncated_object_of_the_server_is_sent_again` |
+//! | disk full | temporary, the training goes on, delivered later | `full_disk::a_push_without_room_is_made_when_there_is_some` of the host's tests |
+//! | stale lock of a branch | ours: no matter; the remote's: temporary | `stale_locks_in_the_sinks_own_repository_hold_nobody_up`, `a_stale_lock_of_the_remotes_branch_is_told_and_passes` |
+//! | git's exit status and its line about the branch differ | the line counts | `refusal::the_line_about_the_branch_is_what_counts` |
+//! | 429 and 503 with `Retry-After` | the wait, aloud, then the same request | `patience` |
+//! | a link that expired | another is asked for | `a_link_that_expired_is_asked_for_again` |
+
 use std::fs;
 use std::net::TcpListener;
+use std::path::Path;
 use std::sync::Mutex;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use test_hub::{Fault, READ_TOKEN, TestHub, WRITE_TOKEN};
 
-use crate::support::{Run, forms, hub_publisher, messages, permanent, publisher, temporary, walk};
+use crate::support::{
+    Run, bare, commit_by_hand, count, forms, git, hub_publisher, messages, model_hub, permanent,
+    publisher, temporary, walk,
+};
 use hub_git::Error;
 
-fn model_hub() -> (TestHub, String) {
-    let hub = TestHub::start();
-    let repo = hub.create_repo("user/model", &[(".gitattributes", "")]);
-    let repo = repo.to_str().expect("a path").to_owned();
-    (hub, repo)
-}
-
-/// The command lines of all processes of this machine that hold the text.
-fn command_lines(text: &str) -> Vec<String> {
+/// The processes of this machine whose command lines hold the text.
+fn processes(text: &str) -> Vec<(i32, String)> {
     let processes = fs::read_dir("/proc").expect("/proc");
     processes
-        .filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok())
-        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
-        .filter(|line| line.contains(text))
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let pid = path.file_name()?.to_str()?.parse().ok()?;
+            let line = fs::read(path.join("cmdline")).ok()?;
+            Some((pid, String::from_utf8_lossy(&line).replace('\0', " ")))
+        })
+        .filter(|(_, line)| line.contains(text))
         .collect()
+}
+
+/// Their command lines alone.
+fn command_lines(text: &str) -> Vec<String> {
+    processes(text).into_iter().map(|(_, line)| line).collect()
 }
 
 #[test]
@@ -113,13 +147,9 @@ fn a_busy_server_is_temporary_and_the_next_try_goes_through() {
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
     let run = Run::new("run");
     let checkpoint = run.checkpoint(1, 1000);
-    let busy = Fault::Status(429, vec![("Retry-After".to_owned(), "17".to_owned())]);
-    hub.fault("objects/batch", busy, 1);
-    let words = temporary(run.publish(&publisher, &checkpoint));
-    assert!(words.contains("try again after 17"), "{words}");
     for (matching, fault) in [
+        ("objects/batch", Fault::Status(429, vec![])),
         ("PUT", Fault::Status(503, vec![])),
-        ("PUT", Fault::Status(403, vec![])),
         ("PUT", Fault::Close),
         ("git-receive-pack", Fault::Status(502, vec![])),
         ("git-upload-pack", Fault::Status(429, vec![])),
@@ -173,6 +203,199 @@ fn a_push_whose_answer_was_lost_is_delivered_once() {
         receipt.commit,
         run.publish(&publisher, &second).expect("again").commit
     );
+}
+
+#[test]
+fn a_wrong_token_at_the_lfs_server_is_tried_once() {
+    let (hub, _) = model_hub();
+    hub.fault("objects/batch", Fault::Status(401, vec![]), usize::MAX);
+    let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
+    let run = Run::new("run");
+    let words = permanent(run.publish(&publisher, &run.checkpoint(1, 100)));
+    assert!(words.contains("the token was not accepted"), "{words}");
+    assert_eq!(count(&hub, "POST /user/model.git/info/lfs"), 1);
+}
+
+#[test]
+fn a_branch_that_moves_during_the_upload_is_built_upon() {
+    // The first finds a branch that was not there before, the second one that is elsewhere.
+    let (hub, repo) = model_hub();
+    let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
+    let run = Run::new("run");
+    for step in [1, 2] {
+        let asked = count(&hub, "POST /user/model.git/info/lfs");
+        let moved = Mutex::new(false);
+        let moves = || {
+            // The delivery itself asks here between its requests, and waits for the answer.
+            let mut moved = moved.lock().expect("no panic");
+            if !*moved && count(&hub, "POST /user/model.git/info/lfs") > asked {
+                commit_by_hand(&repo, "run", &[("notes", &format!("before {step}"))]);
+                *moved = true;
+            }
+            false
+        };
+        run.publish_until(&publisher, &run.checkpoint(step, 1000), &moves)
+            .expect("published");
+        let notes = git(Path::new(&repo), &["show", "run:notes"]);
+        assert_eq!(notes, format!("before {step}"));
+    }
+    let expected = ["step 2", "by hand", "step 1", "by hand"];
+    assert_eq!(messages(&repo, "run")[..4], expected);
+    // Nothing was sent again for it.
+    assert_eq!(count(&hub, "PUT"), 2);
+}
+
+#[test]
+fn a_git_that_is_killed_in_mid_push_takes_its_children_along() {
+    let (hub, repo) = model_hub();
+    let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
+    let run = Run::new("run");
+    let checkpoint = run.checkpoint(1, 1000);
+    hub.fault("POST /user/model/git-receive-pack", Fault::Hang, 1);
+    let killed = Mutex::new(Vec::new());
+    let kills = || {
+        let mut killed = killed.lock().expect("no panic");
+        if killed.is_empty() && count(&hub, "POST /user/model/git-receive-pack") == 1 {
+            *killed = processes(hub.url());
+            let push = killed
+                .iter()
+                .find(|(_, line)| line.starts_with("git push "));
+            let (push, _) = push.expect("git push is there");
+            let push = Pid::from_raw(*push).expect("a process");
+            kill_process(push, Signal::KILL).expect("killed");
+        }
+        false
+    };
+    let words = temporary(run.publish_until(&publisher, &checkpoint, &kills));
+    assert!(words.contains("git was killed by signal 9"), "{words}");
+    let killed = killed.into_inner().expect("no panic");
+    assert!(killed.len() > 1, "it had children: {killed:?}");
+    // Who has no parent any more is collected a moment later.
+    while !command_lines(hub.url()).is_empty() {
+        std::thread::yield_now();
+    }
+    assert_eq!(
+        git(Path::new(&repo), &["for-each-ref", "refs/heads/run"]),
+        ""
+    );
+    run.publish(&publisher, &checkpoint).expect("published");
+    assert_eq!(messages(&repo, "run"), ["step 1", "initial commit"]);
+    assert_eq!(count(&hub, "PUT"), 1);
+}
+
+#[test]
+fn an_object_whose_confirmation_was_lost_is_not_sent_again() {
+    let (hub, repo) = model_hub();
+    let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
+    let run = Run::new("run");
+    let checkpoint = run.checkpoint(1, 1000);
+    hub.fault("PUT", Fault::LoseReply, 1);
+    temporary(run.publish(&publisher, &checkpoint));
+    run.publish(&publisher, &checkpoint).expect("published");
+    assert_eq!(count(&hub, "PUT"), 1);
+    assert_eq!(messages(&repo, "run"), ["step 1", "initial commit"]);
+}
+
+#[test]
+fn a_line_that_always_breaks_loses_nothing() {
+    let (hub, repo) = model_hub();
+    let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
+    let run = Run::new("run");
+    let checkpoint = run.checkpoint(1, 3_000_000);
+    hub.fault("PUT", Fault::Cut(1_000_000), 2);
+    for _ in 0..2 {
+        let words = temporary(run.publish(&publisher, &checkpoint));
+        assert!(words.contains("cannot reach"), "{words}");
+    }
+    let oid = &checkpoint.files["model.safetensors"].sha256;
+    assert!(!hub.lfs_object("user/model", oid).exists());
+    run.publish(&publisher, &checkpoint).expect("published");
+    let object = fs::read(hub.lfs_object("user/model", oid)).expect("an object");
+    assert_eq!(object.len(), 3_000_000);
+    assert_eq!(messages(&repo, "run"), ["step 1", "initial commit"]);
+}
+
+#[test]
+fn a_slow_server_is_waited_for_while_it_moves() {
+    let (hub, repo) = model_hub();
+    hub.fault("PUT", Fault::Slow(500_000), 1);
+    let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
+    let run = Run::new("run");
+    run.publish(&publisher, &run.checkpoint(1, 500_000))
+        .expect("published");
+    assert_eq!(messages(&repo, "run"), ["step 1", "initial commit"]);
+}
+
+#[test]
+fn a_truncated_object_of_the_server_is_sent_again() {
+    let (hub, _) = model_hub();
+    let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
+    let run = Run::new("run");
+    let checkpoint = run.checkpoint(1, 1000);
+    let object = hub.lfs_object("user/model", &checkpoint.files["model.safetensors"].sha256);
+    fs::create_dir_all(object.parent().expect("a folder")).expect("a folder");
+    fs::write(&object, [1; 400]).expect("half an object");
+    run.publish(&publisher, &checkpoint).expect("published");
+    let whole = fs::read(checkpoint.dir.join("model.safetensors")).expect("a file");
+    assert!(fs::read(&object).expect("an object") == whole);
+}
+
+#[test]
+fn a_link_that_expired_is_asked_for_again() {
+    let (hub, repo) = model_hub();
+    let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
+    let run = Run::new("run");
+    hub.fault("PUT", Fault::Status(403, vec![]), 1);
+    run.publish(&publisher, &run.checkpoint(1, 1000))
+        .expect("published");
+    assert_eq!(count(&hub, "POST /user/model.git/info/lfs"), 2);
+    assert_eq!(messages(&repo, "run"), ["step 1", "initial commit"]);
+
+    // A server whose links are never good is asked no more than a few times.
+    hub.fault("PUT", Fault::Status(403, vec![]), usize::MAX);
+    let words = temporary(run.publish(&publisher, &run.checkpoint(2, 1000)));
+    assert!(words.contains("the link is not good (403)"), "{words}");
+    assert!(!words.contains("signature"), "{words}");
+    assert_eq!(count(&hub, "POST /user/model.git/info/lfs"), 2 + 3);
+}
+
+#[test]
+fn stale_locks_in_the_sinks_own_repository_hold_nobody_up() {
+    let (hub, repo) = model_hub();
+    let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
+    let run = Run::new("run");
+    run.publish(&publisher, &run.checkpoint(1, 1000))
+        .expect("published");
+    let own = run.state_dir().join("repo.git");
+    fs::create_dir_all(own.join("refs/heads")).expect("a folder");
+    for lock in [
+        "refs/heads/run.lock",
+        "HEAD.lock",
+        "shallow.lock",
+        "packed-refs.lock",
+        "publish.index.lock",
+    ] {
+        fs::write(own.join(lock), "").expect("a lock");
+    }
+    run.publish(&publisher, &run.checkpoint(2, 1000))
+        .expect("published");
+    assert_eq!(messages(&repo, "run")[..2], ["step 2", "step 1"]);
+}
+
+#[test]
+fn a_stale_lock_of_the_remotes_branch_is_told_and_passes() {
+    let (_remote, url) = bare();
+    let publisher = publisher(json!({"repo": url}), &[]).expect("a publisher");
+    let run = Run::new("run");
+    let lock = Path::new(&url).join("refs/heads/run.lock");
+    fs::write(&lock, "").expect("a lock");
+    let checkpoint = run.checkpoint(1, 1000);
+    let words = temporary(run.publish(&publisher, &checkpoint));
+    assert!(words.contains("could not be moved"), "{words}");
+    assert!(words.contains("remote rejected"), "{words}");
+    fs::remove_file(&lock).expect("removed");
+    run.publish(&publisher, &checkpoint).expect("published");
+    assert_eq!(messages(&url, "run"), ["step 1"]);
 }
 
 #[test]

@@ -5,24 +5,9 @@ use serde_json::json;
 use test_hub::{TestHub, WRITE_TOKEN};
 
 use crate::support::{
-    Run, git, git_bytes, hub_publisher, messages, permanent, publisher, sha256, size_of,
+    ATTRIBUTES, Run, count, git, git_bytes, hub_publisher, messages, model_hub, permanent,
+    publisher, sha256, size_of,
 };
-
-const ATTRIBUTES: &str = "*.7z filter=lfs diff=lfs merge=lfs -text\n";
-
-fn model_hub() -> (TestHub, String) {
-    let hub = TestHub::start();
-    let repo = hub.create_repo("user/model", &[(".gitattributes", ATTRIBUTES)]);
-    let repo = repo.to_str().expect("a path").to_owned();
-    (hub, repo)
-}
-
-fn count(hub: &TestHub, what: &str) -> usize {
-    hub.requests()
-        .iter()
-        .filter(|line| line.starts_with(what))
-        .count()
-}
 
 #[test]
 fn checkpoints_arrive_by_lfs_and_can_be_cloned_back() {
@@ -112,6 +97,9 @@ fn a_large_plain_file_is_refused_in_the_hubs_words() {
         words.contains("Offending file: model.safetensors"),
         "{words}"
     );
+    // It would be refused again.
+    let push = "GET /user/model/info/refs?service=git-receive-pack";
+    assert_eq!(count(&hub, push), 1);
 }
 
 #[test]

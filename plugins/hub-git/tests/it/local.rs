@@ -146,30 +146,6 @@ fn the_branchs_attributes_ask_for_lfs() {
 }
 
 #[test]
-fn two_publishers_on_one_branch_both_get_through() {
-    let (_remote, url) = bare();
-    std::thread::scope(|scope| {
-        for name in ["left", "right"] {
-            let config = json!({"repo": url, "branch": "shared"});
-            let publisher = publisher(config, &[]).expect("a publisher");
-            scope.spawn(move || {
-                let run = Run::new(name);
-                for step in 1..=8 {
-                    run.publish(&publisher, &run.checkpoint(step, 2000))
-                        .expect("published");
-                }
-            });
-        }
-    });
-    let mut steps = messages(&url, "shared");
-    assert_eq!(steps.len(), 16);
-    steps.sort();
-    steps.dedup();
-    assert_eq!(steps.len(), 8);
-    git(Path::new(&url), &["fsck", "--strict"]);
-}
-
-#[test]
 fn the_trainers_state_goes_along_when_asked_for() {
     let (_remote, url) = bare();
     let publisher = publisher(json!({"repo": url, "trainer": true}), &[]).expect("a publisher");

@@ -1,7 +1,11 @@
 //! The sink against real git: a bare repository on disk, and a server as strict as the Hub.
 
+mod creation;
 mod faults;
 mod hub;
 mod local;
+mod parts;
+mod patience;
 mod plugin;
+mod race;
 mod support;

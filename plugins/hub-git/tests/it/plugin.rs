@@ -59,7 +59,9 @@ fn the_schema_and_the_configuration_agree() {
         names,
         [
             "branch",
+            "create",
             "lfs",
+            "private",
             "repo",
             "timeout_secs",
             "token_env",
@@ -70,6 +72,8 @@ fn the_schema_and_the_configuration_agree() {
         repo: "a/b".to_owned(),
         branch: None,
         token_env: None,
+        create: false,
+        private: None,
         lfs: hub_git::LfsMode::Auto,
         trainer: false,
         timeout_secs: schema["properties"]["timeout_secs"]["default"]

@@ -124,6 +124,24 @@ pub(crate) fn hub_publisher(hub: &TestHub, token: &str, more: &[(&str, Value)]) 
     publisher(config, &[("HF_ENDPOINT", hub.url()), ("HF_TOKEN", token)]).expect("a publisher")
 }
 
+/// The `.gitattributes` that the test hub's `user/model` begins with.
+pub(crate) const ATTRIBUTES: &str = "*.7z filter=lfs diff=lfs merge=lfs -text\n";
+
+/// A test hub with `user/model`, and where that lies.
+pub(crate) fn model_hub() -> (TestHub, String) {
+    let hub = TestHub::start();
+    let repo = hub.create_repo("user/model", &[(".gitattributes", ATTRIBUTES)]);
+    let repo = repo.to_str().expect("a path").to_owned();
+    (hub, repo)
+}
+
+/// How many requests began so.
+pub(crate) fn count(hub: &TestHub, beginning: &str) -> usize {
+    let requests = hub.requests();
+    let fits = |line: &&String| line.starts_with(beginning);
+    requests.iter().filter(fits).count()
+}
+
 /// An empty bare repository.
 pub(crate) fn bare() -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().expect("a folder");
