@@ -6,7 +6,7 @@ use host_core::{
 };
 use host_plugin::{Level, OnError, Target, set_log};
 use host_plugin::{
-    LogRecord, Plugin, PluginConfig, PluginKind, PluginSpec, SearchPath, ServeCommand,
+    LogRecord, Plugin, PluginConfig, PluginKind, PluginSpec, SearchPath, Secrets, ServeCommand,
 };
 
 use crate::plugin_accounts::PluginAccount;
@@ -50,8 +50,9 @@ impl Plugins {
     /// The first plugin that is not found, refused, or one too many.
     pub(crate) fn load(specs: &[PluginSpec], search: &SearchPath) -> Result<Self> {
         let mut loaded = Vec::new();
+        let secrets = Secrets::of(specs);
         for spec in specs {
-            let next = Loaded::load(spec.clone(), search, &loaded)?;
+            let next = Loaded::load(spec.clone(), search, &loaded, &secrets)?;
             loaded.push(next);
         }
         let groupers: Vec<&str> = with_kind(&loaded, PluginKind::ParamGroups)
@@ -80,7 +81,7 @@ impl Plugins {
                 time_limit: None,
                 queue: None,
             };
-            let default = Loaded::load(spec, search, &loaded)?;
+            let default = Loaded::load(spec, search, &loaded, &secrets)?;
             loaded.push(default);
         }
         let mut metrics: Vec<&str> = with_kind(&loaded, PluginKind::Metric)
@@ -106,10 +107,11 @@ impl Plugins {
     /// The first that is not found or refused.
     pub(crate) fn load_sinks(specs: &[PluginSpec], search: &SearchPath) -> Result<Self> {
         let mut loaded = Vec::new();
+        let secrets = Secrets::of(specs);
         for spec in specs {
             let kinds = search.find(&spec.target)?.manifest.kinds;
             if kinds.contains(&PluginKind::CheckpointSink) {
-                let next = Loaded::load(spec.clone(), search, &loaded)?;
+                let next = Loaded::load(spec.clone(), search, &loaded, &secrets)?;
                 loaded.push(next);
             }
         }
@@ -261,10 +263,15 @@ impl Plugins {
 
 impl Loaded {
     /// Finds and loads a plugin beside those that are loaded already.
-    fn load(spec: PluginSpec, search: &SearchPath, others: &[Self]) -> Result<Self> {
+    fn load(
+        spec: PluginSpec,
+        search: &SearchPath,
+        others: &[Self],
+        secrets: &Secrets,
+    ) -> Result<Self> {
         let found = search.find(&spec.target)?;
         check_policy(&spec, &found.manifest.id, &found.manifest.kinds)?;
-        let serve = ServeCommand::this_host();
+        let serve = ServeCommand::this_host().with_secrets(secrets.clone());
         let plugin = Plugin::load_isolated(&found, &spec.config, spec.mode, serve)?
             .with_time_limit(spec.time_limit);
         let label = label(plugin.id(), others.iter().map(|other| other.label.as_str()));

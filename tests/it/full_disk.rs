@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 
-use crate::support::{Home, Output, Process, SmallDisk, assert_complete, files_of, manifest_of};
+use crate::support::{
+    Home, Output, Process, SmallDisk, assert_complete, bare_repository, files_of, git, manifest_of,
+};
 
 /// A training that only a signal ends, with 20 MB a checkpoint: far more than all its events.
 const ENDLESS: [&str; 8] = [
@@ -285,6 +287,31 @@ fn a_limit_of_the_files_size_is_a_full_disk_and_not_the_end() {
     assert_recorded(&process.output().ended_with(143));
     assert_eq!(files_of(&checkpoint(&run_dir, first)), before);
     assert_as_with_room(&home, &run_dir, written);
+}
+
+#[test]
+fn a_push_without_room_is_made_when_there_is_some() {
+    let home = home();
+    // Room for a checkpoint, but not for a second copy of its model.
+    let Some(disk) = SmallDisk::new(&home, 24) else {
+        return;
+    };
+    let remote = bare_repository(&home);
+    let sink = format!("hub-git:repo={}", remote.display());
+    let mut args = run(&["--plugin", &sink]);
+    let endless = args.iter().position(|arg| *arg == "1000000");
+    args[endless.expect("the steps of the endless one")] = "10";
+    let process = disk.start(&args);
+    let failed = process.event(|event| event["kind"] == "delivery" && event["state"] == "failed");
+    let detail = failed["detail"].as_str().expect("a reason");
+    assert!(detail.contains("No space left on device"), "{detail}");
+    assert_eq!(failed["checkpoint"], 10);
+    assert_complete(&checkpoint(&disk.run_dir("run"), 10));
+    disk.resize(100);
+    process.output().succeeded();
+    let log = git(&remote, &["log", "--reverse", "--format=%s", "run"]);
+    assert_eq!(log, "step 10\n");
+    git(&remote, &["fsck", "--strict"]);
 }
 
 #[test]

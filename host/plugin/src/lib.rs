@@ -40,6 +40,7 @@ mod plugin;
 mod process;
 mod schema;
 mod search_path;
+mod secrets;
 mod spec;
 mod vtable;
 
@@ -61,4 +62,5 @@ pub use mode::Mode;
 pub use plugin::Plugin;
 pub use process::{ServeCommand, serve};
 pub use search_path::{Found, Listed, SearchPath};
+pub use secrets::Secrets;
 pub use spec::{PluginSpec, Target};

@@ -285,6 +285,11 @@ impl Plugin {
                     path: self.path.as_path().into(),
                     config: Arc::clone(&self.json),
                     kind,
+                    hidden: isolation
+                        .serve
+                        .secrets()
+                        .hidden_from(&self.manifest, &self.config)
+                        .into(),
                 }))
             }
             (_, Some(library)) => Ok(Place::Here(library)),

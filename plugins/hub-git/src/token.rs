@@ -72,12 +72,13 @@ impl Token {
         format!("Bearer {}", self.secret)
     }
 
-    /// The text without the token, whether plain or in base64.
+    /// The text without the token, whether plain, in base64 or as it would stand in a URL.
     pub(crate) fn scrub(&self, text: &str) -> String {
         let encoded = self.basic.trim_start_matches("Basic ");
         text.replace(&self.secret, HIDDEN)
             .replace(encoded, HIDDEN)
             .replace(&BASE64_STANDARD.encode(&self.secret), HIDDEN)
+            .replace(&percent_encoded(&self.secret), HIDDEN)
     }
 }
 
@@ -85,6 +86,19 @@ impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(HIDDEN)
     }
+}
+
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                encoded.push(char::from(byte));
+            }
+            _ => encoded += &format!("%{byte:02X}"),
+        }
+    }
+    encoded
 }
 
 /// The token that the Hub's own tools keep after a login.
@@ -163,5 +177,10 @@ mod tests {
         );
         assert_eq!(token.scrub(&text), "*** Basic *** ***");
         assert_eq!(format!("{token:?}"), "***");
+        let odd = Token::new("user", "a/b+c%".to_owned()).expect("a token");
+        assert_eq!(
+            odd.scrub("https://user:a%2Fb%2Bc%25@x"),
+            "https://user:***@x"
+        );
     }
 }

@@ -11,6 +11,8 @@ pub enum Fault {
     Slow(u64),
     /// The request is served, but the connection ends without the reply.
     LoseReply,
+    /// This status instead of serving, and the request's own credentials in the text.
+    Echo(u16),
     /// This status instead of serving, with these headers.
     Status(u16, Vec<(String, String)>),
 }

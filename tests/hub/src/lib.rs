@@ -241,6 +241,12 @@ fn serve(shared: &Shared, stream: TcpStream, door: Door) -> io::Result<()> {
             answer()?;
             request.hang_up()
         }
+        Some(Fault::Echo(status)) => {
+            let given = request.header("authorization").unwrap_or_default();
+            let password = password(&request).unwrap_or_default();
+            let text = format!("refused: {given}: {password}");
+            request.reply(&Response::text(status, &text))
+        }
         Some(Fault::Status(status, headers)) => {
             let mut response = Response::text(status, "a fault was asked for");
             response.headers.extend(headers);

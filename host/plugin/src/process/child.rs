@@ -17,9 +17,9 @@ use serde::Serialize;
 use super::channel::{Broken, GoOn, Receiver, Sender};
 use super::protocol::{Hello, Open, Reply, Said};
 use super::spawner::spawn;
-use crate::PluginKind;
 use crate::log::{self, Level, LogRecord};
 use crate::out::MOST_BYTES;
+use crate::{PluginKind, Secrets};
 
 /// How often a wait for the child is interrupted to see whether it is worth waiting on.
 const TICK: Duration = Duration::from_millis(100);
@@ -35,6 +35,7 @@ const ENDING: Duration = Duration::from_millis(500);
 pub struct ServeCommand {
     program: PathBuf,
     args: Vec<OsString>,
+    secrets: Secrets,
 }
 
 /// The program that does nothing but serve plugins, beside the host's own.
@@ -63,7 +64,19 @@ impl ServeCommand {
         Self {
             program: program.into(),
             args: args.into_iter().map(Into::into).collect(),
+            secrets: Secrets::default(),
         }
+    }
+
+    /// Keeps these variables from the children of plugins that do not read them.
+    #[must_use]
+    pub fn with_secrets(mut self, secrets: Secrets) -> Self {
+        self.secrets = secrets;
+        self
+    }
+
+    pub(crate) fn secrets(&self) -> &Secrets {
+        &self.secrets
     }
 }
 
@@ -80,6 +93,8 @@ pub(crate) struct Launch {
     /// The settings as JSON text.
     pub(crate) config: Arc<str>,
     pub(crate) kind: PluginKind,
+    /// Variables that the child's environment is without.
+    pub(crate) hidden: Arc<[String]>,
 }
 
 /// A child process with an instance in it. Dropping it ends the process.
@@ -173,6 +188,9 @@ impl Child {
             // Ctrl-C in the terminal goes to the whole group: what the child does about it the host
             // decides. It also lets the host kill what the plugin itself has started.
             .process_group(0);
+        for name in &*launch.hidden {
+            command.env_remove(name);
+        }
         // SAFETY: between fork and exec the closure only makes system calls, and allocates nothing.
         unsafe { command.pre_exec(move || inherit(inherited, parent)) };
         let sender = Sender::new(calls.try_clone()?);

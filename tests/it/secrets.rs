@@ -1,0 +1,275 @@
+//! The token of `hub-git` goes to its child process and to the git that needs it, and nowhere else.
+//!
+//! While a run works, all that its processes are called with is read; afterwards, every file that it left.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use test_hub::{Fault, TestHub, WRITE_TOKEN};
+
+use crate::support::{Home, Output};
+
+/// One that nobody accepts, with what is written differently in a URL.
+const WRONG_TOKEN: &str = "hf_Wrong/Token+Of%The=Tests";
+
+/// The shapes in which a token could be found: as it is, as HTTP sends it, as a URL would hold it.
+fn shapes(token: &str) -> [String; 4] {
+    let escaped = token.replace('%', "%25");
+    let escaped = escaped.replace('/', "%2F").replace('+', "%2B");
+    [
+        token.to_owned(),
+        BASE64_STANDARD.encode(token),
+        BASE64_STANDARD.encode(format!("user:{token}")),
+        escaped.replace('=', "%3D"),
+    ]
+}
+
+fn holds(text: &[u8], token: &str) -> bool {
+    shapes(token).iter().any(|shape| {
+        text.windows(shape.len())
+            .any(|part| part == shape.as_bytes())
+    })
+}
+
+/// What was seen of a process.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Seen {
+    pid: u32,
+    parent: u32,
+    command: String,
+    environment: Vec<u8>,
+}
+
+/// The processes that this one has started, and those that they have, at this moment.
+fn descendants(of: u32) -> BTreeSet<Seen> {
+    let mut parents = BTreeMap::new();
+    for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        // The name of the program is in brackets, and may hold anything.
+        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| {
+            let mut fields = rest.split(' ');
+            fields.nth(1)?.parse::<u32>().ok()
+        });
+        parents.extend(parent.map(|parent| (pid, parent)));
+    }
+    let is_below = |pid: &u32| {
+        let mut at = *pid;
+        while let Some(&parent) = parents.get(&at) {
+            if parent == of {
+                return true;
+            }
+            at = parent;
+        }
+        false
+    };
+    let below = parents.keys().filter(|pid| is_below(pid));
+    below
+        .filter_map(|&pid| {
+            let proc = PathBuf::from(format!("/proc/{pid}"));
+            let command = fs::read(proc.join("cmdline")).ok()?;
+            let environment = fs::read(proc.join("environ")).ok()?;
+            // Between fork and exec it is still its parent by all that is to be seen.
+            let again = fs::read(proc.join("cmdline")).ok()?;
+            let command_text = String::from_utf8_lossy(&command).replace('\0', " ");
+            (command == again && !command.is_empty()).then_some(Seen {
+                pid,
+                parent: parents[&pid],
+                command: command_text,
+                environment,
+            })
+        })
+        .collect()
+}
+
+/// A run that pushes, beside other plugins in processes of their own.
+struct Scene {
+    home: Home,
+    hub: TestHub,
+    repo: PathBuf,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let hub = TestHub::start();
+        let repo = hub.create_repo("user/model", &[(".gitattributes", "")]);
+        let home = Home::new();
+        Self { home, hub, repo }
+    }
+
+    /// Lets it work to its end while it is watched, and looks into everything that is left.
+    fn run(&self, token: &str, settings: &str) -> Output {
+        let sink = format!("hub-git:repo=user/model{settings}");
+        let kept = format!("local-disk:dir={}", self.home.text_path("kept"));
+        let args = [
+            "run",
+            "tiny.toml",
+            "--name",
+            "run",
+            "--json",
+            "--plugin",
+            &sink,
+            "--plugin",
+            &kept,
+            "--plugin",
+            "perplexity:mode=process",
+        ];
+        let env = [("HF_ENDPOINT", self.hub.url()), ("HF_TOKEN", token)];
+        let process = self.home.start_with(&env, &args);
+        let host = process.id();
+        let (done, is_done) = std::sync::mpsc::channel::<()>();
+        let (output, seen) = std::thread::scope(|scope| {
+            let watch = scope.spawn(move || {
+                let mut seen = BTreeSet::new();
+                while is_done.recv_timeout(Duration::from_millis(2))
+                    == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+                {
+                    seen.extend(descendants(host));
+                }
+                seen
+            });
+            let output = process.output();
+            drop(done);
+            (output, watch.join().expect("it watches"))
+        });
+        self.assert_hidden(token, host, &output, &seen);
+        output
+    }
+
+    fn assert_hidden(&self, token: &str, host: u32, output: &Output, seen: &BTreeSet<Seen>) {
+        assert!(!holds(output.stdout.as_bytes(), token), "{output}");
+        assert!(!holds(output.stderr.as_bytes(), token), "{output}");
+        let shown = self.home.host(&["runs", "show", "run", "--json"]);
+        assert!(!holds(shown.stdout.as_bytes(), token), "{shown}");
+        for file in all_files(&self.home.path("")) {
+            let bytes = fs::read(&file).expect("a file");
+            assert!(!holds(&bytes, token), "{}", file.display());
+        }
+
+        let mut serving = BTreeSet::new();
+        let mut calls = BTreeSet::new();
+        for process in seen {
+            let command = process.command.as_str();
+            assert!(!holds(command.as_bytes(), token), "{command}");
+            let knows = holds(&process.environment, token);
+            match command.starts_with("host ") {
+                true if process.parent == host => {
+                    serving.insert((process.pid, knows));
+                }
+                // One that was forked and is not yet what it will be.
+                true => {}
+                false => {
+                    calls.insert((git_command(command), knows));
+                }
+            }
+        }
+        // Of the plugins' processes the sink's is the one that knows it.
+        assert!(serving.len() >= 3, "{serving:?}");
+        let knowing = serving.iter().filter(|(_, knows)| *knows).count();
+        assert_eq!(knowing, 1, "{serving:?}");
+        // Of the calls of git those that go to the server, and what git starts for them.
+        assert!(calls.contains(&("ls-remote", true)), "{calls:?}");
+        let local = [
+            "version",
+            "init",
+            "cat-file",
+            "read-tree",
+            "hash-object",
+            "update-index",
+            "check-attr",
+            "write-tree",
+            "commit-tree",
+            "show",
+            "check-ref-format",
+        ];
+        for command in local {
+            assert!(!calls.contains(&(command, true)), "{command}: {calls:?}");
+        }
+    }
+}
+
+/// What git is told to do: `push` of `/usr/libexec/git-core/git -c x=y push …`.
+#[track_caller]
+fn git_command(line: &str) -> &str {
+    let mut words = line.split(' ');
+    let program = words.next().expect("a program");
+    let name = program.rsplit('/').next().expect("a name");
+    assert!(name.starts_with("git"), "{line}");
+    match name.strip_prefix("git-") {
+        Some(command) => command,
+        None => words
+            .skip_while(|word| word.starts_with('-') || word.contains('='))
+            .next()
+            .unwrap_or_default(),
+    }
+}
+
+fn all_files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        match fs::symlink_metadata(&path).expect("a file").file_type() {
+            kind if kind.is_dir() => found.extend(all_files(&path)),
+            kind if kind.is_file() => found.push(path),
+            _ => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn a_push_that_arrives_gives_it_away_nowhere() {
+    let scene = Scene::new();
+    scene.run(WRITE_TOKEN, "").succeeded();
+    let config = scene
+        .home
+        .run_dir("run")
+        .join("sinks/hub-git/repo.git/config");
+    assert!(config.is_file(), "{}", config.display());
+}
+
+#[test]
+fn a_token_that_is_refused_is_not_repeated() {
+    let scene = Scene::new();
+    let output = scene.run(WRONG_TOKEN, "");
+    output.failed_with(4);
+    assert!(
+        output.stdout.contains("the token was not accepted"),
+        "{output}"
+    );
+}
+
+#[test]
+fn a_remote_that_repeats_it_is_not_quoted() {
+    let scene = Scene::new();
+    let hook = scene.repo.join("hooks/pre-receive");
+    let [plain, alone, basic, _] = shapes(WRITE_TOKEN);
+    let text = format!("#!/bin/sh\necho 'no: {plain} {alone} {basic}' >&2\nexit 1\n");
+    fs::write(&hook, text).expect("a hook");
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("a hook");
+    scene.hub.fault("objects/batch", Fault::Echo(422), 1);
+    let output = scene.run(WRITE_TOKEN, "");
+    output.failed_with(4);
+    assert!(
+        output.stdout.contains("refused: Basic ***: ***"),
+        "{output}"
+    );
+    assert!(output.stdout.contains("no: *** *** ***"), "{output}");
+}
+
+#[test]
+fn a_remote_that_hangs_does_not_bring_it_to_light() {
+    let scene = Scene::new();
+    scene.hub.fault("git-receive-pack", Fault::Hang, 1);
+    scene.hub.fault("PUT", Fault::Hang, 1);
+    let output = scene.run(WRITE_TOKEN, ",timeout_secs=2").succeeded();
+    assert!(output.stdout.contains("took longer than 2 s"), "{output}");
+}
