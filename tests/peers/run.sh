@@ -17,3 +17,4 @@ rm -rf target/peers
 python3 tests/peers/checkpoints.py target/release/host target/peers
 python3 tests/peers/metrics.py target/release/host target/peers/metrics
 python3 tests/peers/tensorboard.py target/release/host target/peers/tensorboard
+tests/peers/git_lfs.sh

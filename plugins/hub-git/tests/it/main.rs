@@ -6,6 +6,8 @@ mod hub;
 mod local;
 mod parts;
 mod patience;
+#[cfg(feature = "peers")]
+mod peers;
 mod plugin;
 mod race;
 mod support;
