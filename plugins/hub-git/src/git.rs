@@ -27,6 +27,7 @@ pub(crate) struct Git {
 /// One call of git, being put together.
 pub(crate) struct Call<'a> {
     git: &'a Git,
+    program: &'a Path,
     args: Vec<OsString>,
     env: Vec<(&'static str, OsString)>,
     stdin: &'a [u8],
@@ -112,8 +113,28 @@ impl Git {
 
     /// A call with these arguments.
     pub(crate) fn call<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Call<'_> {
+        self.call_of(&self.program, args)
+    }
+
+    /// A call of ssh as git itself would make it, by the same variables.
+    pub(crate) fn ssh<S: AsRef<OsStr>>(&self, args: &[S]) -> Call<'_> {
+        // A command is for the shell, a program is not.
+        let script = "case $GIT_SSH_COMMAND in \
+            '') exec \"$GIT_SSH\" \"$@\" ;; \
+            *) eval \"$GIT_SSH_COMMAND \"'\"$@\"' ;; esac";
+        let before = ["-c", script, "ssh"].map(OsStr::new);
+        let args = args.iter().map(AsRef::as_ref);
+        self.call_of(Path::new("sh"), before.into_iter().chain(args))
+    }
+
+    fn call_of<'a, S: AsRef<OsStr>>(
+        &'a self,
+        program: &'a Path,
+        args: impl IntoIterator<Item = S>,
+    ) -> Call<'a> {
         Call {
             git: self,
+            program,
             args: args
                 .into_iter()
                 .map(|arg| arg.as_ref().to_owned())
@@ -165,7 +186,7 @@ impl<'a> Call<'a> {
         stdin.write_all(self.stdin).map_err(broken)?;
         stdin.rewind().map_err(broken)?;
 
-        let mut command = Command::new(&self.git.program);
+        let mut command = Command::new(self.program);
         command
             .args(&self.args)
             .stdin(Stdio::from(stdin))
@@ -174,7 +195,7 @@ impl<'a> Call<'a> {
             .process_group(0);
         self.set_environment(&mut command);
         let child = command.spawn().map_err(|error| {
-            let program = self.git.program.display();
+            let program = self.program.display();
             match error.kind() {
                 std::io::ErrorKind::NotFound => Error::Permanent(format!(
                     "{program} is not there: install git {}.{} or later",

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::http::{self, Answer, Http};
-use crate::token::Token;
+use crate::lfs_server::LfsServer;
 use crate::upload::{self, Sent, Source};
 use crate::{Error, Result};
 
@@ -14,9 +14,7 @@ use crate::{Error, Result};
 /// It asks for each object by itself, just before it is sent: links are given for a short time.
 pub(crate) struct Client<'a> {
     http: &'a Http<'a>,
-    /// `https://host/user/name.git/info/lfs`
-    url: &'a str,
-    token: Option<&'a Token>,
+    server: &'a LfsServer,
     /// `refs/heads/run`
     branch_ref: String,
 }
@@ -69,16 +67,10 @@ pub(crate) fn pointer(sha256: &str, size: u64) -> String {
 }
 
 impl<'a> Client<'a> {
-    pub(crate) fn new(
-        http: &'a Http<'a>,
-        url: &'a str,
-        token: Option<&'a Token>,
-        branch: &str,
-    ) -> Self {
+    pub(crate) fn new(http: &'a Http<'a>, server: &'a LfsServer, branch: &str) -> Self {
         Self {
             http,
-            url,
-            token,
+            server,
             branch_ref: format!("refs/heads/{branch}"),
         }
     }
@@ -109,7 +101,7 @@ impl<'a> Client<'a> {
     /// Asks for links and sends the object to them.
     fn upload_by_links(&self, source: &Source<'_>) -> Result<Sent> {
         let (transfer, object) = self.batch(source)?;
-        let server = http::server(self.url);
+        let server = http::server(&self.server.url);
         if let Some(error) = object.error {
             return Err(http::refused(&server, error.code, None, &error.message));
         }
@@ -147,11 +139,7 @@ impl<'a> Client<'a> {
 
     /// Asks where an object shall go.
     fn batch(&self, source: &Source<'_>) -> Result<(Option<String>, Object)> {
-        let href = format!("{}/objects/batch", self.url);
-        let mut header = BTreeMap::new();
-        if let Some(token) = self.token {
-            header.insert("Authorization".to_owned(), token.authorization().to_owned());
-        }
+        let href = format!("{}/objects/batch", self.server.url);
         let body = json!({
             "operation": "upload",
             "transfers": ["basic", "multipart"],
@@ -159,8 +147,10 @@ impl<'a> Client<'a> {
             "objects": [{"oid": source.sha256, "size": source.size}],
             "hash_algo": "sha256",
         });
-        let server = http::server(self.url);
-        let answer = self.post(&href, &header, &body)?.success(&server)?;
+        let server = http::server(&self.server.url);
+        let answer = self
+            .post(&href, &self.server.header, &body)?
+            .success(&server)?;
         let batch: Batch = serde_json::from_slice(&answer.body)
             .map_err(|error| Error::Temporary(format!("{server} speaks no Git LFS: {error}")))?;
         let object = batch

@@ -8,7 +8,7 @@
 //!
 //! Git runs without the user's and the system's configuration: no credential helper may ask, no hook
 //! may run. So proxies come from the environment (`https_proxy`), SSH settings from `~/.ssh/config`
-//! or `GIT_SSH_COMMAND`; a local remote of another user, which git refuses unless the user's
+//! or `GIT_SSH_COMMAND`, for Git LFS too; a local remote of another user, which git refuses unless the user's
 //! configuration calls it safe, is refused.
 #![forbid(unsafe_code)]
 
@@ -20,6 +20,7 @@ mod git;
 mod http;
 mod journal;
 mod lfs;
+mod lfs_server;
 mod limit;
 mod model_card;
 mod patience;

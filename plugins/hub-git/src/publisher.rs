@@ -8,11 +8,10 @@ use host_plugin_sdk::FileEntry;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::config::LfsMode;
 use crate::git::Git;
 use crate::journal::{Delivery, Journal};
 use crate::limit::Limit;
-use crate::remote::{Kind, Remote};
+use crate::remote::Remote;
 use crate::repository::Repository;
 use crate::task::Task;
 use crate::token::Token;
@@ -78,9 +77,6 @@ impl Publisher {
         let git = Git::find(git, &hidden, &Limit::new(60, &|| false))?;
         if let Some(branch) = &config.branch {
             git.check_branch(branch)?;
-        }
-        if config.lfs == LfsMode::Always && remote.kind() == Kind::Ssh {
-            return Err(no_lfs_over_ssh(&remote));
         }
         creation::check(&config, &remote)?;
         Ok(Self {
@@ -228,14 +224,6 @@ impl fmt::Debug for Warn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Warn")
     }
-}
-
-/// What a file cannot be sent by.
-pub(crate) fn no_lfs_over_ssh(remote: &Remote) -> Error {
-    Error::Permanent(format!(
-        "Git LFS over ssh is not supported: use the repository's https URL, or lfs = \"never\": {}",
-        remote.url()
-    ))
 }
 
 fn now_secs() -> u64 {

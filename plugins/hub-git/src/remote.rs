@@ -17,6 +17,15 @@ pub(crate) struct Remote {
     endpoint: Option<String>,
 }
 
+/// Where a remote over SSH is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SshAddress {
+    /// `git@host`
+    pub(crate) host: String,
+    pub(crate) port: Option<String>,
+    pub(crate) path: String,
+}
+
 /// A model on the Hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HubName<'a> {
@@ -114,6 +123,41 @@ impl Remote {
         })
     }
 
+    /// Where the remote is, if it speaks SSH.
+    pub(crate) fn ssh_address(&self) -> Option<SshAddress> {
+        if self.kind != Kind::Ssh {
+            return None;
+        }
+        let (authority, path) = match self.url.strip_prefix("ssh://") {
+            // git-lfs has it without the slash between host and path.
+            Some(rest) => rest.split_once('/')?,
+            None => {
+                let (host, path) = self.url.split_once(':')?;
+                return Some(SshAddress {
+                    host: host.to_owned(),
+                    port: None,
+                    path: path.to_owned(),
+                });
+            }
+        };
+        let (user, host) = match authority.rsplit_once('@') {
+            Some((user, host)) => (format!("{user}@"), host),
+            None => (String::new(), authority),
+        };
+        // An address of IP version 6 has colons, and brackets that ssh does not want.
+        let (host, port) = match host.strip_prefix('[').and_then(|host| host.split_once(']')) {
+            Some((host, port)) => (host, port.strip_prefix(':')),
+            None => host
+                .split_once(':')
+                .map_or((host, None), |(host, port)| (host, Some(port))),
+        };
+        Some(SshAddress {
+            host: format!("{user}{host}"),
+            port: port.filter(|port| !port.is_empty()).map(str::to_owned),
+            path: path.to_owned(),
+        })
+    }
+
     /// The LFS server's URL by git-lfs's rule. `None` unless the remote speaks HTTP.
     pub(crate) fn lfs_url(&self) -> Option<String> {
         self.origin()?;
@@ -156,6 +200,11 @@ impl Remote {
     }
 
     fn ssh(url: &str, rest: &str) -> Result<Self> {
+        // ssh would take such a host for an option.
+        let authority = rest.split(['/', ':']).next().unwrap_or_default();
+        if authority.split('@').any(|part| part.starts_with('-')) {
+            return Err(Error::Permanent(format!("{url:?} is no git repository")));
+        }
         let user = rest.split_once('@').map(|(user, _)| user);
         if user.is_some_and(|user| user.contains(':')) {
             return Err(holds_password());
@@ -282,6 +331,23 @@ mod tests {
     }
 
     #[test]
+    fn a_remote_over_ssh_has_an_address() {
+        for (repo, expected) in [
+            ("git@hf.co:ann/gpt", ("git@hf.co", None, "ann/gpt")),
+            ("hub:/srv/gpt.git", ("hub", None, "/srv/gpt.git")),
+            ("ssh://git@hf.co/ann/gpt", ("git@hf.co", None, "ann/gpt")),
+            ("ssh://hf.co:2222/a.git", ("hf.co", Some("2222"), "a.git")),
+            ("ssh://git@[::1]:22/a/b", ("git@::1", Some("22"), "a/b")),
+        ] {
+            let address = parse(repo).ssh_address().expect("an address");
+            let port = address.port.as_deref();
+            let found = (&*address.host, port, &*address.path);
+            assert_eq!(found, expected, "{repo}");
+        }
+        assert_eq!(parse("ann/gpt").ssh_address(), None);
+    }
+
+    #[test]
     fn what_is_no_remote_is_refused() {
         for bad in [
             "",
@@ -291,6 +357,8 @@ mod tests {
             "https://example.org",
             "ext::sh -c x",
             "ftp://x/y",
+            "ssh://-oProxyCommand=x/y",
+            "git@-oProxyCommand=x:y",
         ] {
             let result = Remote::parse(bad, None);
             assert!(matches!(result, Err(Error::Permanent(_))), "{bad}");

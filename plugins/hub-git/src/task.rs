@@ -8,8 +8,9 @@ use crate::config::LfsMode;
 use crate::git;
 use crate::http::Http;
 use crate::journal::Delivery;
+use crate::lfs_server::LfsServer;
 use crate::limit::Limit;
-use crate::publisher::{self, Publisher, Snapshot};
+use crate::publisher::{Publisher, Snapshot};
 use crate::remote::Kind;
 use crate::repository::{Entry, Pushed, Repository, Tip};
 use crate::upload::{self, Source};
@@ -198,18 +199,17 @@ impl Task<'_> {
         if missing.is_empty() {
             return Ok(());
         }
-        let Publisher { remote, token, .. } = self.publisher;
-        match (remote.kind(), remote.lfs_url()) {
-            (Kind::Local, _) => {
-                let store = git::git_dir(Path::new(remote.url())).join("lfs/objects");
+        match LfsServer::of(self.publisher, "upload", self.limit)? {
+            None => {
+                let repository = git::git_dir(Path::new(self.publisher.remote.url()));
+                let store = repository.join("lfs/objects");
                 for source in &missing {
                     upload::into_store(&store, source, self.limit)?;
                 }
             }
-            (_, Some(url)) => Http::during(self.limit, |http| {
-                lfs::Client::new(http, &url, token.as_ref(), self.branch).upload(&missing)
+            Some(server) => Http::during(self.limit, |http| {
+                lfs::Client::new(http, &server, self.branch).upload(&missing)
             })?,
-            (_, None) => return Err(publisher::no_lfs_over_ssh(remote)),
         }
         uploaded.extend(missing.iter().map(|source| source.name.to_owned()));
         Ok(())

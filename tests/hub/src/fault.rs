@@ -1,3 +1,6 @@
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 /// What can be made to go wrong with a request.
 #[derive(Clone, Debug)]
 pub enum Fault {
@@ -9,6 +12,8 @@ pub enum Fault {
     Cut(u64),
     /// The request's body is read at this many bytes a second, and the request is served.
     Slow(u64),
+    /// The request is served once this is set.
+    Wait(Arc<AtomicBool>),
     /// The request is served, but the connection ends without the reply.
     LoseReply,
     /// This status instead of serving, and the request's own credentials in the text.

@@ -214,6 +214,7 @@ fn serve(shared: &Shared, stream: TcpStream, door: Door) -> io::Result<()> {
     match fault {
         Some(Fault::Cut(bytes)) => request.cut_after(bytes),
         Some(Fault::Slow(bytes_per_sec)) => request.slow_down(bytes_per_sec),
+        Some(Fault::Wait(ref go)) => shared.wait_until(|| go.load(Ordering::SeqCst)),
         _ => {}
     }
     let mut answer = || match door {
@@ -221,14 +222,12 @@ fn serve(shared: &Shared, stream: TcpStream, door: Door) -> io::Result<()> {
         Door::Objects => objects_request(shared, &mut request),
     };
     match fault {
-        None | Some(Fault::Slow(_)) => {
+        None | Some(Fault::Slow(_) | Fault::Wait(_)) => {
             let response = answer().unwrap_or_else(|error| Response::text(500, &error.to_string()));
             request.reply(&response)
         }
         Some(Fault::Hang) => {
-            while !shared.stopped.load(Ordering::SeqCst) {
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            shared.wait_until(|| false);
             Ok(())
         }
         Some(Fault::Close) => request.hang_up(),
@@ -303,6 +302,13 @@ fn objects_request(shared: &Shared, request: &mut Request) -> io::Result<Respons
 }
 
 impl Shared {
+    /// Waits, but not beyond the server's life.
+    fn wait_until(&self, done: impl Fn() -> bool) {
+        while !self.stopped.load(Ordering::SeqCst) && !done() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     fn repo(&self, name: &str) -> PathBuf {
         self.root
             .join(format!("{}.git", name.trim_start_matches('/')))

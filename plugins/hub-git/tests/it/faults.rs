@@ -29,6 +29,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -271,8 +272,10 @@ fn a_git_that_is_killed_in_mid_push_takes_its_children_along() {
     let killed = killed.into_inner().expect("no panic");
     assert!(killed.len() > 1, "it had children: {killed:?}");
     // Who has no parent any more is collected a moment later.
+    let ends = Instant::now() + Duration::from_secs(60);
     while !command_lines(hub.url()).is_empty() {
-        std::thread::yield_now();
+        assert!(Instant::now() < ends, "{:?}", processes(hub.url()));
+        std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(
         git(Path::new(&repo), &["for-each-ref", "refs/heads/run"]),
