@@ -12,6 +12,7 @@ mod number;
 mod plan;
 mod plugin_accounts;
 mod plugins;
+mod preflight;
 mod progress;
 mod resume_point;
 mod run;

@@ -10,6 +10,7 @@ use host_train::TrainConfig;
 use toml::Value;
 
 use crate::cli::TrainArgs;
+use crate::preflight::PreflightPolicy;
 use crate::settings::{HostConfig, Settings};
 
 /// The arguments of a training, checked.
@@ -23,6 +24,8 @@ pub(crate) struct Plan {
     pub(crate) name: Option<RunName>,
     /// Where gRPC listens.
     pub(crate) listen: SocketAddr,
+    /// What comes of a sink that is not ready at the start.
+    pub(crate) preflight: PreflightPolicy,
     /// The plugins in the user's order.
     pub(crate) plugins: Vec<PluginSpec>,
     /// What each plugin must be, if they are locked.
@@ -47,6 +50,7 @@ impl Plan {
             train,
             name: host.name.as_deref().map(str::parse).transpose()?,
             listen,
+            preflight: host.preflight,
             plugins: plugin_specs(&host, &plugin_flags)?,
             plugin_lock: lock_path(&host, file)?
                 .map(|path| PluginLock::read(&path))

@@ -1,13 +1,12 @@
-//! A run, from the plan to the last word: plan → plugins → training → groups → store → serve → fit →
-//! drain the sinks → close the store → stop serving.
+//! A run, from the plan to the last word: plan → plugins → training → groups → store → preflight →
+//! serve → fit → drain the sinks → close the store → stop serving.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use host_core::{
-    CheckpointSink, Control, Emitter, Error, EventBody, Inbox, Kind, Observer, QueuePolicy, Result,
-    Step, StopReason, Supervised,
+    Control, Emitter, Error, EventBody, Inbox, Kind, Observer, Result, Step, StopReason, Supervised,
 };
 use host_serve::{Server, Source};
 use host_store::{Callbacks, Reader, RunRecord, RunStatus, Writer};
@@ -17,6 +16,7 @@ use crate::delivery::{Backlog, Deliveries, Destination, Retry, Undelivered, miss
 use crate::plan::Plan;
 use crate::plugin_accounts::PluginAccounts;
 use crate::plugins::{self, Grouping, Plugins};
+use crate::preflight::{self, CheckpointSize, Sink};
 use crate::progress::{Progress, Style};
 use crate::resume_point::ResumePoint;
 use crate::run_dir::RunDir;
@@ -50,10 +50,11 @@ pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
             let file = RunFile::new(&plan, dir.name(), &ready.plugins.entries())?;
             file.write(&dir.config_file())?;
             let writer = Writer::create(dir.path(), &run_record(&dir, &file))?;
-            Live::open(&plan, &dir, writer, &progress)
+            let ready = ready.check_sinks(&plan, &dir, &progress)?;
+            Ok((Live::open(&plan, &dir, writer, &progress)?, ready))
         })();
         match begun {
-            Ok(live) => {
+            Ok((live, ready)) => {
                 let session = Session::begin(&dir, 0, &progress);
                 train(ready, live, &session, &Backlog::default())
             }
@@ -104,6 +105,7 @@ pub(crate) fn resume(
         }
         let labels = ready.plugins.sink_labels();
         let backlog = Backlog::read(&dir, &reader, &labels, Some(step))?;
+        let ready = ready.check_sinks(&plan, &dir, &progress)?;
         let live = Live::open(&plan, &dir, writer, &progress)?;
         for message in warnings {
             live.emitter.emit(step, EventBody::Warning { message });
@@ -171,7 +173,7 @@ pub(crate) fn groups(plan: &Plan) -> Result<Grouping> {
 /// Everything that can fail before there is a run.
 struct Ready {
     plugins: Plugins,
-    sinks: Vec<(Supervised<dyn CheckpointSink>, QueuePolicy)>,
+    sinks: Vec<Sink>,
     observers: Vec<Supervised<dyn Observer>>,
     trainer: Trainer,
     grouping: Grouping,
@@ -200,6 +202,17 @@ impl Ready {
             trainer,
             grouping,
         })
+    }
+
+    /// Asks the sinks whether checkpoints will arrive. What is only to be warned of joins the warnings
+    /// that the run begins with.
+    fn check_sinks(mut self, plan: &Plan, dir: &RunDir, progress: &Progress) -> Result<Self> {
+        let size = CheckpointSize::of(self.trainer.params());
+        let (sinks, warnings) =
+            preflight::check(plan.preflight, dir, size, self.sinks, progress)?;
+        self.sinks = sinks;
+        self.grouping.warnings.extend(warnings);
+        Ok(self)
     }
 }
 

@@ -84,6 +84,8 @@ impl RunFile {
         table.insert("runs_dir".to_owned(), runs_dir.into());
         table.insert("name".to_owned(), name.as_str().into());
         table.insert("listen".to_owned(), plan.listen.to_string().into());
+        let preflight = Value::try_from(plan.preflight).map_err(|e| unfit(&e))?;
+        table.insert("preflight".to_owned(), preflight);
         if let Some(lock) = &plan.plugin_lock {
             let path = lock.path().to_str().unwrap_or_default();
             table.insert("plugin_lock".to_owned(), path.into());

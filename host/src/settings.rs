@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::cli::TrainArgs;
+use crate::preflight::PreflightPolicy;
 use crate::{nearest, script_names};
 
 /// What the host takes beside the training's own arguments.
@@ -21,6 +22,8 @@ pub(crate) struct HostConfig {
     pub(crate) name: Option<String>,
     /// Where gRPC listens.
     pub(crate) listen: String,
+    /// What comes of a sink that is not ready at the start.
+    pub(crate) preflight: PreflightPolicy,
     /// Plugins, each a SPEC or a table with `id` or `path` and configuration.
     pub(crate) plugin: Vec<Value>,
     /// The lock that plugins are held to. None: the one beside the configuration, if any.
@@ -33,6 +36,7 @@ impl Default for HostConfig {
             runs_dir: PathBuf::from("runs"),
             name: None,
             listen: "127.0.0.1:0".to_owned(),
+            preflight: PreflightPolicy::default(),
             plugin: Vec::new(),
             plugin_lock: None,
         }

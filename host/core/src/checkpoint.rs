@@ -52,6 +52,19 @@ pub struct Publish<'a> {
     pub state_dir: &'a std::path::Path,
 }
 
+/// A question before the first step: will deliveries arrive?
+#[derive(Clone, Copy, Debug)]
+pub struct Preflight<'a> {
+    /// The run.
+    pub run: &'a RunName,
+    /// A folder of the sink's own, which exists.
+    pub state_dir: &'a std::path::Path,
+    /// About how many bytes a checkpoint takes.
+    pub checkpoint_bytes: u64,
+    /// About how many of them are the model, its configuration and its tokenizer.
+    pub model_bytes: u64,
+}
+
 /// What a sink says about a delivery: a JSON object of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt(pub String);
@@ -75,7 +88,14 @@ pub trait CheckpointSink: Send {
     /// Delivers; the same again changes nothing.
     fn publish(&mut self, publish: Publish<'_>) -> Result<Receipt, SinkError>;
 
-    /// What asks the `publish` that is running, if any, to end soon. `[any]`
+    /// Whether deliveries will arrive, as far as can be known now; what was found, if the sink says so.
+    /// Nothing is delivered.
+    fn preflight(&mut self, preflight: Preflight<'_>) -> Result<Option<String>, SinkError> {
+        let _ = preflight;
+        Ok(None)
+    }
+
+    /// What asks the `publish` or `preflight` that is running, if any, to end soon. `[any]`
     fn canceller(&self) -> Box<dyn Fn() + Send + Sync>;
 
     /// Why it cannot be called again in this run: it panicked too often.

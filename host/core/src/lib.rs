@@ -18,7 +18,7 @@ mod step;
 mod supervised;
 
 pub use checkpoint::{
-    CheckpointDir, CheckpointSink, FileEntry, Manifest, Publish, Receipt, SinkError,
+    CheckpointDir, CheckpointSink, FileEntry, Manifest, Preflight, Publish, Receipt, SinkError,
 };
 pub use control::{Control, StopReason};
 pub use emitter::{Draft, Emitter, Inbox};

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use host_core::{CheckpointSink, MetricValue, Publish, Receipt, Result, SinkError};
+use host_core::{CheckpointSink, MetricValue, Preflight, Publish, Receipt, Result, SinkError};
 use host_plugin_abi::{
-    HOST_CANCELLED, HOST_PANIC, HOST_TEMPORARY, HostCheckpoint, HostCheckpointSink, HostCreate,
-    HostDestroy, HostOut, HostStatus, HostStr,
+    HOST_CANCELLED, HOST_OK, HOST_PANIC, HOST_TEMPORARY, HostCheckpoint, HostCheckpointSink,
+    HostCreate, HostDestroy, HostOut, HostPreflight, HostStatus, HostStr,
 };
 use serde_json::{Map, Value};
 
@@ -19,6 +19,9 @@ use crate::vtable::required;
 /// Longest receipt in bytes: it becomes a part of an event.
 const LONGEST_RECEIPT: usize = 64 << 10;
 
+/// Longest text of what a preflight found, in bytes.
+const LONGEST_FINDING: usize = 4 << 10;
+
 /// A plugin's functions for a sink, all there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CheckpointSinkFunctions {
@@ -27,7 +30,12 @@ pub(crate) struct CheckpointSinkFunctions {
     pub(crate) publish:
         unsafe extern "C" fn(*mut c_void, *const HostCheckpoint, *const HostOut) -> HostStatus,
     pub(crate) cancel: unsafe extern "C" fn(*mut c_void),
+    /// Absent in plugins of ABI 1.0, and in those that have nothing to look at.
+    pub(crate) preflight: Option<PreflightFunction>,
 }
+
+pub(crate) type PreflightFunction =
+    unsafe extern "C" fn(*mut c_void, *const HostPreflight, *const HostOut) -> HostStatus;
 
 impl CheckpointSinkFunctions {
     pub(crate) fn from_table(table: HostCheckpointSink) -> Result<Self, String> {
@@ -37,6 +45,7 @@ impl CheckpointSinkFunctions {
             destroy: required(kind, "destroy", table.destroy)?,
             publish: required(kind, "publish", table.publish)?,
             cancel: required(kind, "cancel", table.cancel)?,
+            preflight: table.preflight,
         })
     }
 }
@@ -79,6 +88,35 @@ impl PluginCheckpointSink {
     }
 }
 
+impl PluginCheckpointSink {
+    /// Enters the plugin once, in a new instance if the last one panicked: what a sink has to remember
+    /// lies in its folder.
+    fn call<T>(
+        &mut self,
+        call: &'static str,
+        body: impl FnOnce(*mut c_void) -> (HostStatus, Result<T, String>),
+    ) -> Result<T, SinkError> {
+        if self.instance.panicked().is_some() {
+            self.instance
+                .renew()
+                .map_err(|error| SinkError::Temporary(error.to_string()))?;
+        }
+        if self.instance.panicked().is_none() {
+            self.living.put(Some(self.instance.pointer()));
+        }
+        let outcome = self.instance.call(call, body);
+        if self.instance.panicked().is_some() {
+            self.living.close();
+        }
+        outcome.map_err(|Failure { status, reason }| match status {
+            // A panic says nothing of the checkpoint: a new instance may take it.
+            HOST_TEMPORARY | HOST_PANIC => SinkError::Temporary(reason),
+            HOST_CANCELLED => SinkError::Cancelled,
+            _ => SinkError::Permanent(reason),
+        })
+    }
+}
+
 impl fmt::Debug for PluginCheckpointSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PluginCheckpointSink")
@@ -108,17 +146,8 @@ impl CheckpointSink for PluginCheckpointSink {
             metrics_json: HostStr::new(&metrics),
             state_dir: HostStr::new(&state_dir),
         };
-        // What a sink has to remember lies in its folder, so a new instance can go on.
-        if self.instance.panicked().is_some() {
-            self.instance
-                .renew()
-                .map_err(|error| SinkError::Temporary(error.to_string()))?;
-        }
-        if self.instance.panicked().is_none() {
-            self.living.put(Some(self.instance.pointer()));
-        }
         let function = self.functions.publish;
-        let receipt = self.instance.call("publish", |instance| {
+        self.call("publish", |instance| {
             let mut output = Output::default();
             let out = output.callbacks();
             // SAFETY: the instance is the library's own; the checkpoint, its texts and the
@@ -126,19 +155,37 @@ impl CheckpointSink for PluginCheckpointSink {
             let status = unsafe { function(instance, &raw const checkpoint, &raw const out) };
             // A call that failed has no receipt to look at.
             let receipt = match status {
-                host_plugin_abi::HOST_OK => output.into_bytes().and_then(receipt),
+                HOST_OK => output.into_bytes().and_then(receipt),
                 _ => Ok(Receipt(String::new())),
             };
             (status, receipt)
-        });
-        if self.instance.panicked().is_some() {
-            self.living.close();
-        }
-        receipt.map_err(|Failure { status, reason }| match status {
-            // A panic says nothing of the checkpoint: a new instance may take it.
-            HOST_TEMPORARY | HOST_PANIC => SinkError::Temporary(reason),
-            HOST_CANCELLED => SinkError::Cancelled,
-            _ => SinkError::Permanent(reason),
+        })
+    }
+
+    fn preflight(&mut self, preflight: Preflight<'_>) -> Result<Option<String>, SinkError> {
+        let Some(function) = self.functions.preflight else {
+            return Ok(None);
+        };
+        let state_dir = absolute(preflight.state_dir)?;
+        let view = HostPreflight {
+            struct_size: size_of::<HostPreflight>() as u32,
+            flags: 0,
+            run: HostStr::new(preflight.run.as_str()),
+            state_dir: HostStr::new(&state_dir),
+            checkpoint_bytes: preflight.checkpoint_bytes,
+            model_bytes: preflight.model_bytes,
+        };
+        self.call("preflight", |instance| {
+            let mut output = Output::default();
+            let out = output.callbacks();
+            // SAFETY: the instance is the library's own; the view, its texts and the callbacks'
+            // context outlive the call.
+            let status = unsafe { function(instance, &raw const view, &raw const out) };
+            let found = match status {
+                HOST_OK => output.into_any_bytes().and_then(finding),
+                _ => Ok(None),
+            };
+            (status, found)
         })
     }
 
@@ -211,6 +258,20 @@ pub(crate) fn receipt(bytes: Vec<u8>) -> Result<Receipt, String> {
     }
 }
 
+/// What a preflight found, if it says so.
+pub(crate) fn finding(bytes: Option<Vec<u8>>) -> Result<Option<String>, String> {
+    let Some(bytes) = bytes else { return Ok(None) };
+    if bytes.len() > LONGEST_FINDING {
+        return Err(format!(
+            "what it found has {} bytes, more than {} KiB",
+            bytes.len(),
+            LONGEST_FINDING >> 10
+        ));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| "what it found is not UTF-8".to_owned())?;
+    Ok(Some(text).filter(|text| !text.trim().is_empty()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,6 +288,16 @@ mod tests {
             metrics_json(&metrics),
             r#"{"loss/eval":1.5,"a":"inf","b":"-inf","c":"nan"}"#
         );
+    }
+
+    #[test]
+    fn what_is_found_is_a_short_text_or_nothing() {
+        assert_eq!(finding(None), Ok(None));
+        assert_eq!(finding(Some(b" ".to_vec())), Ok(None));
+        assert_eq!(finding(Some(b"room".to_vec())), Ok(Some("room".to_owned())));
+        for bytes in [vec![0xff], vec![b'x'; LONGEST_FINDING + 1]] {
+            assert!(finding(Some(bytes)).is_err());
+        }
     }
 
     #[test]

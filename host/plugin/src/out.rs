@@ -44,12 +44,16 @@ impl Output {
 
     /// The bytes, if nothing was wrong.
     pub(crate) fn into_bytes(self) -> Result<Vec<u8>, String> {
+        self.into_any_bytes()?
+            .ok_or_else(|| "it succeeded but put nothing".to_owned())
+    }
+
+    /// The bytes of a call that may put none.
+    pub(crate) fn into_any_bytes(self) -> Result<Option<Vec<u8>>, String> {
         match self.fault {
             Some(fault) => Err(fault),
             None if !self.values.is_empty() => Err("it put values where bytes belong".to_owned()),
-            None => self
-                .bytes
-                .ok_or_else(|| "it succeeded but put nothing".to_owned()),
+            None => Ok(self.bytes),
         }
     }
 

@@ -28,6 +28,10 @@ pub(super) struct Resume {
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<String>,
 
+    /// What comes of a sink that is not ready, instead of what the run was started with
+    #[arg(long, value_name = "WHAT", value_parser = ["fail", "warn", "off"])]
+    preflight: Option<String>,
+
     /// Write each event to stdout as a line of JSON, and nothing else
     #[arg(long)]
     json: bool,
@@ -39,7 +43,11 @@ pub(super) struct Resume {
 impl Resume {
     pub(super) fn execute(&self) -> Result<StopReason> {
         let dir = RunDir::find(&self.runs.runs_dir, &self.run)?;
-        let flags = TrainArgs::resuming(self.max_train_steps, self.listen.clone());
+        let flags = TrainArgs::resuming(
+            self.max_train_steps,
+            self.listen.clone(),
+            self.preflight.clone(),
+        );
         let plan = Plan::read(Some(&dir.config_file()), &flags)?;
         crate::run::resume(plan, dir, self.from.as_deref(), self.json)
     }

@@ -170,6 +170,11 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "ADDR:PORT", help_heading = RUN)]
     listen: Option<String>,
 
+    /// Asks the sinks before the first step whether checkpoints will arrive, and whether the run's disk
+    /// has room for two: what is not ready keeps the run from starting, is a warning, or nobody is asked
+    #[arg(long, value_name = "WHAT", value_parser = ["fail", "warn", "off"], help_heading = RUN)]
+    preflight: Option<String>,
+
     /// Id or path of a plugin, its configuration behind it: local-disk:dir=/data/ckpt,keep=3; give it
     /// again for more. It joins the plugins of the TOML file and replaces the one of the same id.
     /// mode=process runs it in a process of its own, as sinks are unless mode=in_process; there a call
@@ -193,10 +198,15 @@ impl TrainArgs {
     }
 
     /// What may be said anew when a run goes on.
-    pub(crate) fn resuming(max_train_steps: Option<u64>, listen: Option<String>) -> Self {
+    pub(crate) fn resuming(
+        max_train_steps: Option<u64>,
+        listen: Option<String>,
+        preflight: Option<String>,
+    ) -> Self {
         Self {
             max_train_steps,
             listen,
+            preflight,
             ..Self::default()
         }
     }

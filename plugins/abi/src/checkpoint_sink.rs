@@ -26,6 +26,24 @@ pub struct HostCheckpoint {
     pub state_dir: HostStr,
 }
 
+/// What a sink may know of a run before its first step.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct HostPreflight {
+    /// Size of this struct in the host's build.
+    pub struct_size: u32,
+    /// Zero.
+    pub flags: u32,
+    /// The run's name, as its checkpoints will have it.
+    pub run: HostStr,
+    /// Absolute path of the sink's own folder, as its checkpoints will have it.
+    pub state_dir: HostStr,
+    /// About how many bytes a checkpoint of the run takes, with all that a resume needs.
+    pub checkpoint_bytes: u64,
+    /// About how many of them are the model, its configuration and its tokenizer.
+    pub model_bytes: u64,
+}
+
 /// Delivers checkpoints somewhere. The host owns the queue and the ledger; the sink reports.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +68,19 @@ pub struct HostCheckpointSink {
             out: *const HostOut,
         ) -> HostStatus,
     >,
-    /// `[any]` Asks the `publish` that is running, if any, to end soon with `HOST_CANCELLED`. Returns
-    /// at once, and cannot fail.
+    /// `[any]` Asks the `publish` or `preflight` that is running, if any, to end soon with
+    /// `HOST_CANCELLED`. Returns at once, and cannot fail.
     pub cancel: Option<unsafe extern "C" fn(instance: *mut c_void)>,
+    /// `[worker]` Since 1.1; may be null. Looks, before the first step of a run or of its resume,
+    /// whether checkpoints will arrive: whether the destination is there, may be written to and has
+    /// room. Delivers nothing. `HOST_OK` if so; what was found may be put by `put_bytes`, as a short
+    /// text for people. `HOST_TEMPORARY` if the world is not ready (no network), any other failure if
+    /// it never will be. `preflight` is borrowed until this returns.
+    pub preflight: Option<
+        unsafe extern "C" fn(
+            instance: *mut c_void,
+            preflight: *const HostPreflight,
+            out: *const HostOut,
+        ) -> HostStatus,
+    >,
 }

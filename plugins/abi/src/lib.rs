@@ -38,7 +38,7 @@ mod param_groups;
 mod string;
 mod tensor;
 
-pub use checkpoint_sink::{HostCheckpoint, HostCheckpointSink};
+pub use checkpoint_sink::{HostCheckpoint, HostCheckpointSink, HostPreflight};
 pub use descriptor::{HostPlugin, HostPluginEntry, HostPluginItem};
 pub use event::{
     HOST_DELIVERY_DELIVERED, HOST_DELIVERY_DROPPED, HOST_DELIVERY_FAILED, HOST_DELIVERY_QUEUED,

@@ -24,6 +24,7 @@ mod lfs_server;
 mod limit;
 mod model_card;
 mod patience;
+mod preflight;
 mod publisher;
 mod refusal;
 mod remote;
@@ -32,10 +33,11 @@ mod task;
 mod token;
 mod upload;
 
-use host_plugin_sdk::{Cancel, Checkpoint, CheckpointSink, Host, export_plugin};
+use host_plugin_sdk::{Cancel, Checkpoint, CheckpointSink, Host, Preflight, export_plugin};
 
 pub use config::{Config, LfsMode};
 pub use error::{Error, Result};
+pub use preflight::Question;
 pub use publisher::{Publisher, Receipt, Snapshot};
 
 /// The sink as the host sees it.
@@ -80,6 +82,23 @@ impl CheckpointSink for HubGit {
             snapshot.step
         ));
         Ok(serde_json::json!(receipt))
+    }
+
+    fn preflight(
+        &mut self,
+        preflight: &Preflight<'_>,
+        cancel: &Cancel,
+    ) -> host_plugin_sdk::Result<Option<String>> {
+        let question = Question {
+            run: preflight.run(),
+            state_dir: preflight.state_dir(),
+            checkpoint_bytes: preflight.checkpoint_bytes(),
+            model_bytes: preflight.model_bytes(),
+        };
+        let found = self
+            .publisher
+            .preflight(&question, &|| cancel.is_requested())?;
+        Ok(Some(found))
     }
 }
 

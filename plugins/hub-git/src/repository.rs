@@ -280,6 +280,14 @@ impl<'a> Repository<'a> {
         refusal::judge_push(&stdout, &output.stderr, &name, self.remote)
     }
 
+    /// Whether the remote would take a push, as far as it says before anything is sent.
+    pub(crate) fn push_dry(&self, commit: &str) -> Result<()> {
+        let update = format!("+{commit}:refs/heads/host-preflight");
+        let args = ["push", "--dry-run", "--porcelain", "--no-verify", "--"];
+        let args = args.iter().copied().chain([self.remote.url(), &update]);
+        self.ask("push to", self.call(args)).map(drop)
+    }
+
     /// A call on this repository.
     fn call<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Call<'a> {
         self.git

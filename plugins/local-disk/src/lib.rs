@@ -22,6 +22,7 @@
 mod copy;
 mod kept;
 mod link;
+mod preflight;
 mod retention;
 mod run_folder;
 
@@ -29,7 +30,9 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use host_plugin_sdk::{Cancel, Checkpoint, CheckpointSink, Error, Host, Result, export_plugin};
+use host_plugin_sdk::{
+    Cancel, Checkpoint, CheckpointSink, Error, Host, Preflight, Result, export_plugin,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -121,6 +124,10 @@ impl CheckpointSink for LocalDisk {
             receipt["manifest_sha256"] = json!(placed.manifest_sha256);
         }
         Ok(receipt)
+    }
+
+    fn preflight(&mut self, preflight: &Preflight<'_>, _cancel: &Cancel) -> Result<Option<String>> {
+        self.look(preflight).map(Some)
     }
 }
 

@@ -1,12 +1,12 @@
 use std::ffi::c_void;
 use std::mem::size_of;
 
-use host_plugin_abi::{HostApi, HostCheckpoint, HostCheckpointSink, HostOut, HostStatus, HostStr};
+use host_plugin_abi::{HostApi, HostCheckpoint, HostCheckpointSink, HostOut, HostPreflight, HostStatus, HostStr};
 use serde::de::DeserializeOwned;
 
 use crate::export::Package;
 use crate::out::Out;
-use crate::{Cancel, Checkpoint, Host, Result, instance};
+use crate::{Cancel, Checkpoint, Host, Preflight, Result, instance};
 
 /// Delivers checkpoints somewhere. The host owns the queue and the ledger; the sink reports.
 ///
@@ -61,6 +61,16 @@ pub trait CheckpointSink: Sized + Send + 'static {
         checkpoint: &Checkpoint<'_>,
         cancel: &Cancel,
     ) -> Result<serde_json::Value>;
+
+    /// Looks, before the first step of a run or of its resume, whether checkpoints will arrive:
+    /// whether the destination is there, may be written to and has room. It delivers nothing, and
+    /// returns what it found as a short text for people, or nothing.
+    /// [`Error::temporary`](crate::Error::temporary) says that the world is not ready, any other error
+    /// that it never will be. A sink without one is taken to be ready.
+    fn preflight(&mut self, preflight: &Preflight<'_>, cancel: &Cancel) -> Result<Option<String>> {
+        let _ = (preflight, cancel);
+        Ok(None)
+    }
 }
 
 #[doc(hidden)]
@@ -72,6 +82,7 @@ pub const fn vtable<T: CheckpointSink, P: Package>() -> HostCheckpointSink {
         destroy: Some(instance::destroy::<T>),
         publish: Some(publish::<T>),
         cancel: Some(cancel::<T>),
+        preflight: Some(preflight::<T>),
     }
 }
 
@@ -97,6 +108,24 @@ unsafe extern "C" fn publish<T: CheckpointSink>(
             let out = Out::new(out)?;
             let receipt = sink.publish(&Checkpoint::new(checkpoint)?, cancel)?;
             out.put_bytes(receipt.to_string().as_bytes())
+        })
+    }
+}
+
+unsafe extern "C" fn preflight<T: CheckpointSink>(
+    instance: *mut c_void,
+    preflight: *const HostPreflight,
+    out: *const HostOut,
+) -> HostStatus {
+    // SAFETY: as in `publish`, for what is looked at.
+    unsafe {
+        instance::call(instance, |sink: &mut T, cancel| {
+            cancel.clear();
+            let out = Out::new(out)?;
+            match sink.preflight(&Preflight::new(preflight)?, cancel)? {
+                Some(found) => out.put_bytes(found.as_bytes()),
+                None => Ok(()),
+            }
         })
     }
 }

@@ -5,7 +5,7 @@ use std::mem::{MaybeUninit, align_of, offset_of, size_of};
 
 use host_plugin_abi::{
     HostApi, HostBatch, HostCheckpoint, HostEvent, HostGroupsOut, HostGroupsRequest, HostOut,
-    HostParam, HostRequestsOut, HostTensor, HostValue,
+    HostParam, HostPreflight, HostRequestsOut, HostTensor, HostValue,
 };
 
 use crate::{Error, Result};
@@ -42,6 +42,7 @@ sized! {
     HostGroupsRequest through weight_decay: f64,
     HostOut through put_bytes: usize,
     HostParam through dtype: host_plugin_abi::DLDataType,
+    HostPreflight through model_bytes: u64,
     HostRequestsOut through ask: usize,
     HostTensor through stream: usize,
     HostValue through value: f64,

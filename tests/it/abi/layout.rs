@@ -58,7 +58,8 @@ layout! {
     HostCheckpoint {
         struct_size, flags, step, run, dir, manifest_json, metrics_json, state_dir,
     }
-    HostCheckpointSink { struct_size, flags, create, destroy, publish, cancel }
+    HostCheckpointSink { struct_size, flags, create, destroy, publish, cancel, preflight }
+    HostPreflight { struct_size, flags, run, state_dir, checkpoint_bytes, model_bytes }
     HostValue { struct_size, flags, name, value }
     HostEvent {
         struct_size, kind, step, values, n_values, name, call, text, bytes, of_step, generation,

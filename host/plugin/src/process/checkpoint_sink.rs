@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use host_core::{CheckpointSink, Publish, Receipt, Result, SinkError};
+use host_core::{CheckpointSink, Preflight, Publish, Receipt, Result, SinkError};
 
 use super::child::{Child, secs};
 use super::protocol::{Call, Reply};
@@ -18,7 +18,8 @@ const GRACE: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(crate) struct RemoteCheckpointSink {
     remote: Remote,
-    publishes: u64,
+    /// Calls that can be cancelled.
+    calls: u64,
     cancellation: Arc<Cancellation>,
 }
 
@@ -30,10 +31,10 @@ struct Cancellation(Mutex<State>);
 struct State {
     /// The way to the child; absent when there is none, as after the sink.
     control: Option<Arc<UnixStream>>,
-    /// The number of the publish that runs, or of the last.
-    publish: u64,
-    is_publishing: bool,
-    /// When the publish that runs was cancelled.
+    /// The number of the call that runs, or of the last.
+    call: u64,
+    is_calling: bool,
+    /// When the call that runs was cancelled.
     cancelled: Option<Instant>,
 }
 
@@ -41,7 +42,7 @@ impl RemoteCheckpointSink {
     pub(crate) fn new(remote: Remote) -> Self {
         let sink = Self {
             remote,
-            publishes: 0,
+            calls: 0,
             cancellation: Arc::default(),
         };
         sink.connect();
@@ -64,6 +65,33 @@ impl RemoteCheckpointSink {
         }
         self.remote.call(call, &[], &interrupt)
     }
+
+    /// A call that can be cancelled, with the number of the last.
+    fn ask(&mut self, call: &Call<'_>) -> Result<Reply, SinkError> {
+        self.cancellation.begin(self.calls);
+        let reply = self.exchange(call);
+        self.cancellation.end();
+        match reply {
+            Ok(Reply::Undelivered(error)) => Err(error),
+            Ok(reply) => Ok(reply),
+            Err(CallError::Died(reason)) => Err(self.died(reason)),
+            Err(CallError::Refused(error)) => Err(self.died(error.to_string())),
+        }
+    }
+
+    fn wrong_reply(&mut self, call: &Call<'_>) -> SinkError {
+        let error = self.remote.wrong_reply(call.name());
+        self.died(error.to_string())
+    }
+
+    /// What a sink has to remember lies in its folder, so a new child can go on, in this run or in
+    /// another: only the sink itself refuses a checkpoint for good.
+    fn died(&self, reason: String) -> SinkError {
+        match self.remote.lost() {
+            Some(lost) if lost != reason => SinkError::Temporary(format!("{reason}; {lost}")),
+            _ => SinkError::Temporary(reason),
+        }
+    }
 }
 
 impl CheckpointSink for RemoteCheckpointSink {
@@ -77,10 +105,10 @@ impl CheckpointSink for RemoteCheckpointSink {
             checkpoint,
             state_dir,
         } = publish;
-        self.publishes += 1;
+        self.calls += 1;
         let (path, state_dir) = (absolute(&checkpoint.path)?, absolute(state_dir)?);
         let call = Call::Publish {
-            number: self.publishes,
+            number: self.calls,
             run: Cow::Borrowed(run.as_str()),
             step: checkpoint.step,
             path: Cow::Owned(path.into()),
@@ -88,24 +116,24 @@ impl CheckpointSink for RemoteCheckpointSink {
             metrics: Cow::Borrowed(&checkpoint.metrics),
             state_dir: Cow::Owned(state_dir.into()),
         };
-        self.cancellation.begin(self.publishes);
-        let reply = self.exchange(&call);
-        self.cancellation.end();
-        // What a sink has to remember lies in its folder, so a new child can go on, in this run or in
-        // another: only the sink itself refuses a checkpoint for good.
-        let died = |remote: &Remote, reason: String| match remote.lost() {
-            Some(lost) if lost != reason => SinkError::Temporary(format!("{reason}; {lost}")),
-            _ => SinkError::Temporary(reason),
+        match self.ask(&call)? {
+            Reply::Receipt(receipt) => Ok(receipt),
+            _ => Err(self.wrong_reply(&call)),
+        }
+    }
+
+    fn preflight(&mut self, preflight: Preflight<'_>) -> Result<Option<String>, SinkError> {
+        self.calls += 1;
+        let call = Call::Preflight {
+            number: self.calls,
+            run: Cow::Borrowed(preflight.run.as_str()),
+            state_dir: Cow::Owned(absolute(preflight.state_dir)?.into()),
+            checkpoint_bytes: preflight.checkpoint_bytes,
+            model_bytes: preflight.model_bytes,
         };
-        match reply {
-            Ok(Reply::Receipt(receipt)) => Ok(receipt),
-            Ok(Reply::Undelivered(error)) => Err(error),
-            Ok(_) => {
-                let error = self.remote.wrong_reply(call.name());
-                Err(died(&self.remote, error.to_string()))
-            }
-            Err(CallError::Died(reason)) => Err(died(&self.remote, reason)),
-            Err(CallError::Refused(error)) => Err(died(&self.remote, error.to_string())),
+        match self.ask(&call)? {
+            Reply::Ready(found) => Ok(found),
+            _ => Err(self.wrong_reply(&call)),
         }
     }
 
@@ -130,26 +158,26 @@ impl Cancellation {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self, publish: u64) {
+    fn begin(&self, call: u64) {
         let mut state = self.lock();
-        state.publish = publish;
-        state.is_publishing = true;
+        state.call = call;
+        state.is_calling = true;
         state.cancelled = None;
     }
 
     fn end(&self) {
-        self.lock().is_publishing = false;
+        self.lock().is_calling = false;
     }
 
     /// `[any]`
     fn cancel(&self) {
         let mut state = self.lock();
-        if state.is_publishing {
+        if state.is_calling {
             state.cancelled.get_or_insert_with(Instant::now);
         }
         if let Some(control) = &state.control {
             // The socket does not block. One that is full holds more cancellations than anybody needs.
-            let _ = (&**control).write_all(&state.publish.to_le_bytes());
+            let _ = (&**control).write_all(&state.call.to_le_bytes());
         }
     }
 

@@ -78,6 +78,14 @@ pub(super) enum Call<'a> {
         metrics: Cow<'a, [MetricValue]>,
         state_dir: Cow<'a, Path>,
     },
+    Preflight {
+        /// Counts the calls together with those of [`Call::Publish`].
+        number: u64,
+        run: Cow<'a, str>,
+        state_dir: Cow<'a, Path>,
+        checkpoint_bytes: u64,
+        model_bytes: u64,
+    },
     Observe {
         step: Step,
         event: Cow<'a, EventBody>,
@@ -123,6 +131,8 @@ pub(super) enum Reply {
     Groups(Vec<ParamGroup>, Vec<String>),
     Values(Vec<(String, f64)>),
     Receipt(Receipt),
+    /// What a preflight found.
+    Ready(Option<String>),
     Asks(Vec<Ask>),
     Failed(Fault),
     Undelivered(SinkError),
@@ -147,6 +157,7 @@ impl Call<'_> {
             Self::MergeState => "merge_state",
             Self::Compute => "compute",
             Self::Publish { .. } => "publish",
+            Self::Preflight { .. } => "preflight",
             Self::Observe { .. } => "observe",
             Self::ImportState => "import_state",
             Self::End => "destroy",

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use host_core::{
     CheckpointDir, CheckpointSink, Device, Error, GroupsRequest, Kind, Metric, MetricBatch,
-    Observer, ParamGroups, Publish, Result, SinkError, TensorView,
+    Observer, ParamGroups, Preflight, Publish, Result, SinkError, TensorView,
 };
 
 use super::channel::{ALIGNMENT, Broken, Receiver, Sender};
@@ -229,7 +229,7 @@ struct Cancellation(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// The number of the last publish that was cancelled. It may not have begun here yet.
+    /// The number of the last call that was cancelled. It may not have begun here yet.
     publish: u64,
     /// The sink's own; absent before and after it.
     cancel: Option<Box<dyn Fn() + Send + Sync>>,
@@ -341,6 +341,9 @@ impl Instance {
             (Self::Sink(sink), call @ Call::Publish { .. }) => {
                 Ok(publish(&mut **sink, call, cancellation))
             }
+            (Self::Sink(sink), call @ Call::Preflight { .. }) => {
+                Ok(preflight(&mut **sink, call, cancellation))
+            }
             (_, call) => Err(Error::new(
                 Kind::System,
                 format!("the host called {} of another kind of plugin", call.name()),
@@ -449,6 +452,36 @@ fn publish(sink: &mut dyn CheckpointSink, call: Call<'_>, cancellation: &Cancell
     });
     match outcome {
         Ok(receipt) => Reply::Receipt(receipt),
+        Err(error) => Reply::Undelivered(error),
+    }
+}
+
+fn preflight(sink: &mut dyn CheckpointSink, call: Call<'_>, cancellation: &Cancellation) -> Reply {
+    let Call::Preflight {
+        number,
+        run,
+        state_dir,
+        checkpoint_bytes,
+        model_bytes,
+    } = call
+    else {
+        unreachable!("the caller has looked");
+    };
+    if cancellation.is_cancelled(number) {
+        return Reply::Undelivered(SinkError::Cancelled);
+    }
+    let run = match run.parse() {
+        Ok(run) => run,
+        Err(error) => return Reply::Failed(Fault::from(error)),
+    };
+    let outcome = sink.preflight(Preflight {
+        run: &run,
+        state_dir: &state_dir,
+        checkpoint_bytes,
+        model_bytes,
+    });
+    match outcome {
+        Ok(found) => Reply::Ready(found),
         Err(error) => Reply::Undelivered(error),
     }
 }

@@ -1,7 +1,8 @@
 use std::ffi::c_void;
+use std::path::Path;
 use std::thread;
 
-use host_plugin_abi::HostCheckpointSink;
+use host_plugin_abi::{HostCheckpointSink, HostPreflight, HostStr};
 
 use super::metric::Results;
 use super::plugin::Instance;
@@ -116,6 +117,35 @@ impl CheckpointSink {
         self.instance.host.ended(status)?;
         let receipt = result.bytes.expect("publish put no receipt");
         Ok(serde_json::from_slice(&receipt).expect("the receipt is JSON"))
+    }
+
+    /// Asks before the first step of the run `demo`, whose checkpoints take so many bytes, a third of
+    /// them the model; what the sink found, if it says so.
+    ///
+    /// # Panics
+    /// If the folder's path or what was found is not UTF-8.
+    pub fn preflight(
+        &mut self,
+        state_dir: &Path,
+        checkpoint_bytes: u64,
+    ) -> Result<Option<String>, Failure> {
+        let Some(preflight) = self.vtable.preflight else {
+            return Ok(None);
+        };
+        let view = HostPreflight {
+            struct_size: size_of::<HostPreflight>() as u32,
+            flags: 0,
+            run: HostStr::new("demo"),
+            state_dir: HostStr::new(state_dir.to_str().expect("UTF-8")),
+            checkpoint_bytes,
+            model_bytes: checkpoint_bytes / 3,
+        };
+        let mut result = Results::default();
+        // SAFETY: a live instance, a view and a place that are borrowed for the call.
+        let status = unsafe { preflight(self.instance.pointer, &raw const view, &result.out()) };
+        self.instance.host.ended(status)?;
+        let text = |bytes| String::from_utf8(bytes).expect("a text");
+        Ok(result.bytes.map(text))
     }
 
     /// The C side, for tests that break its rules.

@@ -1,0 +1,186 @@
+//! Before the first step: is the remote there, may the token write to it, and is there room?
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Deserialize;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::config::LfsMode;
+use crate::http::{self, Http};
+use crate::limit::Limit;
+use crate::publisher::Publisher;
+use crate::remote::Kind;
+use crate::repository::Repository;
+use crate::{Error, Result, git, lfs};
+
+/// What is looked at for a run that has not begun.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// The run's name.
+    pub run: &'a str,
+    /// A folder of the sink's own.
+    pub state_dir: &'a Path,
+    /// About how many bytes a checkpoint takes.
+    pub checkpoint_bytes: u64,
+    /// About how many of them are the model, its configuration and its tokenizer.
+    pub model_bytes: u64,
+}
+
+/// What the local repository grows by over a long run: trees, commits and small files.
+const GROWTH: u64 = 16 << 20;
+
+#[derive(Deserialize)]
+struct Batch {
+    objects: Vec<Object>,
+}
+
+#[derive(Deserialize)]
+struct Object {
+    error: Option<Refused>,
+}
+
+#[derive(Deserialize)]
+struct Refused {
+    code: u16,
+    #[serde(default)]
+    message: String,
+}
+
+impl Publisher {
+    /// Whether checkpoints will arrive, as far as the remote tells before it is given one; what was
+    /// found, in a line.
+    ///
+    /// # Errors
+    /// They will not, in the remote's own words. No error holds the token.
+    pub fn preflight(
+        &self,
+        question: &Question<'_>,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<String> {
+        let limit = Limit::new(self.config.timeout_secs, cancelled);
+        self.look(question, &limit).map_err(|error| {
+            error.map(|words| match &self.token {
+                Some(token) => token.scrub(&words),
+                None => words,
+            })
+        })
+    }
+
+    fn look(&self, question: &Question<'_>, limit: &Limit<'_>) -> Result<String> {
+        self.check_room(question)?;
+        let branch = self.config.branch.as_deref().unwrap_or(question.run);
+        let token = self.token.as_ref();
+        let state_dir = question.state_dir;
+        let repository = Repository::open(&self.git, &self.remote, token, state_dir, limit)?;
+        let tip = repository.tip(branch)?;
+        // The LFS server comes first: it says in words why a token may not write, where git has a
+        // status alone.
+        if self.sends_by_lfs()
+            && let Some(url) = self.remote.lfs_url()
+        {
+            self.ask_to_upload(&url, branch, limit)?;
+        }
+        repository.begin_tree(None)?;
+        let tree = repository.end_tree()?;
+        let nothing = repository.commit(&tree, None, "nothing", 0)?;
+        repository.push_dry(&nothing)?;
+        Ok(match tip.branch {
+            Some(commit) => {
+                let short: String = commit.chars().take(7).collect();
+                format!(
+                    "branch {branch} goes on from {short}: {}",
+                    self.remote.url()
+                )
+            }
+            None => format!("branch {branch} will be new: {}", self.remote.url()),
+        })
+    }
+
+    fn sends_by_lfs(&self) -> bool {
+        match self.config.lfs {
+            LfsMode::Never => false,
+            LfsMode::Auto => self.remote.kind() == Kind::Hub,
+            LfsMode::Always => true,
+        }
+    }
+
+    /// A file that goes as a plain blob is written once into the sink's folder before it is pushed. A
+    /// remote on this machine keeps it, whichever way it takes.
+    fn check_room(&self, question: &Question<'_>) -> Result<()> {
+        let bytes = match self.config.trainer {
+            true => question.checkpoint_bytes,
+            false => question.model_bytes,
+        };
+        let blobs = if self.sends_by_lfs() { 0 } else { bytes };
+        check_free(question.state_dir, blobs + GROWTH)?;
+        if self.remote.kind() == Kind::Local {
+            let store = git::git_dir(Path::new(self.remote.url())).join("objects");
+            // One that is not there is git's to name.
+            if store.is_dir() {
+                check_free(&store, bytes + GROWTH)?;
+                rustix::fs::access(&store, rustix::fs::Access::WRITE_OK)
+                    .map_err(|error| Error::Permanent(not_writable(&store, error)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks where an object would be uploaded to that nobody has. Nothing is sent there.
+    fn ask_to_upload(&self, url: &str, branch: &str, limit: &Limit<'_>) -> Result<()> {
+        let mut header = BTreeMap::new();
+        if let Some(token) = &self.token {
+            header.insert("Authorization".to_owned(), token.authorization().to_owned());
+        }
+        let body = json!({
+            "operation": "upload",
+            "transfers": ["basic", "multipart"],
+            "ref": {"name": format!("refs/heads/{branch}")},
+            "objects": [{"oid": unheard_of(), "size": 1024}],
+            "hash_algo": "sha256",
+        });
+        let href = format!("{url}/objects/batch");
+        let server = http::server(url);
+        let answer = Http::during(limit, |http| {
+            lfs::post(http, &href, &header, &body)?.success(&server)
+        })?;
+        let batch: Batch = serde_json::from_slice(&answer.body)
+            .map_err(|error| Error::Temporary(format!("{server} speaks no Git LFS: {error}")))?;
+        match batch.objects.into_iter().find_map(|object| object.error) {
+            Some(Refused { code, message }) => Err(http::refused(&server, code, None, &message)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The id of an object that no server has.
+fn unheard_of() -> String {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let text = format!("preflight {} {}", std::process::id(), now.as_nanos());
+    let digest = Sha256::digest(text.as_bytes());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn check_free(dir: &Path, needed: u64) -> Result<()> {
+    let disk =
+        rustix::fs::statvfs(dir).map_err(|error| Error::io("ask", dir, &error.into()))?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if free >= needed {
+        return Ok(());
+    }
+    Err(Error::Temporary(format!(
+        "{:.1} MB are free, and {:.1} MB are needed: {}",
+        free as f64 / 1e6,
+        needed as f64 / 1e6,
+        dir.display()
+    )))
+}
+
+fn not_writable(path: &Path, error: rustix::io::Errno) -> String {
+    let error = std::io::Error::from(error);
+    format!("the repository cannot be written: {error}: {}", path.display())
+}
