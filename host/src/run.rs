@@ -208,8 +208,7 @@ impl Ready {
     /// that the run begins with.
     fn check_sinks(mut self, plan: &Plan, dir: &RunDir, progress: &Progress) -> Result<Self> {
         let size = CheckpointSize::of(self.trainer.params());
-        let (sinks, warnings) =
-            preflight::check(plan.preflight, dir, size, self.sinks, progress)?;
+        let (sinks, warnings) = preflight::check(plan.preflight, dir, size, self.sinks, progress)?;
         self.sinks = sinks;
         self.grouping.warnings.extend(warnings);
         Ok(self)

@@ -35,7 +35,7 @@ fn what_a_remote_that_was_away_missed_is_pushed_later() {
     let away = home.path("away.git");
     fs::rename(&remote, &away).expect("moved");
     let plugins = ["--plugin", "perplexity", "--plugin", &sink];
-    let output = home.train("missed", &plugins);
+    let output = home.train("missed", &[&plugins[..], &["--preflight", "warn"]].concat());
     let (error, hint) = output.failed_with(4);
     assert_eq!(error, "checkpoints did not reach hub-git");
     assert!(hint.contains("`host deliver missed` tries again"), "{hint}");

@@ -24,6 +24,7 @@ mod observers;
 mod plugin_check;
 mod plugin_lock;
 mod policies;
+mod preflight;
 mod resume;
 mod run;
 mod scaffold;

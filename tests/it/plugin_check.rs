@@ -81,7 +81,7 @@ const GROUPS: [(&str, &str); 7] = [
     ("indexes-params", "newer-host-params"),
 ];
 
-const SINK: [(&str, &str); 7] = [
+const SINK: [(&str, &str); 9] = [
     ("no-receipt", "publish"),
     ("publish-repeats", "publish-repeats"),
     ("writes-checkpoint", "checkpoint-unmodified"),
@@ -89,6 +89,8 @@ const SINK: [(&str, &str); 7] = [
     ("keeps-cancel", "idle-cancel"),
     ("ignores-cancel", "cancel"),
     ("lock-file", "killed-publish"),
+    ("preflight-delivers", "preflight"),
+    ("silent-preflight", "preflight-refusal"),
 ];
 
 const OBSERVER: [(&str, &str); 12] = [

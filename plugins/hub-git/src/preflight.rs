@@ -166,8 +166,7 @@ fn unheard_of() -> String {
 }
 
 fn check_free(dir: &Path, needed: u64) -> Result<()> {
-    let disk =
-        rustix::fs::statvfs(dir).map_err(|error| Error::io("ask", dir, &error.into()))?;
+    let disk = rustix::fs::statvfs(dir).map_err(|error| Error::io("ask", dir, &error.into()))?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     if free >= needed {
         return Ok(());
@@ -182,5 +181,8 @@ fn check_free(dir: &Path, needed: u64) -> Result<()> {
 
 fn not_writable(path: &Path, error: rustix::io::Errno) -> String {
     let error = std::io::Error::from(error);
-    format!("the repository cannot be written: {error}: {}", path.display())
+    format!(
+        "the repository cannot be written: {error}: {}",
+        path.display()
+    )
 }

@@ -556,3 +556,42 @@ fn a_relative_folder_is_made_absolute_and_home_is_found() {
             .ends_with("~/ckpt")
     );
 }
+
+#[test]
+fn a_preflight_finds_room_and_leaves_nothing() {
+    let bench = Bench::new();
+    let mut sink = bench.sink_with(json!({ "link": "copy", "keep": 2 }));
+    let found = sink.preflight(bench.scratch.path(), 1 << 20);
+    let found = found.expect("ready").expect("words");
+    assert!(found.starts_with("room for "), "{found}");
+    assert_eq!(fs::read_dir(bench.out()).expect("the folder").count(), 0);
+    let full = sink.preflight(bench.scratch.path(), 1 << 60);
+    assert!(full.expect_err("no room").is_temporary());
+    // What is linked takes next to nothing.
+    let mut sink = bench.sink(None);
+    assert!(sink.preflight(bench.scratch.path(), 1 << 60).is_ok());
+}
+
+#[test]
+fn a_preflight_warns_where_not_all_that_is_kept_has_room() {
+    let bench = Bench::new();
+    let mut sink = bench.sink_with(json!({ "link": "copy", "keep": 1_000_000_000 }));
+    sink.preflight(bench.scratch.path(), 1 << 30)
+        .expect("ready");
+    let log = bench.plugin.log();
+    assert!(
+        log.iter().any(|line| line.contains("to be kept")),
+        "{log:?}"
+    );
+}
+
+#[test]
+fn a_preflight_finds_a_folder_that_is_none_any_more() {
+    let bench = Bench::new();
+    let mut sink = bench.sink(None);
+    fs::remove_dir(bench.out()).expect("removed");
+    fs::write(bench.out(), "a file").expect("written");
+    let error = sink.preflight(bench.scratch.path(), 1 << 20);
+    let error = error.expect_err("no folder").to_string();
+    assert!(error.contains("create folder"), "{error}");
+}

@@ -1,7 +1,9 @@
 use std::ffi::c_void;
 use std::mem::size_of;
 
-use host_plugin_abi::{HostApi, HostCheckpoint, HostCheckpointSink, HostOut, HostPreflight, HostStatus, HostStr};
+use host_plugin_abi::{
+    HostApi, HostCheckpoint, HostCheckpointSink, HostOut, HostPreflight, HostStatus, HostStr,
+};
 use serde::de::DeserializeOwned;
 
 use crate::export::Package;

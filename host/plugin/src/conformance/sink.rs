@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use host_plugin_abi::{HOST_CANCELLED, HOST_TEMPORARY, HostCheckpoint, HostStr};
+use host_plugin_abi::{HOST_CANCELLED, HOST_TEMPORARY, HostCheckpoint, HostPreflight, HostStr};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -15,7 +15,7 @@ use crate::PluginKind;
 use crate::conformance::child::{Child, cannot, contained, say_and_exit, stage};
 use crate::conformance::setup::Setup;
 use crate::conformance::subject::{Failure, Sink, Subject, has_reason, tolerate};
-use crate::conformance::test::{Stop, Test, Topic, Verdict, fault};
+use crate::conformance::test::{Stop, Test, Topic, Verdict, fault, skip};
 
 const TOPIC: Topic = Topic {
     name: "sink",
@@ -64,6 +64,16 @@ pub(super) const TESTS: &[Test] = &[
         "killed-publish",
         "a delivery that was killed is made good by the next",
         killed_publish,
+    ),
+    TOPIC.test(
+        "preflight",
+        "a question before the first step is answered, delivers nothing, and keeps nothing from being delivered",
+        preflight,
+    ),
+    TOPIC.test(
+        "preflight-refusal",
+        "a checkpoint larger than any disk is refused with a reason, or taken for one that fits",
+        preflight_refusal,
     ),
 ];
 
@@ -125,6 +135,27 @@ impl Delivery {
             state_dir: HostStr::new(&state_dir),
         };
         sink.publish(&checkpoint, given)
+    }
+
+    fn preflight(
+        &self,
+        sink: &Sink,
+        checkpoint_bytes: u64,
+        given: &str,
+    ) -> Result<Result<Option<String>, Failure>, Stop> {
+        let state_dir = self.state_dir.to_string_lossy().into_owned();
+        let preflight = HostPreflight {
+            struct_size: size_of::<HostPreflight>() as u32,
+            flags: 0,
+            run: HostStr::new("checked"),
+            state_dir: HostStr::new(&state_dir),
+            checkpoint_bytes,
+            model_bytes: checkpoint_bytes / 3,
+        };
+        match sink.preflight(&preflight, given) {
+            Some(outcome) => Ok(outcome),
+            None => skip("the sink has no preflight"),
+        }
     }
 
     /// How long it takes with nothing in the way.
@@ -408,6 +439,33 @@ fn killed_publish(setup: &Setup) -> Verdict {
         })?;
     }
     Ok(())
+}
+
+fn preflight(setup: &Setup) -> Verdict {
+    let subject = Subject::load(setup)?;
+    let delivery = Delivery::write(setup, SMALL)?;
+    let sink = subject.sink()?;
+    let before = tree(&delivery.dir);
+    delivery.preflight(&sink, 100 << 10, "a run whose checkpoints take 100 KiB")??;
+    if let Some(difference) = changed(&before, &tree(&delivery.dir)) {
+        return Err(fault(
+            format!("changed the run folder: {difference}"),
+            "preflight looks, and writes to its destination and to state_dir alone",
+            "leave the checkpoints to publish",
+        ));
+    }
+    delivery.publish(&sink, "a checkpoint after a preflight")?;
+    Ok(())
+}
+
+fn preflight_refusal(setup: &Setup) -> Verdict {
+    let subject = Subject::load(setup)?;
+    let delivery = Delivery::write(setup, SMALL)?;
+    let given = "a run whose checkpoints are larger than any disk";
+    match tolerate(delivery.preflight(&subject.sink()?, u64::MAX / 2, given)?)? {
+        Err(failure) => has_reason(&failure),
+        Ok(_) => Ok(()),
+    }
 }
 
 /// A scratch folder below the test's own.

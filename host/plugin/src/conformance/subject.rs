@@ -8,10 +8,10 @@ use host_core::{Ask, ParamGroup, ParamInfo};
 use host_plugin_abi::{
     HOST_CANCELLED, HOST_ERROR, HOST_OK, HOST_PANIC, HOST_TEMPORARY, HOST_UNSUPPORTED, HostApi,
     HostBatch, HostCheckpoint, HostCreate, HostDestroy, HostEvent, HostGroupsRequest, HostOut,
-    HostStatus, HostStr,
+    HostPreflight, HostStatus, HostStr,
 };
 
-use crate::checkpoint_sink::CheckpointSinkFunctions;
+use crate::checkpoint_sink::{CheckpointSinkFunctions, finding};
 use crate::conformance::child::{panicked, stage};
 use crate::conformance::setup::Setup;
 use crate::conformance::test::{Stop, fault, skip};
@@ -426,6 +426,26 @@ impl Sink {
             };
             (status, Ok(output.into_bytes().ok()))
         })
+    }
+
+    /// What the sink found, if it says so; `None` if it has no preflight.
+    pub(super) fn preflight(
+        &self,
+        preflight: &HostPreflight,
+        given: &str,
+    ) -> Option<Result<Option<String>, Failure>> {
+        let function = self.functions.preflight?;
+        Some(enter("preflight", given, || {
+            let mut output = Output::default();
+            let out = output.callbacks();
+            // SAFETY: the instance is the library's own; the view, its texts and the callbacks'
+            // context outlive the call.
+            let status = unsafe { function(self.instance.pointer, preflight, &raw const out) };
+            match status {
+                HOST_OK => (status, output.into_any_bytes().and_then(finding)),
+                _ => (status, Ok(None)),
+            }
+        }))
     }
 
     pub(super) fn cancel(&self) {

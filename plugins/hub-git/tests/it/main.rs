@@ -10,4 +10,5 @@ mod patience;
 mod peers;
 mod plugin;
 mod race;
+mod preflight;
 mod support;
