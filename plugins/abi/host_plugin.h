@@ -467,6 +467,22 @@ typedef struct {
     HostStr state_dir;
 } HostCheckpoint;
 
+// What a sink may know of a run before its first step.
+typedef struct {
+    // Size of this struct in the host's build.
+    uint32_t struct_size;
+    // Zero.
+    uint32_t flags;
+    // The run's name, as its checkpoints will have it.
+    HostStr run;
+    // Absolute path of the sink's own folder, as its checkpoints will have it.
+    HostStr state_dir;
+    // About how many bytes a checkpoint of the run takes, with all that a resume needs.
+    uint64_t checkpoint_bytes;
+    // About how many of them are the model, its configuration and its tokenizer.
+    uint64_t model_bytes;
+} HostPreflight;
+
 // Delivers checkpoints somewhere. The host owns the queue and the ledger; the sink reports.
 typedef struct {
     // Size of this struct in the plugin's build.
@@ -483,9 +499,15 @@ typedef struct {
     // `HOST_CANCELLED` it stays queued and is tried again, after `HOST_PANIC` by another instance. Any
     // other failure is final for it in this process; another that takes up the run offers it again.
     HostStatus (*publish)(void *instance, const HostCheckpoint *checkpoint, const HostOut *out);
-    // `[any]` Asks the `publish` that is running, if any, to end soon with `HOST_CANCELLED`. Returns
-    // at once, and cannot fail.
+    // `[any]` Asks the `publish` or `preflight` that is running, if any, to end soon with
+    // `HOST_CANCELLED`. Returns at once, and cannot fail.
     void (*cancel)(void *instance);
+    // `[worker]` Since 1.1; may be null. Looks, before the first step of a run or of its resume,
+    // whether checkpoints will arrive: whether the destination is there, may be written to and has
+    // room. Delivers nothing. `HOST_OK` if so; what was found may be put by `put_bytes`, as a short
+    // text for people. `HOST_TEMPORARY` if the world is not ready (no network), any other failure if
+    // it never will be. `preflight` is borrowed until this returns.
+    HostStatus (*preflight)(void *instance, const HostPreflight *preflight, const HostOut *out);
 } HostCheckpointSink;
 
 // A named number.
