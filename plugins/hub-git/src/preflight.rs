@@ -1,6 +1,5 @@
 //! Before the first step: is the remote there, may the token write to it, and is there room?
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::LfsMode;
 use crate::http::{self, Http};
+use crate::lfs_server::LfsServer;
 use crate::limit::Limit;
 use crate::publisher::Publisher;
 use crate::remote::Kind;
@@ -60,16 +60,11 @@ impl Publisher {
         question: &Question<'_>,
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<String> {
-        let limit = Limit::new(self.config.timeout_secs, cancelled);
-        self.look(question, &limit).map_err(|error| {
-            error.map(|words| match &self.token {
-                Some(token) => token.scrub(&words),
-                None => words,
-            })
-        })
+        self.within_limit(cancelled, |limit| self.look(question, limit))
     }
 
     fn look(&self, question: &Question<'_>, limit: &Limit<'_>) -> Result<String> {
+        self.ensure_repository(limit)?;
         self.check_room(question)?;
         let branch = self.config.branch.as_deref().unwrap_or(question.run);
         let token = self.token.as_ref();
@@ -79,9 +74,9 @@ impl Publisher {
         // The LFS server comes first: it says in words why a token may not write, where git has a
         // status alone.
         if self.sends_by_lfs()
-            && let Some(url) = self.remote.lfs_url()
+            && let Some(server) = LfsServer::of(self, "upload", limit)?
         {
-            self.ask_to_upload(&url, branch, limit)?;
+            ask_to_upload(&server, branch, limit)?;
         }
         repository.begin_tree(None)?;
         let tree = repository.end_tree()?;
@@ -127,31 +122,27 @@ impl Publisher {
         }
         Ok(())
     }
+}
 
-    /// Asks where an object would be uploaded to that nobody has. Nothing is sent there.
-    fn ask_to_upload(&self, url: &str, branch: &str, limit: &Limit<'_>) -> Result<()> {
-        let mut header = BTreeMap::new();
-        if let Some(token) = &self.token {
-            header.insert("Authorization".to_owned(), token.authorization().to_owned());
-        }
-        let body = json!({
-            "operation": "upload",
-            "transfers": ["basic", "multipart"],
-            "ref": {"name": format!("refs/heads/{branch}")},
-            "objects": [{"oid": unheard_of(), "size": 1024}],
-            "hash_algo": "sha256",
-        });
-        let href = format!("{url}/objects/batch");
-        let server = http::server(url);
-        let answer = Http::during(limit, |http| {
-            lfs::post(http, &href, &header, &body)?.success(&server)
-        })?;
-        let batch: Batch = serde_json::from_slice(&answer.body)
-            .map_err(|error| Error::Temporary(format!("{server} speaks no Git LFS: {error}")))?;
-        match batch.objects.into_iter().find_map(|object| object.error) {
-            Some(Refused { code, message }) => Err(http::refused(&server, code, None, &message)),
-            None => Ok(()),
-        }
+/// Asks where an object would be uploaded to that nobody has. Nothing is sent there.
+fn ask_to_upload(server: &LfsServer, branch: &str, limit: &Limit<'_>) -> Result<()> {
+    let body = json!({
+        "operation": "upload",
+        "transfers": ["basic", "multipart"],
+        "ref": {"name": format!("refs/heads/{branch}")},
+        "objects": [{"oid": unheard_of(), "size": 1024}],
+        "hash_algo": "sha256",
+    });
+    let href = format!("{}/objects/batch", server.url);
+    let name = http::server(&server.url);
+    let answer = Http::during(limit, |http| {
+        lfs::post(http, &href, &server.header, &body)?.success(&name)
+    })?;
+    let batch: Batch = serde_json::from_slice(&answer.body)
+        .map_err(|error| Error::Temporary(format!("{name} speaks no Git LFS: {error}")))?;
+    match batch.objects.into_iter().find_map(|object| object.error) {
+        Some(Refused { code, message }) => Err(http::refused(&name, code, None, &message)),
+        None => Ok(()),
     }
 }
 

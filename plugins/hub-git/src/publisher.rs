@@ -105,10 +105,27 @@ impl Publisher {
         snapshot: &Snapshot<'_>,
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<Receipt> {
+        self.within_limit(cancelled, |limit| self.deliver(snapshot, limit))
+    }
+
+    /// Does work for which there is a limit; neither its warnings nor its error hold the token.
+    pub(crate) fn within_limit<R>(
+        &self,
+        cancelled: &(dyn Fn() -> bool + Sync),
+        work: impl FnOnce(&Limit<'_>) -> Result<R>,
+    ) -> Result<R> {
         let warn = |words: &str| (self.warn.0)(&self.scrub(words));
         let limit = Limit::new(self.config.timeout_secs, cancelled).warning(&warn);
-        self.deliver(snapshot, &limit)
-            .map_err(|error| error.map(|words| self.scrub(&words)))
+        work(&limit).map_err(|error| error.map(|words| self.scrub(&words)))
+    }
+
+    /// Makes the repository if that is asked for and it is not known to be there.
+    pub(crate) fn ensure_repository(&self, limit: &Limit<'_>) -> Result<()> {
+        if !self.exists.load(Ordering::Relaxed) {
+            creation::ensure(self, limit)?;
+            self.exists.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// The text without the token.
@@ -137,10 +154,7 @@ impl Publisher {
         if let Some(commit) = &delivery.commit {
             return Ok(self.receipt(branch, commit));
         }
-        if !self.exists.load(Ordering::Relaxed) {
-            creation::ensure(self, limit)?;
-            self.exists.store(true, Ordering::Relaxed);
-        }
+        self.ensure_repository(limit)?;
         let token = self.token.as_ref();
         let state_dir = snapshot.state_dir;
         let repository = Repository::open(&self.git, &self.remote, token, state_dir, limit)?;

@@ -9,6 +9,6 @@ mod patience;
 #[cfg(feature = "peers")]
 mod peers;
 mod plugin;
-mod race;
 mod preflight;
+mod race;
 mod support;

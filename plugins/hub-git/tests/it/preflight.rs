@@ -79,6 +79,14 @@ fn a_repository_that_is_not_there_is_named() {
 }
 
 #[test]
+fn a_repository_that_shall_be_made_is_made_before_the_first_step() {
+    let hub = TestHub::start();
+    let publisher = hub_publisher(&hub, WRITE_TOKEN, &[("create", json!(true))]);
+    ask(&publisher, 1000).expect("ready");
+    assert!(hub.repo_path("user/model").is_dir());
+}
+
+#[test]
 fn a_server_that_hangs_is_left_when_asked() {
     let hub = TestHub::start();
     hub.create_repo("user/model", &[(".gitattributes", "")]);
