@@ -118,7 +118,7 @@ pub(crate) fn check(
         answer,
     } in asked
     {
-        let (sink, outcome) = wait(&label, &answer, &*cancel, begun, progress)?;
+        let (sink, outcome) = wait(&label, &answer, &*cancel, (begun, LIMIT), progress)?;
         sinks.push(sink);
         let reason = match outcome {
             Ok(None) => continue,
@@ -180,17 +180,17 @@ fn wait(
     label: &str,
     answer: &Receiver<(Sink, Result<Option<String>, SinkError>)>,
     cancel: &(dyn Fn() + Send + Sync),
-    begun: Instant,
+    (begun, limit): (Instant, Duration),
     progress: &Progress,
 ) -> Result<(Sink, Result<Option<String>, SinkError>)> {
     let left = |limit: Duration| limit.saturating_sub(begun.elapsed());
-    let mut outcome = answer.recv_timeout(left(SHORT));
+    let mut outcome = answer.recv_timeout(left(SHORT.min(limit)));
     if matches!(outcome, Err(RecvTimeoutError::Timeout)) {
         progress.busy(&format!(
             "waiting up to {} s for {label} to say whether it is ready",
-            LIMIT.as_secs()
+            limit.as_secs()
         ));
-        outcome = answer.recv_timeout(left(LIMIT));
+        outcome = answer.recv_timeout(left(limit));
     }
     if matches!(outcome, Err(RecvTimeoutError::Timeout)) {
         cancel();
@@ -251,7 +251,12 @@ fn error(faults: &[Fault]) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::SyncSender;
+
+    use host_core::{OnError, Publish, Receipt};
+
     use super::*;
+    use crate::progress::Style;
 
     fn fault(of: &str, kind: Kind) -> Fault {
         Fault {
@@ -289,6 +294,53 @@ mod tests {
         let size = CheckpointSize::of(&params);
         assert_eq!(size.model, 440 + SMALL_FILES);
         assert_eq!(size.all, 3 * 440 + SMALL_FILES);
+    }
+
+    /// Does not answer until it is cancelled.
+    struct Hanging(Receiver<()>, SyncSender<()>);
+
+    impl CheckpointSink for Hanging {
+        fn id(&self) -> &str {
+            "hanging"
+        }
+        fn publish(&mut self, _: Publish<'_>) -> Result<Receipt, SinkError> {
+            Err(SinkError::Cancelled)
+        }
+        fn preflight(&mut self, _: Preflight<'_>) -> Result<Option<String>, SinkError> {
+            self.0.recv().expect("the canceller lives");
+            Err(SinkError::Cancelled)
+        }
+        fn canceller(&self) -> Box<dyn Fn() + Send + Sync> {
+            let cancel = self.1.clone();
+            Box::new(move || {
+                let _ = cancel.try_send(());
+            })
+        }
+    }
+
+    #[test]
+    fn a_sink_that_does_not_answer_is_cancelled_and_given_back() {
+        let runs = tempfile::tempdir().expect("a folder");
+        let name = "run".parse().expect("a name");
+        let dir = RunDir::create(runs.path(), Some(&name), "tiny").expect("made");
+        let (cancel, cancelled) = sync_channel(1);
+        let port = Box::new(Hanging(cancelled, cancel)) as Box<dyn CheckpointSink>;
+        let sink = Supervised::new("hanging", OnError::default(), port);
+        let size = CheckpointSize::of(&[]);
+        let asked = ask(&dir, size, (sink, QueuePolicy::default())).expect("asked");
+        assert!(dir.sink_state("hanging").is_dir());
+        let limits = (Instant::now(), Duration::ZERO);
+        let progress = Progress::new(Style::Lines, 0);
+        let waited = wait(
+            &asked.label,
+            &asked.answer,
+            &*asked.cancel,
+            limits,
+            &progress,
+        );
+        let ((sink, _), outcome) = waited.expect("it came back");
+        assert_eq!(sink.label(), "hanging");
+        assert_eq!(outcome, Err(SinkError::Cancelled));
     }
 
     #[test]

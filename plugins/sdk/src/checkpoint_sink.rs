@@ -15,7 +15,9 @@ use crate::{Cancel, Checkpoint, Host, Preflight, Result, instance};
 /// `publish` runs on a thread of the sink's own and may block.
 ///
 /// ```standalone_crate
-/// use host_plugin_sdk::{Cancel, Checkpoint, CheckpointSink, Error, Host, Result, export_plugin, fake};
+/// use host_plugin_sdk::{
+///     Cancel, Checkpoint, CheckpointSink, Error, Host, Preflight, Result, export_plugin, fake,
+/// };
 ///
 /// #[derive(serde::Deserialize)]
 /// struct Config {
@@ -36,6 +38,13 @@ use crate::{Cancel, Checkpoint, Host, Preflight, Result, instance};
 ///         std::fs::write(&self.0.list, &path).map_err(|e| Error::io("write", &self.0.list, &e))?;
 ///         Ok(serde_json::json!({ "path": path }))
 ///     }
+///     // Optional: found now, it is not found after the first hours of a training.
+///     fn preflight(&mut self, _: &Preflight<'_>, _: &Cancel) -> Result<Option<String>> {
+///         match self.0.list.parent() {
+///             Some(folder) if folder.is_dir() => Ok(None),
+///             _ => Err(Error::new(format!("no such folder: {}", self.0.list.display()))),
+///         }
+///     }
 /// }
 ///
 /// # // A real plugin names a schema: config: "config.schema.json".
@@ -46,6 +55,7 @@ use crate::{Cancel, Checkpoint, Host, Preflight, Result, instance};
 /// let config = serde_json::json!({ "list": scratch.path().join("latest") }).to_string();
 /// let plugin = fake::Plugin::load(&PLUGIN);
 /// let mut sink = plugin.checkpoint_sink(&config).expect("created");
+/// assert!(sink.preflight(scratch.path(), 1 << 20).is_ok());
 /// assert!(sink.publish(&checkpoint).expect("published")["path"].is_string());
 /// ```
 pub trait CheckpointSink: Sized + Send + 'static {

@@ -17,7 +17,8 @@ use crate::{Result, instance, sized};
 /// #     }
 ///     // …
 ///     fn preflight(&mut self, preflight: &Preflight<'_>, _: &Cancel) -> Result<Option<String>> {
-///         let room = 1000;
+///         let used = std::fs::read_dir(preflight.state_dir())?.count() as u64;
+///         let room = 1000 - used;
 ///         if preflight.checkpoint_bytes() > room {
 ///             return Err(Error::temporary("the shelf is full"));
 ///         }
