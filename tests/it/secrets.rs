@@ -112,7 +112,7 @@ impl Scene {
     }
 
     /// Lets it work to its end while it is watched, and looks into everything that is left.
-    fn run(&self, token: &str, settings: &str) -> Output {
+    fn run(&self, token: &str, settings: &str, preflight: &str) -> Output {
         let sink = format!("hub-git:repo=user/model{settings}");
         let kept = format!("local-disk:dir={}", self.home.text_path("kept"));
         let args = [
@@ -127,6 +127,8 @@ impl Scene {
             &kept,
             "--plugin",
             "perplexity:mode=process",
+            "--preflight",
+            preflight,
         ];
         let env = [("HF_ENDPOINT", self.hub.url()), ("HF_TOKEN", token)];
         // Git's first call waits until it was seen: none is too quick.
@@ -236,7 +238,7 @@ fn all_files(folder: &Path) -> Vec<PathBuf> {
 #[test]
 fn a_push_that_arrives_gives_it_away_nowhere() {
     let scene = Scene::new();
-    scene.run(WRITE_TOKEN, "").succeeded();
+    scene.run(WRITE_TOKEN, "", "fail").succeeded();
     let config = scene
         .home
         .run_dir("run")
@@ -247,7 +249,7 @@ fn a_push_that_arrives_gives_it_away_nowhere() {
 #[test]
 fn a_token_that_is_refused_is_not_repeated() {
     let scene = Scene::new();
-    let output = scene.run(WRONG_TOKEN, "");
+    let output = scene.run(WRONG_TOKEN, "", "warn");
     output.failed_with(4);
     assert!(
         output.stdout.contains("the token was not accepted"),
@@ -263,8 +265,9 @@ fn a_remote_that_repeats_it_is_not_quoted() {
     let text = format!("#!/bin/sh\necho 'no: {plain} {alone} {basic}' >&2\nexit 1\n");
     fs::write(&hook, text).expect("a hook");
     fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("a hook");
-    scene.hub.fault("objects/batch", Fault::Echo(422), 1);
-    let output = scene.run(WRITE_TOKEN, "");
+    // Before the first step, and at the first checkpoint.
+    scene.hub.fault("objects/batch", Fault::Echo(422), 2);
+    let output = scene.run(WRITE_TOKEN, "", "warn");
     output.failed_with(4);
     assert!(
         output.stdout.contains("refused: Basic ***: ***"),
@@ -277,6 +280,8 @@ fn a_remote_that_repeats_it_is_not_quoted() {
 fn a_remote_that_hangs_does_not_bring_it_to_light() {
     let scene = Scene::new();
     scene.hub.fault("git-receive-pack", Fault::Hang, 1);
-    let output = scene.run(WRITE_TOKEN, ",timeout_secs=10").succeeded();
+    let output = scene
+        .run(WRITE_TOKEN, ",timeout_secs=10", "off")
+        .succeeded();
     assert!(output.stdout.contains("took longer than 10 s"), "{output}");
 }

@@ -112,6 +112,8 @@ const HostCheckpointSink sink = {
         return guarded(self(instance).api, [&] { return self(instance).publish(*checkpoint, *out); });
     },
     [](void *instance) { self(instance).cancelled = true; },
+    // No preflight: the folder is the run's own, and there is nothing to look at before the first step.
+    nullptr,
 };
 
 } // namespace
