@@ -54,6 +54,42 @@ impl Reader {
             Ok(Some(downsample.finish()))
         })
     }
+
+    /// Hands over every point of the series that are wanted, series by series in the order of their
+    /// names, and each in the log's order, without what was superseded: all of one commit, and in
+    /// memory that does not grow with the history. It ends with the first error of `each`.
+    ///
+    /// # Errors
+    /// If the file cannot be read, and those of `each`.
+    pub fn points(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+        mut each: impl FnMut(&str, Point) -> Result<()>,
+    ) -> Result<()> {
+        let mut outcome = Ok(());
+        self.snapshot(|tx| {
+            let superseded = supersessions(tx)?;
+            let mut query = tx.prepare_cached("SELECT id, name FROM series ORDER BY name")?;
+            let mut rows = query.query([])?;
+            while let Some(row) = rows.next()? {
+                let (series, name): (i64, String) = (row.get(0)?, row.get(1)?);
+                if !wanted(&name) {
+                    continue;
+                }
+                let parts = parts(tx, series, &superseded)?;
+                for_each_point(tx, parts, &superseded, |point| {
+                    if outcome.is_ok() {
+                        outcome = each(&name, point);
+                    }
+                })?;
+                if outcome.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        })?;
+        outcome
+    }
 }
 
 /// The parts of a series, each with the first sequence number it may hold, by which they are ordered.

@@ -13,6 +13,8 @@
 
 mod chunk;
 mod commits;
+mod comparison;
+mod config_difference;
 mod delivery;
 mod downsample;
 mod event_row;
@@ -32,10 +34,12 @@ mod writer;
 mod writer_thread;
 
 pub use commits::Commits;
+pub use comparison::{Curve, MetricComparison, RunMetric};
+pub use config_difference::{ConfigDifference, config_differences};
 pub use delivery::Delivery;
 pub use history::Point;
 pub use reader::Reader;
-pub use run_row::{Progress, RunRecord, RunRow, RunStatus, list_runs, run_names};
+pub use run_row::{Progress, RunRecord, RunRow, RunStatus, list_runs, run_names, run_rows};
 pub use series::Series;
 pub use writer::{Journal, Writer};
 pub use writer_thread::{Callbacks, OnCommit, OnFailure, WriterThread};

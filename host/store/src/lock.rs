@@ -56,6 +56,13 @@ impl Drop for RunLock {
     }
 }
 
+/// Keeps writers out while it is there, so that a file can be read as it lies; none if somebody
+/// writes, or nobody ever has. A writer waits 200 ms for it, so it is for short reads alone.
+pub(crate) fn keep_still(run_dir: &Path) -> Option<File> {
+    let file = File::open(lock_path(run_dir)).ok()?;
+    file.try_lock_shared().is_ok().then_some(file)
+}
+
 /// Whether somebody holds the lock now.
 pub(crate) fn is_held(run_dir: &Path) -> bool {
     File::open(lock_path(run_dir))

@@ -111,37 +111,66 @@ pub(crate) fn open_to_write(path: &Path) -> Result<Connection> {
 
 /// Opens the file to read. The writer may be at work, in any process.
 pub(crate) fn open_to_read(path: &Path) -> Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let open = |flags, name: &Path| -> rusqlite::Result<Connection> {
-        let connection = Connection::open_with_flags(name, flags)?;
-        connection.busy_timeout(Duration::from_secs(5))?;
-        // The first read is what finds out whether the file can be read at all.
-        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
-        Ok(connection)
-    };
-    open(flags, path)
+    open_read_only(path)
+        .or_else(|error| match is_half_written(&error) {
+            true => finish_commit(path).and_then(|()| open_read_only(path)),
+            false => Err(error),
+        })
         .or_else(|error| {
             // A WAL file on a read-only medium has nowhere to put its index. Nobody can be writing
             // to it there, so it may be read as it lies.
-            match immutable_uri(path) {
-                Some(uri) => open(flags | OpenFlags::SQLITE_OPEN_URI, Path::new(&uri)),
-                None => Err(error),
+            match path.parent().is_some_and(|folder| is_fixed(folder, path)) {
+                true => open_still(path),
+                false => Err(error),
             }
         })
         .map_err(|e| fault::sql("read the run store", path, &e))
 }
 
-/// How to open a file that nobody can change; none if it, or its folder, can be written to.
-fn immutable_uri(path: &Path) -> Option<String> {
-    use rustix::fs::{Access, access};
-    let folder = path.parent()?;
-    let fixed = path.is_file() && access(folder, Access::WRITE_OK).is_err();
-    let escaped = path
-        .to_str()?
+fn open_read_only(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    open_with(path, flags)
+}
+
+/// Opens a file that nobody changes meanwhile, which is the caller's to know: without locks, and
+/// without a look at a log beside it.
+pub(crate) fn open_still(path: &Path) -> rusqlite::Result<Connection> {
+    let escaped = path.to_str().unwrap_or_default();
+    let escaped = escaped
         .replace('%', "%25")
         .replace('?', "%3f")
         .replace('#', "%23");
-    fixed.then(|| format!("file:{escaped}?immutable=1"))
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_URI;
+    open_with(Path::new(&format!("file:{escaped}?immutable=1")), flags)
+}
+
+fn open_with(name: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(name, flags)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    // The first read is what finds out whether the file can be read at all.
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    Ok(connection)
+}
+
+/// Whether the file was left in the middle of a commit, which only who may write can undo.
+pub(crate) fn is_half_written(error: &rusqlite::Error) -> bool {
+    /// `SQLITE_READONLY_ROLLBACK` and `SQLITE_READONLY_RECOVERY`.
+    const CODES: [i32; 2] = [776, 264];
+    matches!(error, rusqlite::Error::SqliteFailure(code, _) if CODES.contains(&code.extended_code))
+}
+
+/// Undoes the commit that a writer was killed in. `SQLite` itself makes sure that no writer is alive.
+pub(crate) fn finish_commit(path: &Path) -> rusqlite::Result<()> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    open_with(path, flags).map(drop)
+}
+
+/// Whether nobody can change the file.
+fn is_fixed(folder: &Path, path: &Path) -> bool {
+    use rustix::fs::{Access, access};
+    path.is_file() && access(folder, Access::WRITE_OK).is_err()
 }
 
 /// Looks whether the file is a run store that this program understands.

@@ -280,7 +280,7 @@ fn prepare(connection: &Connection, path: &Path, journal: Journal) -> Result<()>
 
 /// Whether the file system is shared by machines, which have no memory in common for a log's index.
 fn on_network(path: &Path) -> bool {
-    const NETWORK: [u32; 9] = [
+    const NETWORK: [u32; 13] = [
         0x6969,      // NFS
         0x517b,      // SMB
         0xfe53_4d42, // SMB2
@@ -289,6 +289,10 @@ fn on_network(path: &Path) -> bool {
         0x00c3_6400, // Ceph
         0x0bd0_0bd0, // Lustre
         0x4750_4653, // GPFS
+        0x5346_414f, // AFS
+        0x7461_636f, // OCFS2
+        0x1983_0326, // BeeGFS
+        0x786f_4256, // VirtualBox's shared folders
         0x6573_5546, // FUSE: sshfs and the like
     ];
     #[expect(

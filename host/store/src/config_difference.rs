@@ -1,0 +1,86 @@
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+/// A configuration key whose values differ between runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConfigDifference {
+    /// The key; inside a table behind a dot: `plugin.hub-git.repo`.
+    pub key: String,
+    /// In the order of the runs; none for a run whose configuration lacks the key.
+    pub values: Vec<Option<Value>>,
+}
+
+/// What differs between configurations, by key. Of a list of tables that have an `id`, as `plugin` is,
+/// each table is compared with the one of the same id.
+pub fn config_differences(configs: &[Value]) -> Vec<ConfigDifference> {
+    let mut all: BTreeMap<String, Vec<Option<Value>>> = BTreeMap::new();
+    for (run, config) in configs.iter().enumerate() {
+        flatten("", config, &mut |key, value| {
+            all.entry(key).or_insert_with(|| vec![None; configs.len()])[run] = Some(value.clone());
+        });
+    }
+    all.into_iter()
+        .filter(|(_, values)| values.windows(2).any(|pair| pair[0] != pair[1]))
+        .map(|(key, values)| ConfigDifference { key, values })
+        .collect()
+}
+
+fn flatten(key: &str, value: &Value, each: &mut impl FnMut(String, &Value)) {
+    let below = |name: &str| match key {
+        "" => name.to_owned(),
+        key => format!("{key}.{name}"),
+    };
+    match value {
+        Value::Object(fields) if !fields.is_empty() || key.is_empty() => {
+            fields
+                .iter()
+                .for_each(|(name, value)| flatten(&below(name), value, each));
+        }
+        Value::Array(tables)
+            if !tables.is_empty() && tables.iter().all(|t| t["id"].is_string()) =>
+        {
+            for table in tables {
+                flatten(
+                    &below(table["id"].as_str().unwrap_or_default()),
+                    table,
+                    each,
+                );
+            }
+        }
+        value => each(key.to_owned(), value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_what_differs_is_told_and_plugins_by_their_ids() {
+        let differences = config_differences(&[
+            json!({ "seed": 1, "lr": 0.1, "data": ["a"], "plugin": [
+                { "id": "hub-git", "repo": "x" }, { "id": "perplexity" }
+            ] }),
+            json!({ "seed": 2, "lr": 0.1, "data": ["a", "b"], "plugin": [
+                { "id": "perplexity" }, { "id": "hub-git", "repo": "y" }
+            ], "new": null }),
+        ]);
+        let told: Vec<(&str, Value)> = differences
+            .iter()
+            .map(|difference| (difference.key.as_str(), json!(difference.values)))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("data", json!([["a"], ["a", "b"]])),
+                ("new", json!([null, null])),
+                ("plugin.hub-git.repo", json!(["x", "y"])),
+                ("seed", json!([1, 2])),
+            ]
+        );
+        assert_eq!(config_differences(&[json!({ "a": 1 })]), []);
+        assert_eq!(config_differences(&[]), []);
+    }
+}
