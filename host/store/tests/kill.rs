@@ -1,57 +1,102 @@
-//! A writer killed at a random moment leaves a file that is whole, and that a next writer goes on
-//! with.
+//! A writer killed at a random moment, a hundred times, with either journal: the file is whole, no
+//! event is missing before the last, and what is lost is less than a second of what it had said.
 #![allow(missing_docs)]
 
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use host_core::{Emitter, EventBody, MetricValue, Step};
-use host_store::{Callbacks, FILE, Reader, RunRecord, RunStatus, Writer};
+use host_store::{Callbacks, FILE, Journal, Reader, RunRecord, RunStatus, Writer};
 
 /// Set in the child, which is this same test run again.
 const CHILD: &str = "HOST_STORE_WRITE_TO";
 
-#[test]
-fn a_killed_writer_leaves_a_whole_file() {
-    if let Some(dir) = std::env::var_os(CHILD) {
-        write_for_ever(Path::new(&dir));
-    }
-    let dir = tempfile::tempdir().expect("a folder");
-    let record = RunRecord {
-        name: "killed".to_owned(),
-        created_us: 0,
-        config_json: "{}".to_owned(),
-    };
-    drop(Writer::create(dir.path(), &record).expect("a run"));
-    let reader = Reader::open(dir.path()).expect("a run");
-    let mut random = fastrand::Rng::with_seed(7);
-    let mut before = 0;
-    for _ in 0..6 {
-        let mut child = Command::new(std::env::current_exe().expect("this program"))
-            .args(["--exact", "a_killed_writer_leaves_a_whole_file"])
-            .env(CHILD, dir.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("a child");
-        while reader.last_seq().expect("readable") <= before {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        std::thread::sleep(Duration::from_millis(random.u64(0..150)));
-        child.kill().expect("killed");
-        child.wait().expect("gone");
+/// Writers in turn on one file, and files: what is read after each kill would grow for ever.
+const WRITERS: usize = 10;
+const FILES: u64 = 5;
 
-        assert_eq!(reader.run().expect("readable").status, RunStatus::Crashed);
-        before = check(dir.path());
-    }
-    let mut writer = Writer::open(dir.path()).expect("a next writer");
-    assert_eq!(writer.last_seq(), before);
-    writer.append(Vec::new()).expect("nothing to do");
+#[test]
+fn a_killed_writer_leaves_a_whole_file_with_a_log() {
+    kill_writers(
+        "a_killed_writer_leaves_a_whole_file_with_a_log",
+        Journal::Automatic,
+    );
 }
 
-fn write_for_ever(dir: &Path) -> ! {
+#[test]
+fn a_killed_writer_leaves_a_whole_file_with_a_rollback_journal() {
+    let name = "a_killed_writer_leaves_a_whole_file_with_a_rollback_journal";
+    kill_writers(name, Journal::Rollback);
+}
+
+fn kill_writers(name: &str, journal: Journal) {
+    if let Some(dir) = std::env::var_os(CHILD) {
+        write_for_ever(Path::new(&dir), journal);
+    }
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut worst = 0;
+    for _ in 0..FILES {
+        let dir = tempfile::tempdir().expect("a folder");
+        let record = RunRecord {
+            name: "killed".to_owned(),
+            created_us: 0,
+            config_json: "{}".to_owned(),
+        };
+        drop(Writer::create_with(dir.path(), &record, journal).expect("a run"));
+        // One that is there all the time, over all deaths.
+        let reader = Reader::open(dir.path()).expect("a run");
+        let mut before = 0;
+        for _ in 0..WRITERS {
+            let mut child = Command::new(std::env::current_exe().expect("this program"))
+                .args(["--exact", name, "--nocapture"])
+                .env(CHILD, dir.path())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("a child");
+            let said = listen(child.stdout.take().expect("piped"));
+            while reader.last_seq().expect("readable") <= before {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            std::thread::sleep(Duration::from_micros(random.u64(0..60_000)));
+            let last_said_us = kill(child, said);
+
+            assert_eq!(reader.run().expect("readable").status, RunStatus::Crashed);
+            before = check(dir.path());
+            let kept_us = reader.run().expect("readable").last_time_us;
+            worst = worst.max(last_said_us - kept_us);
+        }
+        let mut writer = Writer::open_with(dir.path(), journal).expect("a next writer");
+        assert_eq!(writer.last_seq(), before);
+        writer.append(Vec::new()).expect("nothing to do");
+    }
+    println!("{journal:?}: at most {worst} us of what was said were lost");
+    assert!(worst < 1_000_000, "{worst} us were lost");
+}
+
+/// Reads what the child says, the times of its events, to the end: the last of them.
+fn listen(said: ChildStdout) -> std::thread::JoinHandle<i64> {
+    let read = move || {
+        let lines = BufReader::new(said).lines().map_while(Result::ok);
+        // The last line may be half a one, and the test's own frame says other things.
+        let times =
+            lines.filter_map(|line| line.strip_prefix("said ")?.strip_suffix('.')?.parse().ok());
+        times.last().expect("the child said something")
+    };
+    let thread = std::thread::Builder::new().name("listener".to_owned());
+    thread.spawn(read).expect("a thread")
+}
+
+fn kill(mut child: Child, said: std::thread::JoinHandle<i64>) -> i64 {
+    child.kill().expect("killed");
+    child.wait().expect("gone");
+    said.join().expect("the last time")
+}
+
+fn write_for_ever(dir: &Path, journal: Journal) -> ! {
     let (emitter, drafts) = Emitter::new(1024);
-    let writer = Writer::open(dir).expect("a run");
+    let writer = Writer::open_with(dir, journal).expect("a run");
     let mut n = writer.last_seq();
     let _thread = writer.spawn(drafts, Callbacks::default());
     loop {
@@ -70,6 +115,12 @@ fn write_for_ever(dir: &Path) -> ! {
             }
         };
         emitter.emit(Step(n), body);
+        if n.is_multiple_of(10) {
+            // Said after it was emitted, as a training's other outputs are.
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            let us = now.expect("after 1970").as_micros();
+            writeln!(std::io::stdout(), "said {us}.").expect("heard");
+        }
     }
 }
 
