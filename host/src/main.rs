@@ -6,6 +6,7 @@ mod deliver;
 mod delivery;
 mod event_json;
 mod event_line;
+mod export;
 mod meter;
 mod nearest;
 mod number;
@@ -24,6 +25,7 @@ mod settings;
 mod signals;
 mod sparkline;
 mod summary;
+mod system_metrics;
 mod table;
 mod verify_resume;
 

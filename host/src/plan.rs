@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use host_core::{Error, Kind, Result, RunName};
 use host_plugin::{PluginLock, PluginSpec, SearchPath, Target};
@@ -26,6 +27,8 @@ pub(crate) struct Plan {
     pub(crate) listen: SocketAddr,
     /// What comes of a sink that is not ready at the start.
     pub(crate) preflight: PreflightPolicy,
+    /// Time between two looks at the machine; none: it is not looked at.
+    pub(crate) system_metrics: Option<Duration>,
     /// The plugins in the user's order.
     pub(crate) plugins: Vec<PluginSpec>,
     /// What each plugin must be, if they are locked.
@@ -51,6 +54,10 @@ impl Plan {
             name: host.name.as_deref().map(str::parse).transpose()?,
             listen,
             preflight: host.preflight,
+            system_metrics: match host.system_metrics_secs {
+                0 => None,
+                secs => Some(Duration::from_secs(secs)),
+            },
             plugins: plugin_specs(&host, &plugin_flags)?,
             plugin_lock: lock_path(&host, file)?
                 .map(|path| PluginLock::read(&path))

@@ -23,6 +23,7 @@ use crate::run_dir::RunDir;
 use crate::run_file::RunFile;
 use crate::signals::SignalWatch;
 use crate::summary::{Digest, how_to_name};
+use crate::system_metrics::SystemMetrics;
 
 /// Events on their way to the store: some seconds of a fast training.
 const QUEUE: usize = 16_384;
@@ -229,6 +230,7 @@ struct Live {
     writer: host_store::WriterThread,
     serving: host_serve::Serving,
     digest: Arc<Mutex<Digest>>,
+    system_metrics: Option<Duration>,
 }
 
 impl Live {
@@ -259,6 +261,7 @@ impl Live {
             writer,
             serving,
             digest,
+            system_metrics: plan.system_metrics,
         })
     }
 }
@@ -272,6 +275,17 @@ struct Session<'a> {
 }
 
 impl Live {
+    /// Begins to record how the machine does. Observers do not see it: what they see comes again when
+    /// the run is repeated.
+    fn watch_system(&self, dir: &RunDir, start: Step) -> Result<Option<SystemMetrics>> {
+        let Some(every) = self.system_metrics else {
+            return Ok(None);
+        };
+        let digest = Arc::clone(&self.digest);
+        let step = move || digest.lock().unwrap_or_else(PoisonError::into_inner).step();
+        SystemMetrics::start(every, dir.path(), self.emitter.clone(), start, step).map(Some)
+    }
+
     /// The step that the store has come to, which may be a few milliseconds behind.
     fn digest_step(&self) -> Step {
         let digest = self.digest.lock().unwrap_or_else(PoisonError::into_inner);
@@ -294,12 +308,13 @@ fn train(
         dir.address_file(),
         again,
     )?;
+    let start = ready.trainer.step();
+    let system_metrics = live.watch_system(dir, start)?;
     let inbox = Inbox::default();
     if !ready.observers.is_empty() {
         live.emitter = live.emitter.with_inbox(inbox.clone());
     }
     let emitter = &live.emitter;
-    let start = ready.trainer.step();
     session.announce(emitter, start, ready.grouping.warnings);
 
     let destinations = Destination::all(dir, ready.sinks)?;
@@ -352,6 +367,7 @@ fn train(
     report
         .into_iter()
         .for_each(|body| emitter.emit(reached, body));
+    drop(system_metrics);
     let outcome = with_failure(outcome, &control);
     let closed = session.close(live, &outcome, reached, &undelivered);
     if let (Err(_), Err(error)) = (&outcome, &closed) {
@@ -403,6 +419,7 @@ impl<'a> Session<'a> {
             writer,
             serving,
             digest,
+            ..
         } = live;
         let waits = emitter.waits();
         if waits > 0 {

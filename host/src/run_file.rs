@@ -86,6 +86,9 @@ impl RunFile {
         table.insert("listen".to_owned(), plan.listen.to_string().into());
         let preflight = Value::try_from(plan.preflight).map_err(|e| unfit(&e))?;
         table.insert("preflight".to_owned(), preflight);
+        let secs = plan.system_metrics.map_or(0, |every| every.as_secs());
+        let secs = i64::try_from(secs).unwrap_or(i64::MAX);
+        table.insert("system_metrics_secs".to_owned(), secs.into());
         if let Some(lock) = &plan.plugin_lock {
             let path = lock.path().to_str().unwrap_or_default();
             table.insert("plugin_lock".to_owned(), path.into());

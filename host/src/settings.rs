@@ -24,6 +24,8 @@ pub(crate) struct HostConfig {
     pub(crate) listen: String,
     /// What comes of a sink that is not ready at the start.
     pub(crate) preflight: PreflightPolicy,
+    /// Seconds between two looks at the machine; 0 never looks.
+    pub(crate) system_metrics_secs: u64,
     /// Plugins, each a SPEC or a table with `id` or `path` and configuration.
     pub(crate) plugin: Vec<Value>,
     /// The lock that plugins are held to. None: the one beside the configuration, if any.
@@ -37,6 +39,7 @@ impl Default for HostConfig {
             name: None,
             listen: "127.0.0.1:0".to_owned(),
             preflight: PreflightPolicy::default(),
+            system_metrics_secs: 10,
             plugin: Vec::new(),
             plugin_lock: None,
         }

@@ -211,6 +211,7 @@ fn measures_cost(name: &str) -> bool {
         || name.ends_with("_per_second")
         || name == "mfu"
         || name.starts_with("plugin/")
+        || name.starts_with("system/")
 }
 
 fn not_exact(what: String) -> Error {

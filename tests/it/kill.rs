@@ -72,6 +72,7 @@ fn curves(home: &Home) -> BTreeMap<String, Vec<(u64, u64)>> {
             || name.ends_with("_per_second")
             || ["mfu", "peak_memory_bytes"].contains(&name)
             || name.starts_with("plugin/")
+            || name.starts_with("system/")
     };
     names
         .filter(|name| !measures_time(name))

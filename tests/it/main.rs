@@ -27,6 +27,7 @@ mod policies;
 mod preflight;
 mod resume;
 mod run;
+mod runs;
 mod scaffold;
 mod secrets;
 mod terminal;

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod compare;
 mod feed;
 mod from_proto;
 mod server;

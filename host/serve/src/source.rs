@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use host_core::{Error, Kind, Result, RunName};
-use host_store::{Commits, Progress, Reader, RunStatus, run_names};
+use host_store::{Commits, Progress, Reader, RunRow, RunStatus, run_names, run_rows};
 use tonic::Status;
 
 use crate::feed::{self, Feed};
@@ -78,6 +78,20 @@ impl Runs {
         match &self.place {
             Place::One { name, .. } => Ok(vec![name.clone()]),
             Place::Folder(runs_dir) => run_names(runs_dir),
+        }
+    }
+
+    /// What these runs are and how they stand, in the same order. Blocks.
+    pub(crate) fn rows(&self, names: Vec<RunName>) -> Vec<(RunName, Result<RunRow>)> {
+        match &self.place {
+            Place::One { .. } => names
+                .into_iter()
+                .map(|name| {
+                    let row = self.read_now(&name, Reader::run);
+                    (name, row)
+                })
+                .collect(),
+            Place::Folder(runs_dir) => run_rows(runs_dir, names),
         }
     }
 

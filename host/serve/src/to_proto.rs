@@ -1,6 +1,8 @@
 use host_core::{DeliveryState, Event, EventBody, Request, StopReason};
 use host_proto::tracker::v1 as proto;
-use host_store::{Delivery, Point, RunRow, RunStatus, Series};
+use host_store::{
+    ConfigDifference, Delivery, MetricComparison, Point, RunRow, RunStatus, Series,
+};
 
 pub(crate) fn run(name: &str, row: &RunRow) -> proto::Run {
     let (state, reason) = match row.status {
@@ -35,6 +37,36 @@ pub(crate) fn point(point: &Point) -> proto::Point {
         time_us: point.time_us,
         value: point.value,
         seq: point.seq,
+    }
+}
+
+pub(crate) fn config_difference(difference: &ConfigDifference) -> proto::ConfigDifference {
+    let values = difference.values.iter();
+    proto::ConfigDifference {
+        key: difference.key.clone(),
+        values_json: values
+            .map(|value| value.as_ref().map_or_else(String::new, ToString::to_string))
+            .collect(),
+    }
+}
+
+pub(crate) fn comparison(metric: &MetricComparison) -> proto::MetricComparison {
+    let runs = (0..).zip(&metric.runs);
+    let runs = runs.filter_map(|(run_index, run)| {
+        let run = run.as_ref()?;
+        Some(proto::RunMetric {
+            run_index,
+            point_count: run.count,
+            last_point: Some(point(&run.last)),
+            lowest_point: run.lowest.as_ref().map(point),
+            highest_point: run.highest.as_ref().map(point),
+            values: run.values.clone(),
+        })
+    });
+    proto::MetricComparison {
+        name: metric.name.to_string(),
+        steps: metric.steps.iter().map(|step| step.0).collect(),
+        runs: runs.collect(),
     }
 }
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use futures_util::Stream;
 use host_core::RunName;
 use host_proto::tracker::v1 as proto;
-use host_store::Reader;
+use host_store::{Reader, RunRow};
 use proto::tracker_service_server::TrackerService;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
+use crate::compare;
 use crate::source::{Runs, blocking, text};
 use crate::to_proto;
 use crate::watch::Watcher;
@@ -51,7 +52,7 @@ impl TrackerService for Tracker {
                     Some(last) if more => last.to_string(),
                     _ => String::new(),
                 },
-                runs: names.iter().map(|name| list_row(&runs, name)).collect(),
+                runs: runs.rows(names).iter().map(list_row).collect(),
             })
         });
         Ok(Response::new(page.await?))
@@ -139,6 +140,14 @@ impl TrackerService for Tracker {
         }))
     }
 
+    async fn compare_runs(
+        &self,
+        request: Request<proto::CompareRunsRequest>,
+    ) -> Result<Response<proto::CompareRunsResponse>, Status> {
+        let compared = compare::compare(&self.runs, request.into_inner()).await?;
+        Ok(Response::new(compared))
+    }
+
     type WatchEventsStream =
         Pin<Box<dyn Stream<Item = Result<proto::WatchEventsResponse, Status>> + Send>>;
 
@@ -172,12 +181,12 @@ impl TrackerService for Tracker {
 }
 
 /// A run in a list, where one that cannot be read does not hide the others.
-fn list_row(runs: &Runs, name: &RunName) -> proto::Run {
-    match runs.read_now(name, Reader::run) {
-        Ok(row) => to_proto::run(name.as_str(), &row),
+fn list_row((name, row): &(RunName, host_core::Result<RunRow>)) -> proto::Run {
+    match row {
+        Ok(row) => to_proto::run(name.as_str(), row),
         Err(error) => proto::Run {
             name: name.to_string(),
-            error: text(&error),
+            error: text(error),
             ..proto::Run::default()
         },
     }

@@ -13,6 +13,8 @@ mod plugin_new;
 mod resume;
 mod run;
 mod runs;
+mod runs_compare;
+mod runs_export;
 mod serve;
 mod train_args;
 mod verify_resume;

@@ -6,7 +6,7 @@ use host_core::{DeliveryState, Event, EventBody, Result, RunName, Step};
 use host_store::{Delivery, Reader, RunRow, RunStatus, list_runs};
 use serde_json::{Value, json};
 
-use super::{RunsDir, print, print_json};
+use super::{RunsDir, print, print_json, runs_compare, runs_export};
 use crate::event_json;
 use crate::event_line::{event_line, one_line, reason_word};
 use crate::number;
@@ -42,6 +42,8 @@ enum Command {
         #[command(flatten)]
         runs: RunsDir,
     },
+    Compare(runs_compare::Compare),
+    Export(runs_export::Export),
 }
 
 impl Runs {
@@ -56,6 +58,8 @@ impl Runs {
                 }
                 Ok(())
             }
+            Command::Compare(compare) => compare.execute(),
+            Command::Export(export) => export.execute(),
         }
     }
 }
@@ -202,14 +206,8 @@ impl Shown {
         })
     }
 
-    /// What `run.toml` says, which a resume may have changed; else what the store was told at first.
     fn config(&self) -> Value {
-        let file = std::fs::read_to_string(self.dir.config_file()).ok();
-        let table = file.and_then(|text| text.parse::<toml::Table>().ok());
-        match table.map(serde_json::to_value) {
-            Some(Ok(config)) => config,
-            _ => serde_json::from_str(&self.row.config_json).unwrap_or_default(),
-        }
+        config(&self.dir, &self.row)
     }
 
     fn json(&self) -> Value {
@@ -507,7 +505,17 @@ fn config_text(config: &Value) -> String {
     lines.collect()
 }
 
-fn row_json(row: &RunRow) -> Value {
+/// What `run.toml` says, which a resume may have changed; else what the store was told at first.
+pub(super) fn config(dir: &RunDir, row: &RunRow) -> Value {
+    let file = std::fs::read_to_string(dir.config_file()).ok();
+    let table = file.and_then(|text| text.parse::<toml::Table>().ok());
+    match table.map(serde_json::to_value) {
+        Some(Ok(config)) => config,
+        _ => serde_json::from_str(&row.config_json).unwrap_or_default(),
+    }
+}
+
+pub(super) fn row_json(row: &RunRow) -> Value {
     json!({
         "name": row.name,
         "status": status_word(row.status),
@@ -519,7 +527,7 @@ fn row_json(row: &RunRow) -> Value {
     })
 }
 
-fn status_word(status: RunStatus) -> &'static str {
+pub(super) fn status_word(status: RunStatus) -> &'static str {
     match status {
         RunStatus::Running => "running",
         RunStatus::Finished(reason) => reason_word(reason),
@@ -527,7 +535,7 @@ fn status_word(status: RunStatus) -> &'static str {
     }
 }
 
-fn local_time(time_us: i64) -> String {
+pub(super) fn local_time(time_us: i64) -> String {
     let Ok(time) = jiff::Timestamp::from_microsecond(time_us) else {
         return String::new();
     };

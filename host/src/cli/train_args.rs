@@ -175,6 +175,10 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "WHAT", value_parser = ["fail", "warn", "off"], help_heading = RUN)]
     preflight: Option<String>,
 
+    /// Record the machine's load, memory, disk and network every so many seconds; 0 never does
+    #[arg(long, value_name = "SECS", help_heading = RUN)]
+    system_metrics_secs: Option<u64>,
+
     /// Id or path of a plugin, its configuration behind it: local-disk:dir=/data/ckpt,keep=3; give it
     /// again for more. It joins the plugins of the TOML file and replaces the one of the same id.
     /// mode=process runs it in a process of its own, as sinks are unless mode=in_process; there a call

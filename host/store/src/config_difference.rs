@@ -12,7 +12,8 @@ pub struct ConfigDifference {
 }
 
 /// What differs between configurations, by key. Of a list of tables that have an `id`, as `plugin` is,
-/// each table is compared with the one of the same id.
+/// each table is compared with the one of the same id. What every run has for itself, such as its name
+/// and when it was begun, is no difference.
 pub fn config_differences(configs: &[Value]) -> Vec<ConfigDifference> {
     let mut all: BTreeMap<String, Vec<Option<Value>>> = BTreeMap::new();
     for (run, config) in configs.iter().enumerate() {
@@ -21,10 +22,14 @@ pub fn config_differences(configs: &[Value]) -> Vec<ConfigDifference> {
         });
     }
     all.into_iter()
+        .filter(|(key, _)| !OWN.contains(&key.as_str()))
         .filter(|(_, values)| values.windows(2).any(|pair| pair[0] != pair[1]))
         .map(|(key, values)| ConfigDifference { key, values })
         .collect()
 }
+
+/// What says which run it is, and nothing of what it trains.
+const OWN: [&str; 4] = ["name", "runs_dir", "listen", "record.started"];
 
 fn flatten(key: &str, value: &Value, each: &mut impl FnMut(String, &Value)) {
     let below = |name: &str| match key {
@@ -60,10 +65,10 @@ mod tests {
     #[test]
     fn only_what_differs_is_told_and_plugins_by_their_ids() {
         let differences = config_differences(&[
-            json!({ "seed": 1, "lr": 0.1, "data": ["a"], "plugin": [
+            json!({ "name": "a", "seed": 1, "lr": 0.1, "data": ["a"], "plugin": [
                 { "id": "hub-git", "repo": "x" }, { "id": "perplexity" }
             ] }),
-            json!({ "seed": 2, "lr": 0.1, "data": ["a", "b"], "plugin": [
+            json!({ "name": "b", "seed": 2, "lr": 0.1, "data": ["a", "b"], "plugin": [
                 { "id": "perplexity" }, { "id": "hub-git", "repo": "y" }
             ], "new": null }),
         ]);

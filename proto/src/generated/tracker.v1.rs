@@ -175,6 +175,79 @@ pub struct LedgerEntry {
     #[prost(string, tag = "5")]
     pub manifest_sha256: ::prost::alloc::string::String,
 }
+/// Request of CompareRuns.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CompareRunsRequest {
+    /// The runs' names: at least one, at most 16.
+    #[prost(string, repeated, tag = "1")]
+    pub runs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The metrics' names; empty means every metric of any of the runs.
+    #[prost(string, repeated, tag = "2")]
+    pub metrics: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Most common steps to return for each metric: 0 means 100, and more than 10000 is
+    /// INVALID_ARGUMENT. If there are more, they are thinned evenly, and the last stays. An answer that
+    /// would be too large for a client is RESOURCE_EXHAUSTED: ask for fewer metrics or points.
+    #[prost(uint32, tag = "3")]
+    pub max_points: u32,
+}
+/// Response of CompareRuns.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CompareRunsResponse {
+    /// The runs, as asked for.
+    #[prost(message, repeated, tag = "1")]
+    pub runs: ::prost::alloc::vec::Vec<Run>,
+    /// What differs in their configurations, by key.
+    #[prost(message, repeated, tag = "2")]
+    pub config_differences: ::prost::alloc::vec::Vec<ConfigDifference>,
+    /// The metrics by name.
+    #[prost(message, repeated, tag = "3")]
+    pub metrics: ::prost::alloc::vec::Vec<MetricComparison>,
+}
+/// A configuration key whose values differ between runs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfigDifference {
+    /// The key; inside a table behind a dot: `plugin.hub-git.repo`.
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    /// As JSON, in the order of the runs; empty for a run whose configuration lacks the key.
+    #[prost(string, repeated, tag = "2")]
+    pub values_json: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// A metric of several runs.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MetricComparison {
+    /// The metric's name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Steps at which every run that has the metric has a value.
+    #[prost(uint64, repeated, tag = "2")]
+    pub steps: ::prost::alloc::vec::Vec<u64>,
+    /// The runs that have the metric, in the order of the request.
+    #[prost(message, repeated, tag = "3")]
+    pub runs: ::prost::alloc::vec::Vec<RunMetric>,
+}
+/// One run's part of a comparison.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RunMetric {
+    /// The run's place in `CompareRunsResponse.runs`, from 0.
+    #[prost(uint32, tag = "1")]
+    pub run_index: u32,
+    /// How many points the run has of the metric.
+    #[prost(uint64, tag = "2")]
+    pub point_count: u64,
+    /// The last of them.
+    #[prost(message, optional, tag = "3")]
+    pub last_point: ::core::option::Option<Point>,
+    /// The one with the lowest value, infinity counted; absent if no value is a number.
+    #[prost(message, optional, tag = "4")]
+    pub lowest_point: ::core::option::Option<Point>,
+    /// The one with the highest value, infinity counted; absent if no value is a number.
+    #[prost(message, optional, tag = "5")]
+    pub highest_point: ::core::option::Option<Point>,
+    /// The values at `MetricComparison.steps`.
+    #[prost(double, repeated, tag = "6")]
+    pub values: ::prost::alloc::vec::Vec<f64>,
+}
 /// Request of WatchEvents.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchEventsRequest {
@@ -807,6 +880,31 @@ pub mod tracker_service_client {
                 .insert(GrpcMethod::new("tracker.v1.TrackerService", "ReadMetric"));
             self.inner.unary(req, path, codec).await
         }
+        /// Lays runs side by side: what differs in their configurations, and metrics at common steps.
+        pub async fn compare_runs(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CompareRunsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CompareRunsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tracker.v1.TrackerService/CompareRuns",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tracker.v1.TrackerService", "CompareRuns"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Streams a run's events from a cursor, in order, each once. A client that is cut off goes on from
         /// the last cursor it has seen and misses and repeats nothing. A client reads at its own pace; a slow
         /// one never slows the run down.
@@ -884,6 +982,14 @@ pub mod tracker_service_server {
             request: tonic::Request<super::ReadMetricRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ReadMetricResponse>,
+            tonic::Status,
+        >;
+        /// Lays runs side by side: what differs in their configurations, and metrics at common steps.
+        async fn compare_runs(
+            &self,
+            request: tonic::Request<super::CompareRunsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CompareRunsResponse>,
             tonic::Status,
         >;
         /// Server streaming response type for the WatchEvents method.
@@ -1191,6 +1297,51 @@ pub mod tracker_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReadMetricSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tracker.v1.TrackerService/CompareRuns" => {
+                    #[allow(non_camel_case_types)]
+                    struct CompareRunsSvc<T: TrackerService>(pub Arc<T>);
+                    impl<
+                        T: TrackerService,
+                    > tonic::server::UnaryService<super::CompareRunsRequest>
+                    for CompareRunsSvc<T> {
+                        type Response = super::CompareRunsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CompareRunsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackerService>::compare_runs(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CompareRunsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -26,6 +26,7 @@ max_train_steps = 20
 max_eval_steps = 4
 seq_length = 32
 save_checkpoint_steps = 5
+system_metrics_secs = 0
 runs_dir = "runs"
 "#;
 

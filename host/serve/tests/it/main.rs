@@ -1,6 +1,7 @@
 //! A real server, a real writer and real clients, in one process.
 #![allow(missing_docs)]
 
+mod compare;
 mod proxy;
 mod requests;
 mod run;

@@ -1,0 +1,269 @@
+use std::collections::BTreeSet;
+
+use host_core::{Error, Kind, Result};
+use host_store::{
+    ConfigDifference, MetricComparison, Point, Reader, RunMetric, RunRow, config_differences,
+};
+use serde_json::{Value, json};
+
+use super::runs::{config, local_time, row_json, status_word};
+use super::{RunsDir, print, print_json};
+use crate::event_json;
+use crate::event_line::one_line;
+use crate::nearest::nearest;
+use crate::number;
+use crate::run_dir::RunDir;
+use crate::sparkline::sparklines;
+use crate::table::{Align, Table};
+
+/// Lays runs side by side: what differs in their configurations, and their metrics
+#[derive(Debug, clap::Args)]
+pub(super) struct Compare {
+    /// Names or folders of the runs
+    #[arg(required = true, num_args = 2.., value_name = "RUN")]
+    of_runs: Vec<String>,
+    /// Metrics to compare; without it, all but those of the plugins' calls and of the machine
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    metrics: Vec<String>,
+    /// Common steps at which JSON has the values of each metric, at most
+    #[arg(long, value_name = "COUNT", default_value_t = 100)]
+    points: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    runs: RunsDir,
+}
+
+/// Bars of a curve.
+const BARS: usize = 24;
+
+impl Compare {
+    pub(super) fn execute(&self) -> Result<()> {
+        let compared = Compared::read(self)?;
+        match self.json {
+            true => print_json(&compared.json()),
+            false => print(&compared.text()),
+        }
+        Ok(())
+    }
+}
+
+struct Compared {
+    rows: Vec<RunRow>,
+    differences: Vec<ConfigDifference>,
+    metrics: Vec<MetricComparison>,
+    /// Metrics that nobody asked for by name.
+    left_out: usize,
+}
+
+impl Compared {
+    fn read(asked: &Compare) -> Result<Self> {
+        let find = |run: &String| {
+            let dir = RunDir::find(&asked.runs.runs_dir, run)?;
+            let reader = Reader::open(dir.path())?;
+            Ok((dir, reader))
+        };
+        let runs: Vec<(RunDir, Reader)> = asked.of_runs.iter().map(find).collect::<Result<_>>()?;
+        let rows: Vec<RunRow> = runs.iter().map(|(_, r)| r.run()).collect::<Result<_>>()?;
+        let configs = std::iter::zip(&runs, &rows).map(|((dir, _), row)| config(dir, row));
+        let mut known = BTreeSet::new();
+        for (_, reader) in &runs {
+            known.extend(reader.series()?.into_iter().map(|series| series.name));
+        }
+        let total = known.len();
+        let names = match &asked.metrics[..] {
+            [] => known
+                .into_iter()
+                .filter(|name| is_of_training(name))
+                .collect(),
+            asked => asked
+                .iter()
+                .map(|name| match known.get(&**name) {
+                    Some(name) => Ok(name.clone()),
+                    None => Err(no_metric(name, known.iter().map(|name| &**name))),
+                })
+                .collect::<Result<Vec<_>>>()?,
+        };
+        let left_out = match asked.metrics.is_empty() {
+            true => total - names.len(),
+            false => 0,
+        };
+        let points = match asked.json {
+            true => asked.points,
+            // The means of a bar are of many values.
+            false => 100 * BARS,
+        };
+        let metric = |name: std::sync::Arc<str>| {
+            let curves = runs.iter().map(|(_, reader)| reader.curve(&name));
+            let curves = curves.collect::<Result<_>>()?;
+            Ok(MetricComparison::new(name, curves, points))
+        };
+        Ok(Self {
+            differences: config_differences(&configs.collect::<Vec<_>>()),
+            metrics: names.into_iter().map(metric).collect::<Result<_>>()?,
+            rows,
+            left_out,
+        })
+    }
+
+    fn json(&self) -> Value {
+        let config = self.differences.iter();
+        let config: serde_json::Map<String, Value> = config
+            .map(|difference| (difference.key.clone(), json!(difference.values)))
+            .collect();
+        let metrics = self.metrics.iter().map(|metric| {
+            let runs = metric.runs.iter().map(|run| run.as_ref().map(run_json));
+            json!({
+                "name": metric.name,
+                "steps": metric.steps,
+                "runs": runs.collect::<Vec<_>>(),
+            })
+        });
+        json!({
+            "runs": self.rows.iter().map(row_json).collect::<Value>(),
+            "config": config,
+            "metrics": metrics.collect::<Value>(),
+        })
+    }
+
+    fn text(&self) -> String {
+        let mut text = self.runs_text();
+        let mut section = |heading: &str, body: String| {
+            if !body.is_empty() {
+                text += &format!("\n{heading}\n{body}");
+            }
+        };
+        section("configuration that differs", self.config_text());
+        section("metrics", self.metrics_text());
+        if self.left_out > 0 {
+            let n = self.left_out;
+            text += &format!(
+                "\n{n} metrics of the plugins' calls and of the machine are left out; --metrics names them\n"
+            );
+        }
+        text
+    }
+
+    fn runs_text(&self) -> String {
+        let mut table = Table::new([
+            ("run", Align::Left),
+            ("status", Align::Left),
+            ("step", Align::Right),
+            ("begun", Align::Left),
+        ]);
+        for row in &self.rows {
+            table.row([
+                row.name.clone(),
+                status_word(row.status).to_owned(),
+                row.last_step.to_string(),
+                local_time(row.created_us),
+            ]);
+        }
+        table.render()
+    }
+
+    fn config_text(&self) -> String {
+        let mut table = Table::new([
+            ("  key", Align::Left),
+            ("run", Align::Left),
+            ("value", Align::Left),
+        ]);
+        for difference in &self.differences {
+            for (i, (row, value)) in std::iter::zip(&self.rows, &difference.values).enumerate() {
+                table.row([
+                    first_only(i, || format!("  {}", difference.key)),
+                    row.name.clone(),
+                    value
+                        .as_ref()
+                        .map_or("-".to_owned(), |v| one_line(&v.to_string())),
+                ]);
+            }
+        }
+        match self.differences.is_empty() {
+            true => "  nothing\n".to_owned(),
+            false => table.render(),
+        }
+    }
+
+    fn metrics_text(&self) -> String {
+        let mut table = Table::new([
+            ("  name", Align::Left),
+            ("run", Align::Left),
+            ("last", Align::Right),
+            ("lowest", Align::Right),
+            ("highest", Align::Right),
+            ("at common step", Align::Right),
+            ("", Align::Left),
+        ]);
+        for metric in &self.metrics {
+            let values: Vec<&[f64]> = metric
+                .runs
+                .iter()
+                .map(|run| run.as_ref().map_or(&[][..], |run| &run.values))
+                .collect();
+            let curves = sparklines(&values, BARS);
+            let runs = std::iter::zip(&self.rows, std::iter::zip(&metric.runs, curves));
+            for (i, (row, (run, curve))) in runs.enumerate() {
+                let Some(run) = run else { continue };
+                let common = metric.steps.last().zip(run.values.last());
+                let common =
+                    common.map(|(step, &value)| format!("{} @{step}", number::value(value)));
+                table.row([
+                    first_only(i, || format!("  {}", metric.name)),
+                    row.name.clone(),
+                    at(&Some(run.last)),
+                    at(&run.lowest),
+                    at(&run.highest),
+                    common.unwrap_or_default(),
+                    curve,
+                ]);
+            }
+        }
+        table.render()
+    }
+}
+
+/// The text in the first of some rows.
+fn first_only(row: usize, text: impl Fn() -> String) -> String {
+    match row {
+        0 => text(),
+        _ => String::new(),
+    }
+}
+
+/// A value and where it was.
+fn at(point: &Option<Point>) -> String {
+    point.map_or_else(String::new, |point| {
+        format!("{} @{}", number::value(point.value), point.step)
+    })
+}
+
+fn run_json(run: &RunMetric) -> Value {
+    let point =
+        |point: Point| json!({ "step": point.step, "value": event_json::number(point.value) });
+    json!({
+        "points": run.count,
+        "last": point(run.last),
+        "lowest": run.lowest.map(point),
+        "highest": run.highest.map(point),
+        "values": run.values.iter().map(|&v| event_json::number(v)).collect::<Value>(),
+    })
+}
+
+/// Whether a metric says something of the training, rather than of what surrounds it.
+fn is_of_training(name: &str) -> bool {
+    !name.starts_with("plugin/") && !name.starts_with("system/")
+}
+
+/// The error for a metric that nobody has.
+pub(super) fn no_metric<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Error {
+    let error = Error::new(
+        Kind::Config,
+        format!("no run of these has the metric {name:?}"),
+    );
+    match nearest(name, known) {
+        Some(known) => error.hint(format!("did you mean {known}?")),
+        None => error.hint("`host runs show RUN` names the metrics of a run"),
+    }
+}

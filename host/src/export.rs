@@ -1,0 +1,229 @@
+//! A run's points in a file for other programs, point by point: memory does not grow with the history.
+//!
+//! The file is written under another name and gets its own when it is whole. What is there already is
+//! never replaced.
+
+mod csv;
+mod parquet;
+mod tensorboard;
+
+use std::fs::Permissions;
+use std::io::BufWriter;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use host_core::{Error, Kind, Result};
+use host_store::{Point, Reader};
+use tempfile::NamedTempFile;
+
+/// The formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// Comma-separated values
+    Csv,
+    /// Apache Parquet
+    Parquet,
+    /// A folder for `tensorboard --logdir`
+    Tensorboard,
+}
+
+/// What came of it.
+pub(crate) struct Exported {
+    /// The file.
+    pub(crate) path: PathBuf,
+    /// Points in it.
+    pub(crate) points: u64,
+    /// Metrics that they are of.
+    pub(crate) metrics: u64,
+}
+
+/// Takes the points of a run, metric by metric.
+trait PointWriter {
+    /// Writes the next point.
+    fn write(&mut self, metric: &str, point: Point) -> std::io::Result<()>;
+
+    /// Writes what is still held back, and gives up the file.
+    fn finish(self: Box<Self>) -> std::io::Result<NamedTempFile>;
+}
+
+impl Format {
+    /// How the name ends that an export has unless it is told otherwise.
+    pub(crate) fn extension(self) -> &'static str {
+        match self {
+            Self::Csv => "csv",
+            Self::Parquet => "parquet",
+            Self::Tensorboard => "tensorboard",
+        }
+    }
+
+    fn writer(self, file: NamedTempFile, begun_us: i64) -> std::io::Result<Box<dyn PointWriter>> {
+        Ok(match self {
+            Self::Csv => Box::new(csv::Csv::begin(BufWriter::new(file))?),
+            Self::Parquet => Box::new(parquet::Parquet::begin(file)?),
+            Self::Tensorboard => {
+                let file = BufWriter::with_capacity(1 << 16, file);
+                Box::new(tensorboard::EventFile::begin(file, begun_us)?)
+            }
+        })
+    }
+}
+
+/// Writes the points of the metrics that are wanted.
+///
+/// # Errors
+/// If there is something at `out` already, if the store cannot be read, or if the disk refuses.
+pub(crate) fn export(
+    reader: &Reader,
+    wanted: impl Fn(&str) -> bool,
+    format: Format,
+    out: &Path,
+) -> Result<Exported> {
+    let run = reader.run()?;
+    let path = match format {
+        Format::Tensorboard => {
+            refuse_second(out)?;
+            std::fs::create_dir_all(out).map_err(|e| Error::io("make the folder", out, &e))?;
+            out.join(tensorboard::file_name(&run.name, run.created_us))
+        }
+        Format::Csv | Format::Parquet => out.to_owned(),
+    };
+    if path.symlink_metadata().is_ok() {
+        return Err(is_there(&path));
+    }
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let failed = |e: std::io::Error| Error::io("write the export", &path, &e);
+    let file = tempfile::Builder::new()
+        .prefix(".export-")
+        // What the umask leaves of it, as for any file that a person makes.
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)
+        .map_err(failed)?;
+    let mut writer = format.writer(file, run.created_us).map_err(failed)?;
+    let (mut points, mut metrics, mut current) = (0, 0, String::new());
+    reader.points(wanted, |metric, point| {
+        if points == 0 || metric != current {
+            metrics += 1;
+            metric.clone_into(&mut current);
+        }
+        points += 1;
+        writer.write(metric, point).map_err(failed)
+    })?;
+    let file = writer.finish().map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist_noclobber(&path)
+        .map_err(|e| match e.error.kind() {
+            std::io::ErrorKind::AlreadyExists => is_there(&path),
+            _ => failed(e.error),
+        })?;
+    Ok(Exported {
+        path,
+        points,
+        metrics,
+    })
+}
+
+/// TensorBoard would take two event files of a folder for one run.
+fn refuse_second(folder: &Path) -> Result<()> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io("read the folder", folder, &e)),
+    };
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().contains("tfevents") {
+            return Err(is_there(&entry.path()));
+        }
+    }
+    Ok(())
+}
+
+fn is_there(path: &Path) -> Error {
+    Error::new(
+        Kind::Config,
+        format!(
+            "there is a file already, and it stays as it is: {}",
+            path.display()
+        ),
+    )
+    .hint("--out names another place")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use host_core::{Draft, EventBody, MetricValue, Step};
+    use host_store::{RunRecord, Writer};
+
+    /// A run of two metrics, one of them with an odd name and odd values.
+    fn run(dir: &Path) -> Reader {
+        let record = RunRecord {
+            name: "r".to_owned(),
+            created_us: 1_700_000_000_000_000,
+            config_json: "{}".to_owned(),
+        };
+        let draft = |step: u64, values: &[(&str, f64)]| Draft {
+            time_us: 1_700_000_000_000_000 + i64::try_from(step).expect("small") * 1_500_000,
+            step: Step(step),
+            body: EventBody::Metrics {
+                values: values
+                    .iter()
+                    .map(|&(n, v)| MetricValue::new(n, v))
+                    .collect(),
+            },
+        };
+        let mut writer = Writer::create(dir, &record).expect("a run");
+        let odd = "a \"b\", c";
+        let drafts = vec![
+            draft(1, &[("loss", 0.1), (odd, f64::NAN)]),
+            draft(2, &[("loss", f64::INFINITY), (odd, f64::NEG_INFINITY)]),
+        ];
+        writer.append(drafts).expect("written");
+        Reader::open(dir).expect("a run")
+    }
+
+    #[test]
+    fn a_csv_file_quotes_names_and_has_values_that_are_no_numbers() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let reader = run(&dir.path().join("r"));
+        let out = dir.path().join("r.csv");
+        let written = export(&reader, |_| true, Format::Csv, &out).expect("written");
+        assert_eq!((written.points, written.metrics), (4, 2));
+        let text = std::fs::read_to_string(&out).expect("a file");
+        assert_eq!(
+            text,
+            "step,time,metric,value\n\
+             1,2023-11-14T22:13:21.500000Z,\"a \"\"b\"\", c\",NaN\n\
+             2,2023-11-14T22:13:23.000000Z,\"a \"\"b\"\", c\",-inf\n\
+             1,2023-11-14T22:13:21.500000Z,loss,0.1\n\
+             2,2023-11-14T22:13:23.000000Z,loss,inf\n"
+        );
+        export(&reader, |_| true, Format::Csv, &out)
+            .err()
+            .expect("there is one already");
+        assert_eq!(std::fs::read_to_string(&out).expect("a file"), text);
+        let left = std::fs::read_dir(dir.path()).expect("a folder").count();
+        assert_eq!(left, 2, "the run and the export, nothing half made");
+    }
+
+    #[test]
+    fn one_metric_of_several_is_written_and_a_folder_keeps_its_first_event_file() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let reader = run(&dir.path().join("r"));
+        let out = dir.path().join("logs/r");
+        let loss = |name: &str| name == "loss";
+        let written = export(&reader, loss, Format::Tensorboard, &out).expect("written");
+        assert_eq!((written.points, written.metrics), (2, 1));
+        let name = written.path.file_name().expect("a name");
+        assert_eq!(name, "events.out.tfevents.1700000000.r");
+        let second = export(&reader, |_| true, Format::Tensorboard, &out)
+            .err()
+            .expect("refused");
+        assert!(
+            second.message().starts_with("there is a file already"),
+            "{second}"
+        );
+    }
+}

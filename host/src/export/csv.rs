@@ -1,0 +1,39 @@
+use std::io::{BufWriter, Write};
+
+use host_store::Point;
+use tempfile::NamedTempFile;
+
+use super::PointWriter;
+
+/// A row for each point. Numbers are the shortest that read back as the same; times are UTC.
+pub(super) struct Csv(BufWriter<NamedTempFile>);
+
+impl Csv {
+    pub(super) fn begin(mut file: BufWriter<NamedTempFile>) -> std::io::Result<Self> {
+        writeln!(file, "step,time,metric,value")?;
+        Ok(Self(file))
+    }
+}
+
+impl PointWriter for Csv {
+    fn write(&mut self, metric: &str, point: Point) -> std::io::Result<()> {
+        let Point { step, value, .. } = point;
+        // A time that no calendar has stays empty.
+        let time = jiff::Timestamp::from_microsecond(point.time_us);
+        let time = time.map_or(String::new(), |t| {
+            t.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
+        });
+        write!(self.0, "{step},{time},")?;
+        // RFC 4180.
+        match metric.contains(['"', ',', '\n', '\r']) {
+            true => write!(self.0, "\"{}\"", metric.replace('"', "\"\""))?,
+            false => write!(self.0, "{metric}")?,
+        }
+        // Rust writes NaN, inf and -inf, which pandas and others read.
+        writeln!(self.0, ",{value}")
+    }
+
+    fn finish(self: Box<Self>) -> std::io::Result<NamedTempFile> {
+        Ok(self.0.into_inner()?)
+    }
+}
