@@ -24,7 +24,7 @@ test-gpu: ## the tests whose results depend on the device, and the benchmark, on
 	tests/gpu/run.sh
 
 .PHONY: bench
-bench: build ## training speed beside Accelerate and torch.compile, in turn, and what plugins cost; ROUNDS="5 small plugins"
+bench: build ## training speed beside Accelerate and torch.compile, in turn, and what plugins cost; ROUNDS="5 small plugins"; ROUNDS=tracker measures the tracker
 	tests/bench/run.sh $(ROUNDS)
 
 .PHONY: check

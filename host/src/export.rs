@@ -94,6 +94,14 @@ pub(crate) fn export(
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
+    if !folder.is_dir() {
+        let path = folder.display();
+        return Err(Error::new(
+            Kind::Config,
+            format!("there is no such folder for the export: {path}"),
+        )
+        .hint("make it first, or give --out another place"));
+    }
     let failed = |e: std::io::Error| Error::io("write the export", &path, &e);
     let file = tempfile::Builder::new()
         .prefix(".export-")

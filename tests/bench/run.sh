@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# Trains the same shapes with the host and with its peers, in turn, and prints the table.
-# Usage: run.sh [ROUNDS [SHAPE…]]; DEVICE=cuda:0 runs it on a GPU.
+# Trains the same shapes with the host and with its peers, in turn, and prints the table; or measures the
+# tracker beside its peers.
+# Usage: run.sh [ROUNDS [SHAPE…]] or run.sh tracker [ROUNDS]; DEVICE=cuda:0 trains on a GPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 tests/peers/provision.sh
 export PYTHONPATH=$PWD/.libtorch/site-packages:$PWD/.peers/site-packages HF_HUB_OFFLINE=1
+if [ "${1:-}" = tracker ]; then
+	shift
+	exec python3 tests/bench/tracker.py "$@"
+fi
 exec python3 tests/bench/run.py "$@"

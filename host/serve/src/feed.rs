@@ -22,8 +22,23 @@ const POLL: Duration = Duration::from_millis(50);
 /// hundred of them at the end of the log read it once.
 #[derive(Debug)]
 pub(crate) struct Feed {
-    progress: watch::Sender<Progress>,
+    news: watch::Sender<News>,
     newest: Mutex<Option<Arc<Page>>>,
+}
+
+/// How far the log has come, and the page that came last, read once for whoever is at its beginning.
+#[derive(Clone, Debug)]
+pub(crate) struct News {
+    pub(crate) progress: Progress,
+    page: Option<Arc<Page>>,
+}
+
+impl News {
+    /// The page that follows a cursor, if it is the one that came last.
+    pub(crate) fn page_after(&self, cursor: u64) -> Option<&Arc<Page>> {
+        let page = self.page.as_ref();
+        page.filter(|page| page.after == cursor && !page.events.is_empty())
+    }
 }
 
 /// A piece of a run's log.
@@ -41,14 +56,17 @@ pub(crate) struct Page {
 impl Feed {
     pub(crate) fn new(progress: Progress) -> Self {
         Self {
-            progress: watch::Sender::new(progress),
+            news: watch::Sender::new(News {
+                progress,
+                page: None,
+            }),
             newest: Mutex::default(),
         }
     }
 
     /// A view of how far the log has come.
-    pub(crate) fn subscribe(&self) -> watch::Receiver<Progress> {
-        self.progress.subscribe()
+    pub(crate) fn subscribe(&self) -> watch::Receiver<News> {
+        self.news.subscribe()
     }
 
     /// The events after a cursor; none at the log's end.
@@ -64,7 +82,7 @@ impl Feed {
                 .await?;
             Ok(Arc::new(page))
         };
-        let far_behind = self.progress.borrow().last_seq > after + PAGE_EVENTS as u64;
+        let far_behind = self.news.borrow().progress.last_seq > after + PAGE_EVENTS as u64;
         if far_behind {
             return read().await;
         }
@@ -81,9 +99,23 @@ impl Feed {
         Ok(page)
     }
 
-    fn tell(&self, progress: Progress) {
-        self.progress
-            .send_if_modified(|known| std::mem::replace(known, progress) != progress);
+    /// Whether somebody follows the run.
+    fn is_watched(&self) -> bool {
+        self.news.receiver_count() > 0
+    }
+
+    fn tell(&self, progress: Progress, page: Option<Arc<Page>>) {
+        self.news.send_if_modified(|known| {
+            let is_new = known.progress != progress;
+            if is_new {
+                *known = News { progress, page };
+            }
+            is_new
+        });
+    }
+
+    fn last_seq(&self) -> u64 {
+        self.news.borrow().progress.last_seq
     }
 }
 
@@ -133,32 +165,53 @@ pub(crate) fn follow(
                 }),
             });
             let status = status.map_or(RunStatus::Crashed, |progress| progress.status);
-            feed.tell(Progress { last_seq, status });
+            feed.tell(Progress { last_seq, status }, None);
             return;
         }
         if last_seq > seen {
+            // Watchers who cannot use the page read one of their own, so a failure is theirs to find.
+            let page = match (feed.is_watched(), runs.names()) {
+                (true, Ok(names)) => names.first().and_then(|name| {
+                    let page = runs.read_now(name, |reader| Page::read(reader, seen));
+                    page.ok().map(Arc::new)
+                }),
+                _ => None,
+            };
             seen = last_seq;
-            feed.tell(Progress {
-                last_seq,
-                status: RunStatus::Running,
-            });
+            let status = RunStatus::Running;
+            feed.tell(Progress { last_seq, status }, page);
         }
     }
 }
 
 /// Feeds from the store of another process, as long as somebody watches.
 pub(crate) async fn poll(runs: Arc<Runs>, run: RunName, feed: Weak<Feed>) {
+    let mut seen = match feed.upgrade() {
+        Some(feed) => feed.last_seq(),
+        None => return,
+    };
     loop {
         tokio::time::sleep(POLL).await;
-        let progress = runs.read(&run, Reader::progress).await;
+        let look = move |reader: &Reader| {
+            let progress = reader.progress()?;
+            let page = match progress.last_seq > seen {
+                true => Some(Arc::new(Page::read(reader, seen)?)),
+                false => None,
+            };
+            Ok((progress, page))
+        };
+        let found = runs.read(&run, look).await;
         let Some(feed) = feed.upgrade() else { return };
-        match progress {
-            Ok(progress) => feed.tell(progress),
+        match found {
+            Ok((progress, page)) => {
+                seen = progress.last_seq;
+                feed.tell(progress, page);
+            }
             // Wakes the watchers, who will find out for themselves what is the matter.
             Err(_) => {
-                let last_seq = feed.progress.borrow().last_seq;
+                let last_seq = feed.last_seq();
                 let status = RunStatus::Crashed;
-                feed.tell(Progress { last_seq, status });
+                feed.tell(Progress { last_seq, status }, None);
             }
         }
     }

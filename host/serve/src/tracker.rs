@@ -166,7 +166,7 @@ impl TrackerService for Tracker {
         }
         let feed = self.runs.feed(&run).await?;
         let watcher = Watcher {
-            progress: feed.subscribe(),
+            news: feed.subscribe(),
             runs: Arc::clone(&self.runs),
             run,
             feed,

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::feed::Feed;
+use crate::feed::{Feed, News, Page};
 use crate::source::Runs;
 
 /// One client that watches a run: a cursor. It holds one page at most, and that only while it is sent;
@@ -21,7 +21,7 @@ pub(crate) struct Watcher {
     pub(crate) runs: Arc<Runs>,
     pub(crate) run: RunName,
     pub(crate) feed: Arc<Feed>,
-    pub(crate) progress: watch::Receiver<Progress>,
+    pub(crate) news: watch::Receiver<News>,
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) cursor: u64,
     pub(crate) follow: bool,
@@ -69,7 +69,7 @@ impl Watcher {
             }
             let progress = match self.known.take() {
                 Some(known) if known.last_seq == self.cursor => known,
-                _ => match self.feed.page(&self.runs, &self.run, self.cursor).await {
+                _ => match self.page().await {
                     Err(status) => return (Err(status), Next::Nothing),
                     Ok(page) if page.events.is_empty() => page.progress,
                     Ok(page) => {
@@ -101,9 +101,18 @@ impl Watcher {
         }
     }
 
+    /// The events after the cursor; none at the log's end.
+    async fn page(&self) -> Result<Arc<Page>, Status> {
+        let at_hand = self.news.borrow().page_after(self.cursor).cloned();
+        match at_hand {
+            Some(page) => Ok(page),
+            None => self.feed.page(&self.runs, &self.run, self.cursor).await,
+        }
+    }
+
     /// Waits for news of the run, or for the server to stop.
     async fn wait(&mut self) {
-        let news = *self.progress.borrow_and_update();
+        let news = self.news.borrow_and_update().progress;
         if news.last_seq > self.cursor {
             return;
         }
@@ -114,7 +123,7 @@ impl Watcher {
         }
         tokio::select! {
             // The feed, which this watcher keeps alive, holds the other end.
-            _ = self.progress.changed() => {}
+            _ = self.news.changed() => {}
             _ = self.stopping.wait_for(|stopping| *stopping) => {}
         }
     }

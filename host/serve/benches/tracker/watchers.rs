@@ -1,0 +1,239 @@
+use std::io::{BufRead, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use host_core::{Emitter, EventBody, Step, StopReason};
+use host_proto::tracker::v1 as proto;
+use host_serve::{Server, Source};
+use host_store::Callbacks;
+use proto::tracker_service_client::TrackerServiceClient;
+use serde_json::{Value, json};
+use tonic::transport::Channel;
+
+use crate::{four_values, new_run, percentile};
+
+/// What this program is told when it is so many watchers, and when it is a service of a folder.
+pub(crate) const WATCH: &str = "--watch";
+pub(crate) const SERVE: &str = "--serve";
+
+const WATCHERS: usize = 100;
+const SECS: u64 = 8;
+const EVENTS_PER_SEC: u64 = 10;
+
+/// A hundred watchers of a live run at ten events a second, in turn with none, which shows what the
+/// threads cost by themselves; and one watcher of a service of its own.
+pub(crate) fn measure() -> Value {
+    let (mut with, mut without, mut late_ms) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..2 {
+        without.push(live(0).0);
+        let (share, late) = live(WATCHERS);
+        with.push(share);
+        late_ms.extend(late);
+    }
+    let mut separate_ms = separate();
+    let show = |shares: &[f64]| {
+        shares
+            .iter()
+            .map(|share| format!("{share:.2} %"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    println!(
+        "{WATCHERS} watchers at {EVENTS_PER_SEC} events a second: the serving threads take {} of one core; without watchers {}",
+        show(&with),
+        show(&without)
+    );
+    let (p50, p99) = (
+        percentile(&mut late_ms, 0.5),
+        percentile(&mut late_ms, 0.99),
+    );
+    let (far50, far99) = (
+        percentile(&mut separate_ms, 0.5),
+        percentile(&mut separate_ms, 0.99),
+    );
+    println!("an event reaches a watcher of the live run in p50 {p50:.1} ms, p99 {p99:.1} ms");
+    println!("and one of a separate service in p50 {far50:.1} ms, p99 {far99:.1} ms");
+    json!({ "percent_of_a_core": with, "percent_without_watchers": without, "live_p50_ms": p50,
+        "live_p99_ms": p99, "separate_p50_ms": far50, "separate_p99_ms": far99 })
+}
+
+/// The share of one core that the serving threads take, in percent, and how late each event was.
+fn live(watchers: usize) -> (f64, Vec<f64>) {
+    let runs = tempfile::tempdir().expect("a folder");
+    let dir = runs.path().join("bench");
+    let (emitter, drafts) = Emitter::new(16_384);
+    let thread = new_run(&dir)
+        .spawn(drafts, Callbacks::default())
+        .expect("a thread");
+    let source = Source::Live {
+        run_dir: dir.clone(),
+        commits: thread.commits(),
+    };
+    let serving =
+        Server::start("127.0.0.1:0".parse().expect("an address"), source).expect("a server");
+    let child = (watchers > 0).then(|| Watching::start(&serving.addr().to_string(), watchers));
+    let before = serving_secs();
+    let begun = Instant::now();
+    emit_for_a_while(&emitter);
+    let share = 100.0 * (serving_secs() - before) / begun.elapsed().as_secs_f64();
+    finish(emitter);
+    thread.join().expect("all is written");
+    let late = child.map(Watching::lateness).unwrap_or_default();
+    serving.stop().expect("stopped");
+    (share, late)
+}
+
+/// How late each event was at one watcher of another process's service.
+fn separate() -> Vec<f64> {
+    let runs = tempfile::tempdir().expect("a folder");
+    let (emitter, drafts) = Emitter::new(16_384);
+    let writer = new_run(&runs.path().join("bench"));
+    let thread = writer
+        .spawn(drafts, Callbacks::default())
+        .expect("a thread");
+    let mut service = again(&[SERVE, runs.path().to_str().expect("UTF-8")]);
+    let mut addr = String::new();
+    let mut said = BufReader::new(service.stdout.take().expect("piped"));
+    said.read_line(&mut addr).expect("an address");
+    let child = Watching::start(addr.trim(), 1);
+    emit_for_a_while(&emitter);
+    finish(emitter);
+    thread.join().expect("all is written");
+    let late = child.lateness();
+    service.kill().expect("ended");
+    service.wait().expect("gone");
+    late
+}
+
+fn emit_for_a_while(emitter: &Emitter) {
+    let begun = Instant::now();
+    for n in 0..SECS * EVENTS_PER_SEC {
+        let next =
+            begun + Duration::from_secs(1) * u32::try_from(n).expect("few") / EVENTS_PER_SEC as u32;
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+        emitter.emit(Step(n), four_values(n));
+    }
+}
+
+fn finish(emitter: Emitter) {
+    let (reason, message) = (StopReason::Completed, String::new());
+    emitter.emit(Step(0), EventBody::RunFinished { reason, message });
+}
+
+/// Processor time that the serving threads of this process have taken.
+fn serving_secs() -> f64 {
+    let mut ns = 0;
+    for thread in std::fs::read_dir("/proc/self/task")
+        .expect("threads")
+        .flatten()
+    {
+        let read =
+            |file: &str| std::fs::read_to_string(thread.path().join(file)).unwrap_or_default();
+        if read("comm").starts_with("serve") {
+            let stat = read("schedstat");
+            ns += stat
+                .split(' ')
+                .next()
+                .and_then(|ns| ns.parse::<u64>().ok())
+                .unwrap_or(0);
+        }
+    }
+    ns as f64 / 1e9
+}
+
+/// A process that watches.
+struct Watching {
+    child: Child,
+    said: BufReader<std::process::ChildStdout>,
+}
+
+impl Watching {
+    /// Starts it, and waits until all watchers have a stream.
+    fn start(addr: &str, count: usize) -> Self {
+        let mut child = again(&[WATCH, addr, &count.to_string()]);
+        let mut said = BufReader::new(child.stdout.take().expect("piped"));
+        let mut ready = String::new();
+        said.read_line(&mut ready).expect("ready");
+        Self { child, said }
+    }
+
+    /// Waits for its end: by how many milliseconds each event was late.
+    fn lateness(mut self) -> Vec<f64> {
+        let lines = self.said.by_ref().lines().map_while(Result::ok);
+        let late = lines.map(|line| line.parse().expect("a number")).collect();
+        self.child.wait().expect("gone");
+        late
+    }
+}
+
+fn again(arguments: &[&str]) -> Child {
+    Command::new(std::env::current_exe().expect("this program"))
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a child")
+}
+
+/// The process that serves a folder. It says where, and is killed.
+pub(crate) fn serve(runs_dir: &Path) {
+    let source = Source::Folder(runs_dir.to_owned());
+    let serving =
+        Server::start("127.0.0.1:0".parse().expect("an address"), source).expect("a server");
+    println!("{}", serving.addr());
+    loop {
+        std::thread::park();
+    }
+}
+
+/// The process of the watchers, each with a connection of its own.
+pub(crate) fn watch(addr: &str, count: &str) {
+    let count: usize = count.parse().expect("a count");
+    let uri = format!("http://{addr}");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let late = runtime.block_on(async {
+        let mut watchers = Vec::new();
+        for _ in 0..count {
+            let channel = Channel::from_shared(uri.clone()).expect("an address");
+            let mut client = TrackerServiceClient::new(channel.connect().await.expect("connected"));
+            let request = proto::WatchEventsRequest {
+                run: "bench".to_owned(),
+                after_seq: 0,
+                follow: true,
+            };
+            let mut stream = client
+                .watch_events(request)
+                .await
+                .expect("a stream")
+                .into_inner();
+            watchers.push(tokio::spawn(async move {
+                let mut late = Vec::new();
+                while let Some(piece) = stream.message().await.expect("a piece") {
+                    let now = SystemTime::now()
+                        .duration_since(UNIX_EPOCH)
+                        .expect("after 1970");
+                    let now_us = i64::try_from(now.as_micros()).expect("before 292277");
+                    late.extend(
+                        piece
+                            .events
+                            .iter()
+                            .map(|event| (now_us - event.time_us) as f64 / 1e3),
+                    );
+                }
+                late
+            }));
+        }
+        println!("ready");
+        let mut late = Vec::new();
+        for watcher in watchers {
+            late.extend(watcher.await.expect("watched"));
+        }
+        late
+    });
+    let mut out = std::io::stdout().lock();
+    late.iter()
+        .for_each(|late| writeln!(out, "{late}").expect("heard"));
+}
