@@ -1,4 +1,4 @@
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,11 @@ use crate::{Commits, Writer};
 
 /// The least time between commits, and so the longest that an event waits for one.
 const COMMIT_EVERY: Duration = Duration::from_millis(10);
+/// How long after an event the writer sleeps between looks at the queue; then it waits at the queue, so
+/// that the first event after a pause is committed at once.
+const BUSY_FOR: Duration = Duration::from_millis(50);
+/// Events of a look from which on it does not sleep: the queue would fill meanwhile.
+const NAP_BELOW: u64 = 512;
 /// Most events of a commit; bounds the memory and the time of one.
 const COMMIT_AT_MOST: usize = 8192;
 /// Metric events kept while the disk refuses. Beyond, they are counted and let go, for the loop must
@@ -127,6 +132,11 @@ struct Log {
     /// Events that came out of the queue.
     taken: u64,
     committed_at: Option<Instant>,
+    /// When the queue was last looked at, and how many events that brought.
+    looked_at: Instant,
+    brought: u64,
+    /// Until when events are expected to go on coming.
+    busy_until: Option<Instant>,
     failing: Option<Failing>,
     /// Events let go since the last commit, and ever, and why the last of them was.
     lost: u64,
@@ -149,6 +159,9 @@ impl Log {
             pending: Vec::new(),
             taken: 0,
             committed_at: None,
+            looked_at: Instant::now(),
+            brought: 0,
+            busy_until: None,
             failing: None,
             lost: 0,
             lost_ever: 0,
@@ -158,12 +171,23 @@ impl Log {
 
     fn run(&mut self, drafts: &Receiver<Draft>) {
         loop {
-            let next = match self.commit_due() {
-                None => drafts.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(due) => drafts.recv_timeout(due.saturating_duration_since(Instant::now())),
+            let next = match (self.nap_ends(), self.commit_due()) {
+                (Some(end), _) => {
+                    std::thread::sleep(end.saturating_duration_since(Instant::now()));
+                    drafts.try_recv().map_err(|e| match e {
+                        TryRecvError::Empty => RecvTimeoutError::Timeout,
+                        TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+                    })
+                }
+                (None, None) => drafts.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                (None, Some(due)) => {
+                    drafts.recv_timeout(due.saturating_duration_since(Instant::now()))
+                }
             };
+            let before = self.taken;
             match next {
                 Ok(draft) => self.take(draft),
+                Err(RecvTimeoutError::Timeout) if self.pending.is_empty() => {}
                 Err(RecvTimeoutError::Timeout) => self.commit(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -177,7 +201,26 @@ impl Log {
                 }
                 self.commit();
             }
+            self.looked(self.taken - before);
         }
+    }
+
+    /// Notes how many events a look at the queue brought.
+    fn looked(&mut self, events: u64) {
+        self.looked_at = Instant::now();
+        self.brought = events;
+        if events > 0 {
+            self.busy_until = Some(self.looked_at + BUSY_FOR);
+        }
+    }
+
+    /// Until when to sleep rather than to wait at the queue. Who emits must wake one that waits, which
+    /// takes longer than all else of the call; so while events come, the queue is looked at between
+    /// commits. Not while it fills quickly, nor while the disk refuses: then it must be emptied.
+    fn nap_ends(&self) -> Option<Instant> {
+        let is_busy = self.busy_until.is_some_and(|until| self.looked_at < until);
+        let naps = is_busy && self.brought < NAP_BELOW && self.failing.is_none();
+        naps.then(|| self.looked_at + COMMIT_EVERY)
     }
 
     /// When to commit; never if there is nothing to. The first event after a pause is committed at
