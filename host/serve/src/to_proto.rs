@@ -1,8 +1,6 @@
 use host_core::{DeliveryState, Event, EventBody, Request, StopReason};
 use host_proto::tracker::v1 as proto;
-use host_store::{
-    ConfigDifference, Delivery, MetricComparison, Point, RunRow, RunStatus, Series,
-};
+use host_store::{ConfigDifference, Delivery, MetricComparison, Point, RunRow, RunStatus, Series};
 
 pub(crate) fn run(name: &str, row: &RunRow) -> proto::Run {
     let (state, reason) = match row.status {
