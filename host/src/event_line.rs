@@ -103,6 +103,12 @@ fn wish(request: Request) -> String {
             format!("for {factor} of the learning rate")
         }
         Request::RollBack => "to go back to the last checkpoint".to_owned(),
+        Request::Evaluate => "for an evaluation".to_owned(),
+        Request::Pause => "to pause".to_owned(),
+        Request::Continue => "to continue".to_owned(),
+        Request::SetLearningRate { factor } => {
+            format!("for {factor} times the schedule's learning rate")
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use prost::Message as _;
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
 
 /// Those that are ours to name.
-const OURS: [&str; 1] = ["tracker/v1/tracker.proto"];
+const OURS: [&str; 2] = ["tracker/v1/tracker.proto", "tracker/v1/control.proto"];
 /// Those that speak TensorBoard's language.
 const TENSORBOARD: [&str; 3] = [
     "tensorboard/summary.proto",

@@ -101,7 +101,7 @@ fn is_retired(terms: &str, promised: &str) -> bool {
 fn now() -> Promises {
     let mut compiler = protox::Compiler::new([env!("CARGO_MANIFEST_DIR")]).expect("the folder");
     compiler
-        .open_file("tracker/v1/tracker.proto")
+        .open_files(["tracker/v1/tracker.proto", "tracker/v1/control.proto"])
         .unwrap_or_else(|error| panic!("{error}"));
     let set: FileDescriptorSet = compiler.file_descriptor_set();
     let mut promises = Promises::new();

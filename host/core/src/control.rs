@@ -26,7 +26,7 @@ pub enum StopReason {
     Interrupted,
     /// SIGTERM.
     Terminated,
-    /// An observer asked for it.
+    /// An observer or a client asked for it.
     Requested,
     /// An error.
     Failed,

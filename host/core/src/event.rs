@@ -82,7 +82,7 @@ pub enum EventBody {
     },
     /// The loop carries out what was asked of it.
     Request {
-        /// Who asked: a plugin's id.
+        /// Who asked: a plugin's id, or `client:` and the name that a client gave.
         by: String,
         /// What for.
         request: Request,

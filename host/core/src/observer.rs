@@ -20,13 +20,36 @@ pub enum Request {
     /// Weights and optimizer become those of the last complete checkpoint, and training goes on
     /// with the batches behind those already seen, since the same ones would lead here again.
     RollBack,
+    /// The model is evaluated.
+    Evaluate,
+    /// The loop stands still at the step boundary until it is asked to continue.
+    Pause,
+    /// The loop goes on after a pause.
+    Continue,
+    /// The learning rate is the schedule's times this factor from now on, whatever it was before.
+    SetLearningRate {
+        /// Above 0 and finite.
+        factor: f64,
+    },
 }
 
 impl Request {
+    /// Whether an observer may ask for it. The others are for people, who see to what comes of them.
+    pub fn is_for_observers(self) -> bool {
+        match self {
+            Self::Stop
+            | Self::Checkpoint
+            | Self::SkipStep
+            | Self::ScaleLearningRate { .. }
+            | Self::RollBack => true,
+            Self::Evaluate | Self::Pause | Self::Continue | Self::SetLearningRate { .. } => false,
+        }
+    }
+
     /// Proves that the request can be carried out.
     ///
     /// # Errors
-    /// A factor outside (0, 1].
+    /// A factor outside (0, 1], or one to set that is not above 0 and finite.
     pub fn check(self) -> Result<()> {
         match self {
             Self::ScaleLearningRate { factor } if !(factor > 0.0 && factor <= 1.0) => {
@@ -35,6 +58,13 @@ impl Request {
                     format!("the learning rate cannot be scaled by {factor}"),
                 )
                 .hint("give a factor above 0 and at most 1"))
+            }
+            Self::SetLearningRate { factor } if !(factor > 0.0 && factor.is_finite()) => {
+                Err(Error::new(
+                    Kind::Config,
+                    format!("the learning rate cannot be set to {factor} of the schedule's"),
+                )
+                .hint("give a factor above 0: 1 is the schedule itself"))
             }
             _ => Ok(()),
         }
@@ -91,5 +121,15 @@ mod tests {
             assert!(Request::ScaleLearningRate { factor }.check().is_err());
         }
         assert!(Request::RollBack.check().is_ok());
+    }
+
+    #[test]
+    fn the_learning_rate_can_be_set_to_what_a_schedule_can_be_multiplied_by() {
+        for factor in [f64::MIN_POSITIVE, 1.0, 3.0] {
+            assert!(Request::SetLearningRate { factor }.check().is_ok());
+        }
+        for factor in [0.0, -0.5, f64::NAN, f64::INFINITY] {
+            assert!(Request::SetLearningRate { factor }.check().is_err());
+        }
     }
 }

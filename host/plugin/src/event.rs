@@ -162,7 +162,7 @@ pub(crate) fn with_view<R>(step: Step, event: &EventBody, call: impl FnOnce(&Hos
     call(&view)
 }
 
-/// The request of the ABI's number, if this host knows it.
+/// The request of the ABI's number, if an observer may make it of this host.
 pub(crate) fn request(code: u32, factor: f64) -> Option<Request> {
     match code {
         abi::HOST_REQUEST_STOP => Some(Request::Stop),
@@ -181,6 +181,10 @@ fn request_code(request: Request) -> (u32, f64) {
         Request::SkipStep => (abi::HOST_REQUEST_SKIP_STEP, 0.0),
         Request::ScaleLearningRate { factor } => (abi::HOST_REQUEST_SCALE_LEARNING_RATE, factor),
         Request::RollBack => (abi::HOST_REQUEST_ROLL_BACK, 0.0),
+        Request::Evaluate => (abi::HOST_REQUEST_EVALUATE, 0.0),
+        Request::Pause => (abi::HOST_REQUEST_PAUSE, 0.0),
+        Request::Continue => (abi::HOST_REQUEST_CONTINUE, 0.0),
+        Request::SetLearningRate { factor } => (abi::HOST_REQUEST_SET_LEARNING_RATE, factor),
     }
 }
 
@@ -271,5 +275,16 @@ mod tests {
             assert_eq!(request(code, factor), Some(asked));
         }
         assert_eq!(request(0, 0.5), None);
+        for seen_only in [
+            Request::Evaluate,
+            Request::Pause,
+            Request::Continue,
+            Request::SetLearningRate { factor: 3.0 },
+        ] {
+            assert!(!seen_only.is_for_observers());
+            let (code, factor) = request_code(seen_only);
+            assert!(code > abi::HOST_REQUEST_ROLL_BACK);
+            assert_eq!(request(code, factor), None);
+        }
     }
 }

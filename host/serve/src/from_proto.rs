@@ -134,6 +134,10 @@ fn request(kind: proto::RequestKind, factor: f64) -> Option<Request> {
         proto::RequestKind::SkipStep => Some(Request::SkipStep),
         proto::RequestKind::ScaleLearningRate => Some(Request::ScaleLearningRate { factor }),
         proto::RequestKind::RollBack => Some(Request::RollBack),
+        proto::RequestKind::Evaluate => Some(Request::Evaluate),
+        proto::RequestKind::Pause => Some(Request::Pause),
+        proto::RequestKind::Continue => Some(Request::Continue),
+        proto::RequestKind::SetLearningRate => Some(Request::SetLearningRate { factor }),
         proto::RequestKind::Unspecified => None,
     }
 }
@@ -198,6 +202,10 @@ mod tests {
             Request::SkipStep,
             Request::ScaleLearningRate { factor: 0.1 },
             Request::RollBack,
+            Request::Evaluate,
+            Request::Pause,
+            Request::Continue,
+            Request::SetLearningRate { factor: 3.0 },
         ]
         .map(|request| EventBody::Request {
             by: "loss-guard".to_owned(),

@@ -153,6 +153,10 @@ fn request(by: String, request: Request, reason: String) -> proto::Request {
         Request::SkipStep => (proto::RequestKind::SkipStep, 0.0),
         Request::ScaleLearningRate { factor } => (proto::RequestKind::ScaleLearningRate, factor),
         Request::RollBack => (proto::RequestKind::RollBack, 0.0),
+        Request::Evaluate => (proto::RequestKind::Evaluate, 0.0),
+        Request::Pause => (proto::RequestKind::Pause, 0.0),
+        Request::Continue => (proto::RequestKind::Continue, 0.0),
+        Request::SetLearningRate { factor } => (proto::RequestKind::SetLearningRate, factor),
     };
     proto::Request {
         by,

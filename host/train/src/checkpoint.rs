@@ -12,7 +12,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use host_core::{
-    CheckpointDir, Emitter, Error, EventBody, Kind, Manifest, MetricValue, Result, Step,
+    Asked, CheckpointDir, Emitter, Error, EventBody, Kind, Manifest, MetricValue, Result, Step,
 };
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -21,7 +21,6 @@ pub(crate) use self::folder::{Layout, newest};
 pub use self::manifest::verify;
 use self::manifest::{hash, sync};
 use crate::data::Cursor;
-use crate::observers::Asked;
 use crate::weights::{self, HostTensor};
 
 /// An observer's state is `trainer/observer-LABEL`, bytes of its own.
@@ -36,7 +35,7 @@ pub(crate) struct TrainerState {
     pub(crate) data: Cursor,
     /// Names and sizes of the training files, hashed: another corpus cannot be gone on with.
     pub(crate) data_sha256: String,
-    /// What observers lowered the schedule's learning rate to.
+    /// What the schedule's learning rate is multiplied by: what a client set, and observers lowered.
     pub(crate) learning_rate_factor: f64,
     /// What observers asked for and did not get yet.
     pub(crate) asked: Vec<Asked>,

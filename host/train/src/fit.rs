@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use host_core::{Control, Emitter, EventBody, MetricValue, Request, Result, Step, StopReason};
+use host_core::{
+    Asked, Control, Emitter, EventBody, MetricValue, Request, Requests, Result, Step, StopReason,
+};
 use tch::{Kind as TorchKind, Tensor};
 
 use crate::batch;
@@ -22,6 +24,9 @@ use crate::trainer::{Outcome, Ports, Trainer};
 
 /// How long the plugins' accounts are not reported at most, where no evaluation comes before.
 const REPORT_PERIOD: Duration = Duration::from_secs(10);
+
+/// How often a pause looks whether a signal ends it.
+const PAUSE_PERIOD: Duration = Duration::from_millis(50);
 
 /// Trains from `trainer`'s step to the last, or until somebody says stop.
 pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
@@ -44,6 +49,8 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
         emitter: ports.emitter,
         control: ports.control,
         observers: ports.observers,
+        requests: Some(ports.requests),
+        is_paused: false,
         learning_rate_factor: 1.0,
         checkpoints: ports.checkpoints,
         generation: ports.generation,
@@ -84,12 +91,8 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
             state
                 .observers
                 .observe(step, &state.emitter, &state.control);
-            if let Some(stop) = state.control.stop_requested() {
-                reason = stop;
-                break;
-            }
             let mut skip_step = false;
-            for request in state.observers.requests(step, &state.emitter) {
+            while let Some(request) = state.next_request(step) {
                 match request {
                     Request::Stop => {
                         reason = StopReason::Requested;
@@ -105,7 +108,21 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
                     Request::SkipStep => skip_step = true,
                     Request::ScaleLearningRate { factor } => state.learning_rate_factor *= factor,
                     Request::RollBack => step = state.roll_back(step, &mut writer)?,
+                    Request::Evaluate => {
+                        state.log.flush()?;
+                        state.evaluate(step);
+                    }
+                    Request::Pause => {
+                        state.log.flush()?;
+                        state.is_paused = true;
+                    }
+                    Request::Continue => state.is_paused = false,
+                    Request::SetLearningRate { factor } => state.learning_rate_factor = factor,
                 }
+            }
+            if let Some(stop) = state.control.stop_requested() {
+                reason = stop;
+                break;
             }
             if step.is_multiple_of(config.save_checkpoint_steps)
                 || reported.elapsed() > REPORT_PERIOD
@@ -158,6 +175,8 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
         }
 
         state.log.flush()?;
+        // Nothing is carried out any more: whoever still waits is told.
+        drop(state.requests.take());
         if step != saved {
             let scores = match reason {
                 StopReason::Completed | StopReason::Requested => state.evaluate(step),
@@ -181,7 +200,10 @@ struct State {
     emitter: Emitter,
     control: Control,
     observers: Observers,
-    /// What observers lowered the schedule's learning rate to.
+    /// What clients ask for; none once the loop has ended.
+    requests: Option<Requests>,
+    is_paused: bool,
+    /// What the schedule's learning rate is multiplied by: what a client set, and observers lowered.
     learning_rate_factor: f64,
     checkpoints: PathBuf,
     generation: u32,
@@ -190,6 +212,38 @@ struct State {
 }
 
 impl State {
+    /// The next thing to be carried out before the step goes on, recorded: of the observers first, then
+    /// of clients. While the loop pauses, waits for one. None, too, when the outside says stop.
+    fn next_request(&mut self, step: Step) -> Option<Request> {
+        let was_paused = self.is_paused;
+        let asked = loop {
+            if self.control.stop_requested().is_some() {
+                return None;
+            }
+            let requests = self.requests.as_mut()?;
+            match self.observers.take().or_else(|| requests.take()) {
+                None if self.is_paused => requests.wait(PAUSE_PERIOD),
+                next => break next,
+            }
+        };
+        if was_paused {
+            // The step that follows did not take as long as the pause.
+            self.log.begin();
+        }
+        let Asked {
+            by,
+            request,
+            reason,
+        } = asked?;
+        let event = EventBody::Request {
+            by,
+            request,
+            reason,
+        };
+        self.emitter.emit(step, event);
+        Some(request)
+    }
+
     fn evaluate(&mut self, step: Step) -> Vec<MetricValue> {
         self.log.begin();
         let scores = self

@@ -1,28 +1,20 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use host_core::{
-    Ask, Control, Emitter, EventBody, Inbox, Observer, Request, Result, Step, Supervised,
+    Ask, Asked, Control, Emitter, EventBody, Inbox, Observer, Request, Result, Step, Supervised,
 };
-use serde::{Deserialize, Serialize};
 
 /// The observers of a run, what they have yet to see, and what they asked for.
 pub struct Observers {
     /// Each under a label of its own.
     observers: Vec<Supervised<dyn Observer>>,
     inbox: Inbox,
-    asked: Vec<Asked>,
+    /// What was not carried out yet. It is part of a checkpoint: who asked will not ask again.
+    asked: VecDeque<Asked>,
 }
 
 /// The call that shows an event.
 const OBSERVE: &str = "observe";
-
-/// A request that was not carried out yet. It is part of a checkpoint: who asked will not ask again.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Asked {
-    by: String,
-    request: Request,
-    reason: String,
-}
 
 impl Observers {
     /// The observers; `inbox` gets what the run's emitter emits.
@@ -30,7 +22,7 @@ impl Observers {
         Self {
             observers,
             inbox,
-            asked: Vec::new(),
+            asked: VecDeque::new(),
         }
     }
 
@@ -66,21 +58,9 @@ impl Observers {
         }
     }
 
-    /// What they have asked for, each recorded as carried out now.
-    pub(crate) fn requests(&mut self, step: Step, emitter: &Emitter) -> Vec<Request> {
-        let carried_out = |asked: Asked| {
-            let request = asked.request;
-            emitter.emit(
-                step,
-                EventBody::Request {
-                    by: asked.by,
-                    request,
-                    reason: asked.reason,
-                },
-            );
-            request
-        };
-        self.asked.drain(..).map(carried_out).collect()
+    /// The next thing that they have asked for.
+    pub(crate) fn take(&mut self) -> Option<Asked> {
+        self.asked.pop_front()
     }
 
     /// Whether one of them has asked for a roll-back that was not carried out yet.
@@ -110,7 +90,7 @@ impl Observers {
                 states.insert(watched.label().to_owned(), state);
             }
         }
-        (states, self.asked.clone())
+        (states, self.asked.iter().cloned().collect())
     }
 
     /// Takes back what a checkpoint kept.
@@ -128,7 +108,7 @@ impl Observers {
                 observer.import_state(state)?;
             }
         }
-        self.asked = asked;
+        self.asked = asked.into();
         Ok(())
     }
 }

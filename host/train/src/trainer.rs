@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use host_core::{
     CheckpointDir, Control, Emitter, Error, EventBody, Kind, Metric, MetricValue, ParamGroup,
-    ParamInfo, Result, Step, StopReason, Supervised,
+    ParamInfo, Requests, Result, Step, StopReason, Supervised,
 };
 use tch::Tensor;
 
@@ -59,6 +59,8 @@ pub struct Ports<'a> {
     pub emitter: Emitter,
     /// Who sees them, and may ask for something.
     pub observers: Observers,
+    /// What clients ask for.
+    pub requests: Requests,
     /// How often the run was resumed.
     pub generation: u32,
     /// What the outside asks for, and the plugins whose failure ends the run.

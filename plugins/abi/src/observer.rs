@@ -13,6 +13,16 @@ pub const HOST_REQUEST_SCALE_LEARNING_RATE: u32 = 4;
 /// Weights and optimizer become those of the last complete checkpoint, and training goes on with
 /// the batches behind those already seen.
 pub const HOST_REQUEST_ROLL_BACK: u32 = 5;
+/// The model is evaluated. This request and those after it are people's: observers see that they are
+/// carried out, and are answered `HOST_UNSUPPORTED` if they ask for one.
+pub const HOST_REQUEST_EVALUATE: u32 = 6;
+/// The loop stands still at the step boundary.
+pub const HOST_REQUEST_PAUSE: u32 = 7;
+/// The loop goes on after a pause.
+pub const HOST_REQUEST_CONTINUE: u32 = 8;
+/// The learning rate is the schedule's times the factor from now on, whatever it was before; the
+/// factor is above 0 and may be above 1.
+pub const HOST_REQUEST_SET_LEARNING_RATE: u32 = 9;
 
 /// Where requests go. Valid until the call returns.
 #[repr(C)]

@@ -294,6 +294,10 @@ mod tests {
             Request::SkipStep,
             Request::ScaleLearningRate { factor: 0.5 },
             Request::RollBack,
+            Request::Evaluate,
+            Request::Pause,
+            Request::Continue,
+            Request::SetLearningRate { factor: 3.0 },
         ]
         .map(|request| Event::Request {
             by: "x",

@@ -4,9 +4,10 @@ use std::marker::PhantomData;
 use std::mem::size_of;
 
 use host_plugin_abi::{
-    HOST_OK, HOST_REQUEST_CHECKPOINT, HOST_REQUEST_ROLL_BACK, HOST_REQUEST_SCALE_LEARNING_RATE,
-    HOST_REQUEST_SKIP_STEP, HOST_REQUEST_STOP, HOST_UNSUPPORTED, HostApi, HostEvent, HostObserver,
-    HostOut, HostRequestsOut, HostStatus, HostStr,
+    HOST_OK, HOST_REQUEST_CHECKPOINT, HOST_REQUEST_CONTINUE, HOST_REQUEST_EVALUATE,
+    HOST_REQUEST_PAUSE, HOST_REQUEST_ROLL_BACK, HOST_REQUEST_SCALE_LEARNING_RATE,
+    HOST_REQUEST_SET_LEARNING_RATE, HOST_REQUEST_SKIP_STEP, HOST_REQUEST_STOP, HOST_UNSUPPORTED,
+    HostApi, HostEvent, HostObserver, HostOut, HostRequestsOut, HostStatus, HostStr,
 };
 use serde::de::DeserializeOwned;
 
@@ -118,7 +119,7 @@ pub trait Observer: Sized + Send + 'static {
     }
 }
 
-/// What an observer may ask of the loop, which does it at the next step boundary.
+/// What may be asked of the loop, which does it at the next step boundary.
 ///
 /// ```
 /// use host_plugin_sdk::Request;
@@ -151,6 +152,18 @@ pub enum Request {
     /// Weights and optimizer become those of the last complete checkpoint, and training goes on
     /// with the batches behind those already seen.
     RollBack,
+    /// The model is evaluated. People ask for this and what follows here; an observer sees it
+    /// carried out, and the host does not take it from one.
+    Evaluate,
+    /// The loop stands still at the step boundary.
+    Pause,
+    /// The loop goes on after a pause.
+    Continue,
+    /// The learning rate is the schedule's times this factor from now on, whatever it was before.
+    SetLearningRate {
+        /// Above 0, and perhaps above 1.
+        factor: f64,
+    },
 }
 
 impl Request {
@@ -161,6 +174,10 @@ impl Request {
             Self::SkipStep => (HOST_REQUEST_SKIP_STEP, 0.0),
             Self::ScaleLearningRate { factor } => (HOST_REQUEST_SCALE_LEARNING_RATE, factor),
             Self::RollBack => (HOST_REQUEST_ROLL_BACK, 0.0),
+            Self::Evaluate => (HOST_REQUEST_EVALUATE, 0.0),
+            Self::Pause => (HOST_REQUEST_PAUSE, 0.0),
+            Self::Continue => (HOST_REQUEST_CONTINUE, 0.0),
+            Self::SetLearningRate { factor } => (HOST_REQUEST_SET_LEARNING_RATE, factor),
         }
     }
 
@@ -171,6 +188,10 @@ impl Request {
             HOST_REQUEST_SKIP_STEP => Some(Self::SkipStep),
             HOST_REQUEST_SCALE_LEARNING_RATE => Some(Self::ScaleLearningRate { factor }),
             HOST_REQUEST_ROLL_BACK => Some(Self::RollBack),
+            HOST_REQUEST_EVALUATE => Some(Self::Evaluate),
+            HOST_REQUEST_PAUSE => Some(Self::Pause),
+            HOST_REQUEST_CONTINUE => Some(Self::Continue),
+            HOST_REQUEST_SET_LEARNING_RATE => Some(Self::SetLearningRate { factor }),
             _ => None,
         }
     }
@@ -207,7 +228,7 @@ impl Requests<'_> {
         match unsafe { ask(self.out.ctx, code, factor, HostStr::new(reason)) } {
             HOST_OK => Ok(()),
             HOST_UNSUPPORTED => Err(Error::unsupported(format!(
-                "this host does not know the request {request:?}"
+                "this host takes no {request:?} from an observer"
             ))),
             _ => Err(Error::new(format!(
                 "the host refused {request:?}: {reason:?}"

@@ -430,13 +430,14 @@ pub struct PluginFault {
 /// The loop carries out what was asked of it.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Request {
-    /// Who asked: a plugin's id.
+    /// Who asked: a plugin's id, or `client:` and the name that a client of ControlService gave.
     #[prost(string, tag = "1")]
     pub by: ::prost::alloc::string::String,
     /// What for.
     #[prost(enumeration = "RequestKind", tag = "2")]
     pub kind: i32,
-    /// What the learning rate is multiplied by, above 0 and at most 1. Other kinds have none.
+    /// Of SCALE_LEARNING_RATE, what the learning rate is multiplied by, above 0 and at most 1; of
+    /// SET_LEARNING_RATE, what the schedule's is multiplied by from now on. Other kinds have none.
     #[prost(double, tag = "3")]
     pub factor: f64,
     /// Why.
@@ -511,7 +512,7 @@ pub enum StopReason {
     Terminated = 3,
     /// An error.
     Failed = 4,
-    /// An observer asked for it.
+    /// An observer or a client asked for it.
     Requested = 5,
 }
 impl StopReason {
@@ -648,6 +649,14 @@ pub enum RequestKind {
     ScaleLearningRate = 4,
     /// Training goes back to the last checkpoint and on past the batches seen since.
     RollBack = 5,
+    /// The model is evaluated.
+    Evaluate = 6,
+    /// The loop stands still at the step boundary.
+    Pause = 7,
+    /// The loop goes on after a pause.
+    Continue = 8,
+    /// The learning rate is the schedule's times a factor, whatever it was before.
+    SetLearningRate = 9,
 }
 impl RequestKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -662,6 +671,10 @@ impl RequestKind {
             Self::SkipStep => "REQUEST_KIND_SKIP_STEP",
             Self::ScaleLearningRate => "REQUEST_KIND_SCALE_LEARNING_RATE",
             Self::RollBack => "REQUEST_KIND_ROLL_BACK",
+            Self::Evaluate => "REQUEST_KIND_EVALUATE",
+            Self::Pause => "REQUEST_KIND_PAUSE",
+            Self::Continue => "REQUEST_KIND_CONTINUE",
+            Self::SetLearningRate => "REQUEST_KIND_SET_LEARNING_RATE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -673,6 +686,10 @@ impl RequestKind {
             "REQUEST_KIND_SKIP_STEP" => Some(Self::SkipStep),
             "REQUEST_KIND_SCALE_LEARNING_RATE" => Some(Self::ScaleLearningRate),
             "REQUEST_KIND_ROLL_BACK" => Some(Self::RollBack),
+            "REQUEST_KIND_EVALUATE" => Some(Self::Evaluate),
+            "REQUEST_KIND_PAUSE" => Some(Self::Pause),
+            "REQUEST_KIND_CONTINUE" => Some(Self::Continue),
+            "REQUEST_KIND_SET_LEARNING_RATE" => Some(Self::SetLearningRate),
             _ => None,
         }
     }
@@ -1440,6 +1457,833 @@ pub mod tracker_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "tracker.v1.TrackerService";
     impl<T> tonic::server::NamedService for TrackerServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Request of StopRun.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StopRunRequest {
+    /// The run's name. May be empty, since the server trains one run only.
+    #[prost(string, tag = "1")]
+    pub run: ::prost::alloc::string::String,
+    /// Who asks, as recorded behind `client:`; at most 64 printable ASCII characters, and no space. May be
+    /// empty.
+    #[prost(string, tag = "2")]
+    pub by: ::prost::alloc::string::String,
+    /// Why, for people; at most 1024 bytes on one line. May be empty.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// Response of StopRun.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StopRunResponse {
+    /// Optimizer steps finished when it was carried out.
+    #[prost(uint64, tag = "1")]
+    pub step: u64,
+    /// Place of its event.
+    #[prost(uint64, tag = "2")]
+    pub seq: u64,
+}
+/// Request of WriteCheckpoint.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WriteCheckpointRequest {
+    /// As in StopRunRequest.
+    #[prost(string, tag = "1")]
+    pub run: ::prost::alloc::string::String,
+    /// As in StopRunRequest.
+    #[prost(string, tag = "2")]
+    pub by: ::prost::alloc::string::String,
+    /// As in StopRunRequest.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// Response of WriteCheckpoint.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WriteCheckpointResponse {
+    /// The checkpoint's step.
+    #[prost(uint64, tag = "1")]
+    pub step: u64,
+    /// Place of the request's event; that of the checkpoint follows when it stands.
+    #[prost(uint64, tag = "2")]
+    pub seq: u64,
+}
+/// Request of Evaluate.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EvaluateRequest {
+    /// As in StopRunRequest.
+    #[prost(string, tag = "1")]
+    pub run: ::prost::alloc::string::String,
+    /// As in StopRunRequest.
+    #[prost(string, tag = "2")]
+    pub by: ::prost::alloc::string::String,
+    /// As in StopRunRequest.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// Response of Evaluate.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EvaluateResponse {
+    /// The step whose model is evaluated.
+    #[prost(uint64, tag = "1")]
+    pub step: u64,
+    /// Place of the request's event; that of the values follows.
+    #[prost(uint64, tag = "2")]
+    pub seq: u64,
+}
+/// Request of PauseRun.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PauseRunRequest {
+    /// As in StopRunRequest.
+    #[prost(string, tag = "1")]
+    pub run: ::prost::alloc::string::String,
+    /// As in StopRunRequest.
+    #[prost(string, tag = "2")]
+    pub by: ::prost::alloc::string::String,
+    /// As in StopRunRequest.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// Response of PauseRun.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PauseRunResponse {
+    /// Optimizer steps finished when it was carried out.
+    #[prost(uint64, tag = "1")]
+    pub step: u64,
+    /// Place of its event.
+    #[prost(uint64, tag = "2")]
+    pub seq: u64,
+}
+/// Request of ContinueRun.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContinueRunRequest {
+    /// As in StopRunRequest.
+    #[prost(string, tag = "1")]
+    pub run: ::prost::alloc::string::String,
+    /// As in StopRunRequest.
+    #[prost(string, tag = "2")]
+    pub by: ::prost::alloc::string::String,
+    /// As in StopRunRequest.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// Response of ContinueRun.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContinueRunResponse {
+    /// Optimizer steps finished when it was carried out.
+    #[prost(uint64, tag = "1")]
+    pub step: u64,
+    /// Place of its event.
+    #[prost(uint64, tag = "2")]
+    pub seq: u64,
+}
+/// Request of SetLearningRate.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetLearningRateRequest {
+    /// As in StopRunRequest.
+    #[prost(string, tag = "1")]
+    pub run: ::prost::alloc::string::String,
+    /// As in StopRunRequest.
+    #[prost(string, tag = "2")]
+    pub by: ::prost::alloc::string::String,
+    /// As in StopRunRequest.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    /// What the schedule's learning rate is multiplied by from the next step on, whatever it was before:
+    /// above 0 and finite, and 1 is the schedule itself. Observers may lower the product further. It is
+    /// part of the checkpoints from then on.
+    #[prost(double, tag = "4")]
+    pub factor: f64,
+}
+/// Response of SetLearningRate.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetLearningRateResponse {
+    /// Optimizer steps finished when it was carried out.
+    #[prost(uint64, tag = "1")]
+    pub step: u64,
+    /// Place of its event.
+    #[prost(uint64, tag = "2")]
+    pub seq: u64,
+}
+/// Generated client implementations.
+pub mod control_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Asks something of the run that the server's own process trains.
+    #[derive(Debug, Clone)]
+    pub struct ControlServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> ControlServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> ControlServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            ControlServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Training ends, with an evaluation and a checkpoint.
+        pub async fn stop_run(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StopRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::StopRunResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tracker.v1.ControlService/StopRun",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tracker.v1.ControlService", "StopRun"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A checkpoint is written. If the one of this step stands, that is it.
+        pub async fn write_checkpoint(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WriteCheckpointRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WriteCheckpointResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tracker.v1.ControlService/WriteCheckpoint",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tracker.v1.ControlService", "WriteCheckpoint"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The model is evaluated.
+        pub async fn evaluate(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EvaluateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EvaluateResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tracker.v1.ControlService/Evaluate",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tracker.v1.ControlService", "Evaluate"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The loop stands still at the step boundary until ContinueRun, StopRun or the end of the process.
+        /// Everything else can be asked for meanwhile. A paused run that is resumed goes on training.
+        pub async fn pause_run(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PauseRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PauseRunResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tracker.v1.ControlService/PauseRun",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tracker.v1.ControlService", "PauseRun"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The loop goes on after PauseRun; nothing if it did not pause.
+        pub async fn continue_run(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ContinueRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ContinueRunResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tracker.v1.ControlService/ContinueRun",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tracker.v1.ControlService", "ContinueRun"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Sets the learning rate to a multiple of the schedule's.
+        pub async fn set_learning_rate(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetLearningRateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetLearningRateResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tracker.v1.ControlService/SetLearningRate",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tracker.v1.ControlService", "SetLearningRate"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod control_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with ControlServiceServer.
+    #[async_trait]
+    pub trait ControlService: std::marker::Send + std::marker::Sync + 'static {
+        /// Training ends, with an evaluation and a checkpoint.
+        async fn stop_run(
+            &self,
+            request: tonic::Request<super::StopRunRequest>,
+        ) -> std::result::Result<tonic::Response<super::StopRunResponse>, tonic::Status>;
+        /// A checkpoint is written. If the one of this step stands, that is it.
+        async fn write_checkpoint(
+            &self,
+            request: tonic::Request<super::WriteCheckpointRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WriteCheckpointResponse>,
+            tonic::Status,
+        >;
+        /// The model is evaluated.
+        async fn evaluate(
+            &self,
+            request: tonic::Request<super::EvaluateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EvaluateResponse>,
+            tonic::Status,
+        >;
+        /// The loop stands still at the step boundary until ContinueRun, StopRun or the end of the process.
+        /// Everything else can be asked for meanwhile. A paused run that is resumed goes on training.
+        async fn pause_run(
+            &self,
+            request: tonic::Request<super::PauseRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PauseRunResponse>,
+            tonic::Status,
+        >;
+        /// The loop goes on after PauseRun; nothing if it did not pause.
+        async fn continue_run(
+            &self,
+            request: tonic::Request<super::ContinueRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ContinueRunResponse>,
+            tonic::Status,
+        >;
+        /// Sets the learning rate to a multiple of the schedule's.
+        async fn set_learning_rate(
+            &self,
+            request: tonic::Request<super::SetLearningRateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetLearningRateResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Asks something of the run that the server's own process trains.
+    #[derive(Debug)]
+    pub struct ControlServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> ControlServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for ControlServiceServer<T>
+    where
+        T: ControlService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/tracker.v1.ControlService/StopRun" => {
+                    #[allow(non_camel_case_types)]
+                    struct StopRunSvc<T: ControlService>(pub Arc<T>);
+                    impl<
+                        T: ControlService,
+                    > tonic::server::UnaryService<super::StopRunRequest>
+                    for StopRunSvc<T> {
+                        type Response = super::StopRunResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StopRunRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ControlService>::stop_run(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StopRunSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tracker.v1.ControlService/WriteCheckpoint" => {
+                    #[allow(non_camel_case_types)]
+                    struct WriteCheckpointSvc<T: ControlService>(pub Arc<T>);
+                    impl<
+                        T: ControlService,
+                    > tonic::server::UnaryService<super::WriteCheckpointRequest>
+                    for WriteCheckpointSvc<T> {
+                        type Response = super::WriteCheckpointResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WriteCheckpointRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ControlService>::write_checkpoint(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WriteCheckpointSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tracker.v1.ControlService/Evaluate" => {
+                    #[allow(non_camel_case_types)]
+                    struct EvaluateSvc<T: ControlService>(pub Arc<T>);
+                    impl<
+                        T: ControlService,
+                    > tonic::server::UnaryService<super::EvaluateRequest>
+                    for EvaluateSvc<T> {
+                        type Response = super::EvaluateResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EvaluateRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ControlService>::evaluate(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EvaluateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tracker.v1.ControlService/PauseRun" => {
+                    #[allow(non_camel_case_types)]
+                    struct PauseRunSvc<T: ControlService>(pub Arc<T>);
+                    impl<
+                        T: ControlService,
+                    > tonic::server::UnaryService<super::PauseRunRequest>
+                    for PauseRunSvc<T> {
+                        type Response = super::PauseRunResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PauseRunRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ControlService>::pause_run(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PauseRunSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tracker.v1.ControlService/ContinueRun" => {
+                    #[allow(non_camel_case_types)]
+                    struct ContinueRunSvc<T: ControlService>(pub Arc<T>);
+                    impl<
+                        T: ControlService,
+                    > tonic::server::UnaryService<super::ContinueRunRequest>
+                    for ContinueRunSvc<T> {
+                        type Response = super::ContinueRunResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ContinueRunRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ControlService>::continue_run(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ContinueRunSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tracker.v1.ControlService/SetLearningRate" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetLearningRateSvc<T: ControlService>(pub Arc<T>);
+                    impl<
+                        T: ControlService,
+                    > tonic::server::UnaryService<super::SetLearningRateRequest>
+                    for SetLearningRateSvc<T> {
+                        type Response = super::SetLearningRateResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetLearningRateRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ControlService>::set_learning_rate(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetLearningRateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for ControlServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "tracker.v1.ControlService";
+    impl<T> tonic::server::NamedService for ControlServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

@@ -128,6 +128,13 @@ fn the_constants_are_the_crate_s() {
             HOST_REQUEST_SCALE_LEARNING_RATE.into(),
         ),
         ("HOST_REQUEST_ROLL_BACK", HOST_REQUEST_ROLL_BACK.into()),
+        ("HOST_REQUEST_EVALUATE", HOST_REQUEST_EVALUATE.into()),
+        ("HOST_REQUEST_PAUSE", HOST_REQUEST_PAUSE.into()),
+        ("HOST_REQUEST_CONTINUE", HOST_REQUEST_CONTINUE.into()),
+        (
+            "HOST_REQUEST_SET_LEARNING_RATE",
+            HOST_REQUEST_SET_LEARNING_RATE.into(),
+        ),
         ("HOST_LOG_ERROR", HOST_LOG_ERROR.into()),
         ("HOST_LOG_WARN", HOST_LOG_WARN.into()),
         ("HOST_LOG_INFO", HOST_LOG_INFO.into()),

@@ -127,6 +127,10 @@ fn of_every_kind(text: &str, number: f64) -> Vec<EventBody> {
             Request::SkipStep,
             Request::ScaleLearningRate { factor: 0.5 },
             Request::RollBack,
+            Request::Evaluate,
+            Request::Pause,
+            Request::Continue,
+            Request::SetLearningRate { factor: 3.0 },
         ]
         .map(|request| EventBody::Request {
             by: "loss-guard".to_owned(),

@@ -208,6 +208,10 @@ mod tests {
             Request::SkipStep,
             Request::ScaleLearningRate { factor: 0.5 },
             Request::RollBack,
+            Request::Evaluate,
+            Request::Pause,
+            Request::Continue,
+            Request::SetLearningRate { factor: 3.0 },
         ];
         let asked = requests.map(|request| EventBody::Request {
             by: text(),

@@ -5,9 +5,9 @@ use host_plugin_abi::{
     HOST_DELIVERY_SENDING, HOST_ERROR, HOST_EVENT_CHECKPOINT_FAILED, HOST_EVENT_CHECKPOINT_WRITTEN,
     HOST_EVENT_DELIVERY, HOST_EVENT_METRICS, HOST_EVENT_PLUGIN_FAULT, HOST_EVENT_REQUEST,
     HOST_EVENT_RUN_FINISHED, HOST_EVENT_RUN_STARTED, HOST_EVENT_SUPERSEDED, HOST_EVENT_WARNING,
-    HOST_OK, HOST_STOP_COMPLETED, HOST_STOP_FAILED, HOST_STOP_INTERRUPTED, HOST_STOP_REQUESTED,
-    HOST_STOP_TERMINATED, HOST_UNSUPPORTED, HostEvent, HostObserver, HostRequestsOut, HostStatus,
-    HostStr, HostValue,
+    HOST_OK, HOST_REQUEST_ROLL_BACK, HOST_STOP_COMPLETED, HOST_STOP_FAILED, HOST_STOP_INTERRUPTED,
+    HOST_STOP_REQUESTED, HOST_STOP_TERMINATED, HOST_UNSUPPORTED, HostEvent, HostObserver,
+    HostRequestsOut, HostStatus, HostStr, HostValue,
 };
 
 use super::Failure;
@@ -211,7 +211,8 @@ unsafe extern "C" fn ask(
     // SAFETY: the plugin hands back the `ctx` of `Observer::observe` during the call it was made
     // for, and a reason that it keeps until this returns.
     let (asked, reason) = unsafe { (&mut *ctx.cast::<Vec<(Request, String)>>(), copied(reason)) };
-    let Some(request) = Request::from_code(request, factor) else {
+    let known = Request::from_code(request, factor);
+    let Some(request) = known.filter(|_| request <= HOST_REQUEST_ROLL_BACK) else {
         return HOST_UNSUPPORTED;
     };
     let raises = matches!(request, Request::ScaleLearningRate { factor } if !(factor > 0.0 && factor <= 1.0));
