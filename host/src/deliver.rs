@@ -88,7 +88,7 @@ fn deliver_with(
     let signals = SignalWatch::start(
         interrupts.clone(),
         progress.clone(),
-        dir.address_file(),
+        dir.transient_files(),
         again,
     )?;
     signals.on_cancel(deliveries.canceller());

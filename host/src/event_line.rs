@@ -79,7 +79,10 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
             by,
             request,
             reason,
-        } => format!("{at}  {by} asked {}: {reason}", wish(*request)),
+        } => match reason.as_str() {
+            "" => format!("{at}  {by} asked {}", wish(*request)),
+            reason => format!("{at}  {by} asked {}: {reason}", wish(*request)),
+        },
         EventBody::Warning { message } => format!("warning: {message}"),
         EventBody::RunFinished { reason, message } => {
             let reason = reason_word(*reason);
@@ -94,7 +97,7 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
 }
 
 /// What was asked for, behind `asked`.
-fn wish(request: Request) -> String {
+pub(crate) fn wish(request: Request) -> String {
     match request {
         Request::Stop => "to stop".to_owned(),
         Request::Checkpoint => "for a checkpoint".to_owned(),

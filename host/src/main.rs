@@ -21,6 +21,7 @@ mod run_dir;
 mod run_file;
 mod scaffold;
 mod script_names;
+mod service;
 mod settings;
 mod signals;
 mod sparkline;

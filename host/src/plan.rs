@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use host_core::{Error, Kind, Result, RunName};
 use host_plugin::{PluginLock, PluginSpec, SearchPath, Target};
-use host_serve::Server;
 use host_train::TrainConfig;
 use toml::Value;
 
 use crate::cli::TrainArgs;
 use crate::preflight::PreflightPolicy;
+use crate::service::Service;
 use crate::settings::{HostConfig, Settings};
 
 /// The arguments of a training, checked.
@@ -23,12 +23,12 @@ pub(crate) struct Plan {
     pub(crate) runs_dir: PathBuf,
     /// None: a name is made.
     pub(crate) name: Option<RunName>,
-    /// Where gRPC listens.
-    pub(crate) listen: SocketAddr,
     /// What comes of a sink that is not ready at the start.
     pub(crate) preflight: PreflightPolicy,
     /// Time between two looks at the machine; none: it is not looked at.
     pub(crate) system_metrics: Option<Duration>,
+    /// How the run is served.
+    pub(crate) service: Service,
     /// The plugins in the user's order.
     pub(crate) plugins: Vec<PluginSpec>,
     /// What each plugin must be, if they are locked.
@@ -47,17 +47,16 @@ impl Plan {
             plugin_flags,
         } = Settings::read(file, flags)?;
         check(&train)?;
-        let listen = listen_address(&host.listen)?;
-        Server::check(listen)?;
+        let service = Service::new(&host)?;
         Ok(Self {
             train,
             name: host.name.as_deref().map(str::parse).transpose()?,
-            listen,
             preflight: host.preflight,
             system_metrics: match host.system_metrics_secs {
                 0 => None,
                 secs => Some(Duration::from_secs(secs)),
             },
+            service,
             plugins: plugin_specs(&host, &plugin_flags)?,
             plugin_lock: lock_path(&host, file)?
                 .map(|path| PluginLock::read(&path))

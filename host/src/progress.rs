@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use host_core::{Event, RunName, Step};
+use host_serve::Fingerprint;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
@@ -88,18 +89,29 @@ impl Progress {
 
     /// Where the run is to be found, and where it listens, if it does: for people lines, for programs
     /// the first object.
-    pub(crate) fn opened(&self, name: &RunName, path: &Path, listen: Option<SocketAddr>) {
+    pub(crate) fn opened(
+        &self,
+        name: &RunName,
+        path: &Path,
+        listen: Option<(SocketAddr, Option<Fingerprint>)>,
+    ) {
         if self.style == Style::Json {
             let path = path.display().to_string();
             let mut run = json!({ "kind": "run", "name": name, "path": path });
-            if let Some(listen) = listen {
+            if let Some((listen, fingerprint)) = listen {
                 run["listen"] = json!(listen);
+                if let Some(fingerprint) = fingerprint {
+                    run["tls_fingerprint"] = json!(fingerprint.to_string());
+                }
             }
             self.write_json(&run);
         } else {
             self.say(&format!("run {name} at {}", path.display()));
-            if let Some(listen) = listen {
+            if let Some((listen, fingerprint)) = listen {
                 self.say(&format!("gRPC at {listen}"));
+                if let Some(fingerprint) = fingerprint {
+                    self.say(&format!("TLS fingerprint {fingerprint}"));
+                }
             }
         }
     }

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use host_core::{
-    Control, Emitter, Error, EventBody, Inbox, Kind, Observer, Result, Step, StopReason, Supervised,
+    Control, Emitter, Error, EventBody, Inbox, Kind, Observer, RequestQueue, Requests, Result, Step,
+    StopReason, Supervised,
 };
-use host_serve::{Server, Source};
+use host_serve::Source;
 use host_store::{Callbacks, Reader, RunRecord, RunStatus, Writer};
 use host_train::{Observers, Outcome, Ports, Start, Trainer};
 
@@ -55,9 +56,9 @@ pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
             Ok((Live::open(&plan, &dir, writer, &progress)?, ready))
         })();
         match begun {
-            Ok((live, ready)) => {
+            Ok(((live, requests), ready)) => {
                 let session = Session::begin(&dir, 0, &progress);
-                train(ready, live, &session, &Backlog::default())
+                train(ready, live, requests, &session, &Backlog::default())
             }
             Err(error) => {
                 // Nothing has happened in it, and the user may want the name again.
@@ -107,12 +108,12 @@ pub(crate) fn resume(
         let labels = ready.plugins.sink_labels();
         let backlog = Backlog::read(&dir, &reader, &labels, Some(step))?;
         let ready = ready.check_sinks(&plan, &dir, &progress)?;
-        let live = Live::open(&plan, &dir, writer, &progress)?;
+        let (live, requests) = Live::open(&plan, &dir, writer, &progress)?;
         for message in warnings {
             live.emitter.emit(step, EventBody::Warning { message });
         }
         let session = Session::begin(&dir, generation, &progress);
-        train(ready, live, &session, &backlog)
+        train(ready, live, requests, &session, &backlog)
     })();
     progress.end();
     ended
@@ -234,15 +235,23 @@ struct Live {
 }
 
 impl Live {
-    fn open(plan: &Plan, dir: &RunDir, writer: Writer, progress: &Progress) -> Result<Self> {
+    fn open(
+        plan: &Plan,
+        dir: &RunDir,
+        writer: Writer,
+        progress: &Progress,
+    ) -> Result<(Self, Requests)> {
         let (emitter, drafts) = Emitter::new(QUEUE);
         let digest = Arc::<Mutex<Digest>>::default();
         let (shown, failed, noted) = (progress.clone(), progress.clone(), Arc::clone(&digest));
+        let (queue, requests) = RequestQueue::new();
+        let answered = queue.clone();
         let callbacks = Callbacks {
             on_commit: Box::new(move |events| {
                 let mut digest = noted.lock().unwrap_or_else(PoisonError::into_inner);
                 events.iter().for_each(|event| digest.note(event));
                 shown.show(events);
+                events.iter().for_each(|event| answered.committed(event));
             }),
             on_failure: Box::new(move |error| failed.say(&format!("warning: {error}"))),
         };
@@ -250,19 +259,20 @@ impl Live {
         let source = Source::Live {
             run_dir: dir.path().to_owned(),
             commits: writer.commits(),
+            requests: queue,
         };
-        let serving = Server::start(plan.listen, source)?;
-        let address = dir.address_file();
-        std::fs::write(&address, format!("{}\n", serving.addr()))
-            .map_err(|e| Error::io("write the address", &address, &e))?;
-        progress.opened(dir.name(), dir.path(), Some(serving.addr()));
-        Ok(Self {
+        let served = plan.service.serve_run(dir, source)?;
+        let serving = served.serving;
+        let listen = (serving.addr(), served.fingerprint);
+        progress.opened(dir.name(), dir.path(), Some(listen));
+        let live = Self {
             emitter,
             writer,
             serving,
             digest,
             system_metrics: plan.system_metrics,
-        })
+        };
+        Ok((live, requests))
     }
 }
 
@@ -296,6 +306,7 @@ impl Live {
 fn train(
     ready: Ready,
     mut live: Live,
+    requests: Requests,
     session: &Session<'_>,
     backlog: &Backlog,
 ) -> Result<StopReason> {
@@ -305,7 +316,7 @@ fn train(
     let signals = SignalWatch::start(
         control.clone(),
         (*progress).clone(),
-        dir.address_file(),
+        dir.transient_files(),
         again,
     )?;
     let start = ready.trainer.step();
@@ -339,6 +350,7 @@ fn train(
         groups: ready.grouping.groups,
         emitter: emitter.clone(),
         observers: Observers::new(ready.observers, inbox),
+        requests,
         generation: session.generation,
         control: control.clone(),
         report: Box::new(|step| {
@@ -434,7 +446,9 @@ impl<'a> Session<'a> {
         emitter.emit(reached, EventBody::RunFinished { reason, message });
         drop(emitter);
         let stored = writer.join();
-        let _ = std::fs::remove_file(self.dir.address_file());
+        for file in self.dir.transient_files() {
+            let _ = std::fs::remove_file(file);
+        }
         let served = serving.stop();
         let digest = digest.lock().unwrap_or_else(PoisonError::into_inner);
         let secs = self.begun.elapsed().as_secs_f64();

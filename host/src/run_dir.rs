@@ -115,7 +115,27 @@ impl RunDir {
 
     /// Where the live run listens; absent when it is not live.
     pub(crate) fn address_file(&self) -> PathBuf {
-        self.path.join("grpc.addr")
+        self.path.join(host_serve::ADDRESS_FILE)
+    }
+
+    /// What lets this user control the live run; absent when it is not live, or the token is elsewhere.
+    pub(crate) fn control_token_file(&self) -> PathBuf {
+        self.path.join("control.token")
+    }
+
+    /// The certificate that the run made for itself, if it did.
+    pub(crate) fn certificate_file(&self) -> PathBuf {
+        self.path.join("tls-cert.pem")
+    }
+
+    /// Its key.
+    pub(crate) fn key_file(&self) -> PathBuf {
+        self.path.join("tls-key.pem")
+    }
+
+    /// What a live run leaves no longer than it lives.
+    pub(crate) fn transient_files(&self) -> [PathBuf; 2] {
+        [self.address_file(), self.control_token_file()]
     }
 
     /// The checkpoints.

@@ -83,12 +83,12 @@ impl RunFile {
         let runs_dir = plan.runs_dir.to_str().unwrap_or("runs");
         table.insert("runs_dir".to_owned(), runs_dir.into());
         table.insert("name".to_owned(), name.as_str().into());
-        table.insert("listen".to_owned(), plan.listen.to_string().into());
         let preflight = Value::try_from(plan.preflight).map_err(|e| unfit(&e))?;
         table.insert("preflight".to_owned(), preflight);
         let secs = plan.system_metrics.map_or(0, |every| every.as_secs());
         let secs = i64::try_from(secs).unwrap_or(i64::MAX);
         table.insert("system_metrics_secs".to_owned(), secs.into());
+        table.extend(plan.service.as_table());
         if let Some(lock) = &plan.plugin_lock {
             let path = lock.path().to_str().unwrap_or_default();
             table.insert("plugin_lock".to_owned(), path.into());
@@ -147,6 +147,11 @@ impl RunFile {
         let record = table.get(RECORD).cloned();
         let record = record.unwrap_or_else(|| Value::Table(Table::new()));
         Ok((Self(table), record.try_into().map_err(strange)?))
+    }
+
+    /// A setting that is text.
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.as_str()
     }
 
     /// As JSON, for the store.

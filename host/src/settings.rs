@@ -26,6 +26,16 @@ pub(crate) struct HostConfig {
     pub(crate) preflight: PreflightPolicy,
     /// Seconds between two looks at the machine; 0 never looks.
     pub(crate) system_metrics_secs: u64,
+    /// The environment variable with the token that reading takes. None: reading is free on loopback.
+    pub(crate) read_token_env: Option<String>,
+    /// The environment variable with the token that control takes. None: the run makes one.
+    pub(crate) control_token_env: Option<String>,
+    /// `self-signed`: TLS with a certificate of its own.
+    pub(crate) tls: Option<String>,
+    /// The certificate of TLS, and its key.
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The certificate's key.
+    pub(crate) tls_key: Option<PathBuf>,
     /// Plugins, each a SPEC or a table with `id` or `path` and configuration.
     pub(crate) plugin: Vec<Value>,
     /// The lock that plugins are held to. None: the one beside the configuration, if any.
@@ -40,6 +50,11 @@ impl Default for HostConfig {
             listen: "127.0.0.1:0".to_owned(),
             preflight: PreflightPolicy::default(),
             system_metrics_secs: 10,
+            read_token_env: None,
+            control_token_env: None,
+            tls: None,
+            tls_cert: None,
+            tls_key: None,
             plugin: Vec::new(),
             plugin_lock: None,
         }
@@ -198,9 +213,10 @@ fn resolved(key: &str, value: Value, folder: &Path) -> Value {
                 .map(|path| resolved("tokenizer", path, folder))
                 .collect(),
         ),
-        ("tokenizer" | "runs_dir" | "plugin_lock", Value::String(path)) => {
-            Value::String(join(path))
-        }
+        (
+            "tokenizer" | "runs_dir" | "plugin_lock" | "tls_cert" | "tls_key",
+            Value::String(path),
+        ) => Value::String(join(path)),
         // A bare word is a preset.
         ("model", Value::String(model)) if model.contains('/') => Value::String(join(model)),
         ("plugin", Value::Array(plugins)) => Value::Array(

@@ -31,7 +31,7 @@ struct State {
 }
 
 impl SignalWatch {
-    /// Answers signals from now on. `stale` is a file that must not outlive the process, `at_once` what
+    /// Answers signals from now on. `stale` are files that must not outlive the process, `at_once` what
     /// is said when it is ended at once.
     ///
     /// # Errors
@@ -39,7 +39,7 @@ impl SignalWatch {
     pub(crate) fn start(
         control: Control,
         progress: Progress,
-        stale: PathBuf,
+        stale: [PathBuf; 2],
         at_once: &'static str,
     ) -> Result<Self> {
         let refused = |e| Error::new(Kind::System, format!("cannot watch for signals: {e}"));
@@ -62,7 +62,9 @@ impl SignalWatch {
                     if let Some(cancel) = &state.cancel {
                         cancel();
                     }
-                    let _ = std::fs::remove_file(&stale);
+                    for file in &stale {
+                        let _ = std::fs::remove_file(file);
+                    }
                     progress.end();
                     progress.say(at_once);
                     signal_hook::low_level::exit(i32::from(exit_code(reason)));

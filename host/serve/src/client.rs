@@ -1,3 +1,6 @@
+mod control;
+mod wire;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -7,9 +10,10 @@ use host_store::{Delivery, Point, RunRow, Series};
 use proto::WatchEndReason;
 use proto::tracker_service_client::TrackerServiceClient;
 use tokio::runtime::{Builder, Runtime};
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
+pub use self::wire::Remote;
+use self::wire::Wire;
 use crate::from_proto;
 
 /// Waits between attempts to connect again.
@@ -17,55 +21,44 @@ const RETRY: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(50)..=Duration::from_secs(2);
 /// How long a watch tries to connect again, unless it is told otherwise.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a first connection and a unary call may take.
+/// How long a unary call may take.
 const CALL: Duration = Duration::from_secs(30);
-/// A server that is gone without a word is noticed after twice this.
-const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// A client of `tracker.v1`. Its calls block; the connection lives on a thread of its own.
 #[derive(Debug)]
 pub struct Client {
     addr: String,
     runtime: Runtime,
-    service: TrackerServiceClient<Channel>,
+    wire: Wire,
+    service: TrackerServiceClient<Wire>,
 }
 
 impl Client {
-    /// Connects to `HOST:PORT`.
+    /// Connects to `HOST:PORT`, without TLS or a token.
     ///
     /// # Errors
     /// If nothing listens there, or the address is none.
     pub fn connect(addr: &str) -> Result<Self> {
-        let uri = match addr.contains("://") {
-            true => addr.to_owned(),
-            false => format!("http://{addr}"),
-        };
-        let endpoint = Endpoint::from_shared(uri)
-            .map_err(|e| {
-                Error::new(Kind::Config, format!("{addr:?} is no address: {e}"))
-                    .hint("give HOST:PORT, as `host run` prints it")
-            })?
-            .connect_timeout(CALL)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE)
-            .keep_alive_while_idle(true);
+        Self::connect_to(&Remote::at(addr))
+    }
+
+    /// Connects to a server.
+    ///
+    /// # Errors
+    /// If nothing listens there, it is not the one that was meant, or the address is none.
+    pub fn connect_to(remote: &Remote) -> Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .thread_name("client")
             .build()
             .map_err(|e| Error::new(Kind::System, format!("cannot start the client: {e}")))?;
-        let channel = runtime.block_on(endpoint.connect()).map_err(|e| {
-            Error::new(
-                Kind::System,
-                format!("cannot connect to {addr}: {}", innermost(&e)),
-            )
-            .hint("is the run still at work? `host serve` shows runs that have ended")
-        })?;
+        let wire = runtime.block_on(wire::connect(remote))?;
         Ok(Self {
-            addr: addr.to_owned(),
+            addr: remote.addr.clone(),
             runtime,
-            service: TrackerServiceClient::new(channel),
+            service: TrackerServiceClient::new(wire.clone()),
+            wire,
         })
     }
 
@@ -167,7 +160,7 @@ impl Client {
 
     fn call<T>(
         &self,
-        call: impl AsyncFnOnce(TrackerServiceClient<Channel>) -> Result<tonic::Response<T>, Status>,
+        call: impl AsyncFnOnce(TrackerServiceClient<Wire>) -> Result<tonic::Response<T>, Status>,
     ) -> Result<T> {
         let service = self.service.clone();
         let answer = self
@@ -189,6 +182,10 @@ impl Client {
             | Code::InvalidArgument
             | Code::OutOfRange
             | Code::FailedPrecondition => Error::new(Kind::Config, status.message()),
+            Code::Unauthenticated | Code::PermissionDenied => {
+                Error::new(Kind::Config, format!("{}: {}", status.message(), self.addr))
+                    .hint("name the environment variable that holds the token with --token-env")
+            }
             _ => Error::new(Kind::System, format!("{}: {}", status.message(), self.addr)),
         }
     }
@@ -329,13 +326,4 @@ fn worth_another_try(code: Code) -> bool {
             | Code::DeadlineExceeded
             | Code::ResourceExhausted
     )
-}
-
-/// What lies at the bottom of an error: tonic's own words are only "transport error".
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }

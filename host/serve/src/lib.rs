@@ -1,24 +1,33 @@
 //! The gRPC service over run stores, and a client of it.
 //!
-//! The server reads the store and nothing else: it never touches the loop, and it holds no state that a
-//! client could lose. A watcher is a cursor into the run's log; it reads pages at its own pace from
+//! The server reads the store; what it asks of the loop goes through one bounded queue, for those with
+//! the control token. It holds no state that a client could lose. A watcher is a cursor into the run's log; it reads pages at its own pace from
 //! disk, so a slow one costs the run nothing.
 //!
 //! This is the only room that knows tokio and tonic, and neither shows outside: the server lives on
 //! threads of its own behind [`Serving`], the client's calls block.
 #![forbid(unsafe_code)]
 
+mod access;
+mod call;
 mod client;
 mod compare;
+mod connection;
+mod control;
 mod feed;
 mod from_proto;
+mod limits;
 mod server;
 mod source;
 mod tensorboard;
+mod tls;
 mod to_proto;
 mod tracker;
 mod watch;
 
-pub use client::{Client, Watch, WatchEnd};
+pub use access::{Access, Token};
+pub use client::{Client, Remote, Watch, WatchEnd};
+pub use limits::Limits;
 pub use server::{Server, Serving};
-pub use source::Source;
+pub use source::{ADDRESS_FILE, Source};
+pub use tls::{Fingerprint, SelfSigned, TlsIdentity, Trust};

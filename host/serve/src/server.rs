@@ -5,34 +5,46 @@ use std::time::Duration;
 
 use host_core::{Error, Kind, Result};
 use host_proto::tensorboard::data::tensor_board_data_provider_server::TensorBoardDataProviderServer;
+use host_proto::tracker::v1::control_service_server::ControlServiceServer;
 use host_proto::tracker::v1::tracker_service_server::TrackerServiceServer;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::watch;
-use tonic::transport::server::TcpIncoming;
+use tokio::sync::{Semaphore, watch};
+use tonic::service::interceptor::InterceptedService;
 
-use crate::feed;
+use crate::access::{Access, Gate, Scope};
+use crate::control::Control;
+use crate::limits::Limits;
 use crate::source::{Runs, Source};
 use crate::tensorboard::TensorBoard;
+use crate::tls::TlsIdentity;
 use crate::tracker::Tracker;
+use crate::{connection, feed};
 
 /// Requests are names and numbers.
 const REQUEST_BYTES: usize = 64 << 10;
 /// TensorBoard's requests name every run and metric that it shows.
 const TENSORBOARD_REQUEST_BYTES: usize = 4 << 20;
-/// Calls that one connection may have open.
-const STREAMS: u32 = 256;
+/// What a call may say of itself.
+const HEADER_BYTES: u32 = 16 << 10;
 /// A peer that is gone without a word is noticed after twice this.
 const KEEPALIVE: Duration = Duration::from_secs(20);
-/// How long a unary call may take.
-const CALL: Duration = Duration::from_secs(30);
+/// How long a call may take before it is answered. Reads are quick; a request to the loop waits for
+/// the end of its step, or of an evaluation.
+const CALL: Duration = Duration::from_secs(600);
 /// How long calls may take to end when the server stops.
 const GRACE: Duration = Duration::from_secs(2);
 /// Threads that read the store. More would only take turns on the disk.
 const READERS: usize = 4;
 
-/// The gRPC server: `tracker.v1`, `tensorboard.data`, health and reflection.
+/// The gRPC server, before it is at work: `tracker.v1`, `tensorboard.data`, health and reflection.
 #[derive(Debug)]
-pub struct Server;
+pub struct Server {
+    listen: SocketAddr,
+    source: Source,
+    access: Access,
+    tls: Option<TlsIdentity>,
+    limits: Limits,
+}
 
 /// A server at work. It stops when it is told to, or dropped.
 #[derive(Debug)]
@@ -43,31 +55,81 @@ pub struct Serving {
 }
 
 impl Server {
-    /// Whether it would listen there at all.
+    /// A server that anybody on this machine may read, and nobody may control.
+    pub fn new(listen: SocketAddr, source: Source) -> Self {
+        Self {
+            listen,
+            source,
+            access: Access::default(),
+            tls: None,
+            limits: Limits::default(),
+        }
+    }
+
+    /// With these tokens.
+    #[must_use]
+    pub fn access(mut self, access: Access) -> Self {
+        self.access = access;
+        self
+    }
+
+    /// With TLS as this.
+    #[must_use]
+    pub fn tls(mut self, tls: Option<TlsIdentity>) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    /// With other limits than the usual ones.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Whether a server would listen there at all.
     ///
     /// # Errors
-    /// If the address is not of this machine alone.
-    pub fn check(listen: SocketAddr) -> Result<()> {
-        if listen.ip().is_loopback() {
+    /// If the address is not of this machine alone, and there is no TLS or no token to read.
+    pub fn check(listen: SocketAddr, has_tls: bool, has_read_token: bool) -> Result<()> {
+        if listen.ip().is_loopback() || (has_tls && has_read_token) {
             return Ok(());
         }
-        Err(Error::new(
-            Kind::Config,
-            format!("cannot listen on {listen}: anybody on the network could read the runs"),
+        let (reason, missing) = match has_tls {
+            false => (
+                "anybody on the way could listen",
+                "--tls self-signed, or --tls-cert and --tls-key,",
+            ),
+            true => (
+                "anybody on the network could read the runs",
+                "--read-token-env NAME",
+            ),
+        };
+        Err(
+            Error::new(Kind::Config, format!("cannot listen on {listen}: {reason}")).hint(format!(
+                "give {missing} or listen on 127.0.0.1 and reach it from elsewhere through `ssh -L`"
+            )),
         )
-        .hint(
-            "listen on 127.0.0.1 and reach it from elsewhere through `ssh -L`; \
-             TLS and tokens are not there yet",
-        ))
     }
 
     /// Begins to listen; port 0 takes a free one. Returns once clients can connect.
     ///
     /// # Errors
-    /// If the address is not of this machine alone, or is in use.
-    pub fn start(listen: SocketAddr, source: Source) -> Result<Serving> {
-        Self::check(listen)?;
+    /// If it would not listen there, or the address is in use.
+    pub fn start(self) -> Result<Serving> {
+        let Self {
+            listen,
+            source,
+            access,
+            tls,
+            limits,
+        } = self;
+        Self::check(listen, tls.is_some(), access.read.is_some())?;
         let runs = Arc::new(Runs::new(&source)?);
+        let requests = match &source {
+            Source::Live { requests, .. } => Some(requests.clone()),
+            Source::Folder(_) => None,
+        };
         let listener = TcpListener::bind(listen).map_err(|e| cannot_listen(listen, &e))?;
         let addr = listener
             .local_addr()
@@ -94,7 +156,19 @@ impl Server {
             .thread_name("serve-reader")
             .build()
             .map_err(|e| Error::new(Kind::System, format!("cannot start the server: {e}")))?;
-        serving.spawn("serve", move || serve(runtime, listener, runs, stopping))?;
+        let services = Services {
+            control: Control {
+                runs: Arc::clone(&runs),
+                requests,
+            },
+            access: Arc::new(access),
+            runs,
+            tls,
+            limits,
+        };
+        serving.spawn("serve", move || {
+            serve(runtime, listener, services, stopping)
+        })?;
         Ok(serving)
     }
 }
@@ -147,16 +221,42 @@ impl Drop for Serving {
     }
 }
 
+/// What is served, and to whom.
+struct Services {
+    runs: Arc<Runs>,
+    control: Control,
+    access: Arc<Access>,
+    tls: Option<TlsIdentity>,
+    limits: Limits,
+}
+
 /// The server's thread.
 fn serve(
     runtime: Runtime,
     listener: TcpListener,
-    runs: Arc<Runs>,
+    services: Services,
     stopping: watch::Receiver<bool>,
 ) -> Result<()> {
     let failed = |e: &dyn std::fmt::Display| Error::new(Kind::System, format!("gRPC: {e}"));
     let result = runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| failed(&e))?;
+        let Services {
+            runs,
+            control,
+            access,
+            tls,
+            limits,
+        } = services;
+        let gate = |scope| Gate {
+            access: Arc::clone(&access),
+            scope,
+        };
+        // A server that trains nothing has no secret of a loop to keep: it says where the loop is.
+        let control_scope = match control.requests {
+            Some(_) => Scope::Control,
+            None => Scope::Read,
+        };
+        let control = ControlServiceServer::new(control).max_decoding_message_size(REQUEST_BYTES);
         let tensorboard = TensorBoardDataProviderServer::new(TensorBoard {
             runs: Arc::clone(&runs),
         })
@@ -164,6 +264,8 @@ fn serve(
         let tracker = Tracker {
             runs,
             stopping: stopping.clone(),
+            watchers: Arc::new(Semaphore::new(limits.watchers)),
+            stall: limits.stall,
         };
         let tracker = TrackerServiceServer::new(tracker).max_decoding_message_size(REQUEST_BYTES);
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -180,16 +282,25 @@ fn serve(
         let served = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
-            .max_concurrent_streams(STREAMS)
+            .max_concurrent_streams(limits.streams)
+            .http2_max_header_list_size(HEADER_BYTES)
             .timeout(CALL)
-            .add_service(tracker)
-            .add_service(tensorboard)
-            .add_service(health_service)
-            .add_service(reflection().build_v1().map_err(|e| failed(&e))?)
+            .add_service(InterceptedService::new(tracker, gate(Scope::Read)))
+            .add_service(InterceptedService::new(control, gate(control_scope)))
+            .add_service(InterceptedService::new(tensorboard, gate(Scope::Read)))
+            .add_service(InterceptedService::new(health_service, gate(Scope::Public)))
+            // It describes the services, which are everybody's to know.
+            .add_service(InterceptedService::new(
+                reflection().build_v1().map_err(|e| failed(&e))?,
+                gate(Scope::Public),
+            ))
             // Older tools, grpcurl among them, ask for this one.
-            .add_service(reflection().build_v1alpha().map_err(|e| failed(&e))?)
+            .add_service(InterceptedService::new(
+                reflection().build_v1alpha().map_err(|e| failed(&e))?,
+                gate(Scope::Public),
+            ))
             .serve_with_incoming_shutdown(
-                TcpIncoming::from(listener).with_nodelay(Some(true)),
+                connection::incoming(listener, tls.map(|tls| tls.acceptor()), limits),
                 stopped(stopping.clone()),
             );
         tokio::select! {

@@ -2,7 +2,7 @@ use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use host_core::{Error, Kind, Result, RunName};
+use host_core::{Error, Kind, RequestQueue, Result, RunName};
 use host_store::{Commits, Progress, Reader, RunRow, RunStatus, run_names, run_rows};
 use tonic::Status;
 
@@ -17,6 +17,8 @@ pub enum Source {
         run_dir: PathBuf,
         /// How far its writer has come.
         commits: Commits,
+        /// The way of requests to its loop.
+        requests: RequestQueue,
     },
     /// The runs in a folder, whoever writes them.
     Folder(PathBuf),
@@ -42,6 +44,9 @@ enum Place {
     Folder(PathBuf),
 }
 
+/// In the folder of a live run: where its own process listens.
+pub const ADDRESS_FILE: &str = "grpc.addr";
+
 /// Most readers that are kept open while nobody uses them.
 const IDLE: usize = 16;
 
@@ -49,7 +54,9 @@ impl Runs {
     pub(crate) fn new(source: &Source) -> Result<Self> {
         let place = match source {
             Source::Folder(runs_dir) => Place::Folder(runs_dir.clone()),
-            Source::Live { run_dir, commits } => Place::One {
+            Source::Live {
+                run_dir, commits, ..
+            } => Place::One {
                 name: name_of(run_dir)?,
                 run_dir: run_dir.clone(),
                 feed: Arc::new(Feed::new(Progress {
@@ -191,6 +198,25 @@ impl Runs {
             Arc::downgrade(&feed),
         ));
         Ok(feed)
+    }
+
+    /// Why the loop of a run cannot be asked here.
+    pub(crate) async fn trained_elsewhere(self: &Arc<Self>, run: &RunName) -> Status {
+        let address = self.dir_of(run).join(ADDRESS_FILE);
+        let look = move |reader: &Reader| {
+            let is_running = reader.progress()?.status == RunStatus::Running;
+            // A process that was killed leaves its address behind.
+            let address = std::fs::read_to_string(address).ok();
+            Ok(address.filter(|_| is_running))
+        };
+        match self.read(run, look).await {
+            Err(status) => status,
+            Ok(Some(address)) => Status::failed_precondition(format!(
+                "run {run} is not trained by this server but by the one at {}",
+                address.trim()
+            )),
+            Ok(None) => Status::failed_precondition(format!("run {run} is not at work")),
+        }
     }
 
     fn dir_of(&self, run: &RunName) -> PathBuf {

@@ -1,14 +1,16 @@
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::Stream;
 use host_core::RunName;
 use host_proto::tracker::v1 as proto;
 use host_store::{Reader, RunRow};
 use proto::tracker_service_server::TrackerService;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status};
 
+use crate::call::Call;
 use crate::compare;
 use crate::source::{Runs, blocking, text};
 use crate::to_proto;
@@ -26,6 +28,9 @@ const POINTS: (u32, u32) = (1000, 100_000);
 pub(crate) struct Tracker {
     pub(crate) runs: Arc<Runs>,
     pub(crate) stopping: watch::Receiver<bool>,
+    /// Places for streams of events.
+    pub(crate) watchers: Arc<Semaphore>,
+    pub(crate) stall: Duration,
 }
 
 #[tonic::async_trait]
@@ -155,6 +160,12 @@ impl TrackerService for Tracker {
         &self,
         request: Request<proto::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let place = Arc::clone(&self.watchers)
+            .try_acquire_owned()
+            .map_err(|_| {
+                Status::resource_exhausted("too many streams of events; try again later")
+            })?;
+        let call = request.extensions().get::<Call>().cloned();
         let request = request.into_inner();
         let run = self.runs.find(&request.run).await?;
         let last_seq = self.runs.read(&run, Reader::last_seq).await?;
@@ -175,8 +186,9 @@ impl TrackerService for Tracker {
             follow: request.follow,
             known: None,
             until: None,
+            stall: self.stall,
         };
-        Ok(Response::new(Box::pin(watcher.stream())))
+        Ok(Response::new(Box::pin(watcher.stream((call, place)))))
     }
 }
 

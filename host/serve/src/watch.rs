@@ -7,15 +7,17 @@ use host_core::RunName;
 use host_proto::tracker::v1 as proto;
 use host_store::{Progress, RunStatus};
 use proto::WatchEndReason;
-use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::time::{Instant, timeout};
 use tonic::Status;
 
+use crate::call::Call;
 use crate::feed::{Feed, News, Page};
 use crate::source::Runs;
 
 /// One client that watches a run: a cursor. It holds one page at most, and that only while it is sent;
-/// what the client has not asked for yet lies on disk.
+/// what the client has not asked for yet lies on disk. A client that takes nothing for long is told from
+/// which cursor to go on, and holds nothing any more.
 #[derive(Debug)]
 pub(crate) struct Watcher {
     pub(crate) runs: Arc<Runs>,
@@ -29,6 +31,8 @@ pub(crate) struct Watcher {
     pub(crate) known: Option<Progress>,
     /// When to end at the latest, once the server is stopping.
     pub(crate) until: Option<Instant>,
+    /// How long the client may take over a piece.
+    pub(crate) stall: Duration,
 }
 
 /// How long a client may still be sent what there is when the server is stopping, so that those who
@@ -45,15 +49,60 @@ enum Next {
 type Piece = Result<proto::WatchEventsResponse, Status>;
 
 impl Watcher {
-    /// The pieces of the stream. Each is made when the client has room for it.
-    pub(crate) fn stream(self) -> impl Stream<Item = Piece> + Send + 'static {
-        unfold(Next::Pieces(Box::new(self)), |next| async {
-            match next {
-                Next::Pieces(watcher) => Some(watcher.piece().await),
-                Next::Error(status) => Some((Err(status), Next::Nothing)),
-                Next::Nothing => None,
-            }
+    /// The pieces of the stream. Each is made when the client has taken the one before. The call and its
+    /// place among the watchers are held until it ends.
+    pub(crate) fn stream(
+        self,
+        holds: (Option<Call>, OwnedSemaphorePermit),
+    ) -> impl Stream<Item = Piece> + Send + 'static {
+        // One place is for the piece, the other for the word that the client is too slow.
+        let (pieces, taken) = mpsc::channel(2);
+        tokio::spawn(async move {
+            self.send(pieces).await;
+            drop(holds);
+        });
+        unfold(taken, |mut taken| async {
+            let piece = taken.recv().await?;
+            Some((piece, taken))
         })
+    }
+
+    async fn send(self, pieces: mpsc::Sender<Piece>) {
+        let stall = self.stall;
+        let mut cursor = self.cursor;
+        let mut next = Next::Pieces(Box::new(self));
+        loop {
+            let room = match timeout(stall, pieces.reserve_many(2)).await {
+                Ok(Ok(room)) => room,
+                // The client is gone.
+                Ok(Err(_)) => return,
+                Err(_) => {
+                    let _ = pieces.try_send(Ok(end(cursor, WatchEndReason::TooSlow)));
+                    return;
+                }
+            };
+            drop(room);
+            let piece = match next {
+                Next::Nothing => return,
+                Next::Error(status) => {
+                    next = Next::Nothing;
+                    Err(status)
+                }
+                Next::Pieces(watcher) => {
+                    let made = tokio::select! {
+                        made = watcher.piece() => made,
+                        () = pieces.closed() => return,
+                    };
+                    next = made.1;
+                    made.0
+                }
+            };
+            if let Ok(piece) = &piece {
+                cursor = piece.cursor;
+            }
+            // There is room, and nobody else sends.
+            let _ = pieces.try_send(piece);
+        }
     }
 
     async fn piece(mut self: Box<Self>) -> (Piece, Next) {
@@ -97,7 +146,7 @@ impl Watcher {
                     continue;
                 }
             };
-            return (Ok(self.end(reason)), Next::Nothing);
+            return (Ok(end(self.cursor, reason)), Next::Nothing);
         }
     }
 
@@ -133,17 +182,18 @@ impl Watcher {
             "the server is stopping; go on from cursor {}",
             self.cursor
         ));
-        let end = self.end(WatchEndReason::ServerStopping);
+        let end = end(self.cursor, WatchEndReason::ServerStopping);
         (Ok(end), Next::Error(status))
     }
+}
 
-    fn end(&self, reason: WatchEndReason) -> proto::WatchEventsResponse {
-        proto::WatchEventsResponse {
-            events: Vec::new(),
-            cursor: self.cursor,
-            end: Some(proto::WatchEnd {
-                reason: reason.into(),
-            }),
-        }
+/// The last piece of a stream.
+fn end(cursor: u64, reason: WatchEndReason) -> proto::WatchEventsResponse {
+    proto::WatchEventsResponse {
+        events: Vec::new(),
+        cursor,
+        end: Some(proto::WatchEnd {
+            reason: reason.into(),
+        }),
     }
 }

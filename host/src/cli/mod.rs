@@ -1,6 +1,7 @@
 //! The command line: one file for each command.
 
 mod argv;
+mod control;
 mod data;
 mod deliver;
 mod generate;
@@ -10,6 +11,7 @@ mod plugin_check;
 mod plugin_list;
 mod plugin_lock;
 mod plugin_new;
+mod remote;
 mod resume;
 mod run;
 mod runs;
@@ -62,6 +64,7 @@ enum Command {
     Runs(runs::Runs),
     Serve(serve::Serve),
     Watch(watch::Watch),
+    Control(control::Control),
     Generate(generate::Generate),
 }
 
@@ -105,6 +108,7 @@ pub(crate) fn execute(args: Vec<OsString>) -> Result<StopReason> {
         Command::Runs(runs) => runs.execute(),
         Command::Serve(serve) => serve.execute(),
         Command::Watch(watch) => watch.execute(),
+        Command::Control(control) => control.execute(),
         Command::Generate(generate) => generate.execute(),
     }
     .map(|()| StopReason::Completed)

@@ -1,10 +1,11 @@
-use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use host_core::Result;
-use host_serve::{Server, Source};
 
 use super::{RunsDir, print};
-use crate::{plan, signals};
+use crate::service::Service;
+use crate::settings::HostConfig;
+use crate::signals;
 
 /// Serves the runs of a folder over gRPC, live or over, until Ctrl-C
 #[derive(Debug, clap::Args)]
@@ -12,17 +13,45 @@ pub(super) struct Serve {
     #[command(flatten)]
     runs: RunsDir,
 
-    /// Where to listen; port 0 is a free one, which is printed
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:0", value_parser = plan::listen_address)]
-    listen: SocketAddr,
+    /// Where to listen; port 0 is a free one, which is printed. Beyond this machine it takes TLS and
+    /// --read-token-env
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:0")]
+    listen: String,
+
+    /// Environment variable with the token that reading takes
+    #[arg(long, value_name = "NAME")]
+    read_token_env: Option<String>,
+
+    /// self-signed: TLS with a certificate made for this time, whose fingerprint is printed
+    #[arg(long, value_name = "HOW", value_parser = ["self-signed"])]
+    tls: Option<String>,
+
+    /// TLS with the certificate of this PEM file
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// The certificate's key, a PEM file
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
 }
 
 impl Serve {
     pub(super) fn execute(&self) -> Result<()> {
-        let serving = Server::start(self.listen, Source::Folder(self.runs.runs_dir.clone()))?;
+        let service = Service::new(&HostConfig {
+            listen: self.listen.clone(),
+            read_token_env: self.read_token_env.clone(),
+            tls: self.tls.clone(),
+            tls_cert: self.tls_cert.clone(),
+            tls_key: self.tls_key.clone(),
+            ..HostConfig::default()
+        })?;
+        let served = service.serve(&self.runs.runs_dir)?;
         let runs = self.runs.runs_dir.display();
-        print(&format!("gRPC at {}: {runs}\n", serving.addr()));
+        print(&format!("gRPC at {}: {runs}\n", served.serving.addr()));
+        if let Some(fingerprint) = served.fingerprint {
+            print(&format!("TLS fingerprint {fingerprint}\n"));
+        }
         signals::wait()?;
-        serving.stop()
+        served.serving.stop()
     }
 }

@@ -179,6 +179,29 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "SECS", help_heading = RUN)]
     system_metrics_secs: Option<u64>,
 
+    /// Environment variable with the token that reading over gRPC takes; without it, reading is free on
+    /// this machine
+    #[arg(long, value_name = "NAME", help_heading = RUN)]
+    read_token_env: Option<String>,
+
+    /// Environment variable with the token that control takes; without it, one is made, in the run's
+    /// control.token
+    #[arg(long, value_name = "NAME", help_heading = RUN)]
+    control_token_env: Option<String>,
+
+    /// self-signed: gRPC with TLS and a certificate made for the run, whose fingerprint is printed.
+    /// Beyond this machine --listen takes TLS and --read-token-env
+    #[arg(long, value_name = "HOW", value_parser = ["self-signed"], help_heading = RUN)]
+    tls: Option<String>,
+
+    /// TLS with the certificate of this PEM file
+    #[arg(long, value_name = "FILE", help_heading = RUN)]
+    tls_cert: Option<PathBuf>,
+
+    /// The certificate's key, a PEM file
+    #[arg(long, value_name = "FILE", help_heading = RUN)]
+    tls_key: Option<PathBuf>,
+
     /// Id or path of a plugin, its configuration behind it: local-disk:dir=/data/ckpt,keep=3; give it
     /// again for more. It joins the plugins of the TOML file and replaces the one of the same id.
     /// mode=process runs it in a process of its own, as sinks are unless mode=in_process; there a call

@@ -1,13 +1,10 @@
-use std::path::Path;
-
-use host_core::{Error, Kind, Result};
+use host_core::Result;
 use host_serve::{Client, WatchEnd};
-use host_store::{Reader, RunStatus};
 use serde_json::Value;
 
 use super::RunsDir;
+use super::remote::RemoteArgs;
 use crate::progress::{Progress, Style};
-use crate::run_dir::RunDir;
 
 /// Shows a live run in the terminal, over gRPC
 #[derive(Debug, clap::Args)]
@@ -33,12 +30,15 @@ pub(super) struct Watch {
     json: bool,
 
     #[command(flatten)]
+    remote: RemoteArgs,
+
+    #[command(flatten)]
     runs: RunsDir,
 }
 
 impl Watch {
     pub(super) fn execute(&self) -> Result<()> {
-        let client = Client::connect(&self.address()?)?;
+        let client = Client::connect_to(&self.remote.resolve(&self.target, &self.runs)?)?;
         let run = client.run(&self.run)?;
         let config: Value = serde_json::from_str(&run.config_json).unwrap_or_default();
         let last_step = config["max_train_steps"].as_u64().unwrap_or(0);
@@ -68,27 +68,5 @@ impl Watch {
             ));
         }
         Ok(())
-    }
-
-    /// Of the server, or of the live run's own.
-    fn address(&self) -> Result<String> {
-        let is_address = self.target.contains(':') && !Path::new(&self.target).exists();
-        if is_address {
-            return Ok(self.target.clone());
-        }
-        let dir = RunDir::find(&self.runs.runs_dir, &self.target)?;
-        // A process that was killed leaves its address behind, so the store is asked, too.
-        let status = Reader::open(dir.path())?.run()?.status;
-        match std::fs::read_to_string(dir.address_file()) {
-            Ok(address) if status == RunStatus::Running => Ok(address.trim().to_owned()),
-            _ => Err(Error::new(
-                Kind::Config,
-                format!("run {} is not live: {}", dir.name(), dir.path().display()),
-            )
-            .hint(format!(
-                "`host runs show {0}` shows what it did, `host resume {0}` goes on with it",
-                dir.name()
-            ))),
-        }
     }
 }

@@ -2,6 +2,8 @@
 
 #[path = "training/observers.rs"]
 mod observers;
+#[path = "training/requests.rs"]
+mod requests;
 
 use std::fs;
 use std::io::Write;
@@ -9,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use host_core::{
-    Control, Draft, Emitter, EventBody, Inbox, Observer, ParamGroup, Step, StopReason, Supervised,
+    Control, Draft, Emitter, EventBody, Inbox, Observer, ParamGroup, RequestQueue, Requests, Step,
+    StopReason, Supervised,
 };
 use host_train::{
     Observers, Outcome, Ports, Precision, SchedulerType, Start, TrainConfig, Trainer,
@@ -119,6 +122,18 @@ fn train_observed(
     control: &Control,
     observers: Vec<Supervised<dyn Observer>>,
 ) -> Run {
+    let (_queue, requests) = RequestQueue::new();
+    train_asked(config, start, home, control, observers, requests)
+}
+
+fn train_asked(
+    config: &TrainConfig,
+    start: &Start,
+    home: &Path,
+    control: &Control,
+    observers: Vec<Supervised<dyn Observer>>,
+    requests: Requests,
+) -> Run {
     let _alone = ALONE
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -142,6 +157,7 @@ fn train_observed(
     let outcome = trainer
         .fit(Ports {
             observers: Observers::new(observers, inbox),
+            requests,
             generation: 0,
             groups,
             emitter,

@@ -259,13 +259,16 @@ fn health_and_reflection_answer() {
 fn only_this_machine_may_listen() {
     let run = Run::start();
     for addr in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"] {
-        let error =
-            Server::start(addr.parse().expect("an address"), run.live()).expect_err("refused");
+        let error = Server::new(addr.parse().expect("an address"), run.live())
+            .start()
+            .expect_err("refused");
         assert_eq!(error.kind(), Kind::Config);
         assert!(error.hint_text().expect("a hint").contains("ssh -L"));
     }
     let serving = serve(run.live());
-    let taken = Server::start(serving.addr(), run.live()).expect_err("in use");
+    let taken = Server::new(serving.addr(), run.live())
+        .start()
+        .expect_err("in use");
     assert!(
         taken.message().starts_with("cannot listen on 127.0.0.1"),
         "{taken}"

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use host_core::{Emitter, EventBody, MetricValue, Step, StopReason};
+use host_core::{Emitter, EventBody, MetricValue, RequestQueue, Requests, Step, StopReason};
 use host_serve::{Client, Server, Serving, Source};
 use host_store::{Callbacks, Commits, RunRecord, Writer, WriterThread};
 use tempfile::TempDir;
@@ -11,6 +11,9 @@ pub(crate) struct Run {
     pub(crate) runs_dir: TempDir,
     pub(crate) emitter: Emitter,
     pub(crate) thread: WriterThread,
+    pub(crate) queue: RequestQueue,
+    /// The loop's end of the queue, for who plays the loop.
+    pub(crate) requests: Option<Requests>,
 }
 
 pub(crate) const NAME: &str = "demo";
@@ -18,12 +21,15 @@ pub(crate) const NAME: &str = "demo";
 impl Run {
     pub(crate) fn start() -> Self {
         let runs_dir = tempfile::tempdir().expect("a folder");
-        let (emitter, thread) = write(&runs_dir.path().join(NAME));
+        let (queue, requests) = RequestQueue::new();
+        let (emitter, thread) = write(&runs_dir.path().join(NAME), &queue);
         emitter.emit(Step(0), EventBody::RunStarted { generation: 0 });
         Self {
             runs_dir,
             emitter,
             thread,
+            queue,
+            requests: Some(requests),
         }
     }
 
@@ -31,6 +37,7 @@ impl Run {
         Source::Live {
             run_dir: self.runs_dir.path().join(NAME),
             commits: self.commits(),
+            requests: self.queue.clone(),
         }
     }
 
@@ -79,7 +86,7 @@ impl Run {
     }
 }
 
-fn write(run_dir: &Path) -> (Emitter, WriterThread) {
+fn write(run_dir: &Path, queue: &RequestQueue) -> (Emitter, WriterThread) {
     let record = RunRecord {
         name: NAME.to_owned(),
         created_us: 1_700_000_000_000_000,
@@ -87,14 +94,21 @@ fn write(run_dir: &Path) -> (Emitter, WriterThread) {
     };
     let writer = Writer::create(run_dir, &record).expect("a run");
     let (emitter, drafts) = Emitter::new(256);
-    let thread = writer
-        .spawn(drafts, Callbacks::default())
-        .expect("a thread");
+    let answered = queue.clone();
+    let callbacks = Callbacks {
+        on_commit: Box::new(move |events| {
+            events.iter().for_each(|event| answered.committed(event));
+        }),
+        ..Callbacks::default()
+    };
+    let thread = writer.spawn(drafts, callbacks).expect("a thread");
     (emitter, thread)
 }
 
 pub(crate) fn serve(source: Source) -> Serving {
-    Server::start("127.0.0.1:0".parse().expect("an address"), source).expect("a server")
+    Server::new("127.0.0.1:0".parse().expect("an address"), source)
+        .start()
+        .expect("a server")
 }
 
 pub(crate) fn connect(serving: &Serving) -> Client {

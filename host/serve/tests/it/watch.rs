@@ -97,7 +97,9 @@ fn a_watch_goes_on_at_the_next_server_of_the_run() {
         .collect();
     serving.stop().expect("stopped");
     run.train(100..200);
-    let serving = Server::start(addr, run.live()).expect("the same port again");
+    let serving = Server::new(addr, run.live())
+        .start()
+        .expect("the same port again");
     let _runs_dir = run.finish();
     events.extend(watch.by_ref().map(|event| event.expect("an event")));
     assert_eq!(seqs(&events), (1..=201).collect::<Vec<_>>());

@@ -1,0 +1,157 @@
+use std::time::Duration;
+
+use host_core::{Error, Kind, Result};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Request, Status};
+
+use crate::tls::Trust;
+
+/// How long a first connection may take.
+const CONNECT: Duration = Duration::from_secs(30);
+/// A server that is gone without a word is noticed after twice this.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// A server, and what it takes to talk with it.
+#[derive(Clone)]
+pub struct Remote {
+    /// `HOST:PORT`, or `https://HOST:PORT` where it has TLS.
+    pub addr: String,
+    /// What it asks for, to read or to control.
+    pub token: Option<String>,
+    /// How to know it, where it has TLS.
+    pub trust: Option<Trust>,
+}
+
+impl Remote {
+    /// A server that asks for nothing.
+    pub fn at(addr: &str) -> Self {
+        Self {
+            addr: addr.to_owned(),
+            token: None,
+            trust: None,
+        }
+    }
+}
+
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remote")
+            .field("addr", &self.addr)
+            .field("trust", &self.trust)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A connection that shows its token with each call.
+pub(super) type Wire = InterceptedService<Channel, Bearer>;
+
+/// What is sent as `authorization`.
+#[derive(Clone)]
+pub(super) struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request
+                .metadata_mut()
+                .insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+impl std::fmt::Debug for Bearer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Bearer(…)")
+    }
+}
+
+pub(super) async fn connect(remote: &Remote) -> Result<Wire> {
+    let addr = &remote.addr;
+    let (has_tls, place) = match addr.split_once("://") {
+        Some(("https", place)) => (true, place),
+        Some(("http", place)) => (false, place),
+        Some((scheme, _)) => {
+            return Err(no_address(addr, &format!("{scheme} is no scheme of gRPC")));
+        }
+        None => (remote.trust.is_some(), addr.as_str()),
+    };
+    // With TLS the connector below speaks it; for tonic every connection is a plain one.
+    let uri: Uri = format!("http://{place}")
+        .parse()
+        .map_err(|e| no_address(addr, &e))?;
+    let host = uri.host().unwrap_or_default();
+    let host = host.trim_matches(['[', ']']).to_owned();
+    let Some(port) = uri.port_u16() else {
+        return Err(no_address(addr, &"the port is missing"));
+    };
+    let endpoint = Endpoint::from(uri)
+        .connect_timeout(CONNECT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true);
+    let channel = match (has_tls, &remote.trust) {
+        (false, _) => endpoint.connect().await,
+        (true, None) => {
+            return Err(
+                Error::new(Kind::Config, format!("cannot know who is at {addr}"))
+                    .hint("give --tls-fingerprint as the server printed it, or --tls-ca FILE"),
+            );
+        }
+        (true, Some(trust)) => {
+            let tls = trust.connector()?;
+            let name = ServerName::try_from(host.clone()).map_err(|e| no_address(addr, &e))?;
+            let connector = tower::service_fn(move |_: Uri| {
+                let (tls, name, host) = (tls.clone(), name.clone(), host.clone());
+                async move {
+                    let stream = TcpStream::connect((host.as_str(), port)).await?;
+                    stream.set_nodelay(true)?;
+                    tls.connect(name, stream).await.map(TokioIo::new)
+                }
+            });
+            endpoint.connect_with_connector(connector).await
+        }
+    };
+    let channel = channel.map_err(|e| {
+        Error::new(
+            Kind::System,
+            format!("cannot connect to {addr}: {}", innermost(&e)),
+        )
+        .hint("is the run still at work? `host serve` shows runs that have ended")
+    })?;
+    let bearer = remote
+        .token
+        .as_ref()
+        .map(|token| format!("Bearer {token}").parse());
+    let mut bearer: Option<MetadataValue<Ascii>> = bearer.transpose().map_err(|_| {
+        Error::new(
+            Kind::Config,
+            "the token has characters that no header can have",
+        )
+        .hint("give one of printable ASCII characters")
+    })?;
+    if let Some(bearer) = &mut bearer {
+        bearer.set_sensitive(true);
+    }
+    Ok(InterceptedService::new(channel, Bearer(bearer)))
+}
+
+fn no_address(addr: &str, why: &dyn std::fmt::Display) -> Error {
+    Error::new(Kind::Config, format!("{addr:?} is no address: {why}"))
+        .hint("give HOST:PORT, as `host run` prints it")
+}
+
+/// What lies at the bottom of an error: tonic's own words are only "transport error".
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}

@@ -1,0 +1,137 @@
+use std::sync::Arc;
+
+use host_core::{Ask, Asker, CarriedOut, Request as Wish, RequestQueue};
+use host_proto::tracker::v1 as proto;
+use proto::control_service_server::ControlService;
+use tokio::sync::oneshot;
+use tonic::{Request, Response, Status};
+
+use crate::source::{Runs, text};
+
+/// Longest name of a client and longest reason, in bytes.
+const NAME_BYTES: usize = 64;
+const REASON_BYTES: usize = 1024;
+
+/// `tracker.v1` for those who may control the run that this process trains.
+#[derive(Debug)]
+pub(crate) struct Control {
+    pub(crate) runs: Arc<Runs>,
+    /// The way to the loop; none where this process trains nothing.
+    pub(crate) requests: Option<RequestQueue>,
+}
+
+impl Control {
+    async fn ask(
+        &self,
+        run: &str,
+        by: &str,
+        reason: String,
+        request: Wish,
+    ) -> Result<CarriedOut, Status> {
+        if by.len() > NAME_BYTES || !by.chars().all(|c| c.is_ascii_graphic()) {
+            return Err(Status::invalid_argument(format!(
+                "by has at most {NAME_BYTES} printable ASCII characters, and no space"
+            )));
+        }
+        if reason.len() > REASON_BYTES || reason.chars().any(char::is_control) {
+            return Err(Status::invalid_argument(format!(
+                "a reason has at most {REASON_BYTES} bytes on one line"
+            )));
+        }
+        request
+            .check()
+            .map_err(|error| Status::invalid_argument(text(&error)))?;
+        let run = self.runs.find(run).await?;
+        let Some(requests) = &self.requests else {
+            return Err(self.runs.trained_elsewhere(&run).await);
+        };
+        let ended = || Status::unavailable(format!("the training of run {run} has ended"));
+        let (sender, answer) = oneshot::channel();
+        let ask = Ask { request, reason };
+        let by = RequestQueue::client(by);
+        match requests.ask(by, ask, Box::new(Caller(sender))) {
+            Ok(true) => answer.await.map_err(|_| ended()),
+            Ok(false) => Err(Status::resource_exhausted(format!(
+                "{} requests wait for the loop already",
+                RequestQueue::CAPACITY
+            ))),
+            Err(_) => Err(ended()),
+        }
+    }
+}
+
+/// A call that waits. When it is cancelled, or its deadline passes, the other end is dropped.
+struct Caller(oneshot::Sender<CarriedOut>);
+
+impl Asker for Caller {
+    fn waits(&self) -> bool {
+        !self.0.is_closed()
+    }
+
+    fn answer(self: Box<Self>, at: CarriedOut) {
+        // Who went away between does not need to know.
+        let _ = self.0.send(at);
+    }
+}
+
+/// A method that asks for one thing and says when it was carried out.
+macro_rules! method {
+    ($self:ident, $request:ident, $response:ident, $wish:expr) => {{
+        let request = $request.into_inner();
+        let wish = $wish(&request);
+        let CarriedOut { seq, step } = $self
+            .ask(&request.run, &request.by, request.reason, wish)
+            .await?;
+        Ok(Response::new(proto::$response { step: step.0, seq }))
+    }};
+}
+
+#[tonic::async_trait]
+impl ControlService for Control {
+    async fn stop_run(
+        &self,
+        request: Request<proto::StopRunRequest>,
+    ) -> Result<Response<proto::StopRunResponse>, Status> {
+        method!(self, request, StopRunResponse, |_: &_| Wish::Stop)
+    }
+
+    async fn write_checkpoint(
+        &self,
+        request: Request<proto::WriteCheckpointRequest>,
+    ) -> Result<Response<proto::WriteCheckpointResponse>, Status> {
+        method!(self, request, WriteCheckpointResponse, |_: &_| {
+            Wish::Checkpoint
+        })
+    }
+
+    async fn evaluate(
+        &self,
+        request: Request<proto::EvaluateRequest>,
+    ) -> Result<Response<proto::EvaluateResponse>, Status> {
+        method!(self, request, EvaluateResponse, |_: &_| Wish::Evaluate)
+    }
+
+    async fn pause_run(
+        &self,
+        request: Request<proto::PauseRunRequest>,
+    ) -> Result<Response<proto::PauseRunResponse>, Status> {
+        method!(self, request, PauseRunResponse, |_: &_| Wish::Pause)
+    }
+
+    async fn continue_run(
+        &self,
+        request: Request<proto::ContinueRunRequest>,
+    ) -> Result<Response<proto::ContinueRunResponse>, Status> {
+        method!(self, request, ContinueRunResponse, |_: &_| Wish::Continue)
+    }
+
+    async fn set_learning_rate(
+        &self,
+        request: Request<proto::SetLearningRateRequest>,
+    ) -> Result<Response<proto::SetLearningRateResponse>, Status> {
+        let wish = |request: &proto::SetLearningRateRequest| Wish::SetLearningRate {
+            factor: request.factor,
+        };
+        method!(self, request, SetLearningRateResponse, wish)
+    }
+}

@@ -1,0 +1,120 @@
+use clap::Subcommand;
+use host_core::{Ask, Request, Result};
+use host_serve::Client;
+use serde_json::json;
+
+use super::remote::RemoteArgs;
+use super::{RunsDir, print, print_json};
+use crate::event_line;
+
+const DETAILS: &str = "\
+The loop does it at the next step boundary; then this returns. It is an event of the run, with who asked
+and why. A live run's folder has the token (control.token) unless it was started with
+--control-token-env; of a run elsewhere, give the address, --token-env and --tls-fingerprint.
+
+Examples:
+  host control demo pause --reason \"the GPU is needed\"
+  host control demo set-lr 0.5
+  host control https://gpu1:6006 stop --token-env HOST_TOKEN --tls-fingerprint 3f…";
+
+/// Asks a live run to stop, pause, continue, evaluate, write a checkpoint or change its learning rate
+#[derive(Debug, clap::Args)]
+#[command(after_help = DETAILS)]
+pub(super) struct Control {
+    /// A run's name or folder, or the address of its server
+    target: String,
+
+    #[command(subcommand)]
+    verb: Verb,
+
+    /// Why, for the run's events
+    #[arg(
+        long,
+        value_name = "TEXT",
+        global = true,
+        default_value = "",
+        hide_default_value = true
+    )]
+    reason: String,
+
+    /// Who asks, for the run's events; without it, this user
+    #[arg(long, value_name = "NAME", global = true)]
+    by: Option<String>,
+
+    /// Write the outcome to stdout as JSON
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(flatten)]
+    remote: RemoteArgs,
+
+    #[command(flatten)]
+    runs: RunsDir,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+enum Verb {
+    /// Ends the training, with an evaluation and a checkpoint
+    Stop,
+    /// Writes a checkpoint
+    Checkpoint,
+    /// Evaluates the model
+    Evaluate,
+    /// Stands still at the step boundary
+    Pause,
+    /// Goes on after a pause
+    Continue,
+    /// Sets the learning rate to a multiple of the schedule's
+    SetLr {
+        /// What the schedule's rate is multiplied by from now on; 1 is the schedule itself
+        #[arg(allow_negative_numbers = true)]
+        factor: f64,
+    },
+}
+
+impl Control {
+    pub(super) fn execute(&self) -> Result<()> {
+        let request = self.verb.request();
+        request.check()?;
+        let client = Client::connect_to(&self.remote.resolve(&self.target, &self.runs)?)?;
+        let ask = Ask {
+            request,
+            reason: self.reason.clone(),
+        };
+        let by = self.by.clone().unwrap_or_else(user);
+        let done = client.ask("", &by, ask)?;
+        if self.json {
+            let request = serde_json::to_value(request).unwrap_or_default();
+            print_json(&json!({ "request": request, "step": done.step, "seq": done.seq }));
+        } else {
+            let wish = event_line::wish(request);
+            print(&format!(
+                "step {:<6}  asked {wish}: event {}\n",
+                done.step, done.seq
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Verb {
+    fn request(self) -> Request {
+        match self {
+            Self::Stop => Request::Stop,
+            Self::Checkpoint => Request::Checkpoint,
+            Self::Evaluate => Request::Evaluate,
+            Self::Pause => Request::Pause,
+            Self::Continue => Request::Continue,
+            Self::SetLr { factor } => Request::SetLearningRate { factor },
+        }
+    }
+}
+
+/// This user's name as the service takes it.
+fn user() -> String {
+    let name = std::env::var("USER").unwrap_or_default();
+    name.chars()
+        .filter(char::is_ascii_graphic)
+        .take(64)
+        .collect()
+}
