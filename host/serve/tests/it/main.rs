@@ -2,6 +2,8 @@
 #![allow(missing_docs)]
 
 mod compare;
+mod control;
+mod fuzz;
 mod proxy;
 mod requests;
 mod run;

@@ -1,6 +1,10 @@
 //! A run to be watched: a store with a writer's thread.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use host_core::{Emitter, EventBody, MetricValue, RequestQueue, Requests, Step, StopReason};
 use host_serve::{Client, Server, Serving, Source};
@@ -14,6 +18,8 @@ pub(crate) struct Run {
     pub(crate) queue: RequestQueue,
     /// The loop's end of the queue, for who plays the loop.
     pub(crate) requests: Option<Requests>,
+    over: Arc<AtomicBool>,
+    playing: Option<JoinHandle<()>>,
 }
 
 pub(crate) const NAME: &str = "demo";
@@ -30,6 +36,8 @@ impl Run {
             thread,
             queue,
             requests: Some(requests),
+            over: Arc::default(),
+            playing: None,
         }
     }
 
@@ -47,6 +55,34 @@ impl Run {
 
     pub(crate) fn commits(&self) -> Commits {
         self.thread.commits()
+    }
+
+    /// Plays the loop: whatever is asked for is carried out, until the queue's other ends are gone.
+    pub(crate) fn play_loop(&mut self) {
+        let mut requests = self.requests.take().expect("nobody plays it yet");
+        let emitter = self.emitter.clone();
+        let stop = Arc::clone(&self.over);
+        let play = move || {
+            while !stop.load(Ordering::SeqCst) {
+                requests.wait(Duration::from_millis(20));
+                while let Some(asked) = requests.take() {
+                    let (by, request, reason) = (asked.by, asked.request, asked.reason);
+                    emitter.emit(
+                        Step(7),
+                        EventBody::Request {
+                            by,
+                            request,
+                            reason,
+                        },
+                    );
+                }
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("loop".to_owned())
+            .spawn(play)
+            .expect("a thread");
+        self.playing = Some(thread);
     }
 
     /// Emits metrics at these steps.
@@ -80,6 +116,10 @@ impl Run {
 
     /// Ends the writer without a word.
     pub(crate) fn crash(self) -> TempDir {
+        self.over.store(true, Ordering::SeqCst);
+        if let Some(playing) = self.playing {
+            playing.join().expect("no panic");
+        }
         drop(self.emitter);
         self.thread.join().expect("all is written");
         self.runs_dir
