@@ -207,6 +207,20 @@ typedef struct {
 // the batches behind those already seen.
 #define HOST_REQUEST_ROLL_BACK 5
 
+// The model is evaluated. This request and those after it are people's: observers see that they are
+// carried out, and are answered `HOST_UNSUPPORTED` if they ask for one.
+#define HOST_REQUEST_EVALUATE 6
+
+// The loop stands still at the step boundary.
+#define HOST_REQUEST_PAUSE 7
+
+// The loop goes on after a pause.
+#define HOST_REQUEST_CONTINUE 8
+
+// The learning rate is the schedule's times the factor from now on, whatever it was before; the
+// factor is above 0 and may be above 1.
+#define HOST_REQUEST_SET_LEARNING_RATE 9
+
 // What a call ended with. An unknown value counts as HOST_ERROR.
 typedef int32_t HostStatus;
 

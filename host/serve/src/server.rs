@@ -1,4 +1,4 @@
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use host_core::{Error, Kind, Result};
 use host_proto::tensorboard::data::tensor_board_data_provider_server::TensorBoardDataProviderServer;
 use host_proto::tracker::v1::control_service_server::ControlServiceServer;
 use host_proto::tracker::v1::tracker_service_server::TrackerServiceServer;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Semaphore, watch};
 use tonic::service::interceptor::InterceptedService;
@@ -24,6 +25,8 @@ use crate::{connection, feed};
 const REQUEST_BYTES: usize = 64 << 10;
 /// TensorBoard's requests name every run and metric that it shows.
 const TENSORBOARD_REQUEST_BYTES: usize = 4 << 20;
+/// Connections that the system keeps until they are taken; beyond it a client waits for a second.
+const BACKLOG: u32 = 4096;
 /// What a call may say of itself.
 const HEADER_BYTES: u32 = 16 << 10;
 /// A peer that is gone without a word is noticed after twice this.
@@ -130,11 +133,16 @@ impl Server {
             Source::Live { requests, .. } => Some(requests.clone()),
             Source::Folder(_) => None,
         };
-        let listener = TcpListener::bind(listen).map_err(|e| cannot_listen(listen, &e))?;
-        let addr = listener
-            .local_addr()
-            .and_then(|addr| listener.set_nonblocking(true).map(|()| addr))
-            .map_err(|e| cannot_listen(listen, &e))?;
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(READERS)
+            .thread_name("serve-reader")
+            .build()
+            .map_err(|e| Error::new(Kind::System, format!("cannot start the server: {e}")))?;
+        let (listener, addr) = {
+            let _within = runtime.enter();
+            bind(listen).map_err(|e| cannot_listen(listen, &e))?
+        };
         let (stop, stopping) = watch::channel(false);
         let mut serving = Serving {
             addr,
@@ -150,12 +158,6 @@ impl Server {
                 Ok(())
             })?;
         }
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(READERS)
-            .thread_name("serve-reader")
-            .build()
-            .map_err(|e| Error::new(Kind::System, format!("cannot start the server: {e}")))?;
         let services = Services {
             control: Control {
                 runs: Arc::clone(&runs),
@@ -239,7 +241,6 @@ fn serve(
 ) -> Result<()> {
     let failed = |e: &dyn std::fmt::Display| Error::new(Kind::System, format!("gRPC: {e}"));
     let result = runtime.block_on(async {
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| failed(&e))?;
         let Services {
             runs,
             control,
@@ -311,6 +312,20 @@ fn serve(
     // Reads in progress end by themselves; none takes long.
     runtime.shutdown_timeout(GRACE);
     result
+}
+
+/// A socket that listens, and where.
+fn bind(listen: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
+    let socket = match listen {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // The port of a server that has just ended is free.
+    socket.set_reuseaddr(true)?;
+    socket.bind(listen)?;
+    let listener = socket.listen(BACKLOG)?;
+    let addr = listener.local_addr()?;
+    Ok((listener, addr))
 }
 
 fn cannot_listen(listen: SocketAddr, source: &std::io::Error) -> Error {
