@@ -182,11 +182,11 @@ impl fmt::Debug for State {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Sender, channel};
+    use std::sync::mpsc::{SyncSender, sync_channel};
 
     use super::*;
 
-    struct Waiting(Sender<CarriedOut>, bool);
+    struct Waiting(SyncSender<CarriedOut>, bool);
 
     impl Asker for Waiting {
         fn waits(&self) -> bool {
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn a_request_is_answered_when_its_own_event_is_on_record() {
         let (queue, mut requests) = RequestQueue::new();
-        let (sender, answers) = channel();
+        let (sender, answers) = sync_channel(4);
         let by = RequestQueue::client("ann");
         for request in [Request::Pause, Request::Continue] {
             let asker = Box::new(Waiting(sender.clone(), true));
@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn what_nobody_waits_for_is_not_carried_out_and_takes_no_place() {
         let (queue, mut requests) = RequestQueue::new();
-        let (sender, _answers) = channel();
+        let (sender, _answers) = sync_channel(4);
         let put = |waits| {
             let asker = Box::new(Waiting(sender.clone(), waits));
             queue.ask(RequestQueue::client(""), ask(Request::Stop), asker)
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn the_end_of_the_training_answers_nobody() {
         let (queue, requests) = RequestQueue::new();
-        let (sender, answers) = channel();
+        let (sender, answers) = sync_channel(4);
         let asker = Box::new(Waiting(sender, true));
         let asked = queue.ask(RequestQueue::client("a"), ask(Request::Evaluate), asker);
         assert!(asked.expect("it trains"));

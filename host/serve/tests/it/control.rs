@@ -1,6 +1,6 @@
 //! What may be asked of a loop, by whom, and what the server answers.
 
-use std::sync::mpsc::channel;
+use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Duration;
 
@@ -147,7 +147,7 @@ fn a_training_that_ends_tells_those_who_wait() {
     let mut run = Run::start();
     let serving = guarded(&run).start().expect("a server");
     let addr = serving.addr().to_string();
-    let (asking, begun) = channel();
+    let (asking, begun) = sync_channel(1);
     let waiting = thread::Builder::new()
         .name("asking".to_owned())
         .spawn(move || {
