@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use host_core::{
-    Control, Emitter, Error, EventBody, Inbox, Kind, Observer, RequestQueue, Requests, Result, Step,
-    StopReason, Supervised,
+    Control, Emitter, Error, EventBody, Inbox, Kind, Observer, RequestQueue, Requests, Result,
+    Step, StopReason, Supervised,
 };
 use host_serve::Source;
 use host_store::{Callbacks, Reader, RunRecord, RunStatus, Writer};

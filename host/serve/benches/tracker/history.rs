@@ -24,10 +24,11 @@ pub(crate) fn measure() -> Value {
             .expect("readable")
             .map_or(0, |p| p.len())
     });
-    let serving = Server::start(
+    let serving = Server::new(
         "127.0.0.1:0".parse().expect("an address"),
         Source::Folder(runs.path().to_owned()),
     )
+    .start()
     .expect("a server");
     let client = Client::connect(&serving.addr().to_string()).expect("a client");
     let mut rpc_ms = timed(|| {

@@ -29,10 +29,11 @@ pub(crate) fn measure() -> Value {
         let listed = list_runs(runs.path()).expect("a list");
         listed.iter().filter(|(_, row)| row.is_ok()).count()
     });
-    let serving = Server::start(
+    let serving = Server::new(
         "127.0.0.1:0".parse().expect("an address"),
         Source::Folder(runs.path().to_owned()),
     )
+    .start()
     .expect("a server");
     let client = Client::connect(&serving.addr().to_string()).expect("a client");
     // In pages of a hundred, as the client asks for them.

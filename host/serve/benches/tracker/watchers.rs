@@ -3,7 +3,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use host_core::{Emitter, EventBody, Step, StopReason};
+use host_core::{Emitter, EventBody, RequestQueue, Step, StopReason};
 use host_proto::tracker::v1 as proto;
 use host_serve::{Server, Source};
 use host_store::Callbacks;
@@ -69,9 +69,12 @@ fn live(watchers: usize) -> (f64, Vec<f64>) {
     let source = Source::Live {
         run_dir: dir.clone(),
         commits: thread.commits(),
+        // Nobody asks for anything.
+        requests: RequestQueue::new().0,
     };
-    let serving =
-        Server::start("127.0.0.1:0".parse().expect("an address"), source).expect("a server");
+    let serving = Server::new("127.0.0.1:0".parse().expect("an address"), source)
+        .start()
+        .expect("a server");
     let child = (watchers > 0).then(|| Watching::start(&serving.addr().to_string(), watchers));
     let before = serving_secs();
     let begun = Instant::now();
@@ -178,8 +181,9 @@ fn again(arguments: &[&str]) -> Child {
 /// The process that serves a folder. It says where, and is killed.
 pub(crate) fn serve(runs_dir: &Path) {
     let source = Source::Folder(runs_dir.to_owned());
-    let serving =
-        Server::start("127.0.0.1:0".parse().expect("an address"), source).expect("a server");
+    let serving = Server::new("127.0.0.1:0".parse().expect("an address"), source)
+        .start()
+        .expect("a server");
     println!("{}", serving.addr());
     loop {
         std::thread::park();
