@@ -76,6 +76,7 @@ impl CheckpointSink for HubGit {
             commit,
             branch,
             remote,
+            ..
         } = &receipt;
         self.host.debug(&format!(
             "step {} is on branch {branch} as {commit}: {remote}",

@@ -59,6 +59,10 @@ pub struct Receipt {
     pub branch: String,
     /// The repository, without credentials.
     pub remote: String,
+    /// SHA-256 of the checkpoint's `manifest.json`, which names every file by its own digest; none if
+    /// the checkpoint has no such file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manifest_sha256: Option<String>,
 }
 
 /// The trainer's own state within a checkpoint.
@@ -152,7 +156,7 @@ impl Publisher {
             },
         };
         if let Some(commit) = &delivery.commit {
-            return Ok(self.receipt(branch, commit));
+            return Ok(self.receipt(snapshot, branch, commit));
         }
         self.ensure_repository(limit)?;
         let token = self.token.as_ref();
@@ -173,7 +177,7 @@ impl Publisher {
         delivery.commit = Some(commit.clone());
         journal.set(&key, delivery)?;
         task.repository.forget_outgoing()?;
-        Ok(self.receipt(branch, &commit))
+        Ok(self.receipt(snapshot, branch, &commit))
     }
 
     /// What of the checkpoint is pushed.
@@ -225,11 +229,17 @@ impl Publisher {
             .collect()
     }
 
-    fn receipt(&self, branch: &str, commit: &str) -> Receipt {
+    fn receipt(&self, snapshot: &Snapshot<'_>, branch: &str, commit: &str) -> Receipt {
+        let manifest = std::fs::read(snapshot.dir.join("manifest.json"));
+        let hex = |bytes: Vec<u8>| {
+            let digest = Sha256::digest(bytes);
+            digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        };
         Receipt {
             commit: commit.to_owned(),
             branch: branch.to_owned(),
             remote: self.remote.url().to_owned(),
+            manifest_sha256: manifest.ok().map(hex),
         }
     }
 }

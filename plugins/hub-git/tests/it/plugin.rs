@@ -4,7 +4,7 @@ use host_plugin_sdk::fake;
 use hub_git::PLUGIN;
 use serde_json::json;
 
-use crate::support::{bare, git, messages};
+use crate::support::{bare, git, messages, sha256};
 
 #[test]
 fn the_host_gets_a_receipt() {
@@ -17,9 +17,13 @@ fn the_host_gets_a_receipt() {
     let checkpoint = fake::Checkpoint::write(&scratch.path().join("step-5"), 5, &files)
         .of_run("demo")
         .with_metric("loss/eval", 1.25);
+    let manifest = scratch.path().join("step-5/manifest.json");
+    let manifest_sha256 = sha256(&std::fs::read(manifest).expect("a manifest"));
     let receipt = sink.publish(&checkpoint).expect("published");
     let commit = git(Path::new(&url), &["rev-parse", "demo"]);
-    let expected = json!({"commit": commit.trim(), "branch": "demo", "remote": url});
+    let expected = json!({
+        "commit": commit.trim(), "branch": "demo", "remote": url, "manifest_sha256": manifest_sha256
+    });
     assert_eq!(receipt, expected);
     assert_eq!(messages(&url, "demo"), ["step 5"]);
     assert!(
