@@ -118,3 +118,35 @@ fn user() -> String {
         .take(64)
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        control: Control,
+    }
+
+    #[test]
+    fn what_is_about_the_server_may_stand_behind_the_verb() {
+        let fingerprint = "3f".repeat(32);
+        let flags = [
+            ["--token-env", "HOST_TOKEN"],
+            ["--tls-fingerprint", &fingerprint],
+            ["--runs-dir", "elsewhere"],
+        ];
+        let (target, verb) = (["https://gpu1:6006"], ["set-lr", "0.5"]);
+        let behind = [&["host"], &target[..], &verb, flags.as_flattened()].concat();
+        let before = [&["host"], flags.as_flattened(), &target, &verb].concat();
+        for line in [behind, before] {
+            let control = Line::try_parse_from(line).expect("a line").control;
+            let told = format!("{control:?}");
+            for part in ["HOST_TOKEN", "Fingerprint", "elsewhere", "factor: 0.5"] {
+                assert!(told.contains(part), "{part}: {told}");
+            }
+        }
+    }
+}

@@ -76,7 +76,8 @@ struct RunsDir {
         long,
         visible_alias = "runs",
         value_name = "DIR",
-        default_value = "runs"
+        default_value = "runs",
+        global = true
     )]
     runs_dir: PathBuf,
 }

@@ -13,15 +13,15 @@ use crate::service::secret;
 #[derive(Debug, clap::Args)]
 pub(super) struct RemoteArgs {
     /// Environment variable with the token; without it, what lies in the run's folder
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", global = true)]
     token_env: Option<String>,
 
     /// The server's certificate is the one with this SHA-256, as the server printed it
-    #[arg(long, value_name = "SHA256", conflicts_with = "tls_ca")]
+    #[arg(long, value_name = "SHA256", conflicts_with = "tls_ca", global = true)]
     tls_fingerprint: Option<Fingerprint>,
 
     /// An authority of this PEM file signed the server's certificate
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     tls_ca: Option<PathBuf>,
 }
 
