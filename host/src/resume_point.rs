@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, EventBody, Kind, Result, Step};
+use host_core::{Asked, Error, Event, EventBody, Kind, Request, Result, Step};
 use host_store::Reader;
 use host_train::{Start, TrainConfig};
 
@@ -69,6 +69,27 @@ impl ResumePoint {
             ngram_baselines: train.ngram_baselines && !has("baseline/"),
             ..train.clone()
         }
+    }
+
+    /// The learning rate that a client set last at this step. The step's checkpoint may have been
+    /// written before, and then knows nothing of it.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub(crate) fn learning_rate_set(&self, reader: &Reader) -> Result<Option<Asked>> {
+        let asked = |event: Event| match event.body {
+            EventBody::Request {
+                by,
+                request: request @ Request::SetLearningRate { .. },
+                reason,
+            } if event.step == self.step => Some(Asked {
+                by,
+                request,
+                reason,
+            }),
+            _ => None,
+        };
+        Ok(reader.requests()?.into_iter().filter_map(asked).next_back())
     }
 
     /// Half a sentence for people.

@@ -108,7 +108,11 @@ pub(crate) fn resume(
         let labels = ready.plugins.sink_labels();
         let backlog = Backlog::read(&dir, &reader, &labels, Some(step))?;
         let ready = ready.check_sinks(&plan, &dir, &progress)?;
-        let (live, requests) = Live::open(&plan, &dir, writer, &progress)?;
+        let learning_rate = point.learning_rate_set(&reader)?;
+        let (live, mut requests) = Live::open(&plan, &dir, writer, &progress)?;
+        if let Some(asked) = learning_rate {
+            requests.again(asked);
+        }
         for message in warnings {
             live.emitter.emit(step, EventBody::Warning { message });
         }

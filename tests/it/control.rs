@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use host_core::{EventBody, Request};
 use serde_json::json;
 
-use crate::support::{Home, events_of};
+use crate::support::{Home, curve, events_of};
 
 /// A training that only a request ends.
 const ENDLESS: [&str; 5] = [
@@ -92,6 +92,38 @@ fn a_live_run_is_paused_changed_and_stopped() {
     let output = home.host(&["control", "live", "stop"]);
     let (error, _) = output.failed_with(2);
     assert!(error.starts_with("run live is not live: "), "{error}");
+}
+
+#[test]
+fn a_rate_that_was_set_after_the_steps_checkpoint_is_not_lost() {
+    let home = Home::new();
+    // Every step has its checkpoint before anybody is listened to.
+    let every = ["--save-checkpoint-steps", "1", "--keep-checkpoints", "3"];
+    let run = home.start_training("set", &[&ENDLESS[..2], &every, &["--json"]].concat());
+    run.event(|event| event["kind"] == "checkpoint_written");
+    let asked = |verb: &[&str]| {
+        let args = [&["control", "set"], verb, &["--json"]].concat();
+        home.host(&args).succeeded().json()
+    };
+    let step = asked(&["pause"])["step"].as_u64().expect("a step");
+    asked(&["set-lr", "0.25"]);
+    asked(&["stop"]);
+    run.output().succeeded();
+    assert_eq!(home.checkpoints("set").last(), Some(&step));
+
+    let before = curve(&home.run_dir("set"), "lr");
+    let before = f64::from_bits(before.last().expect("a rate").1);
+
+    let run = home.start(&["resume", "set", "--json"]);
+    let next = run.event(|event| event["step"] == step + 1 && event["values"]["lr"].is_number());
+    run.terminate();
+    run.output().ended_with(143);
+    let after = next["values"]["lr"].as_f64().expect("a rate");
+    // The schedule itself is all but level over one step of a million.
+    assert!(
+        (after / before - 0.25).abs() < 0.01,
+        "{after} after {before}"
+    );
 }
 
 #[test]

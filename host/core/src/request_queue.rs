@@ -151,6 +151,19 @@ impl Requests {
         None
     }
 
+    /// Puts one first that was carried out before and whose effect was lost. Nobody waits for it.
+    pub fn again(&mut self, asked: Asked) {
+        struct Nobody;
+        impl Asker for Nobody {
+            fn waits(&self) -> bool {
+                true
+            }
+
+            fn answer(self: Box<Self>, _: CarriedOut) {}
+        }
+        self.0.state().waiting.push_front((asked, Box::new(Nobody)));
+    }
+
     /// Waits until there is a request, but no longer than this.
     pub fn wait(&self, at_most: Duration) {
         let state = self.0.state();

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use host_core::{DeliveryState, EventBody, Result, Step};
+use host_core::{DeliveryState, Event, EventBody, Result, Step};
 
 use crate::chunk::Place;
 use crate::reader::{ReadError, supersessions};
@@ -55,13 +55,48 @@ impl Reader {
     /// # Errors
     /// If the file cannot be read.
     pub fn deliveries(&self) -> Result<Vec<Delivery>> {
+        let mut ledger = BTreeMap::new();
+        for event in self.events_of(event_row::DELIVERY)? {
+            if let EventBody::Delivery {
+                sink,
+                checkpoint,
+                state,
+                detail,
+                retry_time_us,
+            } = event.body
+            {
+                let entry = Delivery {
+                    sink: sink.clone(),
+                    checkpoint,
+                    state,
+                    detail,
+                    retry_time_us,
+                    seq: event.seq,
+                    time_us: event.time_us,
+                };
+                ledger.insert((sink, checkpoint), entry);
+            }
+        }
+        Ok(ledger.into_values().collect())
+    }
+
+    /// What was asked of the loop and carried out, in order: the events of that kind which count.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn requests(&self) -> Result<Vec<Event>> {
+        self.events_of(event_row::REQUEST)
+    }
+
+    /// All events of a kind that no resume superseded.
+    fn events_of(&self, kind: &str) -> Result<Vec<Event>> {
         self.snapshot(|tx| {
             let superseded = supersessions(tx)?;
             let mut query = tx.prepare_cached(
                 "SELECT seq, step, time_us, body FROM events WHERE kind = ? ORDER BY seq",
             )?;
-            let mut rows = query.query([event_row::DELIVERY])?;
-            let mut ledger = BTreeMap::new();
+            let mut rows = query.query([kind])?;
+            let mut events = Vec::new();
             while let Some(row) = rows.next()? {
                 let place = Place {
                     seq: row.get::<_, i64>(0)?.cast_unsigned(),
@@ -71,29 +106,18 @@ impl Reader {
                 if !superseded.is_live(&place) {
                     continue;
                 }
-                let Ok(EventBody::Delivery {
-                    sink,
-                    checkpoint,
-                    state,
-                    detail,
-                    retry_time_us,
-                }) = event_row::decode(event_row::DELIVERY, row.get_ref(3)?.as_str()?)
-                else {
+                let Ok(body) = event_row::decode(kind, row.get_ref(3)?.as_str()?) else {
                     let message = format!("event {} cannot be read", place.seq);
                     return Err(ReadError::damaged(message));
                 };
-                let entry = Delivery {
-                    sink: sink.clone(),
-                    checkpoint,
-                    state,
-                    detail,
-                    retry_time_us,
+                events.push(Event {
                     seq: place.seq,
                     time_us: place.time_us,
-                };
-                ledger.insert((sink, checkpoint), entry);
+                    step: Step(place.step),
+                    body,
+                });
             }
-            Ok(ledger.into_values().collect())
+            Ok(events)
         })
     }
 }

@@ -5,6 +5,8 @@ use serde_json::{Map, Value};
 pub(crate) const SUPERSEDED: &str = "superseded";
 /// The `kind` of an entry of the delivery ledger.
 pub(crate) const DELIVERY: &str = "delivery";
+/// The kind of what the loop was asked for.
+pub(crate) const REQUEST: &str = "request";
 /// The `kind` of a beginning.
 pub(crate) const RUN_STARTED: &str = "run_started";
 /// The `kind` of an end.
