@@ -1,3 +1,4 @@
+use std::net::IpAddr;
 use std::time::Duration;
 
 use host_core::{Error, Kind, Result};
@@ -91,6 +92,12 @@ pub(super) async fn connect(remote: &Remote) -> Result<Wire> {
     let Some(port) = uri.port_u16() else {
         return Err(no_address(addr, &"the port is missing"));
     };
+    if !has_tls && remote.token.is_some() && !is_this_machine(&host) {
+        let message = format!("the token would go to {addr} for everybody on the way to read");
+        return Err(Error::new(Kind::Config, message).hint(
+            "give https://HOST:PORT and --tls-fingerprint as the server printed it, or --tls-ca FILE",
+        ));
+    }
     let endpoint = Endpoint::from(uri)
         .connect_timeout(CONNECT)
         .http2_keep_alive_interval(KEEPALIVE)
@@ -142,6 +149,11 @@ pub(super) async fn connect(remote: &Remote) -> Result<Wire> {
     Ok(InterceptedService::new(channel, Bearer(bearer)))
 }
 
+fn is_this_machine(host: &str) -> bool {
+    let address = host.parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
 fn no_address(addr: &str, why: &dyn std::fmt::Display) -> Error {
     Error::new(Kind::Config, format!("{addr:?} is no address: {why}"))
         .hint("give HOST:PORT, as `host run` prints it")
@@ -154,4 +166,41 @@ fn innermost(error: &dyn std::error::Error) -> String {
         error = source;
     }
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_goes_in_the_clear_to_this_machine_alone() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let refusal = |addr: &str| {
+            let remote = Remote {
+                token: Some("secret".to_owned()),
+                ..Remote::at(addr)
+            };
+            let error = runtime.block_on(connect(&remote)).expect_err("refused");
+            assert!(!format!("{error:?}").contains("secret"));
+            error
+        };
+        for elsewhere in ["gpu1:6006", "http://192.0.2.1:1", "[2001:db8::1]:1"] {
+            let error = refusal(elsewhere);
+            assert!(error.message().contains("on the way"), "{error}");
+            assert!(
+                error
+                    .hint_text()
+                    .expect("a hint")
+                    .contains("--tls-fingerprint")
+            );
+        }
+        // Here it is only that nobody listens.
+        for here in ["127.0.0.1:1", "[::1]:1", "localhost:1"] {
+            let error = refusal(here);
+            assert!(error.message().contains("cannot connect"), "{error}");
+        }
+    }
 }
