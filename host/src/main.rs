@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod dashboard;
 mod deliver;
 mod delivery;
 mod event_json;

@@ -67,6 +67,25 @@ pub(crate) fn duration(secs: f64) -> String {
     }
 }
 
+/// How long a call or a step takes: `12 µs`, `3.4 ms`, `0.42 s`, `12 s`, and as a [`duration`] from a
+/// minute on.
+pub(crate) fn latency(secs: f64) -> String {
+    let (number, unit) = match secs {
+        60.0.. => return duration(secs),
+        0.1.. => (secs, "s"),
+        1e-4.. => (secs * 1e3, "ms"),
+        0.0.. => (secs * 1e6, "µs"),
+        _ => return "?".to_owned(),
+    };
+    let digits = match number {
+        9.95.. => 0,
+        0.995.. => 1,
+        0.0 => 0,
+        _ => 2,
+    };
+    format!("{number:.digits$} {unit}")
+}
+
 /// A whole number with its thousands apart: `4,571,904`.
 pub(crate) fn grouped(number: i64) -> String {
     let digits = number.unsigned_abs().to_string();
@@ -132,6 +151,18 @@ mod tests {
         let shown = [0.42, 9.96, 52.0, 190.0, 7500.0, 273_600.0].map(duration);
         assert_eq!(shown, ["0.4s", "10s", "52s", "3m10s", "2h05m", "3d04h"]);
         assert_eq!(duration(f64::INFINITY), "?");
+    }
+
+    #[test]
+    fn latencies_have_two_digits_or_three() {
+        let shown = [0.0, 4.2e-6, 1.2e-5, 3.44e-3, 0.0521, 0.42, 1.23, 12.3, 75.0].map(latency);
+        assert_eq!(
+            shown,
+            [
+                "0 µs", "4.2 µs", "12 µs", "3.4 ms", "52 ms", "0.42 s", "1.2 s", "12 s", "1m15s"
+            ]
+        );
+        assert_eq!(latency(f64::NAN), "?");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use host_core::{Error, Kind, Result, RunName, Step};
+use host_store::{Reader, RunStatus};
 
 use crate::nearest;
 
@@ -116,6 +117,18 @@ impl RunDir {
     /// Where the live run listens; absent when it is not live.
     pub(crate) fn address_file(&self) -> PathBuf {
         self.path.join(host_serve::ADDRESS_FILE)
+    }
+
+    /// Where the run's own process listens; none if the run is not live.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub(crate) fn live_address(&self) -> Result<Option<String>> {
+        // A process that was killed leaves its address behind, so the store is asked, too.
+        let status = Reader::open(&self.path)?.run()?.status;
+        let address = std::fs::read_to_string(self.address_file()).ok();
+        let address = address.filter(|_| status == RunStatus::Running);
+        Ok(address.map(|address| address.trim().to_owned()))
     }
 
     /// What lets this user control the live run; absent when it is not live, or the token is elsewhere.

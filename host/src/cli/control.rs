@@ -111,7 +111,7 @@ impl Verb {
 }
 
 /// This user's name as the service takes it.
-fn user() -> String {
+pub(super) fn user() -> String {
     let name = std::env::var("USER").unwrap_or_default();
     name.chars()
         .filter(char::is_ascii_graphic)

@@ -2,7 +2,6 @@ use std::path::{Path, PathBuf};
 
 use host_core::{Error, Kind, Result};
 use host_serve::{Fingerprint, Remote, Trust};
-use host_store::{Reader, RunStatus};
 
 use super::RunsDir;
 use crate::run_dir::RunDir;
@@ -10,7 +9,7 @@ use crate::run_file::RunFile;
 use crate::service::secret;
 
 /// What it takes to talk with a server. A live run's own folder has all of it.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(super) struct RemoteArgs {
     /// Environment variable with the token; without it, what lies in the run's folder
     #[arg(long, value_name = "NAME", global = true)]
@@ -37,8 +36,7 @@ impl RemoteArgs {
             (None, Some(file)) => Some(Trust::Authorities(read("the authorities", file)?)),
             (None, None) => None,
         };
-        let is_address = target.contains(':') && !Path::new(target).exists();
-        if is_address {
+        if is_address(target) {
             return Ok(Remote {
                 addr: target.to_owned(),
                 token,
@@ -46,7 +44,16 @@ impl RemoteArgs {
             });
         }
         let dir = RunDir::find(&runs.runs_dir, target)?;
-        let addr = live_address(&dir)?;
+        let addr = dir.live_address()?.ok_or_else(|| {
+            Error::new(
+                Kind::Config,
+                format!("run {} is not live: {}", dir.name(), dir.path().display()),
+            )
+            .hint(format!(
+                "`host runs show {0}` shows what it did, `host resume {0}` goes on with it",
+                dir.name()
+            ))
+        })?;
         let (file, _) = RunFile::read(&dir.config_file())?;
         Ok(Remote {
             token: token.or_else(|| token_of(&dir, &file)),
@@ -59,21 +66,9 @@ impl RemoteArgs {
     }
 }
 
-/// Where the run's own process listens.
-fn live_address(dir: &RunDir) -> Result<String> {
-    // A process that was killed leaves its address behind, so the store is asked, too.
-    let status = Reader::open(dir.path())?.run()?.status;
-    match std::fs::read_to_string(dir.address_file()) {
-        Ok(address) if status == RunStatus::Running => Ok(address.trim().to_owned()),
-        _ => Err(Error::new(
-            Kind::Config,
-            format!("run {} is not live: {}", dir.name(), dir.path().display()),
-        )
-        .hint(format!(
-            "`host runs show {0}` shows what it did, `host resume {0}` goes on with it",
-            dir.name()
-        ))),
-    }
+/// Whether it is a server's address, and not a run's name or folder.
+pub(super) fn is_address(target: &str) -> bool {
+    target.contains(':') && !Path::new(target).exists()
 }
 
 /// The token that the run made, or the one that it was started with, if this shell has it, too.

@@ -1,13 +1,24 @@
+use std::io::IsTerminal as _;
+
 use host_core::Result;
-use host_serve::{Client, WatchEnd};
+use host_serve::{Client, Remote, WatchEnd};
 use serde_json::Value;
 
 use super::RunsDir;
-use super::remote::RemoteArgs;
+use super::control::user;
+use super::remote::{RemoteArgs, is_address};
+use crate::dashboard::{self, Target};
 use crate::progress::{Progress, Style};
+use crate::run_dir::RunDir;
 
-/// Shows a live run in the terminal, over gRPC
+const KEYS: &str = "\
+In a terminal it is a dashboard, of a run at work or of one that is over; `?` there names the keys. Some ask
+the run for something: to stop, to pause, for a checkpoint or an evaluation. That takes the control token,
+which a live run's folder has; of a run elsewhere, give the address and --token-env.";
+
+/// Shows a run over gRPC: in a terminal as a dashboard, else in lines
 #[derive(Debug, clap::Args)]
+#[command(after_help = KEYS)]
 pub(super) struct Watch {
     /// A run's name or folder, or the address of a server
     target: String,
@@ -29,6 +40,10 @@ pub(super) struct Watch {
     #[arg(long)]
     json: bool,
 
+    /// Write lines in a terminal, too
+    #[arg(long, conflicts_with = "json")]
+    plain: bool,
+
     #[command(flatten)]
     remote: RemoteArgs,
 
@@ -38,6 +53,31 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn execute(&self) -> Result<()> {
+        match self.is_dashboard() {
+            true => dashboard::show(self.target()?, &self.run, self.after, user()),
+            false => self.print(),
+        }
+    }
+
+    /// Whether there is a screen to draw on, and lines were not asked for.
+    fn is_dashboard(&self) -> bool {
+        let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        !self.plain && !self.json && !is_dumb && std::io::stdout().is_terminal()
+    }
+
+    /// What the dashboard connects to, and connects to again.
+    fn target(&self) -> Result<Target> {
+        let (remote, target, runs) = (self.remote.clone(), self.target.clone(), self.runs.clone());
+        let remote: Box<dyn Fn() -> Result<Remote> + Send> =
+            Box::new(move || remote.resolve(&target, &runs));
+        if is_address(&self.target) {
+            return Ok(Target::server(remote));
+        }
+        let dir = RunDir::find(&self.runs.runs_dir, &self.target)?;
+        Ok(Target::run(dir, remote))
+    }
+
+    fn print(&self) -> Result<()> {
         let client = Client::connect_to(&self.remote.resolve(&self.target, &self.runs)?)?;
         let run = client.run(&self.run)?;
         let config: Value = serde_json::from_str(&run.config_json).unwrap_or_default();

@@ -1,0 +1,277 @@
+//! `host watch` in a terminal: a dashboard of one run.
+//!
+//! One thread owns the model and draws (`[main]`); the others feed it through one bounded channel: the
+//! server's events, the histories that were asked for, the answers to requests, keys, signals.
+
+mod axis;
+mod chart;
+mod curve;
+mod feed;
+mod heading;
+mod ledger;
+mod model;
+mod plugin_table;
+mod requests;
+mod screen;
+mod tables;
+mod target;
+mod terminal;
+mod theme;
+mod view;
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use host_core::{Error, Kind, Result};
+use host_serve::{Client, WatchEnd};
+use host_store::Point;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use ratatui::crossterm::event::{self, Event as Input, KeyEventKind};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use feed::{Feed, Histories, News};
+use model::{Connection, Model, RunState};
+use requests::Requests;
+use screen::{Action, Answer, Screen};
+use terminal::Terminal;
+use theme::Theme;
+use view::Look;
+
+pub(crate) use target::Target;
+
+/// Screens come at most this often.
+const FRAME: Duration = Duration::from_millis(100);
+/// Messages that wait to be drawn. Who sends more waits.
+const MESSAGES: usize = 1024;
+/// Events before the last that the log and the speed are read from: a longer history comes thinned.
+const RECENT: u64 = 2000;
+
+/// What reaches the thread that draws.
+enum Message {
+    News(News),
+    History { metric: String, points: Vec<Point> },
+    Input(Input),
+    Answer(Answer),
+    Leave,
+}
+
+/// Shows a run until the user leaves; `run` says which of the server's, if it is not clear. Events up to
+/// `after` are history. The run is asked for what keys ask for as `by`.
+///
+/// # Errors
+/// If there is no such run, or the terminal or the server fails before anything is shown.
+pub(crate) fn show(mut target: Target, run: &str, after: u64, by: String) -> Result<()> {
+    let (client, address) = target.connect()?;
+    let row = client.run(target.name().unwrap_or(run))?;
+    let mut model = Model::new(&row, address.clone());
+    let (messages, received) = sync_channel(MESSAGES);
+    // Kept until the end: histories are read when the events have ended, too.
+    let target = Arc::new(Mutex::new(target));
+    let feed = Feed {
+        target: Arc::clone(&target),
+        run: row.name.clone(),
+        cursor: after
+            .max(row.last_seq.saturating_sub(RECENT))
+            .min(row.last_seq),
+        messages: messages.clone(),
+    };
+    let histories = Histories::start(row.name.clone(), messages.clone())?;
+    let requests = Requests::start(row.name, by, messages.clone())?;
+    watch_signals(messages.clone())?;
+    let terminal = Terminal::open()?;
+    read_keys(messages)?;
+    feed.start(client, address)?;
+    let dashboard = Dashboard {
+        model: &mut model,
+        screen: Screen::new(),
+        theme: Theme::choose(),
+        zone: TimeZone::system(),
+        client: None,
+        histories,
+        requests,
+        asked: BTreeSet::new(),
+        read: BTreeSet::new(),
+    };
+    dashboard.run(terminal, &received)?;
+    // Nobody reading it any more is no error.
+    let _ = writeln!(std::io::stdout(), "{}", last_words(&model));
+    Ok(())
+}
+
+/// What is left on the terminal.
+fn last_words(model: &Model) -> String {
+    let (name, step) = (model.name(), model.step());
+    match model.state() {
+        RunState::Running | RunState::Paused if *model.connection() == Connection::Live => {
+            format!("run {name} goes on at step {step}; `host watch {name}` shows it again")
+        }
+        RunState::Running | RunState::Paused => {
+            format!("run {name} was last seen at step {step}: its server is gone")
+        }
+        RunState::Ended(reason) => {
+            let word = crate::event_line::reason_word(reason);
+            format!("run {name} {word} at step {step}; `host runs show {name}` says more")
+        }
+        RunState::Crashed => format!(
+            "run {name} crashed at step {step}; `host resume {name}` goes on from its newest checkpoint"
+        ),
+    }
+}
+
+/// The state of the thread that draws.
+struct Dashboard<'a> {
+    model: &'a mut Model,
+    screen: Screen,
+    theme: Theme,
+    zone: TimeZone,
+    client: Option<Arc<Client>>,
+    histories: Histories,
+    requests: Requests,
+    /// The metrics whose histories were asked for, and those that came.
+    asked: BTreeSet<String>,
+    read: BTreeSet<String>,
+}
+
+impl Dashboard<'_> {
+    /// Draws what changed, and does what keys ask for, until one ends it.
+    fn run(mut self, mut terminal: Terminal, messages: &Receiver<Message>) -> Result<()> {
+        let mut drawn: Option<Instant> = None;
+        let mut has_changed = true;
+        loop {
+            let wait = match drawn {
+                None => Duration::ZERO,
+                Some(at) if has_changed => (at + FRAME).saturating_duration_since(Instant::now()),
+                Some(at) => {
+                    let tick = self.model.ledger().tick(now_us());
+                    (at + tick).saturating_duration_since(Instant::now())
+                }
+            };
+            match messages.recv_timeout(wait) {
+                Ok(message) => {
+                    if self.take(message, &mut terminal)? {
+                        return Ok(());
+                    }
+                    has_changed = true;
+                    // The rest of a burst is in the same screen.
+                    if drawn.is_some_and(|at| at.elapsed() < FRAME) {
+                        continue;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            self.ask_for_histories();
+            let look = Look {
+                theme: self.theme,
+                zone: &self.zone,
+                now_us: now_us(),
+            };
+            terminal.draw(|frame| view::draw(frame, self.model, &mut self.screen, &look))?;
+            drawn = Some(Instant::now());
+            has_changed = false;
+        }
+    }
+
+    /// Takes a message; true if it ends the dashboard.
+    fn take(&mut self, message: Message, terminal: &mut Terminal) -> Result<bool> {
+        match message {
+            Message::News(news) => self.take_news(news),
+            Message::History { metric, points } => {
+                self.model.put_history(&metric, points);
+                self.read.insert(metric);
+            }
+            Message::Input(Input::Key(key)) if key.kind != KeyEventKind::Release => {
+                match self.screen.press(key, self.model) {
+                    Some(Action::Leave) => return Ok(true),
+                    Some(Action::Redraw) => terminal.clear()?,
+                    Some(Action::Ask(request)) => {
+                        let answer = self.requests.ask(self.client.as_ref(), request);
+                        self.screen.answer = Some(answer);
+                    }
+                    None => {}
+                }
+            }
+            Message::Input(_) => {}
+            Message::Answer(answer) => self.screen.answer = Some(answer),
+            Message::Leave => return Ok(true),
+        }
+        Ok(false)
+    }
+
+    fn take_news(&mut self, news: News) {
+        let model = &mut *self.model;
+        match news {
+            News::Connected { client, address } => {
+                self.client = Some(client);
+                self.asked.clone_from(&self.read);
+                model.connect(Connection::Live, Some(address));
+            }
+            News::Series(series) => model.put_series(&series),
+            News::Deliveries(entries) => model.put_deliveries(entries),
+            News::Event(event) => model.note(&event),
+            News::Lost { reason, tries } => {
+                self.client = None;
+                model.connect(Connection::Lost { reason, tries }, None);
+            }
+            News::Ended(end) => {
+                if end == WatchEnd::RunCrashed {
+                    model.crashed();
+                }
+                model.connect(Connection::Over, None);
+            }
+            News::Refused(reason) => model.connect(Connection::Refused(reason), None),
+        }
+    }
+
+    /// Of the metrics on the screen.
+    fn ask_for_histories(&mut self) {
+        let Some(client) = &self.client else {
+            return;
+        };
+        for metric in view::shown_together(&self.screen.metric) {
+            let is_known = self.model.curve(&metric).is_some();
+            if is_known && !self.asked.contains(&metric) && self.histories.ask(client, &metric) {
+                self.asked.insert(metric);
+            }
+        }
+    }
+}
+
+fn now_us() -> i64 {
+    Timestamp::now().as_microsecond()
+}
+
+/// Keys and sizes, until the process ends: nothing else interrupts the wait for them.
+fn read_keys(messages: SyncSender<Message>) -> Result<()> {
+    feed::spawn("keys", move || {
+        while let Ok(input) = event::read() {
+            if messages.send(Message::Input(input)).is_err() {
+                return;
+            }
+        }
+        // The terminal is gone.
+        let _ = messages.send(Message::Leave);
+    })
+}
+
+/// The first signal leaves, the second at once.
+fn watch_signals(messages: SyncSender<Message>) -> Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
+        .map_err(|e| Error::new(Kind::System, format!("cannot watch for signals: {e}")))?;
+    feed::spawn("signals", move || {
+        let mut is_leaving = false;
+        for signal in signals.forever() {
+            if std::mem::replace(&mut is_leaving, true)
+                || messages.try_send(Message::Leave).is_err()
+            {
+                terminal::restore();
+                signal_hook::low_level::exit(128 + signal);
+            }
+        }
+    })
+}

@@ -1,0 +1,192 @@
+//! The lines above and below the panes: the run, its progress, the newest values, the status line.
+
+use host_core::{Request, StopReason};
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::Style;
+use ratatui::text::{Line, Span};
+
+use super::model::{Connection, Model, RunState};
+use super::screen::Screen;
+use super::view::{Look, metric_value};
+use crate::event_line::reason_word;
+use crate::number;
+
+/// The run's name, whether it is at work, and where the connection goes.
+pub(super) fn draw_title(frame: &mut Frame<'_>, area: Rect, model: &Model, look: &Look<'_>) {
+    let theme = &look.theme;
+    let (state, style) = match model.state() {
+        RunState::Running => ("● training", theme.good),
+        RunState::Paused => ("‖ paused", theme.warning),
+        RunState::Ended(reason @ StopReason::Failed) => (reason_word(reason), theme.warning),
+        RunState::Ended(reason) => (reason_word(reason), theme.good),
+        RunState::Crashed => ("crashed", theme.warning),
+    };
+    let (connection, connection_style) = match model.connection() {
+        Connection::Live | Connection::Over => (model.address().to_owned(), theme.label),
+        Connection::Lost { reason, tries } => (
+            format!("try {tries} to connect again: {reason}"),
+            theme.warning,
+        ),
+        Connection::Refused(reason) => (reason.clone(), theme.warning),
+    };
+    let left = Line::from(vec![
+        Span::styled(model.name().to_owned(), theme.bold),
+        Span::raw("  "),
+        Span::styled(state, style),
+    ]);
+    let columns = [
+        Constraint::Length(left.width() as u16 + 2),
+        Constraint::Fill(1),
+    ];
+    let [left_area, right_area] = Layout::horizontal(columns).areas(area);
+    frame.render_widget(left, left_area);
+    let connection = Line::styled(connection, connection_style);
+    // A long reason is read from its beginning.
+    let connection = match connection.width() <= usize::from(right_area.width) {
+        true => connection.right_aligned(),
+        false => connection,
+    };
+    frame.render_widget(connection, right_area);
+}
+
+/// `███████░░░░░  45 %  900/2000 steps  3m10s left`.
+pub(super) fn draw_progress(frame: &mut Frame<'_>, area: Rect, model: &Model, look: &Look<'_>) {
+    let (step, last) = (model.step(), model.last_step());
+    let mut text = match last {
+        0 => format!("step {step}"),
+        _ => {
+            let percent = (step * 100).checked_div(last).unwrap_or(0).min(100);
+            format!("{percent:>3} %  {step}/{last} steps")
+        }
+    };
+    if let Some(secs) = model.seconds_left() {
+        text += &format!("  {} left", number::duration(secs));
+    }
+    let room = usize::from(area.width).saturating_sub(text.chars().count() + 2);
+    let line = if last == 0 || room < 8 {
+        Line::raw(text)
+    } else {
+        let done = (room as u128 * u128::from(step.min(last)) / u128::from(last)) as usize;
+        Line::from(vec![
+            Span::styled("█".repeat(done), look.theme.curves[0]),
+            Span::styled("░".repeat(room - done), look.theme.label),
+            Span::raw("  "),
+            Span::raw(text),
+        ])
+    };
+    frame.render_widget(line, area);
+}
+
+/// The newest values that people look at, as many as there is room for.
+pub(super) fn values<'a>(model: &Model, width: u16, look: &Look<'_>) -> Line<'a> {
+    let mut parts = Vec::new();
+    for (label, metric) in [("loss", "loss/train"), ("eval", "loss/eval"), ("lr", "lr")] {
+        if let Some(value) = model.value(metric) {
+            parts.push((label.to_owned(), metric_value(metric, value)));
+        }
+    }
+    if let Some(speed) = model.value("tokens_per_second") {
+        parts.push(("tokens/s".to_owned(), number::count(speed)));
+    }
+    if let Some(secs) = model.value("step_secs") {
+        let p50 = model.step_secs_p50().map(number::latency);
+        let p50 = p50.map(|p50| format!(" (p50 {p50})")).unwrap_or_default();
+        parts.push(("step".to_owned(), number::latency(secs) + &p50));
+    }
+    if let Some(share) = model.value("mfu") {
+        parts.push(("mfu".to_owned(), format!("{:.0} %", share * 100.0)));
+    }
+    fitted(parts, width, look)
+}
+
+/// `system/cpu_percent` and its like; none if the run says nothing of its system.
+pub(super) fn system<'a>(model: &Model, width: u16, look: &Look<'_>) -> Option<Line<'a>> {
+    let parts: Vec<(String, String)> = model
+        .system()
+        .into_iter()
+        .map(|(name, value)| {
+            let label = ["_per_sec", "_bytes", "_percent"]
+                .into_iter()
+                .fold(name, |name, unit| name.strip_suffix(unit).unwrap_or(name))
+                .replace(['_', '/'], " ");
+            (label, metric_value(name, value))
+        })
+        .collect();
+    (!parts.is_empty()).then(|| fitted(parts, width, look))
+}
+
+/// Labels and values, those that fit whole.
+fn fitted<'a>(parts: Vec<(String, String)>, width: u16, look: &Look<'_>) -> Line<'a> {
+    let mut line = Line::default();
+    for (label, value) in parts {
+        let gap = if line.spans.is_empty() { "" } else { "  " };
+        let label = format!("{gap}{label} ");
+        let wanted = line.width() + label.chars().count() + value.chars().count();
+        if wanted > usize::from(width) {
+            break;
+        }
+        line.push_span(Span::styled(label, look.theme.label));
+        line.push_span(Span::raw(value));
+    }
+    line
+}
+
+/// The question, the answer, or else the keys.
+pub(super) fn status<'a>(model: &Model, screen: &Screen, look: &Look<'_>) -> Line<'a> {
+    let theme = &look.theme;
+    if let Some(request) = screen.pending {
+        let question = format!(
+            "{} {}, after a checkpoint? y/n",
+            request_word(request),
+            model.name()
+        );
+        return Line::styled(question, theme.focus);
+    }
+    if let Some(answer) = &screen.answer {
+        let style = if answer.is_refusal {
+            theme.warning
+        } else {
+            theme.good
+        };
+        return Line::styled(answer.text.clone(), style);
+    }
+    let pause = if model.state() == RunState::Paused {
+        "continue"
+    } else {
+        "pause"
+    };
+    let mut keys = vec![
+        ("q", "quit"),
+        ("?", "help"),
+        ("Tab", "pane"),
+        ("←→", "curve"),
+    ];
+    if model.is_at_work() {
+        keys.extend([
+            ("s", "stop"),
+            ("c", "checkpoint"),
+            ("e", "evaluate"),
+            ("p", pause),
+        ]);
+    }
+    let spans = keys.into_iter().flat_map(|(key, does)| {
+        [
+            Span::styled(key, theme.focus),
+            Span::styled(format!(" {does}  "), theme.label),
+        ]
+    });
+    Line::from(spans.collect::<Vec<_>>()).style(Style::new())
+}
+
+/// A request in a word.
+pub(super) fn request_word(request: Request) -> &'static str {
+    match request {
+        Request::Stop => "stop",
+        Request::Checkpoint => "checkpoint",
+        Request::Evaluate => "evaluation",
+        Request::Pause => "pause",
+        Request::Continue => "continue",
+        _ => "request",
+    }
+}

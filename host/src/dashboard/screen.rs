@@ -1,0 +1,257 @@
+//! What the person who looks has chosen, and what each key does.
+
+use std::sync::Arc;
+
+use host_core::Request;
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+
+use super::model::{Model, RunState};
+
+/// A part of the screen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pane {
+    /// The chosen metric's curve.
+    Chart,
+    /// What the plugins cost.
+    Plugins,
+    /// The delivery ledger.
+    Deliveries,
+    /// What happened.
+    Log,
+}
+
+impl Pane {
+    pub(super) const ALL: [Self; 4] = [Self::Chart, Self::Plugins, Self::Deliveries, Self::Log];
+
+    fn next(self, by: usize) -> Self {
+        let at = Self::ALL.iter().position(|pane| *pane == self);
+        Self::ALL[(at.unwrap_or(0) + by) % Self::ALL.len()]
+    }
+}
+
+/// What a key asks of the program.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Action {
+    /// The dashboard ends; the run goes on.
+    Leave,
+    /// The whole screen is drawn anew, whatever else wrote on it.
+    Redraw,
+    /// The run is asked for something.
+    Ask(Request),
+}
+
+/// An answer to the last request, or why there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) is_refusal: bool,
+    pub(super) text: String,
+}
+
+/// What the person has chosen.
+#[derive(Clone, Debug)]
+pub(super) struct Screen {
+    pub(super) focus: Pane,
+    /// The pane below the chart where there is room for one.
+    pub(super) lower: Pane,
+    pub(super) metric: Arc<str>,
+    /// The vertical axis, if it is not the one that fits the values.
+    pub(super) log_scale: Option<bool>,
+    /// Whether the curves go through every point, and not through the means of dense ones.
+    pub(super) has_every_point: bool,
+    /// Lines that the pane is scrolled: the log back in time, the tables down.
+    pub(super) scroll: usize,
+    pub(super) is_help_open: bool,
+    /// What a yes would ask for.
+    pub(super) pending: Option<Request>,
+    pub(super) answer: Option<Answer>,
+    /// Whether the chart's axis is one of logarithms now, as it was last drawn.
+    pub(super) is_log_shown: bool,
+}
+
+impl Screen {
+    pub(super) fn new() -> Self {
+        Self {
+            focus: Pane::Chart,
+            lower: Pane::Log,
+            metric: "loss/train".into(),
+            log_scale: None,
+            has_every_point: false,
+            scroll: 0,
+            is_help_open: false,
+            pending: None,
+            answer: None,
+            is_log_shown: false,
+        }
+    }
+
+    /// Does what a key is for.
+    pub(super) fn press(&mut self, key: KeyEvent, model: &Model) -> Option<Action> {
+        let with_control = key.modifiers.contains(KeyModifiers::CONTROL);
+        if with_control {
+            return match key.code {
+                KeyCode::Char('c') => Some(Action::Leave),
+                KeyCode::Char('l') => Some(Action::Redraw),
+                _ => None,
+            };
+        }
+        if let Some(request) = self.pending.take() {
+            return match key.code {
+                KeyCode::Char('y' | 'Y') | KeyCode::Enter => Some(Action::Ask(request)),
+                _ => None,
+            };
+        }
+        self.answer = None;
+        if self.is_help_open {
+            self.is_help_open = false;
+            return (key.code == KeyCode::Char('q')).then_some(Action::Leave);
+        }
+        match key.code {
+            KeyCode::Char('q') => return Some(Action::Leave),
+            KeyCode::Char('?' | 'h') => self.is_help_open = true,
+            KeyCode::Tab => self.focus(self.focus.next(1)),
+            KeyCode::BackTab => self.focus(self.focus.next(Pane::ALL.len() - 1)),
+            KeyCode::Left => self.choose(model, -1),
+            KeyCode::Right => self.choose(model, 1),
+            KeyCode::Char('l') => self.log_scale = Some(!self.is_log_shown),
+            KeyCode::Char('m') => self.has_every_point = !self.has_every_point,
+            KeyCode::Up | KeyCode::Down | KeyCode::PageUp | KeyCode::PageDown
+                if self.focus == Pane::Chart =>
+            {
+                let back = matches!(key.code, KeyCode::Up | KeyCode::PageUp);
+                self.choose(model, if back { -1 } else { 1 });
+            }
+            KeyCode::Up => self.scroll(-1),
+            KeyCode::Down => self.scroll(1),
+            KeyCode::PageUp => self.scroll(-10),
+            KeyCode::PageDown => self.scroll(10),
+            KeyCode::Char('s') => self.pending = self.allowed(Request::Stop, model),
+            KeyCode::Char('c') => return self.ask(Request::Checkpoint, model),
+            KeyCode::Char('e') => return self.ask(Request::Evaluate, model),
+            KeyCode::Char('p') if model.state() == RunState::Paused => {
+                return self.ask(Request::Continue, model);
+            }
+            KeyCode::Char('p') => return self.ask(Request::Pause, model),
+            _ => {}
+        }
+        None
+    }
+
+    fn focus(&mut self, pane: Pane) {
+        self.focus = pane;
+        self.scroll = 0;
+        if pane != Pane::Chart {
+            self.lower = pane;
+        }
+    }
+
+    fn scroll(&mut self, lines: isize) {
+        // The newest line of the log is its last, and the first to be seen.
+        let lines = if self.focus == Pane::Log {
+            -lines
+        } else {
+            lines
+        };
+        self.scroll = self.scroll.saturating_add_signed(lines);
+    }
+
+    fn choose(&mut self, model: &Model, by: isize) {
+        let names = model.metric_names();
+        if names.is_empty() {
+            return;
+        }
+        let at = names.iter().position(|name| **name == self.metric);
+        let next = match at {
+            Some(at) => (at as isize + by).rem_euclid(names.len() as isize) as usize,
+            None => 0,
+        };
+        self.metric = Arc::clone(names[next]);
+        self.log_scale = None;
+    }
+
+    fn ask(&mut self, request: Request, model: &Model) -> Option<Action> {
+        self.allowed(request, model).map(Action::Ask)
+    }
+
+    /// The request, if there is a run at work to do it.
+    fn allowed(&mut self, request: Request, model: &Model) -> Option<Request> {
+        if model.is_at_work() {
+            return Some(request);
+        }
+        self.answer = Some(Answer {
+            is_refusal: true,
+            text: "the run is not at work".to_owned(),
+        });
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::tests::{event, metrics, row};
+    use super::*;
+    use host_core::{EventBody, StopReason};
+
+    fn press(screen: &mut Screen, model: &Model, code: KeyCode) -> Option<Action> {
+        screen.press(KeyEvent::from(code), model)
+    }
+
+    fn running() -> Model {
+        let mut model = Model::new(&row(), String::new());
+        model.note(&event(1, 1, metrics(&[("loss/train", 3.0), ("lr", 1e-3)])));
+        model
+    }
+
+    #[test]
+    fn a_stop_is_asked_for_only_after_a_yes() {
+        let (mut screen, model) = (Screen::new(), running());
+        assert_eq!(press(&mut screen, &model, KeyCode::Char('s')), None);
+        assert_eq!(press(&mut screen, &model, KeyCode::Char('n')), None);
+        assert_eq!(press(&mut screen, &model, KeyCode::Char('y')), None);
+        press(&mut screen, &model, KeyCode::Char('s'));
+        let stop = Some(Action::Ask(Request::Stop));
+        assert_eq!(press(&mut screen, &model, KeyCode::Char('y')), stop);
+    }
+
+    #[test]
+    fn a_run_that_ended_is_asked_for_nothing_and_says_so() {
+        let (mut screen, mut model) = (Screen::new(), running());
+        let reason = StopReason::Completed;
+        let message = String::new();
+        model.note(&event(2, 1, EventBody::RunFinished { reason, message }));
+        for key in ['s', 'c', 'e', 'p'] {
+            assert_eq!(press(&mut screen, &model, KeyCode::Char(key)), None);
+            assert_eq!(screen.pending, None);
+            assert!(
+                screen
+                    .answer
+                    .as_ref()
+                    .is_some_and(|answer| answer.is_refusal)
+            );
+        }
+    }
+
+    #[test]
+    fn arrows_choose_the_metric_or_scroll_the_pane() {
+        let (mut screen, model) = (Screen::new(), running());
+        press(&mut screen, &model, KeyCode::Down);
+        assert_eq!(&*screen.metric, "lr");
+        press(&mut screen, &model, KeyCode::Right);
+        assert_eq!(&*screen.metric, "loss/train");
+        press(&mut screen, &model, KeyCode::BackTab);
+        assert_eq!(screen.focus, Pane::Log);
+        press(&mut screen, &model, KeyCode::Up);
+        assert_eq!((screen.scroll, &*screen.metric), (1, "loss/train"));
+    }
+
+    #[test]
+    fn both_q_and_control_c_leave_whatever_is_open() {
+        let (mut screen, model) = (Screen::new(), running());
+        press(&mut screen, &model, KeyCode::Char('?'));
+        let control_c = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
+        assert_eq!(screen.press(control_c, &model), Some(Action::Leave));
+        assert_eq!(
+            press(&mut screen, &model, KeyCode::Char('q')),
+            Some(Action::Leave)
+        );
+    }
+}

@@ -1,0 +1,332 @@
+//! The dashboard's screen: which parts there is room for, and what is in each.
+
+use jiff::tz::TimeZone;
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::Style;
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, Borders, Clear, Paragraph};
+
+use super::chart::{Chart, Series, means};
+use super::heading;
+use super::model::Model;
+use super::screen::{Pane, Screen};
+use super::tables;
+use super::theme::Theme;
+use crate::number;
+
+/// Below this height there is room for one pane.
+const LOW: u16 = 18;
+/// From this size on there is room for all of them at once.
+const WIDE: u16 = 110;
+const HIGH: u16 = 30;
+/// The list of the metrics beside the chart.
+const METRIC_LIST: u16 = 36;
+
+/// What the screen is drawn with beside the model.
+pub(super) struct Look<'a> {
+    pub(super) theme: Theme,
+    pub(super) zone: &'a TimeZone,
+    pub(super) now_us: i64,
+}
+
+/// Draws all of it.
+pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, screen: &mut Screen, look: &Look<'_>) {
+    let area = frame.area();
+    let system = heading::system(model, area.width, look);
+    let system_rows = u16::from(area.height >= LOW && system.is_some());
+    let [title, progress, values, system_row, body, status] = Layout::vertical([
+        Constraint::Length(1),
+        Constraint::Length(1),
+        Constraint::Length(1),
+        Constraint::Length(system_rows),
+        Constraint::Fill(1),
+        Constraint::Length(1),
+    ])
+    .areas(area);
+    heading::draw_title(frame, title, model, look);
+    heading::draw_progress(frame, progress, model, look);
+    frame.render_widget(heading::values(model, area.width, look), values);
+    if let Some(line) = system {
+        frame.render_widget(line, system_row);
+    }
+    draw_body(frame, body, area, model, screen, look);
+    frame.render_widget(heading::status(model, screen, look), status);
+    if screen.is_help_open {
+        draw_help(frame, look);
+    }
+}
+
+fn draw_body(
+    frame: &mut Frame<'_>,
+    body: Rect,
+    area: Rect,
+    model: &Model,
+    screen: &mut Screen,
+    look: &Look<'_>,
+) {
+    if area.height < LOW {
+        draw_pane(frame, body, screen.focus, model, screen, look);
+    } else if area.width < WIDE || area.height < HIGH {
+        let [chart, lower] =
+            Layout::vertical([Constraint::Fill(3), Constraint::Fill(2)]).areas(body);
+        draw_pane(frame, chart, Pane::Chart, model, screen, look);
+        draw_pane(frame, lower, screen.lower, model, screen, look);
+    } else {
+        let rows = model.plugins().len().max(model.ledger().entries().len());
+        let rows = (rows as u16 + 2).clamp(4, 10);
+        let [upper, middle, log] = Layout::vertical([
+            Constraint::Fill(3),
+            Constraint::Length(rows),
+            Constraint::Fill(2),
+        ])
+        .areas(body);
+        let beside = [Constraint::Fill(1), Constraint::Length(METRIC_LIST)];
+        let [chart, list] = Layout::horizontal(beside).spacing(2).areas(upper);
+        draw_pane(frame, chart, Pane::Chart, model, screen, look);
+        draw_metrics(frame, list, model, screen, look);
+        let halves = [Constraint::Min(tables::PLUGINS), Constraint::Fill(1)];
+        let [plugins, deliveries] = Layout::horizontal(halves).spacing(2).areas(middle);
+        draw_pane(frame, plugins, Pane::Plugins, model, screen, look);
+        draw_pane(frame, deliveries, Pane::Deliveries, model, screen, look);
+        draw_pane(frame, log, Pane::Log, model, screen, look);
+    }
+}
+
+fn draw_pane(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    pane: Pane,
+    model: &Model,
+    screen: &mut Screen,
+    look: &Look<'_>,
+) {
+    let is_focus = screen.focus == pane;
+    let title = match pane {
+        Pane::Chart => chart_title(model, screen, look),
+        Pane::Plugins => Line::from("plugins"),
+        Pane::Deliveries => Line::from("deliveries"),
+        Pane::Log => Line::from("log"),
+    };
+    let inside = framed(frame, area, title, is_focus, look);
+    let scroll = if is_focus { screen.scroll } else { 0 };
+    let furthest = match pane {
+        Pane::Chart => {
+            screen.is_log_shown = draw_chart(frame, inside, model, screen, look);
+            return;
+        }
+        Pane::Plugins => tables::draw_plugins(frame, inside, model, scroll, look),
+        Pane::Deliveries => tables::draw_deliveries(frame, inside, model, scroll, look),
+        Pane::Log => tables::draw_log(frame, inside, model, scroll, look),
+    };
+    if is_focus {
+        screen.scroll = screen.scroll.min(furthest);
+    }
+}
+
+/// A line with a title above the pane; what is below it.
+fn framed(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    title: Line<'_>,
+    is_focus: bool,
+    look: &Look<'_>,
+) -> Rect {
+    let theme = &look.theme;
+    let (mark, style) = match is_focus {
+        true => ("─ ▸ ", theme.focus),
+        false => ("── ", theme.label),
+    };
+    let mut spans = vec![Span::styled(mark, style)];
+    spans.extend(
+        title
+            .spans
+            .into_iter()
+            .map(|span| match span.style == Style::new() {
+                true => span.style(if is_focus { theme.focus } else { theme.bold }),
+                false => span,
+            }),
+    );
+    spans.push(Span::raw(" "));
+    let block = Block::new()
+        .borders(Borders::TOP)
+        .border_style(if is_focus { theme.focus } else { theme.label })
+        .title(Line::from(spans));
+    let inside = block.inner(area);
+    frame.render_widget(block, area);
+    inside
+}
+
+/// The metrics that are drawn when one is chosen: a training's and its evaluation's are read together.
+pub(super) fn shown_together(metric: &str) -> Vec<String> {
+    match metric
+        .strip_suffix("/train")
+        .or(metric.strip_suffix("/eval"))
+    {
+        Some(stem) => vec![format!("{stem}/train"), format!("{stem}/eval")],
+        None => vec![metric.to_owned()],
+    }
+}
+
+fn chart_title<'a>(model: &Model, screen: &Screen, look: &Look<'_>) -> Line<'a> {
+    let mut spans = Vec::new();
+    for (metric, style) in shown_together(&screen.metric)
+        .into_iter()
+        .zip(look.theme.curves)
+    {
+        let Some(value) = model.value(&metric) else {
+            continue;
+        };
+        if !spans.is_empty() {
+            spans.push(Span::raw("  "));
+        }
+        let mark = match look.theme.has_colours || metric.ends_with("/train") || spans.is_empty() {
+            true => "⠒ ",
+            false => "• ",
+        };
+        spans.push(Span::styled(mark, style));
+        spans.push(Span::raw(format!(
+            "{metric} {}",
+            metric_value(&metric, value)
+        )));
+    }
+    if spans.is_empty() {
+        spans.push(Span::raw(format!("{} has no value yet", screen.metric)));
+    }
+    let names = model.metric_names();
+    if let Some(at) = names.iter().position(|name| **name == screen.metric) {
+        let place = format!("  {}/{}", at + 1, names.len());
+        spans.push(Span::styled(place, look.theme.label));
+    }
+    Line::from(spans)
+}
+
+/// Draws the chosen metric; whether its axis is one of logarithms.
+fn draw_chart(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    model: &Model,
+    screen: &Screen,
+    look: &Look<'_>,
+) -> bool {
+    let theme = &look.theme;
+    let metrics = shown_together(&screen.metric);
+    let series = metrics.iter().zip(theme.curves).enumerate();
+    let series = series.filter_map(|(n, (metric, style))| {
+        let points = model.curve(metric)?.points();
+        // A column of braille has room for two.
+        let columns = match screen.has_every_point {
+            true => points.len(),
+            false => 2 * usize::from(area.width),
+        };
+        Some(Series {
+            points: means(points, columns),
+            style,
+            is_dotted: n > 0 && !theme.has_colours,
+        })
+    });
+    let Some(chart) = Chart::new(series.collect(), screen.log_scale, theme.label) else {
+        return false;
+    };
+    frame.render_widget(&chart, area);
+    if chart.is_log() {
+        let mark = Rect {
+            x: area.right().saturating_sub(4),
+            width: 4.min(area.width),
+            height: 1.min(area.height),
+            ..area
+        };
+        frame.render_widget(Span::styled(" log", theme.label), mark);
+    }
+    chart.is_log()
+}
+
+/// The names of the metrics with their values, the chosen one among them in sight.
+fn draw_metrics(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    model: &Model,
+    screen: &Screen,
+    look: &Look<'_>,
+) {
+    let inside = framed(frame, area, Line::from("metrics"), false, look);
+    let names = model.metric_names();
+    let rows = usize::from(inside.height);
+    let chosen = names.iter().position(|name| **name == screen.metric);
+    let first = chosen.unwrap_or(0).saturating_sub(rows / 2);
+    let first = first.min(names.len().saturating_sub(rows));
+    let lines = names
+        .iter()
+        .enumerate()
+        .skip(first)
+        .take(rows)
+        .map(|(at, name)| {
+            let value = model.value(name).map(|value| metric_value(name, value));
+            let value = value.unwrap_or_default();
+            let room = usize::from(inside.width).saturating_sub(value.chars().count() + 3);
+            let name = tables::clipped_left(name, room);
+            let (mark, style) = match Some(at) == chosen {
+                true => ("▸ ", look.theme.focus),
+                false => ("  ", Style::new()),
+            };
+            Line::styled(format!("{mark}{name:<room$} {value}"), style)
+        });
+    frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), inside);
+}
+
+/// A metric's value in the unit that its name says.
+pub(super) fn metric_value(metric: &str, value: f64) -> String {
+    match metric {
+        _ if !value.is_finite() => number::value(value),
+        _ if metric.ends_with("_secs") => number::latency(value),
+        _ if metric.ends_with("_bytes") && value >= 0.0 => number::bytes(value as u64),
+        _ if let Some(metric) = metric.strip_suffix("_per_sec") => {
+            format!("{}/s", metric_value(metric, value))
+        }
+        _ if metric.ends_with("_per_second") => format!("{}/s", number::count(value)),
+        _ if metric.ends_with("_percent") => format!("{value:.0} %"),
+        _ => number::value(value),
+    }
+}
+
+const HELP: [(&str, &str); 11] = [
+    ("Tab", "next pane; Shift-Tab goes back"),
+    ("← →", "another metric"),
+    ("↑ ↓", "scroll; in the chart, the metric"),
+    ("l", "axis of values or of logarithms"),
+    ("m", "means, or every point"),
+    ("c", "a checkpoint now"),
+    ("e", "an evaluation now"),
+    ("p", "pause, and continue"),
+    ("s", "stop, with a checkpoint"),
+    ("q", "leave: the run goes on"),
+    ("?", "help; any key closes it"),
+];
+
+fn draw_help(frame: &mut Frame<'_>, look: &Look<'_>) {
+    let area = frame.area();
+    let width = 50.min(area.width);
+    let height = (HELP.len() as u16 + 2).min(area.height);
+    let popup = Rect {
+        x: (area.width - width) / 2,
+        y: (area.height - height) / 2,
+        width,
+        height,
+    };
+    let lines = HELP.iter().map(|(key, does)| {
+        Line::from(vec![
+            Span::styled(format!(" {key:<5}"), look.theme.focus),
+            Span::raw(*does),
+        ])
+    });
+    frame.render_widget(Clear, popup);
+    let block = Block::bordered().title(" keys ");
+    frame.render_widget(
+        Paragraph::new(lines.collect::<Vec<_>>()).block(block),
+        popup,
+    );
+}
+
+#[cfg(test)]
+#[path = "view_test.rs"]
+pub(super) mod tests;
