@@ -7,6 +7,7 @@ mod architecture;
 mod configuration;
 mod control;
 mod damage;
+mod dashboard;
 mod deliver;
 mod example_plugins;
 mod full_disk;

@@ -86,7 +86,7 @@ impl Home {
     }
 
     /// `host` with these arguments in this home, with no variable of the caller's but `PATH`.
-    pub(super) fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(built("host"));
         command
             .args(args)

@@ -6,6 +6,7 @@ mod fixture;
 mod git;
 mod home;
 mod process;
+mod pty;
 mod small_disk;
 mod store;
 
@@ -15,5 +16,6 @@ pub(crate) use fixture::{Fixture, fake_libtorch, kill_at};
 pub(crate) use git::{bare_repository, git, git_bytes};
 pub(crate) use home::Home;
 pub(crate) use process::{Output, Process};
+pub(crate) use pty::Pty;
 pub(crate) use small_disk::SmallDisk;
 pub(crate) use store::{curve, events_of};

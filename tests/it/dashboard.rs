@@ -1,0 +1,182 @@
+//! `host watch` in a terminal: what a person sees and types.
+
+use host_core::{Draft, EventBody, MetricValue, Step};
+use host_store::{RunRecord, Writer};
+
+use crate::support::{Home, Process, Pty};
+
+/// A training that goes on until it is stopped, and says its events.
+fn start_endless(home: &Home, name: &str) -> Process {
+    let steps = ["--json", "--max-train-steps", "1000000"];
+    let saves = ["--save-checkpoint-steps", "1000000"];
+    let run = home.start_training(name, &[&steps[..], &saves].concat());
+    run.event(|event| event["kind"] == "run_started");
+    run
+}
+
+#[test]
+fn a_live_run_is_seen_asked_and_stopped_from_a_terminal() {
+    let home = Home::new();
+    let run = start_endless(&home, "seen");
+    let mut screen = Pty::start(&home.command(&["watch", "seen"]));
+    screen.shows(&["seen  ● training", "/1000000 steps", "tokens/s"]);
+
+    // Paused, nothing of what the run says changes while it is compared.
+    screen.press("p");
+    screen.shows(&["seen  ‖ paused", "pause: carried out at step "]);
+    screen.press("e");
+    let evaluation = run.event(|event| event["values"]["loss/eval"].is_f64());
+    let loss = evaluation["values"]["loss/eval"].as_f64().expect("a loss");
+    screen.shows(&[&format!("eval {loss:.4}"), "asked for an evaluation"]);
+    screen.press("c");
+    screen.shows(&["checkpoint: carried out at step ", "checkpoint step-"]);
+
+    // Whoever has no token sees everything and may ask for nothing.
+    let address = std::fs::read_to_string(home.run_dir("seen").join("grpc.addr"));
+    let address = address.expect("an address");
+    let mut stranger = Pty::start(&home.command(&["watch", address.trim()]));
+    stranger.shows(&["seen  ‖ paused"]);
+    stranger.press("p");
+    stranger.shows(&["continue: no token was given", "seen  ‖ paused"]);
+    stranger.press("q");
+    stranger.left_with("run seen goes on at step ");
+
+    screen.press("p");
+    screen.shows(&["seen  ● training"]);
+    screen.press("s");
+    screen.shows(&["stop seen, after a checkpoint? y/n"]);
+    screen.press("y");
+    let output = run.output().succeeded();
+    let end = output.events();
+    let end = end.last().expect("events");
+    assert_eq!(end["reason"], "requested", "{output}");
+    let step = end["step"].as_u64().expect("a step");
+    assert_eq!(home.checkpoints("seen").last(), Some(&step));
+    screen.shows(&[
+        "seen  stopped as requested",
+        &format!("{step}/1000000 steps"),
+    ]);
+    screen.press("q");
+    screen.left_with(&format!("run seen stopped as requested at step {step}"));
+}
+
+#[test]
+fn a_run_that_is_over_is_shown_as_it_ended_in_any_size_until_a_signal() {
+    let home = Home::new();
+    home.train("over", &["--plugin", "perplexity"]).succeeded();
+    let mut screen = Pty::start(&home.command(&["watch", "over"]));
+    screen.shows(&[
+        "over  completed",
+        "100 %  20/20 steps",
+        "step 20",
+        "perplexity",
+    ]);
+    screen.press("s");
+    screen.shows(&["the run is not at work"]);
+
+    screen.resize(12, 40);
+    screen.press("\t");
+    screen.shows(&["─ ▸ plugins", "calls"]);
+    screen.resize(40, 140);
+    let large = screen.shows(&["── metrics", "── deliveries", "── log"]);
+    // The curve has the history from its first step.
+    assert!(large.contains("loss/train"), "{large}");
+
+    screen.terminate();
+    screen.left_with("run over completed at step 20");
+}
+
+#[test]
+fn a_killed_run_is_shown_as_crashed_and_how_it_goes_on() {
+    let home = Home::new();
+    let run = start_endless(&home, "killed");
+    let mut screen = Pty::start(&home.command(&["watch", "killed"]));
+    screen.shows(&["killed  ● training"]);
+    run.kill();
+    screen.shows(&["killed  crashed"]);
+    // Control-C is a key here.
+    screen.press("\u{3}");
+    screen.left_with("`host resume killed` goes on from its newest checkpoint");
+}
+
+#[test]
+fn without_colours_and_in_lines_if_asked_for() {
+    let home = Home::new();
+    home.train("plain", &[]).succeeded();
+    let mut command = home.command(&["watch", "plain"]);
+    command.env("NO_COLOR", "1");
+    let mut screen = Pty::start(&command);
+    screen.shows(&["plain  completed"]);
+    assert!(!screen.has_colours());
+    screen.press("q");
+    screen.left_with("run plain completed at step 20");
+
+    let run = start_endless(&home, "lines");
+    let lines = Pty::start(&home.command(&["watch", "lines", "--plain"]));
+    lines.shows(&["run lines at step ", "loss "]);
+    run.terminate();
+    run.output().ended_with(143);
+    lines.left_with("terminated");
+}
+
+#[test]
+fn a_long_run_is_shown_from_its_first_step_at_once() {
+    let home = Home::new();
+    let dir = home.run_dir("long");
+    let record = RunRecord {
+        name: "long".to_owned(),
+        created_us: 0,
+        config_json: r#"{"max_train_steps":100000}"#.to_owned(),
+    };
+    std::fs::create_dir_all(&dir).expect("a folder");
+    std::fs::write(dir.join("run.toml"), "").expect("written");
+    let mut writer = Writer::create(&dir, &record).expect("a run");
+    let steps: Vec<u64> = (1..=100_000).collect();
+    for steps in steps.chunks(10_000) {
+        let draft = |&step: &u64| {
+            // Only the beginning is above 5.
+            let loss = 5.0 + 50.0 * (0.5 - step as f64 / 1000.0).max(0.0);
+            let values = vec![MetricValue::new("loss/train", loss)];
+            Draft {
+                time_us: step as i64 * 100_000,
+                step: Step(step),
+                body: EventBody::Metrics { values },
+            }
+        };
+        writer
+            .append(steps.iter().map(draft).collect())
+            .expect("written");
+    }
+    drop(writer);
+
+    let mut screen = Pty::start(&home.command(&["watch", "long"]));
+    screen.shows(&[
+        "long  crashed",
+        "100000/100000 steps",
+        "⠒ loss/train 5",
+        "8┤",
+        "20k",
+    ]);
+    screen.press("q");
+    screen.left_with("run long crashed at step 100000");
+}
+
+#[test]
+fn a_connection_that_breaks_is_told_and_made_again() {
+    let home = Home::new();
+    let _run = start_endless(&home, "cut");
+    let serve = home.start(&["serve"]);
+    let line = serve.printed("gRPC at ");
+    let address = line.trim_start_matches("gRPC at ").split(": ").next();
+    let address = address.expect("an address").to_owned();
+    let mut screen = Pty::start(&home.command(&["watch", &address, "--run", "cut"]));
+    screen.shows(&["cut  ● training", &address, "tokens/s"]);
+
+    serve.kill();
+    screen.shows(&[" to connect again: "]);
+    let _serve = home.start(&["serve", "--listen", &address]);
+    screen.hides(" to connect again: ");
+    screen.shows(&["cut  ● training", &address]);
+    screen.press("q");
+    screen.left_with("run cut goes on at step ");
+}

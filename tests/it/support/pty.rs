@@ -1,0 +1,199 @@
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::num::NonZero;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
+
+/// How long anything may take. A busy machine may need some of it.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A program at work in a terminal of its own, as a person sees it. It ends with this.
+pub(crate) struct Pty {
+    child: Child,
+    ours: File,
+    /// Kept open, so that the terminal outlives the program.
+    theirs: File,
+    before: Termios,
+    screen: Arc<(Mutex<vt100::Parser>, Condvar)>,
+}
+
+impl Pty {
+    /// Starts a program in a terminal of 24 rows and 80 columns.
+    pub(crate) fn start(program: &Command) -> Self {
+        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+        grantpt(&ours).expect("a terminal");
+        unlockpt(&ours).expect("a terminal");
+        let name = ptsname(&ours, Vec::new()).expect("a terminal's name");
+        let theirs = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(name.to_str().expect("a path"))
+            .expect("a terminal");
+        let ours = File::from(ours);
+        tcsetwinsize(&ours, size(24, 80)).expect("a size");
+        let before = tcgetattr(&theirs).expect("modes");
+        let end = || Stdio::from(theirs.try_clone().expect("a terminal"));
+        // In a session of its own the program has this terminal and not the tests'.
+        let mut command = Command::new("setsid");
+        command.arg("--ctty").arg(program.get_program());
+        command.args(program.get_args()).env_clear();
+        command.current_dir(program.get_current_dir().expect("a folder"));
+        for (name, value) in program.get_envs() {
+            command.env(name, value.expect("a value"));
+        }
+        let child = command
+            .env("TERM", "xterm-256color")
+            .stdin(end())
+            .stdout(end())
+            .stderr(end())
+            .spawn()
+            .expect("setsid of util-linux");
+        let screen = Arc::new((Mutex::new(parser(24, 80)), Condvar::new()));
+        show(ours.try_clone().expect("a terminal"), Arc::clone(&screen));
+        Self {
+            child,
+            ours,
+            theirs,
+            before,
+            screen,
+        }
+    }
+
+    /// Types.
+    pub(crate) fn press(&mut self, keys: &str) {
+        self.ours.write_all(keys.as_bytes()).expect("typed");
+    }
+
+    /// Another size, as when a window is dragged.
+    pub(crate) fn resize(&mut self, rows: u16, columns: u16) {
+        let mut parser = self.screen.0.lock().expect("not poisoned");
+        parser.screen_mut().set_size(cells(rows), cells(columns));
+        tcsetwinsize(&self.ours, size(rows, columns)).expect("a size");
+    }
+
+    pub(crate) fn terminate(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("the process is there");
+    }
+
+    /// Waits until the screen has all of these on it; the screen's text.
+    #[track_caller]
+    pub(crate) fn shows(&self, parts: &[&str]) -> String {
+        self.becomes(&format!("{parts:?}"), |text| {
+            parts.iter().all(|part| text.contains(part))
+        })
+    }
+
+    /// Waits until the screen has this no more; the screen's text.
+    #[track_caller]
+    pub(crate) fn hides(&self, part: &str) -> String {
+        self.becomes(&format!("no {part:?}"), |text| !text.contains(part))
+    }
+
+    #[track_caller]
+    fn becomes(&self, what: &str, is_so: impl Fn(&str) -> bool) -> String {
+        let ends = Instant::now() + LIMIT;
+        let mut parser = self.screen.0.lock().expect("not poisoned");
+        loop {
+            let text = parser.screen().contents();
+            if is_so(&text) {
+                return text;
+            }
+            let left = ends.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "waited in vain for {what} on:\n{text}");
+            parser = self
+                .screen
+                .1
+                .wait_timeout(parser, left)
+                .expect("not poisoned")
+                .0;
+        }
+    }
+
+    /// Whether any cell of the screen has a colour.
+    pub(crate) fn has_colours(&self) -> bool {
+        let parser = self.screen.0.lock().expect("not poisoned");
+        let screen = parser.screen();
+        let (rows, columns) = screen.size();
+        let (rows, columns) = (rows.get(), columns.get());
+        let mut cells = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
+        cells.any(|(row, column)| {
+            screen.cell(row, column).is_some_and(|cell| {
+                let colours = [cell.fgcolor(), cell.bgcolor()];
+                colours
+                    .iter()
+                    .any(|colour| *colour != vt100::Color::Default)
+            })
+        })
+    }
+
+    /// Waits for its end: it went well, and the terminal is as it was before, with this on it.
+    #[track_caller]
+    pub(crate) fn left_with(mut self, last_words: &str) {
+        let ends = Instant::now() + LIMIT;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                break status;
+            }
+            assert!(
+                Instant::now() < ends,
+                "it does not end:\n{}",
+                self.shows(&[])
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let text = self.shows(&[last_words]);
+        assert!(status.success(), "{status}:\n{text}");
+        let (before, after) = (&self.before, tcgetattr(&self.theirs).expect("modes"));
+        assert_eq!(before.local_modes, after.local_modes);
+        assert_eq!(before.input_modes, after.input_modes);
+        assert_eq!(before.output_modes, after.output_modes);
+        let parser = self.screen.0.lock().expect("not poisoned");
+        assert!(!parser.screen().alternate_screen(), "{text}");
+        assert!(!parser.screen().hide_cursor(), "{text}");
+    }
+}
+
+impl Drop for Pty {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn parser(rows: u16, columns: u16) -> vt100::Parser {
+    vt100::Parser::new(cells(rows), cells(columns), 0)
+}
+
+fn cells(number: u16) -> NonZero<u16> {
+    NonZero::new(number).expect("a size")
+}
+
+fn size(rows: u16, columns: u16) -> Winsize {
+    Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    }
+}
+
+/// Draws what the program writes, on a thread of its own, until the terminal is closed on both ends.
+fn show(mut terminal: File, screen: Arc<(Mutex<vt100::Parser>, Condvar)>) {
+    let show = move || {
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = terminal.read(&mut bytes) {
+            let mut parser = screen.0.lock().expect("not poisoned");
+            parser.process(&bytes[..count]);
+            screen.1.notify_all();
+        }
+    };
+    std::thread::Builder::new()
+        .name("terminal".to_owned())
+        .spawn(show)
+        .expect("a thread");
+}
