@@ -21,6 +21,8 @@ const RETRY: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(50)..=Duration::from_secs(2);
 /// How long a watch tries to connect again, unless it is told otherwise.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Runs on a page, the most that a server gives: each page costs it a look at its whole folder.
+const PAGE: u32 = 1000;
 /// How long a unary call may take.
 const CALL: Duration = Duration::from_secs(30);
 
@@ -72,7 +74,7 @@ impl Client {
         let mut page_token = String::new();
         loop {
             let request = proto::ListRunsRequest {
-                page_size: 0,
+                page_size: PAGE,
                 page_token,
             };
             let page = self.call(async |mut service| service.list_runs(request).await)?;

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use host_core::{Error, Kind, RequestQueue, Result, RunName};
-use host_store::{Commits, Progress, Reader, RunRow, RunStatus, run_names, run_rows};
+use host_store::{Commits, Progress, Reader, RunList, RunRow, RunStatus};
 use tonic::Status;
 
 use crate::feed::{self, Feed};
@@ -41,7 +41,7 @@ enum Place {
         run_dir: PathBuf,
         feed: Arc<Feed>,
     },
-    Folder(PathBuf),
+    Folder(RunList),
 }
 
 /// In the folder of a live run: where its own process listens.
@@ -53,7 +53,7 @@ const IDLE: usize = 16;
 impl Runs {
     pub(crate) fn new(source: &Source) -> Result<Self> {
         let place = match source {
-            Source::Folder(runs_dir) => Place::Folder(runs_dir.clone()),
+            Source::Folder(runs_dir) => Place::Folder(RunList::new(runs_dir)),
             Source::Live {
                 run_dir, commits, ..
             } => Place::One {
@@ -84,7 +84,7 @@ impl Runs {
     pub(crate) fn names(&self) -> Result<Vec<RunName>> {
         match &self.place {
             Place::One { name, .. } => Ok(vec![name.clone()]),
-            Place::Folder(runs_dir) => run_names(runs_dir),
+            Place::Folder(list) => list.names(),
         }
     }
 
@@ -98,15 +98,15 @@ impl Runs {
                     (name, row)
                 })
                 .collect(),
-            Place::Folder(runs_dir) => run_rows(runs_dir, names),
+            Place::Folder(list) => list.rows(names),
         }
     }
 
     /// Where the runs lie, and what to call them together.
     pub(crate) fn place(&self) -> (String, String) {
         let (dir, name) = match &self.place {
-            Place::One { name, run_dir, .. } => (run_dir, name.to_string()),
-            Place::Folder(runs_dir) => (runs_dir, "runs".to_owned()),
+            Place::One { name, run_dir, .. } => (run_dir.as_path(), name.to_string()),
+            Place::Folder(list) => (list.runs_dir(), "runs".to_owned()),
         };
         (dir.display().to_string(), name)
     }
@@ -222,7 +222,7 @@ impl Runs {
     fn dir_of(&self, run: &RunName) -> PathBuf {
         match &self.place {
             Place::One { run_dir, .. } => run_dir.clone(),
-            Place::Folder(runs_dir) => runs_dir.join(run.as_str()),
+            Place::Folder(list) => list.runs_dir().join(run.as_str()),
         }
     }
 }

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use clap::Subcommand;
 use host_core::{DeliveryState, Event, EventBody, Result, RunName, Step};
-use host_store::{Delivery, Reader, RunRow, RunStatus, list_runs};
+use host_store::{Delivery, Reader, RunList, RunRow, RunStatus};
 use serde_json::{Value, json};
 
 use super::{RunsDir, print, print_json, runs_compare, runs_export};
@@ -65,7 +65,7 @@ impl Runs {
 }
 
 fn list(runs_dir: &Path, json: bool) -> Result<()> {
-    let runs = list_runs(runs_dir)?;
+    let runs = RunList::new(runs_dir).all()?;
     if json {
         let entries = runs.iter().map(|(name, row)| match row {
             Ok(row) => row_json(row),

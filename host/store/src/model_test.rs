@@ -3,7 +3,7 @@
 
 use host_core::{Draft, Event, EventBody, MetricValue, Step, StopReason};
 
-use crate::{Journal, Point, Reader, RunRecord, RunStatus, Writer, list_runs};
+use crate::{Journal, Point, Reader, RunList, RunRecord, RunStatus, Writer};
 
 pub(crate) fn record() -> RunRecord {
     RunRecord {
@@ -313,13 +313,14 @@ fn what_cannot_be_made_or_opened_says_why() {
     std::fs::create_dir(&broken).expect("a folder");
     std::fs::write(broken.join(crate::FILE), b"no database at all, but text").expect("a file");
     std::fs::create_dir(runs.path().join("unrelated")).expect("a folder");
-    let listed = list_runs(runs.path()).expect("readable");
+    let listed = RunList::new(runs.path()).all().expect("readable");
     let names: Vec<&str> = listed.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["broken", "demo"]);
     assert!(listed[0].1.is_err());
     assert_eq!(listed[1].1.as_ref().expect("readable").name, "demo");
     assert!(
-        list_runs(&runs.path().join("nowhere"))
+        RunList::new(&runs.path().join("nowhere"))
+            .all()
             .expect("none")
             .is_empty()
     );

@@ -6,6 +6,7 @@ use host_core::{Error, Kind, Result, Step};
 use rusqlite::{Connection, Transaction};
 
 use crate::frame::FrameNames;
+use crate::run_list::has_no_log;
 use crate::run_row::beginning_and_end;
 use crate::schema::{self, Found};
 use crate::supersession::Supersessions;
@@ -56,12 +57,7 @@ impl Reader {
     pub(crate) fn open_still(run_dir: &Path) -> Option<(Self, File)> {
         let path = run_dir.join(FILE);
         let guard = lock::keep_still(run_dir)?;
-        // A log with something in it belongs to the file.
-        let is_empty = |suffix: &str| {
-            let beside = run_dir.join(format!("{FILE}{suffix}"));
-            std::fs::metadata(beside).map_or(true, |file| file.len() == 0)
-        };
-        if !(is_empty("-wal") && is_empty("-journal")) {
+        if !has_no_log(run_dir) {
             return None;
         }
         let identity = identity(&std::fs::metadata(&path).ok()?);

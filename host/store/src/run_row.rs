@@ -1,9 +1,7 @@
-use std::path::Path;
-
-use host_core::{Error, EventBody, Result, RunName, Step, StopReason};
+use host_core::{EventBody, Step, StopReason};
 use rusqlite::{Connection, OptionalExtension};
 
-use crate::{FILE, Reader, event_row};
+use crate::event_row;
 
 /// What a run is, said once when it is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,81 +54,6 @@ pub struct Progress {
     pub last_seq: u64,
     /// Whether more may come.
     pub status: RunStatus,
-}
-
-/// The names of the runs in a folder, in order. What is no run is passed over.
-///
-/// # Errors
-/// If the folder cannot be read. A folder that is not there has no runs.
-pub fn run_names(runs_dir: &Path) -> Result<Vec<RunName>> {
-    let failed = |e: &std::io::Error| Error::io("list the runs", runs_dir, e);
-    let entries = match std::fs::read_dir(runs_dir) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(failed(&e)),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|e| failed(&e))?;
-        if let Some(Ok(name)) = entry.file_name().to_str().map(str::parse::<RunName>)
-            && entry.path().join(FILE).is_file()
-        {
-            names.push(name);
-        }
-    }
-    names.sort();
-    Ok(names)
-}
-
-/// The runs in a folder, in the order of their names; for one that cannot be read, why.
-///
-/// # Errors
-/// If the folder itself cannot be read.
-pub fn list_runs(runs_dir: &Path) -> Result<Vec<(RunName, Result<RunRow>)>> {
-    Ok(run_rows(runs_dir, run_names(runs_dir)?))
-}
-
-/// What these runs of a folder are and how they stand, in the same order; for one that cannot be read,
-/// why.
-pub fn run_rows(runs_dir: &Path, names: Vec<RunName>) -> Vec<(RunName, Result<RunRow>)> {
-    let read = |name: &RunName| run_row(&runs_dir.join(name.as_str()));
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    // What a thread costs is a run or two.
-    let share = names
-        .len()
-        .div_ceil(cores.min(READERS))
-        .max(RUNS_PER_READER);
-    let mut rows: Vec<Result<RunRow>> = Vec::with_capacity(names.len());
-    std::thread::scope(|scope| {
-        let (mine, others) = names.split_at(share.min(names.len()));
-        let work = |names: &[RunName]| names.iter().map(read).collect::<Vec<_>>();
-        let threads: Vec<_> = others
-            .chunks(share)
-            .map(|names| {
-                let named = std::thread::Builder::new().name("list-runs".to_owned());
-                let thread = named.spawn_scoped(scope, move || work(names));
-                (names, thread)
-            })
-            .collect();
-        rows.extend(work(mine));
-        for (names, thread) in threads {
-            // Without a thread, or after its panic, the work is done here.
-            let done = thread.ok().and_then(|thread| thread.join().ok());
-            rows.extend(done.unwrap_or_else(|| work(names)));
-        }
-    });
-    std::iter::zip(names, rows).collect()
-}
-
-/// Threads that read a list, and the fewest runs that are worth one.
-const READERS: usize = 8;
-const RUNS_PER_READER: usize = 32;
-
-fn run_row(run_dir: &Path) -> Result<RunRow> {
-    match Reader::open_still(run_dir) {
-        Some((reader, _writers_wait)) => reader.run(),
-        None => Reader::open(run_dir)?.run(),
-    }
 }
 
 /// The run's last beginning (its generation) and its last end, if that came later.

@@ -2,7 +2,7 @@ use std::time::Instant;
 
 use host_core::{EventBody, StopReason};
 use host_serve::{Client, Server, Source};
-use host_store::list_runs;
+use host_store::RunList;
 use serde_json::{Value, json};
 
 use crate::{draft, four_values, millis, new_run, percentile};
@@ -26,7 +26,7 @@ pub(crate) fn measure() -> Value {
         writer.append(events.collect()).expect("written");
     }
     let mut file_ms = timed(|| {
-        let listed = list_runs(runs.path()).expect("a list");
+        let listed = RunList::new(runs.path()).all().expect("a list");
         listed.iter().filter(|(_, row)| row.is_ok()).count()
     });
     let serving = Server::new(
@@ -36,7 +36,6 @@ pub(crate) fn measure() -> Value {
     .start()
     .expect("a server");
     let client = Client::connect(&serving.addr().to_string()).expect("a client");
-    // In pages of a hundred, as the client asks for them.
     let mut rpc_ms = timed(|| {
         client
             .runs()
