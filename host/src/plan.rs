@@ -10,6 +10,7 @@ use host_train::TrainConfig;
 use toml::Value;
 
 use crate::cli::TrainArgs;
+use crate::hub_model::HubModel;
 use crate::preflight::PreflightPolicy;
 use crate::service::Service;
 use crate::settings::{HostConfig, Settings};
@@ -29,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) system_metrics: Option<Duration>,
     /// How the run is served.
     pub(crate) service: Service,
+    /// The checkpoint that a new run begins at: a folder, or `hub:REPO@REVISION`.
+    pub(crate) resume_from_checkpoint: Option<String>,
     /// The plugins in the user's order.
     pub(crate) plugins: Vec<PluginSpec>,
     /// What each plugin must be, if they are locked.
@@ -57,6 +60,7 @@ impl Plan {
                 secs => Some(Duration::from_secs(secs)),
             },
             service,
+            resume_from_checkpoint: host.resume_from_checkpoint.clone(),
             plugins: plugin_specs(&host, &plugin_flags)?,
             plugin_lock: lock_path(&host, file)?
                 .map(|path| PluginLock::read(&path))
@@ -84,13 +88,23 @@ pub(crate) fn plugins_and_lock(
     flags: &TrainArgs,
 ) -> Result<(Vec<PluginSpec>, PathBuf)> {
     let Settings {
-        host, plugin_flags, ..
+        train,
+        host,
+        plugin_flags,
     } = Settings::read(file, flags)?;
     let lock = match host.plugin_lock {
         Some(ref path) => path.clone(),
         None => lock_beside(file)?,
     };
-    Ok((plugin_specs(&host, &plugin_flags)?, lock))
+    let mut specs = plugin_specs(&host, &plugin_flags)?;
+    let origins = [Some(&train.model), host.resume_from_checkpoint.as_ref()];
+    specs.extend(
+        origins
+            .into_iter()
+            .flatten()
+            .find_map(|name| HubModel::plugin(name)),
+    );
+    Ok((specs, lock))
 }
 
 /// The plugins that a run's file names, and where they are found. What else a training needs, such as

@@ -56,9 +56,9 @@ impl ResumePoint {
         })
     }
 
-    /// Where the training starts.
-    pub(crate) fn start(&self) -> Start {
-        self.checkpoint.clone().map_or(Start::Fresh, Start::From)
+    /// Where the training starts; none where the run itself began.
+    pub(crate) fn start(&self) -> Option<Start> {
+        self.checkpoint.clone().map(Start::From)
     }
 
     /// The run's configuration without what need not be measured a second time.
@@ -71,18 +71,18 @@ impl ResumePoint {
         }
     }
 
-    /// The learning rate that a client set last at this step. The step's checkpoint may have been
+    /// The learning rate that a client set last at a step. The step's checkpoint may have been
     /// written before, and then knows nothing of it.
     ///
     /// # Errors
     /// The store cannot be read.
-    pub(crate) fn learning_rate_set(&self, reader: &Reader) -> Result<Option<Asked>> {
+    pub(crate) fn learning_rate_set(reader: &Reader, at: Step) -> Result<Option<Asked>> {
         let asked = |event: Event| match event.body {
             EventBody::Request {
                 by,
                 request: request @ Request::SetLearningRate { .. },
                 reason,
-            } if event.step == self.step => Some(Asked {
+            } if event.step == at => Some(Asked {
                 by,
                 request,
                 reason,

@@ -14,6 +14,7 @@ use host_store::{Callbacks, Reader, RunRecord, RunStatus, Writer};
 use host_train::{Observers, Outcome, Ports, Start, Trainer};
 
 use crate::delivery::{Backlog, Deliveries, Destination, Retry, Undelivered, missed};
+use crate::origin::Origin;
 use crate::plan::Plan;
 use crate::plugin_accounts::PluginAccounts;
 use crate::plugins::{self, Grouping, Plugins};
@@ -46,7 +47,12 @@ pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
         if let Some(name) = &plan.name {
             RunDir::check_free(&plan.runs_dir, name)?;
         }
-        let ready = Ready::prepare(&plan, &Start::Fresh, &progress)?;
+        let Origin { plan, local, start } = Origin::find(plan, &progress)?;
+        let ready = Ready::prepare(&local, &start, &progress)?;
+        let step = ready.trainer.step();
+        if step.0 >= plan.train.max_train_steps {
+            return Err(too_far(step, plan.train.max_train_steps, &start));
+        }
         let dir = RunDir::create(&plan.runs_dir, plan.name.as_ref(), &plan.train.model)?;
         let begun = (|| {
             let file = RunFile::new(&plan, dir.name(), &ready.plugins.entries())?;
@@ -90,15 +96,24 @@ pub(crate) fn resume(
         let row = reader.run()?;
         let generation = row.generation + 1;
         let point = ResumePoint::choose(&dir, &reader, from)?;
-        let step = point.step;
-        check_unfinished(&dir, row.status, step, plan.train.max_train_steps)?;
+        check_unfinished(&dir, row.status, point.step, plan.train.max_train_steps)?;
         progress.say(&point.describe());
-        let unmeasured = Plan {
-            train: point.unmeasured(&plan.train),
-            ..plan.clone()
+        let Origin { plan, local, start } = match point.start() {
+            Some(start) => Origin {
+                local: plan.clone(),
+                plan,
+                start,
+            },
+            None => Origin::find(plan, &progress)?,
         };
-        let ready = Ready::prepare(&unmeasured, &point.start(), &progress)
+        let unmeasured = Plan {
+            train: point.unmeasured(&local.train),
+            ..local
+        };
+        let ready = Ready::prepare(&unmeasured, &start, &progress)
             .map_err(|error| point.explain(&dir, error))?;
+        // A run that began at a checkpoint of elsewhere begins there again.
+        let step = ready.trainer.step();
         let entries = ready.plugins.entries();
         let warnings = plugins::changes(&recorded.plugin, &entries)?;
         RunFile::new(&plan, dir.name(), &entries)?.write(&dir.config_file())?;
@@ -108,7 +123,7 @@ pub(crate) fn resume(
         let labels = ready.plugins.sink_labels();
         let backlog = Backlog::read(&dir, &reader, &labels, Some(step))?;
         let ready = ready.check_sinks(&plan, &dir, &progress)?;
-        let learning_rate = point.learning_rate_set(&reader)?;
+        let learning_rate = ResumePoint::learning_rate_set(&reader, step)?;
         let (live, mut requests) = Live::open(&plan, &dir, writer, &progress)?;
         if let Some(asked) = learning_rate {
             requests.again(asked);
@@ -155,6 +170,18 @@ fn check_unfinished(dir: &RunDir, status: RunStatus, step: Step, last_step: u64)
     Err(Error::new(Kind::Config, message).hint("--max-train-steps N lets it go on to step N"))
 }
 
+/// A run that would begin where it ends.
+fn too_far(step: Step, last_step: u64, start: &Start) -> Error {
+    let from = match start {
+        Start::From(folder) => format!(": {}", folder.display()),
+        Start::Fresh => String::new(),
+    };
+    let message = format!("the checkpoint has come to step {step} of {last_step}{from}");
+    Error::new(Kind::Config, message).hint(format!(
+        "--max-train-steps counts from the first step of all: give more than {step}"
+    ))
+}
+
 /// The parameter groups that a plan leads to.
 ///
 /// # Errors
@@ -164,7 +191,8 @@ pub(crate) fn groups(plan: &Plan) -> Result<Grouping> {
     plugins::show_logs(&progress);
     let grouping = (|| {
         let plugins = Plugins::load(&plan.plugins, &plan.search_path())?;
-        let trainer = prepare(plan, &Start::Fresh, &progress)?;
+        let Origin { local, start, .. } = Origin::find(plan.clone(), &progress)?;
+        let trainer = prepare(&local, &start, &progress)?;
         plugins.group(trainer.params(), plan.train.weight_decay)
     })();
     progress.end();

@@ -89,6 +89,9 @@ impl RunFile {
         let secs = i64::try_from(secs).unwrap_or(i64::MAX);
         table.insert("system_metrics_secs".to_owned(), secs.into());
         table.extend(plan.service.as_table());
+        if let Some(name) = &plan.resume_from_checkpoint {
+            table.insert("resume_from_checkpoint".to_owned(), name.as_str().into());
+        }
         if let Some(lock) = &plan.plugin_lock {
             let path = lock.path().to_str().unwrap_or_default();
             table.insert("plugin_lock".to_owned(), path.into());

@@ -12,16 +12,10 @@ const RENAMED: [(&str, &str); 4] = [
 ];
 
 /// The script's name, and what to do instead.
-const REFUSED: [(&str, &str); 2] = [
-    (
-        "resume_from_checkpoint",
-        "`host resume RUN` goes on from the newest checkpoint of a run",
-    ),
-    (
-        "tokenized",
-        "give token files as `data`, which `host data tokenize` writes; text is tokenized while it is read",
-    ),
-];
+const REFUSED: [(&str, &str); 1] = [(
+    "tokenized",
+    "give token files as `data`, which `host data tokenize` writes; text is tokenized while it is read",
+)];
 
 /// Our name for an argument; every other name stands for itself.
 pub(crate) fn renamed(key: &str) -> &str {
@@ -50,7 +44,8 @@ mod tests {
         assert_eq!(renamed("model_ckpt"), "model");
         assert_eq!(renamed("seed"), "seed");
         assert!(refusal("model_ckpt").is_none());
-        let error = refusal("resume_from_checkpoint").expect("refused");
-        assert!(error.hint_text().expect("a hint").contains("host resume"));
+        assert!(refusal("resume_from_checkpoint").is_none());
+        let error = refusal("tokenized").expect("refused");
+        assert!(error.hint_text().expect("a hint").contains("data tokenize"));
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::cli::TrainArgs;
+use crate::hub_model::HubModel;
 use crate::preflight::PreflightPolicy;
 use crate::{nearest, script_names};
 
@@ -36,6 +37,9 @@ pub(crate) struct HostConfig {
     pub(crate) tls_cert: Option<PathBuf>,
     /// The certificate's key.
     pub(crate) tls_key: Option<PathBuf>,
+    /// A new run begins at this checkpoint, exactly: its folder, or `hub:REPO@REVISION`. None: it begins at
+    /// step 0.
+    pub(crate) resume_from_checkpoint: Option<String>,
     /// Plugins, each a SPEC or a table with `id` or `path` and configuration.
     pub(crate) plugin: Vec<Value>,
     /// The lock that plugins are held to. None: the one beside the configuration, if any.
@@ -55,6 +59,7 @@ impl Default for HostConfig {
             tls: None,
             tls_cert: None,
             tls_key: None,
+            resume_from_checkpoint: None,
             plugin: Vec::new(),
             plugin_lock: None,
         }
@@ -217,6 +222,10 @@ fn resolved(key: &str, value: Value, folder: &Path) -> Value {
             "tokenizer" | "runs_dir" | "plugin_lock" | "tls_cert" | "tls_key",
             Value::String(path),
         ) => Value::String(join(path)),
+        ("model" | "resume_from_checkpoint", Value::String(name)) if name.starts_with("hub:") => {
+            Value::String(HubModel::resolved(&name, join))
+        }
+        ("resume_from_checkpoint", Value::String(path)) => Value::String(join(path)),
         // A bare word is a preset.
         ("model", Value::String(model)) if model.contains('/') => Value::String(join(model)),
         ("plugin", Value::Array(plugins)) => Value::Array(

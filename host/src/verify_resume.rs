@@ -38,6 +38,9 @@ pub(crate) fn verify_resume(
     plan.train.max_train_steps = 2 * steps;
     plan.train.save_checkpoint_steps = steps;
     plan.train.keep_checkpoints = 0;
+    if plan.resume_from_checkpoint.take().is_some() {
+        say("beginning at step 0, without resume_from_checkpoint");
+    }
     if plan.train.max_eval_steps <= 0 {
         plan.train.max_eval_steps = 4;
     }

@@ -96,8 +96,8 @@ fn numbers_out_of_range_and_words_that_mean_nothing() {
         (
             "--resume_from_checkpoint",
             "x",
-            "resume_from_checkpoint is not an argument here",
-            "host resume",
+            "no checkpoint to go on from: ",
+            "step-000100",
         ),
         (
             "--tokenized",

@@ -65,6 +65,27 @@ pub struct Preflight<'a> {
     pub model_bytes: u64,
 }
 
+/// A checkpoint that is wanted back.
+#[derive(Clone, Copy, Debug)]
+pub struct Fetch<'a> {
+    /// Which one, in the destination's own words; `None` is the newest.
+    pub revision: Option<&'a str>,
+    /// Whether all that a resume needs is wanted, not the model, its configuration and its tokenizer
+    /// alone.
+    pub for_resume: bool,
+    /// A folder of the sink's own, which exists.
+    pub state_dir: &'a std::path::Path,
+}
+
+/// A checkpoint that was brought back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetched {
+    /// Its folder, within the sink's own; whole, and laid out as it was delivered.
+    pub path: PathBuf,
+    /// What brings the very same back, if the sink says so.
+    pub commit: Option<String>,
+}
+
 /// What a sink says about a delivery: a JSON object of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt(pub String);
@@ -95,7 +116,15 @@ pub trait CheckpointSink: Send {
         Ok(None)
     }
 
-    /// What asks the `publish` or `preflight` that is running, if any, to end soon. `[any]`
+    /// Brings a checkpoint back from where it was delivered; the same again changes nothing.
+    fn fetch(&mut self, fetch: Fetch<'_>) -> Result<Fetched, SinkError> {
+        let _ = fetch;
+        Err(SinkError::Permanent(
+            "it brings no checkpoint back".to_owned(),
+        ))
+    }
+
+    /// What asks the call that is running, if any, to end soon. `[any]`
     fn canceller(&self) -> Box<dyn Fn() + Send + Sync>;
 
     /// Why it cannot be called again in this run: it panicked too often.

@@ -19,7 +19,8 @@ mod step;
 mod supervised;
 
 pub use checkpoint::{
-    CheckpointDir, CheckpointSink, FileEntry, Manifest, Preflight, Publish, Receipt, SinkError,
+    CheckpointDir, CheckpointSink, Fetch, Fetched, FileEntry, Manifest, Preflight, Publish,
+    Receipt, SinkError,
 };
 pub use control::{Control, StopReason};
 pub use emitter::{Draft, Emitter, Inbox};

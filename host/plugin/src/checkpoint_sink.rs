@@ -1,13 +1,16 @@
 use std::ffi::c_void;
 use std::fmt;
-use std::path::Path;
+use std::path::{Component, Path};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use host_core::{CheckpointSink, MetricValue, Preflight, Publish, Receipt, Result, SinkError};
+use host_core::{
+    CheckpointSink, Fetch, Fetched, MetricValue, Preflight, Publish, Receipt, Result, SinkError,
+};
 use host_plugin_abi::{
-    HOST_CANCELLED, HOST_OK, HOST_PANIC, HOST_TEMPORARY, HostCheckpoint, HostCheckpointSink,
-    HostCreate, HostDestroy, HostOut, HostPreflight, HostStatus, HostStr,
+    HOST_CANCELLED, HOST_FETCH_FOR_RESUME, HOST_OK, HOST_PANIC, HOST_TEMPORARY, HostCheckpoint,
+    HostCheckpointSink, HostCreate, HostDestroy, HostFetch, HostOut, HostPreflight, HostStatus,
+    HostStr,
 };
 use serde_json::{Map, Value};
 
@@ -32,10 +35,15 @@ pub(crate) struct CheckpointSinkFunctions {
     pub(crate) cancel: unsafe extern "C" fn(*mut c_void),
     /// Absent in plugins of ABI 1.0, and in those that have nothing to look at.
     pub(crate) preflight: Option<PreflightFunction>,
+    /// Absent in plugins of ABI 1.1 and before, and in those that bring nothing back.
+    pub(crate) fetch: Option<FetchFunction>,
 }
 
 pub(crate) type PreflightFunction =
     unsafe extern "C" fn(*mut c_void, *const HostPreflight, *const HostOut) -> HostStatus;
+
+pub(crate) type FetchFunction =
+    unsafe extern "C" fn(*mut c_void, *const HostFetch, *const HostOut) -> HostStatus;
 
 impl CheckpointSinkFunctions {
     pub(crate) fn from_table(table: HostCheckpointSink) -> Result<Self, String> {
@@ -46,6 +54,7 @@ impl CheckpointSinkFunctions {
             publish: required(kind, "publish", table.publish)?,
             cancel: required(kind, "cancel", table.cancel)?,
             preflight: table.preflight,
+            fetch: table.fetch,
         })
     }
 }
@@ -189,6 +198,36 @@ impl CheckpointSink for PluginCheckpointSink {
         })
     }
 
+    fn fetch(&mut self, fetch: Fetch<'_>) -> Result<Fetched, SinkError> {
+        let Some(function) = self.functions.fetch else {
+            let message = format!("{} brings no checkpoint back", self.id());
+            return Err(SinkError::Permanent(message));
+        };
+        let state_dir = absolute(fetch.state_dir)?;
+        let view = HostFetch {
+            struct_size: size_of::<HostFetch>() as u32,
+            flags: match fetch.for_resume {
+                true => HOST_FETCH_FOR_RESUME,
+                false => 0,
+            },
+            revision: HostStr::new(fetch.revision.unwrap_or_default()),
+            state_dir: HostStr::new(&state_dir),
+        };
+        let receipt = self.call("fetch", |instance| {
+            let mut output = Output::default();
+            let out = output.callbacks();
+            // SAFETY: the instance is the library's own; the view, its texts and the callbacks'
+            // context outlive the call.
+            let status = unsafe { function(instance, &raw const view, &raw const out) };
+            let receipt = match status {
+                HOST_OK => output.into_bytes().and_then(receipt),
+                _ => Ok(Receipt(String::new())),
+            };
+            (status, receipt)
+        })?;
+        fetched(&receipt, Path::new(&state_dir)).map_err(SinkError::Permanent)
+    }
+
     fn canceller(&self) -> Box<dyn Fn() + Send + Sync> {
         let living = Arc::clone(&self.living);
         let cancel = self.functions.cancel;
@@ -258,6 +297,26 @@ pub(crate) fn receipt(bytes: Vec<u8>) -> Result<Receipt, String> {
     }
 }
 
+/// What a receipt says was brought back: a folder within the sink's own.
+pub(crate) fn fetched(receipt: &Receipt, state_dir: &Path) -> Result<Fetched, String> {
+    let receipt: Map<String, Value> =
+        serde_json::from_str(&receipt.0).map_err(|error| format!("its receipt: {error}"))?;
+    let text = |key: &str| receipt.get(key).and_then(Value::as_str);
+    let path = Path::new(text("path").ok_or("its receipt names no path")?);
+    let is_within =
+        path.starts_with(state_dir) && !path.components().any(|part| part == Component::ParentDir);
+    if !is_within || !path.is_dir() {
+        return Err(format!(
+            "its receipt names no folder within its own: {}",
+            path.display()
+        ));
+    }
+    Ok(Fetched {
+        path: path.to_owned(),
+        commit: text("commit").map(str::to_owned),
+    })
+}
+
 /// What a preflight found, if it says so.
 pub(crate) fn finding(bytes: Option<Vec<u8>>) -> Result<Option<String>, String> {
     let Some(bytes) = bytes else { return Ok(None) };
@@ -298,6 +357,31 @@ mod tests {
         for bytes in [vec![0xff], vec![b'x'; LONGEST_FINDING + 1]] {
             assert!(finding(Some(bytes)).is_err());
         }
+    }
+
+    #[test]
+    fn what_is_brought_back_is_a_folder_of_the_sinks_own() {
+        let state_dir = tempfile::tempdir().expect("a folder");
+        let within = state_dir.path().join("abc");
+        std::fs::create_dir(&within).expect("a folder");
+        let of = |path: &Path| {
+            let receipt = serde_json::json!({ "path": path, "commit": "abc" });
+            fetched(&Receipt(receipt.to_string()), state_dir.path())
+        };
+        let found = of(&within).expect("a folder within");
+        assert_eq!(found.path, within);
+        assert_eq!(found.commit.as_deref(), Some("abc"));
+        for outside in [
+            Path::new("/"),
+            Path::new("abc"),
+            within.join("../..").as_path(),
+            within.join("gone").as_path(),
+        ] {
+            let error = of(outside).expect_err("no folder within");
+            assert!(error.starts_with("its receipt names no folder"), "{error}");
+        }
+        let nameless = fetched(&Receipt("{}".to_owned()), state_dir.path());
+        assert_eq!(nameless, Err("its receipt names no path".to_owned()));
     }
 
     #[test]

@@ -147,9 +147,14 @@ mod tests {
 
     #[test]
     fn what_the_script_had_and_we_have_not_is_refused_with_a_way() {
-        let args = ["host", "run", "--resume_from_checkpoint", "x"].map(OsString::from);
+        let args = ["host", "run", "--tokenized", "x"].map(OsString::from);
         let error = normalize(&cli::command(), args.to_vec()).expect_err("refused");
-        assert!(error.hint_text().expect("a hint").contains("host resume"));
+        assert!(
+            error
+                .hint_text()
+                .expect("a hint")
+                .contains("host data tokenize")
+        );
     }
 
     #[test]

@@ -2,14 +2,16 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use host_core::{Error, Kind, Result};
+use host_plugin::SearchPath;
 
 use super::{RunsDir, print};
+use crate::hub_model::HubModel;
 use crate::run_dir::RunDir;
 
 /// Samples text from a checkpoint, so that a person can see what was learnt
 #[derive(Debug, clap::Args)]
 pub(super) struct Generate {
-    /// A checkpoint's folder, or a run, of which the newest checkpoint is taken
+    /// A checkpoint's folder, a run, of which the newest checkpoint is taken, or hub:USER/NAME@BRANCH
     checkpoint: String,
 
     /// Text to go on from
@@ -74,6 +76,9 @@ impl Generate {
         let path = Path::new(&self.checkpoint);
         if path.join("config.json").is_file() {
             return Ok(path.to_owned());
+        }
+        if let Some(model) = HubModel::parse(&self.checkpoint)? {
+            return Ok(model.fetch(&[], &SearchPath::from_env(), false)?.path);
         }
         let run = RunDir::find(&self.runs.runs_dir, &self.checkpoint)?;
         run.newest_checkpoint()

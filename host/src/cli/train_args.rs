@@ -52,8 +52,9 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "SEQUENCES", help_heading = DATA)]
     shuffle_buffer: Option<usize>,
 
-    /// Preset (tiny, demo, gpt2, codeparrot-small, codeparrot), Hugging Face config.json, or a
-    /// folder with one and perhaps with weights
+    /// Preset (tiny, demo, gpt2, codeparrot-small, codeparrot), Hugging Face config.json, a folder
+    /// with one and perhaps with weights, or a model of the Hub or of any git repository:
+    /// hub:USER/NAME, hub:USER/NAME@BRANCH, hub:URL@BRANCH
     #[arg(long, value_name = "MODEL", help_heading = MODEL)]
     model: Option<String>,
 
@@ -135,6 +136,11 @@ pub(crate) struct TrainArgs {
     /// Checkpoints that stay in the run folder; 0 keeps all
     #[arg(long, value_name = "COUNT", help_heading = CHECKPOINTS)]
     keep_checkpoints: Option<usize>,
+
+    /// Begin the new run at this checkpoint, exactly: its folder, or hub:USER/NAME@BRANCH where it was
+    /// pushed with trainer=true; the data must be the same
+    #[arg(long, value_name = "CHECKPOINT", help_heading = CHECKPOINTS)]
+    resume_from_checkpoint: Option<String>,
 
     /// Sequences in an evaluation batch
     #[arg(long, value_name = "SEQUENCES", allow_negative_numbers = true, help_heading = CHECKPOINTS)]

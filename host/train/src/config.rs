@@ -31,7 +31,7 @@ pub struct TrainConfig {
     /// second core, at most 8.
     pub data_workers: Option<usize>,
     /// A preset (`tiny demo gpt2 codeparrot-small codeparrot`), a Hugging Face `config.json`, or a
-    /// folder with one and perhaps with weights.
+    /// folder with one and perhaps with weights. What lies on a hub is fetched before this is read.
     pub model: String,
     /// A `tokenizer.json` or a folder with one. None: that of `model` if it has one, else that beside a
     /// token file, else a byte-level BPE is trained on `data` and kept in the cache.

@@ -108,7 +108,11 @@ impl Trainer {
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
         let device = device::parse(&config.device)?;
-        let source = ModelSource::read(&config.model)?;
+        let source = match start {
+            Start::Fresh => ModelSource::read(&config.model)?,
+            // What the run began with need not be there any more.
+            Start::From(folder) => ModelSource::read(&folder.to_string_lossy())?,
+        };
         check_length(config, &source.config)?;
         let corpus = Corpus::find(config)?;
         let files = corpus.train_files();
@@ -140,10 +144,7 @@ impl Trainer {
         };
         corpus.check_tokens(&tokenizer)?;
         let (model_config, weights) = match &stored {
-            Some((folder, _)) => (
-                ModelSource::read(&folder.to_string_lossy())?.config,
-                Some((*folder).clone()),
-            ),
+            Some((folder, _)) => (source.config, Some((*folder).clone())),
             None if source.has_weights => (source.config, source.folder),
             // New weights have as many rows as there are tokens.
             None => (

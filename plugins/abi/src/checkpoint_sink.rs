@@ -44,6 +44,20 @@ pub struct HostPreflight {
     pub model_bytes: u64,
 }
 
+/// Which checkpoint of a destination is wanted back, and where it may be kept.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct HostFetch {
+    /// Size of this struct in the host's build.
+    pub struct_size: u32,
+    /// [`HOST_FETCH_FOR_RESUME`](crate::HOST_FETCH_FOR_RESUME), or zero.
+    pub flags: u32,
+    /// Which one, in the destination's own words: a branch, a commit. Empty: the newest.
+    pub revision: HostStr,
+    /// Absolute path of a folder of the sink's own, which exists and survives the process.
+    pub state_dir: HostStr,
+}
+
 /// Delivers checkpoints somewhere. The host owns the queue and the ledger; the sink reports.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +94,20 @@ pub struct HostCheckpointSink {
         unsafe extern "C" fn(
             instance: *mut c_void,
             preflight: *const HostPreflight,
+            out: *const HostOut,
+        ) -> HostStatus,
+    >,
+    /// `[worker]` Since 1.2; may be null, in a sink that brings nothing back. Brings a checkpoint that
+    /// the destination has into a folder below `state_dir`, laid out as it was delivered, and puts a
+    /// receipt by `put_bytes`: a JSON object whose `path` is the folder, absolute, and which says for
+    /// people and for the next time what it is (`commit`). The folder is whole, and the host may read
+    /// it for as long as it likes. Fetching the same again changes nothing. `HOST_TEMPORARY` if the
+    /// world is not ready (no network), any other failure if the destination has no such checkpoint.
+    /// `fetch` is borrowed until this returns. `cancel` ends it, too.
+    pub fetch: Option<
+        unsafe extern "C" fn(
+            instance: *mut c_void,
+            fetch: *const HostFetch,
             out: *const HostOut,
         ) -> HostStatus,
     >,

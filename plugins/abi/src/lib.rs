@@ -38,7 +38,7 @@ mod param_groups;
 mod string;
 mod tensor;
 
-pub use checkpoint_sink::{HostCheckpoint, HostCheckpointSink, HostPreflight};
+pub use checkpoint_sink::{HostCheckpoint, HostCheckpointSink, HostFetch, HostPreflight};
 pub use descriptor::{HostPlugin, HostPluginEntry, HostPluginItem};
 pub use event::{
     HOST_DELIVERY_DELIVERED, HOST_DELIVERY_DROPPED, HOST_DELIVERY_FAILED, HOST_DELIVERY_QUEUED,
@@ -63,7 +63,7 @@ pub use tensor::{DLDataType, DLDevice, DLTensor, HostTensor};
 /// Major version: part of the entry symbol's name; another major is another ABI.
 pub const HOST_ABI_MAJOR: u32 = 1;
 /// Minor version: counts the appended fields.
-pub const HOST_ABI_MINOR: u32 = 1;
+pub const HOST_ABI_MINOR: u32 = 2;
 
 /// The one symbol a plugin exports; its type is [`HostPluginEntry`].
 pub const ENTRY_SYMBOL: &str = "host_plugin_entry_v1";
@@ -115,6 +115,10 @@ pub const HOST_LOG_WARN: i32 = 2;
 pub const HOST_LOG_INFO: i32 = 3;
 /// What an author may like to know.
 pub const HOST_LOG_DEBUG: i32 = 4;
+
+/// Flag of [`HostFetch`]: all that a resume needs is wanted, not the model, its configuration and its
+/// tokenizer alone. Since 1.2.
+pub const HOST_FETCH_FOR_RESUME: u32 = 1;
 
 /// Flag of [`HostTensor`]: the plugin must not write through `dl.data`.
 pub const HOST_TENSOR_READ_ONLY: u32 = 1;

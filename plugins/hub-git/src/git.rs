@@ -31,6 +31,7 @@ pub(crate) struct Call<'a> {
     args: Vec<OsString>,
     env: Vec<(&'static str, OsString)>,
     stdin: &'a [u8],
+    stdout: Option<&'a File>,
     authorization: Option<(&'a str, &'a Token)>,
 }
 
@@ -141,6 +142,7 @@ impl Git {
                 .collect(),
             env: Vec::new(),
             stdin: &[],
+            stdout: None,
             authorization: None,
         }
     }
@@ -154,6 +156,12 @@ impl<'a> Call<'a> {
 
     pub(crate) fn stdin(mut self, bytes: &'a [u8]) -> Self {
         self.stdin = bytes;
+        self
+    }
+
+    /// Puts the output into a file, however long it is, and not into memory.
+    pub(crate) fn stdout(mut self, file: &'a File) -> Self {
+        self.stdout = Some(file);
         self
     }
 
@@ -190,7 +198,9 @@ impl<'a> Call<'a> {
         command
             .args(&self.args)
             .stdin(Stdio::from(stdin))
-            .stdout(Stdio::from(stdout.try_clone().map_err(broken)?))
+            .stdout(Stdio::from(
+                self.stdout.unwrap_or(&stdout).try_clone().map_err(broken)?,
+            ))
             .stderr(Stdio::from(stderr.try_clone().map_err(broken)?))
             .process_group(0);
         self.set_environment(&mut command);

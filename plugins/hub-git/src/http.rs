@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, SystemTime};
 
-use ureq::http::{HeaderMap, Request};
+use ureq::http::{HeaderMap, Request, Response};
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
-use ureq::{Agent, SendBody};
+use ureq::{Agent, Body, SendBody};
 
 use crate::limit::Limit;
 use crate::{Error, Result, patience};
@@ -29,6 +29,17 @@ pub(crate) struct Answer {
 
 /// The longest answer; a multipart upload's has a URL for every part.
 const ANSWER_BYTES: u64 = 64 << 20;
+
+/// How often what is asked for may be elsewhere.
+const REDIRECTS: u32 = 5;
+
+/// What came of asking for something large.
+pub(crate) enum Got {
+    /// Its content, from this byte on.
+    Body(u64, Body),
+    /// The server does not give it.
+    Refusal(Answer),
+}
 
 impl<'a> Http<'a> {
     /// Does work that asks servers. While it runs, a thread of its own watches for the cancellation
@@ -67,30 +78,77 @@ impl<'a> Http<'a> {
     /// There was no answer. Any status is one.
     pub(crate) fn send(&self, request: Request<SendBody<'_>>) -> Result<Answer> {
         self.limit.check()?;
-        // A signed URL is as good as a token, so errors name the server alone.
         let server = server(&request.uri().to_string());
-        let answer = self.agent.run(request).and_then(|response| {
-            let (parts, body) = response.into_parts();
-            let body = body.into_with_config().limit(ANSWER_BYTES).read_to_vec()?;
-            Ok(Answer {
-                server: server.clone(),
-                status: parts.status.as_u16(),
-                headers: parts.headers,
-                body,
-            })
-        });
-        answer.map_err(|error| {
-            if let Err(over) = self.limit.check() {
-                return over;
-            }
-            let words = format!("cannot reach {server}: {error}");
-            match error {
-                ureq::Error::Rustls(_) | ureq::Error::Tls(_) | ureq::Error::BadUri(_) => {
-                    Error::Permanent(words)
+        let response = self.agent.run(request);
+        response
+            .and_then(|response| read(server.clone(), response))
+            .map_err(|error| self.unreached(&server, &error))
+    }
+
+    /// Asks for what is at a URL, from its byte `from` on if the server can, and follows where it is
+    /// led. The header goes to the URL's own server and to no other.
+    ///
+    /// # Errors
+    /// There was no answer.
+    pub(crate) fn get(
+        &self,
+        url: &str,
+        header: &BTreeMap<String, String>,
+        from: u64,
+    ) -> Result<Got> {
+        let mut at = url.to_owned();
+        let mut led = 0;
+        loop {
+            self.limit.check()?;
+            let mut request = Request::get(&at);
+            if server(&at) == server(url) {
+                for (name, value) in header {
+                    request = request.header(name, value);
                 }
-                _ => Error::Temporary(words),
             }
-        })
+            if from > 0 {
+                request = request.header("Range", format!("bytes={from}-"));
+            }
+            let request = request
+                .body(SendBody::none())
+                .map_err(|error| bad_request(&at, &error))?;
+            let server = server(&at);
+            let unreached = |error| self.unreached(&server, &error);
+            let response = self.agent.run(request).map_err(unreached)?;
+            let location = response.headers().get("location");
+            let location = location.and_then(|value| value.to_str().ok());
+            match (response.status().as_u16(), location) {
+                (200, _) => return Ok(Got::Body(0, response.into_body())),
+                (206, _) => return Ok(Got::Body(from, response.into_body())),
+                (301 | 302 | 303 | 307 | 308, Some(to))
+                    if led < REDIRECTS && crate::remote::origin(to).is_some() =>
+                {
+                    at = to.to_owned();
+                    led += 1;
+                }
+                _ => {
+                    let answer = read(server.clone(), response).map_err(unreached)?;
+                    if !self.waits(&answer)? {
+                        return Ok(Got::Refusal(answer));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The error of a server that gave no answer. A signed URL is as good as a token, so errors name the
+    /// server alone.
+    pub(crate) fn unreached(&self, server: &str, error: &ureq::Error) -> Error {
+        if let Err(over) = self.limit.check() {
+            return over;
+        }
+        let words = format!("cannot reach {server}: {error}");
+        match error {
+            ureq::Error::Rustls(_) | ureq::Error::Tls(_) | ureq::Error::BadUri(_) => {
+                Error::Permanent(words)
+            }
+            _ => Error::Temporary(words),
+        }
     }
 
     /// Makes a request, and makes it again as often as the server asks for a wait first. Each wait is
@@ -101,20 +159,26 @@ impl<'a> Http<'a> {
     pub(crate) fn patiently(&self, mut make: impl FnMut() -> Result<Answer>) -> Result<Answer> {
         loop {
             let answer = make()?;
-            let wait = patience::wanted(answer.status, answer.retry_after(), SystemTime::now());
-            match wait {
-                Some(wait) if wait < self.limit.remaining() => {
-                    self.limit.warn(&format!(
-                        "{} asks for patience ({}): the next try is in {:.0} s",
-                        answer.server,
-                        answer.status,
-                        wait.as_secs_f64().ceil()
-                    ));
-                    self.limit.sleep(wait)?;
-                }
-                _ => return Ok(answer),
+            if !self.waits(&answer)? {
+                return Ok(answer);
             }
         }
+    }
+
+    /// Waits if the server asks for it and there is time, and says whether it did.
+    fn waits(&self, answer: &Answer) -> Result<bool> {
+        let wait = patience::wanted(answer.status, answer.retry_after(), SystemTime::now());
+        let Some(wait) = wait.filter(|wait| *wait < self.limit.remaining()) else {
+            return Ok(false);
+        };
+        self.limit.warn(&format!(
+            "{} asks for patience ({}): the next try is in {:.0} s",
+            answer.server,
+            answer.status,
+            wait.as_secs_f64().ceil()
+        ));
+        self.limit.sleep(wait)?;
+        Ok(true)
     }
 
     /// Posts JSON of a media type, and waits as long as the server asks for.
@@ -145,6 +209,18 @@ impl<'a> Http<'a> {
     pub(crate) fn limit(&self) -> &'a Limit<'a> {
         self.limit
     }
+}
+
+/// The whole of an answer.
+fn read(server: String, response: Response<Body>) -> Result<Answer, ureq::Error> {
+    let (parts, body) = response.into_parts();
+    let body = body.into_with_config().limit(ANSWER_BYTES).read_to_vec()?;
+    Ok(Answer {
+        server,
+        status: parts.status.as_u16(),
+        headers: parts.headers,
+        body,
+    })
 }
 
 impl Answer {
@@ -191,7 +267,7 @@ pub(crate) fn refused(server: &str, status: u16, retry_after: Option<&str>, word
     let why = match status {
         300..=399 => "the repository has moved",
         401 => "the token was not accepted",
-        403 => "the token may not write here",
+        403 => "the token may not do this here",
         404 | 410 => "there is no such repository or no Git LFS, or the token may not see it",
         408 | 425 | 429 => "the server asks for patience",
         413 => "the file is too large for this server",

@@ -4,19 +4,27 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::download::Target;
 use crate::http::{self, Answer, Http};
 use crate::lfs_server::LfsServer;
 use crate::upload::{self, Sent, Source};
 use crate::{Error, Result};
 
-/// A client of the Git LFS batch API, for uploads.
+/// A client of the Git LFS batch API.
 ///
-/// It asks for each object by itself, just before it is sent: links are given for a short time.
+/// It asks for each object by itself, just before it is sent or fetched: links are given for a short
+/// time.
 pub(crate) struct Client<'a> {
     http: &'a Http<'a>,
     server: &'a LfsServer,
-    /// `refs/heads/run`
-    branch_ref: String,
+}
+
+/// What stands in git for a file that lies elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pointer {
+    /// Lower-case hexadecimal.
+    pub(crate) sha256: String,
+    pub(crate) size: u64,
 }
 
 /// Where a server wants a request to go.
@@ -47,6 +55,7 @@ struct Object {
 struct Actions {
     upload: Option<Action>,
     verify: Option<Action>,
+    download: Option<Action>,
 }
 
 #[derive(Deserialize)]
@@ -61,46 +70,72 @@ const LINKS: u32 = 3;
 
 const MEDIA_TYPE: &str = "application/vnd.git-lfs+json";
 
+/// The longest text that is looked at as a pointer, by the specification.
+pub(crate) const POINTER_BYTES: u64 = 1024;
+
+const POINTER_BEGINNING: &str = "version https://git-lfs.github.com/spec/v1\n";
+
 /// The text that stands in git for an object.
 pub(crate) fn pointer(sha256: &str, size: u64) -> String {
-    format!("version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n")
+    format!("{POINTER_BEGINNING}oid sha256:{sha256}\nsize {size}\n")
+}
+
+impl Pointer {
+    /// What a text stands for, if it is a pointer.
+    pub(crate) fn read(text: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(text).ok()?;
+        let rest = text.strip_prefix(POINTER_BEGINNING)?;
+        let field = |name: &str| rest.lines().find_map(|line| line.strip_prefix(name));
+        let sha256 = field("oid sha256:")?;
+        let is_digest = sha256.len() == 64
+            && sha256
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        is_digest.then_some(Self {
+            sha256: sha256.to_owned(),
+            size: field("size ")?.parse().ok()?,
+        })
+    }
 }
 
 impl<'a> Client<'a> {
-    pub(crate) fn new(http: &'a Http<'a>, server: &'a LfsServer, branch: &str) -> Self {
-        Self {
-            http,
-            server,
-            branch_ref: format!("refs/heads/{branch}"),
-        }
+    pub(crate) fn new(http: &'a Http<'a>, server: &'a LfsServer) -> Self {
+        Self { http, server }
     }
 
-    /// Makes sure that the server has the files.
-    pub(crate) fn upload(&self, sources: &[Source<'_>]) -> Result<()> {
+    /// Makes sure that the server has the files, for a branch.
+    pub(crate) fn upload(&self, branch: &str, sources: &[Source<'_>]) -> Result<()> {
         let mut sent = HashSet::new();
         for source in sources {
-            if sent.insert(source.sha256) {
-                self.upload_one(source)?;
+            if sent.insert(&*source.sha256) {
+                by_links(|| self.upload_by_links(branch, source))?;
             }
         }
         Ok(())
     }
 
-    fn upload_one(&self, source: &Source<'_>) -> Result<()> {
-        let mut links = 1;
-        loop {
-            match self.upload_by_links(source)? {
-                Sent::Whole => return Ok(()),
-                // They are given for a short time, which a slow line can outlast.
-                Sent::LinkRefused(_) if links < LINKS => links += 1,
-                Sent::LinkRefused(words) => return Err(Error::Temporary(words)),
+    /// Brings an object's content into a file, which is empty.
+    pub(crate) fn download(&self, pointer: &Pointer, target: &mut Target) -> Result<()> {
+        by_links(|| {
+            let Pointer { sha256, size } = pointer;
+            let (_, object) = self.batch("download", None, sha256, *size)?;
+            let server = http::server(&self.server.url);
+            if let Some(error) = object.error {
+                return Err(http::refused(&server, error.code, None, &error.message));
             }
-        }
+            match object.actions.and_then(|actions| actions.download) {
+                Some(action) => target.fill(self.http, &action, pointer),
+                None => Err(Error::Permanent(format!(
+                    "{server} says not where the object {sha256} is"
+                ))),
+            }
+        })
     }
 
     /// Asks for links and sends the object to them.
-    fn upload_by_links(&self, source: &Source<'_>) -> Result<Sent> {
-        let (transfer, object) = self.batch(source)?;
+    fn upload_by_links(&self, branch: &str, source: &Source<'_>) -> Result<Sent> {
+        let (sha256, size) = (&*source.sha256, source.size);
+        let (transfer, object) = self.batch("upload", Some(branch), sha256, size)?;
         let server = http::server(&self.server.url);
         if let Some(error) = object.error {
             return Err(http::refused(&server, error.code, None, &error.message));
@@ -109,6 +144,7 @@ impl<'a> Client<'a> {
         let Some(Actions {
             upload: Some(upload),
             verify,
+            ..
         }) = object.actions
         else {
             return Ok(Sent::Whole);
@@ -137,16 +173,29 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Asks where an object shall go.
-    fn batch(&self, source: &Source<'_>) -> Result<(Option<String>, Object)> {
+    /// Asks where an object shall go, or where it is.
+    fn batch(
+        &self,
+        operation: &str,
+        branch: Option<&str>,
+        sha256: &str,
+        size: u64,
+    ) -> Result<(Option<String>, Object)> {
         let href = format!("{}/objects/batch", self.server.url);
-        let body = json!({
-            "operation": "upload",
-            "transfers": ["basic", "multipart"],
-            "ref": {"name": self.branch_ref},
-            "objects": [{"oid": source.sha256, "size": source.size}],
+        // An object is fetched as it is: parts are the Hub's way to take a large one.
+        let transfers: &[&str] = match operation {
+            "upload" => &["basic", "multipart"],
+            _ => &["basic"],
+        };
+        let mut body = json!({
+            "operation": operation,
+            "transfers": transfers,
+            "objects": [{"oid": sha256, "size": size}],
             "hash_algo": "sha256",
         });
+        if let Some(branch) = branch {
+            body["ref"] = json!({"name": format!("refs/heads/{branch}")});
+        }
         let server = http::server(&self.server.url);
         let answer = self
             .post(&href, &self.server.header, &body)?
@@ -156,7 +205,7 @@ impl<'a> Client<'a> {
         let object = batch
             .objects
             .into_iter()
-            .find(|object| object.oid == source.sha256);
+            .find(|object| object.oid == sha256);
         let object = object.ok_or_else(|| {
             Error::Temporary(format!("{server} does not answer about the object"))
         })?;
@@ -170,6 +219,19 @@ impl<'a> Client<'a> {
         body: &serde_json::Value,
     ) -> Result<Answer> {
         post(self.http, href, header, body)
+    }
+}
+
+/// Moves an object by links, and asks for others if those are refused: they are given for a short time,
+/// which a slow line can outlast.
+fn by_links(mut moved: impl FnMut() -> Result<Sent>) -> Result<()> {
+    let mut links = 1;
+    loop {
+        match moved()? {
+            Sent::Whole => return Ok(()),
+            Sent::LinkRefused(_) if links < LINKS => links += 1,
+            Sent::LinkRefused(words) => return Err(Error::Temporary(words)),
+        }
     }
 }
 
@@ -197,5 +259,22 @@ mod tests {
         let text = pointer(&"ab".repeat(32), 12);
         let read = test_hub::parse_pointer(text.as_bytes());
         assert_eq!(read, Some(("ab".repeat(32), 12)));
+    }
+
+    #[test]
+    fn a_pointer_is_told_from_a_text() {
+        let text = pointer(&"ab".repeat(32), 12);
+        let (sha256, size) = ("ab".repeat(32), 12);
+        let read = |text: &str| Pointer::read(text.as_bytes());
+        assert_eq!(read(&text), Some(Pointer { sha256, size }));
+        for other in [
+            "{}",
+            &text.replace("abab", "ABab"),
+            &text.replace("abab", ""),
+            &text.replace("size 12", ""),
+            &text.replace("v1", "v2"),
+        ] {
+            assert_eq!(read(other), None, "{other}");
+        }
     }
 }

@@ -4,7 +4,8 @@
 //! Commits are made by git's plumbing in a bare repository without a work tree, LFS objects are
 //! streamed from the checkpoint itself by a client of our own; so a delivery costs next to no disk.
 //! The order is: upload objects, make the commit, write its id to the journal, push it with a lease
-//! on the branch. A push whose answer was lost is found on the branch and not made again.
+//! on the branch. A push whose answer was lost is found on the branch and not made again. The same
+//! client brings a commit's files back.
 //!
 //! Git runs without the user's and the system's configuration: no credential helper may ask, no hook
 //! may run. So proxies come from the environment (`https_proxy`), SSH settings from `~/.ssh/config`
@@ -15,7 +16,9 @@
 mod attributes;
 mod config;
 mod creation;
+mod download;
 mod error;
+mod fetch;
 mod git;
 mod http;
 mod journal;
@@ -33,10 +36,13 @@ mod task;
 mod token;
 mod upload;
 
-use host_plugin_sdk::{Cancel, Checkpoint, CheckpointSink, Host, Preflight, export_plugin};
+use host_plugin_sdk::{
+    Cancel, Checkpoint, CheckpointSink, Fetch, Fetched, Host, Preflight, export_plugin,
+};
 
 pub use config::{Config, LfsMode};
 pub use error::{Error, Result};
+pub use fetch::{Brought, Wanted};
 pub use preflight::Question;
 pub use publisher::{Publisher, Receipt, Snapshot};
 
@@ -100,6 +106,18 @@ impl CheckpointSink for HubGit {
             .publisher
             .preflight(&question, &|| cancel.is_requested())?;
         Ok(Some(found))
+    }
+
+    fn fetch(&mut self, fetch: &Fetch<'_>, cancel: &Cancel) -> host_plugin_sdk::Result<Fetched> {
+        let wanted = Wanted {
+            revision: fetch.revision(),
+            for_resume: fetch.for_resume(),
+            state_dir: fetch.state_dir(),
+        };
+        let brought = self.publisher.fetch(&wanted, &|| cancel.is_requested())?;
+        Ok(Fetched::new(brought.path)
+            .with("commit", brought.commit)
+            .with("remote", brought.remote))
     }
 }
 

@@ -156,7 +156,7 @@ fn unheard_of() -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn check_free(dir: &Path, needed: u64) -> Result<()> {
+pub(crate) fn check_free(dir: &Path, needed: u64) -> Result<()> {
     let disk = rustix::fs::statvfs(dir).map_err(|error| Error::io("ask", dir, &error.into()))?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     if free >= needed {

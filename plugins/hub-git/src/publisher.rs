@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
@@ -11,11 +12,11 @@ use sha2::{Digest, Sha256};
 use crate::git::Git;
 use crate::journal::{Delivery, Journal};
 use crate::limit::Limit;
-use crate::remote::Remote;
+use crate::remote::{Kind, Remote};
 use crate::repository::Repository;
 use crate::task::Task;
 use crate::token::Token;
-use crate::upload::Source;
+use crate::upload::{Source, hex};
 use crate::{Config, Error, Result, creation};
 
 /// Pushes checkpoints to one remote.
@@ -66,13 +67,16 @@ pub struct Receipt {
 }
 
 /// The trainer's own state within a checkpoint.
-const TRAINER: &str = "trainer/";
+pub(crate) const TRAINER: &str = "trainer/";
+
+/// What a checkpoint says of its own files.
+pub(crate) const MANIFEST: &str = "manifest.json";
 
 impl Publisher {
     /// A publisher. `env` looks an environment variable up; `git` is the program.
     ///
     /// # Errors
-    /// The configuration makes no sense, there is no token where one is needed, or no git.
+    /// The configuration makes no sense, the token that it names is not there, or no git.
     pub fn new(config: Config, env: &dyn Fn(&str) -> Option<String>, git: &str) -> Result<Self> {
         let remote = Remote::parse(&config.repo, env("HF_ENDPOINT").as_deref())?;
         let token = Token::find(&config, &remote, env)?;
@@ -123,8 +127,12 @@ impl Publisher {
         work(&limit).map_err(|error| error.map(|words| self.scrub(&words)))
     }
 
-    /// Makes the repository if that is asked for and it is not known to be there.
+    /// Makes the repository if that is asked for and it is not known to be there. The Hub takes nothing
+    /// without a token.
     pub(crate) fn ensure_repository(&self, limit: &Limit<'_>) -> Result<()> {
+        if self.remote.kind() == Kind::Hub && self.token.is_none() {
+            return Err(Token::missing(&self.config, &self.remote));
+        }
         if !self.exists.load(Ordering::Relaxed) {
             creation::ensure(self, limit)?;
             self.exists.store(true, Ordering::Relaxed);
@@ -182,9 +190,7 @@ impl Publisher {
 
     /// What of the checkpoint is pushed.
     fn sources<'s>(&self, snapshot: &Snapshot<'s>) -> Result<Vec<Source<'s>>> {
-        let chosen = |name: &str| {
-            self.config.trainer || !(name.starts_with(TRAINER) || name == "manifest.json")
-        };
+        let chosen = |name: &str| self.config.trainer || !name.starts_with(TRAINER);
         let mut sources = Vec::new();
         for (name, entry) in snapshot.files.iter().filter(|(name, _)| chosen(name)) {
             let is_sha256 = entry.sha256.len() == 64
@@ -200,9 +206,12 @@ impl Publisher {
             sources.push(Source {
                 name,
                 path: snapshot.dir.join(name),
-                sha256: &entry.sha256,
+                sha256: Cow::Borrowed(&entry.sha256),
                 size: entry.size,
             });
+        }
+        if self.config.trainer {
+            sources.extend(manifest(snapshot)?);
         }
         Ok(sources)
     }
@@ -220,7 +229,7 @@ impl Publisher {
             .for_each(&mut add);
         for source in sources {
             add(source.name);
-            add(source.sha256);
+            add(&source.sha256);
         }
         hash.finalize()
             .iter()
@@ -230,18 +239,35 @@ impl Publisher {
     }
 
     fn receipt(&self, snapshot: &Snapshot<'_>, branch: &str, commit: &str) -> Receipt {
-        let manifest = std::fs::read(snapshot.dir.join("manifest.json"));
-        let hex = |bytes: Vec<u8>| {
-            let digest = Sha256::digest(bytes);
-            digest.iter().map(|byte| format!("{byte:02x}")).collect()
-        };
+        let manifest = std::fs::read(snapshot.dir.join(MANIFEST));
         Receipt {
             commit: commit.to_owned(),
             branch: branch.to_owned(),
             remote: self.remote.url().to_owned(),
-            manifest_sha256: manifest.ok().map(hex),
+            manifest_sha256: manifest.ok().map(|bytes| sha256(&bytes)),
         }
     }
+}
+
+/// The manifest, which names all other files and so not itself. Whoever resumes from what was pushed
+/// proves the checkpoint by it.
+fn manifest<'a>(snapshot: &Snapshot<'a>) -> Result<Option<Source<'a>>> {
+    let path = snapshot.dir.join(MANIFEST);
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("read", &path, &error)),
+    };
+    Ok(Some(Source {
+        name: MANIFEST,
+        path,
+        sha256: Cow::Owned(sha256(&bytes)),
+        size: bytes.len() as u64,
+    }))
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    hex(Sha256::new_with_prefix(bytes))
 }
 
 impl fmt::Debug for Warn {

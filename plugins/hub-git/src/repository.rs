@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +38,14 @@ pub(crate) struct Tip {
 pub(crate) struct Entry {
     pub(crate) path: String,
     pub(crate) blob: String,
+}
+
+/// A plain file of a commit.
+#[derive(Clone, Debug)]
+pub(crate) struct Blob {
+    pub(crate) path: String,
+    id: String,
+    pub(crate) size: u64,
 }
 
 /// What a push came to.
@@ -106,6 +114,50 @@ impl<'a> Repository<'a> {
         Ok(tip)
     }
 
+    /// The commit that a branch or a tag is at, or that the remote's own `HEAD` is.
+    pub(crate) fn find(&self, revision: Option<&str>) -> Result<String> {
+        let refs = self.refs()?;
+        let at = |name: &str| refs.get(name).cloned();
+        let found = match revision {
+            None => at("HEAD"),
+            // What an annotated tag points to is listed behind it.
+            Some(name) => at(&format!("refs/heads/{name}"))
+                .or_else(|| at(&format!("refs/tags/{name}^{{}}")))
+                .or_else(|| at(&format!("refs/tags/{name}"))),
+        };
+        found.ok_or_else(|| {
+            let (url, branches) = (self.remote.url(), branches(&refs));
+            Error::Permanent(match revision {
+                Some(name) => format!("there is no branch and no tag {name}{branches}: {url}"),
+                None => format!("its default branch has no commit{branches}: {url}"),
+            })
+        })
+    }
+
+    /// `, but main, run-1`: the remote's branches, for an error.
+    pub(crate) fn other_branches(&self) -> Result<String> {
+        Ok(branches(&self.refs()?))
+    }
+
+    /// The remote's branches, tags and `HEAD`, with the commits that they are at.
+    fn refs(&self) -> Result<BTreeMap<String, String>> {
+        let url = self.remote.url();
+        let call = self.call([
+            "ls-remote",
+            "--",
+            url,
+            "HEAD",
+            "refs/heads/*",
+            "refs/tags/*",
+        ]);
+        let listed = self.ask("reach", call)?;
+        let listed = String::from_utf8_lossy(&listed);
+        let pairs = listed.lines().filter_map(|line| line.split_once('\t'));
+        Ok(pairs
+            .map(|(commit, name)| (name.to_owned(), commit.to_owned()))
+            .collect())
+    }
+
     /// Makes sure that a commit of the remote's is here, with its tree, without its history.
     pub(crate) fn fetch(&self, commit: &str) -> Result<()> {
         let exists = self.call(["cat-file", "-e", &format!("{commit}^{{tree}}")]);
@@ -155,6 +207,41 @@ impl<'a> Repository<'a> {
         let commits = self.local("rev-list", within(&["rev-list", "refs/heads/tip"]))?;
         remove(&dir)?;
         Ok(commits.lines().any(|line| line == commit))
+    }
+
+    /// The plain files of a commit.
+    pub(crate) fn files(&self, commit: &str) -> Result<Vec<Blob>> {
+        let args = ["ls-tree", "-r", "-z", "--long", "--full-tree", commit];
+        let said = self.local("ls-tree", self.call(args))?;
+        let blob = |line: &str| {
+            let (head, path) = line.split_once('\t')?;
+            let mut words = head.split_ascii_whitespace();
+            let (mode, _, id) = (words.next()?, words.next()?, words.next()?);
+            // Links and submodules have other modes.
+            mode.starts_with("100").then_some(Blob {
+                path: path.to_owned(),
+                id: id.to_owned(),
+                size: words.next()?.parse().ok()?,
+            })
+        };
+        Ok(said.split('\0').filter_map(blob).collect())
+    }
+
+    /// Writes a blob to a file, however large it is.
+    pub(crate) fn write_to(&self, blob: &Blob, file: &fs::File) -> Result<()> {
+        let call = self.call(["cat-file", "blob", &blob.id]).stdout(file);
+        self.local("cat-file", call).map(drop)
+    }
+
+    /// The content of a small blob.
+    pub(crate) fn content(&self, blob: &Blob) -> Result<Vec<u8>> {
+        let call = self.call(["cat-file", "blob", &blob.id]);
+        Ok(self.local("cat-file", call)?.into_bytes())
+    }
+
+    /// Removes all of it: what was fetched lies elsewhere now.
+    pub(crate) fn discard(self) -> Result<()> {
+        remove(&self.dir)
     }
 
     /// A file of a commit, if it is there.
@@ -333,8 +420,24 @@ impl<'a> Repository<'a> {
     }
 }
 
+/// `, but main, run-1`: some of the branches among refs.
+fn branches(refs: &BTreeMap<String, String>) -> String {
+    const MOST: usize = 8;
+    let mut names: Vec<&str> = refs
+        .keys()
+        .filter_map(|name| name.strip_prefix("refs/heads/"))
+        .collect();
+    let more = names.len().saturating_sub(MOST);
+    names.truncate(MOST);
+    match (names.is_empty(), more) {
+        (true, _) => String::new(),
+        (false, 0) => format!(", but {}", names.join(", ")),
+        (false, more) => format!(", but {} and {more} more", names.join(", ")),
+    }
+}
+
 /// Removes a folder that may not be there.
-fn remove(dir: &Path) -> Result<()> {
+pub(crate) fn remove(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::io("remove", dir, &error))

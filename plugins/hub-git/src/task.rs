@@ -124,7 +124,7 @@ impl Task<'_> {
         let by_lfs = self.by_lfs(base)?;
         for source in &self.sources {
             let blob = if by_lfs.contains(source.name) {
-                repository.write(lfs::pointer(source.sha256, source.size).as_bytes())?
+                repository.write(lfs::pointer(&source.sha256, source.size).as_bytes())?
             } else {
                 source.check(self.limit)?;
                 repository.write_outgoing(&source.path)?
@@ -208,7 +208,7 @@ impl Task<'_> {
                 }
             }
             Some(server) => Http::during(self.limit, |http| {
-                lfs::Client::new(http, &server, self.branch).upload(&missing)
+                lfs::Client::new(http, &server).upload(self.branch, &missing)
             })?,
         }
         uploaded.extend(missing.iter().map(|source| source.name.to_owned()));

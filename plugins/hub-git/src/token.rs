@@ -23,7 +23,7 @@ impl Token {
     /// The token for a remote, or `None` if it needs or has none. `env` looks a variable up.
     ///
     /// # Errors
-    /// The variable that the configuration names is not set, or there is none for the Hub.
+    /// The variable that the configuration names is not set.
     pub(crate) fn find(
         config: &Config,
         remote: &Remote,
@@ -40,14 +40,19 @@ impl Token {
         let secret = secret.map(|secret| secret.trim().to_owned());
         match secret.filter(|secret| !secret.is_empty()) {
             Some(secret) => Self::new(remote.user(), secret).map(Some),
-            None => {
-                let name = config.token_env.as_deref().unwrap_or("HF_TOKEN");
-                Err(Error::Permanent(format!(
-                    "no token for {}: set {name} to one that may write",
-                    remote.url()
-                )))
-            }
+            // Everybody may read what is public.
+            None if config.token_env.is_none() => Ok(None),
+            None => Err(Self::missing(config, remote)),
         }
+    }
+
+    /// The error of a remote that takes nothing without a token.
+    pub(crate) fn missing(config: &Config, remote: &Remote) -> Error {
+        let name = config.token_env.as_deref().unwrap_or("HF_TOKEN");
+        Error::Permanent(format!(
+            "no token for {}: set {name} to one that may write",
+            remote.url()
+        ))
     }
 
     fn new(user: &str, secret: String) -> Result<Self> {
@@ -150,10 +155,13 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_token_is_said_at_once() {
-        let error = find("ann/gpt", None, &[("HF_TOKEN", " \n")]).expect_err("refused");
-        assert!(error.to_string().contains("set HF_TOKEN"), "{error}");
-        assert!(find("https://example.org/r", Some("MINE"), &[]).is_err());
+    fn a_token_that_is_named_and_missing_is_said_at_once() {
+        let blank = [("HF_TOKEN", " \n")];
+        assert!(find("ann/gpt", None, &blank).expect("none").is_none());
+        for repo in ["ann/gpt", "https://example.org/r"] {
+            let error = find(repo, Some("MINE"), &blank).expect_err("refused");
+            assert!(error.to_string().contains("set MINE"), "{error}");
+        }
     }
 
     #[test]

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -21,7 +22,7 @@ pub(crate) struct Source<'a> {
     /// Its path in the checkpoint.
     pub(crate) name: &'a str,
     pub(crate) path: PathBuf,
-    pub(crate) sha256: &'a str,
+    pub(crate) sha256: Cow<'a, str>,
     pub(crate) size: u64,
 }
 
@@ -142,7 +143,7 @@ fn put_part(
 /// Puts a file into the object store of a repository on this machine, which is where git-lfs keeps
 /// and looks for the objects of a `file:` remote.
 pub(crate) fn into_store(store: &Path, source: &Source<'_>, limit: &Limit<'_>) -> Result<()> {
-    let to = lfs::object_path(store, source.sha256);
+    let to = lfs::object_path(store, &source.sha256);
     if std::fs::metadata(&to).is_ok_and(|file| file.len() == source.size) {
         return Ok(());
     }
@@ -209,11 +210,7 @@ impl Source<'_> {
     }
 
     fn verify(&self, hash: Sha256) -> Result<()> {
-        let mut sha256 = String::with_capacity(64);
-        for byte in hash.finalize() {
-            sha256 += &format!("{byte:02x}");
-        }
-        if sha256 == self.sha256 {
+        if hex(hash) == self.sha256 {
             Ok(())
         } else {
             Err(self.changed())
@@ -287,7 +284,7 @@ fn accepted(http: &Http<'_>, answer: Answer, url: &str, source: &Source<'_>) -> 
     })
 }
 
-fn link_refused(answer: &Answer) -> Option<Sent> {
+pub(crate) fn link_refused(answer: &Answer) -> Option<Sent> {
     matches!(answer.status, 401 | 403).then(|| {
         let words = format!(
             "{}: the link is not good ({}): {}",
@@ -297,6 +294,12 @@ fn link_refused(answer: &Answer) -> Option<Sent> {
         );
         Sent::LinkRefused(words)
     })
+}
+
+/// A digest in hexadecimal.
+pub(crate) fn hex(hash: Sha256) -> String {
+    let digest = hash.finalize();
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn object_host(url: &str) -> String {

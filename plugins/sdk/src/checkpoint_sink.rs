@@ -2,13 +2,14 @@ use std::ffi::c_void;
 use std::mem::size_of;
 
 use host_plugin_abi::{
-    HostApi, HostCheckpoint, HostCheckpointSink, HostOut, HostPreflight, HostStatus, HostStr,
+    HostApi, HostCheckpoint, HostCheckpointSink, HostFetch, HostOut, HostPreflight, HostStatus,
+    HostStr,
 };
 use serde::de::DeserializeOwned;
 
 use crate::export::Package;
 use crate::out::Out;
-use crate::{Cancel, Checkpoint, Host, Preflight, Result, instance};
+use crate::{Cancel, Checkpoint, Error, Fetch, Fetched, Host, Preflight, Result, instance};
 
 /// Delivers checkpoints somewhere. The host owns the queue and the ledger; the sink reports.
 ///
@@ -83,6 +84,15 @@ pub trait CheckpointSink: Sized + Send + 'static {
         let _ = (preflight, cancel);
         Ok(None)
     }
+
+    /// Brings a checkpoint that the destination has into a folder below
+    /// [`state_dir`](Fetch::state_dir), laid out as it was delivered. The folder is whole when this
+    /// returns, and stays. Fetching the same again changes nothing. A sink without one brings nothing
+    /// back.
+    fn fetch(&mut self, fetch: &Fetch<'_>, cancel: &Cancel) -> Result<Fetched> {
+        let _ = (fetch, cancel);
+        Err(Error::unsupported("this sink brings no checkpoint back"))
+    }
 }
 
 #[doc(hidden)]
@@ -95,6 +105,7 @@ pub const fn vtable<T: CheckpointSink, P: Package>() -> HostCheckpointSink {
         publish: Some(publish::<T>),
         cancel: Some(cancel::<T>),
         preflight: Some(preflight::<T>),
+        fetch: Some(fetch::<T>),
     }
 }
 
@@ -138,6 +149,22 @@ unsafe extern "C" fn preflight<T: CheckpointSink>(
                 Some(found) => out.put_bytes(found.as_bytes()),
                 None => Ok(()),
             }
+        })
+    }
+}
+
+unsafe extern "C" fn fetch<T: CheckpointSink>(
+    instance: *mut c_void,
+    fetch: *const HostFetch,
+    out: *const HostOut,
+) -> HostStatus {
+    // SAFETY: as in `publish`, for what is wanted.
+    unsafe {
+        instance::call(instance, |sink: &mut T, cancel| {
+            cancel.clear();
+            let out = Out::new(out)?;
+            let fetched = sink.fetch(&Fetch::new(fetch)?, cancel)?;
+            out.put_bytes(fetched.receipt()?.to_string().as_bytes())
         })
     }
 }

@@ -4,8 +4,8 @@
 use std::mem::{MaybeUninit, align_of, offset_of, size_of};
 
 use host_plugin_abi::{
-    HostApi, HostBatch, HostCheckpoint, HostEvent, HostGroupsOut, HostGroupsRequest, HostOut,
-    HostParam, HostPreflight, HostRequestsOut, HostTensor, HostValue,
+    HostApi, HostBatch, HostCheckpoint, HostEvent, HostFetch, HostGroupsOut, HostGroupsRequest,
+    HostOut, HostParam, HostPreflight, HostRequestsOut, HostTensor, HostValue,
 };
 
 use crate::{Error, Result};
@@ -38,6 +38,7 @@ sized! {
     HostBatch through n_tensors: usize,
     HostCheckpoint through state_dir: host_plugin_abi::HostStr,
     HostEvent through factor: f64,
+    HostFetch through state_dir: host_plugin_abi::HostStr,
     HostGroupsOut through warn: usize,
     HostGroupsRequest through weight_decay: f64,
     HostOut through put_bytes: usize,

@@ -10,6 +10,8 @@ pub enum Fault {
     Close,
     /// The connection ends after this many bytes of the request's body.
     Cut(u64),
+    /// The request is served, but the connection ends after this many bytes of the reply's body.
+    CutReply(usize),
     /// The request's body is read at this many bytes a second, and the request is served.
     Slow(u64),
     /// The request is served once this is set.

@@ -126,8 +126,8 @@ impl Request {
         self.stream.get_ref().shutdown(std::net::Shutdown::Both)
     }
 
-    /// Sends the reply and ends the connection.
-    pub(crate) fn reply(mut self, response: &Response) -> io::Result<()> {
+    /// Sends the reply, of its body so many bytes at most, and ends the connection.
+    pub(crate) fn reply(mut self, response: &Response, most: usize) -> io::Result<()> {
         let mut head = format!("HTTP/1.1 {} -\r\nConnection: close\r\n", response.status);
         for (name, value) in &response.headers {
             head += &format!("{name}: {value}\r\n");
@@ -135,7 +135,7 @@ impl Request {
         head += &format!("Content-Length: {}\r\n\r\n", response.body.len());
         let stream = self.stream.get_mut();
         stream.write_all(head.as_bytes())?;
-        stream.write_all(&response.body)?;
+        stream.write_all(&response.body[..most.min(response.body.len())])?;
         stream.flush()?;
         // What the client still sends is read, or the kernel would reset the connection and the
         // client might never see the reply.

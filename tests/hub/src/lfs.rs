@@ -26,9 +26,12 @@ const SIGNATURE: &str = "signature=5f2b";
 
 impl Lfs<'_> {
     /// Answers `POST objects/batch`.
-    pub(crate) fn batch(&self, request: &mut Request) -> io::Result<Response> {
+    pub(crate) fn batch(&self, request: &mut Request, may_write: bool) -> io::Result<Response> {
         let body: Value = serde_json::from_slice(&request.body()?)?;
         let upload = body["operation"] == "upload";
+        if upload && !may_write {
+            return Ok(crate::may_not_write());
+        }
         let multipart = body["transfers"]
             .as_array()
             .is_some_and(|names| names.iter().any(|name| name == "multipart"));
@@ -110,10 +113,19 @@ impl Lfs<'_> {
                 }
             }
             ("GET", _) => Ok(match fs::read(self.object(&oid)) {
-                Ok(body) => Response {
-                    body,
-                    ..Response::text(200, "")
-                },
+                Ok(mut body) => {
+                    let range = request.header("range");
+                    let from = range.and_then(|range| {
+                        let from = range.strip_prefix("bytes=")?.strip_suffix('-')?;
+                        from.parse().ok().filter(|from| *from < body.len())
+                    });
+                    let body = body.split_off(from.unwrap_or(0));
+                    let status = if from.is_some() { 206 } else { 200 };
+                    Response {
+                        body,
+                        ..Response::text(status, "")
+                    }
+                }
                 Err(_) => Response::text(404, "no such object"),
             }),
             _ => Ok(Response::text(405, "")),

@@ -36,6 +36,9 @@ pub const WRITE_TOKEN: &str = "hf_WriteTokenOfTheTests0123456789";
 /// The token that may read.
 pub const READ_TOKEN: &str = "hf_ReadTokenOfTheTests0123456789";
 
+/// A file in a repository that everybody may read.
+const PUBLIC: &str = "test-hub-public";
+
 /// A running server with its repositories in a temporary folder. Dropping it ends both.
 #[derive(Debug)]
 pub struct TestHub {
@@ -152,6 +155,14 @@ impl TestHub {
         });
     }
 
+    /// Lets everybody read a repository, without a token.
+    ///
+    /// # Panics
+    /// If it is not there.
+    pub fn make_public(&self, name: &str) {
+        std::fs::write(self.repo_path(name).join(PUBLIC), "").expect("the repository");
+    }
+
     /// Whether a repository was made for its owner alone.
     pub fn is_private(&self, name: &str) -> bool {
         self.repo_path(name).join(api::PRIVATE).exists()
@@ -222,9 +233,13 @@ fn serve(shared: &Shared, stream: TcpStream, door: Door) -> io::Result<()> {
         Door::Objects => objects_request(shared, &mut request),
     };
     match fault {
-        None | Some(Fault::Slow(_) | Fault::Wait(_)) => {
+        None | Some(Fault::Slow(_) | Fault::Wait(_) | Fault::CutReply(_)) => {
             let response = answer().unwrap_or_else(|error| Response::text(500, &error.to_string()));
-            request.reply(&response)
+            let most = match fault {
+                Some(Fault::CutReply(bytes)) => bytes,
+                _ => usize::MAX,
+            };
+            request.reply(&response, most)
         }
         Some(Fault::Hang) => {
             shared.wait_until(|| false);
@@ -244,12 +259,12 @@ fn serve(shared: &Shared, stream: TcpStream, door: Door) -> io::Result<()> {
             let given = request.header("authorization").unwrap_or_default();
             let password = password(&request).unwrap_or_default();
             let text = format!("refused: {given}: {password}");
-            request.reply(&Response::text(status, &text))
+            request.reply(&Response::text(status, &text), usize::MAX)
         }
         Some(Fault::Status(status, headers)) => {
             let mut response = Response::text(status, "a fault was asked for");
             response.headers.extend(headers);
-            request.reply(&response)
+            request.reply(&response, usize::MAX)
         }
     }
 }
@@ -257,25 +272,6 @@ fn serve(shared: &Shared, stream: TcpStream, door: Door) -> io::Result<()> {
 fn git_request(shared: &Shared, request: &mut Request) -> io::Result<Response> {
     if request.path.starts_with("/api/") {
         return api::answer(shared, request);
-    }
-    let lfs = request.path.contains("/info/lfs/");
-    let writes = lfs
-        || request.path.ends_with("/git-receive-pack")
-        || request.query.contains("service=git-receive-pack");
-    match password(request).as_deref() {
-        Some(WRITE_TOKEN) => {}
-        Some(READ_TOKEN) if !writes => {}
-        Some(READ_TOKEN) => {
-            let message = "You have read access only: this token may not write.";
-            return Ok(Response::json(
-                403,
-                &serde_json::json!({"message": message}),
-            ));
-        }
-        _ => {
-            let response = Response::text(401, "Invalid username or password.");
-            return Ok(response.with_header("WWW-Authenticate", "Basic realm=\"test hub\""));
-        }
     }
     let cut = ["/info/", "/git-", "/HEAD", "/objects/"]
         .iter()
@@ -285,13 +281,32 @@ fn git_request(shared: &Shared, request: &mut Request) -> io::Result<Response> {
     let (name, rest) = request.path.split_at(cut);
     let (name, rest) = (name.trim_end_matches(".git").to_owned(), rest.to_owned());
     let repo = shared.repo(&name);
+    let writes = request.path.ends_with("/git-receive-pack")
+        || request.query.contains("service=git-receive-pack");
+    let may_write = match password(request).as_deref() {
+        Some(WRITE_TOKEN) => true,
+        Some(READ_TOKEN) => false,
+        None if !writes && repo.join(PUBLIC).exists() => false,
+        _ => {
+            let response = Response::text(401, "Invalid username or password.");
+            return Ok(response.with_header("WWW-Authenticate", "Basic realm=\"test hub\""));
+        }
+    };
+    if writes && !may_write {
+        return Ok(may_not_write());
+    }
     if !repo.is_dir() {
         return Ok(Response::text(404, "Repository not found"));
     }
-    if lfs {
-        return shared.lfs(&repo, &name).batch(request);
+    if request.path.contains("/info/lfs/") {
+        return shared.lfs(&repo, &name).batch(request, may_write);
     }
     backend::answer(&shared.root, &format!("{name}.git{rest}"), request)
+}
+
+fn may_not_write() -> Response {
+    let message = "You have read access only: this token may not write.";
+    Response::json(403, &serde_json::json!({"message": message}))
 }
 
 fn objects_request(shared: &Shared, request: &mut Request) -> io::Result<Response> {

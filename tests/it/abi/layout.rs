@@ -58,7 +58,8 @@ layout! {
     HostCheckpoint {
         struct_size, flags, step, run, dir, manifest_json, metrics_json, state_dir,
     }
-    HostCheckpointSink { struct_size, flags, create, destroy, publish, cancel, preflight }
+    HostCheckpointSink { struct_size, flags, create, destroy, publish, cancel, preflight, fetch }
+    HostFetch { struct_size, flags, revision, state_dir }
     HostPreflight { struct_size, flags, run, state_dir, checkpoint_bytes, model_bytes }
     HostValue { struct_size, flags, name, value }
     HostEvent {

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use host_core::{CheckpointSink, Preflight, Publish, Receipt, Result, SinkError};
+use host_core::{CheckpointSink, Fetch, Fetched, Preflight, Publish, Receipt, Result, SinkError};
 
 use super::child::{Child, secs};
 use super::protocol::{Call, Reply};
@@ -133,6 +133,20 @@ impl CheckpointSink for RemoteCheckpointSink {
         };
         match self.ask(&call)? {
             Reply::Ready(found) => Ok(found),
+            _ => Err(self.wrong_reply(&call)),
+        }
+    }
+
+    fn fetch(&mut self, fetch: Fetch<'_>) -> Result<Fetched, SinkError> {
+        self.calls += 1;
+        let call = Call::Fetch {
+            number: self.calls,
+            revision: fetch.revision.map(Cow::Borrowed),
+            for_resume: fetch.for_resume,
+            state_dir: Cow::Owned(absolute(fetch.state_dir)?.into()),
+        };
+        match self.ask(&call)? {
+            Reply::Fetched(fetched) => Ok(fetched),
             _ => Err(self.wrong_reply(&call)),
         }
     }

@@ -8,8 +8,8 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use host_core::{
-    Ask, Dtype, Error, EventBody, Kind, Manifest, MetricValue, Need, ParamGroup, ParamInfo,
-    Receipt, SinkError, Step,
+    Ask, Dtype, Error, EventBody, Fetched, Kind, Manifest, MetricValue, Need, ParamGroup,
+    ParamInfo, Receipt, SinkError, Step,
 };
 use host_plugin_abi::{HOST_ABI_MAJOR, HOST_ABI_MINOR};
 use serde::{Deserialize, Serialize};
@@ -86,6 +86,13 @@ pub(super) enum Call<'a> {
         checkpoint_bytes: u64,
         model_bytes: u64,
     },
+    Fetch {
+        /// Counts the calls together with those of [`Call::Publish`].
+        number: u64,
+        revision: Option<Cow<'a, str>>,
+        for_resume: bool,
+        state_dir: Cow<'a, Path>,
+    },
     Observe {
         step: Step,
         event: Cow<'a, EventBody>,
@@ -133,6 +140,8 @@ pub(super) enum Reply {
     Receipt(Receipt),
     /// What a preflight found.
     Ready(Option<String>),
+    /// What was brought back.
+    Fetched(Fetched),
     Asks(Vec<Ask>),
     Failed(Fault),
     Undelivered(SinkError),
@@ -158,6 +167,7 @@ impl Call<'_> {
             Self::Compute => "compute",
             Self::Publish { .. } => "publish",
             Self::Preflight { .. } => "preflight",
+            Self::Fetch { .. } => "fetch",
             Self::Observe { .. } => "observe",
             Self::ImportState => "import_state",
             Self::End => "destroy",

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use host_core::{
-    CheckpointDir, CheckpointSink, Device, Error, GroupsRequest, Kind, Metric, MetricBatch,
+    CheckpointDir, CheckpointSink, Device, Error, Fetch, GroupsRequest, Kind, Metric, MetricBatch,
     Observer, ParamGroups, Preflight, Publish, Result, SinkError, TensorView,
 };
 
@@ -344,6 +344,9 @@ impl Instance {
             (Self::Sink(sink), call @ Call::Preflight { .. }) => {
                 Ok(preflight(&mut **sink, call, cancellation))
             }
+            (Self::Sink(sink), call @ Call::Fetch { .. }) => {
+                Ok(fetch(&mut **sink, call, cancellation))
+            }
             (_, call) => Err(Error::new(
                 Kind::System,
                 format!("the host called {} of another kind of plugin", call.name()),
@@ -482,6 +485,30 @@ fn preflight(sink: &mut dyn CheckpointSink, call: Call<'_>, cancellation: &Cance
     });
     match outcome {
         Ok(found) => Reply::Ready(found),
+        Err(error) => Reply::Undelivered(error),
+    }
+}
+
+fn fetch(sink: &mut dyn CheckpointSink, call: Call<'_>, cancellation: &Cancellation) -> Reply {
+    let Call::Fetch {
+        number,
+        revision,
+        for_resume,
+        state_dir,
+    } = call
+    else {
+        unreachable!("the caller has looked");
+    };
+    if cancellation.is_cancelled(number) {
+        return Reply::Undelivered(SinkError::Cancelled);
+    }
+    let outcome = sink.fetch(Fetch {
+        revision: revision.as_deref(),
+        for_resume,
+        state_dir: &state_dir,
+    });
+    match outcome {
+        Ok(fetched) => Reply::Fetched(fetched),
         Err(error) => Reply::Undelivered(error),
     }
 }

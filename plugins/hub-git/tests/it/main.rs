@@ -2,6 +2,7 @@
 
 mod creation;
 mod faults;
+mod fetch;
 mod hub;
 mod local;
 mod parts;

@@ -2,7 +2,7 @@ use std::ffi::c_void;
 use std::path::Path;
 use std::thread;
 
-use host_plugin_abi::{HostCheckpointSink, HostPreflight, HostStr};
+use host_plugin_abi::{HostCheckpointSink, HostFetch, HostPreflight, HostStr};
 
 use super::metric::Results;
 use super::plugin::Instance;
@@ -147,6 +147,31 @@ impl CheckpointSink {
         self.instance.host.ended(status)?;
         let text = |bytes| String::from_utf8(bytes).expect("a text");
         Ok(result.bytes.map(text))
+    }
+
+    /// Brings a checkpoint back, with all that a resume needs, and gives the receipt; of an empty
+    /// `revision` the newest.
+    ///
+    /// # Panics
+    /// If the sink has no `fetch`, or puts no receipt.
+    pub fn fetch(
+        &mut self,
+        revision: &str,
+        state_dir: &Path,
+    ) -> Result<serde_json::Value, Failure> {
+        let view = HostFetch {
+            struct_size: size_of::<HostFetch>() as u32,
+            flags: host_plugin_abi::HOST_FETCH_FOR_RESUME,
+            revision: HostStr::new(revision),
+            state_dir: HostStr::new(state_dir.to_str().expect("UTF-8")),
+        };
+        let fetch = self.vtable.fetch.expect("fetch");
+        let mut result = Results::default();
+        // SAFETY: a live instance, a view and a place that are borrowed for the call.
+        let status = unsafe { fetch(self.instance.pointer, &raw const view, &result.out()) };
+        self.instance.host.ended(status)?;
+        let receipt = result.bytes.expect("fetch put no receipt");
+        Ok(serde_json::from_slice(&receipt).expect("the receipt is JSON"))
     }
 
     /// The C side, for tests that break its rules.

@@ -1,0 +1,164 @@
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use crate::http::{self, Got, Http};
+use crate::lfs::{Action, Pointer};
+use crate::limit::Limit;
+use crate::upload::{Sent, hex, link_refused};
+use crate::{Error, Result};
+
+/// A file that an object is brought into, and how much of it is there.
+pub(crate) struct Target<'a> {
+    file: &'a File,
+    path: &'a Path,
+    hash: Sha256,
+    bytes: u64,
+}
+
+/// How often in a row a connection may break before anything more has come.
+const ATTEMPTS: u32 = 4;
+
+/// Bytes that are read at once.
+const PIECE: usize = 256 << 10;
+
+impl<'a> Target<'a> {
+    /// An empty file; its path is for errors.
+    pub(crate) fn new(file: &'a File, path: &'a Path) -> Self {
+        Self {
+            file,
+            path,
+            hash: Sha256::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Brings in what is missing, and goes on where a connection broke.
+    ///
+    /// # Errors
+    /// The server does not give it, gives something else, or the disk refuses.
+    pub(crate) fn fill(
+        &mut self,
+        http: &Http<'_>,
+        action: &Action,
+        pointer: &Pointer,
+    ) -> Result<Sent> {
+        let server = http::server(&action.href);
+        let mut attempt = 1;
+        while self.bytes < pointer.size {
+            let before = self.bytes;
+            let failed = match self.take(http, action, pointer) {
+                Ok(None) => continue,
+                Ok(Some(refused)) => return Ok(refused),
+                Err(Error::Temporary(words)) => words,
+                Err(error) => return Err(error),
+            };
+            http.limit().check()?;
+            attempt = if self.bytes > before { 1 } else { attempt + 1 };
+            if attempt > ATTEMPTS {
+                return Err(Error::Temporary(failed));
+            }
+            let so_far = format!("{} of {} bytes", self.bytes, pointer.size);
+            http.limit().warn(&format!(
+                "a file has come to {so_far}, and goes on: {failed}"
+            ));
+            http.limit()
+                .sleep(Duration::from_millis(200 * (1 << attempt)))?;
+        }
+        if self.is(pointer) {
+            return Ok(Sent::Whole);
+        }
+        Err(Error::Permanent(format!(
+            "{server} gave something else ({} bytes, sha256 {}) for the object {}",
+            self.bytes,
+            hex(self.hash.clone()),
+            pointer.sha256
+        )))
+    }
+
+    /// Brings in what one answer has.
+    fn take(
+        &mut self,
+        http: &Http<'_>,
+        action: &Action,
+        pointer: &Pointer,
+    ) -> Result<Option<Sent>> {
+        let server = http::server(&action.href);
+        let (from, body) = match http.get(&action.href, &action.header, self.bytes)? {
+            Got::Body(from, body) => (from, body),
+            Got::Refusal(answer) => {
+                let refused = link_refused(&answer);
+                return match refused {
+                    Some(refused) => Ok(Some(refused)),
+                    None => answer.success(&server).map(|_| None),
+                };
+            }
+        };
+        if from != self.bytes {
+            self.begin_again()?;
+        }
+        let mut reader = body.into_with_config().limit(u64::MAX).reader();
+        self.copy(&mut reader, pointer.size, http.limit())
+            .map_err(|error| match error {
+                Error::Temporary(words) => {
+                    Error::Temporary(format!("the connection to {server} broke: {words}"))
+                }
+                other => other,
+            })?;
+        Ok(None)
+    }
+
+    /// Copies a stream, of which one byte too many is enough to know that it is wrong.
+    pub(crate) fn copy(
+        &mut self,
+        reader: &mut dyn Read,
+        size: u64,
+        limit: &Limit<'_>,
+    ) -> Result<()> {
+        let mut piece = vec![0; PIECE];
+        loop {
+            limit.check()?;
+            let read = match reader.read(&mut piece) {
+                Ok(0) if self.bytes < size => {
+                    return Err(Error::Temporary("it ended early".to_owned()));
+                }
+                Ok(0) => return Ok(()),
+                Ok(read) => read,
+                Err(error) => {
+                    limit.check()?;
+                    return Err(Error::Temporary(error.to_string()));
+                }
+            };
+            let mut file = self.file;
+            file.write_all(&piece[..read])
+                .map_err(|error| Error::Permanent(self.not_written(&error)))?;
+            self.hash.update(&piece[..read]);
+            self.bytes += read as u64;
+            if self.bytes > size {
+                return Ok(());
+            }
+        }
+    }
+
+    fn begin_again(&mut self) -> Result<()> {
+        let mut file = self.file;
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .map_err(|error| Error::Permanent(self.not_written(&error)))?;
+        self.hash = Sha256::new();
+        self.bytes = 0;
+        Ok(())
+    }
+
+    /// Whether the content is the object's.
+    pub(crate) fn is(&self, pointer: &Pointer) -> bool {
+        self.bytes == pointer.size && hex(self.hash.clone()) == pointer.sha256
+    }
+
+    fn not_written(&self, error: &std::io::Error) -> String {
+        format!("cannot write: {error}: {}", self.path.display())
+    }
+}

@@ -1,0 +1,275 @@
+//! Bringing a checkpoint back: the files of one commit in a folder of their own, which stays.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use serde::Serialize;
+
+use crate::download::Target;
+use crate::http::Http;
+use crate::lfs::{self, POINTER_BYTES, Pointer};
+use crate::lfs_server::LfsServer;
+use crate::limit::Limit;
+use crate::preflight::check_free;
+use crate::publisher::{MANIFEST, Publisher, TRAINER};
+use crate::repository::{Blob, Repository, remove};
+use crate::{Error, Result, git};
+
+/// A checkpoint that is wanted back.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// A branch, a tag or a commit's whole id; the configuration's branch, or else the repository's
+    /// default one, if absent.
+    pub revision: Option<&'a str>,
+    /// Whether the trainer's state is wanted, too.
+    pub for_resume: bool,
+    /// A folder of the sink's own.
+    pub state_dir: &'a Path,
+}
+
+/// A checkpoint that was brought back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Brought {
+    /// Its folder: whole, and never changed again.
+    pub path: PathBuf,
+    /// The commit's id.
+    pub commit: String,
+    /// The repository, without credentials.
+    pub remote: String,
+}
+
+/// A file to bring.
+struct Piece {
+    blob: Blob,
+    /// What stands in its place in git, if it lies elsewhere.
+    pointer: Option<Pointer>,
+}
+
+/// Endings of a model's, its configuration's and its tokenizer's files.
+const MODEL: [&str; 3] = [".json", ".txt", ".safetensors"];
+
+impl Publisher {
+    /// Brings a checkpoint back. The same commit again costs nothing, not even a look at the remote if
+    /// the revision is its id. Processes that fetch into the same folder wait for each other.
+    ///
+    /// # Errors
+    /// The remote has no such checkpoint, or does not give it. No error holds the token.
+    pub fn fetch(
+        &self,
+        wanted: &Wanted<'_>,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Brought> {
+        self.within_limit(cancelled, |limit| self.bring(wanted, limit))
+    }
+
+    fn bring(&self, wanted: &Wanted<'_>, limit: &Limit<'_>) -> Result<Brought> {
+        let brought = |commit: &str| Brought {
+            path: folder_of(commit, wanted),
+            commit: commit.to_owned(),
+            remote: self.remote.url().to_owned(),
+        };
+        let revision = wanted.revision.or(self.config.branch.as_deref());
+        let id = revision.filter(|revision| is_commit_id(revision));
+        let _turn = Turn::take(wanted.state_dir, limit)?;
+        if let Some(id) = id
+            && folder_of(id, wanted).is_dir()
+        {
+            return Ok(brought(id));
+        }
+        let (token, state_dir) = (self.token.as_ref(), wanted.state_dir);
+        let repository = Repository::open(&self.git, &self.remote, token, state_dir, limit)?;
+        let commit = match id {
+            Some(id) => id.to_owned(),
+            None => repository.find(revision)?,
+        };
+        if !folder_of(&commit, wanted).is_dir() {
+            repository.fetch(&commit)?;
+            self.bring_files(&repository, &commit, wanted, limit)?;
+        }
+        repository.discard()?;
+        Ok(brought(&commit))
+    }
+
+    fn bring_files(
+        &self,
+        repository: &Repository<'_>,
+        commit: &str,
+        wanted: &Wanted<'_>,
+        limit: &Limit<'_>,
+    ) -> Result<()> {
+        let pieces = self.pieces(repository, commit, wanted)?;
+        check_free(wanted.state_dir, pieces.iter().map(Piece::size).sum())?;
+        let partial = wanted.state_dir.join("partial");
+        remove(&partial)?;
+        let failed = |path: &Path, error: &std::io::Error| Error::io("write", path, error);
+        let from_server = pieces.iter().any(|piece| piece.pointer.is_some());
+        let server = match from_server {
+            true => LfsServer::of(self, "download", limit)?,
+            false => None,
+        };
+        for piece in &pieces {
+            let path = partial.join(&piece.blob.path);
+            let parent = path.parent().unwrap_or(&partial);
+            fs::create_dir_all(parent).map_err(|error| failed(parent, &error))?;
+            let file = File::create(&path).map_err(|error| failed(&path, &error))?;
+            match (&piece.pointer, &server) {
+                (None, _) => repository.write_to(&piece.blob, &file)?,
+                (Some(pointer), Some(server)) => Http::during(limit, |http| {
+                    let mut target = Target::new(&file, &path);
+                    lfs::Client::new(http, server).download(pointer, &mut target)
+                })?,
+                (Some(pointer), None) => {
+                    self.copy_object(pointer, &mut Target::new(&file, &path), limit)?;
+                }
+            }
+            file.sync_all().map_err(|error| failed(&path, &error))?;
+        }
+        let folder = folder_of(commit, wanted);
+        fs::rename(&partial, &folder).map_err(|error| failed(&folder, &error))
+    }
+
+    /// The files of a commit that are wanted.
+    fn pieces(
+        &self,
+        repository: &Repository<'_>,
+        commit: &str,
+        wanted: &Wanted<'_>,
+    ) -> Result<Vec<Piece>> {
+        let mut blobs = repository.files(commit)?;
+        blobs.retain(|blob| is_wanted(&blob.path, wanted.for_resume));
+        let has = |name: &str| blobs.iter().any(|blob| blob.path == name);
+        let lacks = |what: &str, more: &str| {
+            let (url, short) = (self.remote.url(), &commit[..commit.len().min(12)]);
+            Err(Error::Permanent(format!(
+                "{short} has no {what}{more}: {url}"
+            )))
+        };
+        if !has("config.json") {
+            let more = match wanted.revision {
+                Some(_) => String::new(),
+                None => repository.other_branches()?,
+            };
+            return lacks("config.json, and so no model", &more);
+        }
+        if wanted.for_resume && !has(MANIFEST) {
+            let more = ", which trainer = true pushes with each checkpoint";
+            return lacks("state to go on with", more);
+        }
+        let piece = |blob: Blob| {
+            let pointer = match blob.size {
+                0..=POINTER_BYTES => Pointer::read(&repository.content(&blob)?),
+                _ => None,
+            };
+            Ok(Piece { blob, pointer })
+        };
+        blobs.into_iter().map(piece).collect()
+    }
+
+    /// Copies an object out of the store of a repository on this machine.
+    fn copy_object(
+        &self,
+        pointer: &Pointer,
+        target: &mut Target<'_>,
+        limit: &Limit<'_>,
+    ) -> Result<()> {
+        let repository = git::git_dir(Path::new(self.remote.url()));
+        let from = lfs::object_path(&repository.join("lfs/objects"), &pointer.sha256);
+        let mut file = File::open(&from).map_err(|error| Error::io("open", &from, &error))?;
+        target.copy(&mut file, pointer.size, limit)?;
+        if target.is(pointer) {
+            return Ok(());
+        }
+        let from = from.display();
+        Err(Error::Permanent(format!(
+            "the object is not what its name says: {from}"
+        )))
+    }
+}
+
+impl Piece {
+    fn size(&self) -> u64 {
+        match &self.pointer {
+            Some(pointer) => pointer.size,
+            None => self.blob.size,
+        }
+    }
+}
+
+/// The right to fetch into a folder, until it is dropped or the process ends.
+struct Turn(#[expect(dead_code, reason = "it holds the lock")] File);
+
+impl Turn {
+    fn take(state_dir: &Path, limit: &Limit<'_>) -> Result<Self> {
+        let path = state_dir.join("lock");
+        let failed = |error: std::io::Error| Error::io("lock", &path, &error);
+        let file = File::create(&path).map_err(failed)?;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self(file)),
+                Err(rustix::io::Errno::WOULDBLOCK) => limit.sleep(Duration::from_millis(50))?,
+                Err(error) => return Err(failed(error.into())),
+            }
+        }
+    }
+}
+
+/// Where a commit's files lie.
+fn folder_of(commit: &str, wanted: &Wanted<'_>) -> PathBuf {
+    let what = if wanted.for_resume { "resume" } else { "model" };
+    wanted.state_dir.join(format!("{commit}-{what}"))
+}
+
+/// Whether a text is a whole commit id, of SHA-1 or SHA-256.
+fn is_commit_id(text: &str) -> bool {
+    matches!(text.len(), 40 | 64)
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Whether a file of the repository is a part of the checkpoint that is wanted. A path comes from the
+/// remote: one that leaves its folder is none.
+fn is_wanted(path: &str, for_resume: bool) -> bool {
+    let is_name = |part: &str| !matches!(part, "" | "." | ".." | ".git");
+    if !path.split('/').all(is_name) {
+        return false;
+    }
+    match path.split_once('/') {
+        _ if path == MANIFEST => for_resume,
+        Some(_) => for_resume && path.starts_with(TRAINER),
+        None => MODEL.iter().any(|ending| path.ends_with(ending)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wanted_of_a_commit() {
+        for (path, of_a_model, for_resume) in [
+            ("config.json", true, true),
+            ("model-00001-of-00002.safetensors", true, true),
+            ("model.safetensors.index.json", true, true),
+            ("merges.txt", true, true),
+            ("manifest.json", false, true),
+            ("trainer/optimizer.safetensors", false, true),
+            ("trainer/../../x.json", false, false),
+            ("../x.json", false, false),
+            ("onnx/config.json", false, false),
+            ("README.md", false, false),
+            ("pytorch_model.bin", false, false),
+        ] {
+            assert_eq!(is_wanted(path, false), of_a_model, "{path}");
+            assert_eq!(is_wanted(path, true), for_resume, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_whole_id_is_told_from_a_branch() {
+        assert!(is_commit_id(&"0a".repeat(20)) && is_commit_id(&"0a".repeat(32)));
+        assert!(!is_commit_id("0a0a") && !is_commit_id(&"0g".repeat(20)) && !is_commit_id("main"));
+    }
+}

@@ -1,0 +1,257 @@
+//! What was pushed comes back: from the Hub, from a folder, through faults, and once.
+
+use std::fs;
+use std::path::Path;
+
+use hub_git::{Brought, Error, Publisher, Result, Wanted};
+use serde_json::json;
+use test_hub::{Fault, READ_TOKEN, WRITE_TOKEN};
+
+use crate::support::{
+    Checkpoint, Run, bare, commit_by_hand, count, git, hub_publisher, model_hub, publisher, size_of,
+};
+
+fn fetch(publisher: &Publisher, revision: Option<&str>, to: &Path) -> Result<Brought> {
+    fetch_until(publisher, revision, to, &|| false)
+}
+
+fn fetch_until(
+    publisher: &Publisher,
+    revision: Option<&str>,
+    to: &Path,
+    cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<Brought> {
+    let wanted = Wanted {
+        revision,
+        for_resume: true,
+        state_dir: to,
+    };
+    publisher.fetch(&wanted, cancelled)
+}
+
+/// Every file of the checkpoint is there, with its bytes.
+fn assert_whole(brought: &Brought, checkpoint: &Checkpoint) {
+    for name in checkpoint.files.keys() {
+        let bytes = |dir: &Path| fs::read(dir.join(name)).expect(name);
+        assert!(bytes(&brought.path) == bytes(&checkpoint.dir), "{name}");
+    }
+}
+
+fn permanent(result: Result<Brought>) -> String {
+    match result.expect_err("it fails") {
+        Error::Permanent(words) => words,
+        other => panic!("not permanent: {other:?}"),
+    }
+}
+
+#[test]
+fn what_was_pushed_to_the_hub_comes_back_and_once() {
+    let (hub, _) = model_hub();
+    let run = Run::new("run-1");
+    let to = tempfile::tempdir().expect("a folder");
+    let checkpoint = run.checkpoint(10, 3 << 20);
+    let writer = hub_publisher(&hub, WRITE_TOKEN, &[("trainer", json!(true))]);
+    let receipt = run.publish(&writer, &checkpoint).expect("published");
+
+    let reader = hub_publisher(&hub, READ_TOKEN, &[]);
+    let brought = fetch(&reader, Some("run-1"), to.path()).expect("fetched");
+    assert_eq!(brought.commit, receipt.commit);
+    assert_whole(&brought, &checkpoint);
+    assert!(brought.path.join("manifest.json").is_file());
+    // The objects are there once: in the folder, and in no store beside it.
+    assert!(size_of(to.path()) < (3 << 20) + (64 << 10));
+
+    // By its commit nobody is asked, by its branch only where that is.
+    let asked = hub.requests().len();
+    let again = fetch(&reader, Some(&receipt.commit), to.path());
+    assert_eq!(again, Ok(brought.clone()));
+    assert_eq!(hub.requests().len(), asked);
+    assert_eq!(fetch(&reader, Some("run-1"), to.path()), Ok(brought));
+    let requests = hub.requests();
+    let objects = requests.iter().filter(|line| line.contains("signature"));
+    let brought = objects.filter(|line| line.starts_with("GET")).count();
+    assert_eq!(brought, 2, "the two files that go by LFS");
+}
+
+#[test]
+fn the_model_alone_leaves_out_what_a_resume_needs() {
+    let (hub, _) = model_hub();
+    let run = Run::new("run-1");
+    let to = tempfile::tempdir().expect("a folder");
+    let writer = hub_publisher(&hub, WRITE_TOKEN, &[("trainer", json!(true))]);
+    let checkpoint = run.checkpoint(10, 1 << 20);
+    run.publish(&writer, &checkpoint).expect("published");
+    let wanted = Wanted {
+        revision: Some("run-1"),
+        for_resume: false,
+        state_dir: to.path(),
+    };
+    let brought = writer.fetch(&wanted, &|| false).expect("fetched");
+    let mut names: Vec<_> = fs::read_dir(&brought.path)
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").file_name())
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        [
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json"
+        ]
+    );
+}
+
+#[test]
+fn a_public_model_needs_no_token() {
+    let (hub, _) = model_hub();
+    let run = Run::new("run-1");
+    let to = tempfile::tempdir().expect("a folder");
+    let writer = hub_publisher(&hub, WRITE_TOKEN, &[("trainer", json!(true))]);
+    let checkpoint = run.checkpoint(10, 1 << 20);
+    run.publish(&writer, &checkpoint).expect("published");
+    let nobody = publisher(json!({"repo": "user/model"}), &[("HF_ENDPOINT", hub.url())]);
+    let nobody = nobody.expect("a publisher");
+    let refused = permanent(fetch(&nobody, Some("run-1"), to.path()));
+    assert!(refused.contains("token"), "{refused}");
+    hub.make_public("user/model");
+    let brought = fetch(&nobody, Some("run-1"), to.path()).expect("fetched");
+    assert_whole(&brought, &checkpoint);
+}
+
+#[test]
+fn a_download_that_breaks_goes_on_where_it_was() {
+    let (hub, _) = model_hub();
+    let run = Run::new("run-1");
+    let to = tempfile::tempdir().expect("a folder");
+    let writer = hub_publisher(&hub, WRITE_TOKEN, &[("trainer", json!(true))]);
+    let checkpoint = run.checkpoint(10, 4 << 20);
+    run.publish(&writer, &checkpoint).expect("published");
+    let model = &checkpoint.files["model.safetensors"].sha256;
+    let get = format!("GET /user/model/{model}");
+    hub.fault(&get, Fault::CutReply(1 << 20), 3);
+    hub.fault(&get, Fault::Status(503, Vec::new()), 1);
+    hub.fault(&get, Fault::Status(403, Vec::new()), 1);
+    let brought = fetch(&writer, Some("run-1"), to.path()).expect("fetched");
+    assert_whole(&brought, &checkpoint);
+    // Three times a quarter, then two refusals, then the rest.
+    assert_eq!(count(&hub, &get), 6);
+}
+
+#[test]
+fn what_never_comes_and_what_is_something_else_is_an_error_and_leaves_nothing() {
+    let (hub, _) = model_hub();
+    let run = Run::new("run-1");
+    let to = tempfile::tempdir().expect("a folder");
+    let writer = hub_publisher(&hub, WRITE_TOKEN, &[("trainer", json!(true))]);
+    let checkpoint = run.checkpoint(10, 1 << 20);
+    run.publish(&writer, &checkpoint).expect("published");
+    let entry = &checkpoint.files["model.safetensors"];
+    let get = format!("GET /user/model/{}", entry.sha256);
+
+    hub.fault(&get, Fault::Close, 4);
+    let error = fetch(&writer, Some("run-1"), to.path()).expect_err("it never comes");
+    assert!(matches!(error, Error::Temporary(_)), "{error}");
+
+    let object = hub.lfs_object("user/model", &entry.sha256);
+    let mut bytes = fs::read(&object).expect("the object");
+    bytes[100] ^= 1;
+    fs::write(&object, &bytes).expect("the object");
+    let error = permanent(fetch(&writer, Some("run-1"), to.path()));
+    assert!(error.contains("something else"), "{error}");
+
+    let left: Vec<_> = fs::read_dir(to.path())
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").file_name())
+        .filter(|name| name.to_string_lossy().ends_with("-resume"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    bytes[100] ^= 1;
+    fs::write(&object, &bytes).expect("the object");
+    let brought = fetch(&writer, Some("run-1"), to.path()).expect("fetched at last");
+    assert_whole(&brought, &checkpoint);
+}
+
+#[test]
+fn a_download_ends_when_it_is_cancelled() {
+    let (hub, _) = model_hub();
+    let run = Run::new("run-1");
+    let to = tempfile::tempdir().expect("a folder");
+    let writer = hub_publisher(&hub, WRITE_TOKEN, &[("trainer", json!(true))]);
+    let checkpoint = run.checkpoint(10, 1 << 20);
+    run.publish(&writer, &checkpoint).expect("published");
+    let get = format!(
+        "GET /user/model/{}",
+        checkpoint.files["model.safetensors"].sha256
+    );
+    hub.fault(&get, Fault::Hang, 1);
+    let hangs = || count(&hub, &get) > 0;
+    let ended = fetch_until(&writer, Some("run-1"), to.path(), &hangs);
+    assert_eq!(ended, Err(Error::Cancelled));
+}
+
+#[test]
+fn it_comes_from_a_folder_with_and_without_lfs() {
+    for lfs in ["never", "always"] {
+        let (_folder, repo) = bare();
+        let run = Run::new("run-1");
+        let to = tempfile::tempdir().expect("a folder");
+        let config = json!({"repo": repo, "lfs": lfs, "trainer": true});
+        let publisher = publisher(config, &[]).expect("a publisher");
+        let checkpoint = run.checkpoint(10, 3 << 20);
+        run.publish(&publisher, &checkpoint).expect("published");
+        let brought = fetch(&publisher, Some("run-1"), to.path()).expect(lfs);
+        assert_whole(&brought, &checkpoint);
+    }
+}
+
+#[test]
+fn a_tag_an_older_commit_and_the_default_branch_are_found() {
+    let (_folder, repo) = bare();
+    let run = Run::new("main");
+    let to = tempfile::tempdir().expect("a folder");
+    let config = json!({"repo": repo, "trainer": true});
+    let publisher = publisher(config, &[]).expect("a publisher");
+    let old = run.checkpoint(10, 1000);
+    let first = run.publish(&publisher, &old).expect("published");
+    git(
+        Path::new(&repo),
+        &["tag", "-a", "v1", "-m", "the first", &first.commit],
+    );
+    let new = run.checkpoint(20, 1000);
+    run.publish(&publisher, &new).expect("published");
+    assert_whole(
+        &fetch(&publisher, Some("v1"), to.path()).expect("a tag"),
+        &old,
+    );
+    let commit = fetch(&publisher, Some(&first.commit), to.path()).expect("a commit");
+    assert_whole(&commit, &old);
+    assert_whole(&fetch(&publisher, None, to.path()).expect("HEAD"), &new);
+}
+
+#[test]
+fn what_is_not_there_is_said_with_what_is() {
+    let (_folder, repo) = bare();
+    let run = Run::new("run-1");
+    let to = tempfile::tempdir().expect("a folder");
+    let publisher = publisher(json!({"repo": repo}), &[]).expect("a publisher");
+    commit_by_hand(&repo, "main", &[("README.md", "nothing yet")]);
+    run.publish(&publisher, &run.checkpoint(10, 1000))
+        .expect("published");
+    let said = permanent(fetch(&publisher, Some("run-2"), to.path()));
+    assert!(
+        said.starts_with("there is no branch and no tag run-2, but main, run-1: "),
+        "{said}"
+    );
+    let said = permanent(fetch(&publisher, None, to.path()));
+    assert!(
+        said.contains("has no config.json, and so no model, but main, run-1"),
+        "{said}"
+    );
+    let said = permanent(fetch(&publisher, Some("run-1"), to.path()));
+    assert!(
+        said.contains("has no state to go on with, which trainer = true pushes"),
+        "{said}"
+    );
+}
