@@ -3,7 +3,7 @@
 # that host/train/provision.sh brought, and TensorBoard. A second run only looks.
 set -euo pipefail
 
-readonly wanted='transformers==5.23.0 numpy==2.4.6 psutil==7.2.2 tensorboard==2.21.0 pandas==3.1.1 pyarrow==26.0.1'
+readonly wanted='transformers==5.23.0 numpy==2.4.6 psutil==7.2.2 tensorboard==2.21.0 pandas==3.1.1 pyarrow==26.0.1 selenium==4.51.0'
 # Those that would bring another torch come without what they depend on; that is here already.
 readonly alone='accelerate==1.15.0'
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)

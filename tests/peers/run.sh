@@ -17,5 +17,6 @@ rm -rf target/peers
 python3 tests/peers/checkpoints.py target/release/host target/peers
 python3 tests/peers/metrics.py target/release/host target/peers/metrics
 python3 tests/peers/tensorboard.py target/release/host target/peers/tensorboard
+tests/peers/page.sh target/release/host target/peers/page
 tests/peers/git_lfs.sh
 python3 tests/peers/exports.py target/release/host target/peers/exports
