@@ -30,10 +30,11 @@ trap 'kill $watcher 2>/dev/null || true' EXIT
 wait $watcher || true
 
 printf '\nseen over gRPC      %s events: demo/watched/%s.jsonl\n' "$(wc -l <"demo/watched/$name.jsonl")" "$name"
-printf 'again over gRPC     %s serve --runs demo/runs, and elsewhere: %s watch ADDRESS --run %s\n' "$host" "$host" "$name"
-printf 'in TensorBoard      %s serve --runs demo/runs --listen 127.0.0.1:50051, and elsewhere: tensorboard --grpc_data_provider=127.0.0.1:50051\n' "$host"
+printf 'again over gRPC     %s watch demo/runs/%s\n' "$host" "$name"
 printf 'pushed by git       git -C demo/remote.git log --oneline %s\n' "$name"
 git -C "$remote" log --format='                    %h %s' "$name"
 printf '\nwhat the model writes after "impl":\n\n'
 "$host" generate "$run" --prompt 'impl' --max-new-tokens 120 --temperature 0.7 --top-k 40 2>/dev/null
 printf '\n'
+printf '\nall runs in TensorBoard (pip install tensorboard), until Ctrl-C; one line:\n\n'
+printf '%s serve --runs demo/runs --listen 127.0.0.1:50051 & tensorboard --grpc_data_provider=127.0.0.1:50051; kill $!\n' "$host"
