@@ -104,9 +104,11 @@ class Run:
             grpc.StatusCode.NOT_FOUND: "`host runs list` has the names",
             grpc.StatusCode.INVALID_ARGUMENT: "name the run after the address",
         }
-        fail(f"{error.details()}: {self.address}",
-             hints.get(error.code(), "is it at work? `cat RUN/grpc.addr`; else `host serve --runs DIR` shows what is over, "
-                       "and this goes on where it was"))
+        hint = hints.get(error.code(), "grpc.addr in the folder of a run at work has its address; `host serve` shows those "
+                         "that are over, and this goes on there from where it was")
+        if "CERTIFICATE" in error.details():
+            hint = "--tls-ca FILE says who signed it: with --tls self-signed, the run's tls-cert.pem"
+        fail(f"{error.details()}: {self.address}", hint)
 
     def watch(self, after=0, follow=True):
         """The pieces of the stream of events behind the cursor. A connection that breaks is made again."""
