@@ -375,13 +375,15 @@ def readme(address):
 # ---- one error
 
 def wrong_address(all_bridges):
-    for script, settings in [(bridge.script, bridge.settings) for bridge in all_bridges] + [("watch.py", {})]:
-        for words, about in (["127.0.0.1:1"], "127.0.0.1:1"), (["gpu1:6006", "--token-env", "HOME"], "in the clear"):
-            done = subprocess.run([*map(str, python(script)), *words], capture_output=True, text=True, timeout=120,
-                                  env=os.environ | {key: str(value) for key, value in settings.items()})
-            lines = done.stderr.strip().splitlines()
-            if done.returncode != 1 or [line.split()[0] for line in lines] != ["error:", "hint:"] or about not in lines[0]:
-                fail(f"{script} {words} ended with {done.returncode}: {done.stderr}")
+    tries = [(bridge.script, bridge.settings, ["127.0.0.1:1"], "127.0.0.1:1") for bridge in all_bridges]
+    tries += [("watch.py", {}, ["127.0.0.1:1"], "127.0.0.1:1"),
+              ("watch.py", {}, ["gpu1:6006", "--token-env", "HOME"], "in the clear")]
+    for script, settings, words, about in tries:
+        done = subprocess.run([*map(str, python(script)), *words], capture_output=True, text=True, timeout=120,
+                              env=os.environ | {key: str(value) for key, value in settings.items()})
+        lines = done.stderr.strip().splitlines()
+        if done.returncode != 1 or [line.split()[0] for line in lines] != ["error:", "hint:"] or about not in lines[0]:
+            fail(f"{script} {words} ended with {done.returncode}: {done.stderr}")
     print("a wrong address, and a token in the clear: an error and a hint each")
 
 
