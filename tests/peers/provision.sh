@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
 # Brings what our results are compared with to .peers/site-packages: transformers over the torch
-# that host/train/provision.sh brought, and TensorBoard. A second run only looks.
+# that host/train/provision.sh brought, TensorBoard, and the trackers that examples/clients write to.
+# A second run only looks.
 set -euo pipefail
 
-readonly wanted='transformers==5.23.0 numpy==2.4.6 psutil==7.2.2 tensorboard==2.21.0 pandas==3.1.1 pyarrow==26.0.1 selenium==4.51.0'
+readonly readers='transformers==5.23.0 numpy==2.4.6 psutil==7.2.2 tensorboard==2.21.0 pandas==3.1.1 pyarrow==26.0.1 selenium==4.51.0'
+# MLflow is the small distribution of it, with what its database store needs; the whole of it holds pandas
+# and pyarrow back, and brings scikit-learn and matplotlib. One resolution for all: they agree on protobuf.
+readonly trackers='grpcio==1.85.3 grpcio-tools==1.85.1 grpcio-reflection==1.85.1 mlflow-skinny==3.17.2 sqlalchemy==2.1.9 alembic==1.20.1 wandb==0.31.0 trackio==0.43.0 prometheus-client==0.26.0'
+readonly wanted="$readers $trackers"
 # Those that would bring another torch come without what they depend on; that is here already.
 readonly alone='accelerate==1.15.0'
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
