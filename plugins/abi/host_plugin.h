@@ -100,7 +100,7 @@ typedef struct {
 #define HOST_ABI_MAJOR 1
 
 // Minor version: counts the appended fields.
-#define HOST_ABI_MINOR 1
+#define HOST_ABI_MINOR 2
 
 // Kinds of a HostPluginItem. See HostParamGroups.
 #define HOST_KIND_PARAM_GROUPS 1
@@ -125,6 +125,10 @@ typedef struct {
 
 // What an author may like to know.
 #define HOST_LOG_DEBUG 4
+
+// Flag of HostFetch: all that a resume needs is wanted, not the model, its configuration and its
+// tokenizer alone. Since 1.2.
+#define HOST_FETCH_FOR_RESUME 1
 
 // Flag of HostTensor: the plugin must not write through `dl.data`.
 #define HOST_TENSOR_READ_ONLY 1
@@ -497,6 +501,18 @@ typedef struct {
     uint64_t model_bytes;
 } HostPreflight;
 
+// Which checkpoint of a destination is wanted back, and where it may be kept.
+typedef struct {
+    // Size of this struct in the host's build.
+    uint32_t struct_size;
+    // HOST_FETCH_FOR_RESUME, or zero.
+    uint32_t flags;
+    // Which one, in the destination's own words: a branch, a commit. Empty: the newest.
+    HostStr revision;
+    // Absolute path of a folder of the sink's own, which exists and survives the process.
+    HostStr state_dir;
+} HostFetch;
+
 // Delivers checkpoints somewhere. The host owns the queue and the ledger; the sink reports.
 typedef struct {
     // Size of this struct in the plugin's build.
@@ -522,6 +538,14 @@ typedef struct {
     // text for people. `HOST_TEMPORARY` if the world is not ready (no network), any other failure if
     // it never will be. `preflight` is borrowed until this returns.
     HostStatus (*preflight)(void *instance, const HostPreflight *preflight, const HostOut *out);
+    // `[worker]` Since 1.2; may be null, in a sink that brings nothing back. Brings a checkpoint that
+    // the destination has into a folder below `state_dir`, laid out as it was delivered, and puts a
+    // receipt by `put_bytes`: a JSON object whose `path` is the folder, absolute, and which says for
+    // people and for the next time what it is (`commit`). The folder is whole, and the host may read
+    // it for as long as it likes. Fetching the same again changes nothing. `HOST_TEMPORARY` if the
+    // world is not ready (no network), any other failure if the destination has no such checkpoint.
+    // `fetch` is borrowed until this returns. `cancel` ends it, too.
+    HostStatus (*fetch)(void *instance, const HostFetch *fetch, const HostOut *out);
 } HostCheckpointSink;
 
 // A named number.

@@ -16,6 +16,7 @@ mod grpc;
 mod guide;
 mod hostile;
 mod hub_git;
+mod hub_model;
 mod isolation;
 mod kill;
 mod kill_while_pushing;

@@ -81,7 +81,7 @@ const GROUPS: [(&str, &str); 7] = [
     ("indexes-params", "newer-host-params"),
 ];
 
-const SINK: [(&str, &str); 9] = [
+const SINK: [(&str, &str); 11] = [
     ("no-receipt", "publish"),
     ("publish-repeats", "publish-repeats"),
     ("writes-checkpoint", "checkpoint-unmodified"),
@@ -91,6 +91,8 @@ const SINK: [(&str, &str); 9] = [
     ("lock-file", "killed-publish"),
     ("preflight-delivers", "preflight"),
     ("silent-preflight", "preflight-refusal"),
+    ("fetch-differs", "fetch"),
+    ("absent-fetch", "absent-fetch"),
 ];
 
 const OBSERVER: [(&str, &str); 12] = [

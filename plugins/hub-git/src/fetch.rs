@@ -78,8 +78,10 @@ impl Publisher {
         {
             return Ok(brought(id));
         }
-        let (token, state_dir) = (self.token.as_ref(), wanted.state_dir);
-        let repository = Repository::open(&self.git, &self.remote, token, state_dir, limit)?;
+        let token = self.token.as_ref();
+        // That in which commits are made lacks what was delivered.
+        let place = wanted.state_dir.join("fetch");
+        let repository = Repository::open(&self.git, &self.remote, token, &place, limit)?;
         let commit = match id {
             Some(id) => id.to_owned(),
             None => repository.find(revision)?,

@@ -48,6 +48,23 @@ pub(crate) struct Blob {
     pub(crate) size: u64,
 }
 
+impl Blob {
+    /// From a line of `ls-tree --long`. A blob that is not here has no size.
+    fn of(line: &str) -> Option<Self> {
+        let (head, path) = line.split_once('\t')?;
+        let [_mode, _type, id, size] = head
+            .split_ascii_whitespace()
+            .collect::<Vec<&str>>()
+            .try_into()
+            .ok()?;
+        Some(Self {
+            path: path.to_owned(),
+            id: id.to_owned(),
+            size: size.parse().ok()?,
+        })
+    }
+}
+
 /// What a push came to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Pushed {
@@ -213,18 +230,11 @@ impl<'a> Repository<'a> {
     pub(crate) fn files(&self, commit: &str) -> Result<Vec<Blob>> {
         let args = ["ls-tree", "-r", "-z", "--long", "--full-tree", commit];
         let said = self.local("ls-tree", self.call(args))?;
-        let blob = |line: &str| {
-            let (head, path) = line.split_once('\t')?;
-            let mut words = head.split_ascii_whitespace();
-            let (mode, _, id) = (words.next()?, words.next()?, words.next()?);
-            // Links and submodules have other modes.
-            mode.starts_with("100").then_some(Blob {
-                path: path.to_owned(),
-                id: id.to_owned(),
-                size: words.next()?.parse().ok()?,
-            })
-        };
-        Ok(said.split('\0').filter_map(blob).collect())
+        // Links and submodules have other modes.
+        let lines = said.split('\0').filter(|line| line.starts_with("100"));
+        lines
+            .map(|line| Blob::of(line).ok_or_else(|| self.broken("ls-tree", line)))
+            .collect()
     }
 
     /// Writes a blob to a file, however large it is.

@@ -78,7 +78,7 @@ fn dlpack_s_own_header_may_come_first_and_has_the_same_layout() {
 fn the_constants_are_the_crate_s() {
     let mut program = program("");
     program.push_str("int main(void) {\n");
-    let numbers: [(&str, i64); 49] = [
+    let numbers: [(&str, i64); 50] = [
         ("HOST_ABI_MAJOR", HOST_ABI_MAJOR.into()),
         ("HOST_ABI_MINOR", HOST_ABI_MINOR.into()),
         ("HOST_OK", HOST_OK.into()),
@@ -139,6 +139,7 @@ fn the_constants_are_the_crate_s() {
         ("HOST_LOG_WARN", HOST_LOG_WARN.into()),
         ("HOST_LOG_INFO", HOST_LOG_INFO.into()),
         ("HOST_LOG_DEBUG", HOST_LOG_DEBUG.into()),
+        ("HOST_FETCH_FOR_RESUME", HOST_FETCH_FOR_RESUME.into()),
         ("HOST_TENSOR_READ_ONLY", HOST_TENSOR_READ_ONLY.into()),
         ("sizeof(HostStatus)", size_of::<HostStatus>() as i64),
         ("sizeof(HostCreate)", size_of::<Option<HostCreate>>() as i64),

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use host_plugin_abi::{HOST_CANCELLED, HOST_TEMPORARY, HostCheckpoint, HostPreflight, HostStr};
+use host_plugin_abi::{
+    HOST_CANCELLED, HOST_FETCH_FOR_RESUME, HOST_TEMPORARY, HOST_UNSUPPORTED, HostCheckpoint,
+    HostFetch, HostPreflight, HostStr,
+};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -74,6 +77,16 @@ pub(super) const TESTS: &[Test] = &[
         "preflight-refusal",
         "a checkpoint larger than any disk is refused with a reason, or taken for one that fits",
         preflight_refusal,
+    ),
+    TOPIC.test(
+        "fetch",
+        "what is brought back is what was delivered, in a folder within the sink's own, and twice the same",
+        fetch,
+    ),
+    TOPIC.test(
+        "absent-fetch",
+        "a revision that the destination does not have is an error with a reason",
+        absent_fetch,
     ),
 ];
 
@@ -155,6 +168,29 @@ impl Delivery {
         match sink.preflight(&preflight, given) {
             Some(outcome) => Ok(outcome),
             None => skip("the sink has no preflight"),
+        }
+    }
+
+    /// The folder that a checkpoint was brought back into.
+    fn fetch(
+        &self,
+        sink: &Sink,
+        revision: &str,
+        given: &str,
+    ) -> Result<Result<PathBuf, Failure>, Stop> {
+        let state_dir = self.state_dir.to_string_lossy().into_owned();
+        let fetch = HostFetch {
+            struct_size: size_of::<HostFetch>() as u32,
+            flags: HOST_FETCH_FOR_RESUME,
+            revision: HostStr::new(revision),
+            state_dir: HostStr::new(&state_dir),
+        };
+        match sink.fetch(&fetch, &self.state_dir, given) {
+            None => skip("the sink has no fetch"),
+            Some(Err(failure)) if failure.status() == HOST_UNSUPPORTED => {
+                skip("the sink brings nothing back")
+            }
+            Some(outcome) => Ok(outcome),
         }
     }
 
@@ -465,6 +501,65 @@ fn preflight_refusal(setup: &Setup) -> Verdict {
     match tolerate(delivery.preflight(&subject.sink()?, u64::MAX / 2, given)?)? {
         Err(failure) => has_reason(&failure),
         Ok(_) => Ok(()),
+    }
+}
+
+fn fetch(setup: &Setup) -> Verdict {
+    let subject = Subject::load(setup)?;
+    let delivery = Delivery::write(setup, SMALL)?;
+    let sink = subject.sink()?;
+    let receipt = delivery.publish(&sink, "a checkpoint to be fetched")?;
+    let receipt: Option<serde_json::Value> =
+        receipt.and_then(|receipt| serde_json::from_slice(&receipt).ok());
+    let commit = receipt
+        .as_ref()
+        .and_then(|receipt| receipt["commit"].as_str());
+    let (revision, given) = (commit.unwrap_or_default(), "what was just delivered");
+    let folder = delivery.fetch(&sink, revision, given)??;
+    let (delivered, brought) = (tree(&delivery.dir), tree(&folder));
+    let weights = Path::new("model.safetensors");
+    let is_other = |(name, digest): &(&PathBuf, &String)| {
+        delivered.get(*name).is_some_and(|before| before != *digest)
+    };
+    let wrong = match brought.iter().find(is_other) {
+        Some((name, _)) => Some(format!("{} is not as it was delivered", name.display())),
+        None if !brought.contains_key(weights) => Some("there is no model.safetensors".to_owned()),
+        None => None,
+    };
+    if let Some(wrong) = wrong {
+        return Err(fault(
+            format!("brought something else back: {wrong}"),
+            "what fetch brings back is what publish delivered, whole",
+            "write to a partial place, verify, then rename",
+        ));
+    }
+    let again = delivery.fetch(&sink, revision, "the same once more")??;
+    match changed(&brought, &tree(&folder)) {
+        None if again == folder => Ok(()),
+        difference => Err(fault(
+            match difference {
+                Some(difference) => format!("changed what it had brought back: {difference}"),
+                None => format!("brought the same into another folder: {}", again.display()),
+            },
+            "fetching the same again changes nothing: the host may still read it",
+            "name the folder by what is in it, and leave one that is there",
+        )),
+    }
+}
+
+fn absent_fetch(setup: &Setup) -> Verdict {
+    let subject = Subject::load(setup)?;
+    let delivery = Delivery::write(setup, SMALL)?;
+    let sink = subject.sink()?;
+    delivery.publish(&sink, "a checkpoint")?;
+    let given = "a revision that nobody has";
+    match tolerate(delivery.fetch(&sink, "no-such-revision", given)?)? {
+        Err(failure) => has_reason(&failure),
+        Ok(folder) => Err(fault(
+            format!("brought back {}, given {given}", folder.display()),
+            "a revision that the destination does not have is an error",
+            "look for the revision, and return an error if it is not there",
+        )),
     }
 }
 

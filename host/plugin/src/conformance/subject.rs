@@ -2,16 +2,17 @@
 //! way must reach it here.
 
 use std::ffi::c_void;
+use std::path::{Path, PathBuf};
 use std::ptr;
 
 use host_core::{Ask, ParamGroup, ParamInfo};
 use host_plugin_abi::{
     HOST_CANCELLED, HOST_ERROR, HOST_OK, HOST_PANIC, HOST_TEMPORARY, HOST_UNSUPPORTED, HostApi,
-    HostBatch, HostCheckpoint, HostCreate, HostDestroy, HostEvent, HostGroupsRequest, HostOut,
-    HostPreflight, HostStatus, HostStr,
+    HostBatch, HostCheckpoint, HostCreate, HostDestroy, HostEvent, HostFetch, HostGroupsRequest,
+    HostOut, HostPreflight, HostStatus, HostStr,
 };
 
-use crate::checkpoint_sink::{CheckpointSinkFunctions, finding};
+use crate::checkpoint_sink::{CheckpointSinkFunctions, fetched, finding, receipt};
 use crate::conformance::child::{panicked, stage};
 use crate::conformance::setup::Setup;
 use crate::conformance::test::{Stop, fault, skip};
@@ -445,6 +446,32 @@ impl Sink {
                 HOST_OK => (status, output.into_any_bytes().and_then(finding)),
                 _ => (status, Ok(None)),
             }
+        }))
+    }
+
+    /// The folder that the receipt names, within `state_dir`; `None` if the sink has no fetch.
+    pub(super) fn fetch(
+        &self,
+        fetch: &HostFetch,
+        state_dir: &Path,
+        given: &str,
+    ) -> Option<Result<PathBuf, Failure>> {
+        let function = self.functions.fetch?;
+        Some(enter("fetch", given, || {
+            let mut output = Output::default();
+            let out = output.callbacks();
+            // SAFETY: the instance is the library's own; the view, its texts and the callbacks'
+            // context outlive the call.
+            let status = unsafe { function(self.instance.pointer, fetch, &raw const out) };
+            let folder = match status {
+                HOST_OK => output
+                    .into_bytes()
+                    .and_then(receipt)
+                    .and_then(|receipt| fetched(&receipt, state_dir))
+                    .map(|fetched| fetched.path),
+                _ => Ok(PathBuf::new()),
+            };
+            (status, folder)
         }))
     }
 
