@@ -42,7 +42,7 @@ impl News {
 }
 
 /// A piece of a run's log.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Page {
     after: u64,
     /// The events, ready to send.

@@ -73,10 +73,12 @@ impl Watcher {
                     Err(status) => return (Err(status), Next::Nothing),
                     Ok(page) if page.events.is_empty() => page.progress,
                     Ok(page) => {
+                        // One that was read for this watcher alone is not copied.
+                        let page = Arc::unwrap_or_clone(page);
                         self.known = Some(page.progress);
                         self.cursor = page.cursor;
                         let piece = proto::WatchEventsResponse {
-                            events: page.events.clone(),
+                            events: page.events,
                             cursor: page.cursor,
                             end: None,
                         };
