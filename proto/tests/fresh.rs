@@ -1,10 +1,10 @@
-//! The generated code is what the `.proto` files say, and the `.proto` files keep their own rules.
+//! The generated code is what the `.proto` files say.
 #![allow(missing_docs)]
 
 use std::path::Path;
 
 use prost::Message as _;
-use prost_types::{FileDescriptorProto, FileDescriptorSet};
+use prost_types::FileDescriptorSet;
 
 /// Those that are ours to name.
 const OURS: [&str; 2] = ["tracker/v1/tracker.proto", "tracker/v1/control.proto"];
@@ -67,75 +67,4 @@ fn generated_code_is_fresh() {
         GENERATED.len(),
         "a file was generated that nobody commits"
     );
-}
-
-#[test]
-fn every_element_has_a_comment() {
-    let set = compile(true);
-    let mine = files(&set, &OURS);
-    let theirs = files(&set, &TENSORBOARD);
-    for file in mine.into_iter().chain(theirs) {
-        let info = file.source_code_info.as_ref().expect("asked for");
-        // Paths as descriptor.proto numbers them: messages 4 (fields 2), enums 5 (values 2),
-        // services 6 (methods 2).
-        let bare: Vec<String> = info
-            .location
-            .iter()
-            .filter(|location| {
-                matches!(location.path[..], [4..=6, _] | [4..=6, _, 2, _])
-                    && location.leading_comments().trim().is_empty()
-            })
-            .map(|location| format!("{} line {}", file.name(), location.span[0] + 1))
-            .collect();
-        assert!(bare.is_empty(), "no comment: {}", bare.join(", "));
-    }
-}
-
-#[test]
-fn names_follow_the_usual_rules() {
-    for file in files(&compile(false), &OURS) {
-        let package = file.package().replace('.', "/");
-        assert!(
-            file.name().starts_with(&package),
-            "{package}: {}",
-            file.name()
-        );
-        for service in &file.service {
-            assert!(service.name().ends_with("Service"), "{}", service.name());
-            for method in &service.method {
-                let named = |suffix| format!(".{}.{}{suffix}", file.package(), method.name());
-                assert_eq!(method.input_type(), named("Request"));
-                assert_eq!(method.output_type(), named("Response"));
-            }
-        }
-        for kind in &file.enum_type {
-            let prefix = screaming(kind.name());
-            for value in &kind.value {
-                assert!(value.name().starts_with(&prefix), "{}", value.name());
-            }
-            assert_eq!(kind.value[0].name(), format!("{prefix}UNSPECIFIED"));
-        }
-    }
-}
-
-fn files<'a>(set: &'a FileDescriptorSet, names: &[&str]) -> Vec<&'a FileDescriptorProto> {
-    let files: Vec<_> = set
-        .file
-        .iter()
-        .filter(|file| names.contains(&file.name()))
-        .collect();
-    assert_eq!(files.len(), names.len());
-    files
-}
-
-/// `RunState` to `RUN_STATE_`.
-fn screaming(name: &str) -> String {
-    let mut screamed = String::new();
-    for letter in name.chars() {
-        if letter.is_uppercase() && !screamed.is_empty() {
-            screamed.push('_');
-        }
-        screamed.push(letter.to_ascii_uppercase());
-    }
-    screamed + "_"
 }

@@ -1,7 +1,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use host_core::RunName;
+use host_core::{Event, RunName};
 use host_proto::tracker::v1 as proto;
 use host_store::{Commits, Progress, Reader, RunStatus};
 use prost::Message as _;
@@ -42,7 +42,7 @@ impl News {
 }
 
 /// A piece of a run's log.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Page {
     after: u64,
     /// The events, ready to send.
@@ -62,6 +62,11 @@ impl Feed {
             }),
             newest: Mutex::default(),
         }
+    }
+
+    /// How far the log has come.
+    pub(crate) fn news(&self) -> News {
+        self.news.borrow().clone()
     }
 
     /// A view of how far the log has come.
@@ -124,7 +129,19 @@ impl Page {
         let events = reader.events_after(after, PAGE_EVENTS)?;
         // After the events: if the run has ended by now, they may not be the last, and the cursor
         // then says so.
-        let progress = reader.progress()?;
+        Ok(Self::of(events, after, reader.progress()?))
+    }
+
+    /// The page that ends the log of a run at work, whose writer says how far it has come.
+    fn read_live(reader: &Reader, after: u64, last_seq: u64) -> host_core::Result<Self> {
+        let fresh = usize::try_from(last_seq - after).unwrap_or(usize::MAX);
+        let events = reader.events_after(after, fresh.min(PAGE_EVENTS))?;
+        let status = RunStatus::Running;
+        Ok(Self::of(events, after, Progress { last_seq, status }))
+    }
+
+    /// As many of these events as a piece may have.
+    fn of(events: Vec<Event>, after: u64, progress: Progress) -> Self {
         let mut bytes = 0;
         let mut page = Vec::with_capacity(events.len());
         for event in events {
@@ -135,22 +152,35 @@ impl Page {
             }
             page.push(event);
         }
-        Ok(Self {
+        Self {
             after,
             cursor: page.last().map_or(after, |event| event.seq),
             events: page,
             progress,
-        })
+        }
     }
 }
 
-/// Feeds from the writer of this process, on a thread of its own, until that ends or `stopping` does.
+/// Passes on what [`follow`] heard. It is for a task of the server's own thread: to wake a watcher from
+/// another one takes a system call each.
+pub(crate) async fn pass_on(mut heard: watch::Receiver<News>, feed: Arc<Feed>) {
+    while heard.changed().await.is_ok() {
+        let news = heard.borrow_and_update().clone();
+        feed.tell(news.progress, news.page);
+    }
+}
+
+/// Hears from the writer of this process, on a thread of its own, until that ends or `stopping` does.
 pub(crate) fn follow(
     runs: &Runs,
     feed: &Feed,
     commits: &Commits,
+    heard: &watch::Sender<News>,
     stopping: &watch::Receiver<bool>,
 ) {
+    let hear = |progress, page| {
+        heard.send_replace(News { progress, page });
+    };
     let mut seen = 0;
     while !*stopping.borrow() {
         let closed = commits.is_closed();
@@ -165,21 +195,22 @@ pub(crate) fn follow(
                 }),
             });
             let status = status.map_or(RunStatus::Crashed, |progress| progress.status);
-            feed.tell(Progress { last_seq, status }, None);
+            hear(Progress { last_seq, status }, None);
             return;
         }
         if last_seq > seen {
             // Watchers who cannot use the page read one of their own, so a failure is theirs to find.
             let page = match (feed.is_watched(), runs.names()) {
                 (true, Ok(names)) => names.first().and_then(|name| {
-                    let page = runs.read_now(name, |reader| Page::read(reader, seen));
+                    let read = |reader: &Reader| Page::read_live(reader, seen, last_seq);
+                    let page = runs.read_now(name, read);
                     page.ok().map(Arc::new)
                 }),
                 _ => None,
             };
             seen = last_seq;
             let status = RunStatus::Running;
-            feed.tell(Progress { last_seq, status }, page);
+            hear(Progress { last_seq, status }, page);
         }
     }
 }

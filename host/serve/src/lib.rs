@@ -17,6 +17,7 @@ mod control;
 mod feed;
 mod from_proto;
 mod limits;
+mod pieces;
 mod server;
 mod source;
 mod tensorboard;

@@ -151,12 +151,14 @@ impl Server {
         };
         if let Source::Live { commits, .. } = source {
             let (runs, stopping) = (Arc::clone(&runs), stopping.clone());
-            serving.spawn("serve-commits", move || {
-                if let Some(feed) = runs.live_feed() {
-                    feed::follow(&runs, feed, &commits, &stopping);
-                }
-                Ok(())
-            })?;
+            if let Some(feed) = runs.live_feed().cloned() {
+                let (hear, heard) = watch::channel(feed.news());
+                runtime.spawn(feed::pass_on(heard, Arc::clone(&feed)));
+                serving.spawn("serve-commits", move || {
+                    feed::follow(&runs, &feed, &commits, &hear, &stopping);
+                    Ok(())
+                })?;
+            }
         }
         let services = Services {
             control: Control {

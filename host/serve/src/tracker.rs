@@ -1,8 +1,6 @@
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::Stream;
 use host_core::RunName;
 use host_proto::tracker::v1 as proto;
 use host_store::{Reader, RunRow};
@@ -12,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use crate::call::Call;
 use crate::compare;
+use crate::pieces::Pieces;
 use crate::source::{Runs, blocking, text};
 use crate::to_proto;
 use crate::watch::Watcher;
@@ -153,8 +152,7 @@ impl TrackerService for Tracker {
         Ok(Response::new(compared))
     }
 
-    type WatchEventsStream =
-        Pin<Box<dyn Stream<Item = Result<proto::WatchEventsResponse, Status>> + Send>>;
+    type WatchEventsStream = Pieces;
 
     async fn watch_events(
         &self,
@@ -188,7 +186,7 @@ impl TrackerService for Tracker {
             until: None,
             stall: self.stall,
         };
-        Ok(Response::new(Box::pin(watcher.stream((call, place)))))
+        Ok(Response::new(watcher.stream((call, place))))
     }
 }
 

@@ -1,23 +1,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::Stream;
 use futures_util::stream::unfold;
 use host_core::RunName;
 use host_proto::tracker::v1 as proto;
 use host_store::{Progress, RunStatus};
 use proto::WatchEndReason;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
-use tokio::time::{Instant, timeout};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::Status;
 
-use crate::call::Call;
 use crate::feed::{Feed, News, Page};
+use crate::pieces::{Holds, Piece, Pieces, end};
 use crate::source::Runs;
 
 /// One client that watches a run: a cursor. It holds one page at most, and that only while it is sent;
-/// what the client has not asked for yet lies on disk. A client that takes nothing for long is told from
-/// which cursor to go on, and holds nothing any more.
+/// what the client has not asked for yet lies on disk.
 #[derive(Debug)]
 pub(crate) struct Watcher {
     pub(crate) runs: Arc<Runs>,
@@ -46,63 +44,16 @@ enum Next {
     Nothing,
 }
 
-type Piece = Result<proto::WatchEventsResponse, Status>;
-
 impl Watcher {
-    /// The pieces of the stream. Each is made when the client has taken the one before. The call and its
-    /// place among the watchers are held until it ends.
-    pub(crate) fn stream(
-        self,
-        holds: (Option<Call>, OwnedSemaphorePermit),
-    ) -> impl Stream<Item = Piece> + Send + 'static {
-        // One place is for the piece, the other for the word that the client is too slow.
-        let (pieces, taken) = mpsc::channel(2);
-        tokio::spawn(async move {
-            self.send(pieces).await;
-            drop(holds);
+    /// The pieces of the stream. The call and its place among the watchers are held until it ends.
+    pub(crate) fn stream(self, holds: Holds) -> Pieces {
+        let (news, cursor, stall) = (self.news.clone(), self.cursor, self.stall);
+        let pieces = unfold(Next::Pieces(Box::new(self)), async |next| match next {
+            Next::Pieces(watcher) => Some(watcher.piece().await),
+            Next::Error(status) => Some((Err(status), Next::Nothing)),
+            Next::Nothing => None,
         });
-        unfold(taken, |mut taken| async {
-            let piece = taken.recv().await?;
-            Some((piece, taken))
-        })
-    }
-
-    async fn send(self, pieces: mpsc::Sender<Piece>) {
-        let stall = self.stall;
-        let mut cursor = self.cursor;
-        let mut next = Next::Pieces(Box::new(self));
-        loop {
-            let room = match timeout(stall, pieces.reserve_many(2)).await {
-                Ok(Ok(room)) => room,
-                // The client is gone.
-                Ok(Err(_)) => return,
-                Err(_) => {
-                    let _ = pieces.try_send(Ok(end(cursor, WatchEndReason::TooSlow)));
-                    return;
-                }
-            };
-            drop(room);
-            let piece = match next {
-                Next::Nothing => return,
-                Next::Error(status) => {
-                    next = Next::Nothing;
-                    Err(status)
-                }
-                Next::Pieces(watcher) => {
-                    let made = tokio::select! {
-                        made = watcher.piece() => made,
-                        () = pieces.closed() => return,
-                    };
-                    next = made.1;
-                    made.0
-                }
-            };
-            if let Ok(piece) = &piece {
-                cursor = piece.cursor;
-            }
-            // There is room, and nobody else sends.
-            let _ = pieces.try_send(piece);
-        }
+        Pieces::new(pieces, holds, news, cursor, stall)
     }
 
     async fn piece(mut self: Box<Self>) -> (Piece, Next) {
@@ -122,10 +73,12 @@ impl Watcher {
                     Err(status) => return (Err(status), Next::Nothing),
                     Ok(page) if page.events.is_empty() => page.progress,
                     Ok(page) => {
+                        // One that was read for this watcher alone is not copied.
+                        let page = Arc::unwrap_or_clone(page);
                         self.known = Some(page.progress);
                         self.cursor = page.cursor;
                         let piece = proto::WatchEventsResponse {
-                            events: page.events.clone(),
+                            events: page.events,
                             cursor: page.cursor,
                             end: None,
                         };
@@ -184,16 +137,5 @@ impl Watcher {
         ));
         let end = end(self.cursor, WatchEndReason::ServerStopping);
         (Ok(end), Next::Error(status))
-    }
-}
-
-/// The last piece of a stream.
-fn end(cursor: u64, reason: WatchEndReason) -> proto::WatchEventsResponse {
-    proto::WatchEventsResponse {
-        events: Vec::new(),
-        cursor,
-        end: Some(proto::WatchEnd {
-            reason: reason.into(),
-        }),
     }
 }

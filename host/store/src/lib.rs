@@ -22,6 +22,7 @@ mod fault;
 mod frame;
 mod history;
 mod lock;
+mod migration;
 #[cfg(test)]
 mod model_test;
 mod page;

@@ -5,10 +5,16 @@ use host_core::{Error, Kind, Result};
 use rusqlite::{Connection, OpenFlags};
 
 use crate::fault;
+use crate::migration::MIGRATIONS;
 
 /// `PRAGMA user_version` of what this program writes. A change of the tables, or a new kind of event,
-/// raises it and adds a migration.
-pub(crate) const VERSION: i32 = 1;
+/// adds a migration, and by that raises it.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "few"
+)]
+pub(crate) const VERSION: i32 = 1 + MIGRATIONS.len() as i32;
 
 /// `PRAGMA application_id`: "Host" in ASCII, so that `file` and we know the file for ours.
 const APPLICATION_ID: i32 = 0x486f_7374;
@@ -234,7 +240,9 @@ mod tests {
         let newer = format!("{ours} PRAGMA user_version = {};", VERSION + 1);
         let error = recognised(&newer).expect_err("refused");
         assert!(
-            error.message().starts_with("the run store has format 2"),
+            error
+                .message()
+                .starts_with(&format!("the run store has format {}", VERSION + 1)),
             "{error}"
         );
         assert!(error.hint_text().expect("a hint").contains("newer"));

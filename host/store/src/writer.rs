@@ -7,6 +7,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::chunk::{self, Place};
 use crate::frame::{FrameIndex, values_of};
 use crate::lock::RunLock;
+use crate::migration::{MIGRATIONS, migrate};
 use crate::run_row::RunRecord;
 use crate::schema::{self, Found};
 use crate::{FILE, event_row, fault};
@@ -72,7 +73,8 @@ impl Writer {
         Self::start(connection, path, lock)
     }
 
-    /// Opens the store of a run that goes on. Sequence numbers go on where they ended.
+    /// Opens the store of a run that goes on. Sequence numbers go on where they ended. A store of an
+    /// older format gets this program's.
     ///
     /// # Errors
     /// If there is no run, its format is newer than this program, or another process writes to it.
@@ -90,11 +92,13 @@ impl Writer {
             return Err(no_run(run_dir));
         }
         let lock = RunLock::take(run_dir)?;
-        let connection = schema::open_to_write(&path)?;
+        let mut connection = schema::open_to_write(&path)?;
         if schema::recognise(&connection, &path)? == Found::Empty {
             return Err(no_run(run_dir));
         }
         prepare(&connection, &path, journal)?;
+        migrate(&mut connection, MIGRATIONS)
+            .map_err(|e| fault::sql("bring the run store to this program's format", &path, &e))?;
         Self::start(connection, path, lock)
     }
 
@@ -280,7 +284,13 @@ fn prepare(connection: &Connection, path: &Path, journal: Journal) -> Result<()>
 
 /// Whether the file system is shared by machines, which have no memory in common for a log's index.
 fn on_network(path: &Path) -> bool {
-    const NETWORK: [u32; 13] = [
+    rustix::fs::statfs(path).is_ok_and(|fs| is_shared(fs.f_type))
+}
+
+/// Whether file systems of this type, as `statfs` says it, may be. With some it depends on the mount: a
+/// rollback journal is right on all.
+fn is_shared(f_type: i64) -> bool {
+    const SHARED: [u32; 23] = [
         0x6969,      // NFS
         0x517b,      // SMB
         0xfe53_4d42, // SMB2
@@ -290,17 +300,27 @@ fn on_network(path: &Path) -> bool {
         0x0bd0_0bd0, // Lustre
         0x4750_4653, // GPFS
         0x5346_414f, // AFS
+        0x6b41_4653, // AFS, the kernel's own
+        0x7375_7245, // Coda
         0x7461_636f, // OCFS2
+        0x0116_1970, // GFS2
+        0x6163_6673, // ACFS
         0x1983_0326, // BeeGFS
+        0x2003_0528, // OrangeFS
+        0xaad7_aaea, // PanFS
+        0xbeef_dead, // StorNext
+        0x0131_11a8, // IBRIX
         0x786f_4256, // VirtualBox's shared folders
-        0x6573_5546, // FUSE: sshfs and the like
+        0xbacb_acbc, // VMware's
+        0x7c7c_6673, // Parallels'
+        0x6573_5546, // FUSE: sshfs and the like, virtiofs
     ];
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "file system magics have 32 bits"
     )]
-    rustix::fs::statfs(path).is_ok_and(|fs| NETWORK.contains(&(fs.f_type as u32)))
+    SHARED.contains(&(f_type as u32))
 }
 
 fn insert_event(connection: &Connection, event: &Event) -> rusqlite::Result<()> {
@@ -425,4 +445,27 @@ fn insert_chunk<'a>(
         insert.execute((chunk, place, chunk::encode_column(values)))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_systems_of_several_machines_are_told_from_those_of_one() {
+        for shared in [0x6969, 0xff53_4d42, 0x0102_1997, 0x6573_5546] {
+            assert!(is_shared(shared), "{shared:#x}");
+        }
+        // ext, XFS, Btrfs, ZFS, tmpfs, overlayfs.
+        for own in [
+            0xef53,
+            0x5846_5342,
+            0x9123_683e,
+            0x2fc1_2fc1,
+            0x0102_1994,
+            0x794c_7630,
+        ] {
+            assert!(!is_shared(own), "{own:#x}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The tracker's figures: what a log call costs the loop, what the store takes in, how soon it answers at
-//! a million points and a thousand runs, and what a hundred watchers cost and how soon they know.
+//! a million points and a thousand runs, and what a hundred watchers cost, awake and asleep, and how soon
+//! they know.
 //!
 //! Watchers are other processes, of this same program, as is the service of a folder.
 //!
@@ -34,6 +35,8 @@ fn main() {
     match words[..] {
         [watchers::WATCH, addr, count] => return watchers::watch(addr, count),
         [watchers::SERVE, runs_dir] => return watchers::serve(Path::new(runs_dir)),
+        [watchers::SLEEP, addr, count] => return watchers::sleep(addr, count),
+        [watchers::HOLD, count] => return watchers::hold(count),
         _ => {}
     }
     let file = words.iter().position(|word| *word == "--json");

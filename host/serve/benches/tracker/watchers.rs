@@ -9,6 +9,7 @@ use host_serve::{Server, Source};
 use host_store::Callbacks;
 use proto::tracker_service_client::TrackerServiceClient;
 use serde_json::{Value, json};
+use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::{four_values, new_run, percentile};
@@ -16,13 +17,18 @@ use crate::{four_values, new_run, percentile};
 /// What this program is told when it is so many watchers, and when it is a service of a folder.
 pub(crate) const WATCH: &str = "--watch";
 pub(crate) const SERVE: &str = "--serve";
+/// And when it is watchers that never read, and when it is a live run that is watched by them.
+pub(crate) const SLEEP: &str = "--watch-asleep";
+pub(crate) const HOLD: &str = "--hold";
 
 const WATCHERS: usize = 100;
 const SECS: u64 = 8;
 const EVENTS_PER_SEC: u64 = 10;
+/// Events, 20 MB of them as they are sent.
+const FLOOD: u64 = 200_000;
 
 /// A hundred watchers of a live run at ten events a second, in turn with none, which shows what the
-/// threads cost by themselves; and one watcher of a service of its own.
+/// threads cost by themselves; one watcher of a service of its own; and a hundred that never read.
 pub(crate) fn measure() -> Value {
     let (mut with, mut without, mut late_ms) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..2 {
@@ -32,6 +38,8 @@ pub(crate) fn measure() -> Value {
         late_ms.extend(late);
     }
     let mut separate_ms = separate();
+    let [alone, held] = [0, WATCHERS].map(resident_kb);
+    let each_kb = (held - alone) / WATCHERS as f64;
     let show = |shares: &[f64]| {
         shares
             .iter()
@@ -54,7 +62,10 @@ pub(crate) fn measure() -> Value {
     );
     println!("an event reaches a watcher of the live run in p50 {p50:.1} ms, p99 {p99:.1} ms");
     println!("and one of a separate service in p50 {far50:.1} ms, p99 {far99:.1} ms");
-    json!({ "percent_of_a_core": with, "percent_without_watchers": without, "live_p50_ms": p50,
+    println!(
+        "{FLOOD} events to {WATCHERS} watchers that never read: the process holds {each_kb:.0} KB for each"
+    );
+    json!({ "percent_of_a_core": with, "asleep_kb": each_kb, "percent_without_watchers": without, "live_p50_ms": p50,
         "live_p99_ms": p99, "separate_p50_ms": far50, "separate_p99_ms": far99 })
 }
 
@@ -85,6 +96,86 @@ fn live(watchers: usize) -> (f64, Vec<f64>) {
     let late = child.map(Watching::lateness).unwrap_or_default();
     serving.stop().expect("stopped");
     (share, late)
+}
+
+/// How much memory a process takes whose live run, of many events, so many watchers never read.
+fn resident_kb(watchers: usize) -> f64 {
+    let mut child = again(&[HOLD, &watchers.to_string()]);
+    let mut said = String::new();
+    let mut out = child.stdout.take().expect("piped");
+    out.read_to_string(&mut said).expect("an answer");
+    child.wait().expect("gone");
+    said.trim().parse().expect("a number")
+}
+
+/// The process of that run.
+pub(crate) fn hold(watchers: &str) {
+    let watchers: usize = watchers.parse().expect("a count");
+    let runs = tempfile::tempdir().expect("a folder");
+    let dir = runs.path().join("bench");
+    let (emitter, drafts) = Emitter::new(16_384);
+    let thread = new_run(&dir)
+        .spawn(drafts, Callbacks::default())
+        .expect("a thread");
+    let commits = thread.commits();
+    let source = Source::Live {
+        run_dir: dir,
+        commits: commits.clone(),
+        requests: RequestQueue::new().0,
+    };
+    let serving = Server::new("127.0.0.1:0".parse().expect("an address"), source)
+        .start()
+        .expect("a server");
+    let child = (watchers > 0).then(|| {
+        let mut child = again(&[SLEEP, &serving.addr().to_string(), &watchers.to_string()]);
+        let mut said = BufReader::new(child.stdout.take().expect("piped"));
+        said.read_line(&mut String::new()).expect("ready");
+        child
+    });
+    (0..FLOOD).for_each(|n| emitter.emit(Step(n), four_values(n)));
+    commits.wait_settled(FLOOD, Duration::from_secs(60));
+    // What is on its way to the watchers comes to rest.
+    std::thread::sleep(Duration::from_secs(2));
+    let status = std::fs::read_to_string("/proc/self/status").expect("readable");
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let resident = resident.and_then(|size| size.split_whitespace().next());
+    println!("{}", resident.expect("a size"));
+    if let Some(mut child) = child {
+        child.kill().expect("ended");
+        child.wait().expect("gone");
+    }
+    drop(emitter);
+    thread.join().expect("all is written");
+}
+
+/// The process of the watchers that have a stream each and take nothing from it. It is killed.
+pub(crate) fn sleep(addr: &str, count: &str) {
+    let count: usize = count.parse().expect("a count");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let mut streams = Vec::new();
+        for _ in 0..count {
+            streams.push(stream(addr).await);
+        }
+        println!("ready");
+        std::future::pending::<()>().await;
+    });
+}
+
+/// A stream of all events of the run, over a connection of its own.
+async fn stream(addr: &str) -> Streaming<proto::WatchEventsResponse> {
+    let channel = Channel::from_shared(format!("http://{addr}")).expect("an address");
+    let mut client = TrackerServiceClient::new(channel.connect().await.expect("connected"));
+    let request = proto::WatchEventsRequest {
+        run: "bench".to_owned(),
+        after_seq: 0,
+        follow: true,
+    };
+    let answer = client.watch_events(request).await.expect("a stream");
+    answer.into_inner()
 }
 
 /// How late each event was at one watcher of another process's service.
@@ -193,7 +284,6 @@ pub(crate) fn serve(runs_dir: &Path) {
 /// The process of the watchers, each with a connection of its own.
 pub(crate) fn watch(addr: &str, count: &str) {
     let count: usize = count.parse().expect("a count");
-    let uri = format!("http://{addr}");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -201,18 +291,7 @@ pub(crate) fn watch(addr: &str, count: &str) {
     let late = runtime.block_on(async {
         let mut watchers = Vec::new();
         for _ in 0..count {
-            let channel = Channel::from_shared(uri.clone()).expect("an address");
-            let mut client = TrackerServiceClient::new(channel.connect().await.expect("connected"));
-            let request = proto::WatchEventsRequest {
-                run: "bench".to_owned(),
-                after_seq: 0,
-                follow: true,
-            };
-            let mut stream = client
-                .watch_events(request)
-                .await
-                .expect("a stream")
-                .into_inner();
+            let mut stream = stream(addr).await;
             watchers.push(tokio::spawn(async move {
                 let mut late = Vec::new();
                 while let Some(piece) = stream.message().await.expect("a piece") {

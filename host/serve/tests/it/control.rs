@@ -272,6 +272,7 @@ fn a_watcher_that_takes_nothing_is_told_to_go_on_from_its_cursor() {
     ) {}
     let limits = Limits {
         stall: Duration::from_millis(50),
+        watchers: 1,
         ..Limits::default()
     };
     let server = Server::new("127.0.0.1:0".parse().expect("an address"), run.live());
@@ -291,10 +292,16 @@ fn a_watcher_that_takes_nothing_is_told_to_go_on_from_its_cursor() {
             after_seq: 0,
             follow: false,
         };
-        let response = service.watch_events(request).await.expect("a stream");
-        let mut pieces = response.into_inner();
-        // It takes nothing until the server's patience is long over.
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        let response = service.watch_events(request.clone()).await;
+        let mut pieces = response.expect("a stream").into_inner();
+        // It takes nothing until the server's patience is over, and has no place any more.
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            match service.watch_events(request.clone()).await {
+                Ok(_) => break,
+                Err(refused) => assert_eq!(refused.code(), tonic::Code::ResourceExhausted),
+            }
+        }
         loop {
             let piece = pieces.message().await.expect("a piece").expect("an end");
             if let Some(end) = piece.end {
