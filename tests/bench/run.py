@@ -3,6 +3,7 @@ medians and ratios. Usage: run.py [ROUNDS [SHAPE…]]; the table is kept as targ
 DEVICE=cuda:0 runs it on a GPU; the table is then train-cuda.json beside it.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 root = pathlib.Path(__file__).resolve().parents[2]
@@ -63,6 +65,7 @@ def host(config, shape, checkpoint_steps=0, checkpointing=False, plugins=()):
     command += [word for plugin in plugins for word in ("--plugin", plugin)]
     with open(folder / "host.jsonl", "w+") as out, open(folder / "host.log", "w+") as log:
         process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=log)
+        waits = Waits(process.pid)
         _, status, usage = os.wait4(process.pid, 0)  # the child's own accounting
         if status != 0:
             log.seek(0)
@@ -84,7 +87,31 @@ def host(config, shape, checkpoint_steps=0, checkpointing=False, plugins=()):
         if "peak_memory_bytes" in values and not on_cpu:
             peak = values["peak_memory_bytes"]
     return {"step_secs": seconds, "peak_mb": peak / 2**20, "first_step_secs": first, "copy_secs": copies,
-            "plugin_shares": shares}
+            "plugin_shares": shares, "waited": waits.share()}
+
+
+class Waits(threading.Thread):
+    """The share of its time that a training on the CPU was ready and had no processor: the kernel's own count,
+    of the two busiest threads. Other machines' work on the same processor is not in it, as it is in the steps'
+    seconds."""
+
+    def __init__(self, pid):
+        super().__init__(daemon=True)
+        self.tasks, self.found = pathlib.Path(f"/proc/{pid}/task"), {}
+        self.start()
+
+    def run(self):
+        with contextlib.suppress(OSError):
+            while True:
+                for task in list(self.tasks.iterdir()):
+                    with contextlib.suppress(OSError, ValueError):
+                        ran, waited, _ = (task / "schedstat").read_text().split()
+                        self.found[task.name] = (int(ran), int(waited))
+                time.sleep(0.1)
+
+    def share(self):
+        busiest = sorted(self.found.values(), reverse=True)[:2]
+        return sum(waited for _, waited in busiest) / max(1, sum(ran + waited for ran, waited in busiest))
 
 
 def token_files(vocab_size):
@@ -203,19 +230,22 @@ def deliveries():
     # In memory: the disk of another machine is not this one's.
     remote = pathlib.Path("/dev/shm") / f"host-bench-{os.getpid()}.git"
     contenders = {"without": (), "without, again": (), "pushing": (f"hub-git:repo=file://{remote},lfs=always,trainer=true",)}
-    results = {who: [] for who in contenders}
+    results, waits = {who: [] for who in contenders}, {who: [] for who in contenders}
     for _ in range(rounds):
         for who, loaded in contenders.items():
             shutil.rmtree(remote, ignore_errors=True)
             run(["git", "init", "--quiet", "--bare", remote])
-            results[who].append(statistics.mean(host(config, shape, checkpoint_steps=5, plugins=loaded)["step_secs"][WARM:]))
+            trained = host(config, shape, checkpoint_steps=5, plugins=loaded)
+            results[who].append(statistics.mean(trained["step_secs"][WARM:]))
+            waits[who].append(trained["waited"])
             shutil.rmtree(folder / "runs")
     shutil.rmtree(remote)
     print(f"\na training that pushes, {batch} x {length} tokens, a checkpoint every 5 steps, {rounds} rounds in turn")
     for who, seconds in results.items():
         ratio = statistics.median(ours / base for ours, base in zip(seconds, results["without"]))
-        print(f"{who:28}{statistics.median(seconds):12.4f} s a step ({min(seconds):.4f}-{max(seconds):.4f}){ratio:8.3f}x")
-    return {"push": json.loads(kept.read_text()), "step_secs": results}
+        waited = f"waited for a processor {statistics.median(waits[who]):.1%} ({min(waits[who]):.1%}-{max(waits[who]):.1%}) of its time"
+        print(f"{who:28}{statistics.median(seconds):12.4f} s a step ({min(seconds):.4f}-{max(seconds):.4f}){ratio:8.3f}x, {waited}")
+    return {"push": json.loads(kept.read_text()), "step_secs": results, "waited": waits}
 
 
 def checkpoints(config, shape):

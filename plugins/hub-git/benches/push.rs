@@ -6,12 +6,14 @@
 //! of the machine's speed meets all of them. Both numbers of the peers are of processes that were
 //! started for it.
 //!
+//! One more push is made by a process of its own, of which the most memory is told.
+//!
 //! `cargo bench -p hub-git --bench push -- [--json FILE] [--rounds N] [--megabytes N]`
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
-use std::path::PathBuf;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -30,6 +32,10 @@ fn main() {
     let number = |flag: &str, default: usize| {
         value_of(flag).map_or(default, |n| n.parse().expect("a number"))
     };
+    if let Some(hub) = value_of(PUSH) {
+        let dir = PathBuf::from(value_of("--dir").expect("a folder"));
+        return push_alone(&hub, &dir);
+    }
     let rounds = number("--rounds", 5);
     let size = number("--megabytes", 300) * 1_000_000;
     let scene = Scene::new(size);
@@ -54,10 +60,72 @@ fn main() {
         median(&ratios),
         spread(&ratios)
     );
+    let memory = scene.memory();
+    println!("a process that pushes it has {memory:.1} MB at most");
     if let Some(file) = value_of("--json") {
-        let report = json!({ "bytes": size, "secs": times, "ratios": ratios });
+        let report = json!({ "bytes": size, "secs": times, "ratios": ratios, "memory_mb": memory });
         fs::write(file, report.to_string()).expect("written");
     }
+}
+
+/// What this program is told when it pushes once, to a test hub elsewhere.
+const PUSH: &str = "--push";
+
+/// Pushes the checkpoint in a folder, and prints the most memory that it had, in KiB.
+fn push_alone(hub: &str, dir: &Path) {
+    let state_dir = dir.with_extension("sink");
+    fs::create_dir(&state_dir).expect("a folder");
+    publish(hub, "user/alone", dir, &files_of(dir), &state_dir);
+    let status = fs::read_to_string("/proc/self/status").expect("Linux");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    println!("{}", peak.expect("a peak").trim().trim_end_matches(" kB"));
+}
+
+/// The files of a checkpoint, with their digests.
+fn files_of(dir: &Path) -> BTreeMap<String, FileEntry> {
+    let entry = |name: &str| {
+        let path = dir.join(name);
+        let mut file = fs::File::open(&path).expect("a file");
+        let (mut hash, mut piece) = (Sha256::new(), [0; 1 << 16]);
+        let mut size = 0;
+        // In pieces: the whole of it would be the most memory that the process ever has.
+        while let read @ 1.. = file.read(&mut piece).expect("a file") {
+            hash.update(&piece[..read]);
+            size += read as u64;
+        }
+        let digest = hash.finalize();
+        let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        (name.to_owned(), FileEntry { sha256, size })
+    };
+    ["model.safetensors", "config.json"].map(entry).into()
+}
+
+/// Seconds of a push.
+fn publish(
+    hub: &str,
+    name: &str,
+    dir: &Path,
+    files: &BTreeMap<String, FileEntry>,
+    state_dir: &Path,
+) -> f64 {
+    let env = |name: &str| match name {
+        "HF_ENDPOINT" => Some(hub.to_owned()),
+        "HF_TOKEN" => Some(WRITE_TOKEN.to_owned()),
+        _ => None,
+    };
+    let config = serde_json::from_value(json!({ "repo": name })).expect("a configuration");
+    let publisher = Publisher::new(config, &env, "git").expect("a publisher");
+    let snapshot = Snapshot {
+        step: 1,
+        run: "bench",
+        dir,
+        files,
+        metrics: &BTreeMap::new(),
+        state_dir,
+    };
+    let begun = Instant::now();
+    publisher.publish(&snapshot, &|| false).expect("pushed");
+    begun.elapsed().as_secs_f64()
 }
 
 /// A checkpoint and a server.
@@ -77,14 +145,7 @@ impl Scene {
         fs::write(&weights, noise(size)).expect("written");
         fs::write(dir.join("config.json"), "{}").expect("written");
         fs::write(dir.join("manifest.json"), "{}").expect("written");
-        let entry = |name: &str| {
-            let bytes = fs::read(dir.join(name)).expect("a file");
-            let sha256 = Sha256::digest(&bytes);
-            let sha256 = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
-            let size = bytes.len() as u64;
-            (name.to_owned(), FileEntry { sha256, size })
-        };
-        let files = ["model.safetensors", "config.json"].map(entry).into();
+        let files = files_of(&dir);
         let hub = TestHub::start();
         Self {
             folder,
@@ -98,29 +159,26 @@ impl Scene {
     fn push(&self, round: usize) -> f64 {
         let name = format!("user/pushed-{round}");
         self.hub.create_repo(&name, &[("README.md", "# A model\n")]);
-        let endpoint = self.hub.url().to_owned();
-        let env = |name: &str| match name {
-            "HF_ENDPOINT" => Some(endpoint.clone()),
-            "HF_TOKEN" => Some(WRITE_TOKEN.to_owned()),
-            _ => None,
-        };
-        let config = serde_json::from_value(json!({ "repo": name })).expect("a configuration");
-        let publisher = Publisher::new(config, &env, "git").expect("a publisher");
         let state_dir = self.folder.path().join(format!("sink-{round}"));
         fs::create_dir(&state_dir).expect("a folder");
-        let snapshot = Snapshot {
-            step: 1,
-            run: "bench",
-            dir: self.weights.parent().expect("a folder"),
-            files: &self.files,
-            metrics: &BTreeMap::new(),
-            state_dir: &state_dir,
-        };
-        let begun = Instant::now();
-        publisher.publish(&snapshot, &|| false).expect("pushed");
-        let secs = begun.elapsed().as_secs_f64();
+        let dir = self.weights.parent().expect("a folder");
+        let secs = publish(self.hub.url(), &name, dir, &self.files, &state_dir);
         self.forget(&name);
         secs
+    }
+
+    /// The most memory of a process that pushes, in MB.
+    fn memory(&self) -> f64 {
+        self.hub
+            .create_repo("user/alone", &[("README.md", "# A model\n")]);
+        let said = Command::new(std::env::current_exe().expect("this program"))
+            .args([PUSH, self.hub.url(), "--dir"])
+            .arg(self.weights.parent().expect("a folder"))
+            .output()
+            .expect("it starts");
+        let said = String::from_utf8(said.stdout).expect("a number");
+        let kibibytes: f64 = said.trim().parse().expect("a number");
+        kibibytes * 1024.0 / 1e6
     }
 
     fn sha256sum(&self) -> f64 {

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::support::{
-    Run, bare, commit_by_hand, git, git_bytes, messages, permanent, publisher, sha256, size_of,
+    Run, bare, commit_by_hand, git, git_bytes, messages, permanent, publisher, room_of, sha256,
 };
 
 #[test]
@@ -64,12 +64,16 @@ fn a_delivered_model_takes_no_room() {
         let config = json!({"repo": url, "lfs": lfs, "branch": lfs});
         let publisher = publisher(config, &[]).expect("a publisher");
         let run = Run::new("small");
-        for step in 1..=5 {
-            run.publish(&publisher, &run.checkpoint(step, 3_000_000))
-                .expect("published");
-        }
-        let each = size_of(&run.state_dir()) / 5;
-        assert!(each < 10_000, "{each} bytes a checkpoint with lfs = {lfs}");
+        let publish = |step| {
+            let checkpoint = run.checkpoint(step, 300_000);
+            run.publish(&publisher, &checkpoint).expect("published");
+            fs::remove_dir_all(checkpoint.dir).expect("the checkpoint");
+        };
+        publish(1);
+        let before = room_of(&run.state_dir());
+        (2..=41).for_each(publish);
+        let each = (room_of(&run.state_dir()) - before) / 40;
+        assert!(each < 20_000, "{each} bytes a checkpoint with lfs = {lfs}");
     }
 }
 

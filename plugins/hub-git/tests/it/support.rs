@@ -215,6 +215,13 @@ pub(crate) fn size_of(dir: &Path) -> u64 {
         .sum()
 }
 
+/// The room that all files under a folder take on the disk, which hands it out in blocks.
+pub(crate) fn room_of(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let room = |path: &PathBuf| fs::metadata(path).map_or(0, |file| file.blocks() * 512);
+    walk(dir).iter().map(room).sum()
+}
+
 /// All files under a folder.
 pub(crate) fn walk(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
