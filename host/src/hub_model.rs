@@ -95,7 +95,7 @@ impl HubModel {
         search: &SearchPath,
         for_resume: bool,
     ) -> Result<Fetched> {
-        let plugins = Plugins::load_sinks(&[self.spec(specs)], search)?;
+        let plugins = Plugins::load_alone(self.spec(specs), specs, search)?;
         let state_dir = cache_dir().join("hub").join(folder_name(&self.repo));
         std::fs::create_dir_all(&state_dir)
             .map_err(|e| Error::io("make a folder for the model", &state_dir, &e))?;

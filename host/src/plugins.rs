@@ -121,6 +121,23 @@ impl Plugins {
         })
     }
 
+    /// Loads one plugin alone, which sees no secret of the others that the run has.
+    ///
+    /// # Errors
+    /// It is not found or refused.
+    pub(crate) fn load_alone(
+        spec: PluginSpec,
+        others: &[PluginSpec],
+        search: &SearchPath,
+    ) -> Result<Self> {
+        let all: Vec<PluginSpec> = others.iter().cloned().chain([spec.clone()]).collect();
+        let loaded = vec![Loaded::load(spec, search, &[], &Secrets::of(&all))?];
+        Ok(Self {
+            loaded,
+            groups_chosen: false,
+        })
+    }
+
     /// The sinks' labels.
     pub(crate) fn sink_labels(&self) -> Vec<String> {
         let sinks = with_kind(&self.loaded, PluginKind::CheckpointSink);

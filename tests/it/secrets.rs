@@ -113,6 +113,18 @@ impl Scene {
 
     /// Lets it work to its end while it is watched, and looks into everything that is left.
     fn run(&self, token: &str, settings: &str, preflight: &str) -> Output {
+        self.run_with(token, settings, preflight, &[], 1)
+    }
+
+    /// The same with more arguments, and with so many processes of plugins that know the token.
+    fn run_with(
+        &self,
+        token: &str,
+        settings: &str,
+        preflight: &str,
+        more: &[&str],
+        knowing: usize,
+    ) -> Output {
         let sink = format!("hub-git:repo=user/model{settings}");
         let kept = format!("local-disk:dir={}", self.home.text_path("kept"));
         let args = [
@@ -130,6 +142,7 @@ impl Scene {
             "--preflight",
             preflight,
         ];
+        let args = [&args[..], more].concat();
         let env = [("HF_ENDPOINT", self.hub.url()), ("HF_TOKEN", token)];
         // Git's first call waits until it was seen: none is too quick.
         let found = Arc::new(AtomicBool::new(false));
@@ -154,11 +167,18 @@ impl Scene {
             drop(done);
             (output, watch.join().expect("it watches"))
         });
-        self.assert_hidden(token, host, &output, &seen);
+        self.assert_hidden(token, host, &output, &seen, knowing);
         output
     }
 
-    fn assert_hidden(&self, token: &str, host: u32, output: &Output, seen: &BTreeSet<Seen>) {
+    fn assert_hidden(
+        &self,
+        token: &str,
+        host: u32,
+        output: &Output,
+        seen: &BTreeSet<Seen>,
+        knowing: usize,
+    ) {
         assert!(!holds(output.stdout.as_bytes(), token), "{output}");
         assert!(!holds(output.stderr.as_bytes(), token), "{output}");
         let shown = self.home.host(&["runs", "show", "run", "--json"]);
@@ -182,10 +202,11 @@ impl Scene {
             }
             // Any other was forked a moment ago, and is not yet what it will be.
         }
-        // Of the plugins' processes the sink's is the one that knows it.
+        // Of the plugins' processes the sink's is the one that knows it, and that of the same plugin which
+        // fetches.
         assert!(serving.len() >= 3, "{serving:?}");
-        let knowing = serving.iter().filter(|(_, knows)| *knows).count();
-        assert_eq!(knowing, 1, "{serving:?}");
+        let known = serving.iter().filter(|(_, knows)| *knows).count();
+        assert_eq!(known, knowing, "{serving:?}");
         // Of the calls of git those that go to the server, and what git starts for them.
         assert!(calls.contains(&("ls-remote", true)), "{calls:?}");
         let local = [
@@ -199,6 +220,7 @@ impl Scene {
             "write-tree",
             "commit-tree",
             "show",
+            "ls-tree",
             "check-ref-format",
         ];
         for command in local {
@@ -244,6 +266,29 @@ fn a_push_that_arrives_gives_it_away_nowhere() {
         .run_dir("run")
         .join("sinks/hub-git/repo.git/config");
     assert!(config.is_file(), "{}", config.display());
+}
+
+#[test]
+fn a_model_that_is_fetched_gives_it_away_nowhere() {
+    let scene = Scene::new();
+    let env = [("HF_ENDPOINT", scene.hub.url()), ("HF_TOKEN", WRITE_TOKEN)];
+    let base = [
+        "run",
+        "tiny.toml",
+        "--name",
+        "base",
+        "--max-train-steps",
+        "5",
+    ];
+    let push = ["--plugin", "hub-git:repo=user/model"];
+    scene
+        .home
+        .host_with(&env, &[&base[..], &push].concat())
+        .succeeded();
+    let model = ["--model", "hub:user/model@base"];
+    scene
+        .run_with(WRITE_TOKEN, "", "fail", &model, 2)
+        .succeeded();
 }
 
 #[test]

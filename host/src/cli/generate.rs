@@ -77,7 +77,12 @@ impl Generate {
         if path.join("config.json").is_file() {
             return Ok(path.to_owned());
         }
-        if let Some(model) = HubModel::parse(&self.checkpoint)? {
+        let absolute = |path: String| match std::path::absolute(&path) {
+            Ok(path) => path.to_string_lossy().into_owned(),
+            Err(_) => path,
+        };
+        let name = HubModel::resolved(&self.checkpoint, absolute);
+        if let Some(model) = HubModel::parse(&name)? {
             return Ok(model.fetch(&[], &SearchPath::from_env(), false)?.path);
         }
         let run = RunDir::find(&self.runs.runs_dir, &self.checkpoint)?;

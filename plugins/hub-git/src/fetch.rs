@@ -81,6 +81,7 @@ impl Publisher {
         let token = self.token.as_ref();
         // That in which commits are made lacks what was delivered.
         let place = wanted.state_dir.join("fetch");
+        fs::create_dir_all(&place).map_err(|error| Error::io("make folder", &place, &error))?;
         let repository = Repository::open(&self.git, &self.remote, token, &place, limit)?;
         let commit = match id {
             Some(id) => id.to_owned(),
@@ -90,7 +91,8 @@ impl Publisher {
             repository.fetch(&commit)?;
             self.bring_files(&repository, &commit, wanted, limit)?;
         }
-        repository.discard()?;
+        drop(repository);
+        remove(&place)?;
         Ok(brought(&commit))
     }
 

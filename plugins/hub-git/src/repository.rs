@@ -249,11 +249,6 @@ impl<'a> Repository<'a> {
         Ok(self.local("cat-file", call)?.into_bytes())
     }
 
-    /// Removes all of it: what was fetched lies elsewhere now.
-    pub(crate) fn discard(self) -> Result<()> {
-        remove(&self.dir)
-    }
-
     /// A file of a commit, if it is there.
     pub(crate) fn read(&self, commit: Option<&str>, path: &str) -> Result<Option<String>> {
         let Some(commit) = commit else {
