@@ -147,7 +147,11 @@ impl Dashboard<'_> {
                 None => Duration::ZERO,
                 Some(at) if has_changed => (at + FRAME).saturating_duration_since(Instant::now()),
                 Some(at) => {
-                    let tick = self.model.ledger().tick(now_us());
+                    let tick = match &self.screen.answer {
+                        // It goes in time.
+                        Some(_) => Duration::from_secs(1),
+                        None => self.model.ledger().tick(now_us()),
+                    };
                     (at + tick).saturating_duration_since(Instant::now())
                 }
             };

@@ -9,6 +9,7 @@ mod event_json;
 mod event_line;
 mod export;
 mod hub_model;
+mod login_name;
 mod meter;
 mod nearest;
 mod number;

@@ -1,6 +1,6 @@
 //! Where the training stands, from its events.
 
-use host_core::{Event, EventBody, Step};
+use host_core::{Event, EventBody, Request, Step};
 
 use crate::number;
 
@@ -14,10 +14,25 @@ pub(crate) struct Meter {
     /// A mean in which older steps fade.
     tokens_per_second: Option<f64>,
     curve: Curve,
-    /// Time and step of the first event that this meter saw of the training.
+    /// Time and step of the first event that this meter saw of the training; the time is later by
+    /// what was spent in pauses since.
     begun: Option<(i64, u64)>,
+    paused_us: Option<i64>,
+    /// When the training is expected to end, and when that was.
+    expected: Option<Expected>,
     now_us: i64,
 }
+
+/// When a training is expected to end.
+#[derive(Clone, Copy, Debug)]
+struct Expected {
+    end_us: f64,
+    at_us: i64,
+}
+
+/// The expected end follows the mean speed within this share of the time that the training took so
+/// far: an evaluation makes the mean slower at once, and would make the end jump.
+const FOLLOWS_IN: f64 = 0.5;
 
 impl Meter {
     /// A meter for a training of this many steps; 0 if that is not known.
@@ -36,10 +51,20 @@ impl Meter {
                 // The clock starts anew: an earlier generation says nothing about this one's speed.
                 self.begun = Some((event.time_us, event.step.0));
                 self.step = event.step.0;
+                (self.paused_us, self.expected) = (None, None);
                 false
             }
             EventBody::Superseded { from_step, .. } => {
                 self.step = from_step.0;
+                self.expected = None;
+                false
+            }
+            EventBody::Request { request, .. } => {
+                match request {
+                    Request::Pause => self.paused_us = Some(event.time_us),
+                    Request::Continue => self.go_on(event.time_us),
+                    _ => {}
+                }
                 false
             }
             EventBody::Metrics { values } => {
@@ -62,6 +87,7 @@ impl Meter {
                 if is_step {
                     self.step = event.step.0;
                     self.begun.get_or_insert((event.time_us, event.step.0));
+                    self.expect();
                 }
                 is_step
             }
@@ -74,13 +100,49 @@ impl Meter {
         Step(self.step)
     }
 
-    /// Seconds until the end, at the mean speed so far, evaluations and checkpoints included.
+    /// A pause has ended: it took no time.
+    fn go_on(&mut self, now_us: i64) {
+        let Some(paused_us) = self.paused_us.take() else {
+            return;
+        };
+        let pause_us = now_us - paused_us;
+        if let Some((begun_us, _)) = &mut self.begun {
+            *begun_us += pause_us;
+        }
+        if let Some(expected) = &mut self.expected {
+            expected.end_us += pause_us as f64;
+            expected.at_us += pause_us;
+        }
+    }
+
+    /// Takes into account the step that was just finished.
+    fn expect(&mut self) {
+        let mean = || {
+            let (begun_us, begun_at) = self.begun?;
+            let done = self.step.checked_sub(begun_at).filter(|&done| done > 0)?;
+            let left = self.last_step.checked_sub(self.step)?;
+            let spent_us = (self.now_us - begun_us) as f64;
+            let end_us = self.now_us as f64 + spent_us / done as f64 * left as f64;
+            Some((spent_us, end_us))
+        };
+        let Some((spent_us, mean_us)) = mean() else {
+            self.expected = None;
+            return;
+        };
+        let end_us = self.expected.map_or(mean_us, |before| {
+            let passed_us = (self.now_us - before.at_us) as f64;
+            let kept = (-passed_us / (FOLLOWS_IN * spent_us).max(1.0)).exp();
+            mean_us + kept * (before.end_us - mean_us)
+        });
+        let at_us = self.now_us;
+        self.expected = Some(Expected { end_us, at_us });
+    }
+
+    /// Seconds until the end, at the mean speed so far, evaluations and checkpoints included and pauses
+    /// not.
     pub(crate) fn seconds_left(&self) -> Option<f64> {
-        let (begun_us, begun_at) = self.begun?;
-        let done = self.step.checked_sub(begun_at).filter(|&done| done > 0)?;
-        let left = self.last_step.checked_sub(self.step)?;
-        let spent = (self.now_us - begun_us) as f64 / 1e6;
-        Some(spent / done as f64 * left as f64)
+        let end_us = self.expected?.end_us;
+        Some((end_us - self.now_us as f64).max(0.0) / 1e6)
     }
 
     /// `loss 3.4127  lr 2.00e-4  12.3k tokens/s  3m10s left`, as far as it is known.
@@ -195,6 +257,37 @@ mod tests {
             meter.line(),
             "step 110/200  loss 3.5000  lr 2.00e-4  12.3k tokens/s  3m00s left"
         );
+    }
+
+    #[test]
+    fn an_evaluation_or_a_pause_makes_no_jump_of_the_time_left() {
+        let mut meter = Meter::new(1000);
+        for n in 0..=100 {
+            meter.note(&step(n, n as i64));
+        }
+        assert_eq!(meter.seconds_left(), Some(900.0));
+        // The mean speed alone would say 1080.
+        meter.note(&step(101, 121));
+        let left = meter.seconds_left().expect("known");
+        assert!((880.0..950.0).contains(&left), "{left}");
+
+        let asked = |request, secs| Event {
+            body: EventBody::Request {
+                by: "client:ann".to_owned(),
+                request,
+                reason: String::new(),
+            },
+            ..step(101, secs)
+        };
+        meter.note(&asked(Request::Pause, 121));
+        meter.note(&asked(Request::Continue, 9121));
+        let after = meter.seconds_left().expect("known");
+        assert!((after - left).abs() < 1e-3, "{left} and then {after}");
+        for n in 102..=900 {
+            meter.note(&step(n, 9121 + (n as i64 - 101)));
+        }
+        let left = meter.seconds_left().expect("known");
+        assert!((98.0..106.0).contains(&left), "{left}");
     }
 
     #[test]

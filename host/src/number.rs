@@ -49,6 +49,17 @@ fn scaled(mut number: f64, base: f64, units: &[&str]) -> String {
     format!("{number:.digits$}{}", units[unit])
 }
 
+/// A share of a hundred: `47 %`, `4.9 %`, `0.05 %`.
+pub(crate) fn percent(percent: f64) -> String {
+    let digits = match percent.abs() {
+        0.0 => 0,
+        9.95.. => 0,
+        0.095.. => 1,
+        _ => 2,
+    };
+    format!("{percent:.digits$} %")
+}
+
 /// A time span: `0.4s`, `52s`, `3m10s`, `2h05m`, `3d04h`.
 pub(crate) fn duration(secs: f64) -> String {
     if !secs.is_finite() || secs < 0.0 {
@@ -144,6 +155,15 @@ mod tests {
             ["950", "1.00k", "12.3k", "4.57M"]
         );
         assert_eq!([0, 999, 18_400_000].map(bytes), ["0 B", "999 B", "18.4 MB"]);
+    }
+
+    #[test]
+    fn a_small_share_is_not_nothing() {
+        let shown = [0.0, 0.012, 0.49, 4.9, 9.97, 46.8, 187.0].map(percent);
+        assert_eq!(
+            shown,
+            ["0 %", "0.01 %", "0.5 %", "4.9 %", "10 %", "47 %", "187 %"]
+        );
     }
 
     #[test]

@@ -1,20 +1,19 @@
 //! What a person or a program sees of a run while it happens: events as the store has them.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use host_core::{Event, RunName, Step};
-use host_serve::Fingerprint;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use crate::event_json::event_json;
 use crate::event_line::{event_line, one_line};
 use crate::meter::Meter;
+use crate::service::Served;
 use crate::sparkline::sparkline;
 
 /// A plain line about the training comes at most this often.
@@ -87,31 +86,24 @@ impl Progress {
         }
     }
 
-    /// Where the run is to be found, and where it listens, if it does: for people lines, for programs
-    /// the first object.
-    pub(crate) fn opened(
-        &self,
-        name: &RunName,
-        path: &Path,
-        listen: Option<(SocketAddr, Option<Fingerprint>)>,
-    ) {
+    /// Where the run is to be found, and how it is served, if it is: for people lines, for programs the
+    /// first object.
+    pub(crate) fn opened(&self, name: &RunName, path: &Path, served: Option<&Served>) {
         if self.style == Style::Json {
             let path = path.display().to_string();
             let mut run = json!({ "kind": "run", "name": name, "path": path });
-            if let Some((listen, fingerprint)) = listen {
-                run["listen"] = json!(listen);
-                if let Some(fingerprint) = fingerprint {
+            if let Some(served) = served {
+                run["listen"] = json!(served.serving.addr());
+                if let Some(fingerprint) = served.fingerprint {
                     run["tls_fingerprint"] = json!(fingerprint.to_string());
                 }
             }
             self.write_json(&run);
         } else {
             self.say(&format!("run {name} at {}", path.display()));
-            if let Some((listen, fingerprint)) = listen {
-                self.say(&format!("gRPC at {listen}"));
-                if let Some(fingerprint) = fingerprint {
-                    self.say(&format!("TLS fingerprint {fingerprint}"));
-                }
+            if let Some(served) = served {
+                self.say(&format!("gRPC at {}", served.serving.addr()));
+                served.clients().iter().for_each(|line| self.say(line));
             }
         }
     }

@@ -294,13 +294,11 @@ impl Live {
             requests: queue,
         };
         let served = plan.service.serve_run(dir, source)?;
-        let serving = served.serving;
-        let listen = (serving.addr(), served.fingerprint);
-        progress.opened(dir.name(), dir.path(), Some(listen));
+        progress.opened(dir.name(), dir.path(), Some(&served));
         let live = Self {
             emitter,
             writer,
-            serving,
+            serving: served.serving,
             digest,
             system_metrics: plan.system_metrics,
         };

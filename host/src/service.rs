@@ -38,6 +38,22 @@ enum Tls {
 pub(crate) struct Served {
     pub(crate) serving: Serving,
     pub(crate) fingerprint: Option<Fingerprint>,
+    takes_token: bool,
+}
+
+impl Served {
+    /// What a client needs beside the address, in lines: the certificate's fingerprint; without one and
+    /// without a token, TensorBoard's command, which can give neither.
+    pub(crate) fn clients(&self) -> Vec<String> {
+        match self.fingerprint {
+            Some(fingerprint) => vec![format!("TLS fingerprint {fingerprint}")],
+            None if self.takes_token => Vec::new(),
+            None => vec![format!(
+                "TensorBoard: tensorboard --grpc_data_provider={}",
+                self.serving.addr()
+            )],
+        }
+    }
 }
 
 impl Service {
@@ -136,10 +152,12 @@ impl Service {
 
     fn start(&self, source: Source, access: Access, tls: Option<TlsIdentity>) -> Result<Served> {
         let fingerprint = tls.as_ref().map(TlsIdentity::fingerprint);
+        let takes_token = access.read.is_some();
         let server = Server::new(self.listen, source).access(access).tls(tls);
         Ok(Served {
             serving: server.start()?,
             fingerprint,
+            takes_token,
         })
     }
 

@@ -423,4 +423,15 @@ mod tests {
                 .contains("given twice")
         );
     }
+
+    #[test]
+    fn trackers_show_the_settings_of_the_training_alone() {
+        let mut hidden = host_serve::HOST_SETTINGS.to_vec();
+        // What a run begins from is what it trains.
+        hidden.push("resume_from_checkpoint");
+        hidden.sort_unstable();
+        let mut ours = known_keys(&HostConfig::default());
+        ours.sort_unstable();
+        assert_eq!(hidden, ours);
+    }
 }

@@ -71,6 +71,8 @@ fn a_run_that_is_over_is_served_the_same() {
         .take(2)
         .collect::<Vec<_>>()
         .join(":");
+    let command = format!("TensorBoard: tensorboard --grpc_data_provider={address}");
+    assert_eq!(server.printed("TensorBoard"), command);
 
     let client = Client::connect(&address).expect("connected");
     let runs = client.runs().expect("runs");
@@ -109,6 +111,16 @@ fn a_run_that_is_over_is_served_the_same() {
 
     server.interrupt();
     server.output().succeeded();
+
+    // TensorBoard can give no token.
+    let server = home.start_with(
+        &[("READ", "a-reader")],
+        &["serve", "--read-token-env", "READ"],
+    );
+    server.printed("gRPC at ");
+    server.interrupt();
+    let output = server.output().succeeded();
+    assert!(!output.stdout.contains("TensorBoard"), "{output}");
 }
 
 /// The smallest model there can be: its steps are so quick that a few seconds of them are more than

@@ -16,7 +16,22 @@ fn stdout_has_the_last_words_alone() {
         ["run", "loss/eval", "checkpoints", "next", ""],
         "{output}"
     );
-    assert!(output.stderr.contains("gRPC at 127.0.0.1:"), "{output}");
+    // The line that shows it in TensorBoard is the one to paste.
+    let said = |start: &str| {
+        let line = output
+            .stderr
+            .lines()
+            .find_map(|line| line.strip_prefix(start));
+        line.unwrap_or_else(|| panic!("no {start}: {output}"))
+            .to_owned()
+    };
+    let address = said("gRPC at ");
+    assert!(address.starts_with("127.0.0.1:"), "{output}");
+    let command = said("TensorBoard: ");
+    assert_eq!(
+        command,
+        format!("tensorboard --grpc_data_provider={address}")
+    );
     // Where nobody sits at a terminal nothing moves a cursor.
     assert!(!format!("{output}").contains('\u{1b}'), "{output}");
 }
@@ -35,6 +50,7 @@ fn with_json_every_line_of_stdout_is_an_object_and_no_event_is_missing() {
     let (opened, events) = objects.split_first().expect("lines");
     assert_eq!(opened["kind"], "run");
     assert_eq!(opened["name"], "json");
+    assert!(!output.stderr.contains("TensorBoard"), "{output}");
     let numbers: Vec<u64> = events
         .iter()
         .filter_map(|event| event["seq"].as_u64())

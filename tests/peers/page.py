@@ -46,10 +46,6 @@ return {chart, x: axis(x, "x"), y: axis(y, "y"), curves: all(curves, chart).map(
     colour: getComputedStyle(path).stroke,
     points: (path.getAttribute("d") ?? "").split(/[ML]/).slice(1).map(point => point.split(",").map(Number))}))};"""
 READ_RUNS = ALL + """return all(arguments[0]).map(text)"""
-# The table has the first five settings until others are chosen.
-CHOOSE = ALL + """const box = all("paper-checkbox").find(box => text(box) == arguments[0]);
-if (box && !box.checked) box.click();
-return Boolean(box);"""
 READ_COLUMN = ALL + """const cells = all("vaadin-grid-cell-content").map(cell => [text(cell), cell.getBoundingClientRect()]);
 const head = cells.find(([name]) => name == arguments[0])?.[1];
 return cells.filter(([_, place]) => head && place.width && place.left == head.left && place.top > head.top)
@@ -134,12 +130,14 @@ def check_runs(chrome, tab, runs):
 
 
 def check_settings(chrome, page, runs):
-    """That the page shows the runs' settings."""
+    """That the page shows the runs' settings and results, without a choice of columns."""
     open_tab(chrome, page, "hparams")
-    wait_for("the list of settings", lambda: chrome.execute_script(CHOOSE, "learning_rate"), 60)
     rates = wait_for("the settings", lambda: chrome.execute_script(READ_COLUMN, "learning_rate"), 60)
     if sorted(rates) != sorted(RATES[run] for run in runs):
         fail(f"hparams shows the learning rates {rates} of {runs}")
+    losses = wait_for("the losses", lambda: chrome.execute_script(READ_COLUMN, TAG), 60)
+    if len(losses) != len(runs) or not all(0 < loss < 10 for loss in losses):
+        fail(f"hparams shows the losses {losses} of {runs}")
 
 
 def train(name, steps):

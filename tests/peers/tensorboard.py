@@ -45,6 +45,9 @@ with serving(host, runs, folder / "serve.log") as grpc, tensorboard(grpc, folder
         points += len(theirs)
     experiment = get(page, "data/plugin/hparams/experiment", {"experimentName": "", "hparamsLimit": 100})
     hparams = {info["name"] for info in experiment["hparamInfos"]}
-    if not {"learning_rate", "seed", "model"} <= hparams:
+    if not {"learning_rate", "seed", "model"} <= hparams or hparams & {"listen", "name", "runs_dir"}:
         fail(f"TensorBoard has the hparams {sorted(hparams)}")
+    results = [info["name"]["tag"] for info in experiment["metricInfos"]]
+    if results != ["loss/train", "loss/eval", "perplexity"]:
+        fail(f"TensorBoard has the results {results}")
 print(f"over: TensorBoard has the run's {points} points in {len(series)} curves, and {len(hparams)} hparams")

@@ -31,4 +31,5 @@ pub use client::{Client, Remote, Watch, WatchEnd};
 pub use limits::Limits;
 pub use server::{Server, Serving};
 pub use source::{ADDRESS_FILE, Source};
+pub use tensorboard::HOST_SETTINGS;
 pub use tls::{Fingerprint, SelfSigned, TlsIdentity, Trust};

@@ -10,11 +10,12 @@ use futures_util::stream::Empty;
 use host_core::{Result, RunName};
 use host_proto::tensorboard::data as proto;
 use host_proto::tensorboard::{DataClass, SummaryMetadata, summary_metadata::PluginData};
-use host_store::{Reader, RunRow};
+use host_store::{Reader, RunRow, Series};
 use proto::tensor_board_data_provider_server::TensorBoardDataProvider;
 use tonic::{Request, Response, Status};
 
 use self::filter::{Filter, of_plugin};
+pub use self::hparams::HOST_SETTINGS;
 use crate::source::{Runs, blocking};
 
 /// The plugins of TensorBoard's that have something to show here.
@@ -180,25 +181,35 @@ impl TensorBoardDataProvider for TensorBoard {
             return Ok(Response::new(Default::default()));
         }
         let filter = Filter::new(request.run_tag_filter);
-        let tags = filter.clone();
-        let entry = move |name: &RunName, reader: &Reader| {
-            let run: RunRow = reader.run()?;
-            let tags: Vec<TagEntry> = hparams::tags(&run)
-                .into_iter()
-                .filter(|(tag, _)| tags.has_tag(tag))
+        // Whichever runs are asked for, what holds for all of them stands in the first of all.
+        let run = |name: &RunName, reader: &Reader| {
+            let (row, series): (RunRow, Vec<Series>) = (reader.run()?, reader.series()?);
+            Ok(Some((name.to_string(), row, series)))
+        };
+        let runs = self.each_run(&Filter::all(), run).await?;
+        let all = runs.iter().map(|(_, row, series)| (row, &series[..]));
+        let mut experiment = Some(hparams::experiment(all));
+        let entry = |(run_name, row, _): &(String, RunRow, _)| {
+            let of_all = experiment.take();
+            if !filter.has_run(run_name) {
+                return None;
+            }
+            let tags = hparams::tags(row).into_iter().chain(of_all);
+            let tags: Vec<TagEntry> = tags
+                .filter(|(tag, _)| filter.has_tag(tag))
                 .map(|(tag, content)| TagEntry {
                     tag_name: tag.to_owned(),
                     metadata: Some(proto::TensorMetadata {
                         max_step: 0,
-                        max_wall_time: seconds(run.created_us),
+                        max_wall_time: seconds(row.created_us),
                         summary_metadata: Some(summary(HPARAMS, DataClass::Tensor, content)),
                     }),
                 })
                 .collect();
-            let run_name = name.to_string();
-            Ok((!tags.is_empty()).then_some(RunEntry { run_name, tags }))
+            let run_name = run_name.clone();
+            (!tags.is_empty()).then_some(RunEntry { run_name, tags })
         };
-        let runs = self.each_run(&filter, entry).await?;
+        let runs = runs.iter().filter_map(entry).collect();
         Ok(Response::new(proto::ListTensorsResponse { runs }))
     }
 

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::remote::RemoteArgs;
 use super::{RunsDir, print, print_json};
 use crate::event_line;
+use crate::login_name::login_name;
 
 const DETAILS: &str = "\
 The loop does it at the next step boundary; then this returns. It is an event of the run, with who asked
@@ -81,7 +82,7 @@ impl Control {
             request,
             reason: self.reason.clone(),
         };
-        let by = self.by.clone().unwrap_or_else(user);
+        let by = self.by.clone().unwrap_or_else(login_name);
         let done = client.ask("", &by, ask)?;
         if self.json {
             let request = serde_json::to_value(request).unwrap_or_default();
@@ -108,15 +109,6 @@ impl Verb {
             Self::SetLr { factor } => Request::SetLearningRate { factor },
         }
     }
-}
-
-/// This user's name as the service takes it.
-pub(super) fn user() -> String {
-    let name = std::env::var("USER").unwrap_or_default();
-    name.chars()
-        .filter(char::is_ascii_graphic)
-        .take(64)
-        .collect()
 }
 
 #[cfg(test)]

@@ -48,8 +48,8 @@ impl Serve {
         let served = service.serve(&self.runs.runs_dir)?;
         let runs = self.runs.runs_dir.display();
         print(&format!("gRPC at {}: {runs}\n", served.serving.addr()));
-        if let Some(fingerprint) = served.fingerprint {
-            print(&format!("TLS fingerprint {fingerprint}\n"));
+        for line in served.clients() {
+            print(&format!("{line}\n"));
         }
         signals::wait()?;
         served.serving.stop()

@@ -5,9 +5,9 @@ use host_serve::{Client, Remote, WatchEnd};
 use serde_json::Value;
 
 use super::RunsDir;
-use super::control::user;
 use super::remote::{RemoteArgs, is_address};
 use crate::dashboard::{self, Target};
+use crate::login_name::login_name;
 use crate::progress::{Progress, Style};
 use crate::run_dir::RunDir;
 
@@ -54,7 +54,7 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn execute(&self) -> Result<()> {
         match self.is_dashboard() {
-            true => dashboard::show(self.target()?, &self.run, self.after, user()),
+            true => dashboard::show(self.target()?, &self.run, self.after, login_name()),
             false => self.print(),
         }
     }

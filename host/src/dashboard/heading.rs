@@ -3,11 +3,11 @@
 use host_core::{Request, StopReason};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
-use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
 use super::model::{Connection, Model, RunState};
 use super::screen::Screen;
+use super::tables::{clipped_left, clipped_right};
 use super::view::{Look, metric_value};
 use crate::event_line::reason_word;
 use crate::number;
@@ -22,19 +22,20 @@ pub(super) fn draw_title(frame: &mut Frame<'_>, area: Rect, model: &Model, look:
         RunState::Ended(reason) => (reason_word(reason), theme.good),
         RunState::Crashed => ("crashed", theme.warning),
     };
+    let left = Line::from(vec![
+        Span::styled(model.name().to_owned(), theme.bold),
+        Span::raw("  "),
+        Span::styled(state, style),
+    ]);
+    let room = usize::from(area.width).saturating_sub(left.width() + 2);
     let (connection, connection_style) = match model.connection() {
-        Connection::Live | Connection::Over => (model.address().to_owned(), theme.label),
+        Connection::Live | Connection::Over => (clipped_left(model.address(), room), theme.label),
         Connection::Lost { reason, tries } => (
             format!("try {tries} to connect again: {reason}"),
             theme.warning,
         ),
         Connection::Refused(reason) => (reason.clone(), theme.warning),
     };
-    let left = Line::from(vec![
-        Span::styled(model.name().to_owned(), theme.bold),
-        Span::raw("  "),
-        Span::styled(state, style),
-    ]);
     let columns = [
         Constraint::Length(left.width() as u16 + 2),
         Constraint::Fill(1),
@@ -95,7 +96,7 @@ pub(super) fn values<'a>(model: &Model, width: u16, look: &Look<'_>) -> Line<'a>
         parts.push(("step".to_owned(), number::latency(secs) + &p50));
     }
     if let Some(share) = model.value("mfu") {
-        parts.push(("mfu".to_owned(), format!("{:.0} %", share * 100.0)));
+        parts.push(("mfu".to_owned(), number::percent(share * 100.0)));
     }
     fitted(parts, width, look)
 }
@@ -132,9 +133,10 @@ fn fitted<'a>(parts: Vec<(String, String)>, width: u16, look: &Look<'_>) -> Line
     line
 }
 
-/// The question, the answer, or else the keys.
-pub(super) fn status<'a>(model: &Model, screen: &Screen, look: &Look<'_>) -> Line<'a> {
+/// The question, or else the keys, and beside them the answer.
+pub(super) fn status<'a>(model: &Model, screen: &Screen, width: u16, look: &Look<'_>) -> Line<'a> {
     let theme = &look.theme;
+    let width = usize::from(width);
     if let Some(request) = screen.pending {
         let question = format!(
             "{} {}, after a checkpoint? y/n",
@@ -143,14 +145,27 @@ pub(super) fn status<'a>(model: &Model, screen: &Screen, look: &Look<'_>) -> Lin
         );
         return Line::styled(question, theme.focus);
     }
-    if let Some(answer) = &screen.answer {
-        let style = if answer.is_refusal {
-            theme.warning
-        } else {
-            theme.good
+    let answer = screen.answer.as_ref().map_or(Line::default(), |answer| {
+        let style = match answer.is_refusal {
+            true => theme.warning,
+            false => theme.good,
         };
-        return Line::styled(answer.text.clone(), style);
-    }
+        let room = width.saturating_sub("q quit  ? help  ".len());
+        Line::styled(clipped_right(&answer.text, room), style)
+    });
+    let room = match answer.width() {
+        0 => width,
+        taken => width.saturating_sub(taken + 2),
+    };
+    let mut line = keys(model, room, look);
+    let space = width.saturating_sub(line.width() + answer.width());
+    line.push_span(" ".repeat(space));
+    line.push_span(Span::styled(answer.to_string(), answer.style));
+    line
+}
+
+/// What the keys do, as far as there is room for whole ones.
+fn keys<'a>(model: &Model, room: usize, look: &Look<'_>) -> Line<'a> {
     let pause = if model.state() == RunState::Paused {
         "continue"
     } else {
@@ -170,13 +185,19 @@ pub(super) fn status<'a>(model: &Model, screen: &Screen, look: &Look<'_>) -> Lin
             ("p", pause),
         ]);
     }
-    let spans = keys.into_iter().flat_map(|(key, does)| {
-        [
-            Span::styled(key, theme.focus),
-            Span::styled(format!(" {does}  "), theme.label),
-        ]
-    });
-    Line::from(spans.collect::<Vec<_>>()).style(Style::new())
+    let mut line = Line::default();
+    for (key, does) in keys {
+        let gap = if line.spans.is_empty() { "" } else { "  " };
+        let does = format!(" {does}");
+        let wanted = gap.len() + key.chars().count() + does.len();
+        if line.width() + wanted > room {
+            break;
+        }
+        line.push_span(Span::raw(gap));
+        line.push_span(Span::styled(key, look.theme.focus));
+        line.push_span(Span::styled(does, look.theme.label));
+    }
+    line
 }
 
 /// A request in a word.

@@ -35,28 +35,13 @@ impl Ledger {
 
     /// Takes note of an event.
     pub(super) fn note(&mut self, event: &Event) {
-        match &event.body {
-            EventBody::Delivery {
-                sink,
-                checkpoint,
-                state,
-                detail,
-                retry_time_us,
-            } => self.put(Delivery {
-                sink: sink.clone(),
-                checkpoint: *checkpoint,
-                state: *state,
-                detail: detail.clone(),
-                retry_time_us: *retry_time_us,
-                seq: event.seq,
-                time_us: event.time_us,
-            }),
-            EventBody::Superseded { from_step, .. } => {
-                for of_sink in self.sinks.values_mut() {
-                    of_sink.retain(|step, entry| step <= from_step || entry.seq > event.seq);
-                }
+        if let Some(entry) = entry(event) {
+            self.put(entry);
+        }
+        if let EventBody::Superseded { from_step, .. } = &event.body {
+            for of_sink in self.sinks.values_mut() {
+                of_sink.retain(|step, entry| step <= from_step || entry.seq > event.seq);
             }
-            _ => {}
         }
     }
 
@@ -86,6 +71,29 @@ impl Ledger {
             false => MINUTE,
         }
     }
+}
+
+/// What an event says of a delivery, if it is about one.
+pub(super) fn entry(event: &Event) -> Option<Delivery> {
+    let EventBody::Delivery {
+        sink,
+        checkpoint,
+        state,
+        detail,
+        retry_time_us,
+    } = &event.body
+    else {
+        return None;
+    };
+    Some(Delivery {
+        sink: sink.clone(),
+        checkpoint: *checkpoint,
+        state: *state,
+        detail: detail.clone(),
+        retry_time_us: *retry_time_us,
+        seq: event.seq,
+        time_us: event.time_us,
+    })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use host_core::{DeliveryState, Event, EventBody, Request, StopReason};
 use host_store::{Delivery, Point, RunRow, RunStatus, Series};
 
 use super::curve::Curve;
-use super::ledger::Ledger;
+use super::ledger::{self, Ledger};
 use super::plugin_table::PluginRow;
 use crate::event_line::event_line;
 use crate::meter::Meter;
@@ -62,6 +62,8 @@ pub(super) struct LogLine {
     pub(super) time_us: i64,
     pub(super) weight: Weight,
     pub(super) text: String,
+    /// What it says of a delivery, for where there is no room for the text.
+    pub(super) delivery: Option<Delivery>,
 }
 
 /// The run.
@@ -169,6 +171,7 @@ impl Model {
                 time_us: event.time_us,
                 weight: weight(&event.body),
                 text,
+                delivery: ledger::entry(event),
             });
         }
     }

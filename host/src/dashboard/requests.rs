@@ -42,18 +42,12 @@ impl Requests {
     /// Asks for something; what there is to say until the answer comes.
     pub(super) fn ask(&self, client: Option<&Arc<Client>>, request: Request) -> Answer {
         let word = request_word(request);
-        let refused = |why: &str| Answer {
-            is_refusal: true,
-            text: format!("{word}: {why}"),
-        };
+        let refused = |why: &str| Answer::refusal(format!("{word}: {why}"));
         let Some(client) = client else {
             return refused("there is no connection");
         };
         match self.0.try_send((Arc::clone(client), request)) {
-            Ok(()) => Answer {
-                is_refusal: false,
-                text: format!("{word}: asked for, at the next step"),
-            },
+            Ok(()) => Answer::done(format!("{word}: asked for, at the next step")),
             Err(_) => refused("the requests before it have no answer yet"),
         }
     }
@@ -62,16 +56,11 @@ impl Requests {
 fn answer(request: Request, outcome: Result<host_core::CarriedOut>) -> Answer {
     let word = request_word(request);
     match outcome {
-        Ok(at) => Answer {
-            is_refusal: false,
-            text: format!("{word}: carried out at step {}", at.step),
-        },
+        Ok(at) => Answer::done(format!("{word}: carried out at step {}", at.step)),
         Err(error) => {
             let hint = error.hint_text().map(|hint| format!(" ({hint})"));
-            Answer {
-                is_refusal: true,
-                text: format!("{word}: {}{}", error.message(), hint.unwrap_or_default()),
-            }
+            let hint = hint.unwrap_or_default();
+            Answer::refusal(format!("{word}: {}{hint}", error.message()))
         }
     }
 }

@@ -29,6 +29,9 @@ impl Pane {
     }
 }
 
+/// How long an answer is on the screen, if no key is pressed.
+const ANSWER_US: i64 = 10_000_000;
+
 /// What a key asks of the program.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Action {
@@ -45,6 +48,27 @@ pub(super) enum Action {
 pub(super) struct Answer {
     pub(super) is_refusal: bool,
     pub(super) text: String,
+    /// When it was first on the screen.
+    shown_us: Option<i64>,
+}
+
+impl Answer {
+    /// What was or will be done.
+    pub(super) fn done(text: String) -> Self {
+        Self {
+            is_refusal: false,
+            text,
+            shown_us: None,
+        }
+    }
+
+    /// Why it will not be.
+    pub(super) fn refusal(text: String) -> Self {
+        Self {
+            is_refusal: true,
+            ..Self::done(text)
+        }
+    }
 }
 
 /// What the person has chosen.
@@ -54,7 +78,7 @@ pub(super) struct Screen {
     /// The pane below the chart where there is room for one.
     pub(super) lower: Pane,
     pub(super) metric: Arc<str>,
-    /// The vertical axis, if it is not the one that fits the values.
+    /// The vertical axis of every chart, if it is not the one that fits the values.
     pub(super) log_scale: Option<bool>,
     /// Whether the curves go through every point, and not through the means of dense ones.
     pub(super) has_every_point: bool,
@@ -81,6 +105,16 @@ impl Screen {
             pending: None,
             answer: None,
             is_log_shown: false,
+        }
+    }
+
+    /// The screen is drawn at this time: an answer that was there long enough goes.
+    pub(super) fn pass(&mut self, now_us: i64) {
+        if let Some(answer) = &mut self.answer {
+            let shown_us = *answer.shown_us.get_or_insert(now_us);
+            if now_us.saturating_sub(shown_us) >= ANSWER_US {
+                self.answer = None;
+            }
         }
     }
 
@@ -165,7 +199,6 @@ impl Screen {
             None => 0,
         };
         self.metric = Arc::clone(names[next]);
-        self.log_scale = None;
     }
 
     fn ask(&mut self, request: Request, model: &Model) -> Option<Action> {
@@ -177,10 +210,8 @@ impl Screen {
         if model.is_at_work() {
             return Some(request);
         }
-        self.answer = Some(Answer {
-            is_refusal: true,
-            text: "the run is not at work".to_owned(),
-        });
+        let text = "the run is not at work".to_owned();
+        self.answer = Some(Answer::refusal(text));
         None
     }
 }
@@ -241,6 +272,27 @@ mod tests {
         assert_eq!(screen.focus, Pane::Log);
         press(&mut screen, &model, KeyCode::Up);
         assert_eq!((screen.scroll, &*screen.metric), (1, "loss/train"));
+    }
+
+    #[test]
+    fn the_axis_that_was_chosen_is_that_of_every_curve() {
+        let (mut screen, model) = (Screen::new(), running());
+        press(&mut screen, &model, KeyCode::Char('l'));
+        press(&mut screen, &model, KeyCode::Right);
+        assert_eq!((&*screen.metric, screen.log_scale), ("lr", Some(true)));
+    }
+
+    #[test]
+    fn an_answer_goes_with_a_key_or_in_time() {
+        let (mut screen, model) = (Screen::new(), running());
+        screen.answer = Some(Answer::done("pause: carried out".to_owned()));
+        for (now_us, is_there) in [(7, true), (6 + ANSWER_US, true), (7 + ANSWER_US, false)] {
+            screen.pass(now_us);
+            assert_eq!(screen.answer.is_some(), is_there, "{now_us}");
+        }
+        screen.answer = Some(Answer::done("pause: carried out".to_owned()));
+        press(&mut screen, &model, KeyCode::Tab);
+        assert_eq!(screen.answer, None);
     }
 
     #[test]

@@ -9,13 +9,19 @@ use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row, Table};
 
-use super::model::Model;
+use super::model::{LogLine, Model};
 use super::view::Look;
 use crate::event_line::one_line;
 use crate::number;
 
 /// Columns that the table of the plugins needs for all but the last of its own.
 pub(super) const PLUGINS: u16 = 58;
+
+/// Columns of the log's time.
+const CLOCK: usize = 10;
+
+/// Below so many columns a delivery in the log is told in the fewest words.
+const BRIEF: usize = 50;
 
 /// What the plugins cost.
 pub(super) fn draw_plugins(
@@ -180,7 +186,7 @@ fn short(location: &str, room: usize) -> String {
     let location = one_line(location);
     let is_id = location.len() >= 40 && location.bytes().all(|b| b.is_ascii_hexdigit());
     match is_id {
-        true => location[..12].to_owned(),
+        true => clipped_right(&location[..12], room),
         false => clipped_left(&location, room),
     }
 }
@@ -204,15 +210,38 @@ pub(super) fn draw_log(
     let room = usize::from(area.height);
     let furthest = log.len().saturating_sub(room);
     let first = furthest - scroll.min(furthest);
+    let columns = usize::from(area.width).saturating_sub(CLOCK);
     let lines = log.iter().skip(first).take(room).map(|line| {
         Line::from(vec![
             Span::styled(clock(line.time_us, look.zone), look.theme.label),
             Span::raw("  "),
-            Span::styled(line.text.clone(), look.theme.of(line.weight)),
+            Span::styled(fitted(line, columns), look.theme.of(line.weight)),
         ])
     });
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), area);
     furthest
+}
+
+/// A line of the log in so many columns. Of a delivery what matters is its end.
+fn fitted(line: &LogLine, room: usize) -> String {
+    if line.text.chars().count() <= room {
+        return line.text.clone();
+    }
+    let Some(entry) = &line.delivery else {
+        return clipped_right(&line.text, room);
+    };
+    let (step, sink) = (entry.checkpoint, &entry.sink);
+    let Some(place) = entry.location() else {
+        let brief = format!("{step} not at {sink}: {}", one_line(&entry.detail));
+        let is_brief = room < BRIEF && entry.state == DeliveryState::Failed;
+        return clipped_right(if is_brief { &brief } else { &line.text }, room);
+    };
+    let says = match room {
+        0..BRIEF => format!("{step} at {sink} "),
+        _ => format!("step {step:<6}  delivered by {sink}: "),
+    };
+    let left = room.saturating_sub(says.chars().count());
+    says + &short(&place, left)
 }
 
 fn clock(time_us: i64, zone: &TimeZone) -> String {
@@ -228,6 +257,15 @@ fn clock(time_us: i64, zone: &TimeZone) -> String {
 fn nothing(frame: &mut Frame<'_>, area: Rect, text: &str, look: &Look<'_>) -> usize {
     frame.render_widget(Line::styled(text, look.theme.label), area);
     0
+}
+
+/// The beginning of a text that is too long, before an ellipsis.
+pub(super) fn clipped_right(text: &str, room: usize) -> String {
+    if text.chars().count() <= room {
+        return text.to_owned();
+    }
+    let kept = text.chars().take(room.saturating_sub(1));
+    kept.chain(std::iter::once('…').take(room)).collect()
 }
 
 /// The end of a text that is too long, behind an ellipsis: ends of paths and metric names differ.

@@ -3,7 +3,7 @@
 use jiff::tz::TimeZone;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
-use ratatui::style::Style;
+use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Clear, Paragraph};
 
@@ -20,6 +20,8 @@ const LOW: u16 = 18;
 /// From this size on there is room for all of them at once.
 const WIDE: u16 = 110;
 const HIGH: u16 = 30;
+/// Between the parts of a line.
+const GAP: &str = "  ";
 /// The list of the metrics beside the chart.
 const METRIC_LIST: u16 = 36;
 
@@ -32,6 +34,7 @@ pub(super) struct Look<'a> {
 
 /// Draws all of it.
 pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, screen: &mut Screen, look: &Look<'_>) {
+    screen.pass(look.now_us);
     let area = frame.area();
     let system = heading::system(model, area.width, look);
     let system_rows = u16::from(area.height >= LOW && system.is_some());
@@ -51,7 +54,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, screen: &mut Screen, lo
         frame.render_widget(line, system_row);
     }
     draw_body(frame, body, area, model, screen, look);
-    frame.render_widget(heading::status(model, screen, look), status);
+    frame.render_widget(heading::status(model, screen, area.width, look), status);
     if screen.is_help_open {
         draw_help(frame, look);
     }
@@ -93,6 +96,9 @@ fn draw_body(
     }
 }
 
+/// Draws a pane of text; how far it can be scrolled.
+type DrawTable = fn(&mut Frame<'_>, Rect, &Model, usize, &Look<'_>) -> usize;
+
 fn draw_pane(
     frame: &mut Frame<'_>,
     area: Rect,
@@ -101,24 +107,16 @@ fn draw_pane(
     screen: &mut Screen,
     look: &Look<'_>,
 ) {
+    let (name, draw): (_, DrawTable) = match pane {
+        Pane::Chart => return draw_chart(frame, area, model, screen, look),
+        Pane::Plugins => ("plugins", tables::draw_plugins),
+        Pane::Deliveries => ("deliveries", tables::draw_deliveries),
+        Pane::Log => ("log", tables::draw_log),
+    };
     let is_focus = screen.focus == pane;
-    let title = match pane {
-        Pane::Chart => chart_title(model, screen, look),
-        Pane::Plugins => Line::from("plugins"),
-        Pane::Deliveries => Line::from("deliveries"),
-        Pane::Log => Line::from("log"),
-    };
-    let inside = framed(frame, area, title, is_focus, look);
+    let inside = framed(frame, area, Line::from(name), is_focus, look);
     let scroll = if is_focus { screen.scroll } else { 0 };
-    let furthest = match pane {
-        Pane::Chart => {
-            screen.is_log_shown = draw_chart(frame, inside, model, screen, look);
-            return;
-        }
-        Pane::Plugins => tables::draw_plugins(frame, inside, model, scroll, look),
-        Pane::Deliveries => tables::draw_deliveries(frame, inside, model, scroll, look),
-        Pane::Log => tables::draw_log(frame, inside, model, scroll, look),
-    };
+    let furthest = draw(frame, inside, model, scroll, look);
     if is_focus {
         screen.scroll = screen.scroll.min(furthest);
     }
@@ -168,47 +166,87 @@ pub(super) fn shown_together(metric: &str) -> Vec<String> {
     }
 }
 
-fn chart_title<'a>(model: &Model, screen: &Screen, look: &Look<'_>) -> Line<'a> {
-    let mut spans = Vec::new();
-    for (metric, style) in shown_together(&screen.metric)
-        .into_iter()
-        .zip(look.theme.curves)
-    {
+/// The metrics of the chart with their values, which of all the chosen one is, and how the chart is drawn
+/// where that is not as usual. Where there is no room for a part it is left out: of the metrics the one
+/// that is not chosen.
+fn chart_title<'a>(model: &Model, screen: &Screen, width: u16, look: &Look<'_>) -> Line<'a> {
+    let theme = &look.theme;
+    // The frame has its mark before the title and a space behind it.
+    let room = usize::from(width).saturating_sub(5);
+    let mut parts = Vec::new();
+    let metrics = shown_together(&screen.metric).into_iter();
+    for (metric, style) in metrics.zip(theme.curves) {
         let Some(value) = model.value(&metric) else {
             continue;
         };
-        if !spans.is_empty() {
-            spans.push(Span::raw("  "));
-        }
-        let mark = match look.theme.has_colours || metric.ends_with("/train") || spans.is_empty() {
+        let mark = match theme.has_colours || metric.ends_with("/train") || parts.is_empty() {
             true => "⠒ ",
             false => "• ",
         };
-        spans.push(Span::styled(mark, style));
-        spans.push(Span::raw(format!(
-            "{metric} {}",
-            metric_value(&metric, value)
-        )));
+        let value = format!(" {}", metric_value(&metric, value));
+        let name = tables::clipped_left(&metric, room.saturating_sub(2 + value.chars().count()));
+        // A title is bold, but for what says otherwise.
+        let (rank, text) = match *metric == *screen.metric {
+            true => (0, Style::new()),
+            false => (2, Style::new().remove_modifier(Modifier::BOLD)),
+        };
+        let curve = [Span::styled(mark, style), Span::styled(name + &value, text)];
+        parts.push((rank, Line::from_iter(curve)));
     }
-    if spans.is_empty() {
-        spans.push(Span::raw(format!("{} has no value yet", screen.metric)));
+    if parts.is_empty() {
+        let nothing = format!("{} has no value yet", screen.metric);
+        parts.push((0, Line::raw(nothing)));
     }
     let names = model.metric_names();
     if let Some(at) = names.iter().position(|name| **name == screen.metric) {
-        let place = format!("  {}/{}", at + 1, names.len());
-        spans.push(Span::styled(place, look.theme.label));
+        let place = format!("{}/{}", at + 1, names.len());
+        parts.push((3, Line::from(Span::styled(place, theme.label))));
     }
-    Line::from(spans)
+    if screen.is_log_shown {
+        parts.push((1, Line::from(Span::styled("log", theme.label))));
+    }
+    if screen.has_every_point {
+        parts.push((1, Line::from(Span::styled("every point", theme.label))));
+    }
+    whole_parts(parts, room)
 }
 
-/// Draws the chosen metric; whether its axis is one of logarithms.
+/// The parts that there is room for, in their order: those of rank 0 in any case, then the lower ranks
+/// first.
+fn whole_parts(parts: Vec<(u8, Line<'_>)>, room: usize) -> Line<'_> {
+    let mut by_rank: Vec<usize> = (0..parts.len()).collect();
+    by_rank.sort_by_key(|&n| parts[n].0);
+    let mut is_kept = vec![false; parts.len()];
+    // The first has no gap before it.
+    let mut left = room + GAP.len();
+    for n in by_rank {
+        let wanted = parts[n].1.width() + GAP.len();
+        if parts[n].0 == 0 || wanted <= left {
+            is_kept[n] = true;
+            left = left.saturating_sub(wanted);
+        }
+    }
+    let mut line = Line::default();
+    for (n, (_, part)) in parts.into_iter().enumerate() {
+        if !is_kept[n] {
+            continue;
+        }
+        if !line.spans.is_empty() {
+            line.push_span(Span::raw(GAP));
+        }
+        line.spans.extend(part.spans);
+    }
+    line
+}
+
+/// Draws the pane of the chosen metric.
 fn draw_chart(
     frame: &mut Frame<'_>,
     area: Rect,
     model: &Model,
-    screen: &Screen,
+    screen: &mut Screen,
     look: &Look<'_>,
-) -> bool {
+) {
     let theme = &look.theme;
     let metrics = shown_together(&screen.metric);
     let series = metrics.iter().zip(theme.curves).enumerate();
@@ -225,20 +263,13 @@ fn draw_chart(
             is_dotted: n > 0 && !theme.has_colours,
         })
     });
-    let Some(chart) = Chart::new(series.collect(), screen.log_scale, theme.label) else {
-        return false;
-    };
-    frame.render_widget(&chart, area);
-    if chart.is_log() {
-        let mark = Rect {
-            x: area.right().saturating_sub(4),
-            width: 4.min(area.width),
-            height: 1.min(area.height),
-            ..area
-        };
-        frame.render_widget(Span::styled(" log", theme.label), mark);
+    let chart = Chart::new(series.collect(), screen.log_scale, theme.label);
+    screen.is_log_shown = chart.as_ref().is_some_and(Chart::is_log);
+    let title = chart_title(model, screen, area.width, look);
+    let inside = framed(frame, area, title, screen.focus == Pane::Chart, look);
+    if let Some(chart) = &chart {
+        frame.render_widget(chart, inside);
     }
-    chart.is_log()
 }
 
 /// The names of the metrics with their values, the chosen one among them in sight.

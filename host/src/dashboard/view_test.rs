@@ -179,6 +179,68 @@ fn a_small_terminal_shows_the_pane_that_has_the_focus() {
     assert_golden("40x12", &Shown::new().at(&model, 40, 12));
     let mut plugins = Shown::new().press(&model, [KeyCode::Tab]);
     assert_golden("40x12-plugins", &plugins.at(&model, 40, 12));
+    let mut log = Shown::new().press(&model, [KeyCode::BackTab]);
+    assert_golden("40x12-log", &log.at(&model, 40, 12));
+}
+
+#[test]
+fn a_long_place_is_read_from_its_end() {
+    let model = Model::new(&row(), "/tmp/of/somebody/runs/rust-4m".to_owned());
+    let screen = Shown::new().at(&model, 40, 12);
+    let title = screen.lines().next().expect("a title");
+    assert!(title.ends_with("  …ebody/runs/rust-4m"), "{screen}");
+}
+
+#[test]
+fn the_chosen_of_two_curves_is_the_bold_one() {
+    let model = training();
+    for (theme, key, bold, plain) in [
+        (Theme::coloured(), KeyCode::Esc, "loss/train", "loss/eval"),
+        (Theme::coloured(), KeyCode::Right, "loss/eval", "loss/train"),
+        (Theme::plain(), KeyCode::Right, "loss/eval", "loss/train"),
+    ] {
+        let mut shown = Shown::new().press(&model, [key]);
+        shown.theme = theme;
+        let buffer = shown.buffer(&model, 80, 24);
+        let title: Vec<_> = (0..80).map(|x| &buffer[(x, 4)]).collect();
+        let is_bold = |name: &str| {
+            let symbols: Vec<&str> = title.iter().map(|cell| cell.symbol()).collect();
+            let length = name.chars().count();
+            let at = symbols
+                .windows(length)
+                .position(|part| part.concat() == name);
+            title[at.expect("the name")]
+                .modifier
+                .contains(Modifier::BOLD)
+        };
+        assert!(is_bold(bold) && !is_bold(plain), "{bold}");
+    }
+}
+
+#[test]
+fn how_the_curve_is_drawn_is_said_and_stays_when_another_is_chosen() {
+    let model = training();
+    let mut shown = Shown::new();
+    let mut title = |keys: &[KeyCode], width| {
+        for key in keys {
+            shown.screen.press(KeyEvent::from(*key), &model);
+        }
+        let screen = shown.at(&model, width, 24);
+        screen.lines().nth(4).expect("a title").to_owned()
+    };
+    assert!(title(&[], 80).contains("  1/21 ──"));
+    let both = [KeyCode::Char('l'), KeyCode::Char('m')];
+    let first = title(&both, 80);
+    assert!(first.contains("  1/21  log  every point ─"), "{first}");
+    let other = title(&[KeyCode::Right], 80);
+    assert!(other.contains("  2/21  log  every point ─"), "{other}");
+    let narrow = title(&[], 44);
+    assert!(
+        narrow.contains(" loss/eval 2.4216  log  every point ─"),
+        "{narrow}"
+    );
+    let neither = title(&both, 80);
+    assert!(neither.contains("  2/21 ──"), "{neither}");
 }
 
 #[test]
@@ -234,16 +296,20 @@ fn the_end_of_a_run_a_lost_connection_and_an_answer_are_told() {
     };
     model.note(&event(5000, 900, body));
     shown.screen.pending = None;
-    shown.screen.answer = Some(Answer {
-        is_refusal: true,
-        text: "the token is not known here".to_owned(),
-    });
+    let refusal = || Answer::refusal("the token is not known here".to_owned());
+    shown.screen.answer = Some(refusal());
     let screen = shown.at(&model, 80, 24);
     assert!(
         screen.contains("paused") && !screen.contains(" left"),
         "{screen}"
     );
-    assert!(screen.contains("the token is not known here"), "{screen}");
+    let last = screen.lines().last().expect("a line");
+    assert!(last.starts_with("q quit  ? help  Tab pane"), "{screen}");
+    assert!(last.ends_with("  the token is not known here"), "{screen}");
+    shown.screen.answer = Some(refusal());
+    let screen = shown.at(&model, 40, 12);
+    let narrow = "q quit  ? help  the token is not known …";
+    assert_eq!(screen.lines().last(), Some(narrow), "{screen}");
 
     let (reason, message) = (StopReason::Requested, String::new());
     model.note(&event(

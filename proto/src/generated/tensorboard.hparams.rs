@@ -6,7 +6,7 @@ pub struct HParamsPluginData {
     #[prost(int32, tag = "1")]
     pub version: i32,
     /// What the tag is about.
-    #[prost(oneof = "h_params_plugin_data::Data", tags = "3, 4")]
+    #[prost(oneof = "h_params_plugin_data::Data", tags = "2, 3, 4")]
     pub data: ::core::option::Option<h_params_plugin_data::Data>,
 }
 /// Nested message and enum types in `HParamsPluginData`.
@@ -14,6 +14,9 @@ pub mod h_params_plugin_data {
     /// What the tag is about.
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Data {
+        /// `_hparams_/experiment`.
+        #[prost(message, tag = "2")]
+        Experiment(super::Experiment),
         /// `_hparams_/session_start_info`.
         #[prost(message, tag = "3")]
         SessionStartInfo(super::SessionStartInfo),
@@ -21,6 +24,69 @@ pub mod h_params_plugin_data {
         #[prost(message, tag = "4")]
         SessionEndInfo(super::SessionEndInfo),
     }
+}
+/// What there is to see of all runs together.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Experiment {
+    /// The settings.
+    #[prost(message, repeated, tag = "4")]
+    pub hparam_infos: ::prost::alloc::vec::Vec<HParamInfo>,
+    /// The metrics, in the order of their columns.
+    #[prost(message, repeated, tag = "5")]
+    pub metric_infos: ::prost::alloc::vec::Vec<MetricInfo>,
+}
+/// A setting.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HParamInfo {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What its values are.
+    #[prost(enumeration = "DataType", tag = "4")]
+    pub r#type: i32,
+    /// Whether its column comes before those of which this is false.
+    #[prost(bool, tag = "7")]
+    pub differs: bool,
+    /// Which values it has; absent if they are of several kinds.
+    #[prost(oneof = "h_param_info::Domain", tags = "5, 6")]
+    pub domain: ::core::option::Option<h_param_info::Domain>,
+}
+/// Nested message and enum types in `HParamInfo`.
+pub mod h_param_info {
+    /// Which values it has; absent if they are of several kinds.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Domain {
+        /// Each of them.
+        #[prost(message, tag = "5")]
+        DomainDiscrete(::prost_types::ListValue),
+        /// From the lowest to the highest.
+        #[prost(message, tag = "6")]
+        DomainInterval(super::Interval),
+    }
+}
+/// Numbers from one to another.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct Interval {
+    /// The lowest.
+    #[prost(double, tag = "1")]
+    pub min_value: f64,
+    /// The highest.
+    #[prost(double, tag = "2")]
+    pub max_value: f64,
+}
+/// A metric.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MetricInfo {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub name: ::core::option::Option<MetricName>,
+}
+/// How a metric is found.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MetricName {
+    /// Its tag in the run.
+    #[prost(string, tag = "2")]
+    pub tag: ::prost::alloc::string::String,
 }
 /// A run as it began.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -47,6 +113,43 @@ pub struct SessionEndInfo {
     /// When, in seconds since the Unix epoch.
     #[prost(double, tag = "2")]
     pub end_time_secs: f64,
+}
+/// What the values of a setting are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DataType {
+    /// Not said.
+    Unset = 0,
+    /// Texts.
+    String = 1,
+    /// Booleans.
+    Bool = 2,
+    /// Numbers.
+    Float64 = 3,
+}
+impl DataType {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unset => "DATA_TYPE_UNSET",
+            Self::String => "DATA_TYPE_STRING",
+            Self::Bool => "DATA_TYPE_BOOL",
+            Self::Float64 => "DATA_TYPE_FLOAT64",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DATA_TYPE_UNSET" => Some(Self::Unset),
+            "DATA_TYPE_STRING" => Some(Self::String),
+            "DATA_TYPE_BOOL" => Some(Self::Bool),
+            "DATA_TYPE_FLOAT64" => Some(Self::Float64),
+            _ => None,
+        }
+    }
 }
 /// How a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -1,16 +1,57 @@
+//! What the HParams plugin reads: of each run how it began and ended, and of all runs together which
+//! settings and metrics there are to compare them by.
+
+use std::collections::{BTreeMap, BTreeSet};
+
 use host_core::StopReason;
 use host_proto::tensorboard::hparams as proto;
-use host_store::{RunRow, RunStatus};
+use host_store::{RunRow, RunStatus, Series};
 use prost::Message as _;
 use prost_types::value::Kind;
+use prost_types::{ListValue, Value};
+use proto::h_param_info::Domain;
 use proto::h_params_plugin_data::Data;
 
 use super::seconds;
 
+/// The keys of a run's configuration that say how it was run and nothing of what was trained: nobody
+/// compares runs by them.
+pub const HOST_SETTINGS: [&str; 12] = [
+    "runs_dir",
+    "name",
+    "listen",
+    "preflight",
+    "system_metrics_secs",
+    "read_token_env",
+    "control_token_env",
+    "tls",
+    "tls_cert",
+    "tls_key",
+    "plugin",
+    "plugin_lock",
+];
+
+/// Where the plugin looks for what holds for all runs.
+const EXPERIMENT: &str = "_hparams_/experiment";
+
+/// The settings that people look at first. So many columns are seen until others are chosen.
+const FIRST_SETTINGS: [&str; 5] = [
+    "learning_rate",
+    "model",
+    "train_batch_size",
+    "seq_length",
+    "max_train_steps",
+];
+
+/// The metrics that people look at first.
+const FIRST_METRICS: [&str; 3] = ["loss/train", "loss/eval", "perplexity"];
+
 /// A run for the HParams plugin: its tags, each with the content that the plugin reads.
-pub(crate) fn tags(run: &RunRow) -> Vec<(&'static str, Vec<u8>)> {
+pub(super) fn tags(run: &RunRow) -> Vec<(&'static str, Vec<u8>)> {
+    let hparams = settings(&run.config_json).into_iter();
+    let hparams = hparams.map(|(name, kind)| (name, Value { kind: Some(kind) }));
     let start = Data::SessionStartInfo(proto::SessionStartInfo {
-        hparams: settings(&run.config_json),
+        hparams: hparams.collect(),
         group_name: run.name.clone(),
         start_time_secs: seconds(run.created_us),
     });
@@ -32,14 +73,137 @@ pub(crate) fn tags(run: &RunRow) -> Vec<(&'static str, Vec<u8>)> {
     tags
 }
 
+/// All runs for the HParams plugin: a tag of which there must be one, in any run. Without it the plugin
+/// would show the first settings and metrics by name.
+pub(super) fn experiment<'a>(
+    runs: impl IntoIterator<Item = (&'a RunRow, &'a [Series])>,
+) -> (&'static str, Vec<u8>) {
+    let (mut configurations, mut metrics) = (Vec::new(), BTreeSet::new());
+    for (run, series) in runs {
+        configurations.push(settings(&run.config_json));
+        metrics.extend(results(series));
+    }
+    let place = |name: &str| FIRST_METRICS.iter().position(|first| *first == name);
+    let mut metrics: Vec<&str> = metrics.into_iter().collect();
+    metrics.sort_by_key(|name| place(name).unwrap_or(FIRST_METRICS.len()));
+    let metric = |tag: &str| proto::MetricInfo {
+        name: Some(proto::MetricName {
+            tag: tag.to_owned(),
+        }),
+    };
+    let experiment = proto::Experiment {
+        hparam_infos: hparam_infos(&configurations),
+        metric_infos: metrics.into_iter().map(metric).collect(),
+    };
+    (EXPERIMENT, content(Data::Experiment(experiment)))
+}
+
+/// The training loss, and what the last evaluation measured.
+fn results(series: &[Series]) -> impl Iterator<Item = &str> {
+    let evaluated = series.iter().find(|one| &*one.name == "loss/eval");
+    let evaluated = evaluated.map(|one| one.last.seq);
+    series.iter().filter_map(move |one| {
+        let is_first = FIRST_METRICS.contains(&&*one.name);
+        let is_measured = evaluated == Some(one.last.seq) && !one.name.ends_with("_secs");
+        (is_first || is_measured).then_some(&*one.name)
+    })
+}
+
+/// The settings of these configurations. TensorBoard sorts them by `differs` and then by name, and shows
+/// the first: those that do differ, and as many of the usual ones as there is room for.
+fn hparam_infos(configurations: &[Settings]) -> Vec<proto::HParamInfo> {
+    let names: BTreeSet<&str> = configurations
+        .iter()
+        .flat_map(BTreeMap::keys)
+        .map(|name| &**name)
+        .collect();
+    let differs = |name: &str| {
+        configurations
+            .windows(2)
+            .any(|pair| pair[0].get(name) != pair[1].get(name))
+    };
+    let is_usual = |name: &str| FIRST_SETTINGS.contains(&name);
+    let mut in_sight: Vec<&str> = names
+        .iter()
+        .copied()
+        .filter(|name| differs(name) || is_usual(name))
+        .collect();
+    in_sight.sort_by_key(|name| match (differs(name), is_usual(name)) {
+        (true, true) => 0,
+        (true, false) => 1,
+        _ => 2,
+    });
+    in_sight.truncate(FIRST_SETTINGS.len());
+    let place = |name: &str| FIRST_SETTINGS.iter().position(|first| *first == name);
+    let mut names: Vec<&str> = names.into_iter().collect();
+    names.sort_by_key(|name| place(name).unwrap_or(FIRST_SETTINGS.len()));
+    let info = |name: &str| {
+        let values: Vec<&Kind> = configurations
+            .iter()
+            .filter_map(|one| one.get(name))
+            .collect();
+        let (r#type, domain) = domain(&values);
+        proto::HParamInfo {
+            name: name.to_owned(),
+            r#type: r#type.into(),
+            differs: in_sight.contains(&name),
+            domain,
+        }
+    };
+    names.into_iter().map(info).collect()
+}
+
+/// What a setting's values are, and which.
+fn domain(values: &[&Kind]) -> (proto::DataType, Option<Domain>) {
+    let (mut numbers, mut texts, mut truths) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+    for value in values {
+        match value {
+            Kind::NumberValue(value) => numbers.push(*value),
+            Kind::StringValue(value) => _ = texts.insert(value.clone()),
+            Kind::BoolValue(value) => _ = truths.insert(*value),
+            _ => {}
+        }
+    }
+    let discrete = |values: Vec<Kind>| {
+        let values = values.into_iter().map(Some);
+        let values = values.map(|kind| Value { kind }).collect();
+        Some(Domain::DomainDiscrete(ListValue { values }))
+    };
+    match (numbers.is_empty(), texts.is_empty(), truths.is_empty()) {
+        (false, true, true) => {
+            let interval = proto::Interval {
+                min_value: numbers.iter().copied().fold(f64::INFINITY, f64::min),
+                max_value: numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+            };
+            (
+                proto::DataType::Float64,
+                Some(Domain::DomainInterval(interval)),
+            )
+        }
+        (true, false, true) => {
+            let texts = texts.into_iter().map(Kind::StringValue);
+            (proto::DataType::String, discrete(texts.collect()))
+        }
+        (true, true, false) => {
+            let truths = truths.into_iter().map(Kind::BoolValue);
+            (proto::DataType::Bool, discrete(truths.collect()))
+        }
+        // Of several kinds: texts, to be found by a pattern.
+        _ => (proto::DataType::String, None),
+    }
+}
+
 fn content(data: Data) -> Vec<u8> {
     let data = Some(data);
     proto::HParamsPluginData { version: 0, data }.encode_to_vec()
 }
 
-/// The numbers, texts and booleans of a configuration. Lists and tables are no settings that one
-/// would sort runs by.
-fn settings(config_json: &str) -> std::collections::HashMap<String, prost_types::Value> {
+/// Settings by name.
+type Settings = BTreeMap<String, Kind>;
+
+/// The numbers, texts and booleans of a configuration that are the training's. Lists and tables are no
+/// settings that one would sort runs by.
+fn settings(config_json: &str) -> Settings {
     let config: serde_json::Map<String, serde_json::Value> =
         serde_json::from_str(config_json).unwrap_or_default();
     let setting = |(name, value): (String, serde_json::Value)| {
@@ -49,7 +213,7 @@ fn settings(config_json: &str) -> std::collections::HashMap<String, prost_types:
             serde_json::Value::String(value) => Kind::StringValue(value),
             _ => return None,
         };
-        Some((name, prost_types::Value { kind: Some(kind) }))
+        (!HOST_SETTINGS.contains(&&*name)).then_some((name, kind))
     };
     config.into_iter().filter_map(setting).collect()
 }
@@ -57,6 +221,7 @@ fn settings(config_json: &str) -> std::collections::HashMap<String, prost_types:
 #[cfg(test)]
 mod tests {
     use host_core::Step;
+    use host_store::Point;
 
     use super::*;
 
@@ -64,7 +229,8 @@ mod tests {
         RunRow {
             name: "a".to_owned(),
             created_us: 1_500_000,
-            config_json: r#"{"seed": 1, "model": "tiny", "deterministic": true, "data": ["x"]}"#
+            config_json: r#"{"seed": 1, "model": "tiny", "deterministic": true, "data": ["x"],
+                "name": "a", "listen": "127.0.0.1:0"}"#
                 .to_owned(),
             status,
             generation: 0,
@@ -125,5 +291,109 @@ mod tests {
             };
             assert_eq!((end.status(), end.end_time_secs), (expected, 2.5));
         }
+    }
+
+    fn configured(config_json: &str) -> RunRow {
+        let config_json = config_json.to_owned();
+        RunRow {
+            config_json,
+            ..run(RunStatus::Running)
+        }
+    }
+
+    fn series(name: &str, seq: u64) -> Series {
+        let last = Point {
+            seq,
+            step: Step(3),
+            time_us: 0,
+            value: 1.0,
+        };
+        Series {
+            name: name.into(),
+            count: 1,
+            last,
+        }
+    }
+
+    fn of_all(runs: &[(RunRow, Vec<Series>)]) -> proto::Experiment {
+        let (tag, content) = experiment(runs.iter().map(|(run, series)| (run, &series[..])));
+        assert_eq!(tag, "_hparams_/experiment");
+        let Data::Experiment(experiment) = read(&content) else {
+            panic!("no experiment");
+        };
+        experiment
+    }
+
+    /// The columns that TensorBoard shows by itself: it sorts the settings, and ticks the first five.
+    fn columns(experiment: &proto::Experiment) -> Vec<&str> {
+        let mut infos: Vec<_> = experiment.hparam_infos.iter().collect();
+        infos.sort_by_key(|info| (!info.differs, &info.name));
+        infos.into_iter().map(|info| &*info.name).take(5).collect()
+    }
+
+    const CONFIG: &str = r#"{"deterministic": false, "device": "cpu", "learning_rate": 0.1,
+        "max_train_steps": 9, "model": "tiny", "seed": 1, "seq_length": 32, "train_batch_size": 4}"#;
+
+    #[test]
+    fn a_run_s_table_begins_with_the_settings_and_results_that_people_look_at() {
+        let series = [
+            series("accuracy", 9),
+            series("checkpoint_copy_secs", 8),
+            series("eval_secs", 9),
+            series("loss/eval", 9),
+            series("loss/train", 11),
+            series("perplexity", 9),
+            series("system/cpu_percent", 10),
+        ];
+        let experiment = of_all(&[(configured(CONFIG), series.to_vec())]);
+        let mut usual = FIRST_SETTINGS;
+        usual.sort_unstable();
+        assert_eq!(columns(&experiment), usual);
+        assert_eq!(experiment.hparam_infos.len(), 8);
+        let metrics = experiment.metric_infos.into_iter();
+        let metrics: Vec<String> = metrics.filter_map(|info| Some(info.name?.tag)).collect();
+        assert_eq!(
+            metrics,
+            ["loss/train", "loss/eval", "perplexity", "accuracy"]
+        );
+    }
+
+    #[test]
+    fn what_differs_between_runs_is_seen_before_what_does_not() {
+        let changed = CONFIG
+            .replace("0.1", "0.2")
+            .replace(r#""seed": 1"#, r#""seed": 2, "vocab_size": 300"#);
+        let runs = [(configured(CONFIG), vec![]), (configured(&changed), vec![])];
+        let experiment = of_all(&runs);
+        let seen = columns(&experiment);
+        for name in ["learning_rate", "seed", "vocab_size"] {
+            assert!(seen.contains(&name), "{name}: {seen:?}");
+        }
+        let rate = &experiment.hparam_infos[0];
+        let (min_value, max_value) = (0.1, 0.2);
+        let interval = Domain::DomainInterval(proto::Interval {
+            min_value,
+            max_value,
+        });
+        assert_eq!(
+            (&*rate.name, rate.r#type()),
+            ("learning_rate", proto::DataType::Float64)
+        );
+        assert_eq!(rate.domain, Some(interval));
+    }
+
+    #[test]
+    fn a_setting_of_several_kinds_is_a_text() {
+        let runs = [r#"{"a": 1, "b": true}"#, r#"{"a": "x", "b": false}"#];
+        let experiment = of_all(&runs.map(|config| (configured(config), vec![])));
+        let [a, b] = &experiment.hparam_infos[..] else {
+            panic!("{experiment:?}");
+        };
+        assert_eq!((a.r#type(), &a.domain), (proto::DataType::String, &None));
+        assert_eq!(b.r#type(), proto::DataType::Bool);
+        let Some(Domain::DomainDiscrete(values)) = &b.domain else {
+            panic!("{b:?}");
+        };
+        assert_eq!(values.values.len(), 2);
     }
 }

@@ -182,7 +182,9 @@ fn what_there_is_none_of_is_an_empty_answer() {
         };
         let tensors = client.list_tensors(request).await.expect("an answer");
         let tags = &tensors.into_inner().runs[0].tags;
-        assert_eq!(tags[0].tag_name, "_hparams_/session_start_info");
+        let names: Vec<&str> = tags.iter().map(|tag| &*tag.tag_name).collect();
+        let both = ["_hparams_/session_start_info", "_hparams_/experiment"];
+        assert_eq!(names, both);
         let request = proto::ReadTensorsRequest {
             plugin_filter: of("histograms"),
             downsample,
