@@ -58,6 +58,8 @@ use crate::{Cancel, Checkpoint, Error, Fetch, Fetched, Host, Preflight, Result, 
 /// let mut sink = plugin.checkpoint_sink(&config).expect("created");
 /// assert!(sink.preflight(scratch.path(), 1 << 20).is_ok());
 /// assert!(sink.publish(&checkpoint).expect("published")["path"].is_string());
+/// // `Fetch` has a sink that brings checkpoints back. This one does not.
+/// assert!(sink.fetch("", scratch.path()).is_err());
 /// ```
 pub trait CheckpointSink: Sized + Send + 'static {
     /// The configuration, read from the JSON that the host has checked against the schema.

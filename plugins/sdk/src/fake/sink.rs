@@ -38,6 +38,7 @@ use super::{Checkpoint, Failure};
 /// let first = checkpoint(1);
 /// assert_eq!(sink.preflight(first.state_dir(), 3000)?, None); // this sink looks at nothing
 /// assert_eq!(sink.publish(&first)?["path"], first.dir().display().to_string());
+/// assert!(sink.fetch("", first.state_dir()).is_err()); // and brings nothing back
 /// // This one never ends by itself, and says when it has begun: an earlier cancel is of no use.
 /// let ended = sink.publish_with(&checkpoint(2), |canceller| {
 ///     while !BEGAN.load(Ordering::Acquire) {
