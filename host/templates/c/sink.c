@@ -109,8 +109,10 @@ static void cancel(void *instance) {
 
 const HostPlugin *host_plugin_entry_v1(const HostApi *api) {
     (void)api; // The symbol's name is the major version, and 1.0 is all that is used here.
-    // No preflight: the folder is the run's own, and there is nothing to look at before the first step.
-    static const HostCheckpointSink sink = {sizeof sink, 0, create, destroy, publish, cancel, NULL};
+    // No preflight: the folder is the run's own, and there is nothing to look at before the first step. No
+    // fetch: nothing is kept that could be brought back.
+    static const HostCheckpointSink sink = {sizeof sink, 0,      create, destroy,
+                                            publish,     cancel, NULL,   NULL};
     static const HostPluginItem item = {sizeof item, HOST_KIND_CHECKPOINT_SINK, &sink};
     static const HostPlugin plugin = {sizeof plugin, HOST_ABI_MAJOR, 0, 0, STR(ID), STR(VERSION), 1,
                                       &item};

@@ -114,6 +114,8 @@ const HostCheckpointSink sink = {
     [](void *instance) { self(instance).cancelled = true; },
     // No preflight: the folder is the run's own, and there is nothing to look at before the first step.
     nullptr,
+    // No fetch: nothing is kept that could be brought back.
+    nullptr,
 };
 
 } // namespace

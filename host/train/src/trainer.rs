@@ -108,19 +108,20 @@ impl Trainer {
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
         let device = device::parse(&config.device)?;
-        let source = match start {
-            Start::Fresh => ModelSource::read(&config.model)?,
+        // The proof that a checkpoint is whole comes before anything else of it is read.
+        let stored = match start {
+            Start::Fresh => None,
+            Start::From(folder) => Some((folder, Stored::read(folder)?)),
+        };
+        let source = match &stored {
+            None => ModelSource::read(&config.model)?,
             // What the run began with need not be there any more.
-            Start::From(folder) => ModelSource::read(&folder.to_string_lossy())?,
+            Some((folder, _)) => ModelSource::read(&folder.to_string_lossy())?,
         };
         check_length(config, &source.config)?;
         let corpus = Corpus::find(config)?;
         let files = corpus.train_files();
 
-        let stored = match start {
-            Start::Fresh => None,
-            Start::From(folder) => Some((folder, Stored::read(folder)?)),
-        };
         let known = stored
             .as_ref()
             .map(|(folder, _)| (*folder).clone())

@@ -48,6 +48,7 @@ use crate::{Error, Result, instance, sized};
 /// let shelf = scratch.path().join("shelf");
 /// fs::create_dir_all(shelf.join("newest"))?;
 /// fs::write(shelf.join("newest/model.safetensors"), "weights")?;
+/// fs::write(shelf.join("newest/trainer.bin"), "state")?;
 /// let config = serde_json::json!({ "shelf": shelf }).to_string();
 /// let mut sink = fake::Plugin::load(&PLUGIN).checkpoint_sink(&config).expect("created");
 ///

@@ -8,8 +8,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use host_plugin_abi::{
-    HOST_CANCELLED, HOST_FETCH_FOR_RESUME, HOST_TEMPORARY, HOST_UNSUPPORTED, HostCheckpoint,
-    HostFetch, HostPreflight, HostStr,
+    HOST_CANCELLED, HOST_TEMPORARY, HOST_UNSUPPORTED, HostCheckpoint, HostFetch, HostPreflight,
+    HostStr,
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -181,7 +181,8 @@ impl Delivery {
         let state_dir = self.state_dir.to_string_lossy().into_owned();
         let fetch = HostFetch {
             struct_size: size_of::<HostFetch>() as u32,
-            flags: HOST_FETCH_FOR_RESUME,
+            // What only a resume needs is a sink's to leave behind.
+            flags: 0,
             revision: HostStr::new(revision),
             state_dir: HostStr::new(&state_dir),
         };
