@@ -5,7 +5,7 @@ use std::path::Path;
 
 use hub_git::{Brought, Error, Publisher, Result, Wanted};
 use serde_json::json;
-use test_hub::{Fault, READ_TOKEN, WRITE_TOKEN};
+use test_hub::{Fault, READ_TOKEN, TestHub, WRITE_TOKEN};
 
 use crate::support::{
     Checkpoint, Run, bare, commit_by_hand, count, git, hub_publisher, model_hub, publisher, size_of,
@@ -27,6 +27,37 @@ fn fetch_until(
         state_dir: to,
     };
     publisher.fetch(&wanted, cancelled)
+}
+
+/// A hub with a checkpoint of so many bytes on the branch `run-1`, and who pushed it.
+fn pushed(model_bytes: usize) -> (TestHub, Publisher, Pushed) {
+    let (hub, _) = model_hub();
+    let run = Run::new("run-1");
+    let writer = hub_publisher(&hub, WRITE_TOKEN, &[("trainer", json!(true))]);
+    let checkpoint = run.checkpoint(10, model_bytes);
+    run.publish(&writer, &checkpoint).expect("published");
+    (
+        hub,
+        writer,
+        Pushed {
+            checkpoint,
+            _run: run,
+        },
+    )
+}
+
+/// A checkpoint, and the folder of the run that it lies in.
+struct Pushed {
+    checkpoint: Checkpoint,
+    _run: Run,
+}
+
+impl std::ops::Deref for Pushed {
+    type Target = Checkpoint;
+
+    fn deref(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
 }
 
 /// Every file of the checkpoint is there, with its bytes.
@@ -75,12 +106,8 @@ fn what_was_pushed_to_the_hub_comes_back_and_once() {
 
 #[test]
 fn the_model_alone_leaves_out_what_a_resume_needs() {
-    let (hub, _) = model_hub();
-    let run = Run::new("run-1");
+    let (_hub, writer, _checkpoint) = pushed(1 << 20);
     let to = tempfile::tempdir().expect("a folder");
-    let writer = hub_publisher(&hub, WRITE_TOKEN, &[("trainer", json!(true))]);
-    let checkpoint = run.checkpoint(10, 1 << 20);
-    run.publish(&writer, &checkpoint).expect("published");
     let wanted = Wanted {
         revision: Some("run-1"),
         for_resume: false,
@@ -105,12 +132,8 @@ fn the_model_alone_leaves_out_what_a_resume_needs() {
 
 #[test]
 fn a_public_model_needs_no_token() {
-    let (hub, _) = model_hub();
-    let run = Run::new("run-1");
+    let (hub, _writer, checkpoint) = pushed(1 << 20);
     let to = tempfile::tempdir().expect("a folder");
-    let writer = hub_publisher(&hub, WRITE_TOKEN, &[("trainer", json!(true))]);
-    let checkpoint = run.checkpoint(10, 1 << 20);
-    run.publish(&writer, &checkpoint).expect("published");
     let nobody = publisher(json!({"repo": "user/model"}), &[("HF_ENDPOINT", hub.url())]);
     let nobody = nobody.expect("a publisher");
     let refused = permanent(fetch(&nobody, Some("run-1"), to.path()));
@@ -122,12 +145,8 @@ fn a_public_model_needs_no_token() {
 
 #[test]
 fn a_download_that_breaks_goes_on_where_it_was() {
-    let (hub, _) = model_hub();
-    let run = Run::new("run-1");
+    let (hub, writer, checkpoint) = pushed(4 << 20);
     let to = tempfile::tempdir().expect("a folder");
-    let writer = hub_publisher(&hub, WRITE_TOKEN, &[("trainer", json!(true))]);
-    let checkpoint = run.checkpoint(10, 4 << 20);
-    run.publish(&writer, &checkpoint).expect("published");
     let model = &checkpoint.files["model.safetensors"].sha256;
     let get = format!("GET /user/model/{model}");
     hub.fault(&get, Fault::CutReply(1 << 20), 3);
@@ -141,12 +160,8 @@ fn a_download_that_breaks_goes_on_where_it_was() {
 
 #[test]
 fn what_never_comes_and_what_is_something_else_is_an_error_and_leaves_nothing() {
-    let (hub, _) = model_hub();
-    let run = Run::new("run-1");
+    let (hub, writer, checkpoint) = pushed(1 << 20);
     let to = tempfile::tempdir().expect("a folder");
-    let writer = hub_publisher(&hub, WRITE_TOKEN, &[("trainer", json!(true))]);
-    let checkpoint = run.checkpoint(10, 1 << 20);
-    run.publish(&writer, &checkpoint).expect("published");
     let entry = &checkpoint.files["model.safetensors"];
     let get = format!("GET /user/model/{}", entry.sha256);
 
@@ -175,12 +190,8 @@ fn what_never_comes_and_what_is_something_else_is_an_error_and_leaves_nothing() 
 
 #[test]
 fn a_download_ends_when_it_is_cancelled() {
-    let (hub, _) = model_hub();
-    let run = Run::new("run-1");
+    let (hub, writer, checkpoint) = pushed(1 << 20);
     let to = tempfile::tempdir().expect("a folder");
-    let writer = hub_publisher(&hub, WRITE_TOKEN, &[("trainer", json!(true))]);
-    let checkpoint = run.checkpoint(10, 1 << 20);
-    run.publish(&writer, &checkpoint).expect("published");
     let get = format!(
         "GET /user/model/{}",
         checkpoint.files["model.safetensors"].sha256
