@@ -93,7 +93,14 @@ impl<'a> Target<'a> {
                 let refused = link_refused(&answer);
                 return match refused {
                     Some(refused) => Ok(Some(refused)),
-                    None => answer.success(&server).map(|_| None),
+                    // A success without content would be asked for again without end.
+                    None => Err(answer.success(&server).map_or_else(
+                        |error| error,
+                        |answer| {
+                            let status = answer.status;
+                            Error::Permanent(format!("{server} gives no content ({status})"))
+                        },
+                    )),
                 };
             }
         };

@@ -169,6 +169,10 @@ fn what_never_comes_and_what_is_something_else_is_an_error_and_leaves_nothing() 
     let error = fetch(&writer, Some("run-1"), to.path()).expect_err("it never comes");
     assert!(matches!(error, Error::Temporary(_)), "{error}");
 
+    hub.fault(&get, Fault::Status(204, Vec::new()), 1);
+    let error = permanent(fetch(&writer, Some("run-1"), to.path()));
+    assert!(error.ends_with("gives no content (204)"), "{error}");
+
     let object = hub.lfs_object("user/model", &entry.sha256);
     let mut bytes = fs::read(&object).expect("the object");
     bytes[100] ^= 1;
