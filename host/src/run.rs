@@ -264,6 +264,8 @@ struct Live {
     serving: host_serve::Serving,
     digest: Arc<Mutex<Digest>>,
     system_metrics: Option<Duration>,
+    control: Control,
+    signals: SignalWatch,
 }
 
 impl Live {
@@ -273,6 +275,14 @@ impl Live {
         writer: Writer,
         progress: &Progress,
     ) -> Result<(Self, Requests)> {
+        // Before anybody can know of the run, and so end it.
+        let control = Control::new();
+        let signals = SignalWatch::start(
+            control.clone(),
+            progress.clone(),
+            dir.transient_files(),
+            "ended at once; `host resume` goes on from the last checkpoint",
+        )?;
         let (emitter, drafts) = Emitter::new(QUEUE);
         let digest = Arc::<Mutex<Digest>>::default();
         let (shown, failed, noted) = (progress.clone(), progress.clone(), Arc::clone(&digest));
@@ -301,6 +311,8 @@ impl Live {
             serving: served.serving,
             digest,
             system_metrics: plan.system_metrics,
+            control,
+            signals,
         };
         Ok((live, requests))
     }
@@ -341,14 +353,7 @@ fn train(
     backlog: &Backlog,
 ) -> Result<StopReason> {
     let Session { dir, progress, .. } = session;
-    let control = Control::new();
-    let again = "ended at once; `host resume` goes on from the last checkpoint";
-    let signals = SignalWatch::start(
-        control.clone(),
-        (*progress).clone(),
-        dir.transient_files(),
-        again,
-    )?;
+    let control = live.control.clone();
     let start = ready.trainer.step();
     let system_metrics = live.watch_system(dir, start)?;
     let inbox = Inbox::default();
@@ -366,7 +371,7 @@ fn train(
         emitter,
         &control,
     )?;
-    signals.on_cancel(deliveries.canceller());
+    live.signals.on_cancel(deliveries.canceller());
     for line in backlog.removed() {
         progress.say(&format!("warning: {line}"));
     }
@@ -396,7 +401,7 @@ fn train(
     });
 
     accounts.loop_ended();
-    signals.draining();
+    live.signals.draining();
     let undelivered = deliveries.drain(PATIENCE, &mut |what| {
         progress.say(&format!("{what}; Ctrl-C leaves them"));
     });

@@ -124,13 +124,22 @@ pub(crate) fn exit_code(reason: StopReason) -> u8 {
     }
 }
 
-/// Blocks until Ctrl-C or SIGTERM.
-///
-/// # Errors
-/// The system refuses.
-pub(crate) fn wait() -> Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM])
-        .map_err(|e| Error::new(Kind::System, format!("cannot watch for signals: {e}")))?;
-    signals.forever().next();
-    Ok(())
+/// Ctrl-C or SIGTERM, for what has nothing to finish. One that comes before it is waited for counts.
+pub(crate) struct EndSignal(Signals);
+
+impl EndSignal {
+    /// Takes the signals from now on.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub(crate) fn new() -> Result<Self> {
+        Signals::new([SIGINT, SIGTERM])
+            .map(Self)
+            .map_err(|e| Error::new(Kind::System, format!("cannot watch for signals: {e}")))
+    }
+
+    /// Blocks until one comes, or at once when it has come.
+    pub(crate) fn wait(mut self) {
+        self.0.forever().next();
+    }
 }

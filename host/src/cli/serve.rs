@@ -5,7 +5,7 @@ use host_core::Result;
 use super::{RunsDir, print};
 use crate::service::Service;
 use crate::settings::HostConfig;
-use crate::signals;
+use crate::signals::EndSignal;
 
 /// Serves the runs of a folder over gRPC, live or over, until Ctrl-C
 #[derive(Debug, clap::Args)]
@@ -45,13 +45,15 @@ impl Serve {
             tls_key: self.tls_key.clone(),
             ..HostConfig::default()
         })?;
+        // Before the address is known, so that who reads it may end this at once.
+        let end = EndSignal::new()?;
         let served = service.serve(&self.runs.runs_dir)?;
         let runs = self.runs.runs_dir.display();
         print(&format!("gRPC at {}: {runs}\n", served.serving.addr()));
         for line in served.clients() {
             print(&format!("{line}\n"));
         }
-        signals::wait()?;
+        end.wait();
         served.serving.stop()
     }
 }
