@@ -3,7 +3,6 @@ medians and ratios. Usage: run.py [ROUNDS [SHAPE…]]; the table is kept as targ
 DEVICE=cuda:0 runs it on a GPU; the table is then train-cuda.json beside it.
 """
 
-import contextlib
 import json
 import os
 import pathlib
@@ -11,8 +10,9 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
+
+import alternation
 
 root = pathlib.Path(__file__).resolve().parents[2]
 folder = root / "target" / "bench"
@@ -49,23 +49,23 @@ def peer(config, shape, kind, **environment):
     return json.loads(run([sys.executable, script, config, batch, length, steps + WARM, kind], **environment).splitlines()[-1])
 
 
-def host(config, shape, checkpoint_steps=0, checkpointing=False, plugins=()):
+def command(config, shape, checkpoint_steps=0, checkpointing=False, plugins=()):
     sizes, batch, length, steps = shape
-    runs = folder / "runs"
-    begin = time.time()
-    name = f"bench-{time.time_ns()}"
     tokens = folder / f"tokens-{sizes['vocab_size']}"
-    command = [root / "target/release/host", "run", "--json", "--data", tokens / "train.tokens",
-               "--valid-data", tokens / "valid.tokens", "--model", config, "--runs-dir", runs,
-               "--name", name, "--device", device, "--threads", 2, "--seq-length", length,
-               "--train-batch-size", batch, "--valid-batch-size", batch, "--max-eval-steps", 1,
-               "--gradient-accumulation-steps", 1, f"--gradient-checkpointing={str(checkpointing).lower()}", "--num-warmup-steps", 10,
-               "--shuffle-buffer", 64, "--max-train-steps", steps + WARM, "--save-checkpoint-steps", checkpoint_steps,
-               "--keep-checkpoints", 1]
-    command += [word for plugin in plugins for word in ("--plugin", plugin)]
+    words = [root / "target/release/host", "run", "--json", "--data", tokens / "train.tokens",
+             "--valid-data", tokens / "valid.tokens", "--model", config, "--runs-dir", folder / "runs",
+             "--name", f"bench-{time.time_ns()}", "--device", device, "--threads", 2, "--seq-length", length,
+             "--train-batch-size", batch, "--valid-batch-size", batch, "--max-eval-steps", 1,
+             "--gradient-accumulation-steps", 1, f"--gradient-checkpointing={str(checkpointing).lower()}", "--num-warmup-steps", 10,
+             "--shuffle-buffer", 64, "--max-train-steps", steps + WARM, "--save-checkpoint-steps", checkpoint_steps,
+             "--keep-checkpoints", 1]
+    return [str(word) for word in words] + [word for plugin in plugins for word in ("--plugin", plugin)]
+
+
+def host(config, shape, **arguments):
+    begin = time.time()
     with open(folder / "host.jsonl", "w+") as out, open(folder / "host.log", "w+") as log:
-        process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=log)
-        waits = Waits(process.pid)
+        process = subprocess.Popen(command(config, shape, **arguments), stdout=out, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)  # the child's own accounting
         if status != 0:
             log.seek(0)
@@ -87,31 +87,7 @@ def host(config, shape, checkpoint_steps=0, checkpointing=False, plugins=()):
         if "peak_memory_bytes" in values and not on_cpu:
             peak = values["peak_memory_bytes"]
     return {"step_secs": seconds, "peak_mb": peak / 2**20, "first_step_secs": first, "copy_secs": copies,
-            "plugin_shares": shares, "waited": waits.share()}
-
-
-class Waits(threading.Thread):
-    """The share of its time that a training on the CPU was ready and had no processor: the kernel's own count,
-    of the two busiest threads. Other machines' work on the same processor is not in it, as it is in the steps'
-    seconds."""
-
-    def __init__(self, pid):
-        super().__init__(daemon=True)
-        self.tasks, self.found = pathlib.Path(f"/proc/{pid}/task"), {}
-        self.start()
-
-    def run(self):
-        with contextlib.suppress(OSError):
-            while True:
-                for task in list(self.tasks.iterdir()):
-                    with contextlib.suppress(OSError, ValueError):
-                        ran, waited, _ = (task / "schedstat").read_text().split()
-                        self.found[task.name] = (int(ran), int(waited))
-                time.sleep(0.1)
-
-    def share(self):
-        busiest = sorted(self.found.values(), reverse=True)[:2]
-        return sum(waited for _, waited in busiest) / max(1, sum(ran + waited for ran, waited in busiest))
+            "plugin_shares": shares}
 
 
 def token_files(vocab_size):
@@ -216,41 +192,41 @@ def plugins():
 
 
 def deliveries():
-    """What a push costs, and what it costs the training beside it: a training that pushes a checkpoint of
-    every fifth step, beside two that write the same checkpoints and push none, of which the difference
-    is none. The mean of the steps counts, since a push is beside some of them."""
+    """What a push costs, and what it costs the training beside it, which writes a checkpoint of every fifth
+    step and always pushes one; beside a training without a sink, in which nothing alternates."""
     kept = folder / "push.json"
     print("\npush", flush=True)
     subprocess.run(["cargo", "bench", "--quiet", "--locked", "-p", "hub-git", "--bench", "push", "--", "--rounds", str(rounds),
                     "--json", kept], cwd=root, check=True)
-    sizes, batch, length, _ = SHAPES["small"]
-    shape = (sizes, batch, length, 40)
+    groups = 20
+    sizes, batch, length = SHAPES["small"][0], 8, 128
+    shape = (sizes, batch, length, groups * alternation.GROUP + 1)
     token_files(sizes["vocab_size"])
     config = configuration("small", sizes)
     # In memory: the disk of another machine is not this one's.
     remote = pathlib.Path("/dev/shm") / f"host-bench-{os.getpid()}.git"
-    contenders = {"without": (), "without, again": (), "pushing": (f"hub-git:repo=file://{remote},lfs=always,trainer=true",)}
-    results, waits = {who: [] for who in contenders}, {who: [] for who in contenders}
+    contenders = {"pushing": [f"hub-git:repo=file://{remote},lfs=always,trainer=true,queue=latest"], "nothing": []}
+    results = {who: [] for who in contenders}
     for _ in range(rounds):
         for who, loaded in contenders.items():
-            shutil.rmtree(remote, ignore_errors=True)
             run(["git", "init", "--quiet", "--bare", remote])
-            trained = host(config, shape, checkpoint_steps=5, plugins=loaded)
-            results[who].append(statistics.mean(trained["step_secs"][WARM:]))
-            waits[who].append(trained["waited"])
+            trained = command(config, shape, checkpoint_steps=5, plugins=loaded)
+            results[who].append(alternation.Alternation(trained, WARM, groups))
+            shutil.rmtree(remote)
             shutil.rmtree(folder / "runs")
-    shutil.rmtree(remote)
-    print(f"\na training that pushes, {batch} x {length} tokens, a checkpoint every 5 steps, {rounds} rounds in turn")
-    for who, seconds in results.items():
-        ratio = statistics.median(ours / base for ours, base in zip(seconds, results["without"]))
-        waited = f"waited for a processor {statistics.median(waits[who]):.1%} ({min(waits[who]):.1%}-{max(waits[who]):.1%}) of its time"
-        print(f"{who:28}{statistics.median(seconds):12.4f} s a step ({min(seconds):.4f}-{max(seconds):.4f}){ratio:8.3f}x, {waited}")
-    return {"push": json.loads(kept.read_text()), "step_secs": results, "waited": waits}
+    print(f"\na training that pushes in turn, {batch} x {length} tokens, a checkpoint every 5 steps, {rounds} rounds of {groups} times 10 steps")
+    report = {}
+    for who, trainings in results.items():
+        ratio, low, high = report[who] = alternation.mean_ratio([ratio for training in trainings for ratio in training.ratios])
+        sending = statistics.mean(training.sending for training in trainings)
+        delivered = sum(training.delivered for training in trainings)
+        print(f"{who:28}{ratio:8.3f}x of a step without ({low:.3f}-{high:.3f} with 95 % confidence); sending {sending:.0%} of that time, {delivered} delivered")
+    return {"push": json.loads(kept.read_text()), "step_ratio": report}
 
 
 def checkpoints(config, shape):
     """What a checkpoint costs the loop: ours, a memcpy of the same bytes, and what the script does."""
-    rounds_of = [(host(config, shape, 3)["copy_secs"], peer(config, shape, "checkpoint")) for _ in range(rounds)]
+    rounds_of = [(host(config, shape, checkpoint_steps=3)["copy_secs"], peer(config, shape, "checkpoint")) for _ in range(rounds)]
     copy = statistics.median(statistics.median(ours) for ours, _ in rounds_of)
     theirs = [found for _, found in rounds_of]
     memcpy = statistics.median(statistics.median(found["memcpy_secs"][1:]) for found in theirs)

@@ -1,0 +1,94 @@
+"""A training whose sinks' processes are stopped and let go in turn, so that what they cost is seen within one
+run: what else the machine does for longer than some seconds is the same on both sides."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+
+# A group of steps: the sinks are stopped in the first and the last five, and at work between.
+GROUP, BEGIN, END = 20, 5, 15
+
+
+class Alternation:
+    """One training of `warm` steps, so many groups, and one step more. `ratios`: by group, how many times as
+    long a step takes while the sinks are at work; `sending`: the share of that time in which one is under way
+    with a checkpoint; `delivered`: how many arrived."""
+
+    def __init__(self, command, warm, groups):
+        self.host = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                     env={**os.environ, "OMP_NUM_THREADS": "2"})
+        self.at_work = [[] for _ in range(groups)]
+        self.stopped = [[] for _ in range(groups)]
+        self.periods, self.sends, self.delivered = [], {}, 0
+        with self.host:
+            for line in self.host.stdout:
+                event = json.loads(line)
+                if event.get("kind") == "delivery":
+                    self.delivery(event)
+                elif "step_secs" in event.get("values", {}) and event["step"] > warm:
+                    self.step(event["step"] - warm - 1, event)
+            said = self.host.stderr.read()
+        if self.host.returncode != 0:
+            sys.exit(f"error: {command[0]} ended with {self.host.returncode}: {said[-2000:]}")
+        self.ratios = [statistics.mean(ours) / statistics.mean(base) for ours, base in zip(self.at_work, self.stopped)]
+        common = sum(max(0, min(end, until) - max(begin, since)) for begin, end in self.periods for since, until in self.sends.values())
+        self.sending = common / sum(end - begin for begin, end in self.periods)
+
+    def step(self, step, event):
+        """A step has ended. The first after a change is of neither side."""
+        group, of_group = divmod(step, GROUP)
+        now = event["time_us"]
+        if group == len(self.stopped):
+            self.signal(signal.SIGCONT)  # the end: all that waits is delivered
+        elif of_group == BEGIN:
+            self.signal(signal.SIGCONT)
+            self.begun = now
+        elif of_group == END:
+            self.signal(signal.SIGSTOP)
+            self.periods.append((self.begun, now))
+        elif step == 0:
+            self.signal(signal.SIGSTOP)
+        else:
+            side = self.at_work if BEGIN < of_group < END else self.stopped
+            side[group].append(event["values"]["step_secs"])
+
+    def delivery(self, event):
+        key, now = (event["sink"], event["checkpoint"]), event["time_us"]
+        if event["state"] == "failed":
+            self.host.kill()
+            sys.exit(f"error: {event['sink']} failed: {event['detail']}")
+        if event["state"] == "sending":
+            self.sends[key] = (now, math.inf)
+        elif event["state"] == "delivered":
+            self.sends[key] = (self.sends[key][0], now)
+            self.delivered += 1
+
+    def signal(self, what):
+        """Sends it to the sinks' processes and all that they started."""
+        found = children(self.host.pid)
+        while found:
+            process = found.pop()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, what)
+            found += children(process)
+
+
+def children(process):
+    found = []
+    with contextlib.suppress(OSError):
+        for task in pathlib.Path(f"/proc/{process}/task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def mean_ratio(ratios):
+    """Their geometric mean, and between what it is with 95 % confidence."""
+    logs = [math.log(ratio) for ratio in ratios]
+    mean, error = statistics.mean(logs), 1.96 * statistics.stdev(logs) / math.sqrt(len(logs))
+    return [math.exp(mean + side * error) for side in (0, -1, 1)]
