@@ -3,47 +3,15 @@
 import contextlib
 import json
 import pathlib
+import re
 import struct
-import subprocess
 import sys
-import time
 import urllib.parse
 import urllib.request
 
+from program import running, wait_for
+
 SOURCES = pathlib.Path(__file__).resolve().parents[2] / "host" / "core" / "src"
-
-
-def fail(why):
-    sys.exit(f"error: {why}")
-
-
-def wait_for(what, find, seconds=120):
-    """What `find` gives, once that is something."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = find()
-        if found:
-            return found
-        time.sleep(0.1)
-    fail(f"{what} did not come in {seconds} s")
-
-
-@contextlib.contextmanager
-def running(command, log):
-    """A program that is stopped at the end, with what it prints in a file."""
-    with open(log, "w") as out:
-        process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=subprocess.STDOUT)
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def address(log, mark):
-    """The rest of the word in the log that begins with the mark."""
-    words = log.read_text().split()
-    return next((word[len(mark):].strip(":/") for word in words if word.startswith(mark)), None)
 
 
 def training(host, runs, name, steps, *more):
@@ -55,25 +23,12 @@ def training(host, runs, name, steps, *more):
             "--runs-dir", runs, "--name", name, "--device", "cpu", "--plugin", "perplexity", *more]
 
 
-def live_address(runs, name):
-    """Where a run at work listens."""
-    file = runs / name / "grpc.addr"
-    return wait_for("the run's address", lambda: file.exists() and file.read_text().strip())
-
-
-@contextlib.contextmanager
-def serving(host, runs, log):
-    """`host serve` over a folder of runs: where it listens."""
-    with running([host, "serve", "--runs-dir", runs], log):
-        yield "127.0.0.1:" + wait_for("the service", lambda: address(log, "127.0.0.1:"))
-
-
 @contextlib.contextmanager
 def tensorboard(grpc, log):
     """TensorBoard that reads the host at a gRPC address: where its page is."""
     command = [sys.executable, "-m", "tensorboard.main", f"--grpc_data_provider={grpc}", "--host=127.0.0.1", "--port=0"]
     with running(command, log):
-        yield wait_for("TensorBoard", lambda: address(log, "http://"))
+        yield wait_for("TensorBoard", lambda: re.search(r"http://([^/\s]+)/", log.read_text())).group(1)
 
 
 def get(page, path, body=None, **query):

@@ -22,13 +22,14 @@ import sqlite3
 import struct
 import subprocess
 import sys
-import time
 import urllib.request
 
 import grpc
 from google.protobuf import descriptor_pool, json_format, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from prometheus_client.parser import text_string_to_metric_families
+
+from program import fail, live_address, running, serving, wait_for
 
 INTERRUPTED = 130  # exit code of a run that was asked to end by Ctrl-C
 root = pathlib.Path(__file__).resolve().parents[2]
@@ -37,40 +38,11 @@ clients, runs = root / "examples" / "clients", folder / "runs"
 rust = host.parent / "examples" / "watch"
 
 
-def fail(why):
-    sys.exit(f"error: {why}")
-
-
-def wait_for(what, find, seconds=240):
-    """What `find` gives, once that is something."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = find()
-        if found:
-            return found
-        time.sleep(0.1)
-    fail(f"{what} did not come in {seconds} s")
-
-
 def run(*words):
     done = subprocess.run([str(word) for word in (host, *words)], capture_output=True, text=True)
     if done.returncode != 0:
         fail(f"{words[0]} ended with {done.returncode}: {done.stderr}")
     return done.stdout
-
-
-@contextlib.contextmanager
-def started(name, command, **variables):
-    """A program that is stopped at the end, with what it prints in NAME.out."""
-    out = folder / f"{name}.out"
-    with open(out, "w") as file:
-        process = subprocess.Popen([str(word) for word in command], stdout=file, stderr=subprocess.STDOUT,
-                                   env=os.environ | {key: str(value) for key, value in variables.items()})
-        try:
-            yield process, out
-        finally:
-            process.terminate()
-            process.wait()
 
 
 # ---- what the run has
@@ -308,9 +280,8 @@ def bridges(place):
 
 def follow(stack, bridge, address, name):
     """Starts a bridge; its process."""
-    process, bridge.out = stack.enter_context(started(
-        f"{name}-{bridge.script}", [*python(bridge.script), address, *bridge.words], **bridge.settings))
-    return process
+    bridge.out = folder / f"{name}-{bridge.script}.out"
+    return stack.enter_context(running([*python(bridge.script), address, *bridge.words], bridge.out, **bridge.settings))
 
 
 def ended(name, process, out):
@@ -444,16 +415,16 @@ wrong_address(first)
 watchers = [Watch("watch.py", ".6g"), Watch("the Rust client", ".6f")]
 print("-- live")
 with contextlib.ExitStack() as stack:
-    process, said = stack.enter_context(started("run", train))
-    grpc_file = runs / "wild" / "grpc.addr"
-    address = wait_for("the run's address", lambda: grpc_file.exists() and grpc_file.read_text().strip())
+    said = folder / "run.out"
+    process = stack.enter_context(running(train, said))
+    address = live_address(runs, "wild")
     wait_for("step 40", lambda: '"step":40,' in said.read_text().replace(" ", ""))
     # The clients take seconds to begin: the run waits for them, or it would be thousands of steps away.
     run("control", "wild", "pause", "--reason", "the clients come", "--runs-dir", runs)
     at_work = [(bridge, follow(stack, bridge, address, "live")) for bridge in first]
     for watcher, command in zip(watchers, ([*python("watch.py"), address], [rust, address])):
-        child, watcher.out = stack.enter_context(started(watcher.name.replace(" ", "-"), command))
-        at_work.append((watcher, child))
+        watcher.out = folder / f"{watcher.name.replace(' ', '-')}.out"
+        at_work.append((watcher, stack.enter_context(running(command, watcher.out))))
     paused_at = {}
     for follower, _ in at_work:
         paused_at[follower] = wait_for(f"{type(follower).__name__} live", follower.step)
@@ -479,8 +450,7 @@ history += events(run("resume", runs / "wild", "--json", "--from", "step-000020"
 if last <= 20:
     fail(f"the comparison shows nothing: the run came to step {last} only")
 ours = that_count(history)
-with started("serve", [host, "serve", "--runs-dir", runs]) as (_, out):
-    address = wait_for("the service", lambda: next(iter(re.findall(r"127\.0\.0\.1:\d+", out.read_text())), None))
+with serving(host, runs, folder / "serve.out") as address:
     check_all(first, address, "resumed from an older checkpoint", ours)
     check_all(first, address, "once more", ours)
     if first[0].status() != "FINISHED":

@@ -17,7 +17,8 @@ from PIL import Image, ImageColor
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from board import curve, fail, live_address, printed, running, serving, tensorboard, training, wait_for
+from board import curve, printed, tensorboard, training
+from program import fail, live_address, running, serving, wait_for
 
 TAG = "loss/train"
 FEWEST = 20  # points of a line, for it to be a curve

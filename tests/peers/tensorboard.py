@@ -10,7 +10,8 @@ import pathlib
 import signal
 import sys
 
-from board import curve, fail, get, live_address, printed, running, serving, tensorboard, training, wait_for
+from board import curve, get, printed, tensorboard, training
+from program import fail, live_address, running, serving, wait_for
 
 INTERRUPTED = 130  # exit code of a run that was asked to end by Ctrl-C
 host, folder = sys.argv[1], pathlib.Path(sys.argv[2])
