@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use host_core::{CheckpointSink, Fetch, Fetched, Preflight, Publish, Receipt, Result, SinkError};
 
 use super::child::{Child, secs};
-use super::protocol::{Call, Reply};
+use super::protocol::{Call, Reply, SinkCall};
 use super::remote::{CallError, Remote};
 use crate::checkpoint_sink::absolute;
 
@@ -66,22 +66,29 @@ impl RemoteCheckpointSink {
         self.remote.call(call, &[], &interrupt)
     }
 
-    /// A call that can be cancelled, with the number of the last.
-    fn ask(&mut self, call: &Call<'_>) -> Result<Reply, SinkError> {
+    /// Makes a call, which can be cancelled, and takes the one kind of reply that answers it.
+    fn ask<T>(
+        &mut self,
+        call: SinkCall<'_>,
+        answer: impl FnOnce(Reply) -> Option<T>,
+    ) -> Result<T, SinkError> {
+        self.calls += 1;
+        let call = Call::Sink {
+            number: self.calls,
+            call,
+        };
         self.cancellation.begin(self.calls);
-        let reply = self.exchange(call);
+        let reply = self.exchange(&call);
         self.cancellation.end();
         match reply {
             Ok(Reply::Undelivered(error)) => Err(error),
-            Ok(reply) => Ok(reply),
+            Ok(reply) => answer(reply).ok_or_else(|| {
+                let error = self.remote.wrong_reply(call.name());
+                self.died(error.to_string())
+            }),
             Err(CallError::Died(reason)) => Err(self.died(reason)),
             Err(CallError::Refused(error)) => Err(self.died(error.to_string())),
         }
-    }
-
-    fn wrong_reply(&mut self, call: &Call<'_>) -> SinkError {
-        let error = self.remote.wrong_reply(call.name());
-        self.died(error.to_string())
     }
 
     /// What a sink has to remember lies in its folder, so a new child can go on, in this run or in
@@ -100,55 +107,44 @@ impl CheckpointSink for RemoteCheckpointSink {
     }
 
     fn publish(&mut self, publish: Publish<'_>) -> Result<Receipt, SinkError> {
-        let Publish {
-            run,
-            checkpoint,
-            state_dir,
-        } = publish;
-        self.calls += 1;
-        let (path, state_dir) = (absolute(&checkpoint.path)?, absolute(state_dir)?);
-        let call = Call::Publish {
-            number: self.calls,
-            run: Cow::Borrowed(run.as_str()),
+        let checkpoint = publish.checkpoint;
+        let call = SinkCall::Publish {
+            run: Cow::Borrowed(publish.run.as_str()),
             step: checkpoint.step,
-            path: Cow::Owned(path.into()),
+            path: Cow::Owned(absolute(&checkpoint.path)?.into()),
             manifest: Cow::Borrowed(&checkpoint.manifest),
             metrics: Cow::Borrowed(&checkpoint.metrics),
-            state_dir: Cow::Owned(state_dir.into()),
+            state_dir: Cow::Owned(absolute(publish.state_dir)?.into()),
         };
-        match self.ask(&call)? {
-            Reply::Receipt(receipt) => Ok(receipt),
-            _ => Err(self.wrong_reply(&call)),
-        }
+        self.ask(call, |reply| match reply {
+            Reply::Receipt(receipt) => Some(receipt),
+            _ => None,
+        })
     }
 
     fn preflight(&mut self, preflight: Preflight<'_>) -> Result<Option<String>, SinkError> {
-        self.calls += 1;
-        let call = Call::Preflight {
-            number: self.calls,
+        let call = SinkCall::Preflight {
             run: Cow::Borrowed(preflight.run.as_str()),
             state_dir: Cow::Owned(absolute(preflight.state_dir)?.into()),
             checkpoint_bytes: preflight.checkpoint_bytes,
             model_bytes: preflight.model_bytes,
         };
-        match self.ask(&call)? {
-            Reply::Ready(found) => Ok(found),
-            _ => Err(self.wrong_reply(&call)),
-        }
+        self.ask(call, |reply| match reply {
+            Reply::Ready(found) => Some(found),
+            _ => None,
+        })
     }
 
     fn fetch(&mut self, fetch: Fetch<'_>) -> Result<Fetched, SinkError> {
-        self.calls += 1;
-        let call = Call::Fetch {
-            number: self.calls,
+        let call = SinkCall::Fetch {
             revision: fetch.revision.map(Cow::Borrowed),
             for_resume: fetch.for_resume,
             state_dir: Cow::Owned(absolute(fetch.state_dir)?.into()),
         };
-        match self.ask(&call)? {
-            Reply::Fetched(fetched) => Ok(fetched),
-            _ => Err(self.wrong_reply(&call)),
-        }
+        self.ask(call, |reply| match reply {
+            Reply::Fetched(fetched) => Some(fetched),
+            _ => None,
+        })
     }
 
     fn canceller(&self) -> Box<dyn Fn() + Send + Sync> {

@@ -68,30 +68,11 @@ pub(super) enum Call<'a> {
     /// The state stands behind the message.
     MergeState,
     Compute,
-    Publish {
-        /// Counts the calls; a cancellation names it.
+    /// A sink's call, which can be cancelled.
+    Sink {
+        /// Counts these calls; a cancellation names it.
         number: u64,
-        run: Cow<'a, str>,
-        step: Step,
-        path: Cow<'a, Path>,
-        manifest: Cow<'a, Manifest>,
-        metrics: Cow<'a, [MetricValue]>,
-        state_dir: Cow<'a, Path>,
-    },
-    Preflight {
-        /// Counts the calls together with those of [`Call::Publish`].
-        number: u64,
-        run: Cow<'a, str>,
-        state_dir: Cow<'a, Path>,
-        checkpoint_bytes: u64,
-        model_bytes: u64,
-    },
-    Fetch {
-        /// Counts the calls together with those of [`Call::Publish`].
-        number: u64,
-        revision: Option<Cow<'a, str>>,
-        for_resume: bool,
-        state_dir: Cow<'a, Path>,
+        call: SinkCall<'a>,
     },
     Observe {
         step: Step,
@@ -101,6 +82,30 @@ pub(super) enum Call<'a> {
     ImportState,
     /// The instance is destroyed and the process ends. There is no answer but that.
     End,
+}
+
+/// What is asked of a sink.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum SinkCall<'a> {
+    Publish {
+        run: Cow<'a, str>,
+        step: Step,
+        path: Cow<'a, Path>,
+        manifest: Cow<'a, Manifest>,
+        metrics: Cow<'a, [MetricValue]>,
+        state_dir: Cow<'a, Path>,
+    },
+    Preflight {
+        run: Cow<'a, str>,
+        state_dir: Cow<'a, Path>,
+        checkpoint_bytes: u64,
+        model_bytes: u64,
+    },
+    Fetch {
+        revision: Option<Cow<'a, str>>,
+        for_resume: bool,
+        state_dir: Cow<'a, Path>,
+    },
 }
 
 /// A tensor without its elements.
@@ -165,12 +170,20 @@ impl Call<'_> {
             Self::ExportState => "export_state",
             Self::MergeState => "merge_state",
             Self::Compute => "compute",
-            Self::Publish { .. } => "publish",
-            Self::Preflight { .. } => "preflight",
-            Self::Fetch { .. } => "fetch",
+            Self::Sink { call, .. } => call.name(),
             Self::Observe { .. } => "observe",
             Self::ImportState => "import_state",
             Self::End => "destroy",
+        }
+    }
+}
+
+impl SinkCall<'_> {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Publish { .. } => "publish",
+            Self::Preflight { .. } => "preflight",
+            Self::Fetch { .. } => "fetch",
         }
     }
 }

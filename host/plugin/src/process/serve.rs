@@ -19,7 +19,7 @@ use host_core::{
 
 use super::channel::{ALIGNMENT, Broken, Receiver, Sender};
 use super::metric::{contiguous_strides, size_of_element};
-use super::protocol::{Call, Fault, Hello, Open, Reply, Said, TensorHead};
+use super::protocol::{Call, Fault, Hello, Open, Reply, Said, SinkCall, TensorHead};
 use crate::image::Image;
 use crate::log::{LogRecord, set_log_by_number};
 use crate::{Plugin, PluginKind};
@@ -232,7 +232,7 @@ struct Cancellation(Mutex<State>);
 #[derive(Default)]
 struct State {
     /// The number of the last call that was cancelled. It may not have begun here yet.
-    publish: u64,
+    call: u64,
     /// The sink's own; absent before and after it.
     cancel: Option<Box<dyn Fn() + Send + Sync>>,
 }
@@ -242,8 +242,8 @@ impl Cancellation {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_cancelled(&self, publish: u64) -> bool {
-        self.lock().publish >= publish
+    fn is_cancelled(&self, call: u64) -> bool {
+        self.lock().call >= call
     }
 }
 
@@ -255,7 +255,7 @@ fn watch_host(mut control: UnixStream, cancellation: Arc<Cancellation>) -> Resul
             match control.read_exact(&mut number) {
                 Ok(()) => {
                     let mut state = cancellation.lock();
-                    state.publish = u64::from_le_bytes(number);
+                    state.call = u64::from_le_bytes(number);
                     if let Some(cancel) = &state.cancel {
                         cancel();
                     }
@@ -340,15 +340,10 @@ impl Instance {
             }
             (Self::Observer(observer), Call::ExportState) => return state(observer.export_state()),
             (Self::Observer(observer), Call::ImportState) => done(observer.import_state(behind)),
-            (Self::Sink(sink), call @ Call::Publish { .. }) => {
-                Ok(publish(&mut **sink, call, cancellation))
+            (Self::Sink(_), Call::Sink { number, .. }) if cancellation.is_cancelled(number) => {
+                Ok(Reply::Undelivered(SinkError::Cancelled))
             }
-            (Self::Sink(sink), call @ Call::Preflight { .. }) => {
-                Ok(preflight(&mut **sink, call, cancellation))
-            }
-            (Self::Sink(sink), call @ Call::Fetch { .. }) => {
-                Ok(fetch(&mut **sink, call, cancellation))
-            }
+            (Self::Sink(sink), Call::Sink { call, .. }) => ask(&mut **sink, call),
             (_, call) => Err(Error::new(
                 Kind::System,
                 format!("the host called {} of another kind of plugin", call.name()),
@@ -424,93 +419,55 @@ fn update(
     })
 }
 
-fn publish(sink: &mut dyn CheckpointSink, call: Call<'_>, cancellation: &Cancellation) -> Reply {
-    let Call::Publish {
-        number,
-        run,
-        step,
-        path,
-        manifest,
-        metrics,
-        state_dir,
-    } = call
-    else {
-        unreachable!("the caller has looked");
+fn ask(sink: &mut dyn CheckpointSink, call: SinkCall<'_>) -> Result<Reply> {
+    let outcome = match call {
+        SinkCall::Publish {
+            run,
+            step,
+            path,
+            manifest,
+            metrics,
+            state_dir,
+        } => {
+            let checkpoint = CheckpointDir {
+                step,
+                path: path.into_owned(),
+                manifest: Cow::into_owned(manifest),
+                metrics: Cow::into_owned(metrics),
+            };
+            let publish = Publish {
+                run: &run.parse()?,
+                checkpoint: &checkpoint,
+                state_dir: &state_dir,
+            };
+            sink.publish(publish).map(Reply::Receipt)
+        }
+        SinkCall::Preflight {
+            run,
+            state_dir,
+            checkpoint_bytes,
+            model_bytes,
+        } => {
+            let preflight = Preflight {
+                run: &run.parse()?,
+                state_dir: &state_dir,
+                checkpoint_bytes,
+                model_bytes,
+            };
+            sink.preflight(preflight).map(Reply::Ready)
+        }
+        SinkCall::Fetch {
+            revision,
+            for_resume,
+            state_dir,
+        } => {
+            let fetch = Fetch {
+                revision: revision.as_deref(),
+                for_resume,
+                state_dir: &state_dir,
+            };
+            sink.fetch(fetch).map(Reply::Fetched)
+        }
     };
-    if cancellation.is_cancelled(number) {
-        return Reply::Undelivered(SinkError::Cancelled);
-    }
-    let run = match run.parse() {
-        Ok(run) => run,
-        Err(error) => return Reply::Failed(Fault::from(error)),
-    };
-    let checkpoint = CheckpointDir {
-        step,
-        path: path.into_owned(),
-        manifest: Cow::into_owned(manifest),
-        metrics: Cow::into_owned(metrics),
-    };
-    let outcome = sink.publish(Publish {
-        run: &run,
-        checkpoint: &checkpoint,
-        state_dir: &state_dir,
-    });
-    match outcome {
-        Ok(receipt) => Reply::Receipt(receipt),
-        Err(error) => Reply::Undelivered(error),
-    }
-}
-
-fn preflight(sink: &mut dyn CheckpointSink, call: Call<'_>, cancellation: &Cancellation) -> Reply {
-    let Call::Preflight {
-        number,
-        run,
-        state_dir,
-        checkpoint_bytes,
-        model_bytes,
-    } = call
-    else {
-        unreachable!("the caller has looked");
-    };
-    if cancellation.is_cancelled(number) {
-        return Reply::Undelivered(SinkError::Cancelled);
-    }
-    let run = match run.parse() {
-        Ok(run) => run,
-        Err(error) => return Reply::Failed(Fault::from(error)),
-    };
-    let outcome = sink.preflight(Preflight {
-        run: &run,
-        state_dir: &state_dir,
-        checkpoint_bytes,
-        model_bytes,
-    });
-    match outcome {
-        Ok(found) => Reply::Ready(found),
-        Err(error) => Reply::Undelivered(error),
-    }
-}
-
-fn fetch(sink: &mut dyn CheckpointSink, call: Call<'_>, cancellation: &Cancellation) -> Reply {
-    let Call::Fetch {
-        number,
-        revision,
-        for_resume,
-        state_dir,
-    } = call
-    else {
-        unreachable!("the caller has looked");
-    };
-    if cancellation.is_cancelled(number) {
-        return Reply::Undelivered(SinkError::Cancelled);
-    }
-    let outcome = sink.fetch(Fetch {
-        revision: revision.as_deref(),
-        for_resume,
-        state_dir: &state_dir,
-    });
-    match outcome {
-        Ok(fetched) => Reply::Fetched(fetched),
-        Err(error) => Reply::Undelivered(error),
-    }
+    Ok(outcome.unwrap_or_else(Reply::Undelivered))
 }
