@@ -10,6 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 
 # A group of steps: the sinks are stopped in the first and the last five, and at work between.
 GROUP, BEGIN, END = 20, 5, 15
@@ -21,21 +22,23 @@ class Alternation:
     with a checkpoint; `delivered`: how many arrived."""
 
     def __init__(self, command, warm, groups):
-        self.host = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                     env={**os.environ, "OMP_NUM_THREADS": "2"})
         self.at_work = [[] for _ in range(groups)]
         self.stopped = [[] for _ in range(groups)]
         self.periods, self.sends, self.delivered = [], {}, 0
-        with self.host:
-            for line in self.host.stdout:
-                event = json.loads(line)
-                if event.get("kind") == "delivery":
-                    self.delivery(event)
-                elif "step_secs" in event.get("values", {}) and event["step"] > warm:
-                    self.step(event["step"] - warm - 1, event)
-            said = self.host.stderr.read()
-        if self.host.returncode != 0:
-            sys.exit(f"error: {command[0]} ended with {self.host.returncode}: {said[-2000:]}")
+        with tempfile.TemporaryFile("w+") as said:
+            self.host = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True,
+                                         env={**os.environ, "OMP_NUM_THREADS": "2"})
+            with self.host, contextlib.ExitStack() as end:
+                end.callback(self.signal, signal.SIGCONT)  # also of one that is cut off
+                for line in self.host.stdout:
+                    event = json.loads(line)
+                    if event.get("kind") == "delivery":
+                        self.delivery(event)
+                    elif "step_secs" in event.get("values", {}) and event["step"] > warm:
+                        self.step(event["step"] - warm - 1, event)
+            if self.host.returncode != 0:
+                said.seek(0)
+                sys.exit(f"error: {command[0]} ended with {self.host.returncode}: {said.read()[-2000:]}")
         self.ratios = [statistics.mean(ours) / statistics.mean(base) for ours, base in zip(self.at_work, self.stopped)]
         common = sum(max(0, min(end, until) - max(begin, since)) for begin, end in self.periods for since, until in self.sends.values())
         self.sending = common / sum(end - begin for begin, end in self.periods)
