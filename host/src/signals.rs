@@ -42,7 +42,6 @@ impl SignalWatch {
         stale: [PathBuf; 2],
         at_once: &'static str,
     ) -> Result<Self> {
-        let refused = |e| Error::new(Kind::System, format!("cannot watch for signals: {e}"));
         let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(refused)?;
         // A file that grows beyond a limit of the user's is a write that fails, as on a full disk, and
         // not the end of the process.
@@ -133,13 +132,16 @@ impl EndSignal {
     /// # Errors
     /// The system refuses.
     pub(crate) fn new() -> Result<Self> {
-        Signals::new([SIGINT, SIGTERM])
-            .map(Self)
-            .map_err(|e| Error::new(Kind::System, format!("cannot watch for signals: {e}")))
+        let signals = Signals::new([SIGINT, SIGTERM]).map_err(refused)?;
+        Ok(Self(signals))
     }
 
     /// Blocks until one comes, or at once when it has come.
     pub(crate) fn wait(mut self) {
         self.0.forever().next();
     }
+}
+
+fn refused(error: std::io::Error) -> Error {
+    Error::new(Kind::System, format!("cannot watch for signals: {error}"))
 }

@@ -34,5 +34,6 @@ mod run;
 mod runs;
 mod scaffold;
 mod secrets;
+mod signals;
 mod terminal;
 mod tokenize;
