@@ -25,7 +25,10 @@ fn signals_are_taken_before_an_address_is_told() {
         // The pipe is full: whoever tells something first waits there until it is read.
         let (mut read, mut full) = io::pipe().expect("a pipe");
         let stdout = full.try_clone().expect("a pipe");
-        let filling = thread::spawn(move || full.write_all(&vec![b'\n'; 1 << 20]));
+        let filling = thread::Builder::new()
+            .name("filling".to_owned())
+            .spawn(move || full.write_all(&vec![b'\n'; 1 << 20]))
+            .expect("a thread");
         let mut host = home
             .command(args)
             .stdin(Stdio::null())
