@@ -28,8 +28,9 @@ bench: build ## training speed beside Accelerate and torch.compile, in turn, and
 	tests/bench/run.sh $(ROUNDS)
 
 .PHONY: check
-check: libtorch ## what a change must pass before its tests: format, lints
+check: libtorch ## what a change must pass before its tests: format, wording, lints
 	cargo fmt --all --check
+	python3 tests/wording/check.py
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 
 .PHONY: bless

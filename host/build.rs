@@ -3,7 +3,7 @@
 
 fn main() {
     let lib = std::env::var("DEP_HOST_TORCH_SHIM_LIBTORCH_LIB")
-        .expect("host-train's build script says where libtorch lies");
+        .expect("host-train's build script tells where libtorch is");
     println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
     println!("cargo::rerun-if-changed=build.rs");
 }

@@ -108,7 +108,7 @@ fn last_words(model: &Model) -> String {
     let (name, step) = (model.name(), model.step());
     match model.state() {
         RunState::Running | RunState::Paused if *model.connection() == Connection::Live => {
-            format!("run {name} goes on at step {step}; `host watch {name}` shows it again")
+            format!("run {name} continues at step {step}; `host watch {name}` shows it again")
         }
         RunState::Running | RunState::Paused => {
             format!("run {name} was last seen at step {step}: its server is gone")
@@ -118,7 +118,7 @@ fn last_words(model: &Model) -> String {
             format!("run {name} {word} at step {step}; `host runs show {name}` says more")
         }
         RunState::Crashed => format!(
-            "run {name} crashed at step {step}; `host resume {name}` goes on from its newest checkpoint"
+            "run {name} crashed at step {step}; `host resume {name}` resumes it from its newest checkpoint"
         ),
     }
 }

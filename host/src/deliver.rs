@@ -83,7 +83,7 @@ fn deliver_with(
     let destinations = Destination::all(dir, sinks)?;
     let retry = Retry::default();
     let mut deliveries = Deliveries::start(dir.name(), destinations, retry, &emitter, &control)?;
-    let again = "ended at once; `host deliver` goes on";
+    let again = "ended at once; `host deliver` delivers the rest";
     let interrupts = Control::new();
     let signals = SignalWatch::start(
         interrupts.clone(),

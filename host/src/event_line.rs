@@ -10,7 +10,7 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
     let line = match &event.body {
         EventBody::RunStarted { generation: 0 } => return None,
         EventBody::RunStarted { generation } => {
-            format!("{at}  training goes on (resume {generation})")
+            format!("{at}  training resumed (resume {generation})")
         }
         EventBody::Superseded { from_step, .. } => {
             format!("step {from_step:<6}  what was recorded after this step no longer counts")

@@ -27,7 +27,7 @@ pub(crate) enum Format {
     Tensorboard,
 }
 
-/// What came of it.
+/// The result.
 pub(crate) struct Exported {
     /// The file.
     pub(crate) path: PathBuf,
@@ -47,7 +47,7 @@ trait PointWriter {
 }
 
 impl Format {
-    /// How the name ends that an export has unless it is told otherwise.
+    /// The file name's ending unless another is given.
     pub(crate) fn extension(self) -> &'static str {
         match self {
             Self::Csv => "csv",

@@ -36,7 +36,7 @@ impl Origin {
                 None => (name.clone(), PathBuf::from(name)),
             };
             if !folder.join("manifest.json").is_file() {
-                let message = format!("no checkpoint to go on from: {}", folder.display());
+                let message = format!("no checkpoint to resume from: {}", folder.display());
                 return Err(Error::new(Kind::Config, message).hint(
                     "give the folder of a whole checkpoint, step-000100 for instance; --model begins at step 0 with its weights",
                 ));

@@ -194,7 +194,7 @@ fn as_json(key: &str, value: &Value) -> Result<serde_json::Value> {
         Value::Integer(number) => (*number).into(),
         Value::Float(number) if number.is_finite() => (*number).into(),
         Value::Float(_) => {
-            let message = format!("{key} of a [[plugin]] is {value}, which is no number");
+            let message = format!("{key} of a [[plugin]] is {value}, not a finite number");
             return Err(Error::new(Kind::Config, message).hint("give a finite one"));
         }
         Value::Boolean(flag) => (*flag).into(),
@@ -439,15 +439,15 @@ mod tests {
         for (setting, said) in [
             (
                 "rate = nan",
-                "rate of a [[plugin]] is nan, which is no number",
+                "rate of a [[plugin]] is nan, not a finite number",
             ),
             (
                 "a = [1, inf]",
-                "a of a [[plugin]] is inf, which is no number",
+                "a of a [[plugin]] is inf, not a finite number",
             ),
             (
                 "b = { c = -inf }",
-                "c of a [[plugin]] is -inf, which is no number",
+                "c of a [[plugin]] is -inf, not a finite number",
             ),
         ] {
             assert_eq!(read(setting).expect_err(said).message(), said);

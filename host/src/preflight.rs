@@ -244,7 +244,7 @@ fn error(faults: &[Fault]) -> Error {
     let lines: Vec<String> = faults.iter().map(Fault::line).collect();
     let names: Vec<&str> = faults.iter().map(|fault| &*fault.of).collect();
     Error::new(kind, lines.join("; ")).hint(format!(
-        "set right what is said of {}; or start all the same with --preflight warn: checkpoints then wait in the run folder",
+        "mend what is reported of {}; or start anyway with --preflight warn: checkpoints then wait in the run folder",
         names.join(", ")
     ))
 }

@@ -95,7 +95,7 @@ impl ResumePoint {
     /// Half a sentence for people.
     pub(crate) fn describe(&self) -> String {
         match &self.checkpoint {
-            Some(folder) => format!("going on from step {}: {}", self.step, folder.display()),
+            Some(folder) => format!("resuming from step {}: {}", self.step, folder.display()),
             None => "beginning again: the run was ended before its first checkpoint".to_owned(),
         }
     }
@@ -118,7 +118,7 @@ impl ResumePoint {
             Some((_, path)) => {
                 let name = path.file_name().unwrap_or_default().display().to_string();
                 format!(
-                    "`host resume {run} --from {name}` goes on from the one before, which is whole"
+                    "`host resume {run} --from {name}` resumes from the one before, which is whole"
                 )
             }
             None => format!(

@@ -167,7 +167,7 @@ fn check_unfinished(dir: &RunDir, status: RunStatus, step: Step, last_step: u64)
         "the run has come to step {step} of {last_step}: {}",
         dir.path().display()
     );
-    Err(Error::new(Kind::Config, message).hint("--max-train-steps N lets it go on to step N"))
+    Err(Error::new(Kind::Config, message).hint("--max-train-steps N trains it to step N"))
 }
 
 /// A run that would begin where it ends.
@@ -281,7 +281,7 @@ impl Live {
             control.clone(),
             progress.clone(),
             dir.transient_files(),
-            "ended at once; `host resume` goes on from the last checkpoint",
+            "ended at once; `host resume` resumes from the last checkpoint",
         )?;
         let (emitter, drafts) = Emitter::new(QUEUE);
         let digest = Arc::<Mutex<Digest>>::default();

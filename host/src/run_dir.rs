@@ -81,8 +81,9 @@ impl RunDir {
             return Err(
                 match nearest::nearest(run, known.iter().map(String::as_str)) {
                     Some(name) => error.hint(format!("did you mean {name}?")),
-                    None => error
-                        .hint("`host runs list` names the runs; --runs-dir says where they are"),
+                    None => {
+                        error.hint("`host runs list` names the runs; --runs-dir names their folder")
+                    }
                 },
             );
         };
@@ -211,7 +212,7 @@ fn taken(runs: &Path, name: &RunName) -> Error {
     let path = runs.join(name.as_str());
     let message = format!("there is a run {name} already: {}", path.display());
     Error::new(Kind::Config, message).hint(format!(
-        "`host resume {name}` goes on with it; or choose another --name"
+        "`host resume {name}` resumes it; or choose another --name"
     ))
 }
 

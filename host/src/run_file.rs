@@ -17,8 +17,8 @@ use crate::plan::Plan;
 use crate::settings::RECORD;
 
 const HEADING: &str = "\
-# What this run was made from. `host resume` goes on with it; `host run` on this file, with another
-# --name, trains the same again. The last table says what it was made with.
+# What this run was made from. `host resume` resumes it; `host run` on this file, with another
+# --name, trains the same again. The last table records the programs and plugins that made it.
 
 ";
 

@@ -47,7 +47,7 @@ macro_rules! template {
 
 const HEADER: &str = include_str!("../../plugins/abi/host_plugin.h");
 const SDK_NAME: &str = "host-plugin-sdk";
-/// The line of the template's `Cargo.toml` that says where the SDK is.
+/// The line of the template's `Cargo.toml` that locates the SDK.
 const SDK_LINE: &str = "host-plugin-sdk = { path = \"../../../plugins/sdk\" }";
 
 impl PluginKind {
@@ -190,7 +190,7 @@ fn cpp_source(kind: PluginKind) -> &'static str {
     }
 }
 
-/// It meets the library over the C interface, whatever that is written in.
+/// It meets the library over the C interface, in any language.
 fn c_test(kind: PluginKind) -> &'static str {
     match kind {
         PluginKind::Metric => template!("c/test/metric.c"),

@@ -68,11 +68,9 @@ impl Service {
                 Tls::Files(TlsIdentity::read(certificate, key)?)
             }
             _ => {
-                return Err(Error::new(
-                    Kind::Config,
-                    "it is not clear which certificate TLS takes",
-                )
-                .hint("give --tls self-signed, or --tls-cert FILE together with --tls-key FILE"));
+                return Err(Error::new(Kind::Config, "conflicting TLS options").hint(
+                    "give --tls self-signed, or --tls-cert FILE together with --tls-key FILE",
+                ));
             }
         };
         let token = |name: &Option<String>| name.as_deref().map(secret).transpose();

@@ -288,7 +288,7 @@ fn check_type(key: &str, value: &Value, default: &serde_json::Value, place: &str
         ),
     );
     Err(match default {
-        serde_json::Value::Null => error.hint(format!("`host run --help` says what {key} is for")),
+        serde_json::Value::Null => error.hint(format!("`host run --help` explains {key}")),
         default => error.hint(format!("for example: {key} = {default}")),
     })
 }

@@ -68,7 +68,7 @@ if usable "$site/torch"; then
 fi
 if [ "$(uname -s)-$(uname -m)" != Linux-x86_64 ]; then
 	fail "this project is built for Linux x86-64 only, not $(uname -s) $(uname -m)" \
-		"set LIBTORCH to a libtorch $version for your platform to try all the same"
+		"set LIBTORCH to a libtorch $version for your platform to try anyway"
 fi
 python=$(command -v python3) || fail "python3 is missing: libtorch comes as a Python package" \
 	"install python3, or set LIBTORCH to a libtorch $version"

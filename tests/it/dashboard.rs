@@ -72,7 +72,7 @@ fn a_run_that_is_over_is_shown_as_it_ended_in_any_size_until_a_signal() {
         "perplexity",
     ]);
     screen.press("s");
-    screen.shows(&["the run is not at work"]);
+    screen.shows(&["the run is not live"]);
 
     screen.resize(12, 40);
     // A key that comes in one moment with a new size is seen by crossterm with the next key only.

@@ -176,7 +176,7 @@ fn crowd(address: &str, connections: u64) {
 }
 
 fn resident_bytes(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it is at work");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it is busy");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
     kibibytes.expect("a size").parse::<u64>().expect("a number") << 10

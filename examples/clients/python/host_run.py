@@ -3,8 +3,8 @@
     pip install grpcio grpcio-tools
 
 Run it from the repository, or give PROTO=folder of the .proto files. `Run.watch` gives the events as they are.
-`Run.batches` is for whoever writes them elsewhere: without those that a resume superseded, and such that it can
-go on from where it was.
+`Run.batches` is for bridges that write them elsewhere: it leaves out what a resume superseded, and it resumes from
+a cursor.
 """
 import argparse
 import ipaddress
@@ -104,8 +104,8 @@ class Run:
             grpc.StatusCode.NOT_FOUND: "`host runs list` has the names",
             grpc.StatusCode.INVALID_ARGUMENT: "name the run after the address",
         }
-        hint = hints.get(error.code(), "grpc.addr in the folder of a run at work has its address; `host serve` shows those "
-                         "that are over, and this goes on there from where it was")
+        hint = hints.get(error.code(), "grpc.addr in a live run's folder has its address; `host serve` shows finished runs, "
+                         "and this resumes there from its cursor")
         if "CERTIFICATE" in error.details():
             hint = "--tls-ca FILE says who signed it: with --tls self-signed, the run's tls-cert.pem"
         fail(f"{error.details()}: {self.address}", hint)

@@ -3,10 +3,10 @@
 
     pip install grpcio grpcio-tools mlflow
 
-MLFLOW_TRACKING_URI says where to. The configuration becomes the parameters; checkpoints, deliveries and troubles are
+MLFLOW_TRACKING_URI is the server. The configuration becomes the parameters; checkpoints, deliveries and troubles are
 tags, each with the last of its kind. Every point has its step and its time.
 
-Started again it goes on from the cursor, which is a tag of MLflow's run: no point comes twice. MLflow cannot take a
+Started again it resumes from the cursor, which is a tag of MLflow's run: no point comes twice. MLflow cannot take a
 point back. So when a resume supersedes points that it has, its run is deleted (until `mlflow gc` it can be restored)
 and a new one of the same name has all that counts. MLflow's databases keep an infinite value as the
 largest number there is, NaN as NaN.

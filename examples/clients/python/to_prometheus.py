@@ -4,7 +4,7 @@
     pip install grpcio grpcio-tools prometheus-client
 
 `loss/train` is `host_loss_train{run="NAME",metric="loss/train"}`. Beside the metrics: `host_step`, `host_up` (1 while
-the run is at work), `host_last_event_timestamp_seconds` (an alert on a run that hangs), `host_events_total{kind=…}`
+the run is live), `host_last_event_timestamp_seconds` (an alert on a run that hangs), `host_events_total{kind=…}`
 (checkpoint_written, plugin_fault, warning, …) and `host_deliveries_total{sink=…,state=…}`. Infinity and NaN are
 values to Prometheus, too.
 
@@ -51,8 +51,8 @@ class Exporter:
             return list(self.families())
 
     def families(self):
-        for name, about, value in (("step", "Optimizer steps finished", self.step), ("up", "Whether it is at work", self.up),
-                                   ("last_event_timestamp_seconds", "When it last said something", self.time_us / 1e6)):
+        for name, about, value in (("step", "Optimizer steps finished", self.step), ("up", "1 while the run is live", self.up),
+                                   ("last_event_timestamp_seconds", "Time of the last event", self.time_us / 1e6)):
             yield family(GaugeMetricFamily, name, about, ["run"], {(): value}, self.run)
         yield family(CounterMetricFamily, "events", "Events that count, by kind", ["run", "kind"],
                      {(kind,): count for kind, count in self.events.items()}, self.run)

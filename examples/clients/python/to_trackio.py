@@ -4,12 +4,12 @@
     pip install grpcio grpcio-tools trackio
     trackio show --project host
 
-TRACKIO_DIR says where to; `trackio sync` sends it to a Space. The configuration is the config, and what goes wrong is
+TRACKIO_DIR is the folder; `trackio sync` sends it to a Space. The configuration is the config, and what goes wrong is
 an alert. Every point has its step and its time; infinity and NaN are kept.
 
 It writes where trackio's importers write, since `trackio.log` takes no time. Each row has an id, which trackio takes
-once: started again, it goes on from the cursor in the config, and no point comes twice. When a resume supersedes
-points that trackio has, they are removed: the run is deleted there and written anew.
+once: started again, it resumes from the cursor in the config, and no point comes twice. When a resume supersedes
+points that trackio has, they are removed: the run is deleted there and written again.
 """
 from datetime import datetime, timezone
 

@@ -3,15 +3,15 @@
 
     pip install grpcio grpcio-tools wandb
 
-W&B's own variables count: WANDB_MODE=offline writes files that `wandb sync` sends later, WANDB_DIR says where they
-are. The configuration is the config; checkpoints, deliveries and troubles are in the summary, each with the last of
+W&B's own variables count: WANDB_MODE=offline writes files that `wandb sync` sends later, WANDB_DIR is their
+folder. The configuration is the config; checkpoints, deliveries and troubles are in the summary, each with the last of
 its kind.
 
 W&B's internal step only grows, and has one row each. That is the event's place in the run here, and the optimizer's
 step is the metric `step`, which the charts have as their axis: so no point of a step is lost or merged with another.
 Infinity and NaN are kept.
 
-Started again from the same folder it goes on from the cursor, which it keeps there in wandb/ID.json. W&B cannot take
+Started again from the same folder it resumes from the cursor, which it keeps there in wandb/ID.json. W&B cannot take
 a point back: when a resume supersedes points that it has, a new run of the same name in the same group has all that
 counts; the older one is the one whose id ends in the lower number.
 """

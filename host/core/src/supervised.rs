@@ -67,7 +67,7 @@ impl<P: ?Sized> Supervised<P> {
                 let error = match error.hint_text() {
                     Some(_) => error,
                     None => error.hint(format!(
-                        "its on_error is \"fail\": set \"warn\" for {} in the run's run.toml, and `host resume` goes on without what fails",
+                        "its on_error is \"fail\": set \"warn\" for {} in the run's run.toml, and `host resume` continues without what fails",
                         self.label
                     )),
                 };

@@ -189,7 +189,7 @@ fn refusal(id: &str, schema: &Value, fault: &ValidationError<'_>) -> Error {
             let options: Vec<String> = options.as_array().map_or(Vec::new(), |options| {
                 options.iter().map(ToString::to_string).collect()
             });
-            let what = format!("{} is none of {}", fault.instance(), options.join(", "));
+            let what = format!("{} is not one of {}", fault.instance(), options.join(", "));
             let what = shortened(&what);
             config_error(id, format!("cannot use the setting {at}: {what}")).hint(describe(id))
         }
@@ -362,7 +362,7 @@ mod tests {
         let schema = json!({ "type": "object", "properties": { "link": link } });
         let config = PluginConfig::Values(json!({"link": "soft"}).as_object().unwrap().clone());
         let error = config.resolve(&manifest(Some(schema))).unwrap_err();
-        let told = r#"link: "soft" is none of "auto", "reflink", "hard", "copy""#;
+        let told = r#"link: "soft" is not one of "auto", "reflink", "hard", "copy""#;
         assert!(error.message().ends_with(told), "{error}");
     }
 }

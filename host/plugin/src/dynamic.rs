@@ -49,7 +49,7 @@ impl<'data> Dynamic<'data> {
             .map_err(|()| damaged("its dynamic segment lies outside of the file"))?;
         let count = bytes.len() / size_of::<elf::Dyn64<NativeEndian>>();
         let (entries, _) = pod::slice_from_bytes::<elf::Dyn64<NativeEndian>>(bytes, count)
-            .map_err(|()| damaged("its dynamic segment is none"))?;
+            .map_err(|()| damaged("its dynamic segment is not valid"))?;
         let end = entries
             .iter()
             .position(|entry| entry.tag(endian) == elf::DT_NULL)

@@ -149,7 +149,7 @@ fn check_identity<'data, R: ReadRef<'data>>(data: R) -> Result<(), Refusal> {
     };
     let built_for = (start[4], start[5], u16_at(18));
     if !matches!(built_for, (1 | 2, 1 | 2, _)) {
-        return Err(damaged("its header is none"));
+        return Err(damaged("its header is not valid"));
     }
     if built_for != this_machine() {
         return Err(Refusal::new(
@@ -250,7 +250,7 @@ impl<'data, R: ReadRef<'data>> Sections<'data, R> {
         let section = self.at(index)?;
         match section.sh_type(self.endian) {
             elf::SHT_STRTAB => self.bytes(section),
-            _ => Err(damaged("what should be a table of names is none")),
+            _ => Err(damaged("its table of names is not valid")),
         }
     }
 
@@ -286,7 +286,7 @@ impl<'data, R: ReadRef<'data>> Sections<'data, R> {
             let bytes = self.bytes(table)?;
             let count = bytes.len() / size_of::<elf::Sym64<NativeEndian>>();
             let (symbols, _) = pod::slice_from_bytes::<elf::Sym64<NativeEndian>>(bytes, count)
-                .map_err(|()| damaged("its symbols are none"))?;
+                .map_err(|()| damaged("its symbol table is not valid"))?;
             for symbol in symbols {
                 let is_exported = !symbol.is_undefined(endian)
                     && !symbol.is_local()

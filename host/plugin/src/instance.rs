@@ -117,7 +117,7 @@ impl Instance {
     pub(crate) fn lost(&self) -> Option<String> {
         let call = self.panicked.filter(|_| self.restarts == MOST_RESTARTS)?;
         Some(format!(
-            "it panicked in {call}, and was made anew {MOST_RESTARTS} times before"
+            "it panicked in {call}, and was created again {MOST_RESTARTS} times before"
         ))
     }
 

@@ -243,7 +243,7 @@ fn plugin_id<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     let id = String::deserialize(from)?;
     match is_plugin_id(&id) {
         true => Ok(id),
-        false => Err(de::Error::custom(format!("{id:?} is no plugin's id"))),
+        false => Err(de::Error::custom(format!("{id:?} is not a plugin id"))),
     }
 }
 

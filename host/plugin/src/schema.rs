@@ -154,7 +154,7 @@ impl<'a> Unfolding<'a> {
             .strip_prefix('#')
             .filter(|path| path.starts_with('/') && !path.contains('%'))
             .and_then(|path| self.root.pointer(path))
-            .ok_or_else(|| format!("it refers to {to:?}, which is no part of it"))?;
+            .ok_or_else(|| format!("it refers to {to:?}, which is not part of it"))?;
         self.targets.insert(to, Target::Open);
         let size = self.measure(target, above)?;
         self.targets.insert(to, Target::Measured(size));
@@ -219,7 +219,7 @@ mod tests {
             "",
         ] {
             let schema = json!({"properties": {"a": {"$ref": to}}, "$defs": {"a": {}}});
-            let expected = format!("it refers to {to:?}, which is no part of it");
+            let expected = format!("it refers to {to:?}, which is not part of it");
             assert_eq!(refusal(&schema), expected);
         }
         for key in ["$dynamicRef", "$recursiveRef"] {

@@ -249,7 +249,7 @@ impl Watch<'_> {
                     let give_up_at = *give_up_at.get_or_insert(now + self.patience);
                     if now >= give_up_at {
                         return Err(self.client.error(&status).hint(format!(
-                            "the last event seen was {}; go on from there when it is back",
+                            "the last event seen was {}; resume from there when it is back",
                             self.cursor
                         )));
                     }

@@ -100,11 +100,11 @@ impl Server {
         }
         let (reason, missing) = match has_tls {
             false => (
-                "anybody on the way could listen",
+                "others on the network could read them",
                 "--tls self-signed, or --tls-cert and --tls-key,",
             ),
             true => (
-                "anybody on the network could read the runs",
+                "any machine on the network could read the runs",
                 "--read-token-env NAME",
             ),
         };

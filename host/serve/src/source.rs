@@ -215,7 +215,7 @@ impl Runs {
                 "run {run} is not trained by this server but by the one at {}",
                 address.trim()
             )),
-            Ok(None) => Status::failed_precondition(format!("run {run} is not at work")),
+            Ok(None) => Status::failed_precondition(format!("run {run} is not live")),
         }
     }
 

@@ -132,7 +132,7 @@ impl Watcher {
 
     fn stopped(&self) -> (Piece, Next) {
         let status = Status::unavailable(format!(
-            "the server is stopping; go on from cursor {}",
+            "the server is stopping; resume from cursor {}",
             self.cursor
         ));
         let end = end(self.cursor, WatchEndReason::ServerStopping);

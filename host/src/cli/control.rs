@@ -63,7 +63,7 @@ enum Verb {
     Evaluate,
     /// Stands still at the step boundary
     Pause,
-    /// Goes on after a pause
+    /// Continues after a pause
     Continue,
     /// Sets the learning rate to a multiple of the schedule's
     SetLr {

@@ -19,7 +19,7 @@ pub(super) struct Deliver {
     /// The run's name or folder
     run: String,
 
-    /// Leave what is not delivered after so many seconds
+    /// Give up after this many seconds; what is not delivered stays queued
     #[arg(long, value_name = "SECS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     timeout: u64,
 

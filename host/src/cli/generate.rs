@@ -14,7 +14,7 @@ pub(super) struct Generate {
     /// A checkpoint's folder, a run, of which the newest checkpoint is taken, or hub:USER/NAME@BRANCH
     checkpoint: String,
 
-    /// Text to go on from
+    /// Text to continue
     #[arg(
         long,
         value_name = "TEXT",
@@ -31,7 +31,7 @@ pub(super) struct Generate {
     #[arg(long, value_name = "T", default_value_t = 0.8)]
     temperature: f64,
 
-    /// Only the so many likeliest tokens count; 0 counts all
+    /// Sample among this many likeliest tokens; 0 takes all
     #[arg(long, value_name = "TOKENS", default_value_t = 50)]
     top_k: i64,
 

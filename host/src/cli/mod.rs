@@ -85,7 +85,7 @@ struct RunsDir {
 /// Reads the command line and does what it says.
 ///
 /// # Errors
-/// Whatever keeps it from being done; the error is for `main` to print.
+/// What keeps it from being done; `main` prints the error.
 pub(crate) fn execute(args: Vec<OsString>) -> Result<StopReason> {
     let args = argv::normalize(&command(), args)?;
     let cli = command()
@@ -143,7 +143,7 @@ fn command() -> clap::Command {
         .mut_subcommand("verify-resume", describe)
 }
 
-/// Writes to stdout. Nobody reading any more, as behind `| head`, is no error.
+/// Writes to stdout. A closed pipe, as behind `| head`, is not an error.
 fn print(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());

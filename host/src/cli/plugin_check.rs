@@ -135,7 +135,7 @@ impl Check {
     }
 }
 
-/// A library that is refused is found all the same, if its file was named: its gate test says why.
+/// A refused library is found too, if its file was named: its gate test gives the reason.
 fn find(search: &SearchPath, target: &Target) -> Result<(PathBuf, Option<PluginManifest>)> {
     match (search.find(target), target) {
         (Ok(found), _) => Ok((found.path, Some(found.manifest))),

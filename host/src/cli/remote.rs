@@ -50,7 +50,7 @@ impl RemoteArgs {
                 format!("run {} is not live: {}", dir.name(), dir.path().display()),
             )
             .hint(format!(
-                "`host runs show {0}` shows what it did, `host resume {0}` goes on with it",
+                "`host runs show {0}` shows what it did, `host resume {0}` resumes it",
                 dir.name()
             ))
         })?;

@@ -9,7 +9,7 @@ A run that was ended before its first checkpoint begins again. A damaged checkpo
 one before it offered. With --from, what was recorded after that checkpoint no longer counts, and the
 later checkpoints stay in the run folder as step-000040.superseded-1; remove them when you like.";
 
-/// Goes on with a run from its newest checkpoint, exactly
+/// Resumes a run from its newest checkpoint, exactly
 #[derive(Debug, clap::Args)]
 #[command(after_help = DETAILS)]
 pub(super) struct Resume {

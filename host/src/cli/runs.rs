@@ -505,7 +505,7 @@ fn config_text(config: &Value) -> String {
     lines.collect()
 }
 
-/// What `run.toml` says, which a resume may have changed; else what the store was told at first.
+/// What `run.toml` says, which a resume may have changed; else what the store recorded at first.
 pub(super) fn config(dir: &RunDir, row: &RunRow) -> Value {
     let file = std::fs::read_to_string(dir.config_file()).ok();
     let table = file.and_then(|text| text.parse::<toml::Table>().ok());

@@ -53,7 +53,7 @@ struct Compared {
     rows: Vec<RunRow>,
     differences: Vec<ConfigDifference>,
     metrics: Vec<MetricComparison>,
-    /// Metrics that nobody asked for by name.
+    /// Metrics that were not asked for by name.
     left_out: usize,
 }
 
@@ -256,7 +256,7 @@ fn is_of_training(name: &str) -> bool {
     !name.starts_with("plugin/") && !name.starts_with("system/")
 }
 
-/// The error for a metric that nobody has.
+/// The error for a metric that no run has.
 pub(super) fn no_metric<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Error {
     let error = Error::new(
         Kind::Config,

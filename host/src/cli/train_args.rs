@@ -129,7 +129,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "WHAT", value_parser = ["stop", "skip", "continue"], help_heading = OPTIMIZER)]
     on_nonfinite: Option<String>,
 
-    /// Evaluate and write a checkpoint every so many optimizer steps; 0 does so at the end only
+    /// Evaluate and write a checkpoint every this many optimizer steps; 0: at the end only
     #[arg(long, value_name = "STEPS", help_heading = CHECKPOINTS)]
     save_checkpoint_steps: Option<u64>,
 
@@ -177,11 +177,11 @@ pub(crate) struct TrainArgs {
     listen: Option<String>,
 
     /// Asks the sinks before the first step whether checkpoints will arrive, and whether the run's disk
-    /// has room for two: what is not ready keeps the run from starting, is a warning, or nobody is asked
+    /// has room for two: fail: do not start if one is not ready; warn: warn and start; off: do not ask
     #[arg(long, value_name = "WHAT", value_parser = ["fail", "warn", "off"], help_heading = RUN)]
     preflight: Option<String>,
 
-    /// Record the machine's load, memory, disk and network every so many seconds; 0 never does
+    /// Record the machine's load, memory, disk and network every this many seconds; 0: never
     #[arg(long, value_name = "SECS", help_heading = RUN)]
     system_metrics_secs: Option<u64>,
 
@@ -230,7 +230,7 @@ impl TrainArgs {
         }
     }
 
-    /// What may be said anew when a run goes on.
+    /// What a resume may change.
     pub(crate) fn resuming(
         max_train_steps: Option<u64>,
         listen: Option<String>,

@@ -12,7 +12,7 @@ use crate::progress::{Progress, Style};
 use crate::run_dir::RunDir;
 
 const KEYS: &str = "\
-In a terminal it is a dashboard, of a run at work or of one that is over; `?` there names the keys. Some ask
+In a terminal it is a dashboard, of a live run or of a finished one; `?` there names the keys. Some ask
 the run for something: to stop, to pause, for a checkpoint or an evaluation. That takes the control token,
 which a live run's folder has; of a run elsewhere, give the address and --token-env.";
 
@@ -103,7 +103,7 @@ impl Watch {
         progress.end();
         if watch.end() == Some(WatchEnd::RunCrashed) {
             progress.say(&format!(
-                "the run's process is gone; `host resume {}` goes on from its newest checkpoint",
+                "the run's process is gone; `host resume {}` resumes it from its newest checkpoint",
                 run.name
             ));
         }

@@ -210,7 +210,7 @@ impl Screen {
         if model.is_at_work() {
             return Some(request);
         }
-        let text = "the run is not at work".to_owned();
+        let text = "the run is not live".to_owned();
         self.answer = Some(Answer::refusal(text));
         None
     }

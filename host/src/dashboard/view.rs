@@ -330,7 +330,7 @@ const HELP: [(&str, &str); 11] = [
     ("e", "an evaluation now"),
     ("p", "pause, and continue"),
     ("s", "stop, with a checkpoint"),
-    ("q", "leave: the run goes on"),
+    ("q", "leave: the run continues"),
     ("?", "help; any key closes it"),
 ];
 

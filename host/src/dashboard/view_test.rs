@@ -335,7 +335,7 @@ fn every_metric_has_a_chart_and_the_help_every_key() {
     assert_eq!(titles.len(), model.metric_names().len());
     let mut shown = Shown::new().press(&model, [KeyCode::Char('?')]);
     let screen = shown.at(&model, 80, 24);
-    assert!(screen.contains("leave: the run goes on"), "{screen}");
+    assert!(screen.contains("leave: the run continues"), "{screen}");
 }
 
 #[test]

@@ -40,7 +40,7 @@ impl Courier {
     }
 
     fn publish(&mut self, checkpoint: &CheckpointDir) -> Result<Receipt, SinkError> {
-        let sink = self.destination.sink.active().expect("it is at work");
+        let sink = self.destination.sink.active().expect("it is busy");
         sink.publish(Publish {
             run: &self.run,
             checkpoint,

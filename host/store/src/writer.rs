@@ -66,7 +66,7 @@ impl Writer {
                 Kind::Config,
                 format!("the folder already has a run: {}", run_dir.display()),
             )
-            .hint("choose another name, or go on with that run by `host resume`"));
+            .hint("choose another name, or resume that run with `host resume`"));
         }
         prepare(&connection, &path, journal)?;
         make_run(&connection, record).map_err(|e| fault::sql("make the run store", &path, &e))?;

@@ -271,7 +271,7 @@ impl Log {
                     self.writer.path().display()
                 ),
             )
-            .hint("free some disk space; training goes on meanwhile");
+            .hint("free some disk space; training continues meanwhile");
             (self.callbacks.on_failure)(&error);
         }
     }

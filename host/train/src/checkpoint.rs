@@ -202,7 +202,7 @@ impl<'scope> CheckpointWriter<'scope> {
         last.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             .map_err(|error| {
                 let message = format!("the last checkpoint was not written: {}", error.message());
-                let way_out = "`host resume` then goes on from the checkpoint before it";
+                let way_out = "`host resume` then resumes from the checkpoint before it";
                 Error::new(error.kind(), message).hint(match error.hint_text() {
                     Some(hint) => format!("{hint}; {way_out}"),
                     None => format!("see to the folder; {way_out}"),

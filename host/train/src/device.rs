@@ -18,7 +18,7 @@ pub(crate) fn parse(device: &str) -> Result<Device> {
             .strip_prefix("cuda:")
             .and_then(|index| index.parse().ok())
             .ok_or_else(|| {
-                Error::new(Kind::Config, format!("device is none: {other}"))
+                Error::new(Kind::Config, format!("unknown device: {other}"))
                     .hint("use cpu, cuda, cuda:N or auto")
             })?,
     };
@@ -41,7 +41,7 @@ pub(crate) fn parse(device: &str) -> Result<Device> {
 fn absent(device: &str, why: &str) -> Error {
     Error::new(
         Kind::Config,
-        format!("device {device} is not to be had: {why}"),
+        format!("device {device} is not available: {why}"),
     )
     .hint("use --device cpu, or look whether nvidia-smi shows the device")
 }
@@ -87,10 +87,10 @@ pub(crate) mod tests {
         assert!(parse("auto").is_ok());
         for none in ["tpu", "cuda:x", "cuda:-1", "cuda:"] {
             let error = parse(none).expect_err("no device");
-            assert_eq!(error.message(), format!("device is none: {none}"));
+            assert_eq!(error.message(), format!("unknown device: {none}"));
         }
         let error = parse("cuda:999").expect_err("too many");
-        let start = "device cuda:999 is not to be had: ";
+        let start = "device cuda:999 is not available: ";
         assert!(error.message().starts_with(start), "{error}");
     }
 }

@@ -276,7 +276,7 @@ impl State {
         self.log.flush()?;
         writer.settle()?;
         let Some((back, folder)) = checkpoint::newest(&self.checkpoints, step) else {
-            let message = "there is no checkpoint to go back to; training goes on".to_owned();
+            let message = "there is no checkpoint to go back to; training continues".to_owned();
             self.emitter.emit(step, EventBody::Warning { message });
             return Ok(step);
         };

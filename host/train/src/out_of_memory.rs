@@ -32,7 +32,7 @@ pub(crate) fn explained<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
 fn full(wanted: String) -> Error {
     Error::new(
         Kind::System,
-        format!("the memory is full: {wanted} more were wanted"),
+        format!("out of memory: an allocation of {wanted} failed"),
     )
     .hint(
         "lower --train-batch-size and raise --gradient-accumulation-steps, turn on \
@@ -83,7 +83,7 @@ mod tests {
         // 16 PiB, in whatever unit libtorch says it.
         let make = || Ok(Tensor::zeros([1 << 54], (TorchKind::Uint8, device())));
         let error = explained(make).expect_err("no machine has that");
-        let start = "the memory is full: 1";
+        let start = "out of memory: an allocation of 1";
         assert!(error.message().starts_with(start), "{error}");
         assert!(error.hint_text().is_some());
 
@@ -99,7 +99,7 @@ mod tests {
         let error = error.expect_err("full");
         assert_eq!(
             error.message(),
-            "the memory is full: 2.50 GiB more were wanted"
+            "out of memory: an allocation of 2.50 GiB failed"
         );
     }
 }

@@ -218,7 +218,7 @@ impl StepLog {
             OnNonfinite::Skip => "the step was skipped",
             OnNonfinite::Stop => {
                 return Err(Error::new(Kind::Training, format!("training diverged: {what}"))
-                    .hint("set a lower learning_rate, or on_nonfinite = \"skip\", in the run's run.toml: `host resume` goes on from the last checkpoint with it"));
+                    .hint("set a lower learning_rate, or on_nonfinite = \"skip\", in the run's run.toml: `host resume` resumes from the last checkpoint with it"));
             }
         };
         let message = format!("{what}: {then}");

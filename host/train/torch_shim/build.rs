@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 fn main() {
     let lib = PathBuf::from(
-        env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys says where libtorch lies"),
+        env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys tells where libtorch is"),
     );
     let torch = lib.parent().unwrap_or(Path::new("/"));
     cc::Build::new()

@@ -63,7 +63,7 @@ impl<'a> Target<'a> {
             }
             let so_far = format!("{} of {} bytes", self.bytes, pointer.size);
             http.limit().warn(&format!(
-                "a file has come to {so_far}, and goes on: {failed}"
+                "a download stopped at {so_far} and continues: {failed}"
             ));
             http.limit()
                 .sleep(Duration::from_millis(200 * (1 << attempt)))?;

@@ -159,7 +159,7 @@ impl Publisher {
         }
         if wanted.for_resume && !has(MANIFEST) {
             let more = ", which trainer = true pushes with each checkpoint";
-            return lacks("state to go on with", more);
+            return lacks("state to resume from", more);
         }
         let piece = |blob: Blob| {
             let pointer = match blob.size {

@@ -86,7 +86,7 @@ impl Publisher {
             Some(commit) => {
                 let short: String = commit.chars().take(7).collect();
                 format!(
-                    "branch {branch} goes on from {short}: {}",
+                    "branch {branch} continues from {short}: {}",
                     self.remote.url()
                 )
             }

@@ -34,7 +34,7 @@ pub(super) const TESTS: &[Test] = &[
     ),
     TOPIC.test(
         "refusals-have-reasons",
-        "a create that fails says why",
+        "a create that fails gives its reason",
         refusals_have_reasons,
     ),
     TOPIC.test(

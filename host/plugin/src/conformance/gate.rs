@@ -217,7 +217,7 @@ fn entry_other_major(setup: &Setup) -> Verdict {
         if ask(entry, Box::leak(Box::new(api)), &who).is_null() && take_error().is_none() {
             return Err(fault(
                 format!("refused {who} without a reason"),
-                "whoever refuses a host says why by set_error",
+                "an entry that refuses a host gives its reason by set_error",
                 "call api->set_error(api->ctx, …) before null is returned",
             ));
         }
@@ -309,7 +309,7 @@ fn loads_quickly(setup: &Setup) -> Verdict {
                 "took {} ms to load and to describe itself",
                 took.as_millis()
             ),
-            "the entry function only says what there is; it is called at every start of a run",
+            "the entry function only describes the plugin; it is called at every start of a run",
             "do the work in create, or in the first call",
         ));
     }

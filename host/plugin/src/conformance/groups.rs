@@ -24,7 +24,7 @@ pub(super) const TESTS: &[Test] = &[
     ),
     TOPIC.test(
         "groups-odd-names",
-        "names that nobody foresaw, in any script, are grouped like others",
+        "unforeseen names, in any script, are grouped like others",
         |setup| grouped(setup, &odd_names(), "parameters with odd names"),
     ),
     TOPIC.test(

@@ -66,7 +66,7 @@ pub(super) const TESTS: &[Test] = &[
     ),
     TOPIC.test(
         "update-failures-have-reasons",
-        "an update that fails says why",
+        "an update that fails gives its reason",
         update_failures_have_reasons,
     ),
     TOPIC.test(

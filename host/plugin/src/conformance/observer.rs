@@ -51,7 +51,7 @@ pub(super) const TESTS: &[Test] = &[
     ),
     TOPIC.test(
         "state-continues",
-        "an instance with an imported state goes on as the one that exported it",
+        "an instance with an imported state continues as the one that exported it",
         state_continues,
     ),
     TOPIC.test(

@@ -141,7 +141,7 @@ fn children() -> String {
     match unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } {
         -1 => "none".to_owned(),
         0 => "some that run".to_owned(),
-        _ => "one that nobody waited for".to_owned(),
+        _ => "one that was not waited for".to_owned(),
     }
 }
 

@@ -266,7 +266,7 @@ fn publish(setup: &Setup) -> Verdict {
     let subject = Subject::load(setup)?;
     let delivery = Delivery::write(setup, SMALL)?;
     let receipt = delivery.publish(&subject.sink()?, "a small checkpoint")?;
-    let expected = "the receipt is a JSON object that says where the checkpoint is: {\"path\": …}";
+    let expected = "the receipt is a JSON object with the checkpoint's place: {\"path\": …}";
     let fix = "put what lets a person find it by put_bytes";
     match receipt.map(crate::checkpoint_sink::receipt) {
         Some(Ok(receipt)) if receipt.0 != "{}" => Ok(()),
@@ -553,7 +553,7 @@ fn absent_fetch(setup: &Setup) -> Verdict {
     let delivery = Delivery::write(setup, SMALL)?;
     let sink = subject.sink()?;
     delivery.publish(&sink, "a checkpoint")?;
-    let given = "a revision that nobody has";
+    let given = "a revision that does not exist";
     match tolerate(delivery.fetch(&sink, "no-such-revision", given)?)? {
         Err(failure) => has_reason(&failure),
         Ok(folder) => Err(fault(

@@ -80,7 +80,7 @@ pub(super) fn foreign(of: &mut impl Stateful) -> Verdict {
     match is_refused {
         true => Ok(()),
         false => Err(fault(
-            "took every state of the right length, whatever its bytes",
+            "took every state of the right length, with any bytes",
             "a state says its own version, and one of another version is refused",
             "put a version number first, and return HOST_UNSUPPORTED for another",
         )),

@@ -187,7 +187,7 @@ impl From<Failure> for Stop {
         fault(
             failure.words(),
             "the call succeeds: its arguments are ones that a host passes",
-            "make the call work for them; what set_error was told says why it did not",
+            "make the call work for them; the text given to set_error is the reason that it did not",
         )
     }
 }

@@ -54,7 +54,7 @@ fn another_byte_order_or_word_size() {
     let mut bytes = good;
     bytes[4] = 9;
     fs::write(&path, bytes).unwrap();
-    let reason = "plugin is a damaged shared library: its header is none";
+    let reason = "plugin is a damaged shared library: its header is not valid";
     assert_refused(&path, reason, "build or copy it again");
 }
 
@@ -192,7 +192,7 @@ fn a_manifest_with_a_wrong_field() {
         (
             "config",
             json!({"$ref": "https://example.org/schema"}),
-            "the plugin's manifest is wrong: config must be a JSON Schema (it refers to \"https://example.org/schema\", which is no part of it)",
+            "the plugin's manifest is wrong: config must be a JSON Schema (it refers to \"https://example.org/schema\", which is not part of it)",
             WRONG_MANIFEST,
         ),
     ] {

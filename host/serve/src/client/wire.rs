@@ -130,7 +130,7 @@ pub(super) async fn connect(remote: &Remote) -> Result<Wire> {
             Kind::System,
             format!("cannot connect to {addr}: {}", innermost(&e)),
         )
-        .hint("is the run still at work? `host serve` shows runs that have ended")
+        .hint("is the run still live? `host serve` shows runs that have ended")
     })?;
     let bearer = remote
         .token

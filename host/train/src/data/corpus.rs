@@ -103,7 +103,7 @@ impl Corpus {
                         file.path.display()
                     ),
                 )
-                .hint("give the one beside it by --tokenizer, or write the file anew with `host data tokenize`"));
+                .hint("give the one beside it by --tokenizer, or write the file again with `host data tokenize`"));
             }
         }
         Ok(())

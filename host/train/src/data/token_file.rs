@@ -66,7 +66,7 @@ impl TokenHeader {
                 Kind::Config,
                 format!("the token file cannot be used: {why}: {}", path.display()),
             )
-            .hint("write it anew with `host data tokenize`")
+            .hint("write it again with `host data tokenize`")
         };
         let mut file =
             File::open(path).map_err(|error| Error::io("open the token file", path, &error))?;

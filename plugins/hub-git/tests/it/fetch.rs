@@ -266,7 +266,7 @@ fn what_is_not_there_is_said_with_what_is() {
     );
     let said = permanent(fetch(&publisher, Some("run-1"), to.path()));
     assert!(
-        said.contains("has no state to go on with, which trainer = true pushes"),
+        said.contains("has no state to resume from, which trainer = true pushes"),
         "{said}"
     );
 }
