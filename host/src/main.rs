@@ -13,6 +13,7 @@ mod login_name;
 mod meter;
 mod nearest;
 mod number;
+mod openmp;
 mod origin;
 mod plan;
 mod plugin_accounts;

@@ -3,6 +3,7 @@ medians and ratios. Usage: run.py [ROUNDS [SHAPE…]]; the table is kept as targ
 DEVICE=cuda:0 runs it on a GPU; the table is then train-cuda.json beside it.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -62,10 +63,10 @@ def command(config, shape, checkpoint_steps=0, checkpointing=False, plugins=()):
     return [str(word) for word in words] + [word for plugin in plugins for word in ("--plugin", plugin)]
 
 
-def host(config, shape, **arguments):
+def host(config, shape, environment=(), **arguments):
     begin = time.time()
     with open(folder / "host.jsonl", "w+") as out, open(folder / "host.log", "w+") as log:
-        process = subprocess.Popen(command(config, shape, **arguments), stdout=out, stderr=log)
+        process = subprocess.Popen(command(config, shape, **arguments), stdout=out, stderr=log, env={**os.environ, **dict(environment)})
         _, status, usage = os.wait4(process.pid, 0)  # the child's own accounting
         if status != 0:
             log.seek(0)
@@ -135,6 +136,8 @@ def main():
         report[name]["checkpoint"] = checkpoints(config, shape)
     if not wanted or "deep" in wanted:
         report["gradient_checkpointing"] = gradient_checkpointing()
+    if on_cpu and (not wanted or "contention" in wanted):
+        report["contention"] = contention()
     if not wanted or "plugins" in wanted:
         report["plugins"] = plugins()
     if not wanted or "deliveries" in wanted:
@@ -159,6 +162,47 @@ def gradient_checkpointing():
     print(f"\ngradient checkpointing, {sizes['n_layer']} layers, width {sizes['n_embd']}, {batch} x {length} tokens: peak memory "
           f"{peaks[1]:.0f} MB, {peaks[0]:.0f} MB without ({peaks[1] / peaks[0]:.2f}x); a step takes {times[1] / times[0]:.2f}x the time")
     return {"peak_mb": peaks[1], "peak_mb_without": peaks[0], "step_secs": times[1], "step_secs_without": times[0]}
+
+
+@contextlib.contextmanager
+def neighbors(count):
+    """Processes that each keep a core busy."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def contention():
+    """A step beside busy processes: as the host is, with the spinning of idle threads set by hand to the same
+    and to libgomp's own default, and Accelerate."""
+    sizes, batch, length, _ = SHAPES["small"]
+    shape = (sizes, batch, length, 12)
+    token_files(sizes["vocab_size"])
+    config = configuration("small", sizes)
+    contenders = {
+        "host": lambda: host(config, shape),
+        "host, GOMP_SPINCOUNT=10000": lambda: host(config, shape, {"GOMP_SPINCOUNT": "10000"}),
+        "host, GOMP_SPINCOUNT=300000": lambda: host(config, shape, {"GOMP_SPINCOUNT": "300000"}),
+        "accelerate": lambda: peer(config, shape, "plain"),
+    }
+    report = {}
+    for count in (0, 2, 6):
+        results = {who: [] for who in contenders}
+        with neighbors(count):
+            for _ in range(rounds):
+                for who, measure in contenders.items():
+                    results[who].append(statistics.median(measure()["step_secs"][WARM:]))
+        print(f"\nbeside {count} busy processes, {os.cpu_count()} cores, {batch} x {length} tokens, {rounds} rounds in turn")
+        for who, seconds in results.items():
+            ratio = statistics.median(base / theirs for theirs, base in zip(seconds, results["host, GOMP_SPINCOUNT=10000"]))
+            print(f"{who:28}{statistics.median(seconds):12.3f} s a step ({min(seconds):.3f}-{max(seconds):.3f}); "
+                  f"with GOMP_SPINCOUNT=10000 by hand it is {ratio:.3f}x")
+        report[count] = results
+    return report
 
 
 def plugins():

@@ -25,6 +25,7 @@ mod metric_inputs;
 mod misbehaving;
 mod nonfinite;
 mod observers;
+mod openmp;
 mod plugin_check;
 mod plugin_lock;
 mod policies;

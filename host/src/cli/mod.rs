@@ -31,7 +31,7 @@ use host_core::{Result, StopReason};
 
 pub(crate) use train_args::TrainArgs;
 
-use crate::settings;
+use crate::{openmp, settings};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -68,6 +68,13 @@ enum Command {
     Generate(generate::Generate),
 }
 
+impl Command {
+    /// Whether this process computes with libtorch for longer than a moment.
+    fn computes(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::Resume(_) | Self::Generate(_))
+    }
+}
+
 /// Where runs are looked for.
 #[derive(Clone, Debug, clap::Args)]
 struct RunsDir {
@@ -98,6 +105,9 @@ pub(crate) fn execute(args: Vec<OsString>) -> Result<StopReason> {
             return Ok(StopReason::Completed);
         }
     };
+    if cli.command.computes() {
+        openmp::limit_spinning();
+    }
     match cli.command {
         Command::Run(run) => return run.execute(),
         Command::Resume(resume) => return resume.execute(),
