@@ -62,7 +62,7 @@ fn numbers_out_of_range_and_words_that_mean_nothing() {
             "model is neither a preset nor a config.json nor a folder with one: gpt5",
             "tiny",
         ),
-        ("--device", "tpu", "device is none: tpu", "cpu, cuda"),
+        ("--device", "tpu", "unknown device: tpu", "cpu, cuda"),
         (
             "--precision",
             "f16",
@@ -96,7 +96,7 @@ fn numbers_out_of_range_and_words_that_mean_nothing() {
         (
             "--resume_from_checkpoint",
             "x",
-            "no checkpoint to go on from: ",
+            "no checkpoint to resume from: ",
             "step-000100",
         ),
         (

@@ -34,7 +34,7 @@ fn assert_refused(home: &Home, how: &str, file: &Path) {
     let expected = format!("the checkpoint is damaged: {how}");
     assert!(error.starts_with(&expected), "{error}");
     assert!(error.ends_with(&format!(": {}", file.display())), "{error}");
-    let way_on = "`host resume run --from step-000015` goes on from the one before, which is whole";
+    let way_on = "`host resume run --from step-000015` resumes from the one before, which is whole";
     assert_eq!(hint, way_on);
 }
 
@@ -134,7 +134,7 @@ fn a_run_goes_on_from_an_older_checkpoint_to_the_same_bytes() {
     let killed = home.host_with(&env, &back);
     assert_eq!(killed.signal(), Some(9), "{killed}");
     assert!(
-        killed.stderr.contains("going on from step 10: "),
+        killed.stderr.contains("resuming from step 10: "),
         "{killed}"
     );
     assert_eq!(home.checkpoints("run"), [5, 10]);
@@ -147,7 +147,7 @@ fn a_run_goes_on_from_an_older_checkpoint_to_the_same_bytes() {
     }
     let resumed = home.host(&RESUME).succeeded();
     assert!(
-        resumed.stderr.contains("going on from step 10: "),
+        resumed.stderr.contains("resuming from step 10: "),
         "{resumed}"
     );
 
@@ -200,7 +200,7 @@ fn a_half_written_checkpoint_is_passed_over() {
     }
     let resumed = home.host(&RESUME).succeeded();
     assert!(
-        resumed.stderr.contains("going on from step 20: "),
+        resumed.stderr.contains("resuming from step 20: "),
         "{resumed}"
     );
     for name in [".step-000023.partial", ".step-000025.partial"] {

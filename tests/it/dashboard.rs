@@ -98,7 +98,7 @@ fn a_killed_run_is_shown_as_crashed_and_how_it_goes_on() {
     screen.shows(&["killed  crashed"]);
     // Control-C is a key here.
     screen.press("\u{3}");
-    screen.left_with("`host resume killed` goes on from its newest checkpoint");
+    screen.left_with("`host resume killed` resumes it from its newest checkpoint");
 }
 
 #[test]

@@ -183,7 +183,7 @@ fn a_run_without_room_for_its_last_checkpoint_fails_and_can_be_resumed() {
     disk.resize(500);
     let resumed = disk.host(&["resume", "run"]).succeeded();
     assert!(
-        resumed.stderr.contains("going on from step 20: "),
+        resumed.stderr.contains("resuming from step 20: "),
         "{resumed}"
     );
     assert_as_with_room(&home, &run_dir, 30);

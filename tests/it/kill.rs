@@ -123,7 +123,7 @@ impl Scene {
         let resumed = self.home.host(&["resume", "run"]).succeeded();
         let said = match step {
             0 => "beginning again: the run was ended before its first checkpoint".to_owned(),
-            step => format!("going on from step {step}: "),
+            step => format!("resuming from step {step}: "),
         };
         assert!(resumed.stderr.contains(&said), "{resumed}");
         self.is_as_undisturbed(generation);

@@ -111,7 +111,7 @@ fn a_metric_that_panics_is_made_anew_three_times() {
     let flags = ["--save-checkpoint-steps", "2", "--plugin", &plugin];
     home.train("panic", &flags).succeeded();
     assert_eq!(steps(&faults(&home, "panic")), [6, 8, 10, 12]);
-    let why = "plugin misbehaving is not called any more: it panicked in update, and was made anew 3 times before; its values are missing from here on";
+    let why = "plugin misbehaving is not called any more: it panicked in update, and was created again 3 times before; its values are missing from here on";
     assert_eq!(disabled(&home, "panic"), [(12, why.to_owned())]);
     let restarts = curve(&home.run_dir("panic"), "plugin/misbehaving/restarts");
     let last = restarts

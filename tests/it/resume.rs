@@ -45,7 +45,7 @@ fn assert_goes_on_exactly(home: &Home, name: &str) {
     let resumed = home
         .host(&["resume", name, "--max-train-steps", &end])
         .succeeded();
-    let from = format!("going on from step {newest}: ");
+    let from = format!("resuming from step {newest}: ");
     assert!(resumed.stderr.contains(&from), "{resumed}");
 
     let undisturbed = [&ENDLESS[..], &["--max-train-steps", &end]].concat();

@@ -137,7 +137,7 @@ fn after_a_panic_another_instance_publishes_at_most_three_times() {
     }
     assert_eq!(
         sink.lost().unwrap(),
-        "it panicked in publish, and was made anew 3 times before"
+        "it panicked in publish, and was created again 3 times before"
     );
     let again = "it panicked in publish before and is not called again";
     assert_eq!(

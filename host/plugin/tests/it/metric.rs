@@ -285,7 +285,7 @@ fn after_a_panic_the_instance_is_only_destroyed_until_a_reset() {
     let lost = metric.lost().unwrap();
     assert_eq!(
         lost,
-        "it panicked in update, and was made anew 3 times before"
+        "it panicked in update, and was created again 3 times before"
     );
     assert!(metric.reset().is_err());
     drop(metric);

@@ -186,7 +186,7 @@ fn a_server_that_does_not_train_says_who_does() {
     let refused = client
         .ask(NAME, "", ask(Request::Stop))
         .expect_err("refused");
-    assert!(refused.message().contains("not at work"), "{refused}");
+    assert!(refused.message().contains("not live"), "{refused}");
     drop((client, serving, runs_dir));
 }
 

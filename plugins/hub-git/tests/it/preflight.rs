@@ -105,7 +105,7 @@ fn a_folder_says_where_its_branch_stands_and_what_does_not_fit() {
     let commit = git(repo.as_ref(), &["rev-parse", "run"]);
     let found = ask(&publisher, 1000).expect("ready");
     let short = &commit[..7];
-    assert_eq!(found, format!("branch run goes on from {short}: {repo}"));
+    assert_eq!(found, format!("branch run continues from {short}: {repo}"));
     match ask(&publisher, 1 << 60) {
         Err(Error::Temporary(words)) => assert!(words.contains("are needed"), "{words}"),
         other => panic!("{other:?}"),
