@@ -20,7 +20,7 @@ use tch::Tensor;
 pub(crate) use self::folder::{Layout, newest};
 pub use self::manifest::verify;
 use self::manifest::{hash, sync};
-use crate::data::Cursor;
+use crate::data::{Cursor, Fingerprint};
 use crate::weights::{self, HostTensor};
 
 /// An observer's state is `trainer/observer-LABEL`, bytes of its own.
@@ -33,8 +33,9 @@ pub(crate) struct TrainerState {
     format: u32,
     pub(crate) step: Step,
     pub(crate) data: Cursor,
-    /// Names and sizes of the training files, hashed: another corpus cannot be gone on with.
-    pub(crate) data_sha256: String,
+    /// With other data a training cannot go on.
+    #[serde(flatten)]
+    pub(crate) fingerprint: Fingerprint,
     /// What the schedule's learning rate is multiplied by: what a client set, and observers lowered.
     pub(crate) learning_rate_factor: f64,
     /// What observers asked for and did not get yet.
@@ -45,12 +46,12 @@ const FORMAT: u32 = 2;
 
 impl TrainerState {
     /// The state at a step before observers asked for anything.
-    pub(crate) fn new(step: Step, data: Cursor, data_sha256: String) -> Self {
+    pub(crate) fn new(step: Step, data: Cursor, fingerprint: Fingerprint) -> Self {
         Self {
             format: FORMAT,
             step,
             data,
-            data_sha256,
+            fingerprint,
             learning_rate_factor: 1.0,
             asked: Vec::new(),
         }

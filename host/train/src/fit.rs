@@ -13,7 +13,7 @@ use tch::{Kind as TorchKind, Tensor};
 use crate::batch;
 use crate::checkpoint::{self, CheckpointWriter, Layout, Live, Stored, TrainerState};
 use crate::config::OnNonfinite;
-use crate::data::Loader;
+use crate::data::{Fingerprint, Loader};
 use crate::evaluate::Evaluation;
 use crate::model::Gpt2;
 use crate::observers::Observers;
@@ -56,7 +56,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
         generation: ports.generation,
         model: trainer.model,
         loader: trainer.loader,
-        data_sha256: trainer.data_sha256,
+        fingerprint: trainer.fingerprint,
         random: trainer.random,
     };
     if let Some(stored) = trainer.stored {
@@ -207,7 +207,7 @@ struct State {
     learning_rate_factor: f64,
     checkpoints: PathBuf,
     generation: u32,
-    data_sha256: String,
+    fingerprint: Fingerprint,
     random: RandomState,
 }
 
@@ -298,7 +298,7 @@ impl State {
     /// What a checkpoint of this moment is made from, but for what others add to it.
     fn live(&self, step: Step) -> Result<Live<'_>> {
         Ok(Live {
-            state: TrainerState::new(step, self.loader.cursor(), self.data_sha256.clone()),
+            state: TrainerState::new(step, self.loader.cursor(), self.fingerprint.clone()),
             model: self
                 .model
                 .params

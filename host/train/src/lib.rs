@@ -32,6 +32,7 @@ mod tokenizer;
 #[path = "../torch_shim/mod.rs"]
 mod torch_shim;
 mod trainer;
+mod vocabulary;
 mod weights;
 
 pub use checkpoint::verify as verify_checkpoint;

@@ -9,8 +9,8 @@ use host_core::{Error, Kind, Result};
 
 use crate::TrainConfig;
 use crate::data::{
-    Corpus, Format, LeftOut, Order, Place, SourceFile, Stream, TokenHeader, TokenWriter, Workers,
-    find,
+    Corpus, Format, Found, LeftOut, Order, Place, SourceFile, Stream, TokenHeader, TokenWriter,
+    Workers, find,
 };
 use crate::tokenizer::Tokenizer;
 
@@ -41,6 +41,8 @@ pub enum TokenizeNews<'a> {
     },
     /// How many documents were left out and why, in a sentence.
     LeftOut(&'a str),
+    /// What of the data could not be looked through, in a sentence.
+    Notice(&'a str),
 }
 
 /// Writes `data` as token files, by the data's own settings in `config`, its tokenizer and its seed.
@@ -63,13 +65,20 @@ pub fn tokenize(
         .is_some_and(|extension| extension == "tokens");
     let (folder, parts) = if one_file {
         let folder = output.parent().unwrap_or(Path::new("."));
-        let all: Arc<[SourceFile]> = find("data", &config.data, config)?.into();
+        let Found { files, notices } = find("data", &config.data, config)?;
+        for notice in &notices {
+            news(TokenizeNews::Notice(notice));
+        }
+        let all: Arc<[SourceFile]> = files.into();
         (
             folder,
             vec![("data", output.to_owned(), all, Order::Shuffled(config.seed))],
         )
     } else {
         let corpus = Corpus::find(config)?;
+        for notice in &corpus.notices {
+            news(TokenizeNews::Notice(notice));
+        }
         let train = corpus.train_files();
         let order = Order::Shuffled(config.seed);
         let parts = vec![
@@ -99,7 +108,7 @@ pub fn tokenize(
             })?
         }
     };
-    let tokenizer = Arc::new(tokenizer);
+    let tokenizer = Arc::new(tokenizer.splitting_special_tokens(config.split_special_tokens));
     let count = config
         .data_workers
         .unwrap_or_else(|| 2 * Workers::default_count());

@@ -1,22 +1,17 @@
 //! The byte-level BPE tokenizer of GPT-2.
 
 use std::fs;
-use std::io::Read;
 use std::path::Path;
 
 use host_core::{Error, Kind, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokenizers::models::bpe::{BPE, BpeTrainer};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, TokenizerBuilder};
 
-use crate::data::{Compression, Format, SourceFile, hex, sample_records};
+use crate::data::{SourceFile, hex};
+use crate::vocabulary::{self, Sample};
 
 /// GPT-2's one special token.
 const END_OF_TEXT: &str = "<|endoftext|>";
-/// Text that a vocabulary is trained on at most.
-const TRAINING_BYTES: u64 = 256 << 20;
 
 /// Text to token ids and back.
 #[derive(Debug)]
@@ -69,20 +64,20 @@ impl Tokenizer {
         cache: &Path,
         say: &mut dyn FnMut(&str),
     ) -> Result<Self> {
-        let texts = sample(files);
+        let sample = Sample::of(files);
         let mut hash = Sha256::new();
         hash.update(format!("byte-level BPE {vocab_size}\0"));
-        for text in &texts {
+        sample.each(&mut |text| {
             hash.update(text.len().to_le_bytes());
             hash.update(text);
-        }
+        });
         let folder = cache.join("tokenizers");
         let file = folder.join(format!("{}.json", &hex(&hash.finalize())[..32]));
         if file.is_file() {
             return Self::read(&file);
         }
         say("training a tokenizer");
-        let text = Self::train_on(&texts, vocab_size)?;
+        let text = vocabulary::train(&sample, vocab_size, END_OF_TEXT)?;
         fs::create_dir_all(&folder)
             .map_err(|error| Error::io("make the tokenizer cache", &folder, &error))?;
         // Another run may do the same at this moment: each renames a whole file of its own.
@@ -91,39 +86,6 @@ impl Tokenizer {
             .and_then(|()| fs::rename(&partial, &file))
             .map_err(|error| Error::io("write the tokenizer cache", &file, &error))?;
         Self::read(&file)
-    }
-
-    fn train_on(texts: &[String], vocab_size: i64) -> Result<String> {
-        let failed = |why: &dyn std::fmt::Display| {
-            Error::new(
-                Kind::System,
-                format!("training the tokenizer failed: {why}"),
-            )
-        };
-        let byte_level = ByteLevel::new(false, true, true);
-        let mut tokenizer = TokenizerBuilder::<
-            BPE,
-            tokenizers::NormalizerWrapper,
-            ByteLevel,
-            ByteLevel,
-            ByteLevel,
-        >::new()
-        .with_model(BPE::default())
-        .with_pre_tokenizer(Some(byte_level))
-        .with_post_processor(Some(ByteLevel::new(false, false, true)))
-        .with_decoder(Some(byte_level))
-        .build()
-        .map_err(|error| failed(&error))?;
-        let mut trainer = BpeTrainer::builder()
-            .vocab_size(usize::try_from(vocab_size).unwrap_or(0))
-            .show_progress(false)
-            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-            .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
-            .build();
-        tokenizer
-            .train(&mut trainer, texts.iter())
-            .map_err(|error| failed(&error))?;
-        tokenizer.to_string(true).map_err(|error| failed(&error))
     }
 
     fn from_json(text: String, config: Option<String>) -> Result<Self, String> {
@@ -183,6 +145,12 @@ impl Tokenizer {
         self.end_of_text
     }
 
+    /// Whether the names of special tokens in a text are text like any other (true), or these tokens.
+    pub(crate) fn splitting_special_tokens(mut self, split: bool) -> Self {
+        self.inner.set_encode_special_tokens(split);
+        self
+    }
+
     /// The ids of a text; none if the tokenizer cannot take it.
     pub(crate) fn encode(&self, text: &str) -> Option<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).ok()?;
@@ -214,30 +182,4 @@ impl Tokenizer {
     pub(crate) fn files(&self) -> &[(&'static str, String)] {
         &self.files
     }
-}
-
-/// The text a vocabulary is trained on, up to a bound, spread over all files: whole files of text, and
-/// of files that have records or are compressed the beginnings.
-fn sample(files: &[SourceFile]) -> Vec<String> {
-    let is_plain = |file: &&SourceFile| file.format == Format::Text(Compression::None);
-    let total: u64 = files.iter().filter(is_plain).map(|file| file.bytes).sum();
-    let every = total.div_ceil(TRAINING_BYTES).max(1) as usize;
-    let mut left = TRAINING_BYTES;
-    let mut texts = Vec::new();
-    for file in files.iter().filter(is_plain).step_by(every) {
-        let mut text = String::new();
-        let read =
-            fs::File::open(&file.path).and_then(|open| open.take(left).read_to_string(&mut text));
-        // What is no text, or cut within a character, is left out here as it is by the packer.
-        if read.is_ok() {
-            left = left.saturating_sub(text.len() as u64);
-            texts.push(text);
-        }
-    }
-    let others = files.iter().filter(|file| !is_plain(file));
-    let share = left / others.clone().count().max(1) as u64;
-    for file in others {
-        sample_records(file, share, &mut texts);
-    }
-    texts
 }

@@ -10,7 +10,9 @@ use tch::Tensor;
 
 use crate::TrainConfig;
 use crate::checkpoint::Stored;
-use crate::data::{Corpus, LeftOut, Loader, Packer, Position, SourceFile, Validation, Workers};
+use crate::data::{
+    Corpus, Fingerprint, LeftOut, Loader, Packer, Position, SourceFile, Validation, Workers,
+};
 use crate::device;
 use crate::evaluate::Evaluation;
 use crate::fit;
@@ -43,10 +45,12 @@ pub struct Trainer {
     pub(crate) schedule: Schedule,
     pub(crate) step: Step,
     pub(crate) stored: Option<Stored>,
-    pub(crate) data_sha256: String,
+    pub(crate) fingerprint: Fingerprint,
     pub(crate) checkpoint_files: Vec<(&'static str, String)>,
     pub(crate) random: RandomState,
     files: Arc<[SourceFile]>,
+    /// What of the data could not be looked through, in sentences.
+    notices: Vec<String>,
     workers: Arc<Workers>,
     params: Vec<ParamInfo>,
 }
@@ -176,24 +180,23 @@ impl Trainer {
             model.load(&folder)?;
         }
 
-        let tokenizer = Arc::new(tokenizer);
+        let tokenizer = Arc::new(tokenizer.splitting_special_tokens(config.split_special_tokens));
         let count = config.data_workers.unwrap_or_else(Workers::default_count);
         let workers = Arc::new(Workers::start(&tokenizer, count)?);
-        let data_sha256 = corpus.fingerprint();
+        let fingerprint = Fingerprint::of(&corpus);
+        if let Some((_, stored)) = &stored {
+            fingerprint.check(&stored.state.fingerprint, &corpus)?;
+        }
         let seq_length = usize::try_from(config.seq_length).unwrap_or(0);
         let limit = usize::try_from(config.max_eval_steps)
             .ok()
             .filter(|&steps| steps > 0);
         let limit =
             limit.map(|steps| steps * usize::try_from(config.valid_batch_size).unwrap_or(1));
-        let validation = Validation::read(corpus.valid, &workers, seq_length, limit)?;
+        let validation = Validation::read(corpus.valid.clone(), &workers, seq_length, limit)?;
         let (stored, cursor) = match stored {
             None => (None, None),
             Some((_, mut stored)) => {
-                if stored.state.data_sha256 != data_sha256 {
-                    return Err(Error::new(Kind::Config, "the training data is not what it was when the checkpoint was made")
-                        .hint("bring the files back, or begin a new run with --model set to the checkpoint's folder"));
-                }
                 let cursor = (
                     stored.state.data.clone(),
                     std::mem::take(&mut stored.buffer),
@@ -234,10 +237,11 @@ impl Trainer {
             config: config.clone(),
             model,
             stored,
-            data_sha256,
+            fingerprint,
             checkpoint_files,
             random,
             files,
+            notices: corpus.notices,
             workers,
         })
     }
@@ -287,6 +291,11 @@ impl Trainer {
     /// # Errors
     /// What made training impossible; the checkpoints written before stand.
     pub fn fit(self, mut ports: Ports<'_>) -> Result<Outcome> {
+        for message in &self.notices {
+            let message = message.clone();
+            let warning = EventBody::Warning { message };
+            ports.emitter.emit(self.step, warning);
+        }
         if let Some(message) = self
             .evaluation
             .validation
