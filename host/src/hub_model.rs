@@ -7,8 +7,8 @@ use host_core::{Error, Fetch, Fetched, Kind, Result, SinkError};
 use host_plugin::{PluginConfig, PluginSpec, SearchPath, Target};
 use serde_json::{Map, Value};
 
+use crate::cache::{Cache, Place};
 use crate::plugins::Plugins;
-use crate::run::cache_dir;
 
 /// Who fetches.
 const PLUGIN: &str = "hub-git";
@@ -84,8 +84,8 @@ impl HubModel {
         }
     }
 
-    /// Brings it to this machine's cache; what is there already is not brought again. The token is that
-    /// of the plugin among `specs` which pushes to the same repository, else the Hub's for the Hub.
+    /// Brings it to this machine's cache; what is there already is not brought again. What it lies in must
+    /// be held until it was read: where the cache cannot be written, it goes with that. The token is that of the plugin among `specs` which pushes to the same repository, else the Hub's for the Hub.
     ///
     /// # Errors
     /// There is no such plugin, repository or revision, or it cannot be reached.
@@ -94,11 +94,9 @@ impl HubModel {
         specs: &[PluginSpec],
         search: &SearchPath,
         for_resume: bool,
-    ) -> Result<Fetched> {
+    ) -> Result<(Fetched, Place)> {
         let plugins = Plugins::load_alone(self.spec(specs), specs, search)?;
-        let state_dir = cache_dir().join("hub").join(folder_name(&self.repo));
-        std::fs::create_dir_all(&state_dir)
-            .map_err(|e| Error::io("make a folder for the model", &state_dir, &e))?;
+        let place = Cache::find()?.place(&Path::new("hub").join(folder_name(&self.repo)))?;
         let cannot = |reason: String| {
             let message = format!("cannot fetch {}: {reason}", self.describe());
             Error::new(Kind::Plugin, message)
@@ -111,17 +109,18 @@ impl HubModel {
         let fetched = port.fetch(Fetch {
             revision: self.revision.as_deref(),
             for_resume,
-            state_dir: &state_dir,
+            state_dir: &place.path,
         });
-        fetched.map_err(|error| match error {
+        let fetched = fetched.map_err(|error| match error {
             SinkError::Temporary(reason) => {
                 cannot(reason).hint("the same again may go well; what has come whole is kept")
             }
             SinkError::Permanent(reason) => cannot(reason).hint(
-                "hub:USER/NAME@BRANCH names a branch; a private repository takes a token: HF_TOKEN, or the token_env of a hub-git with this repo",
+                "hub:USER/NAME@BRANCH names another branch; a private repository takes a token: HF_TOKEN, or the token_env of a hub-git with this repo",
             ),
             SinkError::Cancelled => cannot("it was cancelled".to_owned()),
-        })
+        })?;
+        Ok((fetched, place))
     }
 
     /// The plugin as it is loaded to fetch.

@@ -1,6 +1,7 @@
 //! The `host` command.
 #![forbid(unsafe_code)]
 
+mod cache;
 mod cli;
 mod dashboard;
 mod deliver;

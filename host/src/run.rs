@@ -1,7 +1,6 @@
 //! A run, from the plan to the last word: plan → plugins → training → groups → store → preflight →
 //! serve → fit → drain the sinks → close the store → stop serving.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use host_serve::Source;
 use host_store::{Callbacks, Reader, RunRecord, RunStatus, Writer};
 use host_train::{Observers, Outcome, Ports, Start, Trainer};
 
+use crate::cache::Cache;
 use crate::delivery::{Backlog, Deliveries, Destination, Retry, Undelivered, missed};
 use crate::origin::Origin;
 use crate::plan::Plan;
@@ -47,7 +47,12 @@ pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
         if let Some(name) = &plan.name {
             RunDir::check_free(&plan.runs_dir, name)?;
         }
-        let Origin { plan, local, start } = Origin::find(plan, &progress)?;
+        let Origin {
+            plan,
+            local,
+            start,
+            fetched: _fetched,
+        } = Origin::find(plan, &progress)?;
         let ready = Ready::prepare(&local, &start, &progress)?;
         let step = ready.trainer.step();
         if step.0 >= plan.train.max_train_steps {
@@ -98,12 +103,13 @@ pub(crate) fn resume(
         let point = ResumePoint::choose(&dir, &reader, from)?;
         check_unfinished(&dir, row.status, point.step, plan.train.max_train_steps)?;
         progress.say(&point.describe());
-        let Origin { plan, local, start } = match point.start() {
-            Some(start) => Origin {
-                local: plan.clone(),
-                plan,
-                start,
-            },
+        let Origin {
+            plan,
+            local,
+            start,
+            fetched: _fetched,
+        } = match point.start() {
+            Some(start) => Origin::resumed(plan, start, &row.config_json)?,
             None => Origin::find(plan, &progress)?,
         };
         let unmeasured = Plan {
@@ -191,8 +197,8 @@ pub(crate) fn groups(plan: &Plan) -> Result<Grouping> {
     plugins::show_logs(&progress);
     let grouping = (|| {
         let plugins = Plugins::load(&plan.plugins, &plan.search_path())?;
-        let Origin { local, start, .. } = Origin::find(plan.clone(), &progress)?;
-        let trainer = prepare(&local, &start, &progress)?;
+        let origin = Origin::find(plan.clone(), &progress)?;
+        let trainer = prepare(&origin.local, &origin.start, &progress)?;
         plugins.group(trainer.params(), plan.train.weight_decay)
     })();
     progress.end();
@@ -250,8 +256,12 @@ impl Ready {
 }
 
 fn prepare(plan: &Plan, start: &Start, progress: &Progress) -> Result<Trainer> {
-    let cache = cache_dir();
-    let trainer = Trainer::prepare(&plan.train, start, &cache, &mut |what| progress.busy(what))?;
+    let cache = Cache::find()?;
+    if let Some(warning) = &cache.warning {
+        progress.say(&format!("warning: {warning}"));
+    }
+    let say = &mut |what: &str| progress.busy(what);
+    let trainer = Trainer::prepare(&plan.train, start, cache.folder(), say)?;
     progress.begin(trainer.step());
     progress.say(&trainer.summary());
     Ok(trainer)
@@ -513,17 +523,4 @@ fn ending(outcome: Outcome, undelivered: &[Undelivered], dir: &RunDir) -> Result
         Some(error) if is_done => Err(error),
         _ => Ok(outcome.reason),
     }
-}
-
-/// Where what is worth keeping between runs is kept.
-pub(crate) fn cache_dir() -> PathBuf {
-    let from = |name: &str| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
-    from("XDG_CACHE_HOME")
-        .or_else(|| from("HOME").map(|home| home.join(".cache")))
-        .unwrap_or_else(std::env::temp_dir)
-        .join("host")
 }

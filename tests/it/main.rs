@@ -4,6 +4,7 @@ mod support;
 
 mod abi;
 mod architecture;
+mod changed_settings;
 mod configuration;
 mod control;
 mod damage;
@@ -23,6 +24,7 @@ mod kill_while_pushing;
 mod memory;
 mod metric_inputs;
 mod misbehaving;
+mod model_folders;
 mod nonfinite;
 mod observers;
 mod plugin_check;

@@ -7,6 +7,7 @@ use host_train::{TokenFile, TokenizeNews, TrainConfig, VOCAB_SIZE};
 use serde_json::json;
 
 use super::{print, print_json};
+use crate::cache::Cache;
 use crate::number::{bytes, count};
 use crate::progress::{Progress, Style};
 use crate::table::{Align, Table};
@@ -54,9 +55,14 @@ struct Tokenize {
     #[arg(long, value_name = "PATH")]
     output: PathBuf,
 
-    /// A tokenizer.json or a folder with one; without it, one is trained on the data
+    /// A tokenizer.json, GPT-2's vocab.json with its merges.txt, or a folder with either; without it, one
+    /// is trained on the data
     #[arg(long, value_name = "PATH", conflicts_with = "vocab_size")]
     tokenizer: Option<PathBuf>,
+
+    /// The token between documents; without it, the one that the tokenizer's configuration says
+    #[arg(long, value_name = "TOKEN", requires = "tokenizer")]
+    end_of_text: Option<String>,
 
     /// Tokens in a vocabulary trained here
     #[arg(long, value_name = "TOKENS", default_value_t = VOCAB_SIZE, value_parser = clap::value_parser!(i64).range(257..))]
@@ -104,6 +110,7 @@ impl Tokenize {
             text_column: self.text_column.clone(),
             valid_every: self.valid_every,
             tokenizer: self.tokenizer.clone(),
+            end_of_text: self.end_of_text.clone(),
             vocab_size: Some(self.vocab_size),
             seed: self.seed,
             data_workers: self
@@ -123,7 +130,7 @@ impl Tokenize {
                 (began, shown) = (Instant::now(), Instant::now());
                 progress.busy(what);
             }
-            TokenizeNews::LeftOut(message) => progress.say(&format!("warning: {message}")),
+            TokenizeNews::Warning(message) => progress.say(&format!("warning: {message}")),
             TokenizeNews::Tokens { .. } if shown.elapsed() < every => {}
             TokenizeNews::Tokens {
                 tokens,
@@ -140,8 +147,11 @@ impl Tokenize {
                 ));
             }
         };
-        let cache = crate::run::cache_dir();
-        let written = host_train::tokenize(&config, &self.output, &cache, &mut news);
+        let cache = Cache::find()?;
+        if let Some(warning) = &cache.warning {
+            progress.say(&format!("warning: {warning}"));
+        }
+        let written = host_train::tokenize(&config, &self.output, cache.folder(), &mut news);
         progress.end();
         self.show(&written?);
         Ok(())

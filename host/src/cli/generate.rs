@@ -5,6 +5,8 @@ use host_core::{Error, Kind, Result};
 use host_plugin::SearchPath;
 
 use super::{RunsDir, print};
+use crate::cache::Place;
+use crate::event_line::one_line;
 use crate::hub_model::HubModel;
 use crate::run_dir::RunDir;
 
@@ -54,8 +56,9 @@ pub(super) struct Generate {
 
 impl Generate {
     pub(super) fn execute(&self) -> Result<()> {
+        let (checkpoint, _fetched) = self.folder()?;
         let request = host_train::Generate {
-            checkpoint: self.folder()?,
+            checkpoint,
             prompt: self.prompt.clone(),
             max_new_tokens: self.max_new_tokens,
             temperature: self.temperature,
@@ -72,10 +75,11 @@ impl Generate {
         Ok(())
     }
 
-    fn folder(&self) -> Result<PathBuf> {
+    /// The folder to sample from, and what keeps it there.
+    fn folder(&self) -> Result<(PathBuf, Option<Place>)> {
         let path = Path::new(&self.checkpoint);
         if path.join("config.json").is_file() {
-            return Ok(path.to_owned());
+            return Ok((path.to_owned(), None));
         }
         let absolute = |path: String| match std::path::absolute(&path) {
             Ok(path) => path.to_string_lossy().into_owned(),
@@ -83,11 +87,15 @@ impl Generate {
         };
         let name = HubModel::resolved(&self.checkpoint, absolute);
         if let Some(model) = HubModel::parse(&name)? {
-            return Ok(model.fetch(&[], &SearchPath::from_env(), false)?.path);
+            let (fetched, place) = model.fetch(&[], &SearchPath::from_env(), false)?;
+            if let Some(warning) = &place.warning {
+                eprintln!("warning: {}", one_line(warning));
+            }
+            return Ok((fetched.path, Some(place)));
         }
         let run = RunDir::find(&self.runs.runs_dir, &self.checkpoint)?;
         run.newest_checkpoint()
-            .map(|(_, path)| path)
+            .map(|(_, path)| (path, None))
             .ok_or_else(|| {
                 Error::new(
                     Kind::Config,

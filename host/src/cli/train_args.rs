@@ -58,9 +58,14 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "MODEL", help_heading = MODEL)]
     model: Option<String>,
 
-    /// A tokenizer.json or a folder with one; without it the model's own, else one trained on the data
+    /// A tokenizer.json, GPT-2's vocab.json with its merges.txt, or a folder with either; without it the
+    /// model's own, else one trained on the data
     #[arg(long, value_name = "PATH", help_heading = MODEL)]
     tokenizer: Option<PathBuf>,
+
+    /// The token between documents; without it, the one that the tokenizer's configuration says
+    #[arg(long, value_name = "TOKEN", help_heading = MODEL)]
+    end_of_text: Option<String>,
 
     /// Tokens in a vocabulary trained here; without it, the model's
     #[arg(long, value_name = "TOKENS", help_heading = MODEL)]

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use host_core::{CheckpointDir, DeliveryState, EventBody, Manifest, MetricValue, Result, Step};
+use host_core::{CheckpointDir, DeliveryState, EventBody, MetricValue, Result, Step};
 use host_store::{Delivery, Reader};
 
 use super::count;
@@ -169,11 +169,7 @@ fn checkpoint(
     folder: &Path,
     metrics: Vec<MetricValue>,
 ) -> Result<CheckpointDir, String> {
-    let text = std::fs::read(folder.join("manifest.json"));
-    let manifest: Manifest = text
-        .map_err(|e| e.to_string())
-        .and_then(|text| serde_json::from_slice(&text).map_err(|e| e.to_string()))
-        .map_err(|why| format!("its manifest cannot be used: {why}"))?;
+    let manifest = host_train::read_manifest(folder).map_err(|error| error.message().to_owned())?;
     Ok(CheckpointDir {
         step,
         path: folder.to_owned(),

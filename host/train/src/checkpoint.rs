@@ -2,6 +2,7 @@
 
 mod folder;
 mod manifest;
+mod setup;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -18,13 +19,19 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 pub(crate) use self::folder::{Layout, newest};
-pub use self::manifest::verify;
+pub(crate) use self::manifest::verify_part;
 use self::manifest::{hash, sync};
-use crate::data::Cursor;
+pub use self::manifest::{read as read_manifest, verify};
+pub(crate) use self::setup::{Setup, check as check_unchanged};
+use crate::config::TrainConfig;
+use crate::data::{Cursor, Source};
+use crate::regular_file::{self, SMALL};
 use crate::weights::{self, HostTensor};
 
 /// An observer's state is `trainer/observer-LABEL`, bytes of its own.
 const OBSERVER: &str = "observer-";
+/// Bytes of it at most, far more than a plugin may give.
+const OBSERVER_BYTES: u64 = 1 << 30;
 
 /// `trainer/state.json`: what is no tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,6 +42,9 @@ pub(crate) struct TrainerState {
     pub(crate) data: Cursor,
     /// Names and sizes of the training files, hashed: another corpus cannot be gone on with.
     pub(crate) data_sha256: String,
+    /// The settings that the state depends on; absent where an older version made the checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    setup: Option<Setup>,
     /// What the schedule's learning rate is multiplied by: what a client set, and observers lowered.
     pub(crate) learning_rate_factor: f64,
     /// What observers asked for and did not get yet.
@@ -45,12 +55,13 @@ const FORMAT: u32 = 2;
 
 impl TrainerState {
     /// The state at a step before observers asked for anything.
-    pub(crate) fn new(step: Step, data: Cursor, data_sha256: String) -> Self {
+    pub(crate) fn new(step: Step, data: Cursor, data_sha256: String, setup: Setup) -> Self {
         Self {
             format: FORMAT,
             step,
             data,
             data_sha256,
+            setup: Some(setup),
             learning_rate_factor: 1.0,
             asked: Vec::new(),
         }
@@ -326,9 +337,9 @@ impl Stored {
         verify(folder)?;
         let trainer = folder.join("trainer");
         let file = trainer.join("state.json");
-        let text = fs::read_to_string(&file)
+        let text = regular_file::read(&file, SMALL)
             .map_err(|error| Error::io("read the checkpoint", &file, &error))?;
-        let state: TrainerState = serde_json::from_str(&text).map_err(|error| {
+        let state: TrainerState = serde_json::from_slice(&text).map_err(|error| {
             Error::new(
                 Kind::Config,
                 format!(
@@ -336,6 +347,7 @@ impl Stored {
                     file.display()
                 ),
             )
+            .hint("use another copy of it, or an older checkpoint")
         })?;
         if state.format != FORMAT {
             return Err(Error::new(
@@ -366,13 +378,68 @@ impl Stored {
     }
 }
 
+impl Stored {
+    /// Looks whether a training with these settings, this data and this many rows of the vocabulary can begin
+    /// at this state. A state that was written here always can, if nothing has changed.
+    ///
+    /// # Errors
+    /// The first setting that cannot change, or a state that no training has.
+    pub(crate) fn check(
+        &self,
+        folder: &Path,
+        config: &TrainConfig,
+        sources: &[Source],
+        rows: i64,
+    ) -> Result<()> {
+        if let Some(setup) = &self.state.setup {
+            setup.check(config, folder)?;
+        }
+        if let Some(sequence) = self.buffer.first() {
+            check_unchanged(
+                folder,
+                "seq_length",
+                sequence.len() as i64,
+                config.seq_length,
+            )?;
+        }
+        let factor = self.state.learning_rate_factor;
+        let fault = if !self.state.data.fits(sources) {
+            "its place in the data is not in this data"
+        } else if self
+            .buffer
+            .iter()
+            .flatten()
+            .any(|&id| i64::from(id) >= rows)
+        {
+            "a token in its buffer is not in the vocabulary"
+        } else if !(factor.is_finite() && factor >= 0.0) {
+            "its learning rate factor is negative"
+        } else if self.state.step.0 > LAST_STEP {
+            "its step is too high"
+        } else {
+            return Ok(());
+        };
+        let file = folder.join("trainer/state.json");
+        let message = format!(
+            "the checkpoint's state cannot be used: {fault}: {}",
+            file.display()
+        );
+        Err(Error::new(Kind::Config, message)
+            .hint("use another copy of it, or an older checkpoint"))
+    }
+}
+
+/// More steps than anybody trains: sums with them fit into 64 bits.
+const LAST_STEP: u64 = 1 << 48;
+
 fn read_observers(trainer: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     let io = |error: io::Error| Error::io("read the checkpoint", trainer, &error);
     let mut states = BTreeMap::new();
     for entry in fs::read_dir(trainer).map_err(io)? {
         let entry = entry.map_err(io)?;
         if let Some(label) = entry.file_name().to_string_lossy().strip_prefix(OBSERVER) {
-            states.insert(label.to_owned(), fs::read(entry.path()).map_err(io)?);
+            let state = regular_file::read(&entry.path(), OBSERVER_BYTES).map_err(io)?;
+            states.insert(label.to_owned(), state);
         }
     }
     Ok(states)

@@ -33,9 +33,12 @@ pub struct TrainConfig {
     /// A preset (`tiny demo gpt2 codeparrot-small codeparrot`), a Hugging Face `config.json`, or a
     /// folder with one and perhaps with weights. What lies on a hub is fetched before this is read.
     pub model: String,
-    /// A `tokenizer.json` or a folder with one. None: that of `model` if it has one, else that beside a
+    /// A `tokenizer.json`, GPT-2's `vocab.json` with its `merges.txt`, or a folder with either. None: that of `model` if it has one, else that beside a
     /// token file, else a byte-level BPE is trained on `data` and kept in the cache.
     pub tokenizer: Option<PathBuf>,
+    /// The token between documents. None: the one that the tokenizer's configuration says, else
+    /// `<|endoftext|>`.
+    pub end_of_text: Option<String>,
     /// Size of a vocabulary trained here. None: the model's `vocab_size`.
     pub vocab_size: Option<i64>,
     /// `cpu`, `cuda`, `cuda:N` or `auto`.
@@ -146,6 +149,7 @@ impl Default for TrainConfig {
             data_workers: None,
             model: "codeparrot".to_owned(),
             tokenizer: None,
+            end_of_text: None,
             vocab_size: None,
             device: "auto".to_owned(),
             precision: Precision::F32,

@@ -41,7 +41,7 @@ mod workers;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use corpus::Corpus;
+pub(crate) use corpus::{Corpus, Source};
 pub(crate) use files::{SourceFile, find, hex};
 pub(crate) use format::{Compression, Format};
 pub(crate) use left_out::LeftOut;

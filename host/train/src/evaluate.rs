@@ -1,3 +1,4 @@
+mod byte_table;
 mod inputs;
 
 use host_core::{
@@ -6,6 +7,7 @@ use host_core::{
 };
 use tch::{Tensor, no_grad_guard};
 
+pub(crate) use self::byte_table::ByteTable;
 use self::inputs::Inputs;
 use crate::batch;
 use crate::data::Validation;
@@ -15,8 +17,8 @@ use crate::model::Gpt2;
 pub(crate) struct Evaluation {
     pub(crate) validation: Validation,
     pub(crate) batch_size: usize,
-    /// Bytes of each token, (vocabulary) i64 on the model's device.
-    pub(crate) byte_lengths: Tensor,
+    /// Bytes of each token, on the model's device.
+    pub(crate) byte_lengths: ByteTable,
     pub(crate) metrics: Vec<Supervised<dyn Metric>>,
 }
 
@@ -183,6 +185,7 @@ mod tests {
     use crate::device::tests::device;
     use crate::model_config::ModelSource;
     use crate::precision::Arithmetic;
+    use crate::tokenizer::ByteLengths;
 
     /// Notes what it is shown and where that lies.
     struct Looker {
@@ -241,7 +244,12 @@ mod tests {
         source.config.vocab_size = 50;
         let model = Gpt2::new(source.config, Arithmetic(Precision::F32), device());
         let tokens = batch(&[(0..16).collect(), (20..36).collect()], device());
-        let byte_lengths = Tensor::ones([50], (tch::Kind::Int64, device()));
+        let ones = ByteLengths {
+            within: vec![1; 50],
+            at_begin: vec![0; 50],
+            ends: vec![0; 50],
+        };
+        let byte_lengths = ByteTable::new(&ones, device());
         let mut inputs = Inputs::new(&model, &tokens, &byte_lengths);
         for looker in lookers {
             let mut watched = Watched {

@@ -11,7 +11,7 @@ use host_core::{
 use tch::{Kind as TorchKind, Tensor};
 
 use crate::batch;
-use crate::checkpoint::{self, CheckpointWriter, Layout, Live, Stored, TrainerState};
+use crate::checkpoint::{self, CheckpointWriter, Layout, Live, Setup, Stored, TrainerState};
 use crate::config::OnNonfinite;
 use crate::data::Loader;
 use crate::evaluate::Evaluation;
@@ -57,12 +57,20 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
         model: trainer.model,
         loader: trainer.loader,
         data_sha256: trainer.data_sha256,
+        setup: Setup::of(&config),
         random: trainer.random,
     };
     if let Some(stored) = trainer.stored {
-        state
+        let left = state
             .observers
             .import(&stored.observers, stored.state.asked)?;
+        if !left.is_empty() {
+            let names = left.join(", ");
+            let message = format!(
+                "the checkpoint has the state of plugins that this run does not have, and it is lost: {names}"
+            );
+            state.emitter.emit(step, EventBody::Warning { message });
+        }
         state.learning_rate_factor = stored.state.learning_rate_factor;
         state.optimizer.restore(stored.optimizer)?;
         state.random.restore(&stored.random)?;
@@ -208,6 +216,7 @@ struct State {
     checkpoints: PathBuf,
     generation: u32,
     data_sha256: String,
+    setup: Setup,
     random: RandomState,
 }
 
@@ -298,7 +307,12 @@ impl State {
     /// What a checkpoint of this moment is made from, but for what others add to it.
     fn live(&self, step: Step) -> Result<Live<'_>> {
         Ok(Live {
-            state: TrainerState::new(step, self.loader.cursor(), self.data_sha256.clone()),
+            state: TrainerState::new(
+                step,
+                self.loader.cursor(),
+                self.data_sha256.clone(),
+                self.setup.clone(),
+            ),
             model: self
                 .model
                 .params

@@ -43,7 +43,25 @@ pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str)) -> Result<()> {
     }
     let device = device::parse(&request.device)?;
     let source = ModelSource::read(&request.checkpoint.to_string_lossy())?;
-    let tokenizer = Tokenizer::read(&request.checkpoint)?;
+    if !source.has_weights {
+        let message = format!(
+            "the folder has no weights: {}",
+            request.checkpoint.display()
+        );
+        return Err(Error::new(Kind::Config, message)
+            .hint("name a checkpoint's folder, or a run that has one"));
+    }
+    let tokenizer = Tokenizer::read(&request.checkpoint, None)?;
+    if tokenizer.vocab_size() > source.config.vocab_size {
+        let message = format!(
+            "the tokenizer has ids up to {}, the model rows for {}: {}",
+            tokenizer.vocab_size() - 1,
+            source.config.vocab_size,
+            request.checkpoint.display()
+        );
+        return Err(Error::new(Kind::Config, message)
+            .hint("use the tokenizer that belongs to the model's weights"));
+    }
     let mut model = Gpt2::new(source.config, Arithmetic(Precision::F32), device);
     model.load(&request.checkpoint)?;
     tch::manual_seed(request.seed);

@@ -39,8 +39,8 @@ pub enum TokenizeNews<'a> {
         /// Source files that there are.
         of_files: usize,
     },
-    /// How many documents were left out and why, in a sentence.
-    LeftOut(&'a str),
+    /// How many documents were left out and why, or what else to warn of, in a sentence.
+    Warning(&'a str),
 }
 
 /// Writes `data` as token files, by the data's own settings in `config`, its tokenizer and its seed.
@@ -91,7 +91,7 @@ pub fn tokenize(
         }
     }
     let tokenizer = match &config.tokenizer {
-        Some(path) => Tokenizer::read(path)?,
+        Some(path) => Tokenizer::read(path, config.end_of_text.as_deref())?,
         None => {
             let vocab_size = config.vocab_size.unwrap_or(VOCAB_SIZE);
             Tokenizer::train(&parts[0].2, vocab_size, cache, &mut |what| {
@@ -99,6 +99,9 @@ pub fn tokenize(
             })?
         }
     };
+    if let Some(warning) = tokenizer.warning() {
+        news(TokenizeNews::Warning(warning));
+    }
     let tokenizer = Arc::new(tokenizer);
     let count = config
         .data_workers
@@ -131,7 +134,7 @@ pub fn tokenize(
             );
             let header = write_tokens(&path, stream, header, files.len(), news)?;
             if let Some(message) = left_out.message(what) {
-                news(TokenizeNews::LeftOut(&message));
+                news(TokenizeNews::Warning(&message));
             }
             Ok(TokenFile {
                 path,

@@ -6,13 +6,13 @@ use host_core::{
     CheckpointDir, Control, Emitter, Error, EventBody, Kind, Metric, MetricValue, ParamGroup,
     ParamInfo, Requests, Result, Step, StopReason, Supervised,
 };
-use tch::Tensor;
 
 use crate::TrainConfig;
 use crate::checkpoint::Stored;
+use crate::config::SchedulerType;
 use crate::data::{Corpus, LeftOut, Loader, Packer, Position, SourceFile, Validation, Workers};
 use crate::device;
-use crate::evaluate::Evaluation;
+use crate::evaluate::{ByteTable, Evaluation};
 use crate::fit;
 use crate::model::Gpt2;
 use crate::model_config::{ModelConfig, ModelSource};
@@ -49,6 +49,8 @@ pub struct Trainer {
     files: Arc<[SourceFile]>,
     workers: Arc<Workers>,
     params: Vec<ParamInfo>,
+    /// What the run begins with warnings of.
+    warnings: Vec<String>,
 }
 
 /// What the loop talks to.
@@ -116,57 +118,54 @@ impl Trainer {
         let source = match &stored {
             None => ModelSource::read(&config.model)?,
             // What the run began with need not be there any more.
-            Some((folder, _)) => ModelSource::read(&folder.to_string_lossy())?,
+            Some((folder, _)) => ModelSource::of(folder)?,
         };
+        if let Some((folder, _)) = &stored {
+            check_model(config, folder, &source.config)?;
+        }
         check_length(config, &source.config)?;
         let corpus = Corpus::find(config)?;
         let files = corpus.train_files();
-
-        let known = stored
-            .as_ref()
-            .map(|(folder, _)| (*folder).clone())
-            .or_else(|| config.tokenizer.clone())
-            .or_else(|| {
-                source
-                    .folder
-                    .clone()
-                    .filter(|folder| folder.join("tokenizer.json").is_file())
-            });
-        // Token files bring theirs along.
-        let known = known.or_else(|| corpus.token_folder());
-        let tokenizer = match known {
-            Some(path) => Tokenizer::read(&path)?,
-            None => Tokenizer::train(
-                &files,
-                config.vocab_size.unwrap_or(source.config.vocab_size),
-                cache,
-                say,
-            )?,
+        let tokenizer = match &stored {
+            Some((folder, _)) => {
+                let tokenizer = Tokenizer::read(folder, None)?;
+                check_tokenizer(config, folder, &tokenizer)?;
+                tokenizer
+            }
+            None => find_tokenizer(config, &source, &corpus, &files, cache, say)?,
         };
         corpus.check_tokens(&tokenizer)?;
+        let mut warnings = Vec::new();
+        warnings.extend(tokenizer.warning().map(str::to_owned));
         let (model_config, weights) = match &stored {
             Some((folder, _)) => (source.config, Some((*folder).clone())),
-            None if source.has_weights => (source.config, source.folder),
-            // New weights have as many rows as there are tokens.
-            None => (
-                ModelConfig {
-                    vocab_size: tokenizer.vocab_size(),
-                    ..source.config
-                },
-                None,
-            ),
+            None if source.has_weights => {
+                warnings.extend(source.ignored);
+                (source.config, source.folder)
+            }
+            None => {
+                let (model_config, news) = with_rows(source, config, &tokenizer);
+                warnings.extend(news);
+                (model_config, None)
+            }
         };
         if tokenizer.vocab_size() > model_config.vocab_size {
             return Err(Error::new(
                 Kind::Config,
                 format!(
-                    "the tokenizer has {} tokens, the model {}",
-                    tokenizer.vocab_size(),
+                    "the tokenizer has ids up to {}, the model rows for {}",
+                    tokenizer.vocab_size() - 1,
                     model_config.vocab_size
                 ),
             )
             .hint("use the tokenizer that belongs to the model's weights"));
         }
+        corpus.check_rows(model_config.vocab_size)?;
+        if let Some((folder, stored)) = &stored {
+            stored.check(folder, config, &corpus.train, model_config.vocab_size)?;
+        }
+        let begin = stored.as_ref().map_or(0, |(_, stored)| stored.state.step.0);
+        warnings.extend(only_warms_up(config, begin));
 
         let random = RandomState::seed(config.seed, device);
         let arithmetic = Arithmetic(config.precision);
@@ -215,8 +214,10 @@ impl Trainer {
             loader: Loader::new(packer, config.shuffle_buffer, config.seed, cursor)?,
             evaluation: Evaluation {
                 validation,
-                byte_lengths: Tensor::from_slice(&tokenizer.byte_lengths(model.config.vocab_size))
-                    .to_device(device),
+                byte_lengths: ByteTable::new(
+                    &tokenizer.byte_lengths(model.config.vocab_size),
+                    device,
+                ),
                 batch_size: usize::try_from(config.valid_batch_size).unwrap_or(1),
                 metrics: Vec::new(),
             },
@@ -239,6 +240,7 @@ impl Trainer {
             random,
             files,
             workers,
+            warnings,
         })
     }
 
@@ -287,6 +289,12 @@ impl Trainer {
     /// # Errors
     /// What made training impossible; the checkpoints written before stand.
     pub fn fit(self, mut ports: Ports<'_>) -> Result<Outcome> {
+        for message in &self.warnings {
+            let message = message.clone();
+            ports
+                .emitter
+                .emit(self.step, EventBody::Warning { message });
+        }
         if let Some(message) = self
             .evaluation
             .validation
@@ -340,6 +348,150 @@ impl Losses {
             self.emitter.emit(step, EventBody::Warning { message });
         }
     }
+}
+
+/// The tokenizer of a training that begins: the one that is named, the model's, that of the token files, or
+/// a new one. Weights mean nothing with another tokenizer than theirs.
+fn find_tokenizer(
+    config: &TrainConfig,
+    source: &ModelSource,
+    corpus: &Corpus,
+    files: &[SourceFile],
+    cache: &Path,
+    say: &mut dyn FnMut(&str),
+) -> Result<Tokenizer> {
+    let models = source
+        .folder
+        .clone()
+        .filter(|folder| Tokenizer::is_at(folder));
+    let known = config.tokenizer.clone().or(models);
+    let end_of_text = config.end_of_text.as_deref();
+    // Token files bring theirs along.
+    if let Some(path) = known.or_else(|| corpus.token_folder()) {
+        return Tokenizer::read(&path, end_of_text);
+    }
+    if let Some(folder) = source.folder.as_ref().filter(|_| source.is_folder) {
+        let way = "or name the tokenizer that the model was trained with: --tokenizer PATH";
+        if let Some(error) = Tokenizer::unreadable_in(folder) {
+            let hint = match error.hint_text() {
+                Some(hint) => format!("{hint}; {way}"),
+                None => way.to_owned(),
+            };
+            return Err(error.hint(hint));
+        }
+        if source.has_weights {
+            let place = folder.display();
+            let message = format!("the model has weights and no tokenizer: {place}");
+            return Err(Error::new(Kind::Config, message)
+                .hint("name the tokenizer that the weights were trained with: --tokenizer PATH"));
+        }
+    }
+    let vocab_size = config.vocab_size.unwrap_or(source.config.vocab_size);
+    let tokenizer = Tokenizer::train(files, vocab_size, cache, say)?;
+    match end_of_text.filter(|name| tokenizer.id(name) != Some(tokenizer.end_of_text())) {
+        Some(name) => {
+            let message =
+                format!("end_of_text is {name}, and a tokenizer trained here has another");
+            Err(Error::new(Kind::Config, message)
+                .hint("leave --end-of-text out, or give the tokenizer that has it by --tokenizer"))
+        }
+        None => Ok(tokenizer),
+    }
+}
+
+/// The configuration of a model with new weights, and what to warn of. It has a row for each id. More
+/// rows stay where a `config.json` states them, padded for speed perhaps; a preset's number is only what a
+/// vocabulary may have, and so is a file's where the user gives another.
+fn with_rows(
+    source: ModelSource,
+    config: &TrainConfig,
+    tokenizer: &Tokenizer,
+) -> (ModelConfig, Vec<String>) {
+    let mut warnings = Vec::new();
+    if let Some(folder) = source.folder.as_ref().filter(|_| source.is_folder) {
+        let place = folder.display();
+        warnings.push(format!(
+            "the model's folder has no weights, and the training begins with new ones: {place}"
+        ));
+    }
+    let (ids, stated) = (tokenizer.vocab_size(), source.config.vocab_size);
+    let mut vocab_size = ids;
+    if source.states_vocabulary && config.vocab_size.is_none() {
+        vocab_size = ids.max(stated);
+        if ids > stated {
+            warnings.push(format!(
+                "the model gets {ids} rows, one for each id of the tokenizer, and not the {stated} of its config.json"
+            ));
+        }
+    }
+    let model = ModelConfig {
+        vocab_size,
+        ..source.config
+    };
+    (model, warnings)
+}
+
+/// Compares what `model` names with the checkpoint that the training is resumed from, which brings its own.
+fn check_model(config: &TrainConfig, folder: &Path, model: &ModelConfig) -> Result<()> {
+    let named = Path::new(&config.model);
+    let is_same = |a: &Path, b: &Path| {
+        a == b
+            || a.canonicalize()
+                .is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+    };
+    if is_same(named, folder) {
+        return Ok(());
+    }
+    let leave_out = "leave --model out: the checkpoint brings its model along";
+    let other = ModelSource::read(&config.model).map_err(|error| error.hint(leave_out))?;
+    let mut difference = other.config.difference(model);
+    if other.has_weights && other.config.vocab_size != model.vocab_size {
+        difference = difference.or(Some("vocab_size"));
+    }
+    match difference {
+        Some(name) => {
+            let (model, place) = (&config.model, folder.display());
+            let message =
+                format!("model is {model}, whose {name} is not that of the checkpoint: {place}");
+            Err(Error::new(Kind::Config, message).hint(leave_out))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The same for the tokenizer.
+fn check_tokenizer(config: &TrainConfig, folder: &Path, tokenizer: &Tokenizer) -> Result<()> {
+    let place = folder.display();
+    if let Some(name) = &config.end_of_text
+        && tokenizer.id(name) != Some(tokenizer.end_of_text())
+    {
+        let message = format!("end_of_text is {name}, and the checkpoint has another: {place}");
+        return Err(Error::new(Kind::Config, message)
+            .hint("leave --end-of-text out: the checkpoint knows its own"));
+    }
+    let Some(path) = &config.tokenizer else {
+        return Ok(());
+    };
+    let leave_out = "leave --tokenizer out: the checkpoint brings its tokenizer along";
+    let named = Tokenizer::read(path, config.end_of_text.as_deref())
+        .map_err(|error| error.hint(leave_out))?;
+    if named.sha256() == tokenizer.sha256() {
+        return Ok(());
+    }
+    let path = path.display();
+    let message = format!("tokenizer is {path}, which is not that of the checkpoint: {place}");
+    Err(Error::new(Kind::Config, message).hint(leave_out))
+}
+
+/// What to warn of where the learning rate comes to its peak after the last step.
+fn only_warms_up(config: &TrainConfig, begin: u64) -> Option<String> {
+    let (warmup, last) = (config.num_warmup_steps, config.max_train_steps);
+    let warms_up = config.lr_scheduler_type != SchedulerType::Constant;
+    (warms_up && begin < last && warmup > 0 && warmup >= last).then(|| {
+        format!(
+            "the learning rate only rises and never comes to its peak: num_warmup_steps is {warmup}, max_train_steps {last}"
+        )
+    })
 }
 
 fn check_length(config: &TrainConfig, model: &ModelConfig) -> Result<()> {

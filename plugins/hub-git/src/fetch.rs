@@ -47,8 +47,25 @@ struct Piece {
     pointer: Option<Pointer>,
 }
 
-/// Endings of a model's, its configuration's and its tokenizer's files.
-const MODEL: [&str; 3] = [".json", ".txt", ".safetensors"];
+/// Endings of a model's, its configuration's and its tokenizer's files. Tokenizers in formats that are not
+/// read are small, and the host names them in its error.
+const MODEL: [&str; 5] = [".json", ".txt", ".safetensors", ".model", ".bpe"];
+
+/// Endings of weights in formats that are not read.
+const OTHER_WEIGHTS: [&str; 12] = [
+    ".bin",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".ckpt.index",
+    ".onnx",
+    ".ot",
+    ".npz",
+    ".pkl",
+];
 
 impl Publisher {
     /// Brings a checkpoint back. The same commit again costs nothing, not even a look at the remote if
@@ -142,7 +159,13 @@ impl Publisher {
         wanted: &Wanted<'_>,
     ) -> Result<Vec<Piece>> {
         let mut blobs = repository.files(commit)?;
-        blobs.retain(|blob| is_wanted(&blob.path, wanted.for_resume));
+        let others = other_weights(blobs.iter().map(|blob| blob.path.as_str()));
+        let in_torch = !blobs
+            .iter()
+            .any(|blob| !blob.path.contains('/') && blob.path.ends_with(".safetensors"));
+        blobs.retain(|blob| {
+            is_wanted(&blob.path, wanted.for_resume) || in_torch && is_torch(&blob.path)
+        });
         let has = |name: &str| blobs.iter().any(|blob| blob.path == name);
         let lacks = |what: &str, more: &str| {
             let (url, short) = (self.remote.url(), &commit[..commit.len().min(12)]);
@@ -156,6 +179,15 @@ impl Publisher {
                 None => repository.other_branches()?,
             };
             return lacks("config.json, and so no model", &more);
+        }
+        if in_torch
+            && !blobs.iter().any(|blob| is_torch(&blob.path))
+            && let Some(other) = others
+        {
+            let more = format!(
+                ", and {other} is not read: convert it with from_pretrained and save_pretrained of transformers"
+            );
+            return lacks("model.safetensors", &more);
         }
         if wanted.for_resume && !has(MANIFEST) {
             let more = ", which trainer = true pushes with each checkpoint";
@@ -233,6 +265,21 @@ fn is_commit_id(text: &str) -> bool {
             .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
+/// Whether a file has weights as transformers wrote them before there was safetensors.
+fn is_torch(path: &str) -> bool {
+    path.starts_with("pytorch_model") && path.ends_with(".bin") && !path.contains('/')
+}
+
+/// The first file of weights in a format that is not read, in the repository's own folder.
+fn other_weights<'a>(paths: impl Iterator<Item = &'a str>) -> Option<String> {
+    let is_one = |path: &&str| {
+        !path.contains('/')
+            && !matches!(*path, "training_args.bin" | "optimizer.pt" | "scheduler.pt")
+            && OTHER_WEIGHTS.iter().any(|ending| path.ends_with(ending))
+    };
+    paths.filter(is_one).min().map(str::to_owned)
+}
+
 /// Whether a file of the repository is a part of the checkpoint that is wanted. A path comes from the
 /// remote: one that leaves its folder is none.
 fn is_wanted(path: &str, for_resume: bool) -> bool {
@@ -258,6 +305,8 @@ mod tests {
             ("model-00001-of-00002.safetensors", true, true),
             ("model.safetensors.index.json", true, true),
             ("merges.txt", true, true),
+            ("tokenizer.model", true, true),
+            ("vocab.bpe", true, true),
             ("manifest.json", false, true),
             ("trainer/optimizer.safetensors", false, true),
             ("trainer/../../x.json", false, false),
@@ -269,6 +318,27 @@ mod tests {
             assert_eq!(is_wanted(path, false), of_a_model, "{path}");
             assert_eq!(is_wanted(path, true), for_resume, "{path}");
         }
+    }
+
+    #[test]
+    fn weights_that_are_not_read_are_known() {
+        let found = |paths: &[&str]| other_weights(paths.iter().copied());
+        for weights in [
+            "model.bin",
+            "tf_model.h5",
+            "flax_model.msgpack",
+            "model.Q4.gguf",
+            "consolidated.00.pth",
+            "model.ckpt.index",
+        ] {
+            assert_eq!(found(&["config.json", weights]).as_deref(), Some(weights));
+        }
+        assert!(is_torch("pytorch_model.bin") && is_torch("pytorch_model-00001-of-00002.bin"));
+        assert!(!is_torch("a/pytorch_model.bin") && !is_torch("pytorch_model.bin.index.json"));
+        assert_eq!(
+            found(&["config.json", "onnx/model.onnx", "training_args.bin"]),
+            None
+        );
     }
 
     #[test]

@@ -109,6 +109,24 @@ impl Corpus {
         Ok(())
     }
 
+    /// Looks whether a model with this many rows of the vocabulary has one for each id of the token files.
+    ///
+    /// # Errors
+    /// The first file that may have others.
+    pub(crate) fn check_rows(&self, rows: i64) -> Result<()> {
+        for file in self.token_files() {
+            let ids = TokenHeader::read(&file.path)?.vocab_size;
+            if i64::from(ids) > rows {
+                let path = file.path.display();
+                let message =
+                    format!("the token file has ids up to {ids}, the model {rows} rows: {path}");
+                return Err(Error::new(Kind::Config, message)
+                    .hint("write the file again with `host data tokenize`"));
+            }
+        }
+        Ok(())
+    }
+
     fn token_files(&self) -> impl Iterator<Item = &SourceFile> {
         let train = self.train.iter().flat_map(|source| source.files.iter());
         train
