@@ -282,7 +282,7 @@ fn a_padded_vocabulary_keeps_its_rows() {
         .expect("a size");
     fs::remove_file(model.join("model.safetensors")).expect("removed");
     edit(&model.join("config.json"), |json| {
-        json["vocab_size"] = 384.into()
+        json["vocab_size"] = 384.into();
     });
     assert!(own < 384);
     let config = home.path("plain.toml");
@@ -306,7 +306,7 @@ fn a_padded_vocabulary_keeps_its_rows() {
     assert_eq!(rows("again"), 384);
     // Where the file has fewer, the model gets a row for each id, and a warning says so.
     edit(&model.join("config.json"), |json| {
-        json["vocab_size"] = 100.into()
+        json["vocab_size"] = 100.into();
     });
     let output = home.host(&[&args[..], &["grown"]].concat()).succeeded();
     assert!(
@@ -339,7 +339,7 @@ fn a_head_that_is_not_the_embedding_is_not_dropped() {
     );
     assert!(hint.contains("tie_word_embeddings"), "{hint}");
     edit(&model.join("config.json"), |json| {
-        json["tie_word_embeddings"] = false.into()
+        json["tie_word_embeddings"] = false.into();
     });
     begin(&home, "untied", &model, &[]).succeeded();
     let names = |run: &str| {

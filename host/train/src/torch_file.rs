@@ -134,6 +134,9 @@ struct Stored {
     stride: Vec<i64>,
 }
 
+/// Tensors by name, in their order.
+type Tensors = Vec<(Rc<str>, Stored)>;
+
 /// What stands on the pickle machine's stack.
 #[derive(Clone, Debug)]
 enum Value {
@@ -144,7 +147,7 @@ enum Value {
     Text(Rc<str>),
     Tuple(Rc<[Value]>),
     List,
-    Table(Rc<RefCell<Vec<(Rc<str>, Stored)>>>),
+    Table(Rc<RefCell<Tensors>>),
     /// A module's name and that of what it has.
     Global(Rc<str>, Rc<str>),
     Storage(Rc<Storage>),
@@ -541,8 +544,11 @@ mod tests {
         [&head[..], entries, b"u.".as_slice()].concat()
     }
 
+    /// A tensor's name, sizes and values.
+    type Found = (String, Vec<i64>, Vec<f64>);
+
     /// What is read of an archive with this pickle.
-    fn read(pickle: &[u8]) -> Result<Vec<(String, Vec<i64>, Vec<f64>)>, String> {
+    fn read(pickle: &[u8]) -> Result<Vec<Found>, String> {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("pytorch_model.bin");
         let mut zip = ZipWriter::new(File::create(&file).expect("made"));

@@ -346,7 +346,7 @@ fn older_files_have_the_added_tokens_of_their_neighbours() {
         .expect("a vocabulary")
         .len();
     let write = |name: &str, json: Value| {
-        fs::write(folder.path().join(name), json.to_string()).expect("written")
+        fs::write(folder.path().join(name), json.to_string()).expect("written");
     };
     write(
         "added_tokens.json",
