@@ -151,7 +151,6 @@ fn is_other(name: &str) -> bool {
                 | "tekken.json"
                 | "bpe.codes"
                 | "dict.txt"
-                | "tokenizer_config.json"
         )
 }
 

@@ -386,7 +386,6 @@ fn a_tokenizer_in_another_format_is_named() {
         "cl100k.tiktoken",
         "tekken.json",
         "source.spm",
-        "tokenizer_config.json",
     ] {
         let folder = tempfile::tempdir().expect("a folder");
         fs::write(folder.path().join(name), "{}").expect("written");
