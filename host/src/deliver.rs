@@ -7,17 +7,21 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use host_core::{Control, Emitter, EventBody, Result, Step, StopReason};
+use host_core::{Control, Emitter, Result, Step, StopReason};
 use host_plugin::{PluginSpec, SearchPath};
 use host_store::{Callbacks, Reader, Writer};
 
 use crate::delivery::{Backlog, Deliveries, Destination, Retry, missed};
+use crate::json_stream::JsonStream;
 use crate::plugins::{self, Plugins};
+use crate::printer::Printer;
 use crate::progress::{Progress, Style};
+use crate::run::described;
 use crate::run_dir::RunDir;
 use crate::run_file::RunFile;
-use crate::signals::SignalWatch;
+use crate::signals::{self, SignalWatch};
 use crate::summary::{Digest, how_to_name};
+use crate::warnings::Warnings;
 
 /// Events on their way to the store.
 const QUEUE: usize = 1024;
@@ -33,8 +37,10 @@ pub(crate) fn deliver(
     json: bool,
 ) -> Result<StopReason> {
     let progress = Progress::new(Style::choose(json), 0);
-    let ended = deliver_with(dir, (specs, search), patience, &progress);
+    let warnings = Warnings::new(&progress);
+    let ended = deliver_with(dir, (specs, search), patience, (&progress, &warnings));
     progress.end();
+    warnings.end();
     ended
 }
 
@@ -42,21 +48,26 @@ fn deliver_with(
     dir: &RunDir,
     (specs, search): (&[PluginSpec], &SearchPath),
     patience: Duration,
-    progress: &Progress,
+    (progress, warnings): (&Progress, &Warnings),
 ) -> Result<StopReason> {
     // The lock comes first: a run at work delivers by itself.
     let writer = Writer::open(dir.path())?;
     let reader = Reader::open(dir.path())?;
     let (_, recorded) = RunFile::read(&dir.config_file())?;
-    plugins::show_logs(progress);
+    plugins::show_logs(progress, warnings);
     let plugins = Plugins::load_sinks(specs, search)?;
     let backlog = Backlog::read(dir, &reader, &plugins.sink_labels(), None)?;
     drop(reader);
-    progress.opened(dir.name(), dir.path(), None);
+    if !progress.is_json() {
+        progress.opened(dir.name(), dir.path(), None);
+    }
     for line in backlog.removed() {
-        progress.say(&format!("warning: {line}"));
+        warnings.warn(line);
     }
     let Some(left) = backlog.describe() else {
+        if progress.is_json() {
+            Printer::of_process().conclude(&format!("{}\n", described(dir, None)));
+        }
         progress.conclude("nothing is left to deliver\n");
         return Ok(StopReason::Completed);
     };
@@ -72,12 +83,21 @@ fn deliver_with(
             events.iter().for_each(|event| digest.note(event));
             shown.show(events);
         }),
-        on_failure: Box::new(move |error| failed.say(&format!("warning: {error}"))),
+        on_failure: Box::new(move |error| failed.insist(&format!("warning: {error}"))),
     };
     let writer = writer.spawn(drafts, callbacks)?;
+    let json = match progress.is_json() {
+        true => {
+            let (path, run) = (dir.path().to_owned(), how_to_name(dir));
+            let first = described(dir, None);
+            Some(JsonStream::start(first, path, run, writer.commits())?)
+        }
+        false => None,
+    };
     for message in plugins::replaced(&recorded.plugin, &plugins.entries()) {
-        emitter.emit(Step(0), EventBody::Warning { message });
+        warnings.warn(message);
     }
+    warnings.begin(emitter.clone(), || Step(0));
     // A sink's policy is about the training, which is over: what fails stays undelivered.
     let control = Control::new();
     let destinations = Destination::all(dir, sinks)?;
@@ -98,10 +118,15 @@ fn deliver_with(
         progress.say(&format!("{what}; Ctrl-C leaves them"));
     });
     drop(emitter);
+    // It has an emitter, and the store closes when all are gone.
+    warnings.end();
     let stored = writer.join();
     let digest = digest.lock().unwrap_or_else(PoisonError::into_inner);
     progress.conclude(&digest.delivery_lines(&undelivered));
     stored?;
+    if let Some(json) = json {
+        json.finish(&signals::have_come, &mut |line| progress.insist(line))?;
+    }
     match interrupts.stop_requested() {
         Some(reason) if !undelivered.is_empty() => Ok(reason),
         _ => missed(&undelivered, &how_to_name(dir)).map_or(Ok(StopReason::Completed), Err),

@@ -10,6 +10,7 @@ use crate::hub_model::HubModel;
 use crate::plan::Plan;
 use crate::plugins;
 use crate::progress::Progress;
+use crate::warnings::Warnings;
 
 /// The beginning of a training, on this machine.
 pub(crate) struct Origin {
@@ -27,12 +28,12 @@ impl Origin {
     ///
     /// # Errors
     /// It cannot be fetched, or `resume_from_checkpoint` names no checkpoint.
-    pub(crate) fn find(mut plan: Plan, progress: &Progress) -> Result<Self> {
+    pub(crate) fn find(mut plan: Plan, progress: &Progress, warnings: &Warnings) -> Result<Self> {
         let mut local = plan.clone();
         let mut start = Start::Fresh;
         if let Some(name) = &plan.resume_from_checkpoint {
             let (named, folder) = match HubModel::parse(name)? {
-                Some(model) => fetch(&model, &plan, true, progress)?,
+                Some(model) => fetch(&model, &plan, true, (progress, warnings))?,
                 None => (name.clone(), PathBuf::from(name)),
             };
             if !folder.join("manifest.json").is_file() {
@@ -44,7 +45,7 @@ impl Origin {
             plan.resume_from_checkpoint = Some(named);
             start = Start::From(folder);
         } else if let Some(model) = HubModel::parse(&plan.train.model)? {
-            let (named, folder) = fetch(&model, &plan, false, progress)?;
+            let (named, folder) = fetch(&model, &plan, false, (progress, warnings))?;
             plan.train.model = named;
             local.train.model = folder.to_string_lossy().into_owned();
         }
@@ -56,9 +57,9 @@ fn fetch(
     model: &HubModel,
     plan: &Plan,
     for_resume: bool,
-    progress: &Progress,
+    (progress, warnings): (&Progress, &Warnings),
 ) -> Result<(String, PathBuf)> {
-    plugins::show_logs(progress);
+    plugins::show_logs(progress, warnings);
     progress.busy(&format!("fetching {}", model.describe()));
     let fetched = model.fetch(&plan.plugins, &plan.search_path(), for_resume)?;
     let named = match fetched.commit {

@@ -12,6 +12,7 @@ use host_plugin::{
 use crate::plugin_accounts::PluginAccount;
 use crate::progress::Progress;
 use crate::run_file::{FoundPlugin, PluginEntry};
+use crate::warnings::Warnings;
 
 /// Decides the parameter groups when nobody else does.
 pub(crate) const DEFAULT_GROUPS: &str = "weight-decay";
@@ -371,16 +372,16 @@ fn replaced_by(then: &FoundPlugin, now: &FoundPlugin) -> Option<String> {
     })
 }
 
-/// Shows what plugins log, warnings and worse in so many words.
-pub(crate) fn show_logs(progress: &Progress) {
-    let progress = progress.clone();
+/// Shows what plugins log; what is a warning, or worse, is one of the run.
+pub(crate) fn show_logs(progress: &Progress, warnings: &Warnings) {
+    let (progress, warnings) = (progress.clone(), warnings.clone());
     set_log(Level::Info, move |record: &LogRecord<'_>| {
-        let severity = match record.level {
-            Level::Error => "error: ",
-            Level::Warn => "warning: ",
-            Level::Info | Level::Debug => "",
-        };
-        progress.say(&format!("{severity}{}: {}", record.plugin, record.message));
+        match record.level {
+            Level::Error | Level::Warn => warnings.logged(record.plugin, record.message),
+            Level::Info | Level::Debug => {
+                progress.say(&format!("{}: {}", record.plugin, record.message));
+            }
+        }
     });
 }
 

@@ -12,8 +12,10 @@ use host_core::{
 use host_serve::Source;
 use host_store::{Callbacks, Reader, RunRecord, RunStatus, Writer};
 use host_train::{Observers, Outcome, Ports, Start, Trainer};
+use serde_json::json;
 
 use crate::delivery::{Backlog, Deliveries, Destination, Retry, Undelivered, missed};
+use crate::json_stream::JsonStream;
 use crate::origin::Origin;
 use crate::plan::Plan;
 use crate::plugin_accounts::PluginAccounts;
@@ -23,9 +25,11 @@ use crate::progress::{Progress, Style};
 use crate::resume_point::ResumePoint;
 use crate::run_dir::RunDir;
 use crate::run_file::RunFile;
-use crate::signals::SignalWatch;
+use crate::service::Served;
+use crate::signals::{self, SignalWatch};
 use crate::summary::{Digest, how_to_name};
 use crate::system_metrics::SystemMetrics;
+use crate::warnings::Warnings;
 
 /// Events on their way to the store: some seconds of a fast training.
 const QUEUE: usize = 16_384;
@@ -43,23 +47,28 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Whatever keeps it from starting or ends it.
 pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
     let progress = Progress::new(Style::choose(json), plan.train.max_train_steps);
+    let warnings = Warnings::new(&progress);
     let ended = (|| {
         if let Some(name) = &plan.name {
             RunDir::check_free(&plan.runs_dir, name)?;
         }
-        let Origin { plan, local, start } = Origin::find(plan, &progress)?;
-        let ready = Ready::prepare(&local, &start, &progress)?;
+        let Origin { plan, local, start } = Origin::find(plan, &progress, &warnings)?;
+        let ready = Ready::prepare(&local, &start, &progress, &warnings)?;
         let step = ready.trainer.step();
         if step.0 >= plan.train.max_train_steps {
             return Err(too_far(step, plan.train.max_train_steps, &start));
         }
         let dir = RunDir::create(&plan.runs_dir, plan.name.as_ref(), &plan.train.model)?;
         let begun = (|| {
-            let file = RunFile::new(&plan, dir.name(), &ready.plugins.entries())?;
+            let used = ready.used(&plan);
+            let file = RunFile::new(&used, dir.name(), &ready.plugins.entries())?;
             file.write(&dir.config_file())?;
             let writer = Writer::create(dir.path(), &run_record(&dir, &file))?;
-            let ready = ready.check_sinks(&plan, &dir, &progress)?;
-            Ok((Live::open(&plan, &dir, writer, &progress)?, ready))
+            let ready = ready.check_sinks(&plan, &dir, &progress, &warnings)?;
+            Ok((
+                Live::open(&plan, &dir, writer, &progress, &warnings)?,
+                ready,
+            ))
         })();
         match begun {
             Ok(((live, requests), ready)) => {
@@ -74,6 +83,7 @@ pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
         }
     })();
     progress.end();
+    warnings.end();
     ended
 }
 
@@ -88,6 +98,7 @@ pub(crate) fn resume(
     json: bool,
 ) -> Result<StopReason> {
     let progress = Progress::new(Style::choose(json), plan.train.max_train_steps);
+    let warnings = Warnings::new(&progress);
     let ended = (|| {
         let (file, recorded) = RunFile::read(&dir.config_file())?;
         // The lock comes first: nobody else may be at work on this run.
@@ -104,37 +115,37 @@ pub(crate) fn resume(
                 plan,
                 start,
             },
-            None => Origin::find(plan, &progress)?,
+            None => Origin::find(plan, &progress, &warnings)?,
         };
         let unmeasured = Plan {
             train: point.unmeasured(&local.train),
             ..local
         };
-        let ready = Ready::prepare(&unmeasured, &start, &progress)
+        let ready = Ready::prepare(&unmeasured, &start, &progress, &warnings)
             .map_err(|error| point.explain(&dir, error))?;
         // A run that began at a checkpoint of elsewhere begins there again.
         let step = ready.trainer.step();
         let entries = ready.plugins.entries();
-        let warnings = plugins::changes(&recorded.plugin, &entries)?;
-        RunFile::new(&plan, dir.name(), &entries)?.write(&dir.config_file())?;
+        for change in plugins::changes(&recorded.plugin, &entries)? {
+            warnings.warn(change);
+        }
+        RunFile::new(&ready.used(&plan), dir.name(), &entries)?.write(&dir.config_file())?;
         for name in dir.set_aside_after(step, generation)? {
             progress.say(&format!("set aside, and yours to remove: {name}"));
         }
         let labels = ready.plugins.sink_labels();
         let backlog = Backlog::read(&dir, &reader, &labels, Some(step))?;
-        let ready = ready.check_sinks(&plan, &dir, &progress)?;
+        let ready = ready.check_sinks(&plan, &dir, &progress, &warnings)?;
         let learning_rate = ResumePoint::learning_rate_set(&reader, step)?;
-        let (live, mut requests) = Live::open(&plan, &dir, writer, &progress)?;
+        let (live, mut requests) = Live::open(&plan, &dir, writer, &progress, &warnings)?;
         if let Some(asked) = learning_rate {
             requests.again(asked);
-        }
-        for message in warnings {
-            live.emitter.emit(step, EventBody::Warning { message });
         }
         let session = Session::begin(&dir, generation, &progress);
         train(ready, live, requests, &session, &backlog)
     })();
     progress.end();
+    warnings.end();
     ended
 }
 
@@ -188,18 +199,18 @@ fn too_far(step: Step, last_step: u64, start: &Start) -> Error {
 /// Whatever would keep the run from starting.
 pub(crate) fn groups(plan: &Plan) -> Result<Grouping> {
     let progress = Progress::new(Style::choose(false), 0);
-    plugins::show_logs(&progress);
+    let warnings = Warnings::new(&progress);
+    plugins::show_logs(&progress, &warnings);
     let grouping = (|| {
         let plugins = Plugins::load(&plan.plugins, &plan.search_path())?;
-        let Origin { local, start, .. } = Origin::find(plan.clone(), &progress)?;
+        let Origin { local, start, .. } = Origin::find(plan.clone(), &progress, &warnings)?;
         let trainer = prepare(&local, &start, &progress)?;
         plugins.group(trainer.params(), plan.train.weight_decay)
     })();
     progress.end();
+    warnings.end();
     if let Ok(grouping) = &grouping {
-        for warning in &grouping.warnings {
-            progress.say(&format!("warning: {warning}"));
-        }
+        grouping.warnings.iter().for_each(|w| warnings.warn(w));
     }
     grouping
 }
@@ -214,8 +225,13 @@ struct Ready {
 }
 
 impl Ready {
-    fn prepare(plan: &Plan, start: &Start, progress: &Progress) -> Result<Self> {
-        plugins::show_logs(progress);
+    fn prepare(
+        plan: &Plan,
+        start: &Start,
+        progress: &Progress,
+        warnings: &Warnings,
+    ) -> Result<Self> {
+        plugins::show_logs(progress, warnings);
         let plugins = Plugins::load(&plan.plugins, &plan.search_path())?;
         let metrics = plugins.metrics()?;
         let sinks = plugins.sinks(|_| true)?;
@@ -229,6 +245,7 @@ impl Ready {
         let mut trainer = prepare(plan, start, progress)?;
         trainer.add_metrics(metrics)?;
         let grouping = plugins.group(trainer.params(), plan.train.weight_decay)?;
+        grouping.warnings.iter().for_each(|w| warnings.warn(w));
         Ok(Self {
             plugins,
             sinks,
@@ -238,13 +255,27 @@ impl Ready {
         })
     }
 
-    /// Asks the sinks whether checkpoints will arrive. What is only to be warned of joins the warnings
-    /// that the run begins with.
-    fn check_sinks(mut self, plan: &Plan, dir: &RunDir, progress: &Progress) -> Result<Self> {
+    /// The plan with the values that are used where it leaves them open: what a run's file says.
+    fn used(&self, plan: &Plan) -> Plan {
+        let train = self.trainer.used(&plan.train);
+        Plan {
+            train,
+            ..plan.clone()
+        }
+    }
+
+    /// Asks the sinks whether checkpoints will arrive.
+    fn check_sinks(
+        mut self,
+        plan: &Plan,
+        dir: &RunDir,
+        progress: &Progress,
+        warnings: &Warnings,
+    ) -> Result<Self> {
         let size = CheckpointSize::of(self.trainer.params());
-        let (sinks, warnings) = preflight::check(plan.preflight, dir, size, self.sinks, progress)?;
+        let (sinks, faults) = preflight::check(plan.preflight, dir, size, self.sinks, progress)?;
         self.sinks = sinks;
-        self.grouping.warnings.extend(warnings);
+        faults.into_iter().for_each(|fault| warnings.warn(fault));
         Ok(self)
     }
 }
@@ -263,6 +294,8 @@ struct Live {
     writer: host_store::WriterThread,
     serving: host_serve::Serving,
     digest: Arc<Mutex<Digest>>,
+    json: Option<JsonStream>,
+    warnings: Warnings,
     system_metrics: Option<Duration>,
     control: Control,
     signals: SignalWatch,
@@ -274,6 +307,7 @@ impl Live {
         dir: &RunDir,
         writer: Writer,
         progress: &Progress,
+        warnings: &Warnings,
     ) -> Result<(Self, Requests)> {
         // Before anybody can know of the run, and so end it.
         let control = Control::new();
@@ -295,7 +329,8 @@ impl Live {
                 shown.show(events);
                 events.iter().for_each(|event| answered.committed(event));
             }),
-            on_failure: Box::new(move |error| failed.say(&format!("warning: {error}"))),
+            // The store itself puts it on record when it can.
+            on_failure: Box::new(move |error| failed.insist(&format!("warning: {error}"))),
         };
         let writer = writer.spawn(drafts, callbacks)?;
         let source = Source::Live {
@@ -304,12 +339,24 @@ impl Live {
             requests: queue,
         };
         let served = plan.service.serve_run(dir, source)?;
-        progress.opened(dir.name(), dir.path(), Some(&served));
+        let json = match progress.is_json() {
+            true => {
+                let (path, run) = (dir.path().to_owned(), how_to_name(dir));
+                let first = described(dir, Some(&served));
+                Some(JsonStream::start(first, path, run, writer.commits())?)
+            }
+            false => {
+                progress.opened(dir.name(), dir.path(), Some(&served));
+                None
+            }
+        };
         let live = Self {
             emitter,
             writer,
             serving: served.serving,
             digest,
+            json,
+            warnings: warnings.clone(),
             system_metrics: plan.system_metrics,
             control,
             signals,
@@ -338,6 +385,13 @@ impl Live {
         SystemMetrics::start(every, dir.path(), self.emitter.clone(), start, step).map(Some)
     }
 
+    /// Warnings are events from now on, which observers do not hear.
+    fn warn_from(&self, unheard: Emitter, start: Step) {
+        let digest = Arc::clone(&self.digest);
+        let step = move || digest.lock().unwrap_or_else(PoisonError::into_inner).step();
+        self.warnings.begin(unheard, move || step().max(start));
+    }
+
     /// The step that the store has come to, which may be a few milliseconds behind.
     fn digest_step(&self) -> Step {
         let digest = self.digest.lock().unwrap_or_else(PoisonError::into_inner);
@@ -356,12 +410,14 @@ fn train(
     let control = live.control.clone();
     let start = ready.trainer.step();
     let system_metrics = live.watch_system(dir, start)?;
+    let unheard = live.emitter.clone();
     let inbox = Inbox::default();
     if !ready.observers.is_empty() {
         live.emitter = live.emitter.with_inbox(inbox.clone());
     }
+    session.announce(&live.emitter, start);
+    live.warn_from(unheard, start);
     let emitter = &live.emitter;
-    session.announce(emitter, start, ready.grouping.warnings);
 
     let destinations = Destination::all(dir, ready.sinks)?;
     let mut deliveries = Deliveries::start(
@@ -373,7 +429,7 @@ fn train(
     )?;
     live.signals.on_cancel(deliveries.canceller());
     for line in backlog.removed() {
-        progress.say(&format!("warning: {line}"));
+        live.warnings.warn(line);
     }
     if let Some(left) = backlog.describe() {
         progress.say(&format!("left to deliver: {left}"));
@@ -416,9 +472,10 @@ fn train(
         .for_each(|body| emitter.emit(reached, body));
     drop(system_metrics);
     let outcome = with_failure(outcome, &control);
+    let warnings = live.warnings.clone();
     let closed = session.close(live, &outcome, reached, &undelivered);
     if let (Err(_), Err(error)) = (&outcome, &closed) {
-        progress.say(&format!("warning: {error}"));
+        warnings.warn(error.to_string());
     }
     let outcome = outcome?;
     closed?;
@@ -435,7 +492,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn announce(&self, emitter: &Emitter, start: Step, warnings: Vec<String>) {
+    fn announce(&self, emitter: &Emitter, start: Step) {
         let generation = self.generation;
         if generation > 0 {
             let from_step = start;
@@ -448,9 +505,6 @@ impl<'a> Session<'a> {
             );
         }
         emitter.emit(start, EventBody::RunStarted { generation });
-        for message in warnings {
-            emitter.emit(start, EventBody::Warning { message });
-        }
     }
 
     /// Writes down how it ended, closes the store, stops serving and says what was made.
@@ -466,6 +520,10 @@ impl<'a> Session<'a> {
             writer,
             serving,
             digest,
+            json,
+            warnings,
+            // Signals are answered until the last word.
+            signals: _signals,
             ..
         } = live;
         let waits = emitter.waits();
@@ -475,11 +533,16 @@ impl<'a> Session<'a> {
             emitter.emit(reached, EventBody::Warning { message });
         }
         let (reason, message) = match outcome {
-            Ok(outcome) => (outcome.reason, String::new()),
+            Ok(outcome) => {
+                let by = signals::uncommon().filter(|_| outcome.reason == StopReason::Terminated);
+                (outcome.reason, by.unwrap_or_default().to_owned())
+            }
             Err(error) => (StopReason::Failed, error.message().to_owned()),
         };
         emitter.emit(reached, EventBody::RunFinished { reason, message });
         drop(emitter);
+        // It has an emitter, and the store closes when all are gone.
+        warnings.end();
         let stored = writer.join();
         for file in self.dir.transient_files() {
             let _ = std::fs::remove_file(file);
@@ -489,8 +552,36 @@ impl<'a> Session<'a> {
         let secs = self.begun.elapsed().as_secs_f64();
         self.progress
             .conclude(&digest.lines(self.dir, (reason, reached), secs, undelivered));
-        stored.and(served)
+        let progress = self.progress;
+        let printed = json.map_or(Ok(()), |json| {
+            json.finish(&signals::have_come, &mut |line| progress.insist(line))
+        });
+        let printed = match reason {
+            // The exit code says which signal ended the run; what stdout lacks is a warning.
+            StopReason::Interrupted | StopReason::Terminated => {
+                if let Err(error) = &printed {
+                    let hint = error.hint_text().unwrap_or_default();
+                    warnings.warn(format!("{error}; {hint}"));
+                }
+                Ok(())
+            }
+            _ => printed,
+        };
+        stored.and(served).and(printed)
     }
+}
+
+/// Where a run is to be found, and how it is served, if it is, for programs.
+pub(crate) fn described(dir: &RunDir, served: Option<&Served>) -> serde_json::Value {
+    let path = dir.path().display().to_string();
+    let mut run = json!({ "kind": "run", "name": dir.name(), "path": path });
+    if let Some(served) = served {
+        run["listen"] = json!(served.serving.addr());
+        if let Some(fingerprint) = served.fingerprint {
+            run["tls_fingerprint"] = json!(fingerprint.to_string());
+        }
+    }
+    run
 }
 
 /// The error of the plugin that ended the run, if one did. A run that was ended from outside says so

@@ -109,6 +109,11 @@ impl RunDir {
         &self.path
     }
 
+    /// The folder that holds this one and other runs'; absolute.
+    pub(crate) fn runs_dir(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
+    }
+
     /// The resolved configuration.
     pub(crate) fn config_file(&self) -> PathBuf {
         self.path.join("run.toml")

@@ -13,6 +13,7 @@ use toml::Table;
 use crate::plan::listen_address;
 use crate::run_dir::RunDir;
 use crate::settings::HostConfig;
+use crate::summary::quoted;
 
 /// The one value of `tls`.
 const SELF_SIGNED: &str = "self-signed";
@@ -39,20 +40,30 @@ pub(crate) struct Served {
     pub(crate) serving: Serving,
     pub(crate) fingerprint: Option<Fingerprint>,
     takes_token: bool,
+    /// The runs' folder, if it is a run's own process that serves.
+    of_run_in: Option<PathBuf>,
 }
 
 impl Served {
     /// What a client needs beside the address, in lines: the certificate's fingerprint; without one and
-    /// without a token, TensorBoard's command, which can give neither.
+    /// without a token, TensorBoard's command, which can give neither. The address of a run's own process
+    /// goes with it, so it is told what shows the run afterwards.
     pub(crate) fn clients(&self) -> Vec<String> {
-        match self.fingerprint {
-            Some(fingerprint) => vec![format!("TLS fingerprint {fingerprint}")],
-            None if self.takes_token => Vec::new(),
-            None => vec![format!(
-                "TensorBoard: tensorboard --grpc_data_provider={}",
-                self.serving.addr()
-            )],
+        if let Some(fingerprint) = self.fingerprint {
+            return vec![format!("TLS fingerprint {fingerprint}")];
         }
+        if self.takes_token {
+            return Vec::new();
+        }
+        let mut lines = vec![format!(
+            "TensorBoard: tensorboard --grpc_data_provider={}",
+            self.serving.addr()
+        )];
+        lines.extend(self.of_run_in.as_ref().map(|runs| {
+            let runs = quoted(runs);
+            format!("this address ends with the run; `host serve --runs {runs}` has one that stays")
+        }));
+        lines
     }
 }
 
@@ -143,7 +154,8 @@ impl Service {
             Tls::None => None,
         };
         let scheme = if tls.is_some() { "https://" } else { "" };
-        let served = self.start(source, access, tls)?;
+        let mut served = self.start(source, access, tls)?;
+        served.of_run_in = Some(dir.runs_dir().to_owned());
         let address = dir.address_file();
         fs::write(&address, format!("{scheme}{}\n", served.serving.addr()))
             .map_err(|e| Error::io("write the address", &address, &e))?;
@@ -158,6 +170,7 @@ impl Service {
             serving: server.start()?,
             fingerprint,
             takes_token,
+            of_run_in: None,
         })
     }
 

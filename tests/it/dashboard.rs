@@ -102,6 +102,57 @@ fn a_killed_run_is_shown_as_crashed_and_how_it_goes_on() {
 }
 
 #[test]
+fn a_killed_run_that_is_resumed_is_followed_again() {
+    let home = Home::new();
+    let saves = [
+        "--max-train-steps",
+        "1000000",
+        "--save-checkpoint-steps",
+        "10",
+    ];
+    let run = home.start_training("again", &[&saves[..], &["--json"]].concat());
+    run.event(|event| event["kind"] == "checkpoint_written");
+    let mut by_name = Pty::start(&home.command(&["watch", "again"]));
+    let serve = home.start(&["serve"]);
+    let line = serve.printed("gRPC at ");
+    let address = line.trim_start_matches("gRPC at ").split(": ").next();
+    let address = address.expect("an address");
+    let mut by_address = Pty::start(&home.command(&["watch", address, "--run", "again"]));
+    let lines = home.start(&["watch", "again", "--plain"]);
+    lines.printed("run again at step ");
+    for screen in [&by_name, &by_address] {
+        screen.shows(&["again  ● training"]);
+    }
+    run.kill();
+    for screen in [&by_name, &by_address] {
+        screen.shows(&["again  crashed"]);
+    }
+    // In lines it is the end, which says how the run goes on.
+    let lines = lines.output().succeeded();
+    assert!(
+        lines.stdout.contains("`host resume again` goes on"),
+        "{lines}"
+    );
+    assert_eq!(lines.stderr, "");
+
+    let resumed = home.start(&["resume", "again", "--json"]);
+    resumed.event(|event| event["step"].as_u64() > Some(30));
+    for screen in [&by_name, &by_address] {
+        screen.shows(&["again  ● training"]);
+    }
+    by_name.press("p");
+    by_name.shows(&["again  ‖ paused"]);
+    by_address.shows(&["again  ‖ paused"]);
+    resumed.terminate();
+    resumed.output().ended_with(143);
+    by_name.shows(&["again  terminated"]);
+    by_name.press("q");
+    by_name.left_with("run again terminated at step ");
+    by_address.press("q");
+    by_address.left_with("run again terminated at step ");
+}
+
+#[test]
 fn without_colours_and_in_lines_if_asked_for() {
     let home = Home::new();
     home.train("plain", &[]).succeeded();

@@ -86,15 +86,14 @@ impl Control {
         let done = client.ask("", &by, ask)?;
         if self.json {
             let request = serde_json::to_value(request).unwrap_or_default();
-            print_json(&json!({ "request": request, "step": done.step, "seq": done.seq }));
+            print_json(&json!({ "request": request, "step": done.step, "seq": done.seq }))
         } else {
             let wish = event_line::wish(request);
             print(&format!(
                 "step {:<6}  asked {wish}: event {}\n",
                 done.step, done.seq
-            ));
+            ))
         }
-        Ok(())
     }
 }
 

@@ -143,11 +143,10 @@ impl Tokenize {
         let cache = crate::run::cache_dir();
         let written = host_train::tokenize(&config, &self.output, &cache, &mut news);
         progress.end();
-        self.show(&written?);
-        Ok(())
+        self.show(&written?)
     }
 
-    fn show(&self, files: &[TokenFile]) {
+    fn show(&self, files: &[TokenFile]) -> Result<()> {
         if self.json {
             let file = |file: &TokenFile| json!({ "path": file.path, "tokens": file.tokens, "vocab_size": file.vocab_size });
             return print_json(&files.iter().map(file).collect());
@@ -167,6 +166,6 @@ impl Tokenize {
                 bytes(size),
             ]);
         }
-        print(&table.render());
+        print(&table.render())
     }
 }

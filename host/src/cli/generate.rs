@@ -1,11 +1,13 @@
-use std::io::Write as _;
+use std::io::IsTerminal as _;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use host_core::{Error, Kind, Result};
 use host_plugin::SearchPath;
 
-use super::{RunsDir, print};
+use super::RunsDir;
 use crate::hub_model::HubModel;
+use crate::printable;
 use crate::run_dir::RunDir;
 
 /// Samples text from a checkpoint, so that a person can see what was learnt
@@ -63,12 +65,25 @@ impl Generate {
             seed: self.seed,
             device: self.device.clone(),
         };
-        print(&self.prompt);
+        // A terminal does not obey what a model has made up; a program gets it as it is.
+        let is_terminal = std::io::stdout().is_terminal();
+        let write = |piece: &str| match is_terminal {
+            true => super::write(printable::lines(piece).as_bytes()),
+            false => super::write(piece.as_bytes()),
+        };
+        let mut written = write(&self.prompt);
         host_train::generate(&request, &mut |piece| {
-            let mut out = std::io::stdout().lock();
-            let _ = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
+            if matches!(written, Ok(true)) {
+                written = write(piece);
+            }
+            match written {
+                Ok(true) => ControlFlow::Continue(()),
+                _ => ControlFlow::Break(()),
+            }
         })?;
-        print("\n");
+        if written? {
+            write("\n")?;
+        }
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use super::{RunsDir, print, print_json, runs_compare, runs_export};
 use crate::event_json;
 use crate::event_line::{event_line, one_line, reason_word};
 use crate::number;
+use crate::printer::Printer;
 use crate::run_dir::RunDir;
 use crate::sparkline::sparkline;
 use crate::summary::how_to_name;
@@ -56,7 +57,6 @@ impl Runs {
                     true => print_json(&shown.json()),
                     false => print(&shown.text()),
                 }
-                Ok(())
             }
             Command::Compare(compare) => compare.execute(),
             Command::Export(export) => export.execute(),
@@ -65,24 +65,70 @@ impl Runs {
 }
 
 fn list(runs_dir: &Path, json: bool) -> Result<()> {
-    let runs = RunList::new(runs_dir).all()?;
+    for folder in odd_folders(runs_dir) {
+        Printer::of_process().say(&format!(
+            "left out: {folder:?} cannot name a run; rename the folder to see it"
+        ));
+    }
+    let runs: Vec<Listed> = RunList::new(runs_dir)
+        .all()?
+        .into_iter()
+        .map(|(name, row)| Listed::new(runs_dir, name, row))
+        .collect();
     if json {
-        let entries = runs.iter().map(|(name, row)| match row {
-            Ok(row) => row_json(row),
-            Err(error) => json!({ "name": name, "error": error.message() }),
+        let entries = runs.iter().map(|listed| match &listed.row {
+            Ok(row) => row_json(row, listed.is_paused),
+            Err(error) => json!({ "name": listed.name, "error": error.message() }),
         });
-        print_json(&entries.collect());
-        return Ok(());
+        return print_json(&entries.collect());
     }
     if runs.is_empty() {
-        print(&format!("no runs yet: {}\n", runs_dir.display()));
-        return Ok(());
+        return print(&format!("no runs yet: {}\n", runs_dir.display()));
     }
-    print(&list_text(&runs));
-    Ok(())
+    print(&list_text(&runs))
 }
 
-fn list_text(runs: &[(RunName, Result<RunRow>)]) -> String {
+/// Folders with a run whose name is none that a run can have, as those of a file manager's copies.
+fn odd_folders(runs_dir: &Path) -> Vec<String> {
+    let entries = runs_dir.read_dir().into_iter().flatten().flatten();
+    let mut odd: Vec<String> = entries
+        .filter(|entry| entry.path().join(host_store::FILE).is_file())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        // What begins with a dot is hidden on purpose.
+        .filter(|name| !name.starts_with('.') && name.parse::<RunName>().is_err())
+        .collect();
+    odd.sort();
+    odd
+}
+
+/// A run of a list.
+struct Listed {
+    name: RunName,
+    row: Result<RunRow>,
+    is_paused: bool,
+}
+
+impl Listed {
+    fn new(runs_dir: &Path, name: RunName, row: Result<RunRow>) -> Self {
+        let is_paused = row.as_ref().is_ok_and(|row| {
+            let reader = || Reader::open(&runs_dir.join(name.as_str()));
+            row.status == RunStatus::Running && reader().is_ok_and(|reader| is_paused(&reader, row))
+        });
+        Self {
+            name,
+            row,
+            is_paused,
+        }
+    }
+}
+
+/// Whether a run stands still because somebody asked it to.
+pub(super) fn is_paused(reader: &Reader, row: &RunRow) -> bool {
+    // What cannot be read is told where more depends on it.
+    row.status == RunStatus::Running && reader.is_paused().unwrap_or(false)
+}
+
+fn list_text(runs: &[Listed]) -> String {
     let mut table = Table::new([
         ("run", Align::Left),
         ("status", Align::Left),
@@ -90,18 +136,18 @@ fn list_text(runs: &[(RunName, Result<RunRow>)]) -> String {
         ("begun", Align::Left),
         ("last event", Align::Left),
     ]);
-    for (name, row) in runs {
-        match row {
+    for listed in runs {
+        match &listed.row {
             Ok(row) => table.row([
-                row.name.clone(),
-                status_word(row.status).to_owned(),
+                listed.name.to_string(),
+                status_word(row.status, listed.is_paused).to_owned(),
                 row.last_step.to_string(),
                 local_time(row.created_us),
                 local_time(row.last_time_us),
             ]),
             Err(error) => table.row([
-                name.to_string(),
-                format!("unreadable: {}", one_line(error.message())),
+                listed.name.to_string(),
+                format!("unreadable: {}", error.message()),
                 String::new(),
                 String::new(),
                 String::new(),
@@ -115,6 +161,7 @@ fn list_text(runs: &[(RunName, Result<RunRow>)]) -> String {
 struct Shown {
     dir: RunDir,
     row: RunRow,
+    is_paused: bool,
     metrics: Vec<Curve>,
     /// Checkpoints, warnings: what counts of the events that are no metrics.
     events: Vec<Event>,
@@ -171,9 +218,11 @@ impl Shown {
                 }
             }
         }
+        let row = reader.run()?;
         Ok(Self {
             dir: dir.clone(),
-            row: reader.run()?,
+            is_paused: is_paused(&reader, &row),
+            row,
             metrics,
             events,
             deliveries: reader.deliveries()?,
@@ -211,7 +260,7 @@ impl Shown {
     }
 
     fn json(&self) -> Value {
-        let mut json = row_json(&self.row);
+        let mut json = row_json(&self.row, self.is_paused);
         json["path"] = json!(self.dir.path().display().to_string());
         json["config"] = self.config();
         let metrics = self.metrics.iter().map(|curve| {
@@ -255,8 +304,8 @@ impl Shown {
         let row = &self.row;
         let mut text = format!(
             "{}  {} at step {}\n{}\nbegun {}, last event {}{}\n",
-            row.name,
-            status_word(row.status),
+            one_line(&row.name),
+            status_word(row.status, self.is_paused),
             row.last_step,
             self.dir.path().display(),
             local_time(row.created_us),
@@ -382,7 +431,7 @@ impl Shown {
             };
             let told = std::iter::once(has).chain(dropped).chain(left);
             let told = told.collect::<Vec<_>>();
-            text += &format!("  {}  {}\n", sink.label, told.join("; "));
+            text += &format!("  {}  {}\n", one_line(sink.label), told.join("; "));
         }
         if is_anything_left && self.row.status != RunStatus::Running {
             let run = how_to_name(&self.dir);
@@ -412,9 +461,10 @@ impl Shown {
                 .collect();
             let pruned = if stands { "" } else { " (pruned)" };
             format!(
-                "  {name}  {}{pruned}  {}",
+                "  {}  {}{pruned}  {}",
+                one_line(name),
                 number::bytes(bytes),
-                told.join(", ")
+                one_line(&told.join(", "))
             )
             .trim_end()
             .to_owned()
@@ -509,16 +559,23 @@ fn config_text(config: &Value) -> String {
 pub(super) fn config(dir: &RunDir, row: &RunRow) -> Value {
     let file = std::fs::read_to_string(dir.config_file()).ok();
     let table = file.and_then(|text| text.parse::<toml::Table>().ok());
-    match table.map(serde_json::to_value) {
+    let mut config = match table.map(serde_json::to_value) {
         Some(Ok(config)) => config,
         _ => serde_json::from_str(&row.config_json).unwrap_or_default(),
+    };
+    // A run that was copied, renamed or moved is named by where it lies now.
+    if let Value::Object(config) = &mut config {
+        config.insert("name".to_owned(), json!(dir.name()));
+        let runs_dir = dir.runs_dir().display().to_string();
+        config.insert("runs_dir".to_owned(), json!(runs_dir));
     }
+    config
 }
 
-pub(super) fn row_json(row: &RunRow) -> Value {
+pub(super) fn row_json(row: &RunRow, is_paused: bool) -> Value {
     json!({
         "name": row.name,
-        "status": status_word(row.status),
+        "status": status_word(row.status, is_paused),
         "generation": row.generation,
         "created_us": row.created_us,
         "last_seq": row.last_seq,
@@ -527,8 +584,9 @@ pub(super) fn row_json(row: &RunRow) -> Value {
     })
 }
 
-pub(super) fn status_word(status: RunStatus) -> &'static str {
+pub(super) fn status_word(status: RunStatus, is_paused: bool) -> &'static str {
     match status {
+        RunStatus::Running if is_paused => "paused",
         RunStatus::Running => "running",
         RunStatus::Finished(reason) => reason_word(reason),
         RunStatus::Crashed => "crashed",

@@ -2,7 +2,8 @@ use std::path::PathBuf;
 
 use host_core::Result;
 
-use super::{RunsDir, print};
+use super::RunsDir;
+use crate::printer::Printer;
 use crate::service::Service;
 use crate::settings::HostConfig;
 use crate::signals::EndSignal;
@@ -49,10 +50,12 @@ impl Serve {
         let end = EndSignal::new()?;
         let served = service.serve(&self.runs.runs_dir)?;
         let runs = self.runs.runs_dir.display();
-        print(&format!("gRPC at {}: {runs}\n", served.serving.addr()));
+        let mut lines = format!("gRPC at {}: {runs}\n", served.serving.addr());
         for line in served.clients() {
-            print(&format!("{line}\n"));
+            lines += &format!("{line}\n");
         }
+        // A terminal that takes nothing does not keep a signal from ending this.
+        Printer::of_process().conclude(&lines);
         end.wait();
         served.serving.stop()
     }

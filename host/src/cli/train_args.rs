@@ -235,11 +235,14 @@ impl TrainArgs {
         max_train_steps: Option<u64>,
         listen: Option<String>,
         preflight: Option<String>,
+        (device, threads): (Option<String>, Option<usize>),
     ) -> Self {
         Self {
             max_train_steps,
             listen,
             preflight,
+            device,
+            threads,
             ..Self::default()
         }
     }

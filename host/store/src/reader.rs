@@ -2,7 +2,7 @@ use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, Kind, Result, Step};
+use host_core::{Error, EventBody, Kind, Request, Result, RunName, Step};
 use rusqlite::{Connection, Transaction};
 
 use crate::frame::FrameNames;
@@ -88,7 +88,7 @@ impl Reader {
         self.snapshot(|tx| {
             let (generation, end) = beginning_and_end(tx)?;
             let status = status(alive, end);
-            let run = tx.query_row(
+            let mut run = tx.query_row(
                 "SELECT name, created_us, config_json, last_seq, last_step, last_time_us
                  FROM run JOIN head",
                 [],
@@ -105,7 +105,42 @@ impl Reader {
                     })
                 },
             )?;
+            // A folder that was copied or renamed is another run, whatever it was called when it was made.
+            if let Some(name) = folder_name(&self.run_dir)
+                && run.name != name
+            {
+                run.config_json = renamed(&run.config_json, &name);
+                run.name = name;
+            }
             Ok(run)
+        })
+    }
+
+    /// Whether the loop stands still until it is asked to continue: by what was asked since it last
+    /// began. Says nothing of a run that is not at work.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn is_paused(&self) -> Result<bool> {
+        self.snapshot(|tx| {
+            let mut query = tx.prepare_cached(
+                "SELECT body FROM events WHERE kind = ?1 AND seq >
+                 (SELECT coalesce(max(seq), 0) FROM events WHERE kind = ?2) ORDER BY seq DESC",
+            )?;
+            let mut rows = query.query([event_row::REQUEST, event_row::RUN_STARTED])?;
+            while let Some(row) = rows.next()? {
+                let body = event_row::decode(event_row::REQUEST, row.get_ref(0)?.as_str()?);
+                let request = match body {
+                    Ok(EventBody::Request { request, .. }) => request,
+                    _ => continue,
+                };
+                match request {
+                    Request::Pause => return Ok(true),
+                    Request::Continue => return Ok(false),
+                    _ => {}
+                }
+            }
+            Ok(false)
         })
     }
 
@@ -219,6 +254,30 @@ fn status(alive: bool, end: Option<host_core::StopReason>) -> RunStatus {
         Some(reason) => RunStatus::Finished(reason),
         None if alive => RunStatus::Running,
         None => RunStatus::Crashed,
+    }
+}
+
+/// What the run is called: its folder's name, if a run can have it.
+fn folder_name(run_dir: &Path) -> Option<String> {
+    let name: RunName = match run_dir.file_name() {
+        Some(name) => name.to_str()?.parse().ok()?,
+        // `.` and `..` have none.
+        None => {
+            let folder = run_dir.canonicalize().ok()?;
+            folder.file_name()?.to_str()?.parse().ok()?
+        }
+    };
+    Some(name.to_string())
+}
+
+/// A configuration with another name for the run.
+fn renamed(config_json: &str, name: &str) -> String {
+    match serde_json::from_str(config_json) {
+        Ok(serde_json::Value::Object(mut config)) if config.contains_key("name") => {
+            config.insert("name".to_owned(), name.into());
+            serde_json::Value::Object(config).to_string()
+        }
+        _ => config_json.to_owned(),
     }
 }
 

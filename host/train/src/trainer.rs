@@ -6,9 +6,8 @@ use host_core::{
     CheckpointDir, Control, Emitter, Error, EventBody, Kind, Metric, MetricValue, ParamGroup,
     ParamInfo, Requests, Result, Step, StopReason, Supervised,
 };
-use tch::Tensor;
+use tch::{Device, Tensor};
 
-use crate::TrainConfig;
 use crate::checkpoint::Stored;
 use crate::data::{Corpus, LeftOut, Loader, Packer, Position, SourceFile, Validation, Workers};
 use crate::device;
@@ -24,6 +23,7 @@ use crate::random::RandomState;
 use crate::schedule::Schedule;
 use crate::tokenizer::Tokenizer;
 use crate::torch_shim;
+use crate::{SchedulerType, TrainConfig};
 
 /// Where a training begins.
 #[derive(Clone, Debug)]
@@ -49,6 +49,8 @@ pub struct Trainer {
     files: Arc<[SourceFile]>,
     workers: Arc<Workers>,
     params: Vec<ParamInfo>,
+    threads: usize,
+    data_workers: usize,
 }
 
 /// What the loop talks to.
@@ -239,6 +241,8 @@ impl Trainer {
             random,
             files,
             workers,
+            threads,
+            data_workers: count,
         })
     }
 
@@ -260,6 +264,26 @@ impl Trainer {
     /// The step that `fit` begins at.
     pub fn step(&self) -> Step {
         self.step
+    }
+
+    /// A configuration of this training with the values that are used where it leaves them open, so that it
+    /// trains the same on a machine with other devices, cores or defaults.
+    pub fn used(&self, config: &TrainConfig) -> TrainConfig {
+        let device = match self.model.device {
+            Device::Cuda(index) => format!("cuda:{index}"),
+            _ => "cpu".to_owned(),
+        };
+        let decay = match config.lr_scheduler_type {
+            SchedulerType::WarmupStableDecay => Some(self.schedule.decay_steps),
+            _ => config.num_decay_steps,
+        };
+        TrainConfig {
+            device,
+            threads: Some(self.threads),
+            data_workers: Some(self.data_workers),
+            num_decay_steps: decay,
+            ..config.clone()
+        }
     }
 
     /// One line for people: parameters, layers, vocabulary, files, device.
