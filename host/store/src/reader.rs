@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -5,6 +6,7 @@ use std::path::{Path, PathBuf};
 use host_core::{Error, Kind, Result, Step};
 use rusqlite::{Connection, Transaction};
 
+use crate::copy::Copy;
 use crate::frame::FrameNames;
 use crate::run_list::has_no_log;
 use crate::run_row::beginning_and_end;
@@ -24,6 +26,10 @@ pub struct Reader {
     /// Device and inode of the file.
     identity: (u64, u64),
     pub(crate) frames: FrameNames,
+    /// Whether all events were found to be there.
+    is_complete: Cell<bool>,
+    // Last, so that it is closed before it is removed.
+    copy: Option<Copy>,
 }
 
 impl Reader {
@@ -33,23 +39,33 @@ impl Reader {
     /// If the folder has no run, or its format is newer than this program.
     pub fn open(run_dir: &Path) -> Result<Self> {
         let path = run_dir.join(FILE);
-        let identity = std::fs::metadata(&path)
-            .map(|file| identity(&file))
-            .map_err(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => no_run(run_dir),
-                _ => Error::io("read the run store", &path, &e),
-            })?;
-        let connection = schema::open_to_read(&path)?;
+        std::fs::metadata(&path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => no_run(run_dir),
+            _ => Error::io("read the run store", &path, &e),
+        })?;
+        let (connection, copy) = schema::open_to_read(run_dir)?;
         match schema::recognise(&connection, &path)? {
-            Found::Run => Ok(Self {
-                connection,
-                run_dir: run_dir.to_owned(),
-                path,
-                identity,
-                frames: FrameNames::default(),
-            }),
+            Found::Run => {
+                let reader = Self::of(connection, run_dir)
+                    .map_err(|e| Error::io("read the run store", &path, &e))?;
+                Ok(Self { copy, ..reader })
+            }
             Found::Empty => Err(no_run(run_dir)),
         }
+    }
+
+    /// A reader of a run's store that is open already.
+    pub(crate) fn of(connection: Connection, run_dir: &Path) -> std::io::Result<Self> {
+        let path = run_dir.join(FILE);
+        Ok(Self {
+            connection,
+            run_dir: run_dir.to_owned(),
+            identity: identity(&std::fs::metadata(&path)?),
+            path,
+            frames: FrameNames::default(),
+            is_complete: Cell::default(),
+            copy: None,
+        })
     }
 
     /// Opens the store of a run that nobody writes to, for one short look: in a third of the time,
@@ -60,23 +76,18 @@ impl Reader {
         if !has_no_log(run_dir) {
             return None;
         }
-        let identity = identity(&std::fs::metadata(&path).ok()?);
         let connection = schema::open_still(&path).ok()?;
         let found = schema::recognise(&connection, &path);
-        let reader = Self {
-            connection,
-            run_dir: run_dir.to_owned(),
-            path,
-            identity,
-            frames: FrameNames::default(),
-        };
+        let reader = Self::of(connection, run_dir).ok()?;
         matches!(found, Ok(Found::Run)).then_some((reader, guard))
     }
 
     /// Whether the run's folder still has the file that this reader has open, rather than another
     /// run's that took its place.
     pub fn is_current(&self) -> bool {
+        let is_same = |copy: &Copy| copy.is_current(&self.run_dir);
         std::fs::metadata(&self.path).is_ok_and(|file| identity(&file) == self.identity)
+            && self.copy.as_ref().is_none_or(is_same)
     }
 
     /// What the run is and how it stands.
@@ -142,18 +153,12 @@ impl Reader {
         &self,
         mut read: impl FnMut(&Transaction<'_>) -> Result<T, ReadError>,
     ) -> Result<T> {
-        let mut attempt = || {
-            self.connection
-                .unchecked_transaction()
-                .map_err(ReadError::Sql)
-                .and_then(|tx| read(&tx))
-        };
-        let result = match attempt() {
+        let result = match self.attempt(&mut read) {
             // Found before anything was read: the writer was killed since the last look.
             Err(ReadError::Sql(error)) if schema::is_half_written(&error) => {
                 schema::finish_commit(&self.path)
                     .map_err(ReadError::Sql)
-                    .and_then(|()| attempt())
+                    .and_then(|()| self.attempt(read))
             }
             result => result,
         };
@@ -161,6 +166,38 @@ impl Reader {
             ReadError::Sql(e) => fault::sql("read the run store", &self.path, &e),
             ReadError::Damaged(what) => fault::damaged(&self.path, &what),
         })
+    }
+}
+
+impl Reader {
+    /// One look at the file.
+    pub(crate) fn attempt<T>(
+        &self,
+        read: impl FnOnce(&Transaction<'_>) -> Result<T, ReadError>,
+    ) -> Result<T, ReadError> {
+        let transaction = self.connection.unchecked_transaction()?;
+        read(&transaction)
+    }
+
+    /// Looks, once, whether all events are there: what a damaged file has lost would look like what never
+    /// was.
+    pub(crate) fn check_complete(&self, connection: &Connection) -> Result<(), ReadError> {
+        if self.is_complete.get() {
+            return Ok(());
+        }
+        let (found, last_seq): (i64, i64) = connection.query_row(
+            "SELECT (SELECT count(*) FROM events) + (SELECT ifnull(sum(rows), 0) FROM chunks), last_seq
+             FROM head",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        if found != last_seq {
+            return Err(ReadError::damaged(format!(
+                "it has {found} events, of {last_seq}"
+            )));
+        }
+        self.is_complete.set(true);
+        Ok(())
     }
 }
 
