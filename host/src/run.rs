@@ -10,7 +10,7 @@ use host_core::{
     Step, StopReason, Supervised,
 };
 use host_serve::Source;
-use host_store::{Callbacks, Reader, RunRecord, RunStatus, Writer};
+use host_store::{Callbacks, Loss, Reader, RunRecord, RunStatus, Writer, sync_log};
 use host_train::{Observers, Outcome, Ports, Start, Trainer};
 
 use crate::delivery::{Backlog, Deliveries, Destination, Retry, Undelivered, missed};
@@ -23,6 +23,7 @@ use crate::progress::{Progress, Style};
 use crate::resume_point::ResumePoint;
 use crate::run_dir::RunDir;
 use crate::run_file::RunFile;
+use crate::service::Warn;
 use crate::signals::SignalWatch;
 use crate::summary::{Digest, how_to_name};
 use crate::system_metrics::SystemMetrics;
@@ -91,10 +92,11 @@ pub(crate) fn resume(
     let ended = (|| {
         let (file, recorded) = RunFile::read(&dir.config_file())?;
         // The lock comes first: nobody else may be at work on this run.
-        let writer = open_store(&dir, &file)?;
+        let writer = open_store(&dir, &file, &progress)?;
         let reader = Reader::open(dir.path())?;
         let row = reader.run()?;
-        let generation = row.generation + 1;
+        // A store that was lost no longer knows how often the run went back.
+        let generation = 1 + row.generation.max(dir.generation_set_aside());
         let point = ResumePoint::choose(&dir, &reader, from)?;
         check_unfinished(&dir, row.status, point.step, plan.train.max_train_steps)?;
         progress.say(&point.describe());
@@ -115,7 +117,8 @@ pub(crate) fn resume(
         // A run that began at a checkpoint of elsewhere begins there again.
         let step = ready.trainer.step();
         let entries = ready.plugins.entries();
-        let warnings = plugins::changes(&recorded.plugin, &entries)?;
+        let mut warnings = plugins::changes(&recorded.plugin, &entries)?;
+        warnings.extend(point.gap(&dir, &row));
         RunFile::new(&plan, dir.name(), &entries)?.write(&dir.config_file())?;
         for name in dir.set_aside_after(step, generation)? {
             progress.say(&format!("set aside, and yours to remove: {name}"));
@@ -146,14 +149,23 @@ fn run_record(dir: &RunDir, file: &RunFile) -> RunRecord {
     }
 }
 
-/// The store of a run that goes on. One that was ended while it was being made has none yet.
-fn open_store(dir: &RunDir, file: &RunFile) -> Result<Writer> {
-    Writer::open(dir.path()).or_else(|error| {
-        if !dir.checkpoint_folders().is_empty() {
-            return Err(error);
-        }
-        Writer::create(dir.path(), &run_record(dir, file)).map_err(|_| error)
-    })
+/// The store of a run that goes on. One that was ended while it was being made has none yet. Where there is
+/// a checkpoint to go on from, a store that is damaged or gone does not prevent it.
+fn open_store(dir: &RunDir, file: &RunFile, progress: &Progress) -> Result<Writer> {
+    let record = run_record(dir, file);
+    if dir.newest_checkpoint().is_none() {
+        return Writer::open(dir.path())
+            .or_else(|error| Writer::create(dir.path(), &record).map_err(|_| error));
+    }
+    let (writer, loss) = Writer::restore(dir.path(), &record)?;
+    if let Some(Loss { why, kept_as }) = loss {
+        let kept = kept_as.map_or_else(String::new, |name| format!("; its file is kept as {name}"));
+        progress.say(&format!(
+            "warning: the run store is damaged, and a new one begins: {why}{kept}: {}",
+            dir.path().display()
+        ));
+    }
+    Ok(writer)
 }
 
 /// Whether there is anything left to do. A run that did all its steps and was killed before it could
@@ -262,6 +274,7 @@ struct Live {
     emitter: Emitter,
     writer: host_store::WriterThread,
     serving: host_serve::Serving,
+    warnings: Warnings,
     digest: Arc<Mutex<Digest>>,
     system_metrics: Option<Duration>,
     control: Control,
@@ -303,18 +316,55 @@ impl Live {
             commits: writer.commits(),
             requests: queue,
         };
-        let served = plan.service.serve_run(dir, source)?;
+        let warnings = Warnings::new(&emitter, &digest);
+        let served = plan
+            .service
+            .serve_run(dir, source, warnings.clone().into_warn())?;
         progress.opened(dir.name(), dir.path(), Some(&served));
         let live = Self {
             emitter,
             writer,
             serving: served.serving,
+            warnings,
             digest,
             system_metrics: plan.system_metrics,
             control,
             signals,
         };
         Ok((live, requests))
+    }
+}
+
+/// What the service warns of, as events of the run. It does not keep the store open: the store is closed
+/// before the service ends.
+#[derive(Clone)]
+struct Warnings {
+    emitter: Arc<Mutex<Option<Emitter>>>,
+    digest: Arc<Mutex<Digest>>,
+}
+
+impl Warnings {
+    fn new(emitter: &Emitter, digest: &Arc<Mutex<Digest>>) -> Self {
+        Self {
+            emitter: Arc::new(Mutex::new(Some(emitter.clone()))),
+            digest: Arc::clone(digest),
+        }
+    }
+
+    fn into_warn(self) -> Warn {
+        Box::new(move |message| {
+            let step = self.digest.lock().unwrap_or_else(PoisonError::into_inner);
+            let step = step.step();
+            let emitter = self.emitter.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(emitter) = &*emitter {
+                emitter.emit(step, EventBody::Warning { message });
+            }
+        })
+    }
+
+    fn end(&self) {
+        let mut emitter = self.emitter.lock().unwrap_or_else(PoisonError::into_inner);
+        *emitter = None;
     }
 }
 
@@ -395,6 +445,9 @@ fn train(
         checkpoints: dir.checkpoints(),
         await_events: Box::new(|| {
             commits.wait_settled(emitter.emitted(), EVENTS_PATIENCE);
+            // A disk that refuses does not refuse the checkpoint. Were its history lost by that, the resume
+            // would say so.
+            let _ = sync_log(dir.path());
         }),
         on_checkpoint: Box::new(|checkpoint| deliveries.offer(checkpoint)),
         is_needed: Box::new(|step| deliveries.is_needed(step)),
@@ -465,9 +518,11 @@ impl<'a> Session<'a> {
             emitter,
             writer,
             serving,
+            warnings,
             digest,
             ..
         } = live;
+        warnings.end();
         let waits = emitter.waits();
         if waits > 0 {
             let message =

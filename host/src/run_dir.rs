@@ -182,6 +182,16 @@ impl RunDir {
         found
     }
 
+    /// The highest generation for which a checkpoint was set aside; 0 if none was.
+    pub(crate) fn generation_set_aside(&self) -> u32 {
+        let entries = self.checkpoints().read_dir().into_iter().flatten();
+        let generation = |entry: std::io::Result<std::fs::DirEntry>| -> Option<u32> {
+            let name = entry.ok()?.file_name();
+            name.to_str()?.rsplit_once(SET_ASIDE)?.1.parse().ok()
+        };
+        entries.filter_map(generation).max().unwrap_or(0)
+    }
+
     /// Gives the checkpoints after `step` other names, since the run goes back there as its
     /// `generation`: what it writes now is not mixed with what it wrote before. Returns the new names.
     ///
@@ -191,7 +201,7 @@ impl RunDir {
         let mut names = Vec::new();
         for (_, path) in self.checkpoint_folders().into_iter().filter(|c| c.0 > step) {
             let name = path.file_name().and_then(|name| name.to_str());
-            let name = format!("{}.superseded-{generation}", name.unwrap_or_default());
+            let name = format!("{}{SET_ASIDE}{generation}", name.unwrap_or_default());
             std::fs::rename(&path, path.with_file_name(&name))
                 .map_err(|e| Error::io("set the checkpoint aside", &path, &e))?;
             names.push(name);
@@ -206,6 +216,9 @@ impl RunDir {
         Ok(names)
     }
 }
+
+/// How a checkpoint is called that was set aside, between its own name and the generation.
+const SET_ASIDE: &str = ".superseded-";
 
 fn taken(runs: &Path, name: &RunName) -> Error {
     let path = runs.join(name.as_str());
@@ -351,6 +364,7 @@ mod tests {
                 .iter()
                 .all(|name| run.checkpoints().join(name).is_dir())
         );
+        assert_eq!(run.generation_set_aside(), 1);
         let left: Vec<Step> = run.checkpoint_folders().into_iter().map(|c| c.0).collect();
         assert_eq!(left, [Step(10)]);
         assert!(

@@ -114,7 +114,7 @@ fn a_run_that_is_over_is_served_the_same() {
 
     // TensorBoard can give no token.
     let server = home.start_with(
-        &[("READ", "a-reader")],
+        &[("READ", "a-reader-0123456789")],
         &["serve", "--read-token-env", "READ"],
     );
     server.printed("gRPC at ");

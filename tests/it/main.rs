@@ -35,5 +35,6 @@ mod runs;
 mod scaffold;
 mod secrets;
 mod signals;
+mod store_damage;
 mod terminal;
 mod tokenize;

@@ -1,6 +1,7 @@
+use std::io::Write as _;
 use std::path::PathBuf;
 
-use host_core::Result;
+use host_core::{Error, Kind, Result};
 
 use super::{RunsDir, print};
 use crate::service::Service;
@@ -37,6 +38,12 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) fn execute(&self) -> Result<()> {
+        let dir = &self.runs.runs_dir;
+        if !dir.is_dir() {
+            let message = format!("there is no folder of runs: {}", dir.display());
+            return Err(Error::new(Kind::Config, message)
+                .hint("--runs-dir names it; `host run` makes it with its first run"));
+        }
         let service = Service::new(&HostConfig {
             listen: self.listen.clone(),
             read_token_env: self.read_token_env.clone(),
@@ -47,9 +54,13 @@ impl Serve {
         })?;
         // Before the address is known, so that who reads it may end this at once.
         let end = EndSignal::new()?;
-        let served = service.serve(&self.runs.runs_dir)?;
-        let runs = self.runs.runs_dir.display();
-        print(&format!("gRPC at {}: {runs}\n", served.serving.addr()));
+        let warn = |message| {
+            // Nobody may be reading it.
+            let _ = writeln!(std::io::stderr(), "warning: {message}");
+        };
+        let served = service.serve(dir, Box::new(warn))?;
+        let addr = served.serving.addr();
+        print(&format!("gRPC at {addr}: {}\n", dir.display()));
         for line in served.clients() {
             print(&format!("{line}\n"));
         }
