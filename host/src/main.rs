@@ -39,13 +39,15 @@ use std::process::ExitCode;
 use host_core::Error;
 
 fn main() -> ExitCode {
-    match cli::execute(std::env::args_os().collect()) {
-        Ok(reason) => ExitCode::from(signals::exit_code(reason)),
+    let code = match cli::execute(std::env::args_os().collect()) {
+        Ok(reason) => signals::exit_code(reason),
         Err(error) => {
             print_error(&error);
-            ExitCode::from(error.kind().exit_code())
+            error.kind().exit_code()
         }
-    }
+    };
+    host_plugin::end_process(code);
+    ExitCode::from(code)
 }
 
 /// The one place where errors are printed.

@@ -7,6 +7,7 @@ use host_core::{
 use host_plugin::{Level, OnError, Target, set_log};
 use host_plugin::{
     LogRecord, Plugin, PluginConfig, PluginKind, PluginSpec, SearchPath, Secrets, ServeCommand,
+    guard_process,
 };
 
 use crate::plugin_accounts::PluginAccount;
@@ -286,6 +287,7 @@ impl Loaded {
         others: &[Self],
         secrets: &Secrets,
     ) -> Result<Self> {
+        guard_process();
         let found = search.find(&spec.target)?;
         check_policy(&spec, &found.manifest.id, &found.manifest.kinds)?;
         let serve = ServeCommand::this_host().with_secrets(secrets.clone());

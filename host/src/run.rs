@@ -9,6 +9,7 @@ use host_core::{
     Control, Emitter, Error, EventBody, Inbox, Kind, Observer, RequestQueue, Requests, Result,
     Step, StopReason, Supervised,
 };
+use host_plugin::{ProcessChange, ProcessWatch, on_exit_by_plugin};
 use host_serve::Source;
 use host_store::{Callbacks, Reader, RunRecord, RunStatus, Writer};
 use host_train::{Observers, Outcome, Ports, Start, Trainer};
@@ -34,6 +35,9 @@ const QUEUE: usize = 16_384;
 /// for longer.
 const EVENTS_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a process that a plugin ends waits for the events that say so.
+const LAST_EVENTS_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How long the end of a run waits for its sinks.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -55,6 +59,10 @@ pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
         }
         let dir = RunDir::create(&plan.runs_dir, plan.name.as_ref(), &plan.train.model)?;
         let begun = (|| {
+            let unused = dir.path().to_owned();
+            on_exit_by_plugin(Some(move |_: &str| {
+                let _ = std::fs::remove_dir_all(&unused);
+            }));
             let file = RunFile::new(&plan, dir.name(), &ready.plugins.entries())?;
             file.write(&dir.config_file())?;
             let writer = Writer::create(dir.path(), &run_record(&dir, &file))?;
@@ -338,10 +346,46 @@ impl Live {
         SystemMetrics::start(every, dir.path(), self.emitter.clone(), start, step).map(Some)
     }
 
+    /// When a plugin ends the process, the run ends as failed, by an event that says so.
+    fn tell_of_end_by_plugin(&self, dir: &RunDir) {
+        let (emitter, commits) = (self.emitter.clone(), self.writer.commits());
+        let (digest, stale) = (Arc::clone(&self.digest), dir.transient_files());
+        let tell = move |message: &str| {
+            let step = digest.lock().unwrap_or_else(PoisonError::into_inner).step();
+            let finished = EventBody::RunFinished {
+                reason: StopReason::Failed,
+                message: message.to_owned(),
+            };
+            emitter.emit(step, finished);
+            commits.wait_settled(emitter.emitted(), LAST_EVENTS_PATIENCE);
+            for file in &stale {
+                let _ = std::fs::remove_file(file);
+            }
+        };
+        on_exit_by_plugin(Some(tell));
+    }
+
     /// The step that the store has come to, which may be a few milliseconds behind.
     fn digest_step(&self) -> Step {
         let digest = self.digest.lock().unwrap_or_else(PoisonError::into_inner);
         digest.step()
+    }
+}
+
+/// Events of what plugins changed of the process.
+fn emit_process_changes(emitter: &Emitter, step: Step) {
+    for change in host_plugin::process_changes() {
+        let ProcessChange {
+            plugin,
+            call,
+            message,
+        } = change;
+        let fault = EventBody::PluginFault {
+            plugin,
+            call,
+            message,
+        };
+        emitter.emit(step, fault);
     }
 }
 
@@ -381,6 +425,8 @@ fn train(
     deliveries.take_up(backlog);
     let mut accounts = PluginAccounts::begin(ready.plugins.accounts(), start);
     let commits = live.writer.commits();
+    live.tell_of_end_by_plugin(dir);
+    let mut watch = ProcessWatch::begin();
     let outcome = ready.trainer.fit(Ports {
         groups: ready.grouping.groups,
         emitter: emitter.clone(),
@@ -391,6 +437,10 @@ fn train(
         report: Box::new(|step| {
             let report = accounts.report(step, &deliveries.waiting());
             report.into_iter().for_each(|body| emitter.emit(step, body));
+        }),
+        put_back: Box::new(|step, must| {
+            watch.look(must);
+            emit_process_changes(emitter, step);
         }),
         checkpoints: dir.checkpoints(),
         await_events: Box::new(|| {
@@ -415,6 +465,7 @@ fn train(
         .into_iter()
         .for_each(|body| emitter.emit(reached, body));
     drop(system_metrics);
+    emit_process_changes(emitter, reached);
     let outcome = with_failure(outcome, &control);
     let closed = session.close(live, &outcome, reached, &undelivered);
     if let (Err(_), Err(error)) = (&outcome, &closed) {
@@ -479,6 +530,7 @@ impl<'a> Session<'a> {
             Err(error) => (StopReason::Failed, error.message().to_owned()),
         };
         emitter.emit(reached, EventBody::RunFinished { reason, message });
+        on_exit_by_plugin(None::<fn(&str)>);
         drop(emitter);
         let stored = writer.join();
         for file in self.dir.transient_files() {

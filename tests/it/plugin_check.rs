@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::{Fixture, Home, built};
 
 /// The fault of a metric, and the test that finds it. The names of the faults are the fixture's.
-const METRIC: [(&str, &str); 52] = [
+const METRIC: [(&str, &str); 57] = [
     ("another-id", "description-matches-manifest"),
     ("entry-repeats", "entry-repeats"),
     ("other-major", "entry-other-major"),
@@ -35,6 +35,11 @@ const METRIC: [(&str, &str); 52] = [
     ("environment", "environment"),
     ("locale", "locale"),
     ("floating-point", "floating-point"),
+    ("openmp", "openmp"),
+    ("resource-limits", "resource-limits"),
+    ("standard-streams", "standard-streams"),
+    ("scheduling", "scheduling"),
+    ("timers", "timers"),
     ("stdout", "stdout"),
     ("not-finite", "ordinary-batches"),
     ("no-values", "ordinary-batches"),

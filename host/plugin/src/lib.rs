@@ -23,6 +23,7 @@ mod config;
 mod conformance;
 mod dynamic;
 mod event;
+mod guard;
 mod host_api;
 mod image;
 mod inspect;
@@ -41,6 +42,7 @@ mod process;
 mod schema;
 mod search_path;
 mod secrets;
+mod signal_name;
 mod spec;
 mod vtable;
 
@@ -50,6 +52,9 @@ pub use conformance::{
     CheckOptions, Finding, Outcome, Test, TestReport, check_plugin, conformance_tests,
 };
 pub use event::EventKind;
+pub use guard::{
+    ProcessChange, ProcessWatch, end_process, guard_process, on_exit_by_plugin, process_changes,
+};
 pub use host_core::OnError;
 pub use inspect::inspect;
 pub use lock::{LockedPlugin, PluginLock};

@@ -7,15 +7,15 @@ use host_core::{CheckpointSink, Error, Kind, Metric, Observer, ParamGroups, Resu
 use serde_json::{Map, Value};
 
 use crate::checkpoint_sink::PluginCheckpointSink;
+use crate::guard::name_of;
 use crate::image::Image;
-use crate::instance::Maker;
-use crate::library::Library;
+use crate::instance::{Maker, failed, late};
+use crate::library::{LOAD, Library};
 use crate::metric::PluginMetric;
-use crate::mode::default_time_limit;
 use crate::observer::PluginObserver;
 use crate::param_groups::PluginParamGroups;
 use crate::process::{
-    Launch, Remote, RemoteCheckpointSink, RemoteMetric, RemoteObserver, RemoteParamGroups,
+    Launch, Limits, Remote, RemoteCheckpointSink, RemoteMetric, RemoteObserver, RemoteParamGroups,
 };
 use crate::{CallAccount, Found, Mode, PluginConfig, PluginKind, PluginManifest, ServeCommand};
 
@@ -196,7 +196,7 @@ impl Plugin {
             Place::Child(launch) => return Ok(Box::new(RemoteParamGroups(self.start(launch)?))),
         };
         let functions = self.functions(library.param_groups, kind)?;
-        let maker = self.maker(library);
+        let maker = self.maker(library)?;
         let instance = maker.create(kind, functions.create, functions.destroy)?;
         Ok(Box::new(PluginParamGroups {
             instance,
@@ -219,7 +219,7 @@ impl Plugin {
             }
         };
         let functions = self.functions(library.metric, kind)?;
-        let maker = self.maker(library);
+        let maker = self.maker(library)?;
         let instance = maker.create(kind, functions.create, functions.destroy)?;
         Ok(Box::new(PluginMetric {
             instance,
@@ -242,7 +242,7 @@ impl Plugin {
             }
         };
         let functions = self.functions(library.checkpoint_sink, kind)?;
-        let maker = self.maker(library);
+        let maker = self.maker(library)?;
         let instance = maker.create(kind, functions.create, functions.destroy)?;
         Ok(Box::new(PluginCheckpointSink::new(instance, functions)))
     }
@@ -262,7 +262,7 @@ impl Plugin {
             }
         };
         let functions = self.functions(library.observer, kind)?;
-        let maker = self.maker(library);
+        let maker = self.maker(library)?;
         let instance = maker.create(kind, functions.create, functions.destroy)?;
         Ok(Box::new(PluginObserver {
             instance,
@@ -297,19 +297,24 @@ impl Plugin {
         }
     }
 
-    fn maker(&self, library: &'static Library) -> Maker {
-        Maker {
-            plugin: self.id().into(),
+    fn maker(&self, library: &'static Library) -> Result<Maker> {
+        // Nobody knew the limit yet, nor could have ended it.
+        if let Some(limit) = self.time_limit.filter(|limit| library.load_time > *limit) {
+            let reason = late(library.load_time, limit);
+            return Err(failed(self.id(), LOAD, &reason));
+        }
+        Ok(Maker {
+            plugin: name_of(self.id()),
             api: library.api,
             config: Arc::clone(&self.json),
             time_limit: self.time_limit,
             account: self.account.clone(),
-        }
+        })
     }
 
     fn start(&self, launch: Launch) -> Result<Remote> {
-        let limit = self.time_limit.unwrap_or(default_time_limit(launch.kind));
-        Remote::start(launch, limit, &self.account)
+        let limits = Limits::new(self.time_limit, launch.kind);
+        Remote::start(launch, limits, &self.account)
     }
 
     fn functions<F>(&self, functions: Option<F>, kind: PluginKind) -> Result<F> {

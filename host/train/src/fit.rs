@@ -52,6 +52,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
         requests: Some(ports.requests),
         is_paused: false,
         learning_rate_factor: 1.0,
+        put_back: ports.put_back,
         checkpoints: ports.checkpoints,
         generation: ports.generation,
         model: trainer.model,
@@ -88,9 +89,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
         let mut reported = Instant::now();
         state.log.begin();
         'training: while step.0 < config.max_train_steps {
-            state
-                .observers
-                .observe(step, &state.emitter, &state.control);
+            state.observe(step);
             let mut skip_step = false;
             while let Some(request) = state.next_request(step) {
                 match request {
@@ -163,9 +162,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
             if step.is_multiple_of(config.save_checkpoint_steps) {
                 state.log.flush()?;
                 let scores = state.evaluate(step);
-                state
-                    .observers
-                    .observe(step, &state.emitter, &state.control);
+                state.observe(step);
                 // What somebody wants to be taken back is nothing to go back to.
                 if !state.observers.ask_to_roll_back() {
                     state.save(step, scores, &mut writer)?;
@@ -191,7 +188,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
 }
 
 /// What the loop works on.
-struct State {
+struct State<'a> {
     model: Gpt2,
     optimizer: Optimizer,
     loader: Loader,
@@ -205,13 +202,20 @@ struct State {
     is_paused: bool,
     /// What the schedule's learning rate is multiplied by: what a client set, and observers lowered.
     learning_rate_factor: f64,
+    put_back: Box<dyn FnMut(Step, bool) + 'a>,
     checkpoints: PathBuf,
     generation: u32,
     data_sha256: String,
     random: RandomState,
 }
 
-impl State {
+impl State<'_> {
+    /// Shows the observers what happened since the last time.
+    fn observe(&mut self, step: Step) {
+        self.observers.observe(step, &self.emitter, &self.control);
+        (self.put_back)(step, false);
+    }
+
     /// The next thing to be carried out before the step goes on, recorded: of the observers first, then
     /// of clients. While the loop pauses, waits for one. None, too, when the outside says stop.
     fn next_request(&mut self, step: Step) -> Option<Request> {
@@ -249,6 +253,7 @@ impl State {
         let scores = self
             .evaluation
             .evaluate(&self.model, step, &self.emitter, &self.control);
+        (self.put_back)(step, true);
         self.log.evaluated(step, &scores);
         scores
     }
@@ -260,6 +265,7 @@ impl State {
         writer: &mut CheckpointWriter<'_>,
     ) -> Result<()> {
         let (observers, asked) = self.observers.export(step, &self.emitter, &self.control);
+        (self.put_back)(step, true);
         let mut live = self.live(step)?;
         live.state.learning_rate_factor = self.learning_rate_factor;
         live.state.asked = asked;

@@ -68,6 +68,9 @@ pub struct Ports<'a> {
     /// Called on the loop's thread when it goes on after an evaluation, and every few seconds: the time
     /// to report what surrounds the loop. Not at its last step.
     pub report: Box<dyn FnMut(Step) + 'a>,
+    /// Called on the loop's thread after plugins were called, with whether it may not be put off: the time
+    /// to put back what they changed of the process.
+    pub put_back: Box<dyn FnMut(Step, bool) + 'a>,
     /// The folder that receives `step-000100` and its like. Absolute.
     pub checkpoints: PathBuf,
     /// Returns when the events emitted so far are on record, or cannot be for now: a checkpoint that

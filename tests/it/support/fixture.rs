@@ -42,6 +42,17 @@ impl Fixture {
         }
     }
 
+    /// A plugin of a kind that does to its process what its setting `how` says: `BREACH CALL`.
+    pub(crate) fn breach(kind: &'static str) -> Self {
+        let number = match kind {
+            "param_groups" => 1,
+            "metric" => 2,
+            "checkpoint_sink" => 3,
+            _ => 4,
+        };
+        Self::new("breach.c", kind, "breach").flag(format!("-DKIND={number}"))
+    }
+
     fn new(source: &'static str, kind: &'static str, id: &'static str) -> Self {
         Self {
             source,

@@ -1,11 +1,8 @@
 //! What a plugin leaves as it was: the process is the host's.
 
-use std::ffi::{CStr, OsString};
 use std::fs::File;
-use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Seek};
 use std::os::fd::AsRawFd;
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use crate::conformance::child::cannot;
@@ -13,6 +10,8 @@ use crate::conformance::lifecycle::exercise;
 use crate::conformance::setup::Setup;
 use crate::conformance::subject::{Subject, load};
 use crate::conformance::test::{Stop, Test, Topic, Verdict, fault};
+use crate::guard::{self, FloatingPoint, ProcessState};
+use crate::signal_name::signal_name;
 
 const TOPIC: Topic = Topic {
     name: "process",
@@ -59,22 +58,52 @@ pub(super) const TESTS: &[Test] = &[
         |setup| unchanged(setup, "the floating-point control word", floating_point),
     ),
     TOPIC.test(
+        "openmp",
+        "parallel regions take as many threads as before",
+        |setup| unchanged(setup, "how OpenMP works", ProcessState::openmp),
+    ),
+    TOPIC.test(
+        "resource-limits",
+        "the limits of files, memory and the like are as before",
+        |setup| unchanged(setup, "a resource limit", ProcessState::resource_limits),
+    ),
+    TOPIC.test(
+        "standard-streams",
+        "stdin, stdout and stderr stay open, and stay the files that they were",
+        |setup| unchanged(setup, "a standard stream", ProcessState::streams),
+    ),
+    TOPIC.test(
+        "scheduling",
+        "the thread runs on the processors and with the priority as before",
+        |setup| {
+            unchanged(
+                setup,
+                "where and when the thread runs",
+                ProcessState::scheduling,
+            )
+        },
+    ),
+    TOPIC.test("timers", "no timer is left that sends a signal", |setup| {
+        unchanged(
+            setup,
+            "which timers run that send a signal",
+            ProcessState::timers,
+        )
+    }),
+    TOPIC.test(
         "stdout",
         "nothing is written to stdout, which is the host's",
         stdout,
     ),
 ];
 
-/// The variables' names, each with what tells one value from another and gives away none: some are
-/// secrets, and this is shown.
+/// The variables, without their values.
 fn environment() -> String {
-    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    let mut variables: Vec<_> = std::env::vars_os().collect();
-    variables.sort();
-    let shown = |(name, value): &(OsString, OsString)| {
-        format!("{}#{:x}", name.display(), KEY.hash_one(value))
-    };
-    variables.iter().map(shown).collect::<Vec<_>>().join(" ")
+    let variables = guard::environment();
+    let shown = variables
+        .iter()
+        .map(|(name, value)| format!("{}#{value:x}", name.display()));
+    shown.collect::<Vec<_>>().join(" ")
 }
 
 /// Looks before the load, after it, and after a short life of an instance.
@@ -168,56 +197,22 @@ fn signals() -> String {
             libc::sigismember(&raw const set, signal) == 1
         };
         let blocked = if is_blocked { "-and-blocked" } else { "" };
-        all.push_str(&format!("signal-{signal}-{how}{blocked} "));
+        let name = signal_name(signal).replace(' ', "-");
+        all.push_str(&format!("{name}-{how}{blocked} "));
     }
     all
 }
 
 fn umask() -> String {
-    // SAFETY: there is no way to ask but to set; this process has no other thread that makes files.
-    let mask = unsafe {
-        let mask = libc::umask(0o077);
-        libc::umask(mask);
-        mask
-    };
-    format!("{mask:03o}")
+    guard::umask().map_or_else(String::new, |mask| format!("{mask:03o}"))
 }
 
 fn locale() -> String {
-    // SAFETY: a question; the answer is a C string until the next call.
-    unsafe {
-        let name = libc::setlocale(libc::LC_ALL, std::ptr::null());
-        match name.is_null() {
-            true => String::new(),
-            false => CStr::from_ptr(name).to_string_lossy().into_owned(),
-        }
-    }
+    guard::locale().to_string_lossy().into_owned()
 }
 
-/// Rounding, denormals and masked exceptions; not which exceptions have occurred.
-#[cfg(target_arch = "x86_64")]
 fn floating_point() -> String {
-    let mut mxcsr = 0u32;
-    let mut x87 = 0u16;
-    // SAFETY: each stores the register to the place it is given.
-    unsafe {
-        std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut mxcsr, options(nostack, preserves_flags));
-        std::arch::asm!("fnstcw [{}]", in(reg) &raw mut x87, options(nostack, preserves_flags));
-    }
-    format!("mxcsr={:#x},x87={x87:#x}", mxcsr & !0x3f)
-}
-
-#[cfg(target_arch = "aarch64")]
-fn floating_point() -> String {
-    let fpcr: u64;
-    // SAFETY: reads a register.
-    unsafe { std::arch::asm!("mrs {}, fpcr", out(reg) fpcr, options(nomem, nostack)) };
-    format!("fpcr={fpcr:#x}")
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn floating_point() -> String {
-    String::new()
+    FloatingPoint::now().to_string()
 }
 
 fn stdout(setup: &Setup) -> Verdict {

@@ -126,6 +126,8 @@ pub(super) enum Said {
         target: String,
         message: String,
     },
+    /// The plugin's `create` is called; what came before was its loading.
+    Creating,
     /// The answer to a call, or to [`Open`].
     Reply {
         reply: Reply,
