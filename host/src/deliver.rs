@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use host_core::{Control, Emitter, EventBody, Result, Step, StopReason};
-use host_plugin::{PluginSpec, SearchPath};
+use host_plugin::{PluginSpec, SearchPath, Secrets};
 use host_store::{Callbacks, Reader, Writer};
 
 use crate::delivery::{Backlog, Deliveries, Destination, Retry, missed};
@@ -28,19 +28,19 @@ const QUEUE: usize = 1024;
 /// The run is at work or cannot be read, a sink cannot be made, or something was not delivered.
 pub(crate) fn deliver(
     dir: &RunDir,
-    (specs, search): (&[PluginSpec], &SearchPath),
+    (specs, search, secrets): (&[PluginSpec], &SearchPath, Secrets),
     patience: Duration,
     json: bool,
 ) -> Result<StopReason> {
     let progress = Progress::new(Style::choose(json), 0);
-    let ended = deliver_with(dir, (specs, search), patience, &progress);
+    let ended = deliver_with(dir, (specs, search, secrets), patience, &progress);
     progress.end();
     ended
 }
 
 fn deliver_with(
     dir: &RunDir,
-    (specs, search): (&[PluginSpec], &SearchPath),
+    (specs, search, secrets): (&[PluginSpec], &SearchPath, Secrets),
     patience: Duration,
     progress: &Progress,
 ) -> Result<StopReason> {
@@ -49,7 +49,7 @@ fn deliver_with(
     let reader = Reader::open(dir.path())?;
     let (_, recorded) = RunFile::read(&dir.config_file())?;
     plugins::show_logs(progress);
-    let plugins = Plugins::load_sinks(specs, search)?;
+    let plugins = Plugins::load_sinks(specs, search, secrets)?;
     let backlog = Backlog::read(dir, &reader, &plugins.sink_labels(), None)?;
     drop(reader);
     progress.opened(dir.name(), dir.path(), None);
@@ -75,7 +75,8 @@ fn deliver_with(
         on_failure: Box::new(move |error| failed.say(&format!("warning: {error}"))),
     };
     let writer = writer.spawn(drafts, callbacks)?;
-    for message in plugins::replaced(&recorded.plugin, &plugins.entries()) {
+    let replaced = plugins::replaced(&recorded.plugin, &plugins.entries());
+    for message in replaced.into_iter().chain(plugins.warnings()) {
         emitter.emit(Step(0), EventBody::Warning { message });
     }
     // A sink's policy is about the training, which is over: what fails stays undelivered.

@@ -6,6 +6,7 @@
 
 mod backlog;
 mod courier;
+mod custody;
 mod queue;
 
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use host_core::{
 pub(crate) use backlog::Backlog;
 use backlog::Owed;
 use courier::Courier;
+use custody::Holders;
 use queue::Queue;
 
 use crate::run_dir::RunDir;
@@ -135,6 +137,7 @@ impl Deliveries {
         control: &Control,
     ) -> Result<Self> {
         let mut workers = Vec::new();
+        let holders = Holders::default();
         for destination in destinations {
             let queue = Arc::new(Queue::new(
                 destination.sink.label().to_owned(),
@@ -149,6 +152,8 @@ impl Deliveries {
                 retry,
                 queue: Arc::clone(&queue),
                 control: control.clone(),
+                holders: holders.clone(),
+                last: None,
             };
             let thread = std::thread::Builder::new()
                 .name(format!("sink {}", queue.label))

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use host_core::{Error, Fetch, Fetched, Kind, Result, SinkError};
-use host_plugin::{PluginConfig, PluginSpec, SearchPath, Target};
+use host_plugin::{PluginConfig, PluginSpec, SearchPath, Secrets, Target};
 use serde_json::{Map, Value};
 
 use crate::plugins::Plugins;
@@ -92,10 +92,10 @@ impl HubModel {
     pub(crate) fn fetch(
         &self,
         specs: &[PluginSpec],
-        search: &SearchPath,
+        (search, secrets): (&SearchPath, &Secrets),
         for_resume: bool,
     ) -> Result<Fetched> {
-        let plugins = Plugins::load_alone(self.spec(specs), specs, search)?;
+        let plugins = Plugins::load_alone(self.spec(specs), specs, search, secrets.clone())?;
         let state_dir = cache_dir().join("hub").join(folder_name(&self.repo));
         std::fs::create_dir_all(&state_dir)
             .map_err(|e| Error::io("make a folder for the model", &state_dir, &e))?;

@@ -60,7 +60,11 @@ fn fetch(
 ) -> Result<(String, PathBuf)> {
     plugins::show_logs(progress);
     progress.busy(&format!("fetching {}", model.describe()));
-    let fetched = model.fetch(&plan.plugins, &plan.search_path(), for_resume)?;
+    let fetched = model.fetch(
+        &plan.plugins,
+        (&plan.search_path(), &plan.secrets),
+        for_resume,
+    )?;
     let named = match fetched.commit {
         Some(commit) => model.at(commit),
         None => model.clone(),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use host_core::{Error, Kind, Result, RunName};
-use host_plugin::{PluginLock, PluginSpec, SearchPath, Target};
+use host_plugin::{PluginLock, PluginSpec, SearchPath, Secrets, Target};
 use host_train::TrainConfig;
 use toml::Value;
 
@@ -36,6 +36,8 @@ pub(crate) struct Plan {
     pub(crate) plugins: Vec<PluginSpec>,
     /// What each plugin must be, if they are locked.
     pub(crate) plugin_lock: Option<PluginLock>,
+    /// The variables that no plugin's child gets, beside those of the other plugins.
+    pub(crate) secrets: Secrets,
 }
 
 impl Plan {
@@ -60,6 +62,7 @@ impl Plan {
                 secs => Some(Duration::from_secs(secs)),
             },
             service,
+            secrets: secrets(&host),
             resume_from_checkpoint: host.resume_from_checkpoint.clone(),
             plugins: plugin_specs(&host, &plugin_flags)?,
             plugin_lock: lock_path(&host, file)?
@@ -107,18 +110,22 @@ pub(crate) fn plugins_and_lock(
     Ok((specs, lock))
 }
 
-/// The plugins that a run's file names, and where they are found. What else a training needs, such as
-/// its data, need not be there.
+fn secrets(host: &HostConfig) -> Secrets {
+    Secrets::default().with_tokens(Service::token_variables(host))
+}
+
+/// The plugins that a run's file names, where they are found, and which variables are not for them. What
+/// else a training needs, such as its data, need not be there.
 ///
 /// # Errors
 /// The file, a plugin's SPEC or the lock cannot be read.
-pub(crate) fn plugins_of_run(file: &Path) -> Result<(Vec<PluginSpec>, SearchPath)> {
+pub(crate) fn plugins_of_run(file: &Path) -> Result<(Vec<PluginSpec>, SearchPath, Secrets)> {
     let Settings { host, .. } = Settings::read(Some(file), &TrainArgs::default())?;
     let search = match lock_path(&host, Some(file))? {
         Some(lock) => SearchPath::from_env().with_lock(PluginLock::read(&lock)?),
         None => SearchPath::from_env(),
     };
-    Ok((plugin_specs(&host, &[])?, search))
+    Ok((plugin_specs(&host, &[])?, search, secrets(&host)))
 }
 
 /// The lock of a training, if it has one. What stands beside the file counts even if it cannot be

@@ -9,7 +9,7 @@ use host_store::Reader;
 use host_train::{Start, TrainConfig};
 
 use crate::run_dir::{RunDir, checkpoint_step};
-use crate::summary::how_to_name;
+use crate::summary::{how_to_name, quoted};
 
 /// Events looked at in one go.
 const PAGE: usize = 10_000;
@@ -123,7 +123,7 @@ impl ResumePoint {
             }
             None => format!(
                 "no older checkpoint is whole; `host run {} --name OTHER` trains the same again",
-                dir.config_file().display()
+                quoted(&dir.config_file())
             ),
         })
     }
@@ -175,7 +175,7 @@ fn gone(dir: &RunDir) -> Error {
     let message = format!("the run's checkpoints are gone: {}", folder.display());
     Error::new(Kind::Config, message).hint(format!(
         "bring one back, or train the same again: `host run {} --name OTHER`",
-        dir.config_file().display()
+        quoted(&dir.config_file())
     ))
 }
 

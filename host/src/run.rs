@@ -190,10 +190,12 @@ pub(crate) fn groups(plan: &Plan) -> Result<Grouping> {
     let progress = Progress::new(Style::choose(false), 0);
     plugins::show_logs(&progress);
     let grouping = (|| {
-        let plugins = Plugins::load(&plan.plugins, &plan.search_path())?;
+        let plugins = Plugins::load(plan)?;
         let Origin { local, start, .. } = Origin::find(plan.clone(), &progress)?;
         let trainer = prepare(&local, &start, &progress)?;
-        plugins.group(trainer.params(), plan.train.weight_decay)
+        let mut grouping = plugins.group(trainer.params(), plan.train.weight_decay)?;
+        grouping.warnings = [plugins.warnings(), grouping.warnings].concat();
+        Ok(grouping)
     })();
     progress.end();
     if let Ok(grouping) = &grouping {
@@ -216,7 +218,7 @@ struct Ready {
 impl Ready {
     fn prepare(plan: &Plan, start: &Start, progress: &Progress) -> Result<Self> {
         plugins::show_logs(progress);
-        let plugins = Plugins::load(&plan.plugins, &plan.search_path())?;
+        let plugins = Plugins::load(plan)?;
         let metrics = plugins.metrics()?;
         let sinks = plugins.sinks(|_| true)?;
         let observers = plugins.observers()?;
@@ -228,7 +230,8 @@ impl Ready {
         }
         let mut trainer = prepare(plan, start, progress)?;
         trainer.add_metrics(metrics)?;
-        let grouping = plugins.group(trainer.params(), plan.train.weight_decay)?;
+        let mut grouping = plugins.group(trainer.params(), plan.train.weight_decay)?;
+        grouping.warnings = [plugins.warnings(), grouping.warnings].concat();
         Ok(Self {
             plugins,
             sinks,

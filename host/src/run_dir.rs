@@ -6,6 +6,7 @@ use host_core::{Error, Kind, Result, RunName, Step};
 use host_store::{Reader, RunStatus};
 
 use crate::nearest;
+use crate::summary::how_to_name_at;
 
 /// The folder `RUNS/NAME`.
 #[derive(Clone, Debug)]
@@ -211,7 +212,8 @@ fn taken(runs: &Path, name: &RunName) -> Error {
     let path = runs.join(name.as_str());
     let message = format!("there is a run {name} already: {}", path.display());
     Error::new(Kind::Config, message).hint(format!(
-        "`host resume {name}` goes on with it; or choose another --name"
+        "`host resume {}` goes on with it; or choose another --name",
+        how_to_name_at(name, &path)
     ))
 }
 

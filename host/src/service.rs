@@ -101,6 +101,12 @@ impl Service {
         })
     }
 
+    /// The environment variables that hold its tokens.
+    pub(crate) fn token_variables(config: &HostConfig) -> impl Iterator<Item = String> {
+        let names = [&config.read_token_env, &config.control_token_env];
+        names.into_iter().flatten().cloned()
+    }
+
     /// The arguments, for a configuration.
     pub(crate) fn as_table(&self) -> Table {
         self.given.clone()

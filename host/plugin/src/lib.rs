@@ -21,6 +21,7 @@ mod call_stats;
 mod checkpoint_sink;
 mod config;
 mod conformance;
+mod defaults;
 mod dynamic;
 mod event;
 mod host_api;
@@ -45,7 +46,7 @@ mod spec;
 mod vtable;
 
 pub use call_stats::{CallAccount, CallSummary};
-pub use config::PluginConfig;
+pub use config::{PluginConfig, shell_word};
 pub use conformance::{
     CheckOptions, Finding, Outcome, Test, TestReport, check_plugin, conformance_tests,
 };

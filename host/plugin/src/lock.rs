@@ -195,7 +195,8 @@ impl PluginLock {
         };
         let message = format!("{fault}: {}", library.display());
         Err(Error::new(Kind::Plugin, message).hint(format!(
-            "`host plugin lock … --file {lock}` accepts it, if you trust the new file"
+            "`host plugin lock --file {}`, with the run's own arguments, accepts it, if you trust the new file",
+            crate::shell_word(&lock.to_string())
         )))
     }
 }
@@ -348,7 +349,7 @@ size = 100
             assert_eq!(
                 error.hint_text(),
                 Some(
-                    "`host plugin lock … --file /c/plugins.lock` accepts it, if you trust the new file"
+                    "`host plugin lock --file /c/plugins.lock`, with the run's own arguments, accepts it, if you trust the new file"
                 )
             );
         }

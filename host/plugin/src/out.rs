@@ -6,7 +6,7 @@ use host_plugin_abi::{HOST_ERROR, HOST_OK, HostOut, HostStatus, HostStr};
 use crate::host_api::{bytes_of, contained};
 
 /// Longest name of a value or a group, in bytes.
-pub(crate) const LONGEST_NAME: usize = 200;
+pub(crate) const LONGEST_NAME: usize = host_core::LONGEST_METRIC_NAME;
 /// Most values that one call may put.
 const MOST_VALUES: usize = 1000;
 /// Most bytes that one call may put.

@@ -17,13 +17,18 @@ use crate::param_groups::PluginParamGroups;
 use crate::process::{
     Launch, Remote, RemoteCheckpointSink, RemoteMetric, RemoteObserver, RemoteParamGroups,
 };
-use crate::{CallAccount, Found, Mode, PluginConfig, PluginKind, PluginManifest, ServeCommand};
+use crate::secrets::Shares;
+use crate::{
+    CallAccount, Found, Mode, PluginConfig, PluginKind, PluginManifest, ServeCommand, shell_word,
+};
 
 /// A plugin with its settings. It makes instances, in this process or each in a child of it; they
 /// outlive it.
 #[derive(Debug)]
 pub struct Plugin {
     path: PathBuf,
+    /// How commands name it: by its id or its path.
+    name: String,
     sha256: String,
     manifest: PluginManifest,
     config: Map<String, Value>,
@@ -43,6 +48,7 @@ struct Isolation {
     /// The user's choice for all kinds.
     mode: Option<Mode>,
     serve: ServeCommand,
+    shares: Arc<Shares>,
     /// The bytes that were looked at, which nobody can change any more.
     image: Arc<OwnedFd>,
 }
@@ -63,7 +69,8 @@ impl Plugin {
     /// does not keep what its manifest promises.
     pub fn load(found: &Found, config: &PluginConfig) -> Result<Self> {
         let (image, manifest, config) = examine(found, config)?;
-        Self::make(&image, &found.path, manifest, config, None)
+        let made = Self::make(&image, &found.path, manifest, config, None)?;
+        Ok(made.named(found))
     }
 
     /// The same, but instances of the kinds that run in a process of their own are made in children
@@ -78,17 +85,26 @@ impl Plugin {
         mode: Option<Mode>,
         serve: ServeCommand,
     ) -> Result<Self> {
-        let (image, manifest, config) = examine(found, config)?;
+        let given = config;
+        let (image, manifest, config) = examine(found, given)?;
         let image_file = image
             .map(&manifest.id)
             .and_then(|mapped| mapped.into_file(&manifest.id))
             .map_err(|error| Error::io("copy the plugin", &found.path, &error))?;
+        let shares = serve.secrets().shares(&manifest, given, &config);
         let isolation = Isolation {
             mode,
+            shares: Arc::new(shares),
             serve,
             image: Arc::new(image_file),
         };
-        Self::make(&image, &found.path, manifest, config, Some(isolation))
+        let made = Self::make(&image, &found.path, manifest, config, Some(isolation))?;
+        Ok(made.named(found))
+    }
+
+    fn named(self, found: &Found) -> Self {
+        let name = found.name();
+        Self { name, ..self }
     }
 
     /// Loads bytes that the host has examined, with settings that it has, into this process.
@@ -121,6 +137,7 @@ impl Plugin {
         };
         Ok(Self {
             path: path.to_owned(),
+            name: manifest.id.clone(),
             sha256: image.sha256(),
             json: Value::Object(config.clone()).to_string().into(),
             manifest,
@@ -135,6 +152,11 @@ impl Plugin {
     /// Its id.
     pub fn id(&self) -> &str {
         &self.manifest.id
+    }
+
+    /// How a command names it: by its id, or by its path if it was asked for by that.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// What it says about itself.
@@ -285,11 +307,7 @@ impl Plugin {
                     path: self.path.as_path().into(),
                     config: Arc::clone(&self.json),
                     kind,
-                    hidden: isolation
-                        .serve
-                        .secrets()
-                        .hidden_from(&self.manifest, &self.config)
-                        .into(),
+                    shares: Arc::clone(&isolation.shares),
                 }))
             }
             (_, Some(library)) => Ok(Place::Here(library)),
@@ -327,7 +345,10 @@ impl Plugin {
                 self.path.display()
             ),
         )
-        .hint("`host plugin list` shows what each plugin is")
+        .hint(format!(
+            "`host plugin info {}` shows what it is",
+            shell_word(&self.name)
+        ))
     }
 }
 
@@ -358,6 +379,6 @@ fn examine(
         .hint("the file was replaced in this moment; try again"));
     }
     found.check_lock(&manifest, &image)?;
-    let config = config.resolve(&manifest)?;
+    let config = config.resolve_as(&manifest, &found.name())?;
     Ok((image, manifest, config))
 }

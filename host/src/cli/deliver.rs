@@ -34,8 +34,8 @@ pub(super) struct Deliver {
 impl Deliver {
     pub(super) fn execute(&self) -> Result<StopReason> {
         let dir = RunDir::find(&self.runs.runs_dir, &self.run)?;
-        let (specs, search) = plugins_of_run(&dir.config_file())?;
+        let (specs, search, secrets) = plugins_of_run(&dir.config_file())?;
         let patience = Duration::from_secs(self.timeout);
-        crate::deliver::deliver(&dir, (&specs, &search), patience, self.json)
+        crate::deliver::deliver(&dir, (&specs, &search, secrets), patience, self.json)
     }
 }

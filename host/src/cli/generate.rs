@@ -2,7 +2,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use host_core::{Error, Kind, Result};
-use host_plugin::SearchPath;
+use host_plugin::{SearchPath, Secrets};
 
 use super::{RunsDir, print};
 use crate::hub_model::HubModel;
@@ -83,7 +83,8 @@ impl Generate {
         };
         let name = HubModel::resolved(&self.checkpoint, absolute);
         if let Some(model) = HubModel::parse(&name)? {
-            return Ok(model.fetch(&[], &SearchPath::from_env(), false)?.path);
+            let place = (&SearchPath::from_env(), &Secrets::default());
+            return Ok(model.fetch(&[], place, false)?.path);
         }
         let run = RunDir::find(&self.runs.runs_dir, &self.checkpoint)?;
         run.newest_checkpoint()

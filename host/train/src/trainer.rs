@@ -12,7 +12,7 @@ use crate::TrainConfig;
 use crate::checkpoint::Stored;
 use crate::data::{Corpus, LeftOut, Loader, Packer, Position, SourceFile, Validation, Workers};
 use crate::device;
-use crate::evaluate::Evaluation;
+use crate::evaluate::{Evaluation, Names};
 use crate::fit;
 use crate::model::Gpt2;
 use crate::model_config::{ModelConfig, ModelSource};
@@ -219,6 +219,7 @@ impl Trainer {
                     .to_device(device),
                 batch_size: usize::try_from(config.valid_batch_size).unwrap_or(1),
                 metrics: Vec::new(),
+                names: Names::default(),
             },
             schedule: Schedule {
                 kind: config.lr_scheduler_type,

@@ -42,6 +42,12 @@ impl Fixture {
         }
     }
 
+    /// A metric that tells which of the words in the file that `LOOK_FOR` names it finds in the environments of
+    /// processes.
+    pub(crate) fn spy(id: &'static str) -> Self {
+        Self::new("spy.c", "metric", id)
+    }
+
     fn new(source: &'static str, kind: &'static str, id: &'static str) -> Self {
         Self {
             source,
@@ -63,8 +69,9 @@ impl Fixture {
             _ => "defect_observer.c",
         };
         let level = json!({ "type": "number", "minimum": 0 });
+        let properties = json!({ "level": level, "name": { "type": "string" } });
         let schema = json!({
-            "type": "object", "additionalProperties": false, "properties": { "level": level },
+            "type": "object", "additionalProperties": false, "properties": properties,
         });
         Self {
             needs: if kind == "metric" {
@@ -105,6 +112,9 @@ impl Fixture {
             Command::new("cc")
                 .args(["-std=c11", "-shared", "-fPIC", "-O1", "-w", "-I"])
                 .arg(root().join("plugins/abi"))
+                // What reads the settings in a plugin of `host plugin new`.
+                .arg("-I")
+                .arg(root().join("host/templates/c"))
                 .arg(format!("-DMANIFEST={manifest:?}"))
                 .arg(format!("-DID={:?}", self.id))
                 .arg("-DVERSION=\"0.1.0\"")

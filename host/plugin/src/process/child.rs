@@ -19,6 +19,7 @@ use super::protocol::{Hello, Open, Reply, Said};
 use super::spawner::spawn;
 use crate::log::{self, Level, LogRecord};
 use crate::out::MOST_BYTES;
+use crate::secrets::{Secret, Shares};
 use crate::{PluginKind, Secrets};
 
 /// How often a wait for the child is interrupted to see whether it is worth waiting on.
@@ -93,8 +94,8 @@ pub(crate) struct Launch {
     /// The settings as JSON text.
     pub(crate) config: Arc<str>,
     pub(crate) kind: PluginKind,
-    /// Variables that the child's environment is without.
-    pub(crate) hidden: Arc<[String]>,
+    /// Variables that the child does not get, and those that it gets over the channel.
+    pub(crate) shares: Arc<Shares>,
 }
 
 /// A child process with an instance in it. Dropping it ends the process.
@@ -157,6 +158,7 @@ impl Child {
             config: Cow::Borrowed(&launch.config),
             kind: launch.kind,
             log_level: log::kept(),
+            secrets: Secret::read(&launch.shares.own),
         };
         match child.exchange(&open, &[], &mut go_on) {
             Ok(Reply::Failed(fault)) => Err(StartError::Refused(fault.into())),
@@ -188,7 +190,7 @@ impl Child {
             // Ctrl-C in the terminal goes to the whole group: what the child does about it the host
             // decides. It also lets the host kill what the plugin itself has started.
             .process_group(0);
-        for name in &*launch.hidden {
+        for name in launch.shares.hidden.iter().chain(&launch.shares.own) {
             command.env_remove(name);
         }
         // SAFETY: between fork and exec the closure only makes system calls, and allocates nothing.

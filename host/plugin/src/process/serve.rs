@@ -22,6 +22,7 @@ use super::metric::{contiguous_strides, size_of_element};
 use super::protocol::{Call, Fault, Hello, Open, Reply, Said, SinkCall, TensorHead};
 use crate::image::Image;
 use crate::log::{LogRecord, set_log_by_number};
+use crate::secrets::Secret;
 use crate::{Plugin, PluginKind};
 
 /// Makes the instance that the host asks for and answers its calls until it says that it is done:
@@ -51,10 +52,12 @@ pub fn serve(inherited: &str) -> Result<()> {
     // From here on the host hears everything; if it is gone, so is this process.
     let mut receiver = Receiver::new(calls, u64::MAX);
     let _ = said.say(&Hello::of_this_host(), &[]);
-    let open: Open<'_> = match receiver.receive(&mut patient) {
+    let mut open: Open<'_> = match receiver.receive(&mut patient) {
         Ok(open) => open,
         Err(_) => return Ok(()),
     };
+    // Before anything of the plugin is here; the other thread only waits at its socket.
+    open.secrets.drain(..).for_each(Secret::set);
     let speaker = said.clone();
     set_log_by_number(open.log_level, move |record: &LogRecord<'_>| {
         let said = Said::Log {

@@ -160,7 +160,7 @@ fn a_plugin_that_was_replaced_after_it_was_locked() {
         host_plugin::Plugin::load(&found, &PluginConfig::default())
     };
     assert_eq!(load().unwrap().sha256(), pinned.sha256);
-    let hint = "`host plugin lock … --file /c/plugins.lock` accepts it, if you trust the new file";
+    let hint = "`host plugin lock --file /c/plugins.lock`, with the run's own arguments, accepts it, if you trust the new file";
     for (fixture, differences) in [
         (
             Fixture::metric("pinned").manifest_with("version", json!("0.2.0")),

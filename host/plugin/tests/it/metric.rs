@@ -328,8 +328,7 @@ fn a_plugin_of_another_kind_is_refused() {
             plugin.path().display()
         )
     );
-    assert_eq!(
-        error.hint_text(),
-        Some("`host plugin list` shows what each plugin is")
-    );
+    let path = plugin.path().display();
+    let hint = format!("`host plugin info {path}` shows what it is");
+    assert_eq!(error.hint_text(), Some(&*hint));
 }
