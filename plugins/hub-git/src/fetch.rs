@@ -14,7 +14,7 @@ use crate::lfs_server::LfsServer;
 use crate::limit::Limit;
 use crate::preflight::check_free;
 use crate::publisher::{MANIFEST, Publisher, TRAINER};
-use crate::repository::{Blob, Repository, remove};
+use crate::repository::{Blob, Repository, remove, says_how};
 use crate::{Error, Result, git};
 
 /// A checkpoint that is wanted back.
@@ -68,9 +68,10 @@ impl Publisher {
         let brought = |commit: &str| Brought {
             path: folder_of(commit, wanted),
             commit: commit.to_owned(),
-            remote: self.remote.url().to_owned(),
+            remote: self.remote.configured_url().to_owned(),
         };
         let revision = wanted.revision.or(self.config.branch.as_deref());
+        let revision = revision.or(self.remote.revision());
         let id = revision.filter(|revision| is_commit_id(revision));
         let _turn = Turn::take(wanted.state_dir, limit)?;
         if let Some(id) = id
@@ -88,7 +89,9 @@ impl Publisher {
             None => repository.find(revision)?,
         };
         if !folder_of(&commit, wanted).is_dir() {
-            repository.fetch(&commit)?;
+            repository.fetch(&commit, &|path| {
+                says_how(path) || is_wanted(path, wanted.for_resume)
+            })?;
             self.bring_files(&repository, &commit, wanted, limit)?;
         }
         drop(repository);
@@ -110,7 +113,10 @@ impl Publisher {
         let failed = |path: &Path, error: &std::io::Error| Error::io("write", path, error);
         let from_server = pieces.iter().any(|piece| piece.pointer.is_some());
         let server = match from_server {
-            true => LfsServer::of(self, "download", limit)?,
+            true => {
+                let lfs_config = repository.read(Some(commit), ".lfsconfig")?;
+                LfsServer::of(self, "download", lfs_config.as_deref(), limit)?
+            }
             false => None,
         };
         for piece in &pieces {
@@ -120,7 +126,7 @@ impl Publisher {
             let file = File::create(&path).map_err(|error| failed(&path, &error))?;
             match (&piece.pointer, &server) {
                 (None, _) => repository.write_to(&piece.blob, &file)?,
-                (Some(pointer), Some(server)) => Http::during(limit, |http| {
+                (Some(pointer), Some(server)) => Http::during(self.git.network(), limit, |http| {
                     let mut target = Target::new(&file, &path);
                     lfs::Client::new(http, server).download(pointer, &mut target)
                 })?,
@@ -141,8 +147,7 @@ impl Publisher {
         commit: &str,
         wanted: &Wanted<'_>,
     ) -> Result<Vec<Piece>> {
-        let mut blobs = repository.files(commit)?;
-        blobs.retain(|blob| is_wanted(&blob.path, wanted.for_resume));
+        let blobs = repository.files(commit, &|path| is_wanted(path, wanted.for_resume))?;
         let has = |name: &str| blobs.iter().any(|blob| blob.path == name);
         let lacks = |what: &str, more: &str| {
             let (url, short) = (self.remote.url(), &commit[..commit.len().min(12)]);
