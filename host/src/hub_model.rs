@@ -16,6 +16,12 @@ const PLUGIN: &str = "hub-git";
 /// What names such a model begins so.
 const PREFIX: &str = "hub:";
 
+/// How URLs begin that people paste without it.
+const URLS: [&str; 5] = ["hf://", "https://", "http://", "ssh://", "git@"];
+
+/// The settings that say how its server is reached.
+const REACHED_BY: [&str; 4] = ["token_env", "lfs_token_env", "ca_file", "proxy"];
+
 /// `hub:REPO` or `hub:REPO@REVISION`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HubModel {
@@ -52,9 +58,16 @@ impl HubModel {
         }))
     }
 
-    /// The name with the path of a repository on this machine made absolute; other names as they are.
+    /// Whether a name is of this kind: it says so, or it is a URL, which no folder is.
+    pub(crate) fn is_name(name: &str) -> bool {
+        name.starts_with(PREFIX) || URLS.iter().any(|beginning| name.starts_with(beginning))
+    }
+
+    /// The name with the path of a repository on this machine made absolute, and a URL said to be of this
+    /// kind; other names as they are.
     pub(crate) fn resolved(name: &str, absolute: impl Fn(String) -> String) -> String {
         match name.strip_prefix(PREFIX) {
+            None if Self::is_name(name) => format!("{PREFIX}{name}"),
             Some(path) if path.starts_with("./") || path.starts_with("../") => {
                 format!("{PREFIX}{}", absolute(path.to_owned()))
             }
@@ -132,8 +145,10 @@ impl HubModel {
         };
         let alike = specs.iter().find(pushes_there);
         let mut config = Map::from_iter([("repo".to_owned(), self.repo.clone().into())]);
-        let token = alike.and_then(|spec| setting(spec, "token_env"));
-        config.extend(token.map(|name| ("token_env".to_owned(), name.into())));
+        for name in REACHED_BY {
+            let value = alike.and_then(|spec| setting(spec, name));
+            config.extend(value.map(|value| (name.to_owned(), value.into())));
+        }
         PluginSpec {
             target: Target::Id(PLUGIN.to_owned()),
             config: PluginConfig::Values(config),
@@ -247,6 +262,10 @@ mod tests {
             ("hub:./r.git@b", "hub:/here/./r.git@b"),
             ("hub:ann/gpt", "hub:ann/gpt"),
             ("hub:/srv/r.git", "hub:/srv/r.git"),
+            ("hf://ann/gpt@b", "hub:hf://ann/gpt@b"),
+            ("https://x.org/ann/gpt", "hub:https://x.org/ann/gpt"),
+            ("git@x.org:ann/gpt", "hub:git@x.org:ann/gpt"),
+            ("/srv/https://x", "/srv/https://x"),
         ] {
             assert_eq!(HubModel::resolved(name, absolute), expected);
         }

@@ -222,7 +222,7 @@ fn resolved(key: &str, value: Value, folder: &Path) -> Value {
             "tokenizer" | "runs_dir" | "plugin_lock" | "tls_cert" | "tls_key",
             Value::String(path),
         ) => Value::String(join(path)),
-        ("model" | "resume_from_checkpoint", Value::String(name)) if name.starts_with("hub:") => {
+        ("model" | "resume_from_checkpoint", Value::String(name)) if HubModel::is_name(&name) => {
             Value::String(HubModel::resolved(&name, join))
         }
         ("resume_from_checkpoint", Value::String(path)) => Value::String(join(path)),
