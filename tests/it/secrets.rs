@@ -229,9 +229,13 @@ impl Scene {
     }
 }
 
-/// What git is told to do: `push` of `/usr/libexec/git-core/git -c x=y push …`.
+/// What git is told to do: `push` of `/usr/libexec/git-core/git -c x=y push …`, or of the shell that ends
+/// it with its host.
 #[track_caller]
 fn git_command(line: &str) -> &str {
+    let line = line
+        .split_once("exit $status sh ")
+        .map_or(line, |(_, call)| call);
     let mut words = line.split(' ');
     let program = words.next().expect("a program");
     let name = program.rsplit('/').next().expect("a name");

@@ -88,11 +88,12 @@ const CONFIG: [(&str, &str); 12] = [
 ];
 
 /// What a call runs under: it starts the program, and ends the whole group when standard input, a pipe
-/// from the calling process, is closed without a word. The kernel closes it whatever ends that process.
+/// from the calling process, is closed without a word. The kernel closes it whatever ends that process. Git
+/// gets a moment to take its locks away, which a repository on this machine would keep.
 const GUARD: &str = r#"exec 3<&0 </dev/null
 "$@" 3<&- &
 program=$!
-{ read -r word <&3; kill -KILL 0; } &
+{ read -r word <&3; trap '' TERM; kill -TERM 0; sleep 2; kill -KILL 0; } &
 guard=$!
 wait $program
 status=$?
