@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::manifest::shortened;
 use crate::spec::split_at_commas;
-use crate::{PluginManifest, schema};
+use crate::{PluginManifest, path_setting, schema};
 
 /// A plugin's settings as the user wrote them.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,7 +23,8 @@ impl Default for PluginConfig {
 }
 
 impl PluginConfig {
-    /// The settings with their types, checked against the manifest's schema.
+    /// The settings with their types, checked against the manifest's schema. Those that it calls paths are
+    /// absolute.
     ///
     /// # Errors
     /// Names the plugin, the setting and what is wrong with it; of several faults the first, but an
@@ -44,7 +45,7 @@ impl PluginConfig {
                 .map(|(key, text)| (key.clone(), typed(text, property(schema, key), schema)))
                 .collect(),
         };
-        let instance = Value::Object(values);
+        let mut instance = Value::Object(values);
         let validator = schema::compile(schema).map_err(|why| {
             Error::new(
                 Kind::Plugin,
@@ -62,6 +63,7 @@ impl PluginConfig {
             return Err(refusal(id, schema, fault));
         }
         drop(faults);
+        path_setting::make_absolute(&mut instance, schema);
         match instance {
             Value::Object(values) => Ok(values),
             _ => unreachable!("it was made of an object"),
@@ -129,7 +131,7 @@ fn types<'a>(schema: &'a Value, root: &'a Value) -> Vec<&'a str> {
 }
 
 /// Follows `$ref`s inside the document. A circle ends after a few rounds.
-fn resolved<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
+pub(crate) fn resolved<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
     let mut schema = schema;
     for _ in 0..8 {
         let target = schema

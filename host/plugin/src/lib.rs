@@ -36,6 +36,7 @@ mod mode;
 mod observer;
 mod out;
 mod param_groups;
+mod path_setting;
 mod plugin;
 mod process;
 mod schema;
