@@ -135,11 +135,11 @@ impl Task<'_> {
             });
         }
         let readme = repository.read(base, "README.md")?;
-        if readme.is_none_or(|readme| model_card::is_ours(&readme)) {
-            let Snapshot {
-                run, step, metrics, ..
-            } = *self.snapshot;
-            let blob = repository.write(model_card::write(run, step, metrics).as_bytes())?;
+        let Snapshot {
+            run, step, metrics, ..
+        } = *self.snapshot;
+        if let Some(card) = model_card::update(readme.as_deref(), run, step, metrics) {
+            let blob = repository.write(card.as_bytes())?;
             entries.push(Entry {
                 path: "README.md".to_owned(),
                 blob,

@@ -135,6 +135,26 @@ fn what_others_put_on_the_branch_stays() {
 }
 
 #[test]
+fn what_people_write_into_the_card_stays() {
+    let (_remote, url) = bare();
+    let publisher = publisher(json!({"repo": url}), &[]).expect("a publisher");
+    let run = Run::new("run");
+    run.publish(&publisher, &run.checkpoint(1, 100))
+        .expect("published");
+    let repo = Path::new(&url);
+    let card = git(repo, &["show", "run:README.md"]);
+    let edited = card.replacen("---\n", "---\nlicense: mit\n", 1) + "\n## Limits\n\nNone known.\n";
+    commit_by_hand(&url, "run", &[("README.md", &edited)]);
+    run.publish(&publisher, &run.checkpoint(2, 100))
+        .expect("published");
+    let next = git(repo, &["show", "run:README.md"]);
+    assert_eq!(
+        next,
+        edited.replace("optimizer step 1.", "optimizer step 2.")
+    );
+}
+
+#[test]
 fn the_branchs_attributes_ask_for_lfs() {
     let (_remote, url) = bare();
     let attributes = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n";
