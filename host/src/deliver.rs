@@ -11,7 +11,7 @@ use host_core::{Control, Emitter, EventBody, Result, Step, StopReason};
 use host_plugin::{PluginSpec, SearchPath};
 use host_store::{Callbacks, Reader, Writer};
 
-use crate::delivery::{Backlog, Deliveries, Destination, Retry, missed};
+use crate::delivery::{Backlog, Deliveries, Destination, Retry, Wanted, missed};
 use crate::plugins::{self, Plugins};
 use crate::progress::{Progress, Style};
 use crate::run_dir::RunDir;
@@ -29,11 +29,12 @@ const QUEUE: usize = 1024;
 pub(crate) fn deliver(
     dir: &RunDir,
     (specs, search): (&[PluginSpec], &SearchPath),
+    wanted: Wanted,
     patience: Duration,
     json: bool,
 ) -> Result<StopReason> {
     let progress = Progress::new(Style::choose(json), 0);
-    let ended = deliver_with(dir, (specs, search), patience, &progress);
+    let ended = deliver_with(dir, (specs, search), wanted, patience, &progress);
     progress.end();
     ended
 }
@@ -41,6 +42,7 @@ pub(crate) fn deliver(
 fn deliver_with(
     dir: &RunDir,
     (specs, search): (&[PluginSpec], &SearchPath),
+    wanted: Wanted,
     patience: Duration,
     progress: &Progress,
 ) -> Result<StopReason> {
@@ -50,10 +52,10 @@ fn deliver_with(
     let (_, recorded) = RunFile::read(&dir.config_file())?;
     plugins::show_logs(progress);
     let plugins = Plugins::load_sinks(specs, search)?;
-    let backlog = Backlog::read(dir, &reader, &plugins.sink_labels(), None)?;
+    let backlog = Backlog::read(dir, &reader, &plugins.sink_labels(), None, wanted)?;
     drop(reader);
     progress.opened(dir.name(), dir.path(), None);
-    for line in backlog.removed() {
+    for line in backlog.removed().chain(backlog.lost()) {
         progress.say(&format!("warning: {line}"));
     }
     let Some(left) = backlog.describe() else {
@@ -93,7 +95,7 @@ fn deliver_with(
     )?;
     signals.on_cancel(deliveries.canceller());
     signals.draining();
-    deliveries.take_up(&backlog);
+    deliveries.take_up(&backlog, &emitter);
     let undelivered = deliveries.drain(patience, &mut |what| {
         progress.say(&format!("{what}; Ctrl-C leaves them"));
     });

@@ -13,7 +13,7 @@ use host_serve::Source;
 use host_store::{Callbacks, Reader, RunRecord, RunStatus, Writer};
 use host_train::{Observers, Outcome, Ports, Start, Trainer};
 
-use crate::delivery::{Backlog, Deliveries, Destination, Retry, Undelivered, missed};
+use crate::delivery::{Backlog, Deliveries, Destination, Retry, Undelivered, Wanted, missed};
 use crate::origin::Origin;
 use crate::plan::Plan;
 use crate::plugin_accounts::PluginAccounts;
@@ -121,7 +121,7 @@ pub(crate) fn resume(
             progress.say(&format!("set aside, and yours to remove: {name}"));
         }
         let labels = ready.plugins.sink_labels();
-        let backlog = Backlog::read(&dir, &reader, &labels, Some(step))?;
+        let backlog = Backlog::read(&dir, &reader, &labels, Some(step), Wanted::Missing)?;
         let ready = ready.check_sinks(&plan, &dir, &progress)?;
         let learning_rate = ResumePoint::learning_rate_set(&reader, step)?;
         let (live, mut requests) = Live::open(&plan, &dir, writer, &progress)?;
@@ -378,7 +378,7 @@ fn train(
     if let Some(left) = backlog.describe() {
         progress.say(&format!("left to deliver: {left}"));
     }
-    deliveries.take_up(backlog);
+    deliveries.take_up(backlog, emitter);
     let mut accounts = PluginAccounts::begin(ready.plugins.accounts(), start);
     let commits = live.writer.commits();
     let outcome = ready.trainer.fit(Ports {
@@ -398,6 +398,7 @@ fn train(
         }),
         on_checkpoint: Box::new(|checkpoint| deliveries.offer(checkpoint)),
         is_needed: Box::new(|step| deliveries.is_needed(step)),
+        give_up: Box::new(|step| deliveries.give_up(step)),
     });
 
     accounts.loop_ended();

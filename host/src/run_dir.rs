@@ -7,6 +7,10 @@ use host_store::{Reader, RunStatus};
 
 use crate::nearest;
 
+/// What makes a folder a checkpoint: what says what is in it, and what it is about.
+const MANIFEST: &str = "manifest.json";
+const WEIGHTS: &str = "model.safetensors";
+
 /// The folder `RUNS/NAME`.
 #[derive(Clone, Debug)]
 pub(crate) struct RunDir {
@@ -164,18 +168,20 @@ impl RunDir {
     /// The complete checkpoint of the highest step.
     pub(crate) fn newest_checkpoint(&self) -> Option<(Step, PathBuf)> {
         let mut found = self.checkpoint_folders();
-        found.retain(|(_, path)| path.join("manifest.json").is_file());
+        found.retain(|(_, path)| path.join(MANIFEST).is_file());
         found.pop()
     }
 
-    /// Every folder that is called a checkpoint, whole or not, in the steps' order.
+    /// Every checkpoint, whole or damaged, in the steps' order. A folder that only a user's files keep
+    /// standing is none.
     pub(crate) fn checkpoint_folders(&self) -> Vec<(Step, PathBuf)> {
         let entries = self.checkpoints().read_dir().into_iter().flatten();
         let mut found: Vec<(Step, PathBuf)> = entries
             .filter_map(|entry| {
                 let entry = entry.ok()?;
                 let step = checkpoint_step(entry.file_name().to_str()?)?;
-                Some((step, entry.path()))
+                let has = |name: &str| entry.path().join(name).symlink_metadata().is_ok();
+                (has(MANIFEST) || has(WEIGHTS)).then(|| (step, entry.path()))
             })
             .collect();
         found.sort_unstable();
@@ -339,8 +345,11 @@ mod tests {
         let run = RunDir::create(runs.path(), None, "tiny").expect("made");
         for step in [10, 20, 30] {
             let path = run.checkpoints().join(format!("step-{step:06}"));
-            std::fs::create_dir_all(path).expect("made");
+            std::fs::create_dir_all(&path).expect("made");
+            std::fs::write(path.join(WEIGHTS), "").expect("written");
         }
+        let mine = run.checkpoints().join("step-000040/mine");
+        std::fs::create_dir_all(mine).expect("made");
         let aside = run.set_aside_after(Step(10), 1).expect("set aside");
         assert_eq!(
             aside,

@@ -106,7 +106,7 @@ impl Digest {
             }
             next.push(format!("host generate {run} --prompt 'fn main() {{'"));
         }
-        if !undelivered.is_empty() {
+        if undelivered.iter().any(|left| !left.is_lost) {
             next.insert(0, format!("host deliver {run}"));
         }
         for (i, command) in next.into_iter().enumerate() {
@@ -208,6 +208,7 @@ mod tests {
             sink: "hub-git".to_owned(),
             steps: vec![Step(1), Step(2)],
             reason: "no route".to_owned(),
+            is_lost: false,
         }];
         let text = digest.lines(&dir, (StopReason::Interrupted, Step(2)), 61.0, &left);
         let path = dir.path().display();

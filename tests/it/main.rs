@@ -37,3 +37,4 @@ mod secrets;
 mod signals;
 mod terminal;
 mod tokenize;
+mod unmounted;

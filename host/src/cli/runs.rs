@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use clap::Subcommand;
@@ -7,6 +7,7 @@ use host_store::{Delivery, Reader, RunList, RunRow, RunStatus};
 use serde_json::{Value, json};
 
 use super::{RunsDir, print, print_json, runs_compare, runs_export};
+use crate::delivery::is_superseded;
 use crate::event_json;
 use crate::event_line::{event_line, one_line, reason_word};
 use crate::number;
@@ -120,6 +121,8 @@ struct Shown {
     events: Vec<Event>,
     /// By sink and then by step.
     deliveries: Vec<Delivery>,
+    /// The checkpoints that are in the run's folder.
+    standing: BTreeSet<Step>,
 }
 
 /// A metric's values over the run.
@@ -177,6 +180,7 @@ impl Shown {
             metrics,
             events,
             deliveries: reader.deliveries()?,
+            standing: dir.checkpoint_folders().into_iter().map(|c| c.0).collect(),
         })
     }
 
@@ -199,7 +203,10 @@ impl Shown {
     fn checkpoints(&self) -> impl Iterator<Item = (&str, u64, bool)> {
         self.events.iter().filter_map(|event| match &event.body {
             EventBody::CheckpointWritten { name, bytes, .. } => {
-                let stands = self.dir.checkpoints().join(name).is_dir();
+                let stands = self
+                    .standing
+                    .iter()
+                    .any(|step| *name == checkpoint_name(*step));
                 Some((name.as_str(), *bytes, stands))
             }
             _ => None,
@@ -230,11 +237,16 @@ impl Shown {
         json["deliveries"] = self.deliveries().into_iter().map(delivery_json).collect();
         let sinks = self.sinks().map(|sink| {
             let left = sink.left().map(|entry| {
-                json!({ "checkpoint": entry.checkpoint, "state": entry.state, "detail": entry.detail })
+                json!({
+                    "checkpoint": entry.checkpoint,
+                    "state": entry.state,
+                    "detail": entry.detail,
+                    "stands": self.standing.contains(&entry.checkpoint),
+                })
             });
             json!({
                 "sink": sink.label,
-                "dropped": sink.dropped(),
+                "dropped": sink.dropped().count(),
                 "delivered": sink.delivered().count(),
                 "last_delivered": sink.delivered().last().map(|entry| entry.checkpoint),
                 "left": left.collect::<Value>(),
@@ -364,6 +376,10 @@ impl Shown {
             let left: Vec<String> = sink
                 .left()
                 .map(|entry| match entry.state {
+                    _ if !self.standing.contains(&entry.checkpoint) => {
+                        let step = entry.checkpoint;
+                        format!("step {step} was not delivered, and is gone from the run folder")
+                    }
                     DeliveryState::Failed => {
                         format!(
                             "step {} failed{}: {}",
@@ -375,12 +391,19 @@ impl Shown {
                     _ => format!("step {} waits", entry.checkpoint),
                 })
                 .collect();
-            is_anything_left |= !left.is_empty();
-            let dropped = match sink.dropped() {
+            is_anything_left |= sink.left().any(|e| self.standing.contains(&e.checkpoint));
+            let (superseded, lost): (Vec<&Delivery>, Vec<&Delivery>) = sink
+                .dropped()
+                .partition(|entry| is_superseded(&entry.detail));
+            let dropped = match superseded.len() {
                 0 => None,
                 n => Some(format!("{n} dropped for a newer one")),
             };
-            let told = std::iter::once(has).chain(dropped).chain(left);
+            let lost = lost.into_iter().map(|entry| {
+                let why = one_line(&entry.detail);
+                format!("step {} dropped: {why}", entry.checkpoint)
+            });
+            let told = std::iter::once(has).chain(dropped).chain(lost).chain(left);
             let told = told.collect::<Vec<_>>();
             text += &format!("  {}  {}\n", sink.label, told.join("; "));
         }
@@ -404,7 +427,7 @@ impl Shown {
     fn checkpoints_text(&self) -> String {
         let deliveries = self.deliveries();
         let line = |(name, bytes, stands): (&str, u64, bool)| {
-            let of_this = |entry: &&&Delivery| name == format!("step-{:06}", entry.checkpoint.0);
+            let of_this = |entry: &&&Delivery| name == checkpoint_name(entry.checkpoint);
             let told: Vec<String> = deliveries
                 .iter()
                 .filter(of_this)
@@ -442,12 +465,14 @@ impl<'a> SinkLedger<'a> {
         entries.filter(|entry| !matches!(entry.state, Delivered | Dropped))
     }
 
-    fn dropped(&self) -> usize {
+    fn dropped(&self) -> impl Iterator<Item = &'a Delivery> {
         let entries = self.entries.iter();
-        entries
-            .filter(|entry| entry.state == DeliveryState::Dropped)
-            .count()
+        entries.filter(|entry| entry.state == DeliveryState::Dropped)
     }
+}
+
+fn checkpoint_name(step: Step) -> String {
+    format!("step-{:06}", step.0)
 }
 
 /// An entry of the ledger, behind the checkpoint's name.

@@ -133,7 +133,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "STEPS", help_heading = CHECKPOINTS)]
     save_checkpoint_steps: Option<u64>,
 
-    /// Checkpoints that stay in the run folder; 0 keeps all
+    /// Checkpoints that stay in the run folder, and those that a sink lacks; 0 keeps all
     #[arg(long, value_name = "COUNT", help_heading = CHECKPOINTS)]
     keep_checkpoints: Option<usize>,
 

@@ -2,6 +2,7 @@
 
 mod folder;
 mod manifest;
+mod removal;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -105,19 +106,28 @@ pub(crate) struct CheckpointWriter<'scope> {
 impl<'scope> CheckpointWriter<'scope> {
     /// Starts the thread, and reserves the buffers by a first copy. The thread waits with each
     /// checkpoint for `await_events`, so that none stands before its history does, tells
-    /// `on_checkpoint` of it, and prunes those that are too many unless `is_needed`.
+    /// `on_checkpoint` of it, and prunes those that are too many unless `is_needed`. Of the needed
+    /// ones beyond that number, the oldest that `give_up` lets go are removed where the disk has no
+    /// room for the next checkpoint.
     pub(crate) fn spawn<'env>(
         scope: &'scope Scope<'scope, 'env>,
-        layout: Layout,
+        mut layout: Layout,
         emitter: Emitter,
         await_events: Box<dyn Fn() + Send + 'env>,
         mut on_checkpoint: Box<dyn FnMut(CheckpointDir) + Send + 'env>,
         is_needed: Box<dyn Fn(Step) -> bool + Send + 'env>,
+        give_up: Box<dyn Fn(Step) -> bool + Send + 'env>,
         reserve: Live<'_>,
     ) -> Result<Self> {
         fs::create_dir_all(&layout.folder)
             .map_err(|error| Error::io("make the checkpoint folder", &layout.folder, &error))?;
-        layout.sweep();
+        let step = reserve.state.step;
+        let warn = |emitter: &Emitter, step, warnings: Vec<String>| {
+            for message in warnings {
+                emitter.emit(step, EventBody::Warning { message });
+            }
+        };
+        warn(&emitter, step, layout.sweep());
         let (snapshots, incoming) = sync_channel::<Snapshot>(1);
         let (back, returned) = sync_channel(1);
         let thread = std::thread::Builder::new()
@@ -127,8 +137,17 @@ impl<'scope> CheckpointWriter<'scope> {
                 for snapshot in incoming {
                     let begin = Instant::now();
                     let step = snapshot.state.step;
-                    last = match snapshot.write(&layout, &*await_events) {
-                        Ok(dir) => {
+                    let mut written = snapshot.write(&mut layout, &*await_events);
+                    while written.as_ref().is_err_and(Error::is_disk_full) {
+                        let Some(warnings) = layout.make_room(&*give_up) else {
+                            break;
+                        };
+                        warn(&emitter, step, warnings);
+                        written = snapshot.write(&mut layout, &*await_events);
+                    }
+                    last = match written {
+                        Ok((dir, warnings)) => {
+                            warn(&emitter, step, warnings);
                             emitter.emit(
                                 step,
                                 EventBody::CheckpointWritten {
@@ -139,7 +158,7 @@ impl<'scope> CheckpointWriter<'scope> {
                                 },
                             );
                             on_checkpoint(dir);
-                            layout.prune(step, &*is_needed);
+                            warn(&emitter, step, layout.prune(step, &*is_needed));
                             Ok(())
                         }
                         Err(error) => {
@@ -246,19 +265,24 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Writes the checkpoint beside its place and moves it there by one rename.
-    fn write(&self, layout: &Layout, await_events: &dyn Fn()) -> Result<CheckpointDir> {
+    /// Writes the checkpoint beside its place and moves it there by one rename. Returns it with warnings.
+    fn write(
+        &self,
+        layout: &mut Layout,
+        await_events: &dyn Fn(),
+    ) -> Result<(CheckpointDir, Vec<String>)> {
         let step = self.state.step;
         let partial = layout.partial(step);
         let written = self.write_into(&partial, layout).and_then(|manifest| {
             await_events();
-            let path = layout.put(&partial, step)?;
-            Ok(CheckpointDir {
+            let (path, warnings) = layout.put(&partial, step)?;
+            let dir = CheckpointDir {
                 step,
                 path,
                 manifest,
                 metrics: self.metrics.clone(),
-            })
+            };
+            Ok((dir, warnings))
         });
         if written.is_err() {
             // What is left of it takes room that the next one needs; if it stays, it is not taken

@@ -1,6 +1,6 @@
 //! The loop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -35,6 +35,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
         folder: ports.checkpoints.clone(),
         files: trainer.checkpoint_files,
         keep: config.keep_checkpoints,
+        stuck: BTreeSet::new(),
     };
     let mut step = trainer.step;
     let mut state = State {
@@ -77,6 +78,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
             ports.await_events,
             ports.on_checkpoint,
             ports.is_needed,
+            ports.give_up,
             reserve,
         )?;
         if config.eval_on_start && step == Step(0) {

@@ -77,6 +77,9 @@ pub struct Ports<'a> {
     pub on_checkpoint: Box<dyn FnMut(CheckpointDir) + Send + 'a>,
     /// Whether a checkpoint in the run folder is still needed by somebody, so that it is not pruned.
     pub is_needed: Box<dyn Fn(Step) -> bool + Send + 'a>,
+    /// Asked when the disk has no room for the next checkpoint: whether one that is needed may be removed
+    /// all the same. If so, that it was given up is on record.
+    pub give_up: Box<dyn Fn(Step) -> bool + Send + 'a>,
 }
 
 /// How a training ended.
