@@ -363,7 +363,7 @@ fn a_runs_folder_that_is_another_gets_nothing() {
     let other = bench.scratch.path().join("other");
     fs::create_dir(&other).expect("made");
     let put: [&dyn Fn(); 3] = [&|| (), &|| fs::create_dir(&folder).expect("made"), &|| {
-        std::os::unix::fs::symlink(&other, &folder).expect("linked")
+        std::os::unix::fs::symlink(&other, &folder).expect("linked");
     }];
     for (step, put) in (2..).zip(put) {
         fs::rename(&folder, &away).expect("moved");
