@@ -14,13 +14,11 @@ mod plugin_table;
 mod requests;
 mod screen;
 mod tables;
-mod target;
 mod terminal;
 mod theme;
 mod view;
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -31,7 +29,8 @@ use host_store::Point;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use ratatui::crossterm::event::{self, Event as Input, KeyEventKind};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use rustix::process::{Signal, kill_current_process_group};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP};
 use signal_hook::iterator::Signals;
 
 use feed::{Feed, Histories, News};
@@ -42,10 +41,13 @@ use terminal::Terminal;
 use theme::Theme;
 use view::Look;
 
-pub(crate) use target::Target;
+use crate::printer::Printer;
+use crate::target::Target;
 
 /// Screens come at most this often.
 const FRAME: Duration = Duration::from_millis(100);
+/// How long a dashboard that was told to leave may take.
+const LEAVING: Duration = Duration::from_secs(2);
 /// Messages that wait to be drawn. Who sends more waits.
 const MESSAGES: usize = 1024;
 /// Events before the last that the log and the speed are read from: a longer history comes thinned.
@@ -54,9 +56,16 @@ const RECENT: u64 = 2000;
 /// What reaches the thread that draws.
 enum Message {
     News(News),
-    History { metric: String, points: Vec<Point> },
+    History {
+        metric: String,
+        points: Vec<Point>,
+    },
     Input(Input),
     Answer(Answer),
+    /// The process is to be stopped.
+    Suspend,
+    /// It was continued.
+    Continued,
     Leave,
 }
 
@@ -98,8 +107,7 @@ pub(crate) fn show(mut target: Target, run: &str, after: u64, by: String) -> Res
         read: BTreeSet::new(),
     };
     dashboard.run(terminal, &received)?;
-    // Nobody reading it any more is no error.
-    let _ = writeln!(std::io::stdout(), "{}", last_words(&model));
+    Printer::of_process().conclude(&format!("{}\n", last_words(&model)));
     Ok(())
 }
 
@@ -193,6 +201,7 @@ impl Dashboard<'_> {
                 match self.screen.press(key, self.model) {
                     Some(Action::Leave) => return Ok(true),
                     Some(Action::Redraw) => terminal.clear()?,
+                    Some(Action::Suspend) => self.suspend_group(),
                     Some(Action::Ask(request)) => {
                         let answer = self.requests.ask(self.client.as_ref(), request);
                         self.screen.answer = Some(answer);
@@ -202,9 +211,24 @@ impl Dashboard<'_> {
             }
             Message::Input(_) => {}
             Message::Answer(answer) => self.screen.answer = Some(answer),
+            Message::Suspend => terminal.suspend()?,
+            Message::Continued => terminal.retake()?,
             Message::Leave => return Ok(true),
         }
         Ok(false)
+    }
+
+    /// Stops the whole job, as the terminal does at Ctrl-Z: a script that waits for this process, too. This
+    /// process's own turn comes with the signal.
+    fn suspend_group(&mut self) {
+        let stopped = match terminal::has_job_control() {
+            true => kill_current_process_group(Signal::TSTP).is_ok(),
+            false => false,
+        };
+        if !stopped {
+            let text = "Ctrl-Z needs a shell that can continue the job".to_owned();
+            self.screen.answer = Some(Answer::refusal(text));
+        }
     }
 
     fn take_news(&mut self, news: News) {
@@ -263,19 +287,46 @@ fn read_keys(messages: SyncSender<Message>) -> Result<()> {
     })
 }
 
-/// The first signal leaves, the second at once.
+/// The first signal leaves, the second at once. A stop gives the terminal back first.
 fn watch_signals(messages: SyncSender<Message>) -> Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGCONT])
         .map_err(|e| Error::new(Kind::System, format!("cannot watch for signals: {e}")))?;
     feed::spawn("signals", move || {
         let mut is_leaving = false;
         for signal in signals.forever() {
-            if std::mem::replace(&mut is_leaving, true)
-                || messages.try_send(Message::Leave).is_err()
-            {
-                terminal::restore();
-                signal_hook::low_level::exit(128 + signal);
+            let message = match signal {
+                SIGTSTP if !terminal::has_job_control() => continue,
+                SIGTSTP => Message::Suspend,
+                SIGCONT => Message::Continued,
+                _ => Message::Leave,
+            };
+            let leaves = matches!(message, Message::Leave);
+            let is_second = leaves && std::mem::replace(&mut is_leaving, leaves);
+            let is_taken = !is_second && messages.try_send(message).is_ok();
+            if leaves && !is_taken {
+                leave_at_once(signal);
+            }
+            if leaves {
+                // One who draws on a terminal that takes nothing does not see the message.
+                feed::spawn("leaving", move || {
+                    std::thread::sleep(LEAVING);
+                    leave_at_once(signal);
+                })
+                .unwrap_or_else(|_| leave_at_once(signal));
             }
         }
     })
+}
+
+/// Ends the process, and gives the terminal back if it takes that.
+fn leave_at_once(signal: i32) -> ! {
+    let (done, wait) = sync_channel(1);
+    let restored = feed::spawn("restoring", move || {
+        terminal::restore();
+        let _ = done.send(());
+    });
+    if restored.is_ok() {
+        let _ = wait.recv_timeout(FRAME * 3);
+    }
+    signal_hook::low_level::exit(128 + signal)
 }

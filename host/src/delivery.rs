@@ -6,6 +6,7 @@
 
 mod backlog;
 mod courier;
+mod custody;
 mod queue;
 
 use std::path::PathBuf;
@@ -18,9 +19,10 @@ use host_core::{
     Step, Supervised,
 };
 
-pub(crate) use backlog::Backlog;
 use backlog::Owed;
+pub(crate) use backlog::{Backlog, Wanted};
 use courier::Courier;
+use custody::Holders;
 use queue::Queue;
 
 use crate::run_dir::RunDir;
@@ -30,6 +32,12 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// A wait that nobody needs to be told of.
 const SHORT: Duration = Duration::from_millis(500);
+
+/// Why a checkpoint that was to be delivered cannot be.
+const GONE: &str = "its folder is gone from the run folder";
+
+/// Why a checkpoint that a sink lacks was removed all the same.
+const NO_ROOM: &str = "it was removed from the run folder, whose disk had no room for the next one";
 
 /// How a delivery that failed is tried again.
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +111,8 @@ impl Destination {
 /// The deliveries of a run. `[any]` but for starting and draining.
 pub(crate) struct Deliveries {
     workers: Vec<Worker>,
+    /// Of sinks that the run no longer has: nobody works at them, but what they lack is known.
+    removed: Vec<Queue>,
 }
 
 struct Worker {
@@ -120,6 +130,8 @@ pub(crate) struct Undelivered {
     pub(crate) steps: Vec<Step>,
     /// Why the last try failed.
     pub(crate) reason: String,
+    /// Nothing can deliver them any more.
+    pub(crate) is_lost: bool,
 }
 
 impl Deliveries {
@@ -135,6 +147,7 @@ impl Deliveries {
         control: &Control,
     ) -> Result<Self> {
         let mut workers = Vec::new();
+        let holders = Holders::default();
         for destination in destinations {
             let queue = Arc::new(Queue::new(
                 destination.sink.label().to_owned(),
@@ -149,6 +162,8 @@ impl Deliveries {
                 retry,
                 queue: Arc::clone(&queue),
                 control: control.clone(),
+                holders: holders.clone(),
+                last: None,
             };
             let thread = std::thread::Builder::new()
                 .name(format!("sink {}", queue.label))
@@ -159,7 +174,10 @@ impl Deliveries {
                 thread: Some(thread),
             });
         }
-        Ok(Self { workers })
+        Ok(Self {
+            workers,
+            removed: Vec::new(),
+        })
     }
 
     /// Queues a checkpoint for every sink. Returns at once.
@@ -171,21 +189,49 @@ impl Deliveries {
     }
 
     /// Queues what an earlier process of the run left, before anything else is offered.
-    pub(crate) fn take_up(&self, backlog: &Backlog) {
+    pub(crate) fn take_up(&mut self, backlog: &Backlog, emitter: &Emitter) {
         for Worker { queue, .. } in &self.workers {
             for owed in backlog.of(&queue.label) {
                 match owed {
                     Owed::Queued(checkpoint) => queue.push(Arc::clone(checkpoint)),
                     Owed::Again(checkpoint) => queue.offer(Arc::clone(checkpoint)),
-                    Owed::Gone(step, reason) => queue.refuse(*step, reason),
+                    Owed::Damaged(step, reason) => queue.refuse(*step, reason),
+                    Owed::Gone(step) => queue.lose(*step, GONE),
                 }
             }
         }
+        let removed = backlog.removed_sinks().map(|(sink, steps)| {
+            let policy = QueuePolicy::default();
+            let no_sink = Box::new(|| ());
+            let queue = Queue::new(
+                sink.to_owned(),
+                policy,
+                Retry::default(),
+                no_sink,
+                emitter.clone(),
+            );
+            queue.lacks(steps);
+            queue
+        });
+        self.removed.extend(removed);
     }
 
-    /// Whether a sink still waits for the checkpoint of this step.
+    /// Whether a sink lacks the checkpoint of this step, whatever keeps it from it, so that the checkpoint
+    /// must stay in the run folder.
     pub(crate) fn is_needed(&self, step: Step) -> bool {
-        self.workers.iter().any(|worker| worker.queue.needs(step))
+        self.queues().any(|queue| queue.needs(step))
+    }
+
+    /// Gives a checkpoint up that is needed, since the run folder's disk has no room for the next one. False
+    /// if a sink is sending it.
+    pub(crate) fn give_up(&self, step: Step) -> bool {
+        let queues: Vec<&Queue> = self.queues().collect();
+        queue::give_up(&queues, step, NO_ROOM)
+    }
+
+    fn queues(&self) -> impl Iterator<Item = &Queue> {
+        let workers = self.workers.iter().map(|worker| &*worker.queue);
+        workers.chain(&self.removed)
     }
 
     /// How many checkpoints wait for each sink.
@@ -239,9 +285,9 @@ impl Deliveries {
             std::thread::sleep(Duration::from_millis(20));
         }
         // The store waits for the last emitter to go, and a canceller may keep a queue for longer.
-        self.workers.iter().for_each(|worker| worker.queue.mute());
+        self.queues().for_each(Queue::mute);
         let undelivered = |worker: &Worker| worker.queue.undelivered();
-        let undelivered = self.workers.iter().filter_map(undelivered).collect();
+        let undelivered = self.workers.iter().flat_map(undelivered).collect();
         for worker in &mut self.workers {
             let ended = worker.thread.take_if(|thread| thread.is_finished());
             // A panic in a worker is a bug of ours; its checkpoints count as not delivered.
@@ -274,14 +320,24 @@ fn count(sink: &str, checkpoints: usize) -> String {
 /// The error of a run, which is named as other commands find it, of which not all arrived; none if all
 /// did.
 pub(crate) fn missed(undelivered: &[Undelivered], run: &str) -> Option<Error> {
-    let sinks: Vec<&str> = undelivered.iter().map(|left| left.sink.as_str()).collect();
+    let mut sinks: Vec<&str> = undelivered.iter().map(|left| left.sink.as_str()).collect();
+    sinks.dedup();
     if sinks.is_empty() {
         return None;
     }
     let message = format!("checkpoints did not reach {}", sinks.join(", "));
-    Some(Error::new(Kind::Delivery, message).hint(format!(
-        "the lines above say why; `host deliver {run}` tries again with what stands in the run folder"
-    )))
+    let hint = match undelivered.iter().all(|left| left.is_lost) {
+        true => "the lines above say why; they are gone, and nothing can deliver them".to_owned(),
+        false => format!(
+            "the lines above say why; `host deliver {run}` tries again with what stands in the run folder"
+        ),
+    };
+    Some(Error::new(Kind::Delivery, message).hint(hint))
+}
+
+/// Whether what the ledger says of a dropped checkpoint is that a newer one was wanted in its place.
+pub(crate) fn is_superseded(detail: &str) -> bool {
+    detail.ends_with(queue::TOOK_ITS_PLACE)
 }
 
 #[cfg(test)]
@@ -512,6 +568,67 @@ mod tests {
     }
 
     #[test]
+    fn what_the_sink_refused_is_needed_all_the_same() {
+        let mut scene = scene(vec![permanent()], false);
+        scene.deliveries.offer(checkpoint(10));
+        scene.deliveries.offer(checkpoint(20));
+        assert_eq!(scene.seen.iter().take(2).collect::<Vec<_>>(), [10, 20]);
+        while scene.deliveries.is_needed(Step(20)) {
+            std::thread::yield_now();
+        }
+        assert!(scene.deliveries.is_needed(Step(10)));
+        let left = scene.deliveries.drain(LONG, &mut |_| ());
+        assert_eq!(left[0].steps, [Step(10)]);
+    }
+
+    #[test]
+    fn what_is_given_up_is_lost_on_record_unless_it_is_on_its_way() {
+        let none = Box::new(std::iter::empty());
+        let mut scene = scene_with(OnError::Warn, QueuePolicy::All, none, true);
+        scene.deliveries.offer(checkpoint(10));
+        assert_eq!(scene.seen.recv().expect("it began"), 10);
+        scene.deliveries.offer(checkpoint(20));
+        scene.deliveries.offer(checkpoint(30));
+        assert!(!scene.deliveries.give_up(Step(10)));
+        assert!(scene.deliveries.is_needed(Step(10)));
+        assert!(scene.deliveries.give_up(Step(20)));
+        assert!(!scene.deliveries.is_needed(Step(20)));
+        let left = scene.deliveries.drain(Duration::ZERO, &mut |_| ());
+        let short: Vec<_> = left
+            .iter()
+            .map(|left| (left.steps.as_slice(), left.is_lost))
+            .collect();
+        let (lost, waits) = ([Step(20)], [Step(10), Step(30)]);
+        assert_eq!(short, [(&lost[..], true), (&waits[..], false)]);
+        let dropped: Vec<u64> = states(&scene.drafts)
+            .into_iter()
+            .filter(|(_, state)| *state == DeliveryState::Dropped)
+            .map(|(step, _)| step)
+            .collect();
+        assert_eq!(dropped, [20]);
+        let hint = |left: &[Undelivered]| {
+            let error = missed(left, "r").expect("an error");
+            error.hint_text().unwrap_or_default().to_owned()
+        };
+        assert!(hint(&left).contains("host deliver r"));
+        assert!(!hint(&left[..1]).contains("host deliver"));
+    }
+
+    #[test]
+    fn of_a_sink_that_wants_the_latest_nothing_older_is_kept_though_it_was_refused() {
+        let always = Box::new(std::iter::repeat_with(permanent));
+        let mut scene = scene_with(OnError::Warn, QueuePolicy::Latest, always, false);
+        for step in [10, 20] {
+            scene.deliveries.offer(checkpoint(step));
+            assert_eq!(scene.seen.recv().expect("it began"), step);
+        }
+        let left = scene.deliveries.drain(LONG, &mut |_| ());
+        assert_eq!(left[0].steps, [Step(20)]);
+        let dropped = (10, DeliveryState::Dropped);
+        assert!(states(&scene.drafts).contains(&dropped));
+    }
+
+    #[test]
     fn what_failed_for_a_while_is_tried_again_before_the_next() {
         let mut scene = scene(vec![temporary(), temporary()], false);
         scene.deliveries.offer(checkpoint(10));
@@ -532,6 +649,7 @@ mod tests {
             sink: "scripted".to_owned(),
             steps: vec![Step(10), Step(20)],
             reason: "no route".to_owned(),
+            is_lost: false,
         };
         assert_eq!(left, [expected]);
     }

@@ -3,6 +3,7 @@
 use host_core::{DeliveryState, Event, EventBody, MetricValue, Request};
 
 use crate::number;
+pub(crate) use crate::printable::one_line;
 
 /// The event in a line, if it is worth one: the steps of the training are not, the meter shows them.
 pub(crate) fn event_line(event: &Event) -> Option<String> {
@@ -124,13 +125,6 @@ pub(crate) fn reason_word(reason: host_core::StopReason) -> &'static str {
         host_core::StopReason::Requested => "stopped as requested",
         host_core::StopReason::Failed => "failed",
     }
-}
-
-/// Text of a plugin's or a file's, without what would move a terminal's cursor.
-pub(crate) fn one_line(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
 }
 
 fn is_evaluation(values: &[MetricValue]) -> bool {

@@ -1,20 +1,23 @@
-//! A run's points in a file for other programs, point by point: memory does not grow with the history.
+//! A run's points in a file or on stdout for other programs, point by point: memory does not grow with the
+//! history.
 //!
-//! The file is written under another name and gets its own when it is whole. What is there already is
+//! A file is written under another name and gets its own when it is whole. What is there already is
 //! never replaced.
 
 mod csv;
 mod parquet;
 mod tensorboard;
 
-use std::fs::Permissions;
-use std::io::BufWriter;
+use std::fs::{File, Permissions};
+use std::io::{BufWriter, Write};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use host_core::{Error, Kind, Result};
 use host_store::{Point, Reader};
-use tempfile::NamedTempFile;
+
+use crate::outlet;
 
 /// The formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -42,9 +45,12 @@ trait PointWriter {
     /// Writes the next point.
     fn write(&mut self, metric: &str, point: Point) -> std::io::Result<()>;
 
-    /// Writes what is still held back, and gives up the file.
-    fn finish(self: Box<Self>) -> std::io::Result<NamedTempFile>;
+    /// Writes what is still held back.
+    fn finish(self: Box<Self>) -> std::io::Result<()>;
 }
+
+/// Where the bytes go.
+type Output = Box<dyn Write + Send>;
 
 impl Format {
     /// The file name's ending unless another is given.
@@ -56,15 +62,55 @@ impl Format {
         }
     }
 
-    fn writer(self, file: NamedTempFile, begun_us: i64) -> std::io::Result<Box<dyn PointWriter>> {
+    /// Whether what it makes is one file, which a pipe can take.
+    pub(crate) fn is_one_file(self) -> bool {
+        self != Self::Tensorboard
+    }
+
+    fn writer(self, out: Output, begun_us: i64) -> std::io::Result<Box<dyn PointWriter>> {
+        let out = BufWriter::with_capacity(1 << 16, out);
         Ok(match self {
-            Self::Csv => Box::new(csv::Csv::begin(BufWriter::new(file))?),
-            Self::Parquet => Box::new(parquet::Parquet::begin(file)?),
-            Self::Tensorboard => {
-                let file = BufWriter::with_capacity(1 << 16, file);
-                Box::new(tensorboard::EventFile::begin(file, begun_us)?)
-            }
+            Self::Csv => Box::new(csv::Csv::begin(out)?),
+            Self::Parquet => Box::new(parquet::Parquet::begin(out)?),
+            Self::Tensorboard => Box::new(tensorboard::EventFile::begin(out, begun_us)?),
         })
+    }
+}
+
+/// Writes the points of the metrics that are wanted to stdout, in a format of one file. Returns how many
+/// points there are, and of how many metrics.
+///
+/// # Errors
+/// If the store cannot be read, or stdout cannot be written.
+pub(crate) fn print(
+    reader: &Reader,
+    wanted: impl Fn(&str) -> bool,
+    format: Format,
+) -> Result<(u64, u64)> {
+    let failed = |e: std::io::Error| {
+        Error::new(Kind::System, format!("cannot write to stdout: {e}"))
+            .hint("free some disk space, or write the output elsewhere")
+    };
+    let out = Box::new(Stdout(outlet::stdout().map_err(failed)?));
+    let writer = format
+        .writer(out, reader.run()?.created_us)
+        .map_err(failed)?;
+    write_points(reader, wanted, writer, failed)
+}
+
+/// The process's own. A closed pipe, as behind `| head`, ends the export without an error.
+struct Stdout(File);
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match outlet::write(self.0.as_fd(), bytes, &|| {}) {
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+            outcome => outcome.map(|()| bytes.len()),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -109,17 +155,9 @@ pub(crate) fn export(
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(folder)
         .map_err(failed)?;
-    let mut writer = format.writer(file, run.created_us).map_err(failed)?;
-    let (mut points, mut metrics, mut current) = (0, 0, String::new());
-    reader.points(wanted, |metric, point| {
-        if points == 0 || metric != current {
-            metrics += 1;
-            metric.clone_into(&mut current);
-        }
-        points += 1;
-        writer.write(metric, point).map_err(failed)
-    })?;
-    let file = writer.finish().map_err(failed)?;
+    let out = Box::new(file.as_file().try_clone().map_err(failed)?);
+    let writer = format.writer(out, run.created_us).map_err(failed)?;
+    let (points, metrics) = write_points(reader, wanted, writer, failed)?;
     file.as_file().sync_all().map_err(failed)?;
     file.persist_noclobber(&path)
         .map_err(|e| match e.error.kind() {
@@ -131,6 +169,25 @@ pub(crate) fn export(
         points,
         metrics,
     })
+}
+
+fn write_points(
+    reader: &Reader,
+    wanted: impl Fn(&str) -> bool,
+    mut writer: Box<dyn PointWriter>,
+    failed: impl Fn(std::io::Error) -> Error,
+) -> Result<(u64, u64)> {
+    let (mut points, mut metrics, mut current) = (0, 0, String::new());
+    reader.points(wanted, |metric, point| {
+        if points == 0 || metric != current {
+            metrics += 1;
+            metric.clone_into(&mut current);
+        }
+        points += 1;
+        writer.write(metric, point).map_err(&failed)
+    })?;
+    writer.finish().map_err(failed)?;
+    Ok((points, metrics))
 }
 
 /// TensorBoard would take two event files of a folder for one run.

@@ -4,17 +4,23 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use host_core::{Error, Fetch, Fetched, Kind, Result, SinkError};
-use host_plugin::{PluginConfig, PluginSpec, SearchPath, Target};
+use host_plugin::{PluginConfig, PluginSpec, SearchPath, Secrets, Target};
 use serde_json::{Map, Value};
 
+use crate::cache::{Cache, Place};
 use crate::plugins::Plugins;
-use crate::run::cache_dir;
 
 /// Who fetches.
 const PLUGIN: &str = "hub-git";
 
 /// What names such a model begins so.
 const PREFIX: &str = "hub:";
+
+/// How URLs begin that people paste without it.
+const URLS: [&str; 5] = ["hf://", "https://", "http://", "ssh://", "git@"];
+
+/// The settings that say how its server is reached.
+const REACHED_BY: [&str; 4] = ["token_env", "lfs_token_env", "ca_file", "proxy"];
 
 /// `hub:REPO` or `hub:REPO@REVISION`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,9 +58,16 @@ impl HubModel {
         }))
     }
 
-    /// The name with the path of a repository on this machine made absolute; other names as they are.
+    /// Whether a name is of this kind: it says so, or it is a URL, which no folder is.
+    pub(crate) fn is_name(name: &str) -> bool {
+        name.starts_with(PREFIX) || URLS.iter().any(|beginning| name.starts_with(beginning))
+    }
+
+    /// The name with the path of a repository on this machine made absolute, and a URL said to be of this
+    /// kind; other names as they are.
     pub(crate) fn resolved(name: &str, absolute: impl Fn(String) -> String) -> String {
         match name.strip_prefix(PREFIX) {
+            None if Self::is_name(name) => format!("{PREFIX}{name}"),
             Some(path) if path.starts_with("./") || path.starts_with("../") => {
                 format!("{PREFIX}{}", absolute(path.to_owned()))
             }
@@ -84,21 +97,19 @@ impl HubModel {
         }
     }
 
-    /// Brings it to this machine's cache; what is there already is not brought again. The token is that
-    /// of the plugin among `specs` which pushes to the same repository, else the Hub's for the Hub.
+    /// Brings it to this machine's cache; what is there already is not brought again. What it lies in must
+    /// be held until it was read: where the cache cannot be written, it goes with that. The token is that of the plugin among `specs` which pushes to the same repository, else the Hub's for the Hub.
     ///
     /// # Errors
     /// There is no such plugin, repository or revision, or it cannot be reached.
     pub(crate) fn fetch(
         &self,
         specs: &[PluginSpec],
-        search: &SearchPath,
+        (search, secrets): (&SearchPath, &Secrets),
         for_resume: bool,
-    ) -> Result<Fetched> {
-        let plugins = Plugins::load_alone(self.spec(specs), specs, search)?;
-        let state_dir = cache_dir().join("hub").join(folder_name(&self.repo));
-        std::fs::create_dir_all(&state_dir)
-            .map_err(|e| Error::io("make a folder for the model", &state_dir, &e))?;
+    ) -> Result<(Fetched, Place)> {
+        let plugins = Plugins::load_alone(self.spec(specs), specs, search, secrets.clone())?;
+        let place = Cache::find()?.place(&Path::new("hub").join(folder_name(&self.repo)))?;
         let cannot = |reason: String| {
             let message = format!("cannot fetch {}: {reason}", self.describe());
             Error::new(Kind::Plugin, message)
@@ -111,17 +122,18 @@ impl HubModel {
         let fetched = port.fetch(Fetch {
             revision: self.revision.as_deref(),
             for_resume,
-            state_dir: &state_dir,
+            state_dir: &place.path,
         });
-        fetched.map_err(|error| match error {
+        let fetched = fetched.map_err(|error| match error {
             SinkError::Temporary(reason) => {
                 cannot(reason).hint("the same again may go well; what has come whole is kept")
             }
             SinkError::Permanent(reason) => cannot(reason).hint(
-                "hub:USER/NAME@BRANCH names a branch; a private repository takes a token: HF_TOKEN, or the token_env of a hub-git with this repo",
+                "hub:USER/NAME@BRANCH names another branch; a private repository takes a token: HF_TOKEN, or the token_env of a hub-git with this repo",
             ),
             SinkError::Cancelled => cannot("it was cancelled".to_owned()),
-        })
+        })?;
+        Ok((fetched, place))
     }
 
     /// The plugin as it is loaded to fetch.
@@ -132,8 +144,10 @@ impl HubModel {
         };
         let alike = specs.iter().find(pushes_there);
         let mut config = Map::from_iter([("repo".to_owned(), self.repo.clone().into())]);
-        let token = alike.and_then(|spec| setting(spec, "token_env"));
-        config.extend(token.map(|name| ("token_env".to_owned(), name.into())));
+        for name in REACHED_BY {
+            let value = alike.and_then(|spec| setting(spec, name));
+            config.extend(value.map(|value| (name.to_owned(), value.into())));
+        }
         PluginSpec {
             target: Target::Id(PLUGIN.to_owned()),
             config: PluginConfig::Values(config),
@@ -247,6 +261,10 @@ mod tests {
             ("hub:./r.git@b", "hub:/here/./r.git@b"),
             ("hub:ann/gpt", "hub:ann/gpt"),
             ("hub:/srv/r.git", "hub:/srv/r.git"),
+            ("hf://ann/gpt@b", "hub:hf://ann/gpt@b"),
+            ("https://x.org/ann/gpt", "hub:https://x.org/ann/gpt"),
+            ("git@x.org:ann/gpt", "hub:git@x.org:ann/gpt"),
+            ("/srv/https://x", "/srv/https://x"),
         ] {
             assert_eq!(HubModel::resolved(name, absolute), expected);
         }

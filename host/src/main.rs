@@ -1,6 +1,7 @@
 //! The `host` command.
 #![forbid(unsafe_code)]
 
+mod cache;
 mod cli;
 mod dashboard;
 mod deliver;
@@ -9,16 +10,21 @@ mod event_json;
 mod event_line;
 mod export;
 mod hub_model;
+mod json_stream;
 mod login_name;
 mod meter;
+mod narration;
 mod nearest;
 mod number;
 mod openmp;
 mod origin;
+mod outlet;
 mod plan;
 mod plugin_accounts;
 mod plugins;
 mod preflight;
+mod printable;
+mod printer;
 mod progress;
 mod resume_point;
 mod run;
@@ -33,26 +39,56 @@ mod sparkline;
 mod summary;
 mod system_metrics;
 mod table;
+mod target;
+mod terminal;
 mod verify_resume;
+mod warnings;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::process::ExitCode;
 
 use host_core::Error;
 
+use crate::printer::Printer;
+
 fn main() -> ExitCode {
-    match cli::execute(std::env::args_os().collect()) {
-        Ok(reason) => ExitCode::from(signals::exit_code(reason)),
-        Err(error) => {
-            print_error(&error);
-            ExitCode::from(error.kind().exit_code())
-        }
+    report_panics();
+    let ended = cli::execute(std::env::args_os().collect());
+    if let Err(error) = &ended {
+        report(error, Printer::of_process());
     }
+    // A terminal that takes nothing does not keep the process.
+    Printer::flush_process();
+    let code = match ended {
+        Ok(reason) => signals::leave(reason),
+        Err(error) => error.kind().exit_code(),
+    };
+    host_plugin::end_process(code);
+    ExitCode::from(code)
 }
 
 /// The one place where errors are printed.
-fn print_error(error: &Error) {
-    eprintln!("error: {}", event_line::one_line(error.message()));
+fn report(error: &Error, printer: &Printer) {
+    printer.insist(&format!("error: {}", error.message()));
     if let Some(hint) = error.hint_text() {
-        eprintln!("hint: {}", event_line::one_line(hint));
+        printer.insist(&format!("hint: {hint}"));
     }
+}
+
+/// A panic, too, is said by the printer: one whose words a stuck terminal does not take still ends.
+fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let printer = Printer::of_process();
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("without a name");
+        for line in format!("thread {name} {panic}").lines() {
+            printer.insist(line);
+        }
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == BacktraceStatus::Captured {
+            let lines = backtrace.to_string();
+            lines.lines().for_each(|line| printer.insist(line));
+        }
+        printer.flush();
+    }));
 }

@@ -101,6 +101,17 @@ impl Meter {
         Step(self.step)
     }
 
+    /// Steps finished since the training was first seen.
+    pub(crate) fn steps_done(&self) -> u64 {
+        let begun_at = self.begun.map_or(self.step, |(_, step)| step);
+        self.step.saturating_sub(begun_at)
+    }
+
+    /// The time of the newest event, in microseconds since 1970.
+    pub(crate) fn time_us(&self) -> i64 {
+        self.now_us
+    }
+
     /// A pause has ended: it took no time.
     fn go_on(&mut self, now_us: i64) {
         let Some(paused_us) = self.paused_us.take() else {

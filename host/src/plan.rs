@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use host_core::{Error, Kind, Result, RunName};
-use host_plugin::{PluginLock, PluginSpec, SearchPath, Target};
-use host_train::TrainConfig;
+use host_plugin::{PluginLock, PluginSpec, SearchPath, Secrets, Target};
+use host_train::{SchedulerType, TrainConfig};
 use toml::Value;
 
 use crate::cli::TrainArgs;
 use crate::hub_model::HubModel;
 use crate::preflight::PreflightPolicy;
 use crate::service::Service;
-use crate::settings::{HostConfig, Settings};
+use crate::settings::{Given, HostConfig, Settings};
 
 /// The arguments of a training, checked.
 #[derive(Clone, Debug)]
@@ -30,12 +30,16 @@ pub(crate) struct Plan {
     pub(crate) system_metrics: Option<Duration>,
     /// How the run is served.
     pub(crate) service: Service,
+    /// How the training's model was given.
+    pub(crate) model_given: Given,
     /// The checkpoint that a new run begins at: a folder, or `hub:REPO@REVISION`.
     pub(crate) resume_from_checkpoint: Option<String>,
     /// The plugins in the user's order.
     pub(crate) plugins: Vec<PluginSpec>,
     /// What each plugin must be, if they are locked.
     pub(crate) plugin_lock: Option<PluginLock>,
+    /// The variables that no plugin's child gets, beside those of the other plugins.
+    pub(crate) secrets: Secrets,
 }
 
 impl Plan {
@@ -48,6 +52,7 @@ impl Plan {
             train,
             host,
             plugin_flags,
+            model_given,
         } = Settings::read(file, flags)?;
         check(&train)?;
         let service = Service::new(&host)?;
@@ -60,6 +65,8 @@ impl Plan {
                 secs => Some(Duration::from_secs(secs)),
             },
             service,
+            model_given,
+            secrets: secrets(&host),
             resume_from_checkpoint: host.resume_from_checkpoint.clone(),
             plugins: plugin_specs(&host, &plugin_flags)?,
             plugin_lock: lock_path(&host, file)?
@@ -91,6 +98,7 @@ pub(crate) fn plugins_and_lock(
         train,
         host,
         plugin_flags,
+        ..
     } = Settings::read(file, flags)?;
     let lock = match host.plugin_lock {
         Some(ref path) => path.clone(),
@@ -107,18 +115,22 @@ pub(crate) fn plugins_and_lock(
     Ok((specs, lock))
 }
 
-/// The plugins that a run's file names, and where they are found. What else a training needs, such as
-/// its data, need not be there.
+fn secrets(host: &HostConfig) -> Secrets {
+    Secrets::default().with_tokens(Service::token_variables(host))
+}
+
+/// The plugins that a run's file names, where they are found, and which variables are not for them. What
+/// else a training needs, such as its data, need not be there.
 ///
 /// # Errors
 /// The file, a plugin's SPEC or the lock cannot be read.
-pub(crate) fn plugins_of_run(file: &Path) -> Result<(Vec<PluginSpec>, SearchPath)> {
+pub(crate) fn plugins_of_run(file: &Path) -> Result<(Vec<PluginSpec>, SearchPath, Secrets)> {
     let Settings { host, .. } = Settings::read(Some(file), &TrainArgs::default())?;
     let search = match lock_path(&host, Some(file))? {
         Some(lock) => SearchPath::from_env().with_lock(PluginLock::read(&lock)?),
         None => SearchPath::from_env(),
     };
-    Ok((plugin_specs(&host, &[])?, search))
+    Ok((plugin_specs(&host, &[])?, search, secrets(&host)))
 }
 
 /// The lock of a training, if it has one. What stands beside the file counts even if it cannot be
@@ -253,6 +265,7 @@ fn check(config: &TrainConfig) -> Result<()> {
         "0 or above",
         |norm| norm >= 0.0,
     )?;
+    check_decay(config)?;
     if config.device.is_empty() || config.model.is_empty() {
         let key = if config.model.is_empty() {
             "model"
@@ -262,6 +275,22 @@ fn check(config: &TrainConfig) -> Result<()> {
         return Err(out_of_range(key, "empty", "named"));
     }
     Ok(())
+}
+
+/// A warm-up that runs into the decay would leave the schedule without its end.
+fn check_decay(config: &TrainConfig) -> Result<()> {
+    let (warmup, last) = (config.num_warmup_steps, config.max_train_steps);
+    let decay = config.num_decay_steps.unwrap_or(last / 10);
+    if config.lr_scheduler_type != SchedulerType::WarmupStableDecay
+        || warmup.saturating_add(decay) <= last
+    {
+        return Ok(());
+    }
+    let message = format!(
+        "num_warmup_steps {warmup} and num_decay_steps {decay} are together more than max_train_steps {last}"
+    );
+    Err(Error::new(Kind::Config, message)
+        .hint("lower --num-warmup-steps or --num-decay-steps, or raise --max-train-steps"))
 }
 
 fn check_weights(config: &TrainConfig) -> Result<()> {
@@ -384,6 +413,24 @@ mod tests {
             c.valid_data = vec![PathBuf::from("/valid")];
         });
         assert!(check(&held_out_elsewhere).is_ok());
+    }
+
+    #[test]
+    fn a_decay_begins_after_the_warm_up() {
+        let refused = |warmup, decay, last| {
+            let config = config(|c| {
+                c.lr_scheduler_type = SchedulerType::WarmupStableDecay;
+                c.num_warmup_steps = warmup;
+                c.num_decay_steps = decay;
+                c.max_train_steps = last;
+            });
+            check(&config).is_err()
+        };
+        assert!(!refused(4, Some(6), 10) && !refused(0, Some(10), 10) && !refused(9, None, 10));
+        assert!(refused(5, Some(6), 10) && refused(0, Some(11), 10) && refused(10, None, 10));
+        assert!(refused(u64::MAX, Some(1), 10));
+        let cosine = config(|c| (c.num_warmup_steps, c.max_train_steps) = (20, 10));
+        assert!(check(&cosine).is_ok());
     }
 
     #[test]

@@ -1,17 +1,23 @@
 //! The plugins of a run: found, loaded and made before anything else happens.
 
+mod destination;
+
+use std::path::{Path, PathBuf};
+
 use host_core::{
     CheckpointSink, Error, GroupsRequest, Kind, Metric, Observer, ParamGroup, ParamInfo,
     QueuePolicy, Result, Supervised, check_groups,
 };
-use host_plugin::{Level, OnError, Target, set_log};
 use host_plugin::{
-    LogRecord, Plugin, PluginConfig, PluginKind, PluginSpec, SearchPath, Secrets, ServeCommand,
+    Found, Level, LogRecord, OnError, Plugin, PluginConfig, PluginKind, PluginSpec, SearchPath,
+    Secrets, ServeCommand, Target, guard_process, set_log, shell_word,
 };
 
+use crate::plan::Plan;
 use crate::plugin_accounts::PluginAccount;
 use crate::progress::Progress;
 use crate::run_file::{FoundPlugin, PluginEntry};
+use crate::warnings::Warnings;
 
 /// Decides the parameter groups when nobody else does.
 pub(crate) const DEFAULT_GROUPS: &str = "weight-decay";
@@ -28,6 +34,9 @@ struct Loaded {
     plugin: Plugin,
     /// Its id, and from the second of an id on a number behind it.
     label: String,
+    warnings: Vec<String>,
+    /// The plugin of the same id that came with the host, where this one is taken in its stead.
+    shadows: Option<PathBuf>,
 }
 
 /// The parameter groups, proven to hold each parameter once.
@@ -43,35 +52,25 @@ pub(crate) struct Grouping {
     pub(crate) warnings: Vec<String>,
 }
 
+/// A plugin that was found, and of which nothing runs yet.
+struct Chosen {
+    spec: PluginSpec,
+    found: Found,
+}
+
 impl Plugins {
-    /// Loads what is asked for, and the default for the parameter groups if that is missing.
+    /// Loads what a training asks for, and the default for the parameter groups if that is missing.
     ///
     /// # Errors
     /// The first plugin that is not found, refused, or one too many.
-    pub(crate) fn load(specs: &[PluginSpec], search: &SearchPath) -> Result<Self> {
-        let mut loaded = Vec::new();
-        let secrets = Secrets::of(specs);
-        for spec in specs {
-            let next = Loaded::load(spec.clone(), search, &loaded, &secrets)?;
-            loaded.push(next);
-        }
-        let groupers: Vec<&str> = with_kind(&loaded, PluginKind::ParamGroups)
-            .map(|l| l.plugin.id())
-            .collect();
-        let groups_chosen = match groupers[..] {
-            [] => false,
-            [_] => true,
-            _ => {
-                return Err(Error::new(
-                    Kind::Config,
-                    format!(
-                        "two plugins decide the parameter groups: {}",
-                        groupers.join(", ")
-                    ),
-                )
-                .hint("leave one of them out"));
-            }
-        };
+    pub(crate) fn load(plan: &Plan) -> Result<Self> {
+        let search = plan.search_path();
+        let mut chosen = plan
+            .plugins
+            .iter()
+            .map(|spec| Chosen::find(spec.clone(), &search))
+            .collect::<Result<Vec<_>>>()?;
+        let groups_chosen = check_groupers(&chosen)?;
         if !groups_chosen {
             let spec = PluginSpec {
                 target: Target::Id(DEFAULT_GROUPS.to_owned()),
@@ -81,22 +80,11 @@ impl Plugins {
                 time_limit: None,
                 queue: None,
             };
-            let default = Loaded::load(spec, search, &loaded, &secrets)?;
-            loaded.push(default);
+            chosen.push(Chosen::find(spec, &search)?);
         }
-        let mut metrics: Vec<&str> = with_kind(&loaded, PluginKind::Metric)
-            .map(|l| l.plugin.id())
-            .collect();
-        metrics.sort_unstable();
-        if let Some(twice) = metrics.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(Error::new(
-                Kind::Config,
-                format!("the metric {} is given twice", twice[0]),
-            )
-            .hint("its values would have the same names; leave one out"));
-        }
+        check_metrics(&chosen)?;
         Ok(Self {
-            loaded,
+            loaded: Loaded::all(chosen, plan.secrets.clone())?,
             groups_chosen,
         })
     }
@@ -105,18 +93,21 @@ impl Plugins {
     ///
     /// # Errors
     /// The first that is not found or refused.
-    pub(crate) fn load_sinks(specs: &[PluginSpec], search: &SearchPath) -> Result<Self> {
-        let mut loaded = Vec::new();
-        let secrets = Secrets::of(specs);
+    pub(crate) fn load_sinks(
+        specs: &[PluginSpec],
+        search: &SearchPath,
+        mut secrets: Secrets,
+    ) -> Result<Self> {
+        let mut sinks = Vec::new();
         for spec in specs {
-            let kinds = search.find(&spec.target)?.manifest.kinds;
-            if kinds.contains(&PluginKind::CheckpointSink) {
-                let next = Loaded::load(spec.clone(), search, &loaded, &secrets)?;
-                loaded.push(next);
+            let chosen = Chosen::find(spec.clone(), search)?;
+            match chosen.is(PluginKind::CheckpointSink) {
+                true => sinks.push(chosen),
+                false => secrets.add(Some(&chosen.found.manifest), &spec.config),
             }
         }
         Ok(Self {
-            loaded,
+            loaded: Loaded::all(sinks, secrets)?,
             groups_chosen: false,
         })
     }
@@ -129,13 +120,30 @@ impl Plugins {
         spec: PluginSpec,
         others: &[PluginSpec],
         search: &SearchPath,
+        mut secrets: Secrets,
     ) -> Result<Self> {
-        let all: Vec<PluginSpec> = others.iter().cloned().chain([spec.clone()]).collect();
-        let loaded = vec![Loaded::load(spec, search, &[], &Secrets::of(&all))?];
+        for other in others {
+            // One that is not there is an error of the training, not of this.
+            let found = search.find(&other.target).ok();
+            secrets.add(found.as_ref().map(|found| &found.manifest), &other.config);
+        }
         Ok(Self {
-            loaded,
+            loaded: Loaded::all(vec![Chosen::find(spec, search)?], secrets)?,
             groups_chosen: false,
         })
+    }
+
+    /// What the user should know of the plugins before the training: who takes the place of whom, what
+    /// others can change, and which sinks deliver to one place.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let of_each = self.loaded.iter().flat_map(|loaded| &loaded.warnings);
+        let sinks: Vec<_> = with_kind(&self.loaded, PluginKind::CheckpointSink)
+            .map(|sink| (&*sink.label, sink.plugin.manifest(), sink.plugin.config()))
+            .collect();
+        of_each
+            .cloned()
+            .chain(destination::shared(&sinks))
+            .collect()
     }
 
     /// The sinks' labels.
@@ -237,7 +245,8 @@ impl Plugins {
             .map(|loaded| {
                 let port = make(&loaded.plugin).map_err(|error| hinted(error, &loaded.plugin))?;
                 let on_error = loaded.spec.on_error.unwrap_or_default();
-                Ok(Supervised::new(&*loaded.label, on_error, port))
+                let supervised = Supervised::new(&*loaded.label, on_error, port);
+                Ok(supervised.named(shell_word(loaded.plugin.name())))
             })
             .collect()
     }
@@ -251,7 +260,13 @@ impl Plugins {
 
     /// What goes into `run.toml`.
     pub(crate) fn entries(&self) -> Vec<PluginEntry> {
-        let entry = |Loaded { spec, plugin, .. }: &Loaded| PluginEntry {
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or(path.to_owned());
+        let entry = |Loaded {
+                         spec,
+                         plugin,
+                         shadows,
+                         ..
+                     }: &Loaded| PluginEntry {
             target: spec.target.clone(),
             mode: spec.mode,
             on_error: spec.on_error,
@@ -262,7 +277,8 @@ impl Plugins {
                 id: plugin.id().to_owned(),
                 version: plugin.manifest().version.clone(),
                 sha256: plugin.sha256().to_owned(),
-                path: std::path::absolute(plugin.path()).unwrap_or(plugin.path().to_owned()),
+                path: absolute(plugin.path()),
+                shadows: shadows.as_deref().map(absolute),
             },
         };
         self.loaded.iter().map(entry).collect()
@@ -278,26 +294,97 @@ impl Plugins {
     }
 }
 
-impl Loaded {
-    /// Finds and loads a plugin beside those that are loaded already.
-    fn load(
-        spec: PluginSpec,
-        search: &SearchPath,
-        others: &[Self],
-        secrets: &Secrets,
-    ) -> Result<Self> {
+impl Chosen {
+    fn find(spec: PluginSpec, search: &SearchPath) -> Result<Self> {
         let found = search.find(&spec.target)?;
         check_policy(&spec, &found.manifest.id, &found.manifest.kinds)?;
-        let serve = ServeCommand::this_host().with_secrets(secrets.clone());
-        let plugin = Plugin::load_isolated(&found, &spec.config, spec.mode, serve)?
-            .with_time_limit(spec.time_limit);
-        let label = label(plugin.id(), others.iter().map(|other| other.label.as_str()));
-        Ok(Self {
-            spec,
-            plugin,
-            label,
-        })
+        Ok(Self { spec, found })
     }
+
+    fn is(&self, kind: PluginKind) -> bool {
+        self.found.manifest.kinds.contains(&kind)
+    }
+
+    /// Its id, and its path where the id would not say which it is.
+    fn describe(&self) -> String {
+        let id = &self.found.manifest.id;
+        match &self.spec.target {
+            Target::Id(_) => id.clone(),
+            Target::Path(path) => format!("{id} of {}", path.display()),
+        }
+    }
+}
+
+impl Loaded {
+    /// Loads them in order. Before anything of them runs, `/proc` shows none of the secrets any more.
+    fn all(chosen: Vec<Chosen>, mut secrets: Secrets) -> Result<Vec<Self>> {
+        guard_process();
+        for Chosen { spec, found } in &chosen {
+            secrets.add(Some(&found.manifest), &spec.config);
+        }
+        secrets.conceal();
+        let mut all: Vec<Self> = Vec::new();
+        for Chosen { spec, found } in chosen {
+            let serve = ServeCommand::this_host().with_secrets(secrets.clone());
+            let plugin = Plugin::load_isolated(&found, &spec.config, spec.mode, serve)?
+                .with_time_limit(spec.time_limit);
+            let label = label(plugin.id(), all.iter().map(|other| other.label.as_str()));
+            all.push(Self {
+                spec,
+                plugin,
+                label,
+                warnings: found.warnings(),
+                shadows: found.shadows,
+            });
+        }
+        Ok(all)
+    }
+}
+
+/// Whether one of the plugins decides the parameter groups.
+///
+/// # Errors
+/// Two do.
+fn check_groupers(chosen: &[Chosen]) -> Result<bool> {
+    let groupers: Vec<String> = chosen
+        .iter()
+        .filter(|chosen| chosen.is(PluginKind::ParamGroups))
+        .map(Chosen::describe)
+        .collect();
+    match groupers.len() {
+        0 | 1 => Ok(!groupers.is_empty()),
+        _ => {
+            let message = format!(
+                "two plugins decide the parameter groups: {}",
+                groupers.join(", ")
+            );
+            Err(Error::new(Kind::Config, message).hint("leave one of them out"))
+        }
+    }
+}
+
+/// # Errors
+/// Two metrics have one id, and so give values of the same names.
+fn check_metrics(chosen: &[Chosen]) -> Result<()> {
+    let metrics: Vec<&Chosen> = chosen
+        .iter()
+        .filter(|chosen| chosen.is(PluginKind::Metric))
+        .collect();
+    for (n, metric) in metrics.iter().enumerate() {
+        let id = &metric.found.manifest.id;
+        let Some(earlier) = metrics[..n].iter().find(|m| m.found.manifest.id == *id) else {
+            continue;
+        };
+        let (first, second) = (earlier.describe(), metric.describe());
+        let which = match first == second {
+            true => String::new(),
+            false => format!(", as {first} and as {second}"),
+        };
+        let message = format!("the metric {id} is given twice{which}");
+        return Err(Error::new(Kind::Config, message)
+            .hint("its values would have the same names; leave one out"));
+    }
+    Ok(())
 }
 
 /// Refuses a policy that cannot mean anything: without parameter groups there is no training that could
@@ -371,16 +458,16 @@ fn replaced_by(then: &FoundPlugin, now: &FoundPlugin) -> Option<String> {
     })
 }
 
-/// Shows what plugins log, warnings and worse in so many words.
-pub(crate) fn show_logs(progress: &Progress) {
-    let progress = progress.clone();
+/// Shows what plugins log; what is a warning, or worse, is one of the run.
+pub(crate) fn show_logs(progress: &Progress, warnings: &Warnings) {
+    let (progress, warnings) = (progress.clone(), warnings.clone());
     set_log(Level::Info, move |record: &LogRecord<'_>| {
-        let severity = match record.level {
-            Level::Error => "error: ",
-            Level::Warn => "warning: ",
-            Level::Info | Level::Debug => "",
-        };
-        progress.say(&format!("{severity}{}: {}", record.plugin, record.message));
+        match record.level {
+            Level::Error | Level::Warn => warnings.logged(record.plugin, record.message),
+            Level::Info | Level::Debug => {
+                progress.say(&format!("{}: {}", record.plugin, record.message));
+            }
+        }
     });
 }
 
@@ -400,7 +487,7 @@ fn hinted(error: Error, plugin: &Plugin) -> Error {
         Some(_) => error,
         None => error.hint(format!(
             "`host plugin info {}` shows its settings",
-            plugin.id()
+            shell_word(plugin.name())
         )),
     }
 }
@@ -459,6 +546,7 @@ mod tests {
                 version: "1".to_owned(),
                 sha256: sha256.to_owned(),
                 path: "/a.so".into(),
+                shadows: None,
             },
         }
     }

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use host_core::{Asked, Error, Event, EventBody, Kind, Request, Result, Step};
-use host_store::Reader;
+use host_store::{Reader, RunRow, set_aside_stores};
 use host_train::{Start, TrainConfig};
 
 use crate::run_dir::{RunDir, checkpoint_step};
-use crate::summary::how_to_name;
+use crate::summary::{how_to_name, quoted};
 
 /// Events looked at in one go.
 const PAGE: usize = 10_000;
@@ -92,6 +92,24 @@ impl ResumePoint {
         Ok(reader.requests()?.into_iter().filter_map(asked).next_back())
     }
 
+    /// What to warn of if the run's history does not reach the step that it goes on from: the power
+    /// failed, or the store was damaged.
+    pub(crate) fn gap(&self, dir: &RunDir, row: &RunRow) -> Option<String> {
+        if row.last_step >= self.step {
+            return None;
+        }
+        let kept = set_aside_stores(dir.path());
+        let kept = kept.last().and_then(|path| path.file_name());
+        let kept = kept.map_or_else(String::new, |name| {
+            format!("; a damaged store is kept as {}", name.display())
+        });
+        Some(format!(
+            "the run's history ends at step {} and the checkpoint is of step {}: what was recorded between \
+             them is lost{kept}",
+            row.last_step, self.step
+        ))
+    }
+
     /// Half a sentence for people.
     pub(crate) fn describe(&self) -> String {
         match &self.checkpoint {
@@ -123,7 +141,7 @@ impl ResumePoint {
             }
             None => format!(
                 "no older checkpoint is whole; `host run {} --name OTHER` trains the same again",
-                dir.config_file().display()
+                quoted(&dir.config_file())
             ),
         })
     }
@@ -175,7 +193,7 @@ fn gone(dir: &RunDir) -> Error {
     let message = format!("the run's checkpoints are gone: {}", folder.display());
     Error::new(Kind::Config, message).hint(format!(
         "bring one back, or train the same again: `host run {} --name OTHER`",
-        dir.config_file().display()
+        quoted(&dir.config_file())
     ))
 }
 

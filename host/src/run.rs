@@ -1,7 +1,6 @@
 //! A run, from the plan to the last word: plan → plugins → training → groups → store → preflight →
 //! serve → fit → drain the sinks → close the store → stop serving.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,11 +8,15 @@ use host_core::{
     Control, Emitter, Error, EventBody, Inbox, Kind, Observer, RequestQueue, Requests, Result,
     Step, StopReason, Supervised,
 };
+use host_plugin::{ProcessChange, ProcessWatch, on_exit_by_plugin};
 use host_serve::Source;
-use host_store::{Callbacks, Reader, RunRecord, RunStatus, Writer};
+use host_store::{Callbacks, Loss, Reader, RunRecord, RunStatus, Writer, sync_log};
 use host_train::{Observers, Outcome, Ports, Start, Trainer};
+use serde_json::json;
 
-use crate::delivery::{Backlog, Deliveries, Destination, Retry, Undelivered, missed};
+use crate::cache::Cache;
+use crate::delivery::{Backlog, Deliveries, Destination, Retry, Undelivered, Wanted, missed};
+use crate::json_stream::JsonStream;
 use crate::origin::Origin;
 use crate::plan::Plan;
 use crate::plugin_accounts::PluginAccounts;
@@ -23,9 +26,11 @@ use crate::progress::{Progress, Style};
 use crate::resume_point::ResumePoint;
 use crate::run_dir::RunDir;
 use crate::run_file::RunFile;
-use crate::signals::SignalWatch;
+use crate::service::Served;
+use crate::signals::{self, SignalWatch};
 use crate::summary::{Digest, how_to_name};
 use crate::system_metrics::SystemMetrics;
+use crate::warnings::Warnings;
 
 /// Events on their way to the store: some seconds of a fast training.
 const QUEUE: usize = 16_384;
@@ -33,6 +38,9 @@ const QUEUE: usize = 16_384;
 /// How long a checkpoint waits for the events before it: a store that the disk refuses holds none up
 /// for longer.
 const EVENTS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a process that a plugin ends waits for the events that say so.
+const LAST_EVENTS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the end of a run waits for its sinks.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -43,23 +51,37 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Whatever keeps it from starting or ends it.
 pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
     let progress = Progress::new(Style::choose(json), plan.train.max_train_steps);
+    let warnings = Warnings::new(&progress);
     let ended = (|| {
         if let Some(name) = &plan.name {
             RunDir::check_free(&plan.runs_dir, name)?;
         }
-        let Origin { plan, local, start } = Origin::find(plan, &progress)?;
-        let ready = Ready::prepare(&local, &start, &progress)?;
+        let Origin {
+            plan,
+            local,
+            start,
+            fetched: _fetched,
+        } = Origin::find(plan, &progress, &warnings)?;
+        let ready = Ready::prepare(&local, &start, &progress, &warnings)?;
         let step = ready.trainer.step();
         if step.0 >= plan.train.max_train_steps {
             return Err(too_far(step, plan.train.max_train_steps, &start));
         }
         let dir = RunDir::create(&plan.runs_dir, plan.name.as_ref(), &plan.train.model)?;
         let begun = (|| {
-            let file = RunFile::new(&plan, dir.name(), &ready.plugins.entries())?;
+            let unused = dir.path().to_owned();
+            on_exit_by_plugin(Some(move |_: &str| {
+                let _ = std::fs::remove_dir_all(&unused);
+            }));
+            let used = ready.used(&plan);
+            let file = RunFile::new(&used, dir.name(), &ready.plugins.entries())?;
             file.write(&dir.config_file())?;
             let writer = Writer::create(dir.path(), &run_record(&dir, &file))?;
-            let ready = ready.check_sinks(&plan, &dir, &progress)?;
-            Ok((Live::open(&plan, &dir, writer, &progress)?, ready))
+            let ready = ready.check_sinks(&plan, &dir, &progress, &warnings)?;
+            Ok((
+                Live::open(&plan, &dir, writer, &progress, &warnings)?,
+                ready,
+            ))
         })();
         match begun {
             Ok(((live, requests), ready)) => {
@@ -74,6 +96,7 @@ pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
         }
     })();
     progress.end();
+    warnings.end();
     ended
 }
 
@@ -88,53 +111,59 @@ pub(crate) fn resume(
     json: bool,
 ) -> Result<StopReason> {
     let progress = Progress::new(Style::choose(json), plan.train.max_train_steps);
+    let warnings = Warnings::new(&progress);
     let ended = (|| {
         let (file, recorded) = RunFile::read(&dir.config_file())?;
         // The lock comes first: nobody else may be at work on this run.
-        let writer = open_store(&dir, &file)?;
+        let writer = open_store(&dir, &file, &warnings)?;
         let reader = Reader::open(dir.path())?;
         let row = reader.run()?;
-        let generation = row.generation + 1;
+        // A store that was lost no longer knows how often the run went back.
+        let generation = 1 + row.generation.max(dir.generation_set_aside());
         let point = ResumePoint::choose(&dir, &reader, from)?;
         check_unfinished(&dir, row.status, point.step, plan.train.max_train_steps)?;
         progress.say(&point.describe());
-        let Origin { plan, local, start } = match point.start() {
-            Some(start) => Origin {
-                local: plan.clone(),
-                plan,
-                start,
-            },
-            None => Origin::find(plan, &progress)?,
+        let Origin {
+            plan,
+            local,
+            start,
+            fetched: _fetched,
+        } = match point.start() {
+            Some(start) => Origin::resumed(plan, start, &row.config_json)?,
+            None => Origin::find(plan, &progress, &warnings)?,
         };
         let unmeasured = Plan {
             train: point.unmeasured(&local.train),
             ..local
         };
-        let ready = Ready::prepare(&unmeasured, &start, &progress)
+        let ready = Ready::prepare(&unmeasured, &start, &progress, &warnings)
             .map_err(|error| point.explain(&dir, error))?;
         // A run that began at a checkpoint of elsewhere begins there again.
         let step = ready.trainer.step();
         let entries = ready.plugins.entries();
-        let warnings = plugins::changes(&recorded.plugin, &entries)?;
-        RunFile::new(&plan, dir.name(), &entries)?.write(&dir.config_file())?;
+        for change in plugins::changes(&recorded.plugin, &entries)? {
+            warnings.warn(change);
+        }
+        if let Some(gap) = point.gap(&dir, &row) {
+            warnings.warn(gap);
+        }
+        RunFile::new(&ready.used(&plan), dir.name(), &entries)?.write(&dir.config_file())?;
         for name in dir.set_aside_after(step, generation)? {
             progress.say(&format!("set aside, and yours to remove: {name}"));
         }
         let labels = ready.plugins.sink_labels();
-        let backlog = Backlog::read(&dir, &reader, &labels, Some(step))?;
-        let ready = ready.check_sinks(&plan, &dir, &progress)?;
+        let backlog = Backlog::read(&dir, &reader, &labels, Some(step), Wanted::Missing)?;
+        let ready = ready.check_sinks(&plan, &dir, &progress, &warnings)?;
         let learning_rate = ResumePoint::learning_rate_set(&reader, step)?;
-        let (live, mut requests) = Live::open(&plan, &dir, writer, &progress)?;
+        let (live, mut requests) = Live::open(&plan, &dir, writer, &progress, &warnings)?;
         if let Some(asked) = learning_rate {
             requests.again(asked);
-        }
-        for message in warnings {
-            live.emitter.emit(step, EventBody::Warning { message });
         }
         let session = Session::begin(&dir, generation, &progress);
         train(ready, live, requests, &session, &backlog)
     })();
     progress.end();
+    warnings.end();
     ended
 }
 
@@ -146,14 +175,23 @@ fn run_record(dir: &RunDir, file: &RunFile) -> RunRecord {
     }
 }
 
-/// The store of a run that goes on. One that was ended while it was being made has none yet.
-fn open_store(dir: &RunDir, file: &RunFile) -> Result<Writer> {
-    Writer::open(dir.path()).or_else(|error| {
-        if !dir.checkpoint_folders().is_empty() {
-            return Err(error);
-        }
-        Writer::create(dir.path(), &run_record(dir, file)).map_err(|_| error)
-    })
+/// The store of a run that goes on. One that was ended while it was being made has none yet. Where there is
+/// a checkpoint to go on from, a store that is damaged or gone does not prevent it.
+fn open_store(dir: &RunDir, file: &RunFile, warnings: &Warnings) -> Result<Writer> {
+    let record = run_record(dir, file);
+    if dir.newest_checkpoint().is_none() {
+        return Writer::open(dir.path())
+            .or_else(|error| Writer::create(dir.path(), &record).map_err(|_| error));
+    }
+    let (writer, loss) = Writer::restore(dir.path(), &record)?;
+    if let Some(Loss { why, kept_as }) = loss {
+        let kept = kept_as.map_or_else(String::new, |name| format!("; its file is kept as {name}"));
+        warnings.warn(format!(
+            "the run store is damaged, and a new one begins: {why}{kept}: {}",
+            dir.path().display()
+        ));
+    }
+    Ok(writer)
 }
 
 /// Whether there is anything left to do. A run that did all its steps and was killed before it could
@@ -188,18 +226,20 @@ fn too_far(step: Step, last_step: u64, start: &Start) -> Error {
 /// Whatever would keep the run from starting.
 pub(crate) fn groups(plan: &Plan) -> Result<Grouping> {
     let progress = Progress::new(Style::choose(false), 0);
-    plugins::show_logs(&progress);
+    let warnings = Warnings::new(&progress);
+    plugins::show_logs(&progress, &warnings);
     let grouping = (|| {
-        let plugins = Plugins::load(&plan.plugins, &plan.search_path())?;
-        let Origin { local, start, .. } = Origin::find(plan.clone(), &progress)?;
-        let trainer = prepare(&local, &start, &progress)?;
-        plugins.group(trainer.params(), plan.train.weight_decay)
+        let plugins = Plugins::load(plan)?;
+        let origin = Origin::find(plan.clone(), &progress, &warnings)?;
+        let trainer = prepare(&origin.local, &origin.start, &progress)?;
+        let mut grouping = plugins.group(trainer.params(), plan.train.weight_decay)?;
+        grouping.warnings = [plugins.warnings(), grouping.warnings].concat();
+        Ok(grouping)
     })();
     progress.end();
+    warnings.end();
     if let Ok(grouping) = &grouping {
-        for warning in &grouping.warnings {
-            progress.say(&format!("warning: {warning}"));
-        }
+        grouping.warnings.iter().for_each(|w| warnings.warn(w));
     }
     grouping
 }
@@ -214,9 +254,14 @@ struct Ready {
 }
 
 impl Ready {
-    fn prepare(plan: &Plan, start: &Start, progress: &Progress) -> Result<Self> {
-        plugins::show_logs(progress);
-        let plugins = Plugins::load(&plan.plugins, &plan.search_path())?;
+    fn prepare(
+        plan: &Plan,
+        start: &Start,
+        progress: &Progress,
+        warnings: &Warnings,
+    ) -> Result<Self> {
+        plugins::show_logs(progress, warnings);
+        let plugins = Plugins::load(plan)?;
         let metrics = plugins.metrics()?;
         let sinks = plugins.sinks(|_| true)?;
         let observers = plugins.observers()?;
@@ -229,6 +274,9 @@ impl Ready {
         let mut trainer = prepare(plan, start, progress)?;
         trainer.add_metrics(metrics)?;
         let grouping = plugins.group(trainer.params(), plan.train.weight_decay)?;
+        let news = plugins.warnings().into_iter();
+        news.chain(grouping.warnings.iter().cloned())
+            .for_each(|warning| warnings.warn(warning));
         Ok(Self {
             plugins,
             sinks,
@@ -238,20 +286,38 @@ impl Ready {
         })
     }
 
-    /// Asks the sinks whether checkpoints will arrive. What is only to be warned of joins the warnings
-    /// that the run begins with.
-    fn check_sinks(mut self, plan: &Plan, dir: &RunDir, progress: &Progress) -> Result<Self> {
+    /// The plan with the values that are used where it leaves them open: what a run's file says.
+    fn used(&self, plan: &Plan) -> Plan {
+        let train = self.trainer.used(&plan.train);
+        Plan {
+            train,
+            ..plan.clone()
+        }
+    }
+
+    /// Asks the sinks whether checkpoints will arrive.
+    fn check_sinks(
+        mut self,
+        plan: &Plan,
+        dir: &RunDir,
+        progress: &Progress,
+        warnings: &Warnings,
+    ) -> Result<Self> {
         let size = CheckpointSize::of(self.trainer.params());
-        let (sinks, warnings) = preflight::check(plan.preflight, dir, size, self.sinks, progress)?;
+        let (sinks, faults) = preflight::check(plan.preflight, dir, size, self.sinks, progress)?;
         self.sinks = sinks;
-        self.grouping.warnings.extend(warnings);
+        faults.into_iter().for_each(|fault| warnings.warn(fault));
         Ok(self)
     }
 }
 
 fn prepare(plan: &Plan, start: &Start, progress: &Progress) -> Result<Trainer> {
-    let cache = cache_dir();
-    let trainer = Trainer::prepare(&plan.train, start, &cache, &mut |what| progress.busy(what))?;
+    let cache = Cache::find()?;
+    if let Some(warning) = &cache.warning {
+        progress.say(&format!("warning: {warning}"));
+    }
+    let say = &mut |what: &str| progress.busy(what);
+    let trainer = Trainer::prepare(&plan.train, start, cache.folder(), say)?;
     progress.begin(trainer.step());
     progress.say(&trainer.summary());
     Ok(trainer)
@@ -263,6 +329,8 @@ struct Live {
     writer: host_store::WriterThread,
     serving: host_serve::Serving,
     digest: Arc<Mutex<Digest>>,
+    json: Option<JsonStream>,
+    warnings: Warnings,
     system_metrics: Option<Duration>,
     control: Control,
     signals: SignalWatch,
@@ -274,6 +342,7 @@ impl Live {
         dir: &RunDir,
         writer: Writer,
         progress: &Progress,
+        warnings: &Warnings,
     ) -> Result<(Self, Requests)> {
         // Before anybody can know of the run, and so end it.
         let control = Control::new();
@@ -295,7 +364,8 @@ impl Live {
                 shown.show(events);
                 events.iter().for_each(|event| answered.committed(event));
             }),
-            on_failure: Box::new(move |error| failed.say(&format!("warning: {error}"))),
+            // The store itself puts it on record when it can.
+            on_failure: Box::new(move |error| failed.insist(&format!("warning: {error}"))),
         };
         let writer = writer.spawn(drafts, callbacks)?;
         let source = Source::Live {
@@ -303,13 +373,28 @@ impl Live {
             commits: writer.commits(),
             requests: queue,
         };
-        let served = plan.service.serve_run(dir, source)?;
-        progress.opened(dir.name(), dir.path(), Some(&served));
+        let warn = warnings.clone();
+        let served =
+            plan.service
+                .serve_run(dir, source, Box::new(move |message| warn.warn(message)))?;
+        let json = match progress.is_json() {
+            true => {
+                let (path, run) = (dir.path().to_owned(), how_to_name(dir));
+                let first = described(dir, Some(&served));
+                Some(JsonStream::start(first, path, run, writer.commits())?)
+            }
+            false => {
+                progress.opened(dir.name(), dir.path(), Some(&served));
+                None
+            }
+        };
         let live = Self {
             emitter,
             writer,
             serving: served.serving,
             digest,
+            json,
+            warnings: warnings.clone(),
             system_metrics: plan.system_metrics,
             control,
             signals,
@@ -338,10 +423,55 @@ impl Live {
         SystemMetrics::start(every, dir.path(), self.emitter.clone(), start, step).map(Some)
     }
 
+    /// Warnings are events from now on, of which observers do not hear those that plugins log.
+    fn warn_from(&self, unheard: Emitter, start: Step) {
+        let digest = Arc::clone(&self.digest);
+        let step = move || digest.lock().unwrap_or_else(PoisonError::into_inner).step();
+        let emitter = self.emitter.clone();
+        self.warnings
+            .begin(emitter, unheard, move || step().max(start));
+    }
+
+    /// When a plugin ends the process, the run ends as failed, by an event that says so.
+    fn tell_of_end_by_plugin(&self, dir: &RunDir) {
+        let (emitter, commits) = (self.emitter.clone(), self.writer.commits());
+        let (digest, stale) = (Arc::clone(&self.digest), dir.transient_files());
+        let tell = move |message: &str| {
+            let step = digest.lock().unwrap_or_else(PoisonError::into_inner).step();
+            let finished = EventBody::RunFinished {
+                reason: StopReason::Failed,
+                message: message.to_owned(),
+            };
+            emitter.emit(step, finished);
+            commits.wait_settled(emitter.emitted(), LAST_EVENTS_PATIENCE);
+            for file in &stale {
+                let _ = std::fs::remove_file(file);
+            }
+        };
+        on_exit_by_plugin(Some(tell));
+    }
+
     /// The step that the store has come to, which may be a few milliseconds behind.
     fn digest_step(&self) -> Step {
         let digest = self.digest.lock().unwrap_or_else(PoisonError::into_inner);
         digest.step()
+    }
+}
+
+/// Events of what plugins changed of the process.
+fn emit_process_changes(emitter: &Emitter, step: Step) {
+    for change in host_plugin::process_changes() {
+        let ProcessChange {
+            plugin,
+            call,
+            message,
+        } = change;
+        let fault = EventBody::PluginFault {
+            plugin,
+            call,
+            message,
+        };
+        emitter.emit(step, fault);
     }
 }
 
@@ -356,12 +486,14 @@ fn train(
     let control = live.control.clone();
     let start = ready.trainer.step();
     let system_metrics = live.watch_system(dir, start)?;
+    let unheard = live.emitter.clone();
     let inbox = Inbox::default();
     if !ready.observers.is_empty() {
         live.emitter = live.emitter.with_inbox(inbox.clone());
     }
+    session.announce(&live.emitter, start);
+    live.warn_from(unheard, start);
     let emitter = &live.emitter;
-    session.announce(emitter, start, ready.grouping.warnings);
 
     let destinations = Destination::all(dir, ready.sinks)?;
     let mut deliveries = Deliveries::start(
@@ -373,14 +505,16 @@ fn train(
     )?;
     live.signals.on_cancel(deliveries.canceller());
     for line in backlog.removed() {
-        progress.say(&format!("warning: {line}"));
+        live.warnings.warn(line);
     }
     if let Some(left) = backlog.describe() {
         progress.say(&format!("left to deliver: {left}"));
     }
-    deliveries.take_up(backlog);
+    deliveries.take_up(backlog, emitter);
     let mut accounts = PluginAccounts::begin(ready.plugins.accounts(), start);
     let commits = live.writer.commits();
+    live.tell_of_end_by_plugin(dir);
+    let mut watch = ProcessWatch::begin();
     let outcome = ready.trainer.fit(Ports {
         groups: ready.grouping.groups,
         emitter: emitter.clone(),
@@ -392,12 +526,20 @@ fn train(
             let report = accounts.report(step, &deliveries.waiting());
             report.into_iter().for_each(|body| emitter.emit(step, body));
         }),
+        put_back: Box::new(|step, must| {
+            watch.look(must);
+            emit_process_changes(emitter, step);
+        }),
         checkpoints: dir.checkpoints(),
         await_events: Box::new(|| {
             commits.wait_settled(emitter.emitted(), EVENTS_PATIENCE);
+            // A disk that refuses does not refuse the checkpoint. Were its history lost by that, the resume
+            // would say so.
+            let _ = sync_log(dir.path());
         }),
         on_checkpoint: Box::new(|checkpoint| deliveries.offer(checkpoint)),
         is_needed: Box::new(|step| deliveries.is_needed(step)),
+        give_up: Box::new(|step| deliveries.give_up(step)),
     });
 
     accounts.loop_ended();
@@ -415,10 +557,12 @@ fn train(
         .into_iter()
         .for_each(|body| emitter.emit(reached, body));
     drop(system_metrics);
+    emit_process_changes(emitter, reached);
     let outcome = with_failure(outcome, &control);
+    let warnings = live.warnings.clone();
     let closed = session.close(live, &outcome, reached, &undelivered);
     if let (Err(_), Err(error)) = (&outcome, &closed) {
-        progress.say(&format!("warning: {error}"));
+        warnings.warn(error.to_string());
     }
     let outcome = outcome?;
     closed?;
@@ -435,7 +579,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn announce(&self, emitter: &Emitter, start: Step, warnings: Vec<String>) {
+    fn announce(&self, emitter: &Emitter, start: Step) {
         let generation = self.generation;
         if generation > 0 {
             let from_step = start;
@@ -448,9 +592,6 @@ impl<'a> Session<'a> {
             );
         }
         emitter.emit(start, EventBody::RunStarted { generation });
-        for message in warnings {
-            emitter.emit(start, EventBody::Warning { message });
-        }
     }
 
     /// Writes down how it ended, closes the store, stops serving and says what was made.
@@ -466,6 +607,10 @@ impl<'a> Session<'a> {
             writer,
             serving,
             digest,
+            json,
+            warnings,
+            // Signals are answered until the last word.
+            signals: _signals,
             ..
         } = live;
         let waits = emitter.waits();
@@ -475,11 +620,17 @@ impl<'a> Session<'a> {
             emitter.emit(reached, EventBody::Warning { message });
         }
         let (reason, message) = match outcome {
-            Ok(outcome) => (outcome.reason, String::new()),
+            Ok(outcome) => {
+                let by = signals::uncommon().filter(|_| outcome.reason == StopReason::Terminated);
+                (outcome.reason, by.unwrap_or_default().to_owned())
+            }
             Err(error) => (StopReason::Failed, error.message().to_owned()),
         };
         emitter.emit(reached, EventBody::RunFinished { reason, message });
+        on_exit_by_plugin(None::<fn(&str)>);
         drop(emitter);
+        // It has an emitter, and the store closes when all are gone.
+        warnings.end();
         let stored = writer.join();
         for file in self.dir.transient_files() {
             let _ = std::fs::remove_file(file);
@@ -489,8 +640,36 @@ impl<'a> Session<'a> {
         let secs = self.begun.elapsed().as_secs_f64();
         self.progress
             .conclude(&digest.lines(self.dir, (reason, reached), secs, undelivered));
-        stored.and(served)
+        let progress = self.progress;
+        let printed = json.map_or(Ok(()), |json| {
+            json.finish(&signals::have_come, &mut |line| progress.insist(line))
+        });
+        let printed = match reason {
+            // The exit code says which signal ended the run; what stdout lacks is a warning.
+            StopReason::Interrupted | StopReason::Terminated => {
+                if let Err(error) = &printed {
+                    let hint = error.hint_text().unwrap_or_default();
+                    warnings.warn(format!("{error}; {hint}"));
+                }
+                Ok(())
+            }
+            _ => printed,
+        };
+        stored.and(served).and(printed)
     }
+}
+
+/// Where a run is to be found, and how it is served, if it is, for programs.
+pub(crate) fn described(dir: &RunDir, served: Option<&Served>) -> serde_json::Value {
+    let path = dir.path().display().to_string();
+    let mut run = json!({ "kind": "run", "name": dir.name(), "path": path });
+    if let Some(served) = served {
+        run["listen"] = json!(served.serving.addr());
+        if let Some(fingerprint) = served.fingerprint {
+            run["tls_fingerprint"] = json!(fingerprint.to_string());
+        }
+    }
+    run
 }
 
 /// The error of the plugin that ended the run, if one did. A run that was ended from outside says so
@@ -513,17 +692,4 @@ fn ending(outcome: Outcome, undelivered: &[Undelivered], dir: &RunDir) -> Result
         Some(error) if is_done => Err(error),
         _ => Ok(outcome.reason),
     }
-}
-
-/// Where what is worth keeping between runs is kept.
-pub(crate) fn cache_dir() -> PathBuf {
-    let from = |name: &str| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
-    from("XDG_CACHE_HOME")
-        .or_else(|| from("HOME").map(|home| home.join(".cache")))
-        .unwrap_or_else(std::env::temp_dir)
-        .join("host")
 }

@@ -6,6 +6,11 @@ use host_core::{Error, Kind, Result, RunName, Step};
 use host_store::{Reader, RunStatus};
 
 use crate::nearest;
+use crate::summary::how_to_name_at;
+
+/// What makes a folder a checkpoint: what says what is in it, and what it is about.
+const MANIFEST: &str = "manifest.json";
+const WEIGHTS: &str = "model.safetensors";
 
 /// The folder `RUNS/NAME`.
 #[derive(Clone, Debug)]
@@ -110,6 +115,11 @@ impl RunDir {
         &self.path
     }
 
+    /// The folder that holds this one and other runs'; absolute.
+    pub(crate) fn runs_dir(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
+    }
+
     /// The resolved configuration.
     pub(crate) fn config_file(&self) -> PathBuf {
         self.path.join("run.toml")
@@ -165,22 +175,34 @@ impl RunDir {
     /// The complete checkpoint of the highest step.
     pub(crate) fn newest_checkpoint(&self) -> Option<(Step, PathBuf)> {
         let mut found = self.checkpoint_folders();
-        found.retain(|(_, path)| path.join("manifest.json").is_file());
+        found.retain(|(_, path)| path.join(MANIFEST).is_file());
         found.pop()
     }
 
-    /// Every folder that is called a checkpoint, whole or not, in the steps' order.
+    /// Every checkpoint, whole or damaged, in the steps' order. A folder that only a user's files keep
+    /// standing is none.
     pub(crate) fn checkpoint_folders(&self) -> Vec<(Step, PathBuf)> {
         let entries = self.checkpoints().read_dir().into_iter().flatten();
         let mut found: Vec<(Step, PathBuf)> = entries
             .filter_map(|entry| {
                 let entry = entry.ok()?;
                 let step = checkpoint_step(entry.file_name().to_str()?)?;
-                Some((step, entry.path()))
+                let has = |name: &str| entry.path().join(name).symlink_metadata().is_ok();
+                (has(MANIFEST) || has(WEIGHTS)).then(|| (step, entry.path()))
             })
             .collect();
         found.sort_unstable();
         found
+    }
+
+    /// The highest generation for which a checkpoint was set aside; 0 if none was.
+    pub(crate) fn generation_set_aside(&self) -> u32 {
+        let entries = self.checkpoints().read_dir().into_iter().flatten();
+        let generation = |entry: std::io::Result<std::fs::DirEntry>| -> Option<u32> {
+            let name = entry.ok()?.file_name();
+            name.to_str()?.rsplit_once(SET_ASIDE)?.1.parse().ok()
+        };
+        entries.filter_map(generation).max().unwrap_or(0)
     }
 
     /// Gives the checkpoints after `step` other names, since the run goes back there as its
@@ -192,7 +214,7 @@ impl RunDir {
         let mut names = Vec::new();
         for (_, path) in self.checkpoint_folders().into_iter().filter(|c| c.0 > step) {
             let name = path.file_name().and_then(|name| name.to_str());
-            let name = format!("{}.superseded-{generation}", name.unwrap_or_default());
+            let name = format!("{}{SET_ASIDE}{generation}", name.unwrap_or_default());
             std::fs::rename(&path, path.with_file_name(&name))
                 .map_err(|e| Error::io("set the checkpoint aside", &path, &e))?;
             names.push(name);
@@ -208,11 +230,15 @@ impl RunDir {
     }
 }
 
+/// How a checkpoint is called that was set aside, between its own name and the generation.
+const SET_ASIDE: &str = ".superseded-";
+
 fn taken(runs: &Path, name: &RunName) -> Error {
     let path = runs.join(name.as_str());
     let message = format!("there is a run {name} already: {}", path.display());
     Error::new(Kind::Config, message).hint(format!(
-        "`host resume {name}` resumes it; or choose another --name"
+        "`host resume {}` resumes it; or choose another --name",
+        how_to_name_at(name, &path)
     ))
 }
 
@@ -284,7 +310,8 @@ mod tests {
         assert_eq!(first.path(), runs.path().join("a"));
         assert!(RunDir::check_free(runs.path(), &name).is_err());
         let taken = RunDir::create(runs.path(), Some(&name), "tiny").expect_err("taken");
-        assert!(taken.hint_text().expect("a hint").contains("host resume a"));
+        let way = format!("host resume {}", first.path().display());
+        assert!(taken.hint_text().expect("a hint").contains(&way));
         let made = |_| RunDir::create(runs.path(), None, "tiny").expect("made");
         let [one, two] = [0, 1].map(made);
         assert_ne!(one.name(), two.name());
@@ -340,8 +367,11 @@ mod tests {
         let run = RunDir::create(runs.path(), None, "tiny").expect("made");
         for step in [10, 20, 30] {
             let path = run.checkpoints().join(format!("step-{step:06}"));
-            std::fs::create_dir_all(path).expect("made");
+            std::fs::create_dir_all(&path).expect("made");
+            std::fs::write(path.join(WEIGHTS), "").expect("written");
         }
+        let mine = run.checkpoints().join("step-000040/mine");
+        std::fs::create_dir_all(mine).expect("made");
         let aside = run.set_aside_after(Step(10), 1).expect("set aside");
         assert_eq!(
             aside,
@@ -352,6 +382,7 @@ mod tests {
                 .iter()
                 .all(|name| run.checkpoints().join(name).is_dir())
         );
+        assert_eq!(run.generation_set_aside(), 1);
         let left: Vec<Step> = run.checkpoint_folders().into_iter().map(|c| c.0).collect();
         assert_eq!(left, [Step(10)]);
         assert!(

@@ -52,6 +52,9 @@ pub(crate) struct FoundPlugin {
     pub sha256: String,
     /// Its file.
     pub(crate) path: PathBuf,
+    /// The plugin of the same id that came with the host, where this one was taken in its stead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) shadows: Option<PathBuf>,
 }
 
 /// The `record` table.
@@ -251,6 +254,7 @@ mod tests {
                 version: "0.1.0".to_owned(),
                 sha256: "ab".to_owned(),
                 path: "/lib/liblocal_disk.so".into(),
+                shadows: Some("/usr/lib/host/plugins/liblocal_disk.so".into()),
             },
         };
         let name: RunName = "one".parse().expect("a name");

@@ -110,6 +110,7 @@ pub(crate) fn files(
                 ("README.md", readme(template!("c/README.md"))),
                 (".gitignore", "*.so\n/test_plugin\n".to_owned()),
                 ("host_plugin.h", HEADER.to_owned()),
+                ("settings.h", template!("c/settings.h").to_owned()),
                 ("fake_host.h", template!("c/test/fake_host.h").to_owned()),
                 ("test_plugin.c", c_test(kind).to_owned()),
             ]

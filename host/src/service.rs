@@ -1,5 +1,6 @@
 //! How runs are served: where, to whom, and as whom.
 
+use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
@@ -13,6 +14,14 @@ use toml::Table;
 use crate::plan::listen_address;
 use crate::run_dir::RunDir;
 use crate::settings::HostConfig;
+use crate::summary::quoted;
+
+/// Characters that a server's token has at least, and how many different ones.
+const SHORTEST_TOKEN: usize = 16;
+const LEAST_DIFFERENT: usize = 6;
+
+/// Tells what the owner of a server should know. It may be called on any thread.
+pub(crate) type Warn = Box<dyn Fn(String) + Send + Sync>;
 
 /// The one value of `tls`.
 const SELF_SIGNED: &str = "self-signed";
@@ -39,20 +48,30 @@ pub(crate) struct Served {
     pub(crate) serving: Serving,
     pub(crate) fingerprint: Option<Fingerprint>,
     takes_token: bool,
+    /// The runs' folder, if it is a run's own process that serves.
+    of_run_in: Option<PathBuf>,
 }
 
 impl Served {
     /// What a client needs beside the address, in lines: the certificate's fingerprint; without one and
-    /// without a token, TensorBoard's command, which can give neither.
+    /// without a token, TensorBoard's command, which can give neither. The address of a run's own process
+    /// goes with it, so it is told what shows the run afterwards.
     pub(crate) fn clients(&self) -> Vec<String> {
-        match self.fingerprint {
-            Some(fingerprint) => vec![format!("TLS fingerprint {fingerprint}")],
-            None if self.takes_token => Vec::new(),
-            None => vec![format!(
-                "TensorBoard: tensorboard --grpc_data_provider={}",
-                self.serving.addr()
-            )],
+        if let Some(fingerprint) = self.fingerprint {
+            return vec![format!("TLS fingerprint {fingerprint}")];
         }
+        if self.takes_token {
+            return Vec::new();
+        }
+        let mut lines = vec![format!(
+            "TensorBoard: tensorboard --grpc_data_provider={}",
+            self.serving.addr()
+        )];
+        lines.extend(self.of_run_in.as_ref().map(|runs| {
+            let runs = quoted(runs);
+            format!("this address ends with the run; `host serve --runs {runs}` has one that stays")
+        }));
+        lines
     }
 }
 
@@ -73,7 +92,7 @@ impl Service {
                 ));
             }
         };
-        let token = |name: &Option<String>| name.as_deref().map(secret).transpose();
+        let token = |name: &Option<String>| name.as_deref().map(server_secret).transpose();
         let access = Access {
             read: token(&config.read_token_env)?.as_deref().map(Token::new),
             control: token(&config.control_token_env)?.as_deref().map(Token::new),
@@ -99,6 +118,12 @@ impl Service {
         })
     }
 
+    /// The environment variables that hold its tokens.
+    pub(crate) fn token_variables(config: &HostConfig) -> impl Iterator<Item = String> {
+        let names = [&config.read_token_env, &config.control_token_env];
+        names.into_iter().flatten().cloned()
+    }
+
     /// The arguments, for a configuration.
     pub(crate) fn as_table(&self) -> Table {
         self.given.clone()
@@ -108,7 +133,7 @@ impl Service {
     ///
     /// # Errors
     /// The address is taken, or no certificate can be made.
-    pub(crate) fn serve(&self, runs_dir: &Path) -> Result<Served> {
+    pub(crate) fn serve(&self, runs_dir: &Path, warn: Warn) -> Result<Served> {
         let tls = match &self.tls {
             Tls::SelfSigned => Some(self.self_signed()?.identity()?),
             Tls::Files(identity) => Some(identity.clone()),
@@ -118,6 +143,7 @@ impl Service {
             Source::Folder(runs_dir.to_owned()),
             self.access.clone(),
             tls,
+            warn,
         )
     }
 
@@ -126,7 +152,7 @@ impl Service {
     ///
     /// # Errors
     /// The address is taken, or the folder cannot be written.
-    pub(crate) fn serve_run(&self, dir: &RunDir, source: Source) -> Result<Served> {
+    pub(crate) fn serve_run(&self, dir: &RunDir, source: Source, warn: Warn) -> Result<Served> {
         let mut access = self.access.clone();
         let token = dir.control_token_file();
         remove(&token)?;
@@ -141,21 +167,30 @@ impl Service {
             Tls::None => None,
         };
         let scheme = if tls.is_some() { "https://" } else { "" };
-        let served = self.start(source, access, tls)?;
+        let mut served = self.start(source, access, tls, warn)?;
+        served.of_run_in = Some(dir.runs_dir().to_owned());
         let address = dir.address_file();
         fs::write(&address, format!("{scheme}{}\n", served.serving.addr()))
             .map_err(|e| Error::io("write the address", &address, &e))?;
         Ok(served)
     }
 
-    fn start(&self, source: Source, access: Access, tls: Option<TlsIdentity>) -> Result<Served> {
+    fn start(
+        &self,
+        source: Source,
+        access: Access,
+        tls: Option<TlsIdentity>,
+        warn: Warn,
+    ) -> Result<Served> {
         let fingerprint = tls.as_ref().map(TlsIdentity::fingerprint);
         let takes_token = access.read.is_some();
         let server = Server::new(self.listen, source).access(access).tls(tls);
+        let server = server.on_warning(warn);
         Ok(Served {
             serving: server.start()?,
             fingerprint,
             takes_token,
+            of_run_in: None,
         })
     }
 
@@ -196,6 +231,37 @@ pub(crate) fn secret(name: &str) -> Result<String> {
         .hint(format!("set it: export {name}=$(openssl rand -hex 32)"))),
         secret => Ok(secret.to_owned()),
     }
+}
+
+/// The token that a server asks for.
+///
+/// # Errors
+/// As [`secret`]; it could be guessed, or no client could send it.
+fn server_secret(name: &str) -> Result<String> {
+    let secret = secret(name)?;
+    match weakness(&secret) {
+        None => Ok(secret),
+        Some(why) => Err(Error::new(
+            Kind::Config,
+            format!("the token in the environment variable {name} {why}"),
+        )
+        .hint(format!("make one: export {name}=$(openssl rand -hex 32)"))),
+    }
+}
+
+/// Why a token is not good enough to keep others out.
+fn weakness(secret: &str) -> Option<String> {
+    let different = secret.bytes().collect::<BTreeSet<u8>>().len();
+    if !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Some("has characters that no client can send".to_owned());
+    }
+    if secret.len() < SHORTEST_TOKEN {
+        let length = secret.len();
+        return Some(format!(
+            "is too short to be safe: {length} of at least {SHORTEST_TOKEN} characters"
+        ));
+    }
+    (different < LEAST_DIFFERENT).then(|| "repeats too few characters to be safe".to_owned())
 }
 
 /// 256 bits of the system's, in hexadecimal.
@@ -261,6 +327,24 @@ mod tests {
         assert!(refusal(|config| config.tls = Some("yes".to_owned())).contains("self-signed"));
         let unset = refusal(|config| config.read_token_env = Some("NO_SUCH_TOKEN".to_owned()));
         assert!(unset.contains("NO_SUCH_TOKEN"), "{unset}");
+    }
+
+    #[test]
+    fn a_token_that_can_be_guessed_or_not_be_sent_is_refused() {
+        for (token, why) in [
+            ("x", "1 of at least 16 characters"),
+            ("0123456789abcde", "15 of at least 16 characters"),
+            ("aaaaaaaaaaaaaaaaaaaaaaaa", "repeats"),
+            ("abababababababababababab", "repeats"),
+            ("a pass phrase of words", "no client can send"),
+            ("schlüsselschlüssel", "no client can send"),
+        ] {
+            let said = weakness(token).expect("refused");
+            assert!(said.contains(why), "{token}: {said}");
+        }
+        for token in ["0123456789abcdef", &random_secret().expect("random")] {
+            assert_eq!(weakness(token), None, "{token}");
+        }
     }
 
     #[test]

@@ -69,6 +69,15 @@ impl Default for HostConfig {
 /// A table of `run.toml` that says what came of a configuration, which is not part of it.
 pub(crate) const RECORD: &str = "record";
 
+/// How a setting was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Given {
+    /// It has its default.
+    Not,
+    InFile,
+    ByFlag,
+}
+
 /// The arguments, each of the right type, with defaults where nothing was said. Paths are absolute.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
@@ -78,6 +87,8 @@ pub(crate) struct Settings {
     pub(crate) host: HostConfig,
     /// Plugins given by flag.
     pub(crate) plugin_flags: Vec<String>,
+    /// How `model` was given.
+    pub(crate) model_given: Given,
 }
 
 impl Settings {
@@ -90,6 +101,7 @@ impl Settings {
         let mut train = Table::new();
         let mut host = Table::new();
         let mut plugin_flags = Vec::new();
+        let mut model_given = Given::Not;
         let mut sort = |table: Table| {
             for (key, value) in table {
                 if known_keys(&TrainConfig::default()).contains(&key) {
@@ -100,9 +112,16 @@ impl Settings {
             }
         };
         if let Some(path) = file {
-            sort(file_table(path)?);
+            let table = file_table(path)?;
+            if table.contains_key("model") {
+                model_given = Given::InFile;
+            }
+            sort(table);
         }
         let mut flags = flag_table(flags)?;
+        if flags.contains_key("model") {
+            model_given = Given::ByFlag;
+        }
         if let Some(Value::Array(plugins)) = flags.remove("plugin") {
             plugin_flags.extend(plugins.iter().filter_map(Value::as_str).map(str::to_owned));
         }
@@ -111,6 +130,7 @@ impl Settings {
             train: decode(train)?,
             host: decode(host)?,
             plugin_flags,
+            model_given,
         })
     }
 }
@@ -222,12 +242,17 @@ fn resolved(key: &str, value: Value, folder: &Path) -> Value {
             "tokenizer" | "runs_dir" | "plugin_lock" | "tls_cert" | "tls_key",
             Value::String(path),
         ) => Value::String(join(path)),
-        ("model" | "resume_from_checkpoint", Value::String(name)) if name.starts_with("hub:") => {
+        ("model" | "resume_from_checkpoint", Value::String(name)) if HubModel::is_name(&name) => {
             Value::String(HubModel::resolved(&name, join))
         }
         ("resume_from_checkpoint", Value::String(path)) => Value::String(join(path)),
-        // A bare word is a preset.
-        ("model", Value::String(model)) if model.contains('/') => Value::String(join(model)),
+        // A bare word is a preset, unless it is a folder or a file here.
+        ("model", Value::String(model))
+            if model.contains('/')
+                || !host_train::is_preset(&model) && folder.join(&model).exists() =>
+        {
+            Value::String(join(model))
+        }
         ("plugin", Value::Array(plugins)) => Value::Array(
             plugins
                 .into_iter()

@@ -1,20 +1,33 @@
-//! Ctrl-C and SIGTERM.
+//! The signals that end a run, after a checkpoint: Ctrl-C, SIGTERM, a terminal that is gone, the warning
+//! of a scheduler.
 //!
 //! `signal-hook` turns signals into values on a thread of ours: what has to be done at one (locks,
-//! messages, files) is not allowed in a signal handler.
+//! messages, files) is not allowed in a signal handler. Nothing here waits for a terminal.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use host_core::{Control, Error, Kind, Result, StopReason};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
+use signal_hook::low_level::{emulate_default_handler, exit, signal_name};
 
+use crate::printer::Printer;
 use crate::progress::Progress;
 
+/// They ask for the end; the second of them ends the process at once.
+const ASKED: [i32; 3] = [SIGINT, SIGTERM, SIGQUIT];
+/// They warn, once or several times, of an end that comes from elsewhere: a hangup comes from the terminal
+/// and again from its shell, a scheduler tells each process of a group. They never end the process at once.
+const WARNED: [i32; 3] = [SIGHUP, SIGUSR1, SIGUSR2];
+
+/// The first signal that came; 0 if none did. The process's exit code says it.
+static FIRST: AtomicI32 = AtomicI32::new(0);
+
 /// The thread that answers signals until this is dropped. The first asks the training to stop and
-/// whatever else is under way to end soon; the second ends the process at once.
+/// whatever else is under way to end soon; the second request to end ends the process at once.
 pub(crate) struct SignalWatch {
     handle: Handle,
     thread: Option<JoinHandle<()>>,
@@ -23,7 +36,8 @@ pub(crate) struct SignalWatch {
 
 #[derive(Default)]
 struct State {
-    first: Option<StopReason>,
+    /// Whether one came that asks for the end.
+    is_asked: bool,
     /// Ends what the training's control does not reach.
     cancel: Option<Box<dyn Fn() + Send>>,
     /// Whether training is over and `cancel` is what a first signal is for.
@@ -32,7 +46,8 @@ struct State {
 
 impl SignalWatch {
     /// Answers signals from now on. `stale` are files that must not outlive the process, `at_once` what
-    /// is said when it is ended at once.
+    /// is said when it is ended at once. A hangup that was ignored when the process began, as behind
+    /// `nohup`, stays ignored.
     ///
     /// # Errors
     /// The system refuses.
@@ -42,7 +57,8 @@ impl SignalWatch {
         stale: [PathBuf; 2],
         at_once: &'static str,
     ) -> Result<Self> {
-        let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(refused)?;
+        let warned = WARNED.into_iter().filter(|&s| !is_ignored_hangup(s));
+        let mut signals = Signals::new(ASKED.into_iter().chain(warned)).map_err(refused)?;
         // A file that grows beyond a limit of the user's is a write that fails, as on a full disk, and
         // not the end of the process.
         signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(refused)?;
@@ -51,12 +67,12 @@ impl SignalWatch {
         let shared = Arc::clone(&state);
         let watch = move || {
             for signal in &mut signals {
-                let reason = match signal {
-                    SIGTERM => StopReason::Terminated,
-                    _ => StopReason::Interrupted,
-                };
                 let mut state = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                if state.first.is_some() {
+                let is_first = FIRST
+                    .compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_ok();
+                let asks = ASKED.contains(&signal);
+                if asks && std::mem::replace(&mut state.is_asked, true) {
                     // Sinks get a word, so that no child process of theirs goes on alone.
                     if let Some(cancel) = &state.cancel {
                         cancel();
@@ -65,16 +81,16 @@ impl SignalWatch {
                         let _ = std::fs::remove_file(file);
                     }
                     progress.end();
-                    progress.say(at_once);
-                    signal_hook::low_level::exit(i32::from(exit_code(reason)));
+                    progress.insist(at_once);
+                    Printer::of_process().flush_soon();
+                    end_at_once(signal);
                 }
-                state.first = Some(reason);
-                control.stop(reason);
+                control.stop(reason(signal));
                 match &state.cancel {
-                    Some(cancel) if state.is_draining => cancel(),
-                    _ => progress.say(
-                        "finishing this step and writing a checkpoint; once more ends at once",
-                    ),
+                    // A warning that comes again cuts no delivery short.
+                    Some(cancel) if state.is_draining && (asks || is_first) => cancel(),
+                    Some(_) if state.is_draining => {}
+                    _ => progress.insist(&answer(signal)),
                 }
             }
         };
@@ -113,17 +129,77 @@ impl Drop for SignalWatch {
     }
 }
 
-/// The process's exit code for the way a run ended.
-pub(crate) fn exit_code(reason: StopReason) -> u8 {
-    match reason {
-        StopReason::Completed | StopReason::Requested => 0,
-        StopReason::Interrupted => 130,
-        StopReason::Terminated => 143,
-        StopReason::Failed => 5,
+/// What is said at a signal while the training is under way.
+fn answer(signal: i32) -> String {
+    let what = "finishing this step and writing a checkpoint";
+    match signal {
+        SIGINT | SIGTERM => format!("{what}; once more ends at once"),
+        signal => format!("{}: {what}", name(signal)),
     }
 }
 
-/// Ctrl-C or SIGTERM, for what has nothing to finish. One that comes before it is waited for counts.
+/// How a run counts as ended. Of the signals the store knows Ctrl-C and all others.
+fn reason(signal: i32) -> StopReason {
+    match signal {
+        SIGINT => StopReason::Interrupted,
+        _ => StopReason::Terminated,
+    }
+}
+
+fn name(signal: i32) -> &'static str {
+    signal_name(signal).unwrap_or("a signal")
+}
+
+/// The first signal that came, if the way the run ended does not say which it was.
+pub(crate) fn uncommon() -> Option<&'static str> {
+    match FIRST.load(Ordering::SeqCst) {
+        0 | SIGINT | SIGTERM => None,
+        signal => Some(name(signal)),
+    }
+}
+
+/// Whether a signal has come.
+pub(crate) fn have_come() -> bool {
+    FIRST.load(Ordering::SeqCst) != 0
+}
+
+/// The process's exit code for the way a run ended, 128 + the signal if one ended it. After SIGQUIT the
+/// process ends by that signal, with a core where the system keeps one.
+pub(crate) fn leave(reason: StopReason) -> u8 {
+    let signal = match reason {
+        StopReason::Completed | StopReason::Requested => return 0,
+        StopReason::Failed => return Kind::Training.exit_code(),
+        StopReason::Interrupted | StopReason::Terminated => FIRST.load(Ordering::SeqCst),
+    };
+    if signal == SIGQUIT {
+        end_at_once(signal);
+    }
+    exit_code(signal)
+}
+
+fn exit_code(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(u8::MAX)
+}
+
+fn end_at_once(signal: i32) {
+    if signal == SIGQUIT {
+        // It does not return.
+        let _ = emulate_default_handler(signal);
+    }
+    exit(i32::from(exit_code(signal)));
+}
+
+/// Whether this is a hangup that the starter of the process has set to be ignored, as `nohup` does.
+fn is_ignored_hangup(signal: i32) -> bool {
+    let ignored = || {
+        let status = procfs::process::Process::myself().ok()?.status().ok()?;
+        Some(status.sigign & (1 << (SIGHUP - 1)) != 0)
+    };
+    signal == SIGHUP && ignored().unwrap_or(false)
+}
+
+/// Ctrl-C, SIGTERM or a hangup, for what has nothing to finish. One that comes before it is waited for
+/// counts.
 pub(crate) struct EndSignal(Signals);
 
 impl EndSignal {
@@ -132,8 +208,9 @@ impl EndSignal {
     /// # Errors
     /// The system refuses.
     pub(crate) fn new() -> Result<Self> {
-        let signals = Signals::new([SIGINT, SIGTERM]).map_err(refused)?;
-        Ok(Self(signals))
+        let all = [SIGINT, SIGTERM, SIGHUP];
+        let taken = all.into_iter().filter(|&s| !is_ignored_hangup(s));
+        Ok(Self(Signals::new(taken).map_err(refused)?))
     }
 
     /// Blocks until one comes, or at once when it has come.

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use host_core::{DeliveryState, Event, EventBody, Step, StopReason};
+use host_core::{DeliveryState, Event, EventBody, RunName, Step, StopReason};
+use host_plugin::shell_word;
 
 use crate::delivery::Undelivered;
 use crate::event_line::{one_line, reason_word, receipt};
@@ -106,7 +107,7 @@ impl Digest {
             }
             next.push(format!("host generate {run} --prompt 'fn main() {{'"));
         }
-        if !undelivered.is_empty() {
+        if undelivered.iter().any(|left| !left.is_lost) {
             next.insert(0, format!("host deliver {run}"));
         }
         for (i, command) in next.into_iter().enumerate() {
@@ -147,21 +148,21 @@ fn aligned(lines: &[(String, String)]) -> String {
 
 /// What other commands find the run by, from the folder where the user is.
 pub(crate) fn how_to_name(dir: &RunDir) -> String {
-    let usual = std::env::current_dir().map(|here| here.join("runs").join(dir.name().as_str()));
+    how_to_name_at(dir.name(), dir.path())
+}
+
+/// The same of a run that is not opened.
+pub(crate) fn how_to_name_at(name: &RunName, path: &Path) -> String {
+    let usual = std::env::current_dir().map(|here| here.join("runs").join(name.as_str()));
     match usual {
-        Ok(usual) if usual == dir.path() => dir.name().to_string(),
-        _ => quoted(dir.path()),
+        Ok(usual) if usual == path => name.to_string(),
+        _ => quoted(path),
     }
 }
 
 /// A path as a shell takes it.
-fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%".contains(c);
-    match text.chars().all(plain) {
-        true => text,
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
+pub(crate) fn quoted(path: &Path) -> String {
+    shell_word(&path.display().to_string())
 }
 
 #[cfg(test)]
@@ -208,6 +209,7 @@ mod tests {
             sink: "hub-git".to_owned(),
             steps: vec![Step(1), Step(2)],
             reason: "no route".to_owned(),
+            is_lost: false,
         }];
         let text = digest.lines(&dir, (StopReason::Interrupted, Step(2)), 61.0, &left);
         let path = dir.path().display();

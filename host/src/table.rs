@@ -1,5 +1,7 @@
 //! Columns of text for people.
 
+use crate::printable::one_line;
+
 /// Which side of its column a cell keeps to.
 #[derive(Clone, Copy)]
 pub(crate) enum Align {
@@ -24,10 +26,10 @@ impl Table {
         }
     }
 
-    /// Adds a row, which has a cell for each column.
+    /// Adds a row, which has a cell for each column. A cell is one line, whatever is in it.
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
         debug_assert_eq!(N, self.columns.len());
-        self.rows.push(cells.to_vec());
+        self.rows.push(cells.map(|cell| one_line(&cell)).to_vec());
     }
 
     /// The lines, each ended.

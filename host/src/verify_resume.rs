@@ -82,7 +82,7 @@ pub(crate) fn verify_resume(
 
 /// The plan as a configuration file, without the sinks.
 fn write_config(plan: &Plan, config: &Path) -> Result<()> {
-    let plugins = Plugins::load(&plan.plugins, &plan.search_path())?.without_sinks();
+    let plugins = Plugins::load(plan)?.without_sinks();
     let name: RunName = "proof".parse()?;
     let plan = Plan {
         runs_dir: config.with_file_name("runs"),

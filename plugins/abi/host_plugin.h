@@ -263,9 +263,9 @@ typedef struct {
 } HostApi;
 
 // `create` of every kind. `[main]` Reads the configuration (a JSON object that the host has
-// checked against the manifest's schema) and writes the new instance to `instance`, which is the
-// plugin's until `destroy`. It may keep `api`, but not the text. On a failure it leaves null there,
-// and nothing to destroy.
+// checked against the manifest's schema, with the schema's defaults filled in; `{}` without a schema)
+// and writes the new instance to `instance`, which is the plugin's until `destroy`. It may keep `api`,
+// but not the text. On a failure it leaves null there, and nothing to destroy.
 typedef HostStatus (*HostCreate)(const HostApi *api, HostStr config_json, void **instance);
 
 // `destroy` of every kind. `[inst]` The last call of the instance, made once, also after a panic:
@@ -426,11 +426,13 @@ typedef struct {
     uint32_t reserved;
     // Handed back as the first argument of each function below.
     void *ctx;
-    // `[inst]` Adds a named number. The host copies the name. `HOST_ERROR` for the same name twice, or
-    // one that cannot be a name; the call fails then, whatever it returns.
+    // `[inst]` Adds a named number, at most 1,000 in a call. The host copies the name, which has 1 to 200
+    // bytes. `HOST_ERROR` for the same name twice, or one that cannot be a name; the call fails then,
+    // whatever it returns. It fails afterwards where a name is the host's (`lr`, `loss/train`, what
+    // begins with `system/`, `plugin/` or `baseline/`), looks like one of those, or is another plugin's.
     HostStatus (*put_f64)(void *ctx, HostStr name, double value);
     // `[inst]` Sets the bytes of the result, which the host copies; the last call counts. `HOST_ERROR`
-    // for too many bytes.
+    // for more than 64 MiB.
     HostStatus (*put_bytes)(void *ctx, HostStr bytes);
 } HostOut;
 

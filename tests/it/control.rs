@@ -1,9 +1,11 @@
 //! `host control`: what people ask of a live run, and who may.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 
-use host_core::{EventBody, Request};
+use host_core::{Ask, EventBody, Request};
+use host_serve::{Access, Client, Remote, Server, Source, Token};
+use host_store::{RunRecord, Writer};
 use serde_json::json;
 
 use crate::support::{Home, curve, events_of};
@@ -127,13 +129,125 @@ fn a_rate_that_was_set_after_the_steps_checkpoint_is_not_lost() {
 }
 
 #[test]
+fn who_guesses_tokens_waits_and_is_on_record() {
+    let home = Home::new();
+    // Short enough that it is not beyond guessing.
+    let token = [("CONTROL", "an-owner-9876543210")];
+    let train = [
+        "run",
+        "tiny.toml",
+        "--name",
+        "guessed",
+        "--control-token-env",
+        "CONTROL",
+    ];
+    let run = home.start_with(&token, &[&train[..], &ENDLESS].concat());
+    let opened = run.event(|event| event["kind"] == "run");
+    let address = opened["listen"].as_str().expect("an address").to_owned();
+    let ask = |token: &str| {
+        let remote = Remote {
+            token: Some(token.to_owned()),
+            ..Remote::at(&address)
+        };
+        let ask = Ask {
+            request: Request::Stop,
+            reason: String::new(),
+        };
+        Client::connect_to(&remote)
+            .expect("connected")
+            .ask("", "", ask)
+    };
+    for guess in 0..10 {
+        let refused = ask(&format!("guess-{guess}")).expect_err("refused");
+        assert!(refused.message().contains("not known"), "{refused}");
+    }
+    let warned = run.event(|event| event["kind"] == "warning");
+    let said = warned["message"].as_str().expect("a message");
+    assert!(
+        said.starts_with("10 wrong tokens came from 127.0.0.1"),
+        "{said}"
+    );
+    // Its owner is not locked out.
+    ask(token[0].1).expect("stopped");
+    run.output().succeeded();
+
+    for weak in ["x", "fifteen-letters", "aaaaaaaaaaaaaaaaaaaaaaaa"] {
+        let output = home.host_with(&[("CONTROL", weak)], &train);
+        let (error, hint) = output.failed_with(2);
+        assert!(error.contains("environment variable CONTROL"), "{error}");
+        assert!(!error.contains(weak) || weak.len() == 1, "{error}");
+        assert!(hint.contains("openssl rand"), "{hint}");
+    }
+}
+
+#[test]
+fn a_folder_does_not_choose_which_secret_goes_where() {
+    let home = Home::new();
+    let run = home.start_training("mine", &ENDLESS);
+    run.event(|event| event["values"]["loss/train"].is_number());
+    // A folder of somebody else's making: it names a variable of the user's, and a server that would like
+    // to have what is in it.
+    let secret = "a-secret-of-the-user-s";
+    let access = Access {
+        read: Some(Token::new(secret)),
+        control: None,
+    };
+    let any_port = "127.0.0.1:0".parse().expect("an address");
+    let server = Server::new(any_port, Source::Folder(home.path("runs"))).access(access);
+    let server = server.start().expect("a server");
+    let (mine, theirs) = (home.run_dir("mine"), home.run_dir("theirs"));
+    let record = RunRecord {
+        name: "theirs".to_owned(),
+        created_us: 0,
+        config_json: "{}".to_owned(),
+    };
+    let at_work = Writer::create(&theirs, &record).expect("a run");
+    let config = fs::read_to_string(mine.join("run.toml")).expect("a file");
+    let keys = "control_token_env = \"SECRET\"\nread_token_env = \"SECRET\"\n";
+    fs::write(theirs.join("run.toml"), format!("{keys}{config}")).expect("written");
+    fs::write(theirs.join("grpc.addr"), server.addr().to_string()).expect("written");
+    let env = [("SECRET", secret)];
+    let watch = [
+        "watch", "theirs", "--run", "mine", "--after", "1000000", "--json",
+    ];
+    for args in [&watch[..], &["control", "theirs", "pause"]] {
+        let output = home.host_with(&env, args);
+        let (error, hint) = output.failed_with(2);
+        assert!(error.contains("no token was given"), "{error}");
+        assert!(hint.contains("--token-env"), "{hint}");
+    }
+    // What the user says goes there; and a file in the folder, but only one of the user's own.
+    let said = home.host_with(&env, &[&watch[..], &["--token-env", "SECRET"]].concat());
+    let said = said.ended_with(2);
+    assert!(said.stderr.contains("cursor 1000000"), "{said}");
+    let token = theirs.join("control.token");
+    fs::write(home.path("elsewhere"), secret).expect("written");
+    symlink(home.path("elsewhere"), &token).expect("linked");
+    let linked = home.host_with(&env, &watch);
+    assert!(
+        linked.failed_with(2).0.contains("no token was given"),
+        "{linked}"
+    );
+    fs::remove_file(&token).expect("removed");
+    fs::write(&token, secret).expect("written");
+    let own = home.host(&watch).ended_with(2);
+    assert!(own.stderr.contains("cursor 1000000"), "{own}");
+    drop((server, at_work));
+    home.host(&["control", "mine", "stop"]).succeeded();
+    run.output().succeeded();
+}
+
+#[test]
 fn beyond_this_machine_a_run_takes_tls_and_tokens() {
     let home = Home::new();
     let refused = home.train("open", &["--listen", "0.0.0.0:0"]);
     let (_, hint) = refused.failed_with(2);
     assert!(hint.contains("--tls self-signed"), "{hint}");
 
-    let tokens = [("READ", "a-reader"), ("CONTROL", "an-owner")];
+    let tokens = [
+        ("READ", "a-reader-0123456789"),
+        ("CONTROL", "an-owner-9876543210"),
+    ];
     let service = [
         "--listen",
         "0.0.0.0:0",
@@ -174,7 +288,7 @@ fn beyond_this_machine_a_run_takes_tls_and_tokens() {
     let file = fs::read_to_string(home.run_dir("wide").join("run.toml")).expect("run.toml");
     assert!(file.contains("read_token_env = \"READ\""), "{file}");
     assert!(
-        !file.contains("a-reader") && !file.contains("an-owner"),
+        !file.contains("a-reader-0123456789") && !file.contains("an-owner-9876543210"),
         "{file}"
     );
 }

@@ -2,9 +2,13 @@
 //! goes on from one that is whole.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use crate::support::{Home, curve, kill_at, manifest_of};
+use host_core::FileEntry;
+use serde_json::{Value, json};
+
+use crate::support::{Home, curve, kill_at, manifest_of, sha256};
 
 /// A training in which a longer run does the same as a shorter one, as far as that goes.
 const STEADY: [&str; 2] = ["--lr-scheduler-type", "constant"];
@@ -210,4 +214,228 @@ fn a_half_written_checkpoint_is_passed_over() {
     home.train("whole", &longer).succeeded();
     let [one, other] = ["run", "whole"].map(|run| manifest_of(&home.checkpoint(run, 25)));
     assert_eq!(one, other);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused_by_every_command_that_reads_one() {
+    let (home, checkpoint) = trained();
+    let place = checkpoint.to_str().expect("a path");
+    flip(&checkpoint.join("model.safetensors"), |length| length - 1);
+    let said = |args: &[&str]| {
+        let output = home.host(args);
+        let (error, hint) = output.failed_with(2);
+        assert!(
+            error.starts_with("the checkpoint is damaged: "),
+            "{args:?}: {error}"
+        );
+        assert!(error.contains("model.safetensors"), "{error}");
+        assert!(!hint.is_empty());
+        assert_eq!(output.stdout.trim(), "", "{output}");
+    };
+    said(&["generate", "run"]);
+    said(&["generate", place]);
+    said(&["run", "tiny.toml", "--name", "other", "--model", place]);
+    said(&[
+        "run",
+        "tiny.toml",
+        "--name",
+        "other",
+        "--resume-from-checkpoint",
+        place,
+    ]);
+    said(&["groups", "tiny.toml", "--model", place]);
+    assert!(!home.run_dir("other").exists());
+
+    let (home, checkpoint) = trained();
+    let place = checkpoint.to_str().expect("a path");
+    flip(&checkpoint.join("tokenizer.json"), |length| length / 2);
+    let tokenize = ["data", "tokenize", "--data", "data", "--output", "tokens"];
+    let run = ["run", "tiny.toml", "--name", "other"];
+    let file = checkpoint.join("tokenizer.json");
+    for tokenizer in [place, file.to_str().expect("a path")] {
+        for command in [&tokenize[..], &run] {
+            let output = home.host(&[command, &["--tokenizer", tokenizer]].concat());
+            let (error, _) = output.failed_with(2);
+            assert!(error.starts_with("the checkpoint is damaged: "), "{error}");
+        }
+    }
+}
+
+/// Changes a file of a checkpoint, and its manifest with it: as somebody would who makes up a checkpoint.
+fn make_up(checkpoint: &Path, name: &str, content: &[u8]) {
+    fs::write(checkpoint.join(name), content).expect("written");
+    let mut manifest = manifest_of(checkpoint);
+    let entry = FileEntry {
+        sha256: sha256(content),
+        size: content.len() as u64,
+    };
+    manifest.files.insert(name.to_owned(), entry);
+    fs::write(
+        checkpoint.join("manifest.json"),
+        json!(manifest).to_string(),
+    )
+    .expect("written");
+}
+
+#[test]
+fn a_state_that_no_training_has_is_an_error() {
+    let (home, checkpoint) = trained();
+    let name = "trainer/state.json";
+    let good: Value =
+        serde_json::from_slice(&fs::read(checkpoint.join(name)).expect("a state")).expect("JSON");
+    let refused = |what: &str| {
+        let output = home.host(&RESUME);
+        assert!(!output.stderr.contains("panicked"), "{what}: {output}");
+        output.failed_with(2);
+    };
+    let source = "/data/position/sources/0";
+    for (at, value) in [
+        ("/step", json!(u64::MAX)),
+        ("/step", json!(-1)),
+        ("/data/sequences", json!(u64::MAX)),
+        ("/data/position/current", json!(7)),
+        ("/data/position/sources", json!([{}, {}])),
+        (&*format!("{source}/place/epoch"), json!(u64::MAX)),
+        (&*format!("{source}/place/file"), json!(1_000_000)),
+        (&*format!("{source}/place/passage"), json!(u64::MAX)),
+        (&*format!("{source}/token"), json!(u64::MAX)),
+        (&*format!("{source}/tokens"), json!(u64::MAX)),
+        ("/learning_rate_factor", json!(-1.0)),
+        ("/learning_rate_factor", json!("x")),
+        ("/asked", json!([{ "by": 1 }])),
+        ("/setup", json!({ "seq_length": "x" })),
+        ("/format", json!(99)),
+    ] {
+        let mut state = good.clone();
+        *state
+            .pointer_mut(at)
+            .unwrap_or_else(|| panic!("no {at} in {good}")) = value.clone();
+        make_up(&checkpoint, name, state.to_string().as_bytes());
+        refused(&format!("{at} = {value}"));
+    }
+    make_up(&checkpoint, name, good.to_string().as_bytes());
+
+    for (name, tensors) in [
+        ("optimizer.safetensors", json!({})),
+        (
+            "optimizer.safetensors",
+            json!({ "step": { "dtype": "F32", "shape": [2], "data_offsets": [0, 8] } }),
+        ),
+        (
+            "random.safetensors",
+            json!({ "cpu": { "dtype": "U8", "shape": [8], "data_offsets": [0, 8] } }),
+        ),
+        (
+            "random.safetensors",
+            json!({ "cpu": { "dtype": "F32", "shape": [2], "data_offsets": [0, 8] } }),
+        ),
+        ("data.safetensors", json!({})),
+        (
+            "data.safetensors",
+            json!({ "buffer": { "dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8] } }),
+        ),
+        (
+            "data.safetensors",
+            json!({ "buffer": { "dtype": "U32", "shape": [2], "data_offsets": [0, 8] } }),
+        ),
+        (
+            "data.safetensors",
+            json!({ "buffer": { "dtype": "U32", "shape": [1, 2], "data_offsets": [0, 8] } }),
+        ),
+        (
+            "data.safetensors",
+            json!({ "buffer": { "dtype": "U32", "shape": [1, 1_u64 << 62], "data_offsets": [0, 8] } }),
+        ),
+    ] {
+        let name = format!("trainer/{name}");
+        let whole = fs::read(checkpoint.join(&name)).expect("a file");
+        let header = tensors.to_string();
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header.as_bytes());
+        if header.contains("dtype") {
+            file.extend([0xff; 8]);
+        }
+        make_up(&checkpoint, &name, &file);
+        let output = home.host(&RESUME);
+        assert!(
+            !output.stderr.contains("panicked"),
+            "{name} {header}: {output}"
+        );
+        assert!(
+            output.stderr.contains("error: "),
+            "{name} {header}: {output}"
+        );
+        make_up(&checkpoint, &name, &whole);
+    }
+    // A token in the buffer that the vocabulary does not have.
+    let name = "trainer/data.safetensors";
+    let whole = fs::read(checkpoint.join(name)).expect("a file");
+    let mut changed = whole.clone();
+    let last = changed.len() - 2;
+    changed[last] = 0xff;
+    make_up(&checkpoint, name, &changed);
+    refused("a token beyond the vocabulary");
+    make_up(&checkpoint, name, &whole);
+    home.host(&RESUME).succeeded();
+}
+
+#[test]
+fn a_manifest_leads_nowhere_and_lists_all() {
+    let (home, checkpoint) = trained();
+    let manifest = checkpoint.join("manifest.json");
+    let good = fs::read_to_string(&manifest).expect("text");
+    let edited = |change: &dyn Fn(&mut Value)| {
+        let mut json: Value = serde_json::from_str(&good).expect("JSON");
+        change(&mut json["files"]);
+        fs::write(&manifest, json.to_string()).expect("written");
+        let output = home.host(&RESUME);
+        let (error, _) = output.failed_with(2);
+        assert!(error.starts_with("the checkpoint is damaged: "), "{error}");
+        // Nor is it sent anywhere.
+        let deliver = home.host(&["deliver", "run"]);
+        assert!(!deliver.stderr.contains("panicked"), "{deliver}");
+    };
+    let entry = json!({ "sha256": "00", "size": 1 });
+    for name in [
+        "../config.json",
+        "/dev/zero",
+        "trainer/../../../run.toml",
+        "",
+    ] {
+        edited(&|files| files[name] = entry.clone());
+    }
+    edited(&|files| files["model.safetensors"]["size"] = json!(u64::MAX));
+    // An optimizer of another training, which the manifest does not speak of.
+    let optimizer = checkpoint.join("trainer/optimizer.safetensors");
+    flip(&optimizer, |length| length - 1);
+    edited(&|files| {
+        files
+            .as_object_mut()
+            .expect("files")
+            .remove("trainer/optimizer.safetensors");
+    });
+    flip(&optimizer, |length| length - 1);
+
+    // What stands in the place of a file.
+    fs::write(&manifest, &good).expect("written");
+    let state = checkpoint.join("trainer/state.json");
+    let whole = fs::read(&state).expect("a state");
+    let pipe = |file: &Path| {
+        let made = std::process::Command::new("mkfifo").arg(file).status();
+        assert!(made.expect("mkfifo").success());
+    };
+    let makes: [&dyn Fn(&Path); 3] = [
+        &|file| symlink("/dev/zero", file).expect("linked"),
+        &pipe,
+        &|file| fs::create_dir(file).expect("made"),
+    ];
+    for make in makes {
+        fs::remove_file(&state).expect("removed");
+        make(&state);
+        assert_refused(&home, "it is ", &state);
+        let _ = fs::remove_file(&state);
+        let _ = fs::remove_dir(&state);
+        fs::write(&state, &whole).expect("written");
+    }
+    home.host(&RESUME).succeeded();
 }

@@ -39,7 +39,7 @@ fn a_live_run_is_seen_asked_and_stopped_from_a_terminal() {
     stranger.press("p");
     stranger.shows(&["continue: no token was given", "seen  ‖ paused"]);
     stranger.press("q");
-    stranger.left_with("run seen goes on at step ");
+    stranger.left_with("run seen continues at step ");
 
     screen.press("p");
     screen.shows(&["seen  ● training"]);
@@ -99,6 +99,107 @@ fn a_killed_run_is_shown_as_crashed_and_how_it_goes_on() {
     // Control-C is a key here.
     screen.press("\u{3}");
     screen.left_with("`host resume killed` resumes it from its newest checkpoint");
+}
+
+#[test]
+fn a_killed_run_that_is_resumed_is_followed_again() {
+    let home = Home::new();
+    let saves = [
+        "--max-train-steps",
+        "1000000",
+        "--save-checkpoint-steps",
+        "10",
+    ];
+    let run = home.start_training("again", &[&saves[..], &["--json"]].concat());
+    run.event(|event| event["kind"] == "checkpoint_written");
+    let mut by_name = Pty::start(&home.command(&["watch", "again"]));
+    let serve = home.start(&["serve"]);
+    let line = serve.printed("gRPC at ");
+    let address = line.trim_start_matches("gRPC at ").split(": ").next();
+    let address = address.expect("an address");
+    let mut by_address = Pty::start(&home.command(&["watch", address, "--run", "again"]));
+    let lines = home.start(&["watch", "again", "--plain"]);
+    lines.printed("run again at step ");
+    for screen in [&by_name, &by_address] {
+        screen.shows(&["again  ● training"]);
+    }
+    run.kill();
+    for screen in [&by_name, &by_address] {
+        screen.shows(&["again  crashed"]);
+    }
+    // In lines it is the end, which says how the run goes on.
+    let lines = lines.output().succeeded();
+    assert!(
+        lines.stdout.contains("`host resume again` resumes it"),
+        "{lines}"
+    );
+    assert_eq!(lines.stderr, "");
+
+    let resumed = home.start(&["resume", "again", "--json"]);
+    resumed.event(|event| event["step"].as_u64() > Some(30));
+    for screen in [&by_name, &by_address] {
+        screen.shows(&["again  ● training"]);
+    }
+    by_name.press("p");
+    by_name.shows(&["again  ‖ paused"]);
+    by_address.shows(&["again  ‖ paused"]);
+    resumed.terminate();
+    resumed.output().ended_with(143);
+    by_name.shows(&["again  terminated"]);
+    by_name.press("q");
+    by_name.left_with("run again terminated at step ");
+    by_address.press("q");
+    by_address.left_with("run again terminated at step ");
+}
+
+#[test]
+fn control_z_gives_the_terminal_to_the_shell_and_fg_takes_it_again() {
+    let home = Home::new();
+    let run = start_endless(&home, "stopped");
+    let host = home.command(&[]);
+    let script =
+        r#""$0" watch stopped; echo "the shell again"; read -r line; fg; echo "and again""#;
+    let mut shell = std::process::Command::new("bash");
+    shell
+        .args(["--norc", "-m", "-c", script])
+        .arg(host.get_program());
+    shell.env_clear().current_dir(home.path(""));
+    shell.envs(
+        host.get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    let mut screen = Pty::start(&shell);
+    screen.shows(&["stopped  ● training"]);
+    screen.press("\u{1a}");
+    let text = screen.shows(&["the shell again"]);
+    assert!(!text.contains("training"), "{text}");
+    screen.press("\n");
+    screen.shows(&["stopped  ● training"]);
+    screen.press("q");
+    screen.left_with("and again");
+    run.terminate();
+    run.output().ended_with(143);
+
+    // Where no shell could continue it, it is not stopped.
+    let mut alone = Pty::start(&home.command(&["watch", "stopped"]));
+    alone.shows(&["stopped  terminated"]);
+    alone.press("\u{1a}");
+    alone.shows(&["Ctrl-Z needs a shell that can continue the job"]);
+    alone.press("q");
+    alone.left_with("run stopped terminated at step ");
+}
+
+#[test]
+fn a_dashboard_on_a_terminal_that_takes_nothing_ends_at_a_signal() {
+    let home = Home::new();
+    home.train("over", &[]).succeeded();
+    let mut stuck = Pty::start_stuck(&home.command(&["watch", "over"]));
+    // The thread that follows the run begins with the first screen.
+    stuck.has_thread("watch");
+    stuck.terminate();
+    // The first, if the signal came before the screen did.
+    let code = stuck.ended();
+    assert!(matches!(code, Some(0 | 143)), "{code:?}");
 }
 
 #[test]
@@ -180,5 +281,5 @@ fn a_connection_that_breaks_is_told_and_made_again() {
     screen.hides(" to connect again: ");
     screen.shows(&["cut  ● training", &address]);
     screen.press("q");
-    screen.left_with("run cut goes on at step ");
+    screen.left_with("run cut continues at step ");
 }

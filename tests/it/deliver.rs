@@ -1,6 +1,7 @@
 //! What a run leaves undelivered is delivered afterwards, once.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -126,6 +127,142 @@ fn a_sink_that_was_added_gets_all_and_one_that_was_removed_is_named() {
         let copy = home.path("kept/changed").join(format!("step-{step:06}"));
         assert_eq!(files_of(&copy), files_of(&home.checkpoint("changed", step)));
     }
+}
+
+/// Rewrites the run's configuration.
+fn edit_run_file(home: &Home, run: &str, edit: impl FnOnce(&mut toml::Table)) {
+    let file = home.run_dir(run).join("run.toml");
+    let text = fs::read_to_string(&file).expect("a file");
+    let mut config: toml::Table = text.parse().expect("TOML");
+    edit(&mut config);
+    fs::write(&file, config.to_string()).expect("written");
+}
+
+/// What the fixture of a sink is told to do from now on.
+fn told(config: &mut toml::Table, how: &str) {
+    let plugins = config["plugin"].as_array_mut().expect("plugins");
+    let sink = plugins
+        .iter_mut()
+        .find(|plugin| plugin.get("path").is_some());
+    let sink = sink.and_then(toml::Value::as_table_mut);
+    sink.expect("the sink").insert("how".to_owned(), how.into());
+}
+
+#[test]
+fn what_a_sink_lacks_is_not_pruned_whatever_made_it_fail() {
+    let home = Home::new();
+    let sink = Fixture::sink("needy").build(&home.path(""));
+    for (run, how) in [
+        ("refused", "how=publish"),
+        ("disabled", "how=publish,on_error=disable_after=1"),
+        ("crashing", "how=segfault,mode=process"),
+        ("poisoned", "how=panic"),
+    ] {
+        let sink = format!("{}:{how}", sink.display());
+        let keep = ["--keep-checkpoints", "1", "--plugin", &sink];
+        let output = home.train(run, &keep);
+        let (error, _) = output.failed_with(4);
+        assert_eq!(error, "checkpoints did not reach needy", "{run}");
+        assert_eq!(home.checkpoints(run), STEPS, "{run}");
+        let shown = show(&home, run);
+        let left = shown["sinks"][0]["left"].as_array().expect("a list");
+        assert_eq!(left.len(), 4, "{run}: {left:?}");
+        assert!(left.iter().all(|left| left["stands"] == true), "{left:?}");
+
+        edit_run_file(&home, run, |config| told(config, "deliver"));
+        home.host(&["deliver", run]).succeeded();
+        assert_eq!(count_of(&home, run, "delivered"), 4, "{run}");
+        assert_eq!(show(&home, run)["sinks"][0]["left"], json!([]), "{run}");
+    }
+}
+
+#[test]
+fn a_token_that_expires_in_the_run_loses_no_checkpoint() {
+    let home = Home::new();
+    let remote = bare_repository(&home);
+    // The remote takes the first and then nothing more, as for a token that has expired.
+    let hook = "#!/bin/sh\n[ -z \"$(git for-each-ref)\" ] || { echo expired >&2; exit 1; }\n";
+    let file = remote.join("hooks/pre-receive");
+    fs::create_dir_all(remote.join("hooks")).expect("made");
+    fs::write(&file, hook).expect("written");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("executable");
+    let sink = format!("hub-git:repo=file://{}", remote.display());
+    let keep = ["--keep-checkpoints", "1", "--plugin", &sink];
+    home.train("expired", &keep).failed_with(4);
+    assert_eq!(pushed(&remote, "expired"), ["step 5"]);
+    let standing = home.checkpoints("expired");
+    assert!(standing.ends_with(&[10, 15, 20]), "{standing:?}");
+
+    fs::remove_file(file).expect("removed");
+    home.host(&["deliver", "expired"]).succeeded();
+    assert_eq!(
+        pushed(&remote, "expired"),
+        STEPS.map(|step| format!("step {step}"))
+    );
+}
+
+#[test]
+fn what_a_removed_sink_lacks_stays_until_it_is_back() {
+    let home = Home::new();
+    let sink = Fixture::sink("needy").build(&home.path(""));
+    let sink = format!("{}:how=publish", sink.display());
+    let keep = ["--keep-checkpoints", "1", "--plugin", &sink];
+    home.train("run", &keep).failed_with(4);
+    let mut plugins = toml::Value::Array(Vec::new());
+    edit_run_file(&home, "run", |config| {
+        let all = config["plugin"].as_array_mut().expect("plugins");
+        let others = all.iter().filter(|plugin| plugin.get("path").is_none());
+        let others = toml::Value::Array(others.cloned().collect());
+        plugins = config.insert("plugin".to_owned(), others).expect("plugins");
+    });
+    home.host(&["resume", "run", "--max-train-steps", "30"])
+        .succeeded();
+    assert_eq!(home.checkpoints("run"), [5, 10, 15, 20, 30]);
+    edit_run_file(&home, "run", |config| {
+        config.insert("plugin".to_owned(), plugins);
+        told(config, "deliver");
+    });
+    home.host(&["deliver", "run"]).succeeded();
+    assert_eq!(count_of(&home, "run", "delivered"), 5);
+}
+
+#[test]
+fn of_what_only_the_newest_is_wanted_nothing_older_stays() {
+    let home = Home::new();
+    let sink = Fixture::sink("needy").build(&home.path(""));
+    let sink = format!("{}:how=publish,queue=latest", sink.display());
+    let keep = ["--keep-checkpoints", "1", "--plugin", &sink];
+    home.train("run", &keep).failed_with(4);
+    // The one before may have been on its way when the last came.
+    let standing = home.checkpoints("run");
+    assert!(matches!(standing[..], [20] | [15, 20]), "{standing:?}");
+    let shown = show(&home, "run");
+    assert_eq!(shown["sinks"][0]["dropped"], 3);
+    assert_eq!(shown["sinks"][0]["left"][0]["checkpoint"], 20);
+}
+
+#[test]
+fn what_was_removed_undelivered_is_not_promised() {
+    let home = Home::new();
+    let sink = Fixture::sink("needy").build(&home.path(""));
+    let sink = format!("{}:how=publish", sink.display());
+    home.train("run", &["--plugin", &sink]).failed_with(4);
+    for step in [5, 10, 15, 20] {
+        fs::remove_dir_all(home.checkpoint("run", step)).expect("removed");
+    }
+    let text = home.host(&["runs", "show", "run"]).succeeded().stdout;
+    let gone = "step 5 was not delivered, and is gone from the run folder";
+    assert!(text.contains(gone), "{text}");
+    assert!(!text.contains("delivers what is left"), "{text}");
+    let output = home.host(&["deliver", "run"]);
+    let (_, hint) = output.failed_with(4);
+    assert!(hint.contains("nothing can deliver them"), "{hint}");
+    let again = home.host(&["deliver", "run"]).succeeded();
+    let said = "needy did not get step 5, 10, 15, 20, which the run folder no longer has";
+    assert!(again.stderr.contains(said), "{again}");
+    let shown = show(&home, "run");
+    assert_eq!(shown["sinks"][0]["left"], json!([]));
+    assert_eq!(shown["sinks"][0]["dropped"], 4);
 }
 
 #[test]

@@ -9,7 +9,8 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Home, Output, Process, SmallDisk, assert_complete, bare_repository, files_of, git, manifest_of,
+    Fixture, Home, Output, Process, SmallDisk, assert_complete, bare_repository, files_of, git,
+    manifest_of,
 };
 
 /// A training that only a signal ends, with 20 MB a checkpoint: far more than all its events.
@@ -354,4 +355,58 @@ fn a_sink_without_room_leaves_nothing_half_made_and_delivers_when_there_is_some(
         .collect();
     names.sort();
     assert_eq!(names, ["step-000010", "step-000020", "step-000030"]);
+}
+
+/// As many checkpoints as there is room for wait for a sink that takes none; then the oldest are lost to it,
+/// on record, and the training goes on.
+#[test]
+fn a_disk_full_of_what_a_sink_lacks_loses_the_oldest_and_says_so() {
+    let home = home();
+    // Room for three checkpoints.
+    let Some(disk) = SmallDisk::new(&home, 72) else {
+        return;
+    };
+    let sink = Fixture::sink("needy").build(&home.path(""));
+    let failing = format!("{}:how=publish", sink.display());
+    let mut args = run(&["--keep-checkpoints", "1", "--plugin", &failing]);
+    let endless = args.iter().position(|arg| *arg == "1000000");
+    args[endless.expect("the steps of the endless one")] = "60";
+    let output = disk.host(&args);
+    let (error, _) = output.failed_with(4);
+    assert_eq!(error, "checkpoints did not reach needy");
+    let events = output.events();
+    let failed = events
+        .iter()
+        .find(|event| event["kind"] == "checkpoint_failed");
+    assert_eq!(failed, None);
+    let dropped: Vec<u64> = events
+        .iter()
+        .filter(|event| event["kind"] == "delivery" && event["state"] == "dropped")
+        .filter_map(|event| event["checkpoint"].as_u64())
+        .collect();
+    let run_dir = disk.run_dir("run");
+    let mut standing: Vec<u64> = names(&run_dir)
+        .iter()
+        .filter_map(|name| name.strip_prefix("step-")?.parse().ok())
+        .collect();
+    standing.sort_unstable();
+    let all: Vec<u64> = dropped.iter().chain(&standing).copied().collect();
+    assert_eq!(all, [10, 20, 30, 40, 50, 60]);
+    assert!(!dropped.is_empty() && standing.len() > 1, "{all:?}");
+    for step in &standing {
+        assert_complete(&checkpoint(&run_dir, *step));
+    }
+
+    let file = run_dir.join("run.toml");
+    let text = fs::read_to_string(&file).expect("a file");
+    fs::write(&file, text.replace("\"publish\"", "\"deliver\"")).expect("written");
+    let delivered = disk.host(&["deliver", "run"]).succeeded();
+    let lost: Vec<String> = dropped.iter().map(ToString::to_string).collect();
+    let said = format!("needy did not get step {}, which", lost.join(", "));
+    assert!(delivered.stderr.contains(&said), "{delivered}");
+    let shown = disk.host(&["runs", "show", "run", "--json"]).succeeded();
+    let sink = &shown.json()["sinks"][0];
+    assert_eq!(sink["delivered"], standing.len());
+    assert_eq!(sink["dropped"], dropped.len());
+    assert_eq!(sink["left"], json!([]));
 }

@@ -91,7 +91,7 @@ fn two_plugins_for_the_groups_are_one_too_many() {
     let (error, _) = output.failed_with(2);
     assert_eq!(
         error,
-        "two plugins decide the parameter groups: weight-decay, misbehaving"
+        format!("two plugins decide the parameter groups: weight-decay, misbehaving of {other}")
     );
     assert!(!home.run_dir("two").exists());
 }

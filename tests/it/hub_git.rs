@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
-use test_hub::{Fault, TestHub, WRITE_TOKEN};
+use test_hub::{Fault, TestHub, TestProxy, TlsDoor, WRITE_TOKEN};
 
 use crate::support::{Home, files_of, git, sha256};
 
@@ -151,6 +151,260 @@ fn a_server_without_lfs_over_ssh_is_told() {
     let output = home.host_with(&[("GIT_SSH_COMMAND", command)], &args);
     let (error, _) = output.failed_with(3);
     assert!(error.contains("gives no Git LFS over ssh"), "{error}");
+}
+
+/// The processes of this machine whose command lines hold the text.
+fn processes(text: &str) -> Vec<String> {
+    let processes = fs::read_dir("/proc").expect("/proc").flatten();
+    let lines = processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
+    lines.filter(|line| line.contains(text)).collect()
+}
+
+#[test]
+fn git_ends_with_a_host_that_is_killed() {
+    for matching in [
+        "GET /user/model/info/refs",
+        "POST /user/model/git-receive-pack",
+    ] {
+        let home = Home::new();
+        let hub = TestHub::start();
+        hub.create_repo("user/model", &[(".gitattributes", "")]);
+        hub.fault(matching, Fault::Hang, usize::MAX);
+        let env = [("HF_ENDPOINT", hub.url()), ("HF_TOKEN", WRITE_TOKEN)];
+        let args = [
+            "run",
+            "tiny.toml",
+            "--name",
+            "run",
+            "--plugin",
+            "hub-git:repo=user/model",
+        ];
+        let process = home.start_with(&env, &[&args[..], &["--preflight", "off"]].concat());
+        let ends = Instant::now() + Duration::from_secs(120);
+        let hangs = || hub.requests().iter().any(|line| line.starts_with(matching));
+        while !hangs() {
+            assert!(Instant::now() < ends, "{:?}", hub.requests());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!processes(hub.url()).is_empty());
+        process.kill();
+        assert_eq!(process.output().signal(), Some(9));
+        // The server still holds the connection, which git would give up after a minute.
+        let ends = Instant::now() + Duration::from_secs(50);
+        while !processes(hub.url()).is_empty() {
+            assert!(Instant::now() < ends, "{:?}", processes(hub.url()));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Writes what a user may have in git's files, and names in variables, that would change what is pushed.
+fn hostile_git(home: &Home) -> Vec<(&'static str, String)> {
+    let text = |path: &str| home.path(path).display().to_string();
+    let write = |path: &str, content: &str| {
+        let path = home.path(path);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        fs::write(path, content).expect("a file");
+    };
+    let attributes = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n\
+        *.json text eol=crlf filter=upper ident\n";
+    let config = format!(
+        "[core]\n\tattributesFile = {0}\n\texcludesFile = {1}\n\tautocrlf = true\n\
+         \thooksPath = {2}\n\tfsmonitor = false\n\tsafecrlf = true\n\
+         [filter \"lfs\"]\n\tclean = false\n\trequired = true\n\
+         [filter \"upper\"]\n\tclean = tr a-z A-Z\n\trequired = true\n\
+         [commit]\n\tgpgSign = true\n[push]\n\tgpgSign = true\n\tfollowTags = true\n\
+         [i18n]\n\tcommitEncoding = UTF-16\n[init]\n\ttemplateDir = {3}\n\
+         \tdefaultObjectFormat = sha256\n[user]\n\tuseConfigOnly = true\n\
+         [url \"/nowhere/\"]\n\tinsteadOf = /\n\tpushInsteadOf = /\n",
+        text("attributes"),
+        text("ignore"),
+        text("hooks"),
+        text("template"),
+    );
+    write("attributes", attributes);
+    write("ignore", "*\n");
+    write("hooks/pre-push", "#!/bin/sh\nexit 1\n");
+    let mode = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(home.path("hooks/pre-push"), mode).expect("a hook");
+    write("template/info/attributes", attributes);
+    write("template/info/exclude", "*\n");
+    write(".config/git/attributes", attributes);
+    write(".config/git/ignore", "*\n");
+    write(".config/git/config", &config);
+    write(".gitconfig", &config);
+    // The folder that the host runs in is a repository of its own.
+    git(&home.path("."), &["init", "--quiet"]);
+    write(".git/config", &config);
+    write(".git/info/attributes", attributes);
+    write(".gitattributes", attributes);
+    let set = |name, value: &str| (name, value.to_owned());
+    vec![
+        set("GIT_CONFIG_NOSYSTEM", ""),
+        set("GIT_CONFIG_SYSTEM", &text(".gitconfig")),
+        set("GIT_CONFIG_COUNT", "1"),
+        set("GIT_CONFIG_KEY_0", "core.attributesFile"),
+        set("GIT_CONFIG_VALUE_0", &text("attributes")),
+        set("GIT_CONFIG_PARAMETERS", "'core.autocrlf=true'"),
+        set("GIT_ATTR_SOURCE", "HEAD"),
+        set("GIT_DIR", &text(".git")),
+        set("GIT_WORK_TREE", &text("")),
+        set("GIT_INDEX_FILE", &text("index")),
+        set("GIT_OBJECT_DIRECTORY", &text("objects")),
+        set("GIT_NAMESPACE", "mine"),
+        set("GIT_DEFAULT_HASH", "sha256"),
+        set("GIT_TEMPLATE_DIR", &text("template")),
+        set("GIT_AUTHOR_NAME", "Somebody Else"),
+        set("GIT_COMMITTER_EMAIL", "else@example.org"),
+        set("GIT_LITERAL_PATHSPECS", "1"),
+        set("GIT_TRACE", &text("trace")),
+    ]
+}
+
+#[test]
+fn what_a_user_has_set_for_git_changes_nothing_that_is_pushed() {
+    let home = Home::new();
+    let repo = home.path("remote.git");
+    git(
+        &home.path("."),
+        &["init", "--quiet", "--bare", "-b", "main", "remote.git"],
+    );
+    let sink = format!("hub-git:repo={},trainer=true", repo.display());
+    let args = ["run", "tiny.toml", "--name", "run", "--plugin", &sink];
+    let args = [&args[..], &["--max-train-steps", "5"]].concat();
+    let set = hostile_git(&home);
+    let env: Vec<(&str, &str)> = set.iter().map(|(name, value)| (*name, &**value)).collect();
+    home.host_with(&env, &args).succeeded();
+
+    let checkpoint = home.checkpoint("run", 5);
+    for name in files_of(&checkpoint).into_keys() {
+        let path = checkpoint.join(&name);
+        let path = path.to_str().expect("a path");
+        let here = git(&repo, &["hash-object", "--no-filters", path]);
+        assert_eq!(
+            git(&repo, &["rev-parse", &format!("run:{name}")]),
+            here,
+            "{name}"
+        );
+    }
+    let log = git(&repo, &["log", "--format=%an %ae %s %G?", "run"]);
+    assert_eq!(log, "hub-git hub-git@localhost step 5 N\n");
+    let refs = git(&repo, &["for-each-ref", "--format=%(refname)"]);
+    assert_eq!(refs, "refs/heads/run\n");
+    assert!(!home.path("trace").exists());
+}
+
+#[test]
+fn the_users_git_configuration_says_how_a_server_is_reached() {
+    let home = Home::new();
+    let hub = TestHub::start();
+    let attributes = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n";
+    let repo = hub.create_repo("user/model", &[(".gitattributes", attributes)]);
+    let door = TlsDoor::open(hub.url().trim_start_matches("http://"));
+    let proxy = TestProxy::start(Some(door.port()));
+    fs::write(home.path("company.pem"), door.authority()).expect("a file");
+    let server = format!("https://hub.invalid:{}/", door.port());
+    let config = format!(
+        "[http]\n\tproxy = {}\n[http \"{server}\"]\n\tsslCAInfo = ~/company.pem\n",
+        proxy.address()
+    );
+    fs::write(home.path(".gitconfig"), config).expect("a file");
+    let sink = format!("hub-git:repo={server}user/model,token_env=MINE");
+    let args = [
+        "run",
+        "tiny.toml",
+        "--name",
+        "run",
+        "--max-train-steps",
+        "5",
+        "--plugin",
+        &sink,
+    ];
+    home.host_with(&[("MINE", WRITE_TOKEN)], &args).succeeded();
+    let log = git(&repo, &["log", "--format=%s", "run"]);
+    assert_eq!(log, "step 5\ninitial commit\n");
+    let tunnel = format!("CONNECT hub.invalid:{}", door.port());
+    let requests = proxy.requests();
+    assert!(requests.contains(&tunnel), "{requests:?}");
+    let puts = requests
+        .iter()
+        .filter(|line| line.starts_with("PUT http://127.0.0.1:"));
+    assert_eq!(puts.count(), 1, "{requests:?}");
+}
+
+#[test]
+fn a_folder_of_another_user_that_is_called_safe_takes_checkpoints() {
+    let home = Home::new();
+    git(
+        &home.path("."),
+        &["init", "--quiet", "--bare", "-b", "main", "remote.git"],
+    );
+    let repo = home.path("remote.git");
+    if std::os::unix::fs::chown(&repo, Some(12345), None).is_err() {
+        eprintln!("skipped: only root can give a folder to another user");
+        return;
+    }
+    let sink = format!("hub-git:repo={}", repo.display());
+    let args = [
+        "run",
+        "tiny.toml",
+        "--name",
+        "run",
+        "--max-train-steps",
+        "5",
+        "--plugin",
+        &sink,
+    ];
+    let refused = home.host(&args);
+    let (error, _) = refused.failed_with(3);
+    assert!(error.contains("safe.directory"), "{error}");
+    let config = format!("[safe]\n\tdirectory = {}\n", repo.display());
+    fs::write(home.path(".gitconfig"), config).expect("a file");
+    home.host(&args).succeeded();
+    std::os::unix::fs::chown(&repo, Some(0), None).expect("given back");
+    let log = git(&repo, &["log", "--format=%s", "run"]);
+    assert_eq!(log, "step 5\n");
+}
+
+#[test]
+fn what_people_write_is_understood() {
+    let home = Home::new();
+    let hub = TestHub::start();
+    let repo = hub.create_repo("user/model", &[(".gitattributes", "")]);
+    // The older name of the token's variable, and the address of a page.
+    let env = [
+        ("HF_ENDPOINT", hub.url()),
+        ("HUGGING_FACE_HUB_TOKEN", WRITE_TOKEN),
+    ];
+    let page = format!("hub-git:repo={}/tree/main", hub.repo_url("user/model"));
+    let args = [
+        "run",
+        "tiny.toml",
+        "--name",
+        "run",
+        "--max-train-steps",
+        "5",
+    ];
+    let args = [&args[..], &["--plugin", &page]].concat();
+    home.host_with(&env, &args).succeeded();
+    let log = git(&repo, &["log", "--format=%s", "run"]);
+    assert_eq!(log, "step 5\ninitial commit\n");
+    let at_home = [
+        "run",
+        "tiny.toml",
+        "--name",
+        "second",
+        "--max-train-steps",
+        "5",
+    ];
+    let sink = [
+        "--plugin",
+        "hub-git:repo=~/m.git,create=true,branch=refs/heads/main",
+    ];
+    home.host(&[&at_home[..], &sink].concat()).succeeded();
+    let log = git(&home.path("m.git"), &["log", "--format=%s", "main"]);
+    assert_eq!(log, "step 5\n");
 }
 
 /// All files of an object store, half sent ones among them.

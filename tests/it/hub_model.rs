@@ -46,6 +46,18 @@ fn a_run_begins_with_the_weights_of_a_branch_and_knows_their_commit() {
         [&run[..], &model].concat()
     };
     home.host_with(&env, &begin("second")).succeeded();
+    // The address of the branch's page will do, too.
+    let page = format!("{}/tree/first", hub.repo_url("user/model"));
+    let by_page = [
+        "run",
+        "tiny.toml",
+        "--name",
+        "page",
+        "--max-train-steps",
+        "5",
+    ];
+    home.host_with(&env, &[&by_page[..], &["--model", &page]].concat())
+        .succeeded();
     let named = format!("model = \"hub:user/model@{}\"", commit(20));
     assert_eq!(line(&home, "second", "model = "), named);
     // It goes on from what it was given, not from new weights.
@@ -66,6 +78,7 @@ fn a_run_begins_with_the_weights_of_a_branch_and_knows_their_commit() {
         .succeeded();
     let manifest = |run: &str| manifest_of(&home.checkpoint(run, 5));
     assert_eq!(manifest("second"), manifest("third"));
+    assert_eq!(manifest("second"), manifest("page"));
     let words = home.host_with(
         &gone,
         &["run", "tiny.toml", "--model", "hub:user/model@first"],

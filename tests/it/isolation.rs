@@ -208,3 +208,41 @@ fn the_childs_command_is_the_hosts_own() {
     let help = home.host(&["plugin", "--help"]).succeeded();
     assert!(!help.stdout.contains("serve"), "{help}");
 }
+
+/// Each call, not those of an instance alone; what takes long is told of meanwhile.
+#[test]
+fn the_time_limit_holds_for_loading_making_and_destroying() {
+    let home = Home::new();
+    let limit = "mode=process,time_limit_secs=4";
+    let waits = |call: &str| format!("breach: the host waits for its {call}, 2 s of the 4 s");
+    for (call, flags) in [("create", None), ("load", Some("-DAT_LOAD=\"hang\""))] {
+        let fixture = Fixture::breach("metric");
+        let fixture = match flags {
+            Some(flag) => fixture.flag(flag),
+            None => fixture,
+        };
+        let library = fixture.build(&home.path(""));
+        let plugin = format!("{}:{limit},how=hang {call}", library.display());
+        let output = home.train(call, &["--plugin", &plugin]);
+        let (error, _) = output.failed_with(3);
+        let end = "it did not return within 4 s and was killed";
+        assert_eq!(error, format!("plugin breach failed in {call}: {end}"));
+        assert!(output.stderr.contains(&waits(call)), "{output}");
+        assert!(!home.path("runs").exists());
+    }
+    let library = Fixture::breach("observer").build(&home.path(""));
+    for call in ["export_state", "destroy"] {
+        let plugin = format!("{}:{limit},how=hang {call}", library.display());
+        let run = call.replace('_', "-");
+        let flags = ["--max-train-steps", "5", "--plugin", &plugin];
+        let output = home.train(&run, &flags).succeeded();
+        let end = match call {
+            "destroy" => {
+                "breach: its destroy did not return within 4 s, and its process was killed"
+            }
+            _ => "breach failed in export_state: it did not return within 4 s and was killed",
+        };
+        assert!(output.stderr.contains(end), "{output}");
+        assert_eq!(home.children(), [0u32; 0]);
+    }
+}

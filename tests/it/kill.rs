@@ -311,7 +311,11 @@ fn killed_by_hook(scene: &Scene, condition: &str, on: &str) -> PathBuf {
     ];
     let process = scene
         .home
-        .start_with(&slow, &scene.run(&["--plugin", &sink]));
+        // The hook is for a checkpoint, and not for the push that is tried before the first step.
+        .start_with(
+            &slow,
+            &scene.run(&["--plugin", &sink, "--preflight", "off"]),
+        );
     let partial = scene.home.path("pid.partial");
     fs::write(&partial, process.id().to_string()).expect("written");
     fs::rename(partial, scene.home.path("pid")).expect("moved");

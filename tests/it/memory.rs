@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::support::{Home, curve};
+use crate::support::{Home, Output, Process, curve};
 
 /// A shape of which most of the memory is what the blocks keep for the backward pass.
 #[test]
@@ -38,4 +38,83 @@ fn gradient_checkpointing_takes_less_memory() {
     // Of 512 * 8 tokens a block keeps about 17 vectors of width 256, which is 70 MB, or one.
     let saved = (kept - computed_again) / 1e6;
     assert!(saved > 150.0, "{saved:.0} MB less than {kept}");
+}
+
+/// The bytes that a run said it would need: "needs about 1.2 GB of 24.0 GB of memory".
+fn estimated(output: &Output) -> f64 {
+    let (_, after) = output
+        .stderr
+        .split_once("needs about ")
+        .expect("an estimate");
+    let mut words = after.split(' ');
+    let number: f64 = words.next().expect("a number").parse().expect("a number");
+    match words.next() {
+        Some("GB") => number * 1e9,
+        Some("MB") => number * 1e6,
+        unit => panic!("a unit of memory: {unit:?}"),
+    }
+}
+
+/// The larger presets are figures of the documentation, not tests: they take gigabytes and minutes.
+#[test]
+fn the_estimate_is_near_what_a_training_takes() {
+    let home = Home::new();
+    for (model, length, batch) in [
+        ("tiny", "128", "4"),
+        ("demo", "256", "4"),
+        ("demo", "256", "16"),
+    ] {
+        for checkpointing in ["false", "true"] {
+            let name = format!("{model}-{batch}-{checkpointing}");
+            let output = home
+                .train(
+                    &name,
+                    &[
+                        ["--model", model],
+                        ["--seq-length", length],
+                        ["--train-batch-size", batch],
+                        ["--max-train-steps", "2"],
+                        ["--gradient-accumulation-steps", "2"],
+                        ["--threads", "2"],
+                        ["--gradient-checkpointing", checkpointing],
+                    ]
+                    .concat(),
+                )
+                .succeeded();
+            let peak = curve(&home.run_dir(&name), "peak_memory_bytes");
+            let ratio = estimated(&output) / f64::from_bits(peak.last().expect("a peak").1);
+            assert!((0.85..1.15).contains(&ratio), "{name}: {ratio:.3}");
+        }
+    }
+}
+
+/// The largest preset takes more than any machine that runs these tests may leave it: the limit makes it so.
+#[test]
+fn what_cannot_fit_is_refused_before_there_is_a_run() {
+    let home = Home::new();
+    let host = home.command(&[
+        "run",
+        "tiny.toml",
+        "--name",
+        "large",
+        "--model",
+        "codeparrot",
+        "--gradient-checkpointing",
+    ]);
+    let mut limited = std::process::Command::new("sh");
+    limited
+        .args(["-c", "ulimit -v 20000000 && exec \"$@\"", "sh"])
+        .arg(host.get_program())
+        .args(host.get_args())
+        .current_dir(home.path(""))
+        .env_clear();
+    for (name, value) in host.get_envs() {
+        limited.env(name, value.unwrap_or_default());
+    }
+    let output = Process::start(&mut limited).output();
+    let (error, hint) = output.failed_with(2);
+    assert!(error.contains("the training needs about "), "{error}");
+    assert!(error.contains(" are free (ulimit -v)"), "{error}");
+    assert!(hint.contains("it fits with --model "), "{hint}");
+    assert!(!home.path("runs").exists() || !home.run_dir("large").exists());
 }

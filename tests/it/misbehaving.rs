@@ -60,7 +60,10 @@ fn what_cannot_be_a_plugin_is_refused_before_anything_happens() {
 fn groups_that_cannot_be_used_name_the_parameter() {
     let home = Home::new();
     for (fault, what) in [
-        ("twice", "in more than one group: transformer.wte.weight"),
+        (
+            "twice",
+            "in more than one group: transformer.wte.weight (\"all\" and \"all\")",
+        ),
         ("leave_out", "in no group: transformer.wte.weight"),
     ] {
         let error = refusal(&home, &misbehaving(&format!("grouping={fault}")));
@@ -107,13 +110,50 @@ fn a_metric_that_cannot_work_ends_the_run_at_its_first_batch() {
 #[test]
 fn a_metric_may_not_take_a_name_of_the_hosts() {
     let home = Home::new();
-    for (run, name) in [("first", "lr"), ("second", "plugin/perplexity/calls")] {
-        let metric = Fixture::metric("borrower").flag(format!("-DTOKENS={name:?}"));
+    let hosts = "is a name of the host's own";
+    for (run, name, why) in [
+        ("a", "lr", hosts),
+        ("b", "plugin/perplexity/calls", hosts),
+        ("c", "system/cpu_percent", hosts),
+        (
+            "d",
+            "Loss/Train",
+            "looks like loss/train, a name of the host's own",
+        ),
+        ("e", "tokens ", "has white space that is not shown"),
+        ("f", "a\u{200b}b", "has characters that are not shown"),
+    ] {
+        let in_c = name.replace('\u{200b}', "\\342\\200\\213");
+        let metric = Fixture::metric("borrower").flag(format!("-DTOKENS=\"{in_c}\""));
         let library = metric.build(&home.path("")).display().to_string();
         let output = home.train(run, &["--plugin", &library]);
-        let fault = format!("a metric gives a value called {name:?}, which is the host's own");
-        assert_eq!(output.failed_with(3).0, fault);
+        let (error, hint) = output.failed_with(3);
+        let start = "plugin borrower failed in compute: it gives a value called ";
+        assert!(error.starts_with(start) && error.ends_with(why), "{error}");
+        assert_eq!(
+            hint,
+            "leave borrower out; its author must choose another name"
+        );
+        assert!(!home.run_dir(run).exists(), "{name}");
     }
+}
+
+/// A name that is given later than at the first batch mixes with nothing either.
+#[test]
+fn two_metrics_that_give_one_name_are_both_named() {
+    let home = Home::new();
+    let library = |id| {
+        let path = Fixture::metric(id).build(&home.path(""));
+        path.display().to_string()
+    };
+    let (one, other) = (library("one"), library("other"));
+    let output = home.train("both", &["--plugin", &one, "--plugin", &other]);
+    let (error, hint) = output.failed_with(3);
+    assert_eq!(
+        error,
+        "plugin other failed in compute: it gives a value called \"loss/mean\", and so does plugin one"
+    );
+    assert_eq!(hint, "leave other or one out");
 }
 
 #[test]

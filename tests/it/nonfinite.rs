@@ -28,6 +28,8 @@ pub(crate) fn poisoned() -> Home {
     home.train("good", &flags).succeeded();
     let model = home.path("model");
     fs::rename(home.checkpoint("good", 1), &model).expect("moved");
+    // With its manifest, the changed weights would be damage.
+    fs::remove_file(model.join("manifest.json")).expect("removed");
 
     let text = fs::read(model.join("tokenizer.json")).expect("a tokenizer");
     let tokenizer: Value = serde_json::from_slice(&text).expect("JSON");

@@ -9,8 +9,10 @@ use serde_json::{Value, json};
 use crate::support::{Fixture, Home, built};
 
 /// The fault of a metric, and the test that finds it. The names of the faults are the fixture's.
-const METRIC: [(&str, &str); 52] = [
+const METRIC: [(&str, &str); 61] = [
     ("another-id", "description-matches-manifest"),
+    ("crashes-at-load", "description-matches-manifest"),
+    ("never-creates", "creates"),
     ("entry-repeats", "entry-repeats"),
     ("other-major", "entry-other-major"),
     ("reads-beyond", "entry-smaller-host"),
@@ -22,9 +24,8 @@ const METRIC: [(&str, &str); 52] = [
     ("leaks-threads", "no-growth-in-threads"),
     ("leaks-memory", "no-growth-in-memory"),
     ("shares-state", "instances-share-nothing"),
-    ("takes-no-json", "refuses-no-json"),
-    ("takes-wrong-types", "refuses-wrong-types"),
-    ("takes-unknown", "refuses-unknown-settings"),
+    ("settings-crash", "allowed-settings"),
+    ("settings-order", "settings-order"),
     ("silent-refusal", "refusals-have-reasons"),
     ("makes-anyway", "refusals-make-nothing"),
     ("thread", "threads"),
@@ -35,11 +36,19 @@ const METRIC: [(&str, &str); 52] = [
     ("environment", "environment"),
     ("locale", "locale"),
     ("floating-point", "floating-point"),
+    ("openmp", "openmp"),
+    ("resource-limits", "resource-limits"),
+    ("standard-streams", "standard-streams"),
+    ("scheduling", "scheduling"),
+    ("timers", "timers"),
     ("stdout", "stdout"),
     ("not-finite", "ordinary-batches"),
     ("no-values", "ordinary-batches"),
     ("value-names", "value-names"),
     ("host-name", "value-names"),
+    ("system-name", "value-names"),
+    ("like-a-host-name", "value-names"),
+    ("padded-name", "value-names"),
     ("zero-dim", "zero-dim-inputs"),
     ("exits-on-zero-dim", "zero-dim-inputs"),
     ("hangs-on-zero-dim", "zero-dim-inputs"),
@@ -175,6 +184,64 @@ fn a_file_that_is_refused_fails_the_gate_and_nothing_of_it_runs() {
             library.display()
         )
     );
+}
+
+/// The report has it once, and what needs an instance or the library is not tried.
+#[test]
+fn a_create_that_fails_is_one_failure() {
+    let home = Home::new();
+    for (defect, test) in [
+        ("never-creates", "creates"),
+        ("crashes-at-load", "description-matches-manifest"),
+    ] {
+        let library = Fixture::defect("metric", defect).build(&home.path(""));
+        let (report, error) = check(&home, &library, &[]);
+        assert!(
+            error.starts_with("plugin defect failed 1 conformance test: "),
+            "{error}"
+        );
+        let tests = report["tests"].as_array().expect("tests").iter();
+        let reason = format!("not run: {test} failed");
+        let not_run = tests.filter(|test| test["message"] == *reason);
+        assert!(not_run.count() > 30, "{report:#}");
+    }
+}
+
+/// A change of a signal's handler is reported with the names of the signal and the handler.
+#[test]
+fn a_signal_that_is_handled_is_named() {
+    let home = Home::new();
+    let library = Fixture::defect("metric", "signal-handlers").build(&home.path(""));
+    let (report, _) = check(&home, &library, &["--only", "signal-handlers"]);
+    let message = report["tests"][0]["message"].as_str().expect("a message");
+    let words = "changed what happens on a signal in the life of an instance: SIGUSR1: the default \
+                 became handled by a function of the plugin; expected";
+    assert!(message.contains(words), "{message}");
+}
+
+/// What the header promises is kept before a plugin is asked: settings that the schema refuses never reach
+/// `create`.
+#[test]
+fn a_plugin_that_relies_on_checked_settings_passes() {
+    let home = Home::new();
+    let names: Vec<String> = {
+        let listed = home.host(&["plugin", "check", "--list", "--json"]);
+        let listed = listed.succeeded().json();
+        names(&listed).map(str::to_owned).collect()
+    };
+    assert!(
+        !names.iter().any(|name| name.starts_with("refuses-")),
+        "{names:?}"
+    );
+    let library = Fixture::defect("metric", "none").build(&home.path(""));
+    let (report, _) = check(
+        &home,
+        &library,
+        &["--set", "level=3", "--set", "name=\"x\\y\""],
+    );
+    assert_eq!(report["failed"], 0, "{report:#}");
+    let order = outcome(&report, "settings-order");
+    assert_eq!(order, "passed");
 }
 
 #[test]

@@ -80,8 +80,9 @@ fn a_replaced_plugin_is_refused_by_run_groups_and_resume_before_it_runs() {
             error.starts_with(&start) && error.ends_with(&end),
             "{error}"
         );
-        let way =
-            format!("`host plugin lock … --file {lock}` accepts it, if you trust the new file");
+        let way = format!(
+            "`host plugin lock --file {lock}`, with the run's own arguments, accepts it, if you trust the new file"
+        );
         assert_eq!(hint, way);
     }
     assert!(!home.path("constructed").exists(), "its code has run");

@@ -3,10 +3,11 @@
 
 use std::fs;
 
+use host_serve::Client;
 use host_store::Reader;
 use serde_json::json;
 
-use crate::support::Home;
+use crate::support::{Home, files_of};
 
 #[test]
 fn runs_side_by_side_differ_in_what_was_changed() {
@@ -170,4 +171,291 @@ fn no_name_of_a_run_leaves_the_folder_of_the_runs() {
         assert!(hint.contains("letters, digits"), "{hint}");
     }
     assert!(!home.path("runs").exists() && !home.path("out").exists());
+}
+
+#[test]
+fn an_export_goes_to_stdout_where_that_can_take_it() {
+    let home = Home::new();
+    home.train("run", &[]).succeeded();
+    home.host(&["runs", "export", "run"]).succeeded();
+    let whole = fs::read(home.path("run.csv")).expect("a file");
+    let to_stdout = |more: &[&str]| {
+        let args = [&["runs", "export", "run", "--out", "-"], more].concat();
+        home.command(&args).output().expect("started")
+    };
+    let csv = to_stdout(&[]);
+    assert!(csv.status.success(), "{csv:?}");
+    assert!(csv.stdout == whole);
+    let said = String::from_utf8(csv.stderr).expect("text");
+    assert!(said.contains(" points of "), "{said}");
+
+    home.host(&["runs", "export", "run", "--format", "parquet"])
+        .succeeded();
+    let parquet = to_stdout(&["--format", "parquet"]);
+    assert!(parquet.stdout == fs::read(home.path("run.parquet")).expect("a file"));
+    for (more, message) in [
+        (
+            &["--format", "tensorboard"][..],
+            "a tensorboard export is a folder, which stdout cannot be",
+        ),
+        (&["--json"], "--json and --out - both want stdout"),
+    ] {
+        let args = [&["runs", "export", "run", "--out", "-"], more].concat();
+        let refused = home.host(&args);
+        assert_eq!(refused.failed_with(2).0, message);
+        assert_eq!(refused.stdout, "");
+    }
+    assert!(!home.path("-").exists());
+}
+
+#[test]
+fn a_run_is_named_by_its_folder_wherever_that_was_copied_or_moved_to() {
+    let home = Home::new();
+    let sink = format!("local-disk:dir={}", home.text_path("kept"));
+    home.train("a", &["--plugin", &sink, "--max-train-steps", "10"])
+        .succeeded();
+    copy(&home.run_dir("a"), &home.run_dir("a-backup"));
+    copy(&home.run_dir("a"), &home.path("elsewhere/moved"));
+    copy(&home.run_dir("a"), &home.run_dir("a (copy)"));
+    let original = files_of(&home.run_dir("a"));
+
+    let listed = home.host(&["runs", "list", "--json"]).succeeded().json();
+    let names: Vec<&str> = listed
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|run| run["name"].as_str())
+        .collect();
+    assert_eq!(names, ["a", "a-backup"]);
+    let listed = home.host(&["runs", "list"]).succeeded();
+    assert!(
+        listed.stderr.contains("\"a (copy)\" cannot name a run"),
+        "{listed}"
+    );
+    let text = listed.stdout;
+    assert!(
+        text.lines()
+            .any(|line| line.starts_with("a-backup  completed")),
+        "{text}"
+    );
+    for (run, name, runs_dir) in [
+        ("a-backup", "a-backup", "runs"),
+        ("runs/a-backup", "a-backup", "runs"),
+        ("elsewhere/moved", "moved", "elsewhere"),
+    ] {
+        let shown = home
+            .host(&["runs", "show", run, "--json"])
+            .succeeded()
+            .json();
+        assert_eq!(
+            [&shown["name"], &shown["config"]["name"]],
+            [name, name],
+            "{run}"
+        );
+        let runs_dir = fs::canonicalize(home.path(runs_dir)).expect("a folder");
+        assert_eq!(shown["config"]["runs_dir"], json!(runs_dir), "{run}");
+        let text = home.host(&["runs", "show", run]).succeeded().stdout;
+        assert!(text.starts_with(&format!("{name}  completed")), "{text}");
+    }
+    let compared = home
+        .host(&["runs", "compare", "a", "a-backup", "--json"])
+        .succeeded()
+        .json();
+    assert_eq!(compared["runs"][1]["name"], "a-backup");
+    assert_eq!(compared["config"], json!({}));
+    let exported = home
+        .host(&["runs", "export", "a-backup", "--json"])
+        .succeeded()
+        .json();
+    assert_eq!(exported["path"], "a-backup.csv");
+    let watched = home
+        .host(&["watch", "a-backup", "--plain"])
+        .succeeded()
+        .stdout;
+    assert!(
+        watched.starts_with("run a-backup at step 10\n"),
+        "{watched}"
+    );
+
+    let serve = home.start(&["serve"]);
+    let line = serve.printed("gRPC at ");
+    let address = line.trim_start_matches("gRPC at ").split(": ").next();
+    let client = Client::connect(address.expect("an address")).expect("connected");
+    let runs = client.runs().expect("runs");
+    let names: Vec<String> = runs
+        .into_iter()
+        .map(|(_, row)| row.expect("a row").name)
+        .collect();
+    assert_eq!(names, ["a", "a-backup"]);
+    let row = client.run("a-backup").expect("a run");
+    let config: serde_json::Value = serde_json::from_str(&row.config_json).expect("JSON");
+    assert_eq!(
+        [json!(row.name), config["name"].clone()],
+        ["a-backup", "a-backup"]
+    );
+
+    // What goes on is the copy, and it says so; the original stays as it is.
+    let resumed = home.host(&[
+        "resume",
+        "elsewhere/moved",
+        "--max-train-steps",
+        "12",
+        "--json",
+    ]);
+    let resumed = resumed.succeeded().objects();
+    assert_eq!(resumed[0]["name"], "moved");
+    let file = fs::read_to_string(home.path("elsewhere/moved/run.toml")).expect("text");
+    let file: toml::Table = file.parse().expect("TOML");
+    assert_eq!(file["name"].as_str(), Some("moved"));
+    let elsewhere = fs::canonicalize(home.path("elsewhere")).expect("a folder");
+    assert_eq!(file["runs_dir"].as_str(), elsewhere.to_str());
+    assert!(home.path("kept/moved/step-000012").is_dir());
+    home.host(&["deliver", "a-backup"]).succeeded();
+    assert_eq!(files_of(&home.run_dir("a")), original);
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    fs::create_dir_all(to).expect("made");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), target).expect("copied")),
+        }
+    }
+}
+
+#[test]
+fn a_run_that_stands_still_is_listed_as_paused_until_it_goes_on() {
+    let home = Home::new();
+    let run = home.start_training("run", &["--max-train-steps", "1000000", "--json"]);
+    run.event(|event| event["kind"] == "run_started");
+    let status = || {
+        let listed = home.host(&["runs", "list", "--json"]).succeeded().json();
+        let shown = home.host(&["runs", "show", "run"]).succeeded().stdout;
+        let status = listed[0]["status"].as_str().expect("text").to_owned();
+        assert!(
+            shown.starts_with(&format!("run  {status} at step ")),
+            "{shown}"
+        );
+        status
+    };
+    assert_eq!(status(), "running");
+    home.host(&["control", "run", "pause"]).succeeded();
+    assert_eq!(status(), "paused");
+    home.host(&["control", "run", "checkpoint"]).succeeded();
+    assert_eq!(status(), "paused");
+    home.host(&["control", "run", "continue"]).succeeded();
+    assert_eq!(status(), "running");
+    home.host(&["control", "run", "pause"]).succeeded();
+    run.kill();
+    run.output();
+    assert_eq!(status(), "crashed");
+    // What was asked of the process before says nothing of this one.
+    let resumed = home.start(&["resume", "run", "--json"]);
+    resumed.event(|event| event["kind"] == "run_started");
+    assert_eq!(status(), "running");
+    resumed.terminate();
+    resumed.output().ended_with(143);
+}
+
+#[test]
+fn a_run_is_watched_in_lines_on_stdout_live_or_over_as_long_as_somebody_reads_them() {
+    let home = Home::new();
+    home.train("over", &["--plugin", "perplexity"]).succeeded();
+    let count = Reader::open(&home.run_dir("over")).and_then(|reader| reader.last_seq());
+    let count = count.expect("a run");
+    let seqs = |args: &[&str]| {
+        let watched = home
+            .host(&[&["watch", "over", "--json"], args].concat())
+            .succeeded();
+        let seqs = watched
+            .objects()
+            .into_iter()
+            .map(|event| event["seq"].as_u64());
+        seqs.map(|seq| seq.expect("a number")).collect::<Vec<_>>()
+    };
+    assert_eq!(seqs(&[]), (1..=count).collect::<Vec<_>>());
+    assert_eq!(seqs(&["--after", "5"]), (6..=count).collect::<Vec<_>>());
+    let plain = home.host(&["watch", "over", "--plain"]).succeeded();
+    assert!(
+        plain.stdout.ends_with("step 20      completed\n"),
+        "{plain}"
+    );
+    assert!(
+        plain.stdout.contains("\nstep 20      loss/eval "),
+        "{plain}"
+    );
+    assert_eq!(plain.stderr, "");
+
+    let run = home.start_training("live", &["--max-train-steps", "1000000", "--json"]);
+    let opened = run.event(|event| event["kind"] == "run");
+    let address = opened["listen"].as_str().expect("an address").to_owned();
+    run.event(|event| event["kind"] == "checkpoint_written");
+    home.host(&["control", "live", "pause"]).succeeded();
+    let script = format!(r#""$0" watch {address} --run live | head -1"#);
+    for script in [&script, r#""$0" watch live --json | head -1"#] {
+        let host = home.command(&[]);
+        let mut shell = std::process::Command::new("bash");
+        shell
+            .args(["-o", "pipefail", "-c", script])
+            .arg(host.get_program());
+        shell.env_clear().current_dir(home.path(""));
+        shell.envs(
+            host.get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+        // Nothing more comes of a run that stands still.
+        let output = crate::support::Process::start(&mut shell)
+            .output()
+            .succeeded();
+        assert_eq!(output.stdout.lines().count(), 1, "{output}");
+    }
+    let watch = home.start(&["watch", &address, "--run", "live"]);
+    watch.printed("checkpoint step-000005: ");
+    watch.printed("asked to pause");
+    run.terminate();
+    run.output().ended_with(143);
+    let watched = watch.output().succeeded();
+    assert!(watched.stdout.ends_with(" terminated\n"), "{watched}");
+    assert_eq!(watched.stderr, "");
+}
+
+#[test]
+fn a_runs_file_has_the_values_that_are_used() {
+    let home = Home::new();
+    let text = fs::read_to_string(home.path("tiny.toml")).expect("text");
+    let open: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with("device") && !line.starts_with("threads"))
+        .collect();
+    fs::write(home.path("open.toml"), open.join("\n")).expect("written");
+    home.host(&[
+        "run",
+        "open.toml",
+        "--name",
+        "run",
+        "--max-train-steps",
+        "5",
+    ])
+    .succeeded();
+    let file = fs::read_to_string(home.run_dir("run").join("run.toml")).expect("text");
+    let file: toml::Table = file.parse().expect("TOML");
+    let device = file["device"].as_str().expect("text");
+    assert!(device == "cpu" || device.starts_with("cuda:"), "{device}");
+    let cores = std::thread::available_parallelism()
+        .expect("a number")
+        .get();
+    assert_eq!(file["threads"].as_integer(), i64::try_from(cores).ok());
+    assert!(file["data_workers"].as_integer() > Some(0));
+    let data = home.text_path("data");
+    assert_eq!(file["data"][0].as_str(), Some(&*data));
+    assert!(file["runs_dir"].as_str().expect("text").starts_with('/'));
+
+    let resumed = ["resume", "run", "--max-train-steps", "6", "--threads", "1"];
+    home.host(&resumed).succeeded();
+    let file = fs::read_to_string(home.run_dir("run").join("run.toml")).expect("text");
+    let file: toml::Table = file.parse().expect("TOML");
+    assert_eq!(file["threads"].as_integer(), Some(1));
 }

@@ -15,7 +15,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use test_hub::{Fault, TestHub, WRITE_TOKEN};
 
-use crate::support::{Home, Output};
+use crate::support::{Fixture, Home, Output};
 
 /// One that nobody accepts, with what is written differently in a URL.
 const WRONG_TOKEN: &str = "hf_Wrong/Token+Of%The=Tests";
@@ -113,18 +113,11 @@ impl Scene {
 
     /// Lets it work to its end while it is watched, and looks into everything that is left.
     fn run(&self, token: &str, settings: &str, preflight: &str) -> Output {
-        self.run_with(token, settings, preflight, &[], 1)
+        self.run_with(token, settings, preflight, &[])
     }
 
-    /// The same with more arguments, and with so many processes of plugins that know the token.
-    fn run_with(
-        &self,
-        token: &str,
-        settings: &str,
-        preflight: &str,
-        more: &[&str],
-        knowing: usize,
-    ) -> Output {
+    /// The same with more arguments.
+    fn run_with(&self, token: &str, settings: &str, preflight: &str, more: &[&str]) -> Output {
         let sink = format!("hub-git:repo=user/model{settings}");
         let kept = format!("local-disk:dir={}", self.home.text_path("kept"));
         let args = [
@@ -167,18 +160,11 @@ impl Scene {
             drop(done);
             (output, watch.join().expect("it watches"))
         });
-        self.assert_hidden(token, host, &output, &seen, knowing);
+        self.assert_hidden(token, host, &output, &seen);
         output
     }
 
-    fn assert_hidden(
-        &self,
-        token: &str,
-        host: u32,
-        output: &Output,
-        seen: &BTreeSet<Seen>,
-        knowing: usize,
-    ) {
+    fn assert_hidden(&self, token: &str, host: u32, output: &Output, seen: &BTreeSet<Seen>) {
         assert!(!holds(output.stdout.as_bytes(), token), "{output}");
         assert!(!holds(output.stderr.as_bytes(), token), "{output}");
         let shown = self.home.host(&["runs", "show", "run", "--json"]);
@@ -202,11 +188,9 @@ impl Scene {
             }
             // Any other was forked a moment ago, and is not yet what it will be.
         }
-        // Of the plugins' processes the sink's is the one that knows it, and that of the same plugin which
-        // fetches.
+        // Even the sink, which knows it, was started without it: `/proc` shows that to every process.
         assert!(serving.len() >= 3, "{serving:?}");
-        let known = serving.iter().filter(|(_, knows)| *knows).count();
-        assert_eq!(known, knowing, "{serving:?}");
+        assert!(serving.iter().all(|(_, knows)| !knows), "{serving:?}");
         // Of the calls of git those that go to the server, and what git starts for them.
         assert!(calls.contains(&("ls-remote", true)), "{calls:?}");
         let local = [
@@ -229,9 +213,13 @@ impl Scene {
     }
 }
 
-/// What git is told to do: `push` of `/usr/libexec/git-core/git -c x=y push …`.
+/// What git is told to do: `push` of `/usr/libexec/git-core/git -c x=y push …`, or of the shell that ends
+/// it with its host.
 #[track_caller]
 fn git_command(line: &str) -> &str {
+    let line = line
+        .split_once("exit $status sh ")
+        .map_or(line, |(_, call)| call);
     let mut words = line.split(' ');
     let program = words.next().expect("a program");
     let name = program.rsplit('/').next().expect("a name");
@@ -286,9 +274,7 @@ fn a_model_that_is_fetched_gives_it_away_nowhere() {
         .host_with(&env, &[&base[..], &push].concat())
         .succeeded();
     let model = ["--model", "hub:user/model@base"];
-    scene
-        .run_with(WRITE_TOKEN, "", "fail", &model, 2)
-        .succeeded();
+    scene.run_with(WRITE_TOKEN, "", "fail", &model).succeeded();
 }
 
 #[test]
@@ -329,4 +315,63 @@ fn a_remote_that_hangs_does_not_bring_it_to_light() {
         .run(WRITE_TOKEN, ",timeout_secs=10", "off")
         .succeeded();
     assert!(output.stdout.contains("took longer than 10 s"), "{output}");
+}
+
+/// A plugin in a process of its own looks for the secrets of all others: in its environment, and in what
+/// `/proc` shows of the host and of the host's other children.
+#[test]
+fn a_plugins_process_finds_no_secret_of_another() {
+    let home = Home::new();
+    let spy = Fixture::spy("spy")
+        .build(&home.path(""))
+        .display()
+        .to_string();
+    let secrets = [
+        ("HF_TOKEN", "hf-secret-of-the-hub"),
+        ("READ_ME", "token-to-read-the-service"),
+        ("CONTROL_ME", "token-to-control-the-service"),
+        ("SINK_TOKEN", "token-of-another-sink"),
+    ];
+    let words: String = secrets
+        .iter()
+        .map(|(_, value)| format!("{value}\n"))
+        .collect();
+    let list = home.text_path("words");
+    fs::write(&list, words + "not-a-secret\n").expect("written");
+    let repo = home.text_path("remote.git");
+    let sink = format!("hub-git:repo={repo},create=true,token_env=SINK_TOKEN");
+    let spy = format!("{spy}:mode=process");
+    let mut env = secrets.to_vec();
+    env.extend([("LOOK_FOR", &*list), ("PUBLIC", "not-a-secret")]);
+    let args = [
+        "run",
+        "tiny.toml",
+        "--name",
+        "spied",
+        "--plugin",
+        &sink,
+        "--plugin",
+        &spy,
+        "--plugin",
+        "perplexity:mode=process",
+        "--read-token-env",
+        "READ_ME",
+        "--control-token-env",
+        "CONTROL_ME",
+    ];
+    let output = home.host_with(&env, &args).succeeded();
+    assert!(output.stderr.contains("spy: looked"), "{output}");
+    // It does look: what is no secret is everywhere.
+    for place in [
+        "its environment",
+        "its own block",
+        "its parent's block",
+        "another child's block",
+    ] {
+        let found = format!("found not-a-secret in {place}");
+        assert!(output.stderr.contains(&found), "{found}: {output}");
+    }
+    for (_, value) in secrets {
+        assert!(!output.stderr.contains(value), "{output}");
+    }
 }

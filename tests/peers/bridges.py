@@ -64,8 +64,15 @@ def that_count(all_events):
     return {name: of for name, of in points.items() if of}
 
 
+class Renamed(dict):
+    """Points by names that a tool has its own way of writing: there must be as many, each with its points."""
+
+
 def same(tool, theirs, ours, time=lambda us: us, value=lambda value: value):
     """Whether a tool has the run's points, by its precision of time and its way with values."""
+    if isinstance(ours, Renamed):  # no two have the same values
+        theirs, ours = ({repr(sorted(value for _, _, value in points)): points for points in of.values()}
+                        for of in (theirs, ours))
     if set(theirs) != set(ours):
         fail(f"{tool} has other metrics: {sorted(set(theirs) ^ set(ours))}")
     for name, points in ours.items():
@@ -104,7 +111,7 @@ class MLflow:
         same("MLflow", self.points(), ours, lambda us: us // 1000,
              lambda value: math.copysign(sys.float_info.max, value) if math.isinf(value) else value)
         data = self.run()[1].data
-        if data.params.get("model") != "tiny" or data.params.get("plugin.perplexity.id") != "perplexity":
+        if data.params.get("model") != "tiny" or data.params.get("plugin/perplexity/id") != "perplexity":
             fail(f"MLflow has the parameters {data.params}")
         if not data.tags.get("checkpoint", "").startswith("step-") or "delivery.local-disk" not in data.tags:
             fail(f"MLflow has the tags {data.tags}")
@@ -402,6 +409,46 @@ def resume_while_watched():
     print("a resume while it is watched: what counts, each once")
 
 
+# ---- names that tools do not take, and a server that is killed
+
+NAMES = ["a//b", "/a", "a/", "", ".", "..", "a/../b", "a@b", "a#b", "a_b", "a b", "x:y", "步", "step", "up", "events",
+         "events_total", "deliveries_total", "checkpoint", "trouble", "delivery.local-disk", "_timestamp", "_step", "__x",
+         "time", "timestamp", "metrics", "run", "lo*ss", "a.b", "a\\b", "n" * 300, "n" * 299 + "m", "loss/train", "::",
+         ":2f:", "last_event_timestamp_seconds", "up_metric"]
+
+
+def hard_names_and_a_kill():
+    """Each name has its points in each tool. When the server is killed, no tool is left with a run at work."""
+    at = 1_700_000_000_000_000
+    points = {name: [(step, at + step * 1_000_000, 100.0 * place + step) for step in (1, 2, 3)]
+              for place, name in enumerate(NAMES)}
+    said = folder / "fake.out"
+    stack = contextlib.ExitStack()
+    with stack:
+        server = stack.enter_context(running([sys.executable, root / "tests" / "peers" / "fake_run.py", json.dumps(points)], said))
+        address = wait_for("the fake run", lambda: re.search(r"127\.0\.0\.1:\d+", said.read_text())).group()
+        all_bridges = bridges(folder / "names")
+        at_work = [(bridge, follow(stack, bridge, address, "names")) for bridge in all_bridges]
+        for bridge, _ in at_work:
+            wait_for(f"step 3 in {type(bridge).__name__}", lambda: bridge.step() >= 3)
+        for tool in at_work[0][0].status(), at_work[-1][0].value("host_up", run="wild"):
+            if tool not in ("RUNNING", 1):
+                fail(f"the fake run is at work, and a tool has it as {tool}")
+        server.kill()
+        for bridge, process in at_work:
+            if isinstance(bridge, Prometheus):
+                wait_for("host_up 0", lambda: bridge.value("host_up", run="wild") == 0)
+            elif process.wait(timeout=300) != 1 or "\nhint: " not in bridge.out.read_text():
+                fail(f"{bridge.script} ended with {process.returncode}: {bridge.out.read_text()[-2000:]}")
+            bridge.check(points if isinstance(bridge, Prometheus) else Renamed(points))
+            notes = [line for line in bridge.out.read_text().splitlines() if line.startswith("note: ")]
+            if not notes or len(set(notes)) != len(notes):
+                fail(f"{bridge.script} does not tell each changed name once: {notes}")
+    if all_bridges[0].status() != "FAILED":
+        fail(f"MLflow has a run whose process was killed as {all_bridges[0].status()}")
+    print(f"{len(NAMES)} names that tools do not take, and a kill: each has its points, and no run is left at work")
+
+
 folder.mkdir(parents=True, exist_ok=True)
 train = [host, "run", "--json", "--data", root / "host" / "core" / "src", "--extensions", "rs", "--valid-every", 3, "--model", "tiny",
          "--vocab-size", 300, "--seq-length", 32, "--train-batch-size", 4, "--valid-batch-size", 4, "--max-eval-steps", 2,
@@ -410,6 +457,7 @@ train = [host, "run", "--json", "--data", root / "host" / "core" / "src", "--ext
          "--system-metrics-secs", 1, "--runs-dir", runs, "--name", "wild", "--device", "cpu", "--plugin", "perplexity",
          "--plugin", f"local-disk:dir={folder}/checkpoints,keep=1"]
 resume_while_watched()
+hard_names_and_a_kill()
 first = bridges(folder / "first")
 wrong_address(first)
 watchers = [Watch("watch.py", ".6g"), Watch("the Rust client", ".6f")]

@@ -20,5 +20,6 @@ python3 tests/peers/tensorboard.py target/release/host target/peers/tensorboard
 tests/peers/page.sh target/release/host target/peers/page
 tests/peers/git_lfs.sh
 python3 tests/peers/exports.py target/release/host target/peers/exports
+python3 tests/peers/data.py target/release/host target/peers/data
 cargo build --release --locked --quiet -p host-proto --example watch
 python3 tests/peers/bridges.py target/release/host target/peers/bridges

@@ -7,6 +7,7 @@ Run it from the repository, or give PROTO=folder of the .proto files. `Run.watch
 a cursor.
 """
 import argparse
+import hashlib
 import ipaddress
 import json
 import os
@@ -28,8 +29,16 @@ AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 GO_ON = (pb.WATCH_END_REASON_UNSPECIFIED, pb.WATCH_END_REASON_SERVER_STOPPING, pb.WATCH_END_REASON_TOO_SLOW)
 
 
-def fail(what, hint):
-    sys.exit(f"error: {' '.join(str(what).split())}\nhint: {hint}")
+def fail(what, hint, kind=SystemExit):
+    raise kind(f"error: {' '.join(str(what).split())}\nhint: {hint}")
+
+
+class Lost(SystemExit):
+    """The server is gone without a word: its process was killed, or the machine is not reached any more."""
+
+
+class Stopped(SystemExit):
+    """This client was asked to end."""
 
 
 def connect(doc, *options):
@@ -44,11 +53,42 @@ def connect(doc, *options):
         usage.add_argument(flag, default=default, type=type(default), help=f"{about} (default: {default})")
     args = usage.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # an orderly end: what is open is closed
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+        signal.signal(number, stop)
     token = os.environ.get(args.token_env, "").strip() if args.token_env else ""
     if args.token_env and not token:
         fail(f"the variable has no token: {args.token_env}", f"export {args.token_env}=TOKEN")
     return Run(args.address, args.run, token, args.tls_ca), args
+
+
+def stop(number, _):
+    raise Stopped(128 + number)
+
+
+class Names:
+    """A tool's names for the run's metrics. What it does not take is written otherwise, no two names alike, and told
+    once: a character as `:HEX:`, a part of a path that is empty as `::`, what is too long by its hash."""
+
+    def __init__(self, tool, taken=lambda char: True, reserved=lambda name: False, paths=False, most=None):
+        self.tool, self.taken, self.reserved, self.paths, self.most = tool, taken, reserved, paths, most
+        self.known = {}
+
+    def __call__(self, name):
+        if name not in self.known:
+            self.known[name] = self.written(name)
+            if self.known[name] != name:
+                print(f"note: {self.tool} does not take the name {name!r}: there it is {self.known[name]!r}", file=sys.stderr)
+        return self.known[name]
+
+    def written(self, name):
+        escaped = "".join(char if self.taken(char) and char != ":" else f":{ord(char):x}:" for char in name)
+        parts = escaped.split("/") if self.paths else [escaped]
+        parts = [part.replace(".", ":2e:") if self.paths and part in (".", "..") else part or "::" for part in parts]
+        whole = "/".join(parts)
+        if self.reserved(whole):
+            whole = f":{ord(whole[0]):x}:{whole[1:]}"
+        if self.most and len(whole) > self.most:
+            whole = f"{whole[:self.most - 18]}:{hashlib.sha256(name.encode()).hexdigest()[:16]}:"
+        return whole
 
 
 class Batch:
@@ -96,9 +136,10 @@ class Run:
             self.refused(error)
         self.name, self.created_us = answer.run.name, answer.run.created_time_us
         self.id = f"{self.created_us:x}"  # a run that is made anew under an old name is another
-        self.config = by_id(json.loads(answer.config_json or "{}"))
+        self.config = effective(json.loads(answer.config_json or "{}"))
+        self.connected = True  # whether the server is there; a stream that breaks is begun again for a while
 
-    def refused(self, error):
+    def refused(self, error, kind=SystemExit):
         hints = {
             grpc.StatusCode.UNAUTHENTICATED: "give --token-env NAME, where that variable has the server's token to read",
             grpc.StatusCode.NOT_FOUND: "`host runs list` has the names",
@@ -108,23 +149,28 @@ class Run:
                          "and this resumes there from its cursor")
         if "CERTIFICATE" in error.details():
             hint = "--tls-ca FILE says who signed it: with --tls self-signed, the run's tls-cert.pem"
-        fail(f"{error.details()}: {self.address}", hint)
+        fail(f"{error.details()}: {self.address}", hint, kind)
 
     def watch(self, after=0, follow=True):
-        """The pieces of the stream of events behind the cursor. A connection that breaks is made again."""
+        """The pieces of the stream of events behind the cursor. A connection that breaks is made again; `Lost` is
+        raised when that fails for ten seconds."""
         failures = 0
         while True:
             try:
                 request = pb.WatchEventsRequest(run=self.name, after_seq=after, follow=follow)
                 for piece in self.service.WatchEvents(request, metadata=self.metadata):
+                    self.connected = True
                     yield piece
                     after, failures = piece.cursor, 0
                     if piece.HasField("end") and piece.end.reason not in GO_ON:
                         return
             except grpc.RpcError as error:
                 failures += 1
-                if error.code() not in AGAIN or failures > 10:
+                self.connected = False
+                if error.code() not in AGAIN:
                     self.refused(error)
+                if failures > 10:
+                    self.refused(error, Lost)
                 time.sleep(1)
 
     def batches(self, after=0):
@@ -202,20 +248,46 @@ def trouble(kind, event):
     return None
 
 
-def by_id(value):
-    """A configuration without lists of tables: those with an id are named by it."""
-    if isinstance(value, dict):
-        return {key: by_id(inner) for key, inner in value.items()}
-    if isinstance(value, list) and value and all(isinstance(inner, dict) and "id" in inner for inner in value):
-        return {inner["id"]: by_id(inner) for inner in value}
-    return value
+def effective(config):
+    """A configuration with its lists of plugins as tables, by their ids, and the values that take effect. Of several
+    with one id the second is `ID-2`, as in the names of its metrics."""
+    found = config.get("record", {}).get("plugin", [])
+
+    def named(tables):
+        made, ids = {}, []
+        for place, table in enumerate(tables):  # one that was asked for by its path has its id in the record
+            ids.append(table.get("id") or (found[place].get("id") if place < len(found) else None) or "unknown")
+            again = ids.count(ids[-1])
+            made[ids[-1] + (f"-{again}" if again > 1 else "")] = table
+        return made
+
+    config = dict(config)
+    if found:
+        config["record"] = config["record"] | {"plugin": named(found)}
+    if isinstance(config.get("plugin"), list):
+        config["plugin"] = named(config["plugin"])
+        for table in config["plugin"].values():  # it groups the parameters, and what it gives them counts
+            if "weight_decay" in table:
+                config["weight_decay"] = table["weight_decay"]
+    return config
 
 
-def flat(value, key=""):
-    """A configuration as one table: what is inside of a table is behind a dot, as in `plugin.hub-git.repo`."""
-    if not isinstance(value, dict):
-        return {key: value}
-    return {name: leaf for word, inner in value.items() for name, leaf in flat(inner, f"{key}.{word}".strip(".")).items()}
+def flat(config):
+    """A configuration as one table: what is inside of a table is behind a dot, and of a plugin as `plugin/hub-git/repo`."""
+    def leaves(value, key):
+        if not isinstance(value, dict):
+            return {key: value}
+        return {name: leaf for word, inner in value.items() for name, leaf in leaves(inner, f"{key}.{word}").items()}
+
+    made = {}
+    for key, value in config.items():
+        if key == "plugin" and isinstance(value, dict):
+            for plugin, table in value.items():
+                for word, inner in table.items():
+                    made |= leaves(inner, f"plugin/{plugin}/{word}")
+        else:
+            made |= leaves(value, key)
+    return made
 
 
 def is_this_machine(address):

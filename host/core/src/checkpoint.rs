@@ -35,9 +35,11 @@ pub struct FileEntry {
 }
 
 impl Manifest {
-    /// Size of all files in bytes.
+    /// Size of all files in bytes, as the manifest says.
     pub fn total_bytes(&self) -> u64 {
-        self.files.values().map(|file| file.size).sum()
+        let sizes = self.files.values().map(|file| file.size);
+        // A manifest may come from somebody else.
+        sizes.fold(0, u64::saturating_add)
     }
 }
 

@@ -11,6 +11,7 @@ pub struct Error {
     kind: Kind,
     message: String,
     hint: Option<String>,
+    is_disk_full: bool,
 }
 
 /// Shorthand for results of the house.
@@ -51,6 +52,7 @@ impl Error {
             kind,
             message: message.into(),
             hint: None,
+            is_disk_full: false,
         }
     }
 
@@ -63,12 +65,15 @@ impl Error {
 
     /// A file operation that failed: `cannot VERB: REASON: PATH`.
     pub fn io(verb: &str, path: &std::path::Path, source: &std::io::Error) -> Self {
-        let error = Self::new(
+        let mut error = Self::new(
             Kind::System,
             format!("cannot {verb}: {source}: {}", path.display()),
         );
         match source.kind() {
-            std::io::ErrorKind::StorageFull => error.hint("free some disk space and try again"),
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                error.is_disk_full = true;
+                error.hint("free some disk space and try again")
+            }
             std::io::ErrorKind::PermissionDenied => {
                 error.hint("check who owns the path, or choose another")
             }
@@ -79,6 +84,11 @@ impl Error {
     /// Whose fault it is.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Whether a disk, or the user's share of it, has no room.
+    pub fn is_disk_full(&self) -> bool {
+        self.is_disk_full
     }
 
     /// What failed and why, without the hint.

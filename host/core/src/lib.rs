@@ -9,6 +9,7 @@ mod emitter;
 mod error;
 mod event;
 mod metric;
+mod metric_name;
 mod observer;
 mod on_error;
 mod param;
@@ -26,8 +27,9 @@ pub use control::{Control, StopReason};
 pub use emitter::{Draft, Emitter, Inbox};
 pub use error::{Error, Kind, Result};
 pub use event::{DeliveryState, Event, EventBody, MetricValue};
-pub use metric::{
-    Device, Dtype, HOST_METRICS, Metric, MetricBatch, Need, TensorView, is_host_metric,
+pub use metric::{Device, Dtype, Metric, MetricBatch, Need, TensorView};
+pub use metric_name::{
+    EVAL_LOSS, HOST_METRICS, HOST_PREFIXES, LONGEST_METRIC_NAME, metric_name_fault,
 };
 pub use observer::{Ask, Observer, Request};
 pub use on_error::OnError;

@@ -73,32 +73,6 @@ impl FromStr for Need {
     }
 }
 
-/// The metrics that the host measures itself. Beside them it has those that begin with `plugin/` and
-/// `baseline/`. `loss/eval` is the host's only where no plugin gives it.
-pub const HOST_METRICS: [&str; 15] = [
-    "loss/train",
-    "lr",
-    "grad_norm",
-    "samples",
-    "steps",
-    "tokens",
-    "tokens_per_second",
-    "model_flops_per_second",
-    "mfu",
-    "step_secs",
-    "data_wait_secs",
-    "checkpoint_copy_secs",
-    "checkpoint_wait_secs",
-    "peak_memory_bytes",
-    "eval_secs",
-];
-
-/// Whether a metric's name is the host's own, so that a plugin's values would mix with it.
-pub fn is_host_metric(name: &str) -> bool {
-    let begins = |start: &str| name.starts_with(start);
-    HOST_METRICS.contains(&name) || begins("plugin/") || begins("baseline/")
-}
-
 /// Type of a tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Dtype {

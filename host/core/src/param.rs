@@ -101,7 +101,19 @@ pub fn check_groups(by: &str, params: &[ParamInfo], groups: &[ParamGroup]) -> Re
         (!named.is_empty()).then(|| named.join(", "))
     };
     let missing = names(|n| n == 0).map(|names| format!("in no group: {names}"));
-    let twice = names(|n| n > 1).map(|names| format!("in more than one group: {names}"));
+    let in_which = |n: usize| {
+        let holders = groups.iter().flat_map(|group| {
+            let times = group.params.iter().filter(|&&param| param == n).count();
+            std::iter::repeat_n(format!("{:?}", group.name), times)
+        });
+        holders.collect::<Vec<_>>().join(" and ")
+    };
+    let twice: Vec<String> = (0..params.len())
+        .filter(|&n| times[n] > 1)
+        .map(|n| format!("{} ({})", params[n].name, in_which(n)))
+        .collect();
+    let twice =
+        (!twice.is_empty()).then(|| format!("in more than one group: {}", twice.join(", ")));
     match [missing, twice].into_iter().flatten().collect::<Vec<_>>() {
         faults if faults.is_empty() => Ok(()),
         faults => Err(refusal(by, faults.join("; "))),
@@ -150,7 +162,7 @@ mod tests {
             check_groups("x", &params(), &[group(&[0]), group(&[0, 1])]).expect_err("refused");
         assert_eq!(
             error.message(),
-            "plugin x gave parameter groups that cannot be used: in no group: c; in more than one group: a"
+            "plugin x gave parameter groups that cannot be used: in no group: c; in more than one group: a (\"g\" and \"g\")"
         );
         assert_eq!(error.kind(), Kind::Plugin);
     }

@@ -10,6 +10,8 @@ use crate::{Control, Emitter, Error, EventBody, OnError, Step};
 /// delivery for a sink.
 pub struct Supervised<P: ?Sized> {
     label: String,
+    /// How a command names the plugin.
+    name: String,
     on_error: OnError,
     port: Box<P>,
     failures_in_a_row: u32,
@@ -30,13 +32,27 @@ pub enum Verdict {
 impl<P: ?Sized> Supervised<P> {
     /// Takes a port into care. The label is the name that the run's events and metrics have for it.
     pub fn new(label: impl Into<String>, on_error: OnError, port: Box<P>) -> Self {
+        let label = label.into();
         Self {
-            label: label.into(),
+            name: label.clone(),
+            label,
             on_error,
             port,
             failures_in_a_row: 0,
             is_disabled: false,
         }
+    }
+
+    /// The same under the name by which commands find the plugin: its id, or its path.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// The name by which commands find the plugin.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The name that the run's events and metrics have for it.

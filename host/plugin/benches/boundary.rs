@@ -15,7 +15,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use host_core::{Dtype, MetricBatch, Need};
-use host_plugin::{Plugin, PluginSpec, SearchPath, with_batch};
+use host_plugin::{Plugin, PluginSpec, SearchPath, guard_process, with_batch};
 use host_plugin_abi::{HostBatch, HostMetric, HostStatus};
 use host_plugin_sdk::{Batch, Metric as _};
 use serde_json::json;
@@ -56,6 +56,8 @@ fn main() {
         step: 1,
         tensors: &tensors,
     };
+    // As in a training.
+    guard_process();
     let plugin = load();
     let mut port = plugin.metric().expect("a metric");
     let (update, instance) = through_the_table();

@@ -2,19 +2,21 @@ use std::ffi::c_void;
 use std::fmt;
 use std::path::{Component, Path};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use host_core::{
     CheckpointSink, Fetch, Fetched, MetricValue, Preflight, Publish, Receipt, Result, SinkError,
 };
 use host_plugin_abi::{
-    HOST_CANCELLED, HOST_FETCH_FOR_RESUME, HOST_OK, HOST_PANIC, HOST_TEMPORARY, HostCheckpoint,
+    HOST_CANCELLED, HOST_FETCH_FOR_RESUME, HOST_PANIC, HOST_TEMPORARY, HostCheckpoint,
     HostCheckpointSink, HostCreate, HostDestroy, HostFetch, HostOut, HostPreflight, HostStatus,
     HostStr,
 };
 use serde_json::{Map, Value};
 
 use crate::PluginKind;
+use crate::guard::{self, Look, name_of};
 use crate::instance::{Failure, Instance};
 use crate::out::Output;
 use crate::vtable::required;
@@ -65,6 +67,8 @@ pub(crate) struct PluginCheckpointSink {
     instance: Instance,
     functions: CheckpointSinkFunctions,
     living: Arc<Living>,
+    /// Whether the call that runs, or will run next, was cancelled.
+    is_cancelled: Arc<AtomicBool>,
 }
 
 /// The instance as cancellers see it: there until it is destroyed or poisoned. The lock is held
@@ -93,6 +97,7 @@ impl PluginCheckpointSink {
             instance,
             functions,
             living,
+            is_cancelled: Arc::default(),
         }
     }
 }
@@ -103,7 +108,8 @@ impl PluginCheckpointSink {
     fn call<T>(
         &mut self,
         call: &'static str,
-        body: impl FnOnce(*mut c_void) -> (HostStatus, Result<T, String>),
+        body: impl FnOnce(*mut c_void, &HostOut) -> HostStatus,
+        take: impl FnOnce(Output) -> Result<T, String>,
     ) -> Result<T, SinkError> {
         if self.instance.panicked().is_some() {
             self.instance
@@ -113,14 +119,20 @@ impl PluginCheckpointSink {
         if self.instance.panicked().is_none() {
             self.living.put(Some(self.instance.pointer()));
         }
-        let outcome = self.instance.call(call, body);
+        let body = |instance, output: &mut Output| body(instance, &output.callbacks());
+        let outcome = self.instance.call(call, Output::default(), body, take);
         if self.instance.panicked().is_some() {
             self.living.close();
         }
+        // One that came a moment before the call was meant for it.
+        let was_cancelled = self.is_cancelled.swap(false, Ordering::SeqCst);
         outcome.map_err(|Failure { status, reason }| match status {
             // A panic says nothing of the checkpoint: a new instance may take it.
             HOST_TEMPORARY | HOST_PANIC => SinkError::Temporary(reason),
-            HOST_CANCELLED => SinkError::Cancelled,
+            HOST_CANCELLED if was_cancelled => SinkError::Cancelled,
+            HOST_CANCELLED => SinkError::Temporary(format!(
+                "it says that it was cancelled, and was not: {reason}"
+            )),
             _ => SinkError::Permanent(reason),
         })
     }
@@ -156,18 +168,13 @@ impl CheckpointSink for PluginCheckpointSink {
             state_dir: HostStr::new(&state_dir),
         };
         let function = self.functions.publish;
-        self.call("publish", |instance| {
-            let mut output = Output::default();
-            let out = output.callbacks();
-            // SAFETY: the instance is the library's own; the checkpoint, its texts and the
-            // callbacks' context outlive the call.
-            let status = unsafe { function(instance, &raw const checkpoint, &raw const out) };
-            // A call that failed has no receipt to look at.
-            let receipt = match status {
-                HOST_OK => output.into_bytes().and_then(receipt),
-                _ => Ok(Receipt(String::new())),
-            };
-            (status, receipt)
+        let publish = |instance, out: &HostOut| {
+            // SAFETY: the instance is the library's own; the checkpoint, its texts and the callbacks'
+            // context outlive the call.
+            unsafe { function(instance, &raw const checkpoint, out) }
+        };
+        self.call("publish", publish, |output| {
+            output.into_bytes().and_then(receipt)
         })
     }
 
@@ -184,17 +191,13 @@ impl CheckpointSink for PluginCheckpointSink {
             checkpoint_bytes: preflight.checkpoint_bytes,
             model_bytes: preflight.model_bytes,
         };
-        self.call("preflight", |instance| {
-            let mut output = Output::default();
-            let out = output.callbacks();
-            // SAFETY: the instance is the library's own; the view, its texts and the callbacks'
-            // context outlive the call.
-            let status = unsafe { function(instance, &raw const view, &raw const out) };
-            let found = match status {
-                HOST_OK => output.into_any_bytes().and_then(finding),
-                _ => Ok(None),
-            };
-            (status, found)
+        let look = |instance, out: &HostOut| {
+            // SAFETY: the instance is the library's own; the view, its texts and the callbacks' context
+            // outlive the call.
+            unsafe { function(instance, &raw const view, out) }
+        };
+        self.call("preflight", look, |output| {
+            output.into_any_bytes().and_then(finding)
         })
     }
 
@@ -213,30 +216,30 @@ impl CheckpointSink for PluginCheckpointSink {
             revision: HostStr::new(fetch.revision.unwrap_or_default()),
             state_dir: HostStr::new(&state_dir),
         };
-        let receipt = self.call("fetch", |instance| {
-            let mut output = Output::default();
-            let out = output.callbacks();
-            // SAFETY: the instance is the library's own; the view, its texts and the callbacks'
-            // context outlive the call.
-            let status = unsafe { function(instance, &raw const view, &raw const out) };
-            let receipt = match status {
-                HOST_OK => output.into_bytes().and_then(receipt),
-                _ => Ok(Receipt(String::new())),
-            };
-            (status, receipt)
+        let bring = |instance, out: &HostOut| {
+            // SAFETY: the instance is the library's own; the view, its texts and the callbacks' context
+            // outlive the call.
+            unsafe { function(instance, &raw const view, out) }
+        };
+        let receipt = self.call("fetch", bring, |output| {
+            output.into_bytes().and_then(receipt)
         })?;
         fetched(&receipt, Path::new(&state_dir)).map_err(SinkError::Permanent)
     }
 
     fn canceller(&self) -> Box<dyn Fn() + Send + Sync> {
         let living = Arc::clone(&self.living);
-        let cancel = self.functions.cancel;
+        let is_cancelled = Arc::clone(&self.is_cancelled);
+        let (cancel, plugin) = (self.functions.cancel, name_of(self.id()));
         Box::new(move || {
+            is_cancelled.store(true, Ordering::SeqCst);
             let instance = living.0.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(instance) = *instance {
-                // SAFETY: the instance is not destroyed while the lock is held, and `cancel` is
-                // `[any]`.
-                unsafe { cancel(instance.as_ptr()) };
+                guard::enter(plugin, "cancel", Look::Quick, || {
+                    // SAFETY: the instance is not destroyed while the lock is held, and `cancel` is
+                    // `[any]`.
+                    unsafe { cancel(instance.as_ptr()) };
+                });
             }
         })
     }

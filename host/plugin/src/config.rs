@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::manifest::shortened;
 use crate::spec::split_at_commas;
-use crate::{PluginManifest, schema};
+use crate::{PluginManifest, defaults, path_setting, schema};
 
 /// A plugin's settings as the user wrote them.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,12 +23,21 @@ impl Default for PluginConfig {
 }
 
 impl PluginConfig {
-    /// The settings with their types, checked against the manifest's schema.
+    /// The settings with their types and the schema's defaults, checked against the manifest's schema. Those
+    /// that it calls paths are absolute.
     ///
     /// # Errors
     /// Names the plugin, the setting and what is wrong with it; of several faults the first, but an
     /// unknown name before all others, since it often explains them.
     pub fn resolve(&self, manifest: &PluginManifest) -> Result<Map<String, Value>> {
+        self.resolve_as(manifest, &manifest.id)
+    }
+
+    /// The same of a plugin that commands find under another name than its id, which is its path.
+    ///
+    /// # Errors
+    /// As for [`PluginConfig::resolve`].
+    pub fn resolve_as(&self, manifest: &PluginManifest, name: &str) -> Result<Map<String, Value>> {
         let id = &manifest.id;
         let Some(schema) = &manifest.config else {
             return match self.first_key() {
@@ -44,13 +53,16 @@ impl PluginConfig {
                 .map(|(key, text)| (key.clone(), typed(text, property(schema, key), schema)))
                 .collect(),
         };
-        let instance = Value::Object(values);
         let validator = schema::compile(schema).map_err(|why| {
             Error::new(
                 Kind::Plugin,
-                format!("plugin {id} has a settings schema that is no JSON Schema: {why}"),
+                format!("plugin {id} has a settings schema that is not a JSON Schema: {why}"),
             )
         })?;
+        let mut filled = values.clone();
+        defaults::fill(&mut filled, schema)
+            .map_err(|why| own_fault(id, &format!("has a settings schema of too much: {why}")))?;
+        let mut instance = Value::Object(filled);
         let faults: Vec<_> = validator.iter_errors(&instance).collect();
         let unknown = |fault: &&ValidationError<'_>| {
             matches!(
@@ -59,9 +71,24 @@ impl PluginConfig {
             )
         };
         if let Some(fault) = faults.iter().find(unknown).or(faults.first()) {
-            return Err(refusal(id, schema, fault));
+            let mut given = Value::Object(values);
+            if !validator.is_valid(&given) {
+                return Err(refusal(id, name, schema, fault));
+            }
+            // What the user wrote is right, so a default is not: by itself, or beside what was written,
+            // where it is left out with all others.
+            let at = fault.instance_path().as_str();
+            if !at.is_empty() && given.pointer(at).is_none() {
+                return Err(own_fault(id, &bad_default(fault)));
+            }
+            path_setting::make_absolute(&mut given, schema);
+            return match given {
+                Value::Object(given) => Ok(given),
+                _ => unreachable!("it was made of an object"),
+            };
         }
         drop(faults);
+        path_setting::make_absolute(&mut instance, schema);
         match instance {
             Value::Object(values) => Ok(values),
             _ => unreachable!("it was made of an object"),
@@ -129,7 +156,7 @@ fn types<'a>(schema: &'a Value, root: &'a Value) -> Vec<&'a str> {
 }
 
 /// Follows `$ref`s inside the document. A circle ends after a few rounds.
-fn resolved<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
+pub(crate) fn resolved<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
     let mut schema = schema;
     for _ in 0..8 {
         let target = schema
@@ -148,7 +175,7 @@ fn property<'a>(schema: &'a Value, key: &str) -> Option<&'a Value> {
     resolved(schema, schema).get("properties")?.get(key)
 }
 
-fn refusal(id: &str, schema: &Value, fault: &ValidationError<'_>) -> Error {
+fn refusal(id: &str, name: &str, schema: &Value, fault: &ValidationError<'_>) -> Error {
     let at = shortened(fault.instance_path().as_str().trim_start_matches('/'));
     let what = shortened(&fault.to_string());
     let inside = if at.is_empty() {
@@ -176,7 +203,8 @@ fn refusal(id: &str, schema: &Value, fault: &ValidationError<'_>) -> Error {
         ValidationErrorKind::Required { property } => {
             let key = property.as_str().unwrap_or_default();
             config_error(id, format!("needs the setting {key}{inside}")).hint(format!(
-                "write --plugin {id}:{key}=… or {key} = … in its [[plugin]] table"
+                "write --plugin {}:{key}=… or {key} = … in its [[plugin]] table",
+                shell_word(name)
             ))
         }
         // What the validator says of a key where no key at all is allowed.
@@ -191,12 +219,12 @@ fn refusal(id: &str, schema: &Value, fault: &ValidationError<'_>) -> Error {
             });
             let what = format!("{} is not one of {}", fault.instance(), options.join(", "));
             let what = shortened(&what);
-            config_error(id, format!("cannot use the setting {at}: {what}")).hint(describe(id))
+            config_error(id, format!("cannot use the setting {at}: {what}")).hint(describe(name))
         }
         _ if at.is_empty() => {
-            config_error(id, format!("cannot use its settings: {what}")).hint(describe(id))
+            config_error(id, format!("cannot use its settings: {what}")).hint(describe(name))
         }
-        _ => config_error(id, format!("cannot use the setting {at}: {what}")).hint(describe(id)),
+        _ => config_error(id, format!("cannot use the setting {at}: {what}")).hint(describe(name)),
     }
 }
 
@@ -210,8 +238,30 @@ pub(crate) fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
         .map(|(_, near)| near)
 }
 
-fn describe(id: &str) -> String {
-    format!("`host plugin info {id}` lists its settings")
+/// The command that shows what a plugin takes.
+pub(crate) fn describe(name: &str) -> String {
+    format!("`host plugin info {}` lists its settings", shell_word(name))
+}
+
+/// A text as a shell takes it for one word.
+pub fn shell_word(text: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "/.-_+:,=@%".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+/// What is wrong with the plugin itself, whatever its user does.
+fn own_fault(id: &str, fault: &str) -> Error {
+    Error::new(Kind::Plugin, format!("plugin {id} {fault}"))
+        .hint("its author must correct the schema in its manifest")
+}
+
+fn bad_default(fault: &ValidationError<'_>) -> String {
+    let at = shortened(fault.instance_path().as_str().trim_start_matches('/'));
+    let what = shortened(&fault.to_string());
+    format!("has a default that its own schema refuses, of the setting {at}: {what}")
 }
 
 fn config_error(id: &str, fault: String) -> Error {
@@ -320,6 +370,80 @@ mod tests {
             assert_eq!(error.message(), message);
             assert_eq!(error.hint_text(), Some(hint));
             assert_eq!(error.kind(), Kind::Config);
+        }
+    }
+
+    #[test]
+    fn the_schemas_defaults_are_filled_in_before_it_is_checked() {
+        let schema = json!({
+            "type": "object", "additionalProperties": false, "required": ["level"],
+            "properties": {
+                "level": {"type": "integer", "default": 3},
+                "word": {"type": "string", "default": "x"},
+                "free": {"type": "integer"}
+            }
+        });
+        let manifest = manifest(Some(schema));
+        let filled = PluginConfig::default().resolve(&manifest);
+        assert_eq!(
+            Value::Object(filled.expect("defaults")),
+            json!({"level": 3, "word": "x"})
+        );
+        let spec: crate::PluginSpec = "local-disk:word=y,level=1".parse().expect("a spec");
+        let filled = spec.config.resolve(&manifest).expect("settings");
+        assert_eq!(Value::Object(filled), json!({"word": "y", "level": 1}));
+    }
+
+    #[test]
+    fn a_default_that_its_own_schema_refuses_is_the_plugins_fault() {
+        let schema = json!({
+            "type": "object",
+            "properties": {"level": {"type": "number", "default": "high"}}
+        });
+        let manifest = manifest(Some(schema));
+        let error = PluginConfig::default().resolve(&manifest).expect_err("bad");
+        assert_eq!(error.kind(), Kind::Plugin);
+        assert_eq!(
+            error.message(),
+            "plugin local-disk has a default that its own schema refuses, of the setting level: \"high\" is not of type \"number\""
+        );
+        let spec: crate::PluginSpec = "local-disk:level=2".parse().expect("a spec");
+        assert!(spec.config.resolve(&manifest).is_ok());
+        let wrong: crate::PluginSpec = "local-disk:level=x".parse().expect("a spec");
+        let error = wrong.config.resolve(&manifest).expect_err("the user's");
+        assert_eq!(error.kind(), Kind::Config);
+    }
+
+    #[test]
+    fn a_default_that_does_not_go_with_what_is_given_is_left_out() {
+        let schema = json!({
+            "type": "object",
+            "properties": {"a": {"type": "integer", "default": 1}, "b": {"type": "integer"}},
+            "not": {"required": ["a", "b"]}
+        });
+        let manifest = manifest(Some(schema));
+        let resolve = |text: &str| {
+            let spec: crate::PluginSpec = text.parse().expect("a spec");
+            Value::Object(spec.config.resolve(&manifest).expect("settings"))
+        };
+        assert_eq!(resolve("local-disk"), json!({"a": 1}));
+        assert_eq!(resolve("local-disk:b=2"), json!({"b": 2}));
+    }
+
+    #[test]
+    fn a_hint_names_the_plugin_as_commands_find_it() {
+        let spec: crate::PluginSpec = "local-disk:dir=x,keep=0".parse().expect("a spec");
+        let manifest = manifest(Some(schema()));
+        for (name, word) in [
+            ("./libx.so", "./libx.so"),
+            ("/my plugins/it's.so", r"'/my plugins/it'\''s.so'"),
+        ] {
+            let error = spec.config.resolve_as(&manifest, name).expect_err("zero");
+            let hint = format!("`host plugin info {word}` lists its settings");
+            assert_eq!(error.hint_text(), Some(&*hint));
+            let error = PluginConfig::default().resolve_as(&manifest, name);
+            let hint = format!("write --plugin {word}:dir=… or dir = … in its [[plugin]] table");
+            assert_eq!(error.expect_err("no dir").hint_text(), Some(&*hint));
         }
     }
 

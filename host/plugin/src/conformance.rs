@@ -8,6 +8,7 @@
 mod batch;
 mod child;
 mod configuration;
+mod creation;
 mod gate;
 mod groups;
 mod lifecycle;
@@ -27,8 +28,9 @@ use std::time::{Duration, Instant};
 
 use host_core::{Error, Kind, Result};
 
-use crate::{PluginManifest, SearchPath, Target};
+use crate::{PluginConfig, PluginManifest, SearchPath, Secrets, Target};
 use setup::Setup;
+use test::Needs;
 
 pub use test::{Finding, Outcome, Test, TestReport};
 
@@ -91,19 +93,35 @@ pub fn check_plugin(
         .map_err(|error| Error::io("create a scratch folder", &std::env::temp_dir(), &error))?;
     let setup = Setup::new(path, manifest.as_ref(), options, scratch.path());
     setup.check_settings()?;
+    if let Some(manifest) = &manifest {
+        keep_secrets(manifest, options);
+    }
+    let mut missing: Option<(Needs, &str)> = None;
     for test in tests {
         if options.only.is_empty() && !test.is_for(manifest.as_ref()) {
             continue;
         }
         let setup = setup.for_test(test.name)?;
         let start = Instant::now();
-        let (outcome, stderr) = match test.reason_to_skip(manifest.as_ref()) {
+        let reason_to_skip = test.reason_to_skip(manifest.as_ref()).or_else(|| {
+            let (_, failed) = missing.filter(|(missing, _)| test.needs >= *missing)?;
+            Some(format!("not run: {failed} failed"))
+        });
+        let (outcome, stderr) = match reason_to_skip {
             Some(reason) => (Outcome::Skipped(reason), String::new()),
             None if options.in_process => (Outcome::of((test.run)(&setup)), String::new()),
             None => child::contained(setup.time_limit, || (test.run)(&setup))
                 .map(|ended| (ended.outcome(setup.time_limit), ended.stderr))
                 .map_err(|error| Error::io("start a test", path, &error))?,
         };
+        if matches!(outcome, Outcome::Failed(_)) {
+            missing = missing.or(match test.name {
+                gate::DESCRIPTION => Some((Needs::Library, test.name)),
+                configuration::ALLOWED => Some((Needs::Settings, test.name)),
+                name if name == creation::CREATES.name => Some((Needs::Instance, name)),
+                _ => None,
+            });
+        }
         report(TestReport {
             name: test.name,
             topic: test.topic,
@@ -115,6 +133,20 @@ pub fn check_plugin(
         let _ = std::fs::remove_dir_all(setup.scratch());
     }
     Ok(manifest)
+}
+
+/// Takes out of the environment what a child of the plugin would not see in a run, and lets what it sees
+/// not be shown by `/proc`. The tests inherit that.
+fn keep_secrets(manifest: &PluginManifest, options: &CheckOptions) {
+    let given = PluginConfig::Text(options.settings.clone());
+    let mut secrets = Secrets::default();
+    secrets.add(Some(manifest), &given);
+    let resolved = given.resolve(manifest).unwrap_or_default();
+    secrets.conceal();
+    for name in secrets.shares(manifest, &given, &resolved).hidden {
+        // SAFETY: this process has one thread, or it is one that was started for this check alone.
+        unsafe { std::env::remove_var(name) };
+    }
 }
 
 fn chosen(only: &[String]) -> Result<Vec<&'static Test>> {

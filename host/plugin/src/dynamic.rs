@@ -2,7 +2,7 @@ use object::elf;
 use object::read::elf::{Dyn, ProgramHeader};
 use object::{NativeEndian, ReadRef, pod};
 
-use crate::inspect::{LARGEST_TABLE, Refusal, Segment, bytes_at, damaged};
+use crate::inspect::{LARGEST_TABLE, Refusal, Segment, bytes_at, damaged, table_too_large};
 use crate::manifest::shortened;
 
 /// Most entries of a dynamic segment. Linkers make some dozens, and one for each library.
@@ -67,7 +67,7 @@ impl<'data> Dynamic<'data> {
         let at = place(endian, segments, address)
             .ok_or_else(|| damaged("its names lie in no segment"))?;
         if size > LARGEST_TABLE {
-            return Err(damaged("one of its tables is too large"));
+            return Err(damaged(table_too_large(size)));
         }
         dynamic.strings = data
             .read_bytes_at(at, size)

@@ -4,12 +4,13 @@ use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
+use std::time::Instant;
 
 use host_plugin_abi::{HOST_ABI_MAJOR, HOST_ABI_MINOR, HostApi, HostStr};
 
-use crate::log::{self, Level, LogRecord};
+use crate::log::{self, Flow, Level, LogRecord};
 
-/// Longest message that is taken from a plugin, in bytes; the rest is cut off.
+/// Longest message that is taken from a plugin, in bytes; the rest is cut off, and that is said.
 const LONGEST_MESSAGE: usize = 16 << 10;
 
 thread_local! {
@@ -19,9 +20,10 @@ thread_local! {
     static HAS_ERROR: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Who logs.
+/// Who logs, and how much that was.
 struct Context {
     plugin: String,
+    flow: Flow,
 }
 
 /// The host as the plugin `id` sees it. It lives until the process ends, as the ABI promises, since
@@ -29,6 +31,7 @@ struct Context {
 pub(crate) fn host_api(id: &str) -> &'static HostApi {
     let context: &'static Context = Box::leak(Box::new(Context {
         plugin: id.to_owned(),
+        flow: Flow::default(),
     }));
     Box::leak(Box::new(HostApi {
         struct_size: size_of::<HostApi>() as u32,
@@ -70,13 +73,31 @@ pub(crate) unsafe fn bytes_of<'a>(text: HostStr, longest: usize) -> Option<&'a [
 /// # Safety
 /// As for [`bytes_of`].
 pub(crate) unsafe fn message_of(text: HostStr) -> String {
-    let cut = HostStr {
+    let kept = HostStr {
         ptr: text.ptr,
         len: text.len.min(LONGEST_MESSAGE),
     };
     // SAFETY: the cut text is a part of what the caller vouches for.
-    let bytes = unsafe { cut.as_bytes() };
-    String::from_utf8_lossy(bytes).into_owned()
+    let bytes = unsafe { kept.as_bytes() };
+    let message = String::from_utf8_lossy(bytes).into_owned();
+    match text.len == kept.len {
+        true => message,
+        false => message + &cut_off(text.len, LONGEST_MESSAGE),
+    }
+}
+
+/// A text of at most so many bytes, and what was cut off if it had more.
+pub(crate) fn cut(mut text: String, longest: usize) -> String {
+    let length = text.len();
+    if length > longest {
+        text.truncate(text.floor_char_boundary(longest));
+        text += &cut_off(length, longest);
+    }
+    text
+}
+
+fn cut_off(length: usize, longest: usize) -> String {
+    format!("… (cut off: it has {length} bytes, more than {longest})")
 }
 
 /// A message in one line, without what would move a terminal's cursor.
@@ -99,16 +120,44 @@ unsafe extern "C" fn write_log(ctx: *mut c_void, level: i32, target: HostStr, me
             return;
         }
         // SAFETY: the plugin hands back the context, which lives for ever, or null.
-        let context = unsafe { ctx.cast::<Context>().as_ref() };
-        // SAFETY: by the ABI both texts are readable until this returns.
-        let (target, message) = unsafe { (message_of(target), message_of(message)) };
-        log::write(&LogRecord {
-            level: Level::from_number(level),
-            plugin: context.map_or("unknown", |context| &context.plugin),
-            target: &target,
-            message: &message,
-        });
+        let Some(context) = (unsafe { ctx.cast::<Context>().as_ref() }) else {
+            return;
+        };
+        let (is_shown, news) = context.flow.admit(Instant::now());
+        context.say(news);
+        if is_shown {
+            // SAFETY: by the ABI both texts are readable until this returns.
+            let (target, message) = unsafe { (message_of(target), message_of(message)) };
+            log::write(&LogRecord {
+                level: Level::from_number(level),
+                plugin: &context.plugin,
+                target: &target,
+                message: &message,
+            });
+        }
     });
+}
+
+/// Tells of the lines that were left out of a plugin's log, if it is one of [`host_api`]'s.
+pub(crate) fn flush_log(api: &'static HostApi) {
+    // SAFETY: the host's own context, which lives for ever.
+    if let Some(context) = unsafe { api.ctx.cast::<Context>().as_ref() } {
+        context.say(context.flow.left_out());
+    }
+}
+
+impl Context {
+    /// A line of the host's about the plugin's log.
+    fn say(&self, news: Option<String>) {
+        if let Some(message) = news {
+            log::write(&LogRecord {
+                level: Level::Warn,
+                plugin: &self.plugin,
+                target: log::HOST,
+                message: &message,
+            });
+        }
+    }
 }
 
 unsafe extern "C" fn set_error(_: *mut c_void, message: HostStr) {
@@ -150,7 +199,10 @@ mod tests {
         let long = "x".repeat(LONGEST_MESSAGE + 1);
         // SAFETY: the text is readable during the call.
         unsafe { set_error(api.ctx, HostStr::new(&long)) };
-        assert_eq!(take_error().map(|text| text.len()), Some(LONGEST_MESSAGE));
+        let taken = take_error().expect("an error");
+        assert_eq!(taken.matches('x').count(), LONGEST_MESSAGE);
+        let end = "… (cut off: it has 16385 bytes, more than 16384)";
+        assert!(taken.ends_with(end), "{}", &taken[LONGEST_MESSAGE..]);
         let nothing = HostStr {
             ptr: ptr::null(),
             len: 0,
@@ -158,6 +210,13 @@ mod tests {
         // SAFETY: an empty text may be null.
         unsafe { set_error(api.ctx, nothing) };
         assert_eq!(take_error(), None);
+    }
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        assert_eq!(cut("aä".to_owned(), 3), "aä");
+        let text = cut("aää".to_owned(), 4);
+        assert_eq!(text, "aä… (cut off: it has 5 bytes, more than 4)");
     }
 
     #[test]

@@ -162,7 +162,8 @@ pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
         return Err(Error::new(
             Kind::Plugin,
             format!(
-                "plugin is larger than {} MiB: {}",
+                "plugin has {} MiB, more than {} MiB: {}",
+                size >> 20,
                 LARGEST_FILE >> 20,
                 path.display()
             ),

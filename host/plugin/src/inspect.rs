@@ -86,8 +86,11 @@ fn check<'data, R: ReadRef<'data>>(
     check_identity(data)?;
     let header = Header::parse(data).map_err(damaged)?;
     let endian = header.endian().map_err(damaged)?;
-    if header.phnum(endian, data).map_err(damaged)? > MOST_HEADERS {
-        return Err(damaged("it has too many segments"));
+    let count = header.phnum(endian, data).map_err(damaged)?;
+    if count > MOST_HEADERS {
+        return Err(damaged(format!(
+            "it has {count} segments, more than {MOST_HEADERS}"
+        )));
     }
     let segments = header.program_headers(endian, data).map_err(damaged)?;
     let dynamic = Dynamic::read(endian, data, segments);
@@ -221,8 +224,11 @@ struct Entry {
 
 impl<'data, R: ReadRef<'data>> Sections<'data, R> {
     fn read(header: &Header, endian: NativeEndian, data: R) -> Result<Self, Refusal> {
-        if header.shnum(endian, data).map_err(damaged)? > MOST_HEADERS {
-            return Err(damaged("it has too many sections"));
+        let count = header.shnum(endian, data).map_err(damaged)?;
+        if count > MOST_HEADERS {
+            return Err(damaged(format!(
+                "it has {count} sections, more than {MOST_HEADERS}"
+            )));
         }
         let headers = header.section_headers(endian, data).map_err(damaged)?;
         let mut sections = Self {
@@ -255,8 +261,9 @@ impl<'data, R: ReadRef<'data>> Sections<'data, R> {
     }
 
     fn bytes(&self, section: &Section) -> Result<&'data [u8], Refusal> {
-        if section.sh_size(self.endian) > LARGEST_TABLE {
-            return Err(damaged("one of its tables is too large"));
+        let size = section.sh_size(self.endian);
+        if size > LARGEST_TABLE {
+            return Err(damaged(table_too_large(size)));
         }
         section.data(self.endian, self.data).map_err(damaged)
     }
@@ -397,8 +404,12 @@ fn read_manifest<'data, R: ReadRef<'data>>(
             "its author must correct the manifest that is embedded at build time",
         )
     };
-    if section.sh_size(sections.endian) > LARGEST_MANIFEST {
-        return Err(no_json(format!("larger than {LARGEST_MANIFEST} bytes")));
+    let size = section.sh_size(sections.endian);
+    if size > LARGEST_MANIFEST {
+        return Err(no_json(format!(
+            "it has {size} bytes, more than {} MiB",
+            LARGEST_MANIFEST >> 20
+        )));
     }
     let bytes = sections.bytes(section)?;
     let end = bytes
@@ -410,6 +421,12 @@ fn read_manifest<'data, R: ReadRef<'data>>(
         0 | 1 => no_json(error.to_string()),
         several => several_manifests(several),
     })
+}
+
+/// Of a table that nobody wants to read.
+pub(crate) fn table_too_large(size: u64) -> String {
+    let most = LARGEST_TABLE >> 20;
+    format!("one of its tables has {size} bytes, more than {most} MiB")
 }
 
 /// How many JSON objects a text has, one behind the other, as the linker lays them out that finds

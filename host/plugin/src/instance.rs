@@ -10,11 +10,15 @@ use host_plugin_abi::{
 };
 
 use crate::call_stats::CallStats;
-use crate::host_api::take_error;
+use crate::guard::{self, Look, PluginName};
+use crate::host_api::{flush_log, take_error};
 use crate::{CallAccount, PluginKind};
 
 /// How often an instance that panicked is made anew in one run.
 const MOST_RESTARTS: u32 = 3;
+/// How many of its first calls the process is looked at closely around: a plugin that changes the process
+/// mostly does so from the beginning, and is then known for certain.
+const CLOSELY: u8 = 8;
 
 /// What a plugin's `create` made. Dropping it destroys it, and nothing is called after that.
 #[derive(Debug)]
@@ -26,6 +30,8 @@ pub(crate) struct Instance {
     /// The call in which it panicked: it is poisoned, and only destroyed any more.
     panicked: Option<&'static str>,
     restarts: u32,
+    /// How many calls are still looked at closely.
+    closely: u8,
     stats: Arc<CallStats>,
 }
 
@@ -35,13 +41,25 @@ unsafe impl Send for Instance {}
 /// Who makes instances: what `create` is told, how long a call may take, and who counts them.
 #[derive(Clone, Debug)]
 pub(crate) struct Maker {
-    pub(crate) plugin: Arc<str>,
+    pub(crate) plugin: &'static PluginName,
     pub(crate) api: &'static HostApi,
     /// The settings as JSON text.
     pub(crate) config: Arc<str>,
     /// Nothing in this process can end a call, so one that took longer has failed afterwards.
     pub(crate) time_limit: Option<Duration>,
     pub(crate) account: CallAccount,
+}
+
+/// What the host's callbacks collect while a call runs.
+pub(crate) trait Collector {
+    /// The first thing that was wrong with what the plugin gave.
+    fn fault(&self) -> Option<&str>;
+}
+
+impl Collector for () {
+    fn fault(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// Why a call failed.
@@ -59,33 +77,56 @@ impl Maker {
         destroy: HostDestroy,
     ) -> Result<Instance> {
         Ok(Instance {
-            pointer: self.call(create)?,
+            pointer: self.call(create, destroy)?,
             maker: self.clone(),
             create,
             destroy,
             panicked: None,
             restarts: 0,
+            closely: CLOSELY,
             stats: self.account.open(kind),
         })
     }
 
-    fn call(&self, create: HostCreate) -> Result<NonNull<c_void>> {
+    fn call(&self, create: HostCreate, destroy: HostDestroy) -> Result<NonNull<c_void>> {
         let mut pointer = ptr::null_mut();
         take_error();
-        // SAFETY: the function is of the loaded library, the API lives for ever, the settings and
-        // `pointer` outlive the call.
-        let status = unsafe { create(self.api, HostStr::new(&self.config), &raw mut pointer) };
-        let fail = |reason: String| failed(&self.plugin, "create", &reason);
+        let mut took = Duration::ZERO;
+        let status = guard::enter(self.plugin, "create", Look::Close, || {
+            let start = Instant::now();
+            // SAFETY: the function is of the loaded library, the API lives for ever, the settings and
+            // `pointer` outlive the call.
+            let status = unsafe { create(self.api, HostStr::new(&self.config), &raw mut pointer) };
+            took = start.elapsed();
+            status
+        });
+        let fail = |reason: String| failed(self.plugin, "create", &reason);
         if status != HOST_OK {
-            return Err(fail(reason(status)));
+            return Err(fail(reason(status, None)));
         }
-        NonNull::new(pointer).ok_or_else(|| fail("it succeeded but gave no instance".to_owned()))
+        let made = NonNull::new(pointer)
+            .ok_or_else(|| fail("it succeeded but gave no instance".to_owned()))?;
+        match self.time_limit.filter(|limit| took > *limit) {
+            None => Ok(made),
+            Some(limit) => {
+                self.destroy(destroy, made);
+                Err(fail(late(took, limit)))
+            }
+        }
+    }
+
+    fn destroy(&self, destroy: HostDestroy, instance: NonNull<c_void>) {
+        guard::enter(self.plugin, "destroy", Look::Close, || {
+            // SAFETY: the pointer came from `create` and this is its last use.
+            unsafe { destroy(instance.as_ptr()) };
+        });
+        flush_log(self.api);
     }
 }
 
 impl Instance {
     pub(crate) fn id(&self) -> &str {
-        &self.maker.plugin
+        self.maker.plugin
     }
 
     pub(crate) fn pointer(&self) -> NonNull<c_void> {
@@ -104,10 +145,9 @@ impl Instance {
             return Ok(());
         }
         self.restarts += 1;
-        let made = self.maker.call(self.create)?;
+        let made = self.maker.call(self.create, self.destroy)?;
         let poisoned = std::mem::replace(&mut self.pointer, made);
-        // SAFETY: the pointer came from `create` and this is its last use.
-        unsafe { (self.destroy)(poisoned.as_ptr()) };
+        self.maker.destroy(self.destroy, poisoned);
         self.panicked = None;
         self.stats.restarted();
         Ok(())
@@ -121,13 +161,15 @@ impl Instance {
         ))
     }
 
-    /// Enters the plugin once, measured. `body` gives the call's status and what the host's own
-    /// callbacks made of its output: a fault of the output counts even if the plugin ignores it. So
-    /// does a call that took too long, whose output comes to nothing.
-    pub(crate) fn call<T>(
+    /// Enters the plugin once, measured. `body` makes the call, during which the host's own callbacks
+    /// collect its output, and `take` makes the result of that. A fault of the output counts even if the
+    /// plugin ignores it. So does a call that took too long, whose output comes to nothing.
+    pub(crate) fn call<C: Collector, T>(
         &mut self,
         call: &'static str,
-        body: impl FnOnce(*mut c_void) -> (HostStatus, Result<T, String>),
+        mut output: C,
+        body: impl FnOnce(*mut c_void, &mut C) -> HostStatus,
+        take: impl FnOnce(C) -> Result<T, String>,
     ) -> Result<T, Failure> {
         if let Some(earlier) = self.panicked {
             return Err(Failure {
@@ -135,48 +177,48 @@ impl Instance {
                 reason: format!("it panicked in {earlier} before and is not called again"),
             });
         }
+        let look = match self.closely {
+            0 => Look::Quick,
+            _ => {
+                self.closely -= 1;
+                Look::Close
+            }
+        };
         take_error();
-        let start = Instant::now();
-        let (status, output) = body(self.pointer.as_ptr());
-        let took = start.elapsed();
+        let mut took = Duration::ZERO;
+        let status = guard::enter(self.maker.plugin, call, look, || {
+            let start = Instant::now();
+            let status = body(self.pointer.as_ptr(), &mut output);
+            took = start.elapsed();
+            status
+        });
         let late = self.maker.time_limit.filter(|limit| took > *limit);
-        self.stats
-            .record(took, status != HOST_OK || output.is_err() || late.is_some());
-        match (status, output, late) {
-            (HOST_OK, Ok(output), None) => Ok(output),
-            (status, output, late) => Err(self.failure(call, status, output.err(), (took, late))),
-        }
-    }
-
-    #[cold]
-    fn failure(
-        &mut self,
-        call: &'static str,
-        status: HostStatus,
-        fault: Option<String>,
-        (took, late): (Duration, Option<Duration>),
-    ) -> Failure {
+        let failure = match (status, late) {
+            (HOST_OK, None) => match take(output) {
+                Ok(taken) => {
+                    self.stats.record(took, false);
+                    return Ok(taken);
+                }
+                Err(fault) => Failure {
+                    status: HOST_ERROR,
+                    reason: reason(HOST_ERROR, Some(&fault)),
+                },
+            },
+            (HOST_OK, Some(limit)) => Failure {
+                // The next may be quicker.
+                status: HOST_TEMPORARY,
+                reason: late_reason(output.fault(), took, limit),
+            },
+            (status, _) => Failure {
+                status,
+                reason: reason(status, output.fault()),
+            },
+        };
+        self.stats.record(took, true);
         if status == HOST_PANIC {
             self.panicked = Some(call);
         }
-        match (status, fault, late) {
-            (status, Some(fault), _) if status != HOST_PANIC => Failure {
-                status: HOST_ERROR,
-                reason: fault,
-            },
-            (HOST_OK, None, Some(limit)) => Failure {
-                // The next may be quicker.
-                status: HOST_TEMPORARY,
-                reason: format!(
-                    "it took {took:.1?}, over its time_limit_secs = {}",
-                    limit.as_secs_f64()
-                ),
-            },
-            _ => Failure {
-                status,
-                reason: reason(status),
-            },
-        }
+        Err(failure)
     }
 
     /// A call that gives nothing but its status.
@@ -185,7 +227,7 @@ impl Instance {
         call: &'static str,
         body: impl FnOnce(*mut c_void) -> HostStatus,
     ) -> Result<()> {
-        self.call(call, |instance| (body(instance), Ok(())))
+        self.call(call, (), |instance, ()| body(instance), Ok)
             .map_err(|failure| self.error(call, &failure))
     }
 
@@ -202,27 +244,41 @@ impl Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        // SAFETY: the pointer came from `create` and this is its last use.
-        unsafe { (self.destroy)(self.pointer.as_ptr()) };
+        self.maker.destroy(self.destroy, self.pointer);
     }
 }
 
-fn failed(plugin: &str, call: &str, reason: &str) -> Error {
+pub(crate) fn failed(plugin: &str, call: &str, reason: &str) -> Error {
     Error::new(
         Kind::Plugin,
         format!("plugin {plugin} failed in {call}: {reason}"),
     )
 }
 
-/// The plugin's own words or, where it gave none, what the status says.
-fn reason(status: HostStatus) -> String {
-    let own = take_error();
-    match (status, own) {
-        (_, Some(own)) => own,
-        (HOST_PANIC, None) => "it panicked".to_owned(),
-        (HOST_UNSUPPORTED, None) => "it cannot do this".to_owned(),
-        (HOST_CANCELLED, None) => "it was cancelled".to_owned(),
-        (HOST_ERROR | HOST_TEMPORARY, None) => "it gave no reason".to_owned(),
-        (other, None) => format!("it gave no reason, and the unknown status {other}"),
+pub(crate) fn late(took: Duration, limit: Duration) -> String {
+    format!(
+        "it took {took:.1?}, over its time_limit_secs = {}",
+        limit.as_secs_f64()
+    )
+}
+
+/// What was wrong with the output of a call that took too long counts more than the time.
+fn late_reason(fault: Option<&str>, took: Duration, limit: Duration) -> String {
+    fault.map_or_else(|| late(took, limit), str::to_owned)
+}
+
+/// The plugin's own words, and what the host refused of its output; where there is neither, what the
+/// status says.
+#[cold]
+fn reason(status: HostStatus, fault: Option<&str>) -> String {
+    match (status, take_error(), fault) {
+        (_, Some(own), Some(fault)) => format!("{own} ({fault})"),
+        (_, Some(own), None) => own,
+        (HOST_PANIC, None, _) => "it panicked".to_owned(),
+        (_, None, Some(fault)) => fault.to_owned(),
+        (HOST_UNSUPPORTED, None, None) => "it cannot do this".to_owned(),
+        (HOST_CANCELLED, None, None) => "it was cancelled".to_owned(),
+        (HOST_ERROR | HOST_TEMPORARY, None, None) => "it gave no reason".to_owned(),
+        (other, None, None) => format!("it gave no reason, and the unknown status {other}"),
     }
 }

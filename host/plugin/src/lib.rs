@@ -21,8 +21,10 @@ mod call_stats;
 mod checkpoint_sink;
 mod config;
 mod conformance;
+mod defaults;
 mod dynamic;
 mod event;
+mod guard;
 mod host_api;
 mod image;
 mod inspect;
@@ -36,20 +38,25 @@ mod mode;
 mod observer;
 mod out;
 mod param_groups;
+mod path_setting;
 mod plugin;
 mod process;
 mod schema;
 mod search_path;
 mod secrets;
+mod signal_name;
 mod spec;
 mod vtable;
 
 pub use call_stats::{CallAccount, CallSummary};
-pub use config::PluginConfig;
+pub use config::{PluginConfig, shell_word};
 pub use conformance::{
     CheckOptions, Finding, Outcome, Test, TestReport, check_plugin, conformance_tests,
 };
 pub use event::EventKind;
+pub use guard::{
+    ProcessChange, ProcessWatch, end_process, guard_process, on_exit_by_plugin, process_changes,
+};
 pub use host_core::OnError;
 pub use inspect::inspect;
 pub use lock::{LockedPlugin, PluginLock};

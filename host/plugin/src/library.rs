@@ -3,12 +3,14 @@ use std::error::Error as _;
 use std::mem::ManuallyDrop;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use host_core::{Error, Kind, Result};
 use host_plugin_abi::{ENTRY_SYMBOL, HostApi, HostPlugin, HostPluginEntry, HostPluginItem};
 use libloading::os::unix as dl;
 
 use crate::checkpoint_sink::CheckpointSinkFunctions;
+use crate::guard::{self, Look, name_of};
 use crate::host_api::{host_api, take_error};
 use crate::image::{Image, Mapped};
 use crate::inspect::{Refusal, inspect};
@@ -27,13 +29,20 @@ pub(crate) struct Library {
     pub(crate) metric: Option<MetricFunctions>,
     pub(crate) checkpoint_sink: Option<CheckpointSinkFunctions>,
     pub(crate) observer: Option<ObserverFunctions>,
+    /// What its constructors and its entry function took.
+    pub(crate) load_time: Duration,
 }
 
 /// The libraries of this process by the digest of their bytes: the same bytes are loaded once.
 static LOADED: Mutex<Option<HashMap<[u8; 32], &'static Library>>> = Mutex::new(None);
 
+/// What runs of a library before there is an instance: its constructors and its entry function.
+pub(crate) const LOAD: &str = "load";
+
 /// Most items that a description may have.
 const MOST_ITEMS: usize = 16;
+/// Most bytes of an item, whatever a newer ABI appends.
+const LARGEST_ITEM: usize = 4096;
 
 impl Library {
     /// Loads the bytes that were hashed. `path` is only named.
@@ -44,8 +53,9 @@ impl Library {
             return Ok(library);
         }
         let manifest = inspect(image.bytes(), path)?;
+        let begun = Instant::now();
         let entry = open(image, &manifest.id, path)?;
-        let library = Self::describe(entry, manifest)
+        let library = Self::describe(entry, manifest, begun)
             .map_err(|fault| {
                 Refusal::new(
                     fault,
@@ -59,13 +69,19 @@ impl Library {
     }
 
     /// Asks the library what it is, and holds it to its manifest.
-    fn describe(entry: HostPluginEntry, manifest: PluginManifest) -> Result<Self, String> {
+    fn describe(
+        entry: HostPluginEntry,
+        manifest: PluginManifest,
+        begun: Instant,
+    ) -> Result<Self, String> {
         let id = &manifest.id;
         let api = host_api(id);
         take_error();
         // SAFETY: the library has an entry function of this type, by the symbol's name, and the API
         // lives for ever.
-        let plugin = unsafe { entry(api) };
+        let plugin = guard::enter(name_of(id), LOAD, Look::Close, || unsafe { entry(api) });
+        guard::loaded();
+        let load_time = begun.elapsed();
         if plugin.is_null() {
             let reason = take_error().unwrap_or_else(|| "it gave no reason".to_owned());
             return Err(format!("plugin {id} refused this host: {reason}"));
@@ -127,6 +143,7 @@ impl Library {
             observer: observer.transpose().map_err(says)?,
             api,
             manifest,
+            load_time,
         })
     }
 }
@@ -145,9 +162,15 @@ pub(crate) fn open(image: &Image, id: &str, path: &Path) -> Result<HostPluginEnt
         .map_err(|error| Error::io("copy the plugin", path, &error))?;
     let place = mapped.path(id);
     let flags = libc::RTLD_NOW | libc::RTLD_LOCAL | libc::RTLD_NODELETE;
+    let name = name_of(id);
+    guard::loaded();
     // SAFETY: this runs the library's constructors. It passed the look before the load; beyond that
     // the user chose to trust it.
-    let library = unsafe { dl::Library::open(Some(&place), flags) }.map_err(|error| {
+    let opened = guard::enter(name, LOAD, Look::Close, || unsafe {
+        dl::Library::open(Some(&place), flags)
+    });
+    guard::loaded();
+    let library = opened.map_err(|error| {
         let reason = reason(&error);
         // The loader names the place in memory, which means nothing to a person.
         let place = format!("{}: ", place.display());
@@ -161,6 +184,7 @@ pub(crate) fn open(image: &Image, id: &str, path: &Path) -> Result<HostPluginEnt
     // SAFETY: the symbol's name stands for the type.
     let entry = unsafe { library.get::<HostPluginEntry>(ENTRY_SYMBOL) }
         .map_err(|error| fail(&reason(&error)))?;
+    guard::remember(name, *entry as *const () as usize);
     Ok(*entry)
 }
 
@@ -194,15 +218,21 @@ pub(crate) unsafe fn description(at: *const HostPlugin) -> Result<HostPlugin, St
 /// `plugin.items` points to `plugin.n_items` items, each of the size that it says.
 unsafe fn items(plugin: &HostPlugin) -> Result<Vec<HostPluginItem>, String> {
     if plugin.n_items > MOST_ITEMS || plugin.items.is_null() {
-        return Err(format!("describes {} items", plugin.n_items));
+        return Err(match plugin.n_items {
+            0..=MOST_ITEMS => "describes no items".to_owned(),
+            count => format!("describes {count} items, more than {MOST_ITEMS}"),
+        });
     }
     let mut at = plugin.items.cast::<u8>();
     let mut items = Vec::with_capacity(plugin.n_items);
     for _ in 0..plugin.n_items {
         // SAFETY: the caller's promise.
         let size = unsafe { at.cast::<u32>().read_unaligned() } as usize;
-        if !(size_of::<HostPluginItem>()..=4096).contains(&size) {
-            return Err(format!("describes an item of {size} bytes"));
+        if !(size_of::<HostPluginItem>()..=LARGEST_ITEM).contains(&size) {
+            return Err(format!(
+                "describes an item of {size} bytes, which has {} to {LARGEST_ITEM}",
+                size_of::<HostPluginItem>()
+            ));
         }
         // SAFETY: the fields lie within the item, and the next item follows it.
         unsafe {

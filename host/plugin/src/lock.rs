@@ -195,7 +195,8 @@ impl PluginLock {
         };
         let message = format!("{fault}: {}", library.display());
         Err(Error::new(Kind::Plugin, message).hint(format!(
-            "`host plugin lock … --file {lock}` accepts it, if you trust the new file"
+            "`host plugin lock --file {}`, with the run's own arguments, accepts it, if you trust the new file",
+            crate::shell_word(&lock.to_string())
         )))
     }
 }
@@ -348,7 +349,7 @@ size = 100
             assert_eq!(
                 error.hint_text(),
                 Some(
-                    "`host plugin lock … --file /c/plugins.lock` accepts it, if you trust the new file"
+                    "`host plugin lock --file /c/plugins.lock`, with the run's own arguments, accepts it, if you trust the new file"
                 )
             );
         }
@@ -390,7 +391,7 @@ size = 100
             ),
             (
                 changed("\"b\"", "\"../b\""),
-                "not a plugin lock: \"../b\" is no plugin's id: /l:13".to_owned(),
+                "not a plugin lock: \"../b\" is not a plugin id: /l:13".to_owned(),
             ),
             (
                 changed("\"1.0\"", "\"1\""),

@@ -1,5 +1,6 @@
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use host_plugin_abi as abi;
 
@@ -69,6 +70,74 @@ pub(crate) fn write(record: &LogRecord<'_>) {
     }
 }
 
+/// The target of what the host itself says about a plugin.
+pub(crate) const HOST: &str = "host";
+
+/// Most lines of a plugin that are shown in a second, and in a run.
+const MOST_IN_A_SECOND: u64 = 200;
+const MOST_IN_A_RUN: u64 = 10_000;
+
+/// How much a plugin has logged. What is more than a person can read is counted and not shown.
+#[derive(Debug, Default)]
+pub(crate) struct Flow(Mutex<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// The second that runs, and the lines in it.
+    begun: Option<Instant>,
+    in_second: u64,
+    shown: u64,
+    /// Left out and not told of yet.
+    left_out: u64,
+}
+
+impl Flow {
+    /// Whether the next line is shown, and what there is to say of those before it.
+    pub(crate) fn admit(&self, now: Instant) -> (bool, Option<String>) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = counts
+            .begun
+            .is_none_or(|begun| now.duration_since(begun) >= Duration::from_secs(1));
+        let mut news = None;
+        if is_over {
+            counts.begun = Some(now);
+            counts.in_second = 0;
+            if counts.shown < MOST_IN_A_RUN {
+                news = counts.take_left_out();
+            }
+        }
+        if counts.shown >= MOST_IN_A_RUN || counts.in_second >= MOST_IN_A_SECOND {
+            counts.left_out += 1;
+            return (false, news);
+        }
+        counts.in_second += 1;
+        counts.shown += 1;
+        if counts.shown == MOST_IN_A_RUN {
+            news = Some(format!(
+                "it has logged {MOST_IN_A_RUN} lines; those behind the next one are counted and not shown"
+            ));
+        }
+        (true, news)
+    }
+
+    /// What there is to say of the lines that were left out.
+    pub(crate) fn left_out(&self) -> Option<String> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.take_left_out()
+    }
+}
+
+impl Counts {
+    fn take_left_out(&mut self) -> Option<String> {
+        let count = std::mem::take(&mut self.left_out);
+        let limit = match self.shown >= MOST_IN_A_RUN {
+            true => format!("{MOST_IN_A_RUN} in a run"),
+            false => format!("{MOST_IN_A_SECOND} in a second"),
+        };
+        (count > 0).then(|| format!("{count} lines of its log are not shown: at most {limit} are"))
+    }
+}
+
 impl Level {
     pub(crate) fn number(self) -> i32 {
         match self {
@@ -86,6 +155,47 @@ impl Level {
             abi::HOST_LOG_WARN => Self::Warn,
             abi::HOST_LOG_INFO => Self::Info,
             _ => Self::Debug,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_cut_to_a_second_and_to_a_run_and_counted() {
+        let flow = Flow::default();
+        let begin = Instant::now();
+        let mut shown = 0;
+        let mut said = Vec::new();
+        for second in 0..200 {
+            for _ in 0..350 {
+                let (is_shown, news) = flow.admit(begin + Duration::from_secs(second));
+                shown += u64::from(is_shown);
+                said.extend(news);
+            }
+        }
+        assert_eq!(shown, MOST_IN_A_RUN);
+        let of_a_second = "150 lines of its log are not shown: at most 200 in a second are";
+        assert_eq!(said[..49], vec![of_a_second; 49]);
+        assert!(
+            said[49].starts_with("it has logged 10000 lines; "),
+            "{said:?}"
+        );
+        assert_eq!(said.len(), 50);
+        let rest = "52650 lines of its log are not shown: at most 10000 in a run are";
+        assert_eq!(flow.left_out().as_deref(), Some(rest));
+        assert_eq!(flow.left_out(), None);
+    }
+
+    #[test]
+    fn a_plugin_that_speaks_now_and_then_is_never_cut() {
+        let flow = Flow::default();
+        let begin = Instant::now();
+        for line in 0..1000 {
+            let at = begin + Duration::from_millis(20 * line);
+            assert_eq!(flow.admit(at), (true, None));
         }
     }
 }

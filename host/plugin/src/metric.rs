@@ -60,15 +60,13 @@ impl PluginMetric {
         put: Put,
         take: impl FnOnce(Output) -> Result<T, String>,
     ) -> Result<T> {
+        let put = |instance, output: &mut Output| {
+            let out = output.callbacks();
+            // SAFETY: the instance is the library's own; the callbacks' context outlives the call.
+            unsafe { put(instance, &raw const out) }
+        };
         self.instance
-            .call(call, |instance| {
-                let mut output = Output::default();
-                let out = output.callbacks();
-                // SAFETY: the instance is the library's own; the callbacks' context outlives the
-                // call.
-                let status = unsafe { put(instance, &raw const out) };
-                (status, take(output))
-            })
+            .call(call, Output::default(), put, take)
             .map_err(|failure| self.instance.error(call, &failure))
     }
 }

@@ -8,15 +8,15 @@ use host_plugin_abi::{
 };
 
 use crate::event::{self, with_view};
-use crate::host_api::{message_of, one_line};
-use crate::instance::Instance;
+use crate::host_api::{cut, message_of, one_line};
+use crate::instance::{Collector, Instance};
 use crate::out::{Output, answer};
 use crate::vtable::required;
 use crate::{EventKind, PluginKind};
 
 /// Most requests that one call may make.
 const MOST_ASKS: usize = 16;
-/// Longest reason that is kept, in characters; the rest is cut off.
+/// Longest reason that is kept, in bytes; the rest is cut off.
 const LONGEST_REASON: usize = 1000;
 
 type Observe =
@@ -82,17 +82,17 @@ impl Observer for PluginObserver {
             return Ok(Vec::new());
         }
         let observe = self.functions.observe;
-        self.instance
-            .call("observe", |instance| {
-                let mut requests = Requests::default();
-                let out = requests.callbacks();
-                // SAFETY: the instance is the library's own; the event and the callbacks' context
-                // outlive the call.
-                let status = with_view(step, event, |event| unsafe {
-                    observe(instance, event, &raw const out)
-                });
-                (status, requests.into_result())
+        let show = |instance, requests: &mut Requests| {
+            let out = requests.callbacks();
+            // SAFETY: the instance is the library's own; the event and the callbacks' context outlive
+            // the call.
+            with_view(step, event, |event| unsafe {
+                observe(instance, event, &raw const out)
             })
+        };
+        let requests = Requests::default();
+        self.instance
+            .call("observe", requests, show, Requests::into_result)
             .map_err(|failure| self.instance.error("observe", &failure))
     }
 
@@ -100,15 +100,13 @@ impl Observer for PluginObserver {
         let Some(StateFunctions { export_state, .. }) = self.functions.state else {
             return Ok(Vec::new());
         };
+        let put = |instance, output: &mut Output| {
+            let out = output.callbacks();
+            // SAFETY: the instance is the library's own; the callbacks' context outlives the call.
+            unsafe { export_state(instance, &raw const out) }
+        };
         self.instance
-            .call("export_state", |instance| {
-                let mut output = Output::default();
-                let out = output.callbacks();
-                // SAFETY: the instance is the library's own; the callbacks' context outlives the
-                // call.
-                let status = unsafe { export_state(instance, &raw const out) };
-                (status, output.into_bytes())
-            })
+            .call("export_state", Output::default(), put, Output::into_bytes)
             .map_err(|failure| self.instance.error("export_state", &failure))
     }
 
@@ -148,6 +146,12 @@ pub(crate) struct Requests {
     asks: Vec<Ask>,
     /// The first thing that was wrong; it fails the call whatever the plugin makes of it.
     fault: Option<String>,
+}
+
+impl Collector for Requests {
+    fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
 }
 
 impl Requests {
@@ -201,7 +205,7 @@ unsafe extern "C" fn ask(
     let status = answer(&mut fault, || {
         // SAFETY: by the ABI the reason is readable until this returns.
         let reason = one_line(&unsafe { message_of(reason) });
-        let reason = reason.chars().take(LONGEST_REASON).collect();
+        let reason = cut(reason, LONGEST_REASON);
         requests.ask(Ask { request, reason })
     });
     requests.fault = fault;

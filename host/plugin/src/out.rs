@@ -4,9 +4,10 @@ use std::ptr;
 use host_plugin_abi::{HOST_ERROR, HOST_OK, HostOut, HostStatus, HostStr};
 
 use crate::host_api::{bytes_of, contained};
+use crate::instance::Collector;
 
 /// Longest name of a value or a group, in bytes.
-pub(crate) const LONGEST_NAME: usize = 200;
+pub(crate) const LONGEST_NAME: usize = host_core::LONGEST_METRIC_NAME;
 /// Most values that one call may put.
 const MOST_VALUES: usize = 1000;
 /// Most bytes that one call may put.
@@ -19,6 +20,12 @@ pub(crate) struct Output {
     bytes: Option<Vec<u8>>,
     /// The first thing that was wrong; it fails the call whatever the plugin makes of it.
     fault: Option<String>,
+}
+
+impl Collector for Output {
+    fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
 }
 
 impl Output {

@@ -8,8 +8,8 @@ use host_plugin_abi::{
 };
 
 use crate::PluginKind;
-use crate::host_api::one_line;
-use crate::instance::Instance;
+use crate::host_api::{cut, message_of, one_line};
+use crate::instance::{Collector, Instance};
 use crate::out::{answer, checked_name};
 use crate::vtable::required;
 
@@ -64,15 +64,15 @@ impl ParamGroups for PluginParamGroups {
             weight_decay: request.weight_decay,
         };
         let group = self.functions.group;
+        let call = |instance, groups: &mut Groups| {
+            let out = groups.callbacks();
+            // SAFETY: the instance is the library's own; the request, its parameters and the callbacks'
+            // context outlive the call.
+            unsafe { group(instance, &raw const abi_request, &raw const out) }
+        };
+        let groups = Groups::new(params.len());
         self.instance
-            .call("group", |instance| {
-                let mut groups = Groups::new(params.len());
-                let out = groups.callbacks();
-                // SAFETY: the instance is the library's own; the request, its parameters and the
-                // callbacks' context outlive the call.
-                let status = unsafe { group(instance, &raw const abi_request, &raw const out) };
-                (status, groups.into_result())
-            })
+            .call("group", groups, call, Groups::into_result)
             .map_err(|failure| self.instance.error("group", &failure))
     }
 }
@@ -114,6 +114,12 @@ pub(crate) struct Groups {
     warnings: Vec<String>,
     /// The first thing that was wrong; it fails the call whatever the plugin makes of it.
     fault: Option<String>,
+}
+
+impl Collector for Groups {
+    fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
 }
 
 impl Groups {
@@ -177,7 +183,10 @@ impl Groups {
             ));
         };
         if self.assigned == self.n_params.saturating_mul(MOST_GROUPS) {
-            return Err("it assigned without end".to_owned());
+            return Err(format!(
+                "it assigned parameters more than {} times",
+                self.assigned
+            ));
         }
         self.assigned += 1;
         group.params.push(param);
@@ -188,7 +197,7 @@ impl Groups {
         if self.warnings.len() == MOST_WARNINGS {
             return Err(format!("it gave more than {MOST_WARNINGS} warnings"));
         }
-        self.warnings.push(one_line(message));
+        self.warnings.push(message.to_owned());
         Ok(())
     }
 }
@@ -238,12 +247,11 @@ unsafe extern "C" fn warn(ctx: *mut c_void, message: HostStr) -> HostStatus {
     };
     let mut fault = groups.fault.take();
     let status = answer(&mut fault, || {
-        let cut = HostStr {
-            ptr: message.ptr,
-            len: message.len.min(LONGEST_WARNING),
-        };
         // SAFETY: by the ABI the message is readable until this returns.
-        groups.warn(&String::from_utf8_lossy(unsafe { cut.as_bytes() }))
+        groups.warn(&cut(
+            one_line(&unsafe { message_of(message) }),
+            LONGEST_WARNING,
+        ))
     });
     groups.fault = fault;
     status

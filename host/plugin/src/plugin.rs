@@ -7,23 +7,28 @@ use host_core::{CheckpointSink, Error, Kind, Metric, Observer, ParamGroups, Resu
 use serde_json::{Map, Value};
 
 use crate::checkpoint_sink::PluginCheckpointSink;
+use crate::guard::name_of;
 use crate::image::Image;
-use crate::instance::Maker;
-use crate::library::Library;
+use crate::instance::{Maker, failed, late};
+use crate::library::{LOAD, Library};
 use crate::metric::PluginMetric;
-use crate::mode::default_time_limit;
 use crate::observer::PluginObserver;
 use crate::param_groups::PluginParamGroups;
 use crate::process::{
-    Launch, Remote, RemoteCheckpointSink, RemoteMetric, RemoteObserver, RemoteParamGroups,
+    Launch, Limits, Remote, RemoteCheckpointSink, RemoteMetric, RemoteObserver, RemoteParamGroups,
 };
-use crate::{CallAccount, Found, Mode, PluginConfig, PluginKind, PluginManifest, ServeCommand};
+use crate::secrets::Shares;
+use crate::{
+    CallAccount, Found, Mode, PluginConfig, PluginKind, PluginManifest, ServeCommand, shell_word,
+};
 
 /// A plugin with its settings. It makes instances, in this process or each in a child of it; they
 /// outlive it.
 #[derive(Debug)]
 pub struct Plugin {
     path: PathBuf,
+    /// How commands name it: by its id or its path.
+    name: String,
     sha256: String,
     manifest: PluginManifest,
     config: Map<String, Value>,
@@ -43,6 +48,7 @@ struct Isolation {
     /// The user's choice for all kinds.
     mode: Option<Mode>,
     serve: ServeCommand,
+    shares: Arc<Shares>,
     /// The bytes that were looked at, which nobody can change any more.
     image: Arc<OwnedFd>,
 }
@@ -63,7 +69,8 @@ impl Plugin {
     /// does not keep what its manifest promises.
     pub fn load(found: &Found, config: &PluginConfig) -> Result<Self> {
         let (image, manifest, config) = examine(found, config)?;
-        Self::make(&image, &found.path, manifest, config, None)
+        let made = Self::make(&image, &found.path, manifest, config, None)?;
+        Ok(made.named(found))
     }
 
     /// The same, but instances of the kinds that run in a process of their own are made in children
@@ -78,17 +85,26 @@ impl Plugin {
         mode: Option<Mode>,
         serve: ServeCommand,
     ) -> Result<Self> {
-        let (image, manifest, config) = examine(found, config)?;
+        let given = config;
+        let (image, manifest, config) = examine(found, given)?;
         let image_file = image
             .map(&manifest.id)
             .and_then(|mapped| mapped.into_file(&manifest.id))
             .map_err(|error| Error::io("copy the plugin", &found.path, &error))?;
+        let shares = serve.secrets().shares(&manifest, given, &config);
         let isolation = Isolation {
             mode,
+            shares: Arc::new(shares),
             serve,
             image: Arc::new(image_file),
         };
-        Self::make(&image, &found.path, manifest, config, Some(isolation))
+        let made = Self::make(&image, &found.path, manifest, config, Some(isolation))?;
+        Ok(made.named(found))
+    }
+
+    fn named(self, found: &Found) -> Self {
+        let name = found.name();
+        Self { name, ..self }
     }
 
     /// Loads bytes that the host has examined, with settings that it has, into this process.
@@ -121,6 +137,7 @@ impl Plugin {
         };
         Ok(Self {
             path: path.to_owned(),
+            name: manifest.id.clone(),
             sha256: image.sha256(),
             json: Value::Object(config.clone()).to_string().into(),
             manifest,
@@ -135,6 +152,11 @@ impl Plugin {
     /// Its id.
     pub fn id(&self) -> &str {
         &self.manifest.id
+    }
+
+    /// How a command names it: by its id, or by its path if it was asked for by that.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// What it says about itself.
@@ -196,7 +218,7 @@ impl Plugin {
             Place::Child(launch) => return Ok(Box::new(RemoteParamGroups(self.start(launch)?))),
         };
         let functions = self.functions(library.param_groups, kind)?;
-        let maker = self.maker(library);
+        let maker = self.maker(library)?;
         let instance = maker.create(kind, functions.create, functions.destroy)?;
         Ok(Box::new(PluginParamGroups {
             instance,
@@ -219,7 +241,7 @@ impl Plugin {
             }
         };
         let functions = self.functions(library.metric, kind)?;
-        let maker = self.maker(library);
+        let maker = self.maker(library)?;
         let instance = maker.create(kind, functions.create, functions.destroy)?;
         Ok(Box::new(PluginMetric {
             instance,
@@ -242,7 +264,7 @@ impl Plugin {
             }
         };
         let functions = self.functions(library.checkpoint_sink, kind)?;
-        let maker = self.maker(library);
+        let maker = self.maker(library)?;
         let instance = maker.create(kind, functions.create, functions.destroy)?;
         Ok(Box::new(PluginCheckpointSink::new(instance, functions)))
     }
@@ -262,7 +284,7 @@ impl Plugin {
             }
         };
         let functions = self.functions(library.observer, kind)?;
-        let maker = self.maker(library);
+        let maker = self.maker(library)?;
         let instance = maker.create(kind, functions.create, functions.destroy)?;
         Ok(Box::new(PluginObserver {
             instance,
@@ -285,11 +307,7 @@ impl Plugin {
                     path: self.path.as_path().into(),
                     config: Arc::clone(&self.json),
                     kind,
-                    hidden: isolation
-                        .serve
-                        .secrets()
-                        .hidden_from(&self.manifest, &self.config)
-                        .into(),
+                    shares: Arc::clone(&isolation.shares),
                 }))
             }
             (_, Some(library)) => Ok(Place::Here(library)),
@@ -297,19 +315,24 @@ impl Plugin {
         }
     }
 
-    fn maker(&self, library: &'static Library) -> Maker {
-        Maker {
-            plugin: self.id().into(),
+    fn maker(&self, library: &'static Library) -> Result<Maker> {
+        // Nobody knew the limit yet, nor could have ended it.
+        if let Some(limit) = self.time_limit.filter(|limit| library.load_time > *limit) {
+            let reason = late(library.load_time, limit);
+            return Err(failed(self.id(), LOAD, &reason));
+        }
+        Ok(Maker {
+            plugin: name_of(self.id()),
             api: library.api,
             config: Arc::clone(&self.json),
             time_limit: self.time_limit,
             account: self.account.clone(),
-        }
+        })
     }
 
     fn start(&self, launch: Launch) -> Result<Remote> {
-        let limit = self.time_limit.unwrap_or(default_time_limit(launch.kind));
-        Remote::start(launch, limit, &self.account)
+        let limits = Limits::new(self.time_limit, launch.kind);
+        Remote::start(launch, limits, &self.account)
     }
 
     fn functions<F>(&self, functions: Option<F>, kind: PluginKind) -> Result<F> {
@@ -327,7 +350,10 @@ impl Plugin {
                 self.path.display()
             ),
         )
-        .hint("`host plugin list` shows what each plugin is")
+        .hint(format!(
+            "`host plugin info {}` shows what it is",
+            shell_word(&self.name)
+        ))
     }
 }
 
@@ -358,6 +384,6 @@ fn examine(
         .hint("the file was replaced in this moment; try again"));
     }
     found.check_lock(&manifest, &image)?;
-    let config = config.resolve(&manifest)?;
+    let config = config.resolve_as(&manifest, &found.name())?;
     Ok((image, manifest, config))
 }

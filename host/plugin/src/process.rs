@@ -21,8 +21,8 @@ mod serve;
 mod spawner;
 
 pub(crate) use checkpoint_sink::RemoteCheckpointSink;
-pub(crate) use child::Launch;
 pub use child::ServeCommand;
+pub(crate) use child::{Launch, Limits};
 pub(crate) use metric::RemoteMetric;
 pub(crate) use observer::RemoteObserver;
 pub(crate) use param_groups::RemoteParamGroups;

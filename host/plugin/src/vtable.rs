@@ -49,7 +49,7 @@ pub(crate) unsafe fn read<T: Vtable>(at: *const c_void) -> Result<T, String> {
     let size = unsafe { at.cast::<u32>().read_unaligned() } as usize;
     if !(HEAD..=LARGEST).contains(&size) {
         return Err(format!(
-            "says that its table of functions for {} has {size} bytes",
+            "says that its table of functions for {} has {size} bytes, which has {HEAD} to {LARGEST}",
             T::KIND
         ));
     }
@@ -121,7 +121,9 @@ mod tests {
             let reason = read_metric(&table(size)).expect_err("refused");
             assert_eq!(
                 reason,
-                format!("says that its table of functions for metric has {size} bytes")
+                format!(
+                    "says that its table of functions for metric has {size} bytes, which has 8 to 4096"
+                )
             );
         }
         // SAFETY: null is allowed.

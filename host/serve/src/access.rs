@@ -1,27 +1,33 @@
 use std::fmt;
-use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
-use tonic::metadata::MetadataMap;
-use tonic::service::Interceptor;
-use tonic::{Request, Status};
-
-use crate::call::Calls;
+use tonic::Status;
+use tonic::codegen::http::HeaderMap;
 
 /// A secret that clients show. It is kept as its hash: hashes are of one length and are compared in
 /// constant time, so an answer's time tells nothing of it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Token([u8; 32]);
+pub struct Token {
+    hash: [u8; 32],
+    /// Whether it is long enough that nobody guesses it, however many guesses there are.
+    is_long: bool,
+}
+
+/// Characters of a token that is beyond guessing: 128 bits in hexadecimal.
+const LONG: usize = 32;
 
 impl Token {
     /// The token of this secret.
     pub fn new(secret: &str) -> Self {
-        Self(Sha256::digest(secret.as_bytes()).into())
+        Self {
+            hash: Sha256::digest(secret.as_bytes()).into(),
+            is_long: secret.len() >= LONG,
+        }
     }
 
     fn is(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
+        self.hash.ct_eq(&other.hash).into()
     }
 }
 
@@ -49,49 +55,72 @@ pub(crate) enum Scope {
     Control,
 }
 
+/// What the token of a call turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shown {
+    Nothing,
+    /// A token that is not known here.
+    Unknown,
+    Reads {
+        is_long: bool,
+    },
+    Controls {
+        is_long: bool,
+    },
+}
+
 impl Access {
-    fn check(&self, scope: Scope, metadata: &MetadataMap) -> Result<(), Status> {
-        if scope == Scope::Public || (scope == Scope::Read && self.read.is_none()) {
-            return Ok(());
-        }
-        let missing =
-            || Status::unauthenticated("no token was given: send `authorization: Bearer TOKEN`");
-        let header = metadata.get("authorization").ok_or_else(missing)?;
-        let header = header.to_str().map_err(|_| missing())?;
-        let (scheme, secret) = header.split_once(' ').ok_or_else(missing)?;
+    /// Looks at the token that a call came with.
+    pub(crate) fn look(&self, headers: &HeaderMap) -> Shown {
+        let header = headers.get("authorization");
+        let Some((scheme, secret)) = header
+            .and_then(|header| header.to_str().ok())
+            .and_then(|header| header.split_once(' '))
+        else {
+            return Shown::Nothing;
+        };
         if !scheme.eq_ignore_ascii_case("bearer") {
-            return Err(missing());
+            return Shown::Nothing;
         }
         let token = Token::new(secret.trim());
         // Both are compared, whichever fits.
-        let reads = self.read.as_ref().is_some_and(|known| known.is(&token));
-        let controls = self.control.as_ref().is_some_and(|known| known.is(&token));
-        match scope {
-            _ if controls => Ok(()),
-            Scope::Read if reads => Ok(()),
-            Scope::Control if reads => Err(Status::permission_denied(
-                "this token may read, not control",
-            )),
-            _ => Err(Status::unauthenticated("the token is not known here")),
+        let reads = self.read.as_ref().filter(|known| known.is(&token));
+        let controls = self.control.as_ref().filter(|known| known.is(&token));
+        match (reads, controls) {
+            (_, Some(known)) => Shown::Controls {
+                is_long: known.is_long,
+            },
+            (Some(known), None) => Shown::Reads {
+                is_long: known.is_long,
+            },
+            (None, None) => Shown::Unknown,
         }
     }
-}
 
-/// Stands before a service: counts the calls of each connection and looks at their tokens.
-#[derive(Clone, Debug)]
-pub(crate) struct Gate {
-    pub(crate) access: Arc<Access>,
-    pub(crate) scope: Scope,
-}
-
-impl Interceptor for Gate {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(calls) = request.extensions().get::<Arc<Calls>>() {
-            let call = Calls::begin(calls)?;
-            request.extensions_mut().insert(call);
+    /// Whether a call within this scope looks at its token at all.
+    pub(crate) fn is_needed(&self, scope: Scope) -> bool {
+        match scope {
+            Scope::Public => false,
+            Scope::Read => self.read.is_some(),
+            Scope::Control => true,
         }
-        self.access.check(self.scope, request.metadata())?;
-        Ok(request)
+    }
+
+    /// # Errors
+    /// What was shown does not let its bearer do this.
+    pub(crate) fn check(&self, scope: Scope, shown: Shown) -> Result<(), Status> {
+        match shown {
+            _ if !self.is_needed(scope) => Ok(()),
+            Shown::Controls { .. } => Ok(()),
+            Shown::Reads { .. } if scope == Scope::Read => Ok(()),
+            Shown::Reads { .. } => Err(Status::permission_denied(
+                "this token may read, not control",
+            )),
+            Shown::Unknown => Err(Status::unauthenticated("the token is not known here")),
+            Shown::Nothing => Err(Status::unauthenticated(
+                "no token was given: send `authorization: Bearer TOKEN`",
+            )),
+        }
     }
 }
 
@@ -102,11 +131,11 @@ mod tests {
     use super::*;
 
     fn asked(access: &Access, scope: Scope, header: Option<&str>) -> Code {
-        let mut metadata = MetadataMap::new();
+        let mut headers = HeaderMap::new();
         if let Some(header) = header {
-            metadata.insert("authorization", header.parse().expect("a header"));
+            headers.insert("authorization", header.parse().expect("a header"));
         }
-        match access.check(scope, &metadata) {
+        match access.check(scope, access.look(&headers)) {
             Ok(()) => Code::Ok,
             Err(status) => status.code(),
         }

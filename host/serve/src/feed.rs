@@ -13,8 +13,11 @@ use crate::to_proto;
 
 /// Most events of a piece of a stream.
 const PAGE_EVENTS: usize = 512;
-/// Where a piece ends early, so that it stays far below the 4 MiB that clients accept.
-const PAGE_BYTES: usize = 1 << 20;
+/// Where a piece ends early, so that it stays far below the 4 MiB that clients accept; earlier where many
+/// watch, for each of them may hold one.
+const PAGE_BYTES: std::ops::RangeInclusive<usize> = 16 << 10..=1 << 20;
+/// What the pieces of all watchers take together, about.
+const PAGES_BYTES: usize = 8 << 20;
 /// How often the log of another process is looked at.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -81,9 +84,10 @@ impl Feed {
         run: &RunName,
         after: u64,
     ) -> Result<Arc<Page>, Status> {
+        let most = page_bytes(runs.watchers());
         let read = async || {
             let page = runs
-                .read(run, move |reader| Page::read(reader, after))
+                .read(run, move |reader| Page::read(reader, after, most))
                 .await?;
             Ok(Arc::new(page))
         };
@@ -125,29 +129,36 @@ impl Feed {
 }
 
 impl Page {
-    fn read(reader: &Reader, after: u64) -> host_core::Result<Self> {
+    /// The events after a cursor, in `most` bytes or, if the first is larger, that one alone.
+    fn read(reader: &Reader, after: u64, most: usize) -> host_core::Result<Self> {
         let events = reader.events_after(after, PAGE_EVENTS)?;
         // After the events: if the run has ended by now, they may not be the last, and the cursor
         // then says so.
-        Ok(Self::of(events, after, reader.progress()?))
+        Ok(Self::of(events, after, reader.progress()?, most))
     }
 
     /// The page that ends the log of a run at work, whose writer says how far it has come.
-    fn read_live(reader: &Reader, after: u64, last_seq: u64) -> host_core::Result<Self> {
+    fn read_live(
+        reader: &Reader,
+        after: u64,
+        last_seq: u64,
+        most: usize,
+    ) -> host_core::Result<Self> {
         let fresh = usize::try_from(last_seq - after).unwrap_or(usize::MAX);
         let events = reader.events_after(after, fresh.min(PAGE_EVENTS))?;
         let status = RunStatus::Running;
-        Ok(Self::of(events, after, Progress { last_seq, status }))
+        let progress = Progress { last_seq, status };
+        Ok(Self::of(events, after, progress, most))
     }
 
     /// As many of these events as a piece may have.
-    fn of(events: Vec<Event>, after: u64, progress: Progress) -> Self {
+    fn of(events: Vec<Event>, after: u64, progress: Progress, most: usize) -> Self {
         let mut bytes = 0;
         let mut page = Vec::with_capacity(events.len());
         for event in events {
             let event = to_proto::event(event);
             bytes += event.encoded_len();
-            if bytes > PAGE_BYTES && !page.is_empty() {
+            if bytes > most && !page.is_empty() {
                 break;
             }
             page.push(event);
@@ -159,6 +170,11 @@ impl Page {
             progress,
         }
     }
+}
+
+/// How large a piece may be while so many watch.
+fn page_bytes(watchers: usize) -> usize {
+    (PAGES_BYTES / watchers.max(1)).clamp(*PAGE_BYTES.start(), *PAGE_BYTES.end())
 }
 
 /// Passes on what [`follow`] heard. It is for a task of the server's own thread: to wake a watcher from
@@ -202,7 +218,8 @@ pub(crate) fn follow(
             // Watchers who cannot use the page read one of their own, so a failure is theirs to find.
             let page = match (feed.is_watched(), runs.names()) {
                 (true, Ok(names)) => names.first().and_then(|name| {
-                    let read = |reader: &Reader| Page::read_live(reader, seen, last_seq);
+                    let most = page_bytes(runs.watchers());
+                    let read = |reader: &Reader| Page::read_live(reader, seen, last_seq, most);
                     let page = runs.read_now(name, read);
                     page.ok().map(Arc::new)
                 }),
@@ -223,10 +240,11 @@ pub(crate) async fn poll(runs: Arc<Runs>, run: RunName, feed: Weak<Feed>) {
     };
     loop {
         tokio::time::sleep(POLL).await;
+        let most = page_bytes(runs.watchers());
         let look = move |reader: &Reader| {
             let progress = reader.progress()?;
             let page = match progress.last_seq > seen {
-                true => Some(Arc::new(Page::read(reader, seen)?)),
+                true => Some(Arc::new(Page::read(reader, seen, most)?)),
                 false => None,
             };
             Ok((progress, page))

@@ -9,6 +9,8 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod answer;
+mod budget;
 mod call;
 mod client;
 mod compare;
@@ -16,8 +18,12 @@ mod connection;
 mod control;
 mod feed;
 mod from_proto;
+mod gate;
+mod guesses;
+mod health;
 mod limits;
 mod pieces;
+mod request_body;
 mod server;
 mod source;
 mod tensorboard;

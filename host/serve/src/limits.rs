@@ -6,7 +6,13 @@ pub struct Limits {
     /// Connections at once; more are told so and closed. Half the files that the process may have
     /// open, if that is less: the training needs some.
     pub connections: usize,
-    /// Streams of events at once, over all connections.
+    /// Connections beyond these, from this machine alone, for clients that show the control token with
+    /// their first call. They take the places of one another, the oldest first.
+    pub reserve: usize,
+    /// Bytes that all requests and answers on their way may take together. One connection may have half
+    /// of them.
+    pub bytes: usize,
+    /// Streams of events, and of health, at once, over all connections.
     pub watchers: usize,
     /// Calls that one connection may have open.
     pub streams: u32,
@@ -14,6 +20,10 @@ pub struct Limits {
     pub calls_per_second: u32,
     /// How long a connection may take to say what it speaks, TLS included.
     pub handshake: Duration,
+    /// How long a request may take to arrive as a whole.
+    pub request: Duration,
+    /// How long an answer waits for its client to take a piece of it. Then the connection is closed.
+    pub unread: Duration,
     /// How long a connection without a call stays.
     pub idle: Duration,
     /// How long a stream of events waits for its client to take what there is.
@@ -24,10 +34,14 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 1024,
+            reserve: 16,
+            bytes: 64 << 20,
             watchers: 1024,
             streams: 256,
             calls_per_second: 1000,
             handshake: Duration::from_secs(10),
+            request: Duration::from_secs(10),
+            unread: Duration::from_secs(10),
             idle: Duration::from_secs(120),
             stall: Duration::from_secs(60),
         }

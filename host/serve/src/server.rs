@@ -4,16 +4,22 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use host_core::{Error, Kind, Result};
-use host_proto::tensorboard::data::tensor_board_data_provider_server::TensorBoardDataProviderServer;
-use host_proto::tracker::v1::control_service_server::ControlServiceServer;
-use host_proto::tracker::v1::tracker_service_server::TrackerServiceServer;
+use host_proto::tensorboard::data::tensor_board_data_provider_server::{
+    self, TensorBoardDataProviderServer,
+};
+use host_proto::tracker::v1::control_service_server::{self, ControlServiceServer};
+use host_proto::tracker::v1::tracker_service_server::{self, TrackerServiceServer};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{Semaphore, watch};
-use tonic::service::interceptor::InterceptedService;
+use tokio::sync::watch;
+use tonic_health::pb::health_server::HealthServer;
 
-use crate::access::{Access, Gate, Scope};
+use crate::access::{Access, Scope};
+use crate::budget::Budget;
+use crate::connection::Door;
 use crate::control::Control;
+use crate::gate::{Gate, REQUEST_BYTES, TENSORBOARD_REQUEST_BYTES, Warn};
+use crate::health::Health;
 use crate::limits::Limits;
 use crate::source::{Runs, Source};
 use crate::tensorboard::TensorBoard;
@@ -21,14 +27,13 @@ use crate::tls::TlsIdentity;
 use crate::tracker::Tracker;
 use crate::{connection, feed};
 
-/// Requests are names and numbers.
-const REQUEST_BYTES: usize = 64 << 10;
-/// TensorBoard's requests name every run and metric that it shows.
-const TENSORBOARD_REQUEST_BYTES: usize = 4 << 20;
 /// Connections that the system keeps until they are taken; beyond it a client waits for a second.
 const BACKLOG: u32 = 4096;
 /// What a call may say of itself.
 const HEADER_BYTES: u32 = 16 << 10;
+/// What a client may send before the server has looked at it, in one call and in all of a connection:
+/// the least that HTTP/2 knows.
+const WINDOW: u32 = 65_535;
 /// A peer that is gone without a word is noticed after twice this.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// How long a call may take before it is answered. Reads are quick; a request to the loop waits for
@@ -40,13 +45,13 @@ const GRACE: Duration = Duration::from_secs(2);
 const READERS: usize = 4;
 
 /// The gRPC server, before it is at work: `tracker.v1`, `tensorboard.data`, health and reflection.
-#[derive(Debug)]
 pub struct Server {
     listen: SocketAddr,
     source: Source,
     access: Access,
     tls: Option<TlsIdentity>,
     limits: Limits,
+    warn: Option<Warn>,
 }
 
 /// A server at work. It stops when it is told to, or dropped.
@@ -66,6 +71,7 @@ impl Server {
             access: Access::default(),
             tls: None,
             limits: Limits::default(),
+            warn: None,
         }
     }
 
@@ -87,6 +93,13 @@ impl Server {
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// Tells this what its owner should know, such as that somebody guesses tokens.
+    #[must_use]
+    pub fn on_warning(mut self, warn: impl Fn(String) + Send + Sync + 'static) -> Self {
+        self.warn = Some(Arc::new(warn));
         self
     }
 
@@ -126,9 +139,10 @@ impl Server {
             access,
             tls,
             limits,
+            warn,
         } = self;
         Self::check(listen, tls.is_some(), access.read.is_some())?;
-        let runs = Arc::new(Runs::new(&source)?);
+        let runs = Arc::new(Runs::new(&source, limits.watchers)?);
         let requests = match &source {
             Source::Live { requests, .. } => Some(requests.clone()),
             Source::Folder(_) => None,
@@ -169,6 +183,7 @@ impl Server {
             runs,
             tls,
             limits,
+            warn,
         };
         serving.spawn("serve", move || {
             serve(runtime, listener, services, stopping)
@@ -232,6 +247,7 @@ struct Services {
     access: Arc<Access>,
     tls: Option<TlsIdentity>,
     limits: Limits,
+    warn: Option<Warn>,
 }
 
 /// The server's thread.
@@ -249,35 +265,50 @@ fn serve(
             access,
             tls,
             limits,
+            warn,
         } = services;
-        let gate = |scope| Gate {
-            access: Arc::clone(&access),
-            scope,
-        };
         // A server that trains nothing has no secret of a loop to keep: it says where the loop is.
         let control_scope = match control.requests {
             Some(_) => Scope::Control,
             None => Scope::Read,
         };
+        let budget = Budget::new(limits.bytes);
+        let door = Door {
+            tls: tls.map(|tls| tls.acceptor()),
+            limits,
+            budget: Arc::clone(&budget),
+            has_control: access.control.is_some(),
+        };
+        let gate = Gate::new(access, control_scope, limits, budget, warn);
+        let places = Arc::clone(&runs.places);
         let control = ControlServiceServer::new(control).max_decoding_message_size(REQUEST_BYTES);
-        let tensorboard = TensorBoardDataProviderServer::new(TensorBoard {
-            runs: Arc::clone(&runs),
-        })
-        .max_decoding_message_size(TENSORBOARD_REQUEST_BYTES);
+        let tensorboard = TensorBoard::new(Arc::clone(&runs));
+        let tensorboard = TensorBoardDataProviderServer::new(tensorboard)
+            .max_decoding_message_size(TENSORBOARD_REQUEST_BYTES);
         let tracker = Tracker {
             runs,
             stopping: stopping.clone(),
-            watchers: Arc::new(Semaphore::new(limits.watchers)),
             stall: limits.stall,
         };
         let tracker = TrackerServiceServer::new(tracker).max_decoding_message_size(REQUEST_BYTES);
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<TrackerServiceServer<Tracker>>().await;
+        let health = Health {
+            services: vec![
+                tracker_service_server::SERVICE_NAME,
+                control_service_server::SERVICE_NAME,
+                tensor_board_data_provider_server::SERVICE_NAME,
+            ],
+            stopping: stopping.clone(),
+            places,
+        };
+        let health = HealthServer::new(health).max_decoding_message_size(REQUEST_BYTES);
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(host_proto::FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
+        let new = reflection().build_v1().map_err(|e| failed(&e))?;
+        // Older tools, grpcurl among them, ask for this one.
+        let old = reflection().build_v1alpha().map_err(|e| failed(&e))?;
         let stopped = |mut stopping: watch::Receiver<bool>| async move {
             // An error is a server whose owner is gone, which is no less a reason to stop.
             let _ = stopping.wait_for(|stopping| *stopping).await;
@@ -287,23 +318,18 @@ fn serve(
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .max_concurrent_streams(limits.streams)
             .http2_max_header_list_size(HEADER_BYTES)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
             .timeout(CALL)
-            .add_service(InterceptedService::new(tracker, gate(Scope::Read)))
-            .add_service(InterceptedService::new(control, gate(control_scope)))
-            .add_service(InterceptedService::new(tensorboard, gate(Scope::Read)))
-            .add_service(InterceptedService::new(health_service, gate(Scope::Public)))
-            // It describes the services, which are everybody's to know.
-            .add_service(InterceptedService::new(
-                reflection().build_v1().map_err(|e| failed(&e))?,
-                gate(Scope::Public),
-            ))
-            // Older tools, grpcurl among them, ask for this one.
-            .add_service(InterceptedService::new(
-                reflection().build_v1alpha().map_err(|e| failed(&e))?,
-                gate(Scope::Public),
-            ))
+            .layer(gate)
+            .add_service(tracker)
+            .add_service(control)
+            .add_service(tensorboard)
+            .add_service(health)
+            .add_service(new.max_decoding_message_size(REQUEST_BYTES))
+            .add_service(old.max_decoding_message_size(REQUEST_BYTES))
             .serve_with_incoming_shutdown(
-                connection::incoming(listener, tls.map(|tls| tls.acceptor()), limits),
+                connection::incoming(listener, door),
                 stopped(stopping.clone()),
             );
         tokio::select! {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use host_core::{Error, Kind, RequestQueue, Result, RunName};
 use host_store::{Commits, Progress, Reader, RunList, RunRow, RunStatus};
+use tokio::sync::Semaphore;
 use tonic::Status;
 
 use crate::feed::{self, Feed};
@@ -32,6 +33,9 @@ pub(crate) struct Runs {
     idle: Mutex<VecDeque<(RunName, Reader)>>,
     /// What the watchers of a run share.
     feeds: Mutex<HashMap<RunName, Weak<Feed>>>,
+    /// Places for streams, and how many there are.
+    pub(crate) places: Arc<Semaphore>,
+    most_watchers: usize,
 }
 
 #[derive(Debug)]
@@ -51,7 +55,8 @@ pub const ADDRESS_FILE: &str = "grpc.addr";
 const IDLE: usize = 16;
 
 impl Runs {
-    pub(crate) fn new(source: &Source) -> Result<Self> {
+    /// For at most so many watchers at once.
+    pub(crate) fn new(source: &Source, most_watchers: usize) -> Result<Self> {
         let place = match source {
             Source::Folder(runs_dir) => Place::Folder(RunList::new(runs_dir)),
             Source::Live {
@@ -69,6 +74,8 @@ impl Runs {
             place,
             idle: Mutex::default(),
             feeds: Mutex::default(),
+            places: Arc::new(Semaphore::new(most_watchers)),
+            most_watchers,
         })
     }
 
@@ -78,6 +85,11 @@ impl Runs {
             Place::One { feed, .. } => Some(feed),
             Place::Folder(_) => None,
         }
+    }
+
+    /// How many streams there are.
+    pub(crate) fn watchers(&self) -> usize {
+        self.most_watchers - self.places.available_permits()
     }
 
     /// The names of all runs, in order. Blocks.
@@ -113,6 +125,10 @@ impl Runs {
 
     /// The run that a request names, or the only one if it names none.
     pub(crate) async fn find(self: &Arc<Self>, asked: &str) -> Result<RunName, Status> {
+        if let (true, Place::One { name, .. }) = (asked.is_empty(), &self.place) {
+            // Without waiting for those who read.
+            return Ok(name.clone());
+        }
         if asked.is_empty() {
             let runs = Arc::clone(self);
             let names = blocking(move || runs.names()).await?;

@@ -7,11 +7,12 @@ mod hparams;
 use std::sync::Arc;
 
 use futures_util::stream::Empty;
-use host_core::{Result, RunName};
+use host_core::{Error, Kind, Result, RunName};
 use host_proto::tensorboard::data as proto;
 use host_proto::tensorboard::{DataClass, SummaryMetadata, summary_metadata::PluginData};
 use host_store::{Reader, RunRow, Series};
 use proto::tensor_board_data_provider_server::TensorBoardDataProvider;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use self::filter::{Filter, of_plugin};
@@ -23,34 +24,99 @@ const SCALARS: &str = "scalars";
 const HPARAMS: &str = "hparams";
 /// Most points of a series in an answer; TensorBoard asks for 1,000.
 const POINTS: i64 = 100_000;
+/// What a point takes, decoded.
+const POINT_BYTES: usize = 20;
+/// What a name or a setting takes beside its text.
+const ENTRY_BYTES: usize = 100;
+/// What the entries of an answer may take: a thousand series of the thousand points that TensorBoard
+/// asks for.
+const ANSWER_BYTES: usize = 20 << 20;
 
 /// `tensorboard.data` over the runs of a server.
 #[derive(Debug)]
 pub(crate) struct TensorBoard {
-    pub(crate) runs: Arc<Runs>,
+    runs: Arc<Runs>,
+    /// Answers that are being made at once: each may be large.
+    making: Arc<Semaphore>,
 }
 
+/// How many answers are made at once.
+const MAKING: usize = 2;
+
 impl TensorBoard {
-    /// What `read` makes of each run that the filter lets through; a run that cannot be read, or of
-    /// which it makes nothing, is left out. Blocks in its own place.
+    pub(crate) fn new(runs: Arc<Runs>) -> Self {
+        let making = Arc::new(Semaphore::new(MAKING));
+        Self { runs, making }
+    }
+
+    /// What `read` makes of each run that the filter lets through; a run of which it makes nothing is
+    /// left out, and one that cannot be read, as long as others can. Blocks in its own place.
     async fn each_run<T: Send + 'static>(
         &self,
         filter: &Filter,
-        read: impl Fn(&RunName, &Reader) -> Result<Option<T>> + Send + 'static,
+        read: impl Fn(&RunName, &Reader, &mut Room) -> Result<Option<T>> + Send + 'static,
     ) -> Result<Vec<T>, Status> {
         let (runs, filter) = (Arc::clone(&self.runs), filter.clone());
-        blocking(move || {
-            let mut all = Vec::new();
+        let read = move || {
+            let mut room = Room::default();
+            let (mut all, mut is_any_whole, mut fault) = (Vec::new(), false, None);
             for name in runs.names()? {
-                if filter.has_run(name.as_str())
-                    && let Ok(Some(entry)) = runs.read_now(&name, |reader| read(&name, reader))
-                {
-                    all.push(entry);
+                if !filter.has_run(name.as_str()) {
+                    continue;
+                }
+                match runs.read_now(&name, |reader| read(&name, reader, &mut room)) {
+                    Ok(entry) => {
+                        is_any_whole = true;
+                        all.extend(entry);
+                    }
+                    Err(error) if room.is_exceeded => return Ok(Err(error)),
+                    Err(error) => fault = Some(error),
                 }
             }
-            Ok(all)
-        })
-        .await
+            match fault {
+                Some(error) if !is_any_whole => Err(error),
+                _ => Ok(Ok(all)),
+            }
+        };
+        // Until the answer is made from it.
+        let _place = self.making.acquire().await;
+        let too_large = |error: Error| Status::resource_exhausted(error.to_string());
+        blocking(read).await?.map_err(too_large)
+    }
+}
+
+/// Room for the entries of an answer.
+struct Room {
+    left: usize,
+    is_exceeded: bool,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            left: ANSWER_BYTES,
+            is_exceeded: false,
+        }
+    }
+}
+
+impl Room {
+    /// Takes some.
+    ///
+    /// # Errors
+    /// There is not that much.
+    fn take(&mut self, bytes: usize) -> Result<()> {
+        match self.left.checked_sub(bytes) {
+            Some(left) => self.left = left,
+            None => self.is_exceeded = true,
+        }
+        match self.is_exceeded {
+            true => Err(Error::new(
+                Kind::Config,
+                "the answer is too large; ask for fewer runs, metrics or points",
+            )),
+            false => Ok(()),
+        }
     }
 }
 
@@ -60,7 +126,8 @@ impl TensorBoardDataProvider for TensorBoard {
         &self,
         _: Request<proto::GetExperimentRequest>,
     ) -> Result<Response<proto::GetExperimentResponse>, Status> {
-        let created = |_: &RunName, reader: &Reader| Ok(Some(reader.run()?.created_us));
+        let created =
+            |_: &RunName, reader: &Reader, _: &mut Room| Ok(Some(reader.run()?.created_us));
         let created = self.each_run(&Filter::all(), created).await?;
         let creation_time = created.iter().min().map(|&us| prost_types::Timestamp {
             seconds: us.div_euclid(1_000_000),
@@ -91,7 +158,8 @@ impl TensorBoardDataProvider for TensorBoard {
         &self,
         _: Request<proto::ListRunsRequest>,
     ) -> Result<Response<proto::ListRunsResponse>, Status> {
-        let run = |name: &RunName, reader: &Reader| {
+        let run = |name: &RunName, reader: &Reader, room: &mut Room| {
+            room.take(ENTRY_BYTES + name.as_str().len())?;
             Ok(Some(proto::Run {
                 name: name.to_string(),
                 start_time: seconds(reader.run()?.created_us),
@@ -112,10 +180,14 @@ impl TensorBoardDataProvider for TensorBoard {
         }
         let filter = Filter::new(request.run_tag_filter);
         let tags = filter.clone();
-        let entry = move |name: &RunName, reader: &Reader| {
-            let series = reader.series()?.into_iter();
+        let entry = move |name: &RunName, reader: &Reader, room: &mut Room| {
+            let mut series = reader.series()?;
+            series.retain(|series| tags.has_tag(&series.name));
+            for one in &series {
+                room.take(ENTRY_BYTES + one.name.len())?;
+            }
             let tags: Vec<TagEntry> = series
-                .filter(|series| tags.has_tag(&series.name))
+                .into_iter()
                 .map(|series| TagEntry {
                     tag_name: series.name.to_string(),
                     metadata: Some(proto::ScalarMetadata {
@@ -145,14 +217,16 @@ impl TensorBoardDataProvider for TensorBoard {
         }
         let filter = Filter::new(request.run_tag_filter);
         let tags = filter.clone();
-        let entry = move |name: &RunName, reader: &Reader| {
+        let entry = move |name: &RunName, reader: &Reader, room: &mut Room| {
             let mut entries = Vec::new();
             for series in reader.series()? {
                 if !tags.has_tag(&series.name) {
                     continue;
                 }
                 let mut data = proto::ScalarData::default();
-                for point in reader.history(&series.name, points)?.unwrap_or_default() {
+                let history = reader.history(&series.name, points)?.unwrap_or_default();
+                room.take(ENTRY_BYTES + series.name.len() + history.len() * POINT_BYTES)?;
+                for point in history {
                     data.step.push(step(point.step.0));
                     data.wall_time.push(seconds(point.time_us));
                     data.value.push(point.value as f32);
@@ -182,8 +256,10 @@ impl TensorBoardDataProvider for TensorBoard {
         }
         let filter = Filter::new(request.run_tag_filter);
         // Whichever runs are asked for, what holds for all of them stands in the first of all.
-        let run = |name: &RunName, reader: &Reader| {
+        let run = |name: &RunName, reader: &Reader, room: &mut Room| {
             let (row, series): (RunRow, Vec<Series>) = (reader.run()?, reader.series()?);
+            // A setting is there once more in what holds for all runs.
+            room.take(2 * row.config_json.len() + series.len() * ENTRY_BYTES)?;
             Ok(Some((name.to_string(), row, series)))
         };
         let runs = self.each_run(&Filter::all(), run).await?;

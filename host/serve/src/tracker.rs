@@ -5,11 +5,12 @@ use host_core::RunName;
 use host_proto::tracker::v1 as proto;
 use host_store::{Reader, RunRow};
 use proto::tracker_service_server::TrackerService;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::call::Call;
 use crate::compare;
+use crate::gate::Streams;
 use crate::pieces::Pieces;
 use crate::source::{Runs, blocking, text};
 use crate::to_proto;
@@ -27,8 +28,6 @@ const POINTS: (u32, u32) = (1000, 100_000);
 pub(crate) struct Tracker {
     pub(crate) runs: Arc<Runs>,
     pub(crate) stopping: watch::Receiver<bool>,
-    /// Places for streams of events.
-    pub(crate) watchers: Arc<Semaphore>,
     pub(crate) stall: Duration,
 }
 
@@ -158,7 +157,7 @@ impl TrackerService for Tracker {
         &self,
         request: Request<proto::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
-        let place = Arc::clone(&self.watchers)
+        let place = Arc::clone(&self.runs.places)
             .try_acquire_owned()
             .map_err(|_| {
                 Status::resource_exhausted("too many streams of events; try again later")
@@ -186,7 +185,7 @@ impl TrackerService for Tracker {
             until: None,
             stall: self.stall,
         };
-        Ok(Response::new(watcher.stream((call, place))))
+        Ok(Streams::mark(Response::new(watcher.stream((call, place)))))
     }
 }
 

@@ -7,6 +7,7 @@ use clap::error::ErrorKind;
 use host_core::{Error, Kind, Result};
 
 use crate::script_names;
+use crate::terminal::can_draw;
 
 /// Lets the training script's spelling through: `--train_batch_size 4`, `--gradient_checkpointing
 /// False`, `--save_dir out`. What is not a flag of the subcommand stays as it is.
@@ -81,9 +82,12 @@ pub(crate) fn outcome(error: &clap::Error, command: &Command, args: &[OsString])
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     ) {
-        // Nobody reading any more, as behind `| head`, is no error.
-        let _ = error.print();
-        return Ok(());
+        let text = error.render();
+        let text = match can_draw(&std::io::stdout()) {
+            true => text.ansi().to_string(),
+            false => text.to_string(),
+        };
+        return super::write(text.as_bytes()).map(drop);
     }
     // `plugin check`: as deep as the arguments name commands.
     let mut named = String::new();

@@ -10,8 +10,8 @@ use crate::login_name::login_name;
 
 const DETAILS: &str = "\
 The loop does it at the next step boundary; then this returns. It is an event of the run, with who asked
-and why. A live run's folder has the token (control.token) unless it was started with
---control-token-env; of a run elsewhere, give the address, --token-env and --tls-fingerprint.
+and why. The token is in the folder of a live run of yours (control.token); of one that was started with
+--control-token-env, give --token-env; of a run elsewhere, the address and --tls-fingerprint, too.
 
 Examples:
   host control demo pause --reason \"the GPU is needed\"
@@ -86,15 +86,14 @@ impl Control {
         let done = client.ask("", &by, ask)?;
         if self.json {
             let request = serde_json::to_value(request).unwrap_or_default();
-            print_json(&json!({ "request": request, "step": done.step, "seq": done.seq }));
+            print_json(&json!({ "request": request, "step": done.step, "seq": done.seq }))
         } else {
             let wish = event_line::wish(request);
             print(&format!(
                 "step {:<6}  asked {wish}: event {}\n",
                 done.step, done.seq
-            ));
+            ))
         }
-        Ok(())
     }
 }
 

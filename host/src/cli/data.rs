@@ -7,6 +7,7 @@ use host_train::{TokenFile, TokenizeNews, TrainConfig, VOCAB_SIZE};
 use serde_json::json;
 
 use super::{print, print_json};
+use crate::cache::Cache;
 use crate::number::{bytes, count};
 use crate::progress::{Progress, Style};
 use crate::table::{Align, Table};
@@ -42,7 +43,8 @@ Example:
 #[command(after_help = EXAMPLES)]
 struct Tokenize {
     /// Folder, file or quoted pattern ('src/**/*.rs'): text or JSON lines (.jsonl), also compressed
-    /// (.gz, .zst), or Parquet; give it again for more
+    /// (.gz, .zst), or Parquet; links below a folder are followed, and each file counts once; give it
+    /// again for more
     #[arg(long, value_name = "PATH", required = true)]
     data: Vec<PathBuf>,
 
@@ -54,24 +56,38 @@ struct Tokenize {
     #[arg(long, value_name = "PATH")]
     output: PathBuf,
 
-    /// A tokenizer.json or a folder with one; without it, one is trained on the data
+    /// A tokenizer.json, GPT-2's vocab.json with its merges.txt, or a folder with either; without it, one
+    /// is trained on the data
     #[arg(long, value_name = "PATH", conflicts_with = "vocab_size")]
     tokenizer: Option<PathBuf>,
+
+    /// The token between documents; without it, the one that the tokenizer's configuration says
+    #[arg(long, value_name = "TOKEN", requires = "tokenizer")]
+    end_of_text: Option<String>,
 
     /// Tokens in a vocabulary trained here
     #[arg(long, value_name = "TOKENS", default_value_t = VOCAB_SIZE, value_parser = clap::value_parser!(i64).range(257..))]
     vocab_size: i64,
 
+    /// Take the name of a special token in the data, such as <|endoftext|>, as text like any other
+    #[arg(long)]
+    split_special_tokens: bool,
+
     /// Which files of a folder count, by extension (rs,py); without it, all
     #[arg(long, value_name = "EXT,…", value_delimiter = ',')]
     extensions: Vec<String>,
+
+    /// Leave out what fits this pattern: a name of files or folders ('*.min.js', node_modules), or with
+    /// a slash a path below a data folder ('docs/**'); give it again for more
+    #[arg(long, value_name = "PATTERN")]
+    exclude: Vec<String>,
 
     /// Field of a JSON line, or column of a Parquet file, that has the text
     #[arg(long, value_name = "NAME", default_value_t = TrainConfig::default().text_column)]
     text_column: String,
 
     /// One file in this many is held out for evaluation, by its name; of a single file with records
-    /// one record in this many
+    /// one record in this many, of a single text its last part
     #[arg(long, value_name = "FILES", default_value_t = TrainConfig::default().valid_every, value_parser = clap::value_parser!(u64).range(2..))]
     valid_every: u64,
 
@@ -101,9 +117,12 @@ impl Tokenize {
             data: self.data.clone(),
             valid_data: self.valid_data.clone(),
             extensions: self.extensions.clone(),
+            exclude: self.exclude.clone(),
             text_column: self.text_column.clone(),
             valid_every: self.valid_every,
             tokenizer: self.tokenizer.clone(),
+            split_special_tokens: self.split_special_tokens,
+            end_of_text: self.end_of_text.clone(),
             vocab_size: Some(self.vocab_size),
             seed: self.seed,
             data_workers: self
@@ -123,7 +142,7 @@ impl Tokenize {
                 (began, shown) = (Instant::now(), Instant::now());
                 progress.busy(what);
             }
-            TokenizeNews::LeftOut(message) => progress.say(&format!("warning: {message}")),
+            TokenizeNews::Warning(message) => progress.say(&format!("warning: {message}")),
             TokenizeNews::Tokens { .. } if shown.elapsed() < every => {}
             TokenizeNews::Tokens {
                 tokens,
@@ -140,14 +159,16 @@ impl Tokenize {
                 ));
             }
         };
-        let cache = crate::run::cache_dir();
-        let written = host_train::tokenize(&config, &self.output, &cache, &mut news);
+        let cache = Cache::find()?;
+        if let Some(warning) = &cache.warning {
+            progress.say(&format!("warning: {warning}"));
+        }
+        let written = host_train::tokenize(&config, &self.output, cache.folder(), &mut news);
         progress.end();
-        self.show(&written?);
-        Ok(())
+        self.show(&written?)
     }
 
-    fn show(&self, files: &[TokenFile]) {
+    fn show(&self, files: &[TokenFile]) -> Result<()> {
         if self.json {
             let file = |file: &TokenFile| json!({ "path": file.path, "tokens": file.tokens, "vocab_size": file.vocab_size });
             return print_json(&files.iter().map(file).collect());
@@ -167,6 +188,6 @@ impl Tokenize {
                 bytes(size),
             ]);
         }
-        print(&table.render());
+        print(&table.render())
     }
 }

@@ -3,13 +3,15 @@ use std::time::Duration;
 use host_core::{Result, StopReason};
 
 use super::RunsDir;
+use crate::delivery::Wanted;
 use crate::plan::plugins_of_run;
 use crate::run_dir::RunDir;
 
 const DETAILS: &str = "\
 Every checkpoint that stands in the run folder goes to every sink that does not have it, in order, each
 once; what was delivered before is not sent again. The sinks are those of the run's run.toml: one that
-was added there gets all checkpoints, one that was removed gets none. `host resume` does the same beside
+was added there gets all checkpoints, one that was removed gets none, and one whose address was changed gets
+all with --all. `host resume` does the same beside
 the training.";
 
 /// Finishes the deliveries that a stopped run left
@@ -18,6 +20,11 @@ the training.";
 pub(super) struct Deliver {
     /// The run's name or folder
     run: String,
+
+    /// Offer every checkpoint that stands, those that were delivered as well: to a sink whose address was
+    /// changed. What it has it does not take twice
+    #[arg(long)]
+    all: bool,
 
     /// Give up after this many seconds; what is not delivered stays queued
     #[arg(long, value_name = "SECS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
@@ -34,8 +41,13 @@ pub(super) struct Deliver {
 impl Deliver {
     pub(super) fn execute(&self) -> Result<StopReason> {
         let dir = RunDir::find(&self.runs.runs_dir, &self.run)?;
-        let (specs, search) = plugins_of_run(&dir.config_file())?;
+        let (specs, search, secrets) = plugins_of_run(&dir.config_file())?;
         let patience = Duration::from_secs(self.timeout);
-        crate::deliver::deliver(&dir, (&specs, &search), patience, self.json)
+        let wanted = match self.all {
+            true => Wanted::All,
+            false => Wanted::Missing,
+        };
+        let sinks = (&specs[..], &search, secrets);
+        crate::deliver::deliver(&dir, sinks, wanted, patience, self.json)
     }
 }

@@ -1,11 +1,14 @@
-use std::io::Write as _;
+use std::io::IsTerminal as _;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use host_core::{Error, Kind, Result};
-use host_plugin::SearchPath;
+use host_plugin::{SearchPath, Secrets};
 
-use super::{RunsDir, print};
+use super::RunsDir;
+use crate::cache::Place;
 use crate::hub_model::HubModel;
+use crate::printable;
 use crate::run_dir::RunDir;
 
 /// Samples text from a checkpoint, so that a person can see what was learnt
@@ -54,8 +57,9 @@ pub(super) struct Generate {
 
 impl Generate {
     pub(super) fn execute(&self) -> Result<()> {
+        let (checkpoint, _fetched) = self.folder()?;
         let request = host_train::Generate {
-            checkpoint: self.folder()?,
+            checkpoint,
             prompt: self.prompt.clone(),
             max_new_tokens: self.max_new_tokens,
             temperature: self.temperature,
@@ -63,19 +67,33 @@ impl Generate {
             seed: self.seed,
             device: self.device.clone(),
         };
-        print(&self.prompt);
+        // A terminal does not obey what a model has made up; a program gets it as it is.
+        let is_terminal = std::io::stdout().is_terminal();
+        let write = |piece: &str| match is_terminal {
+            true => super::write(printable::lines(piece).as_bytes()),
+            false => super::write(piece.as_bytes()),
+        };
+        let mut written = write(&self.prompt);
         host_train::generate(&request, &mut |piece| {
-            let mut out = std::io::stdout().lock();
-            let _ = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
+            if matches!(written, Ok(true)) {
+                written = write(piece);
+            }
+            match written {
+                Ok(true) => ControlFlow::Continue(()),
+                _ => ControlFlow::Break(()),
+            }
         })?;
-        print("\n");
+        if written? {
+            write("\n")?;
+        }
         Ok(())
     }
 
-    fn folder(&self) -> Result<PathBuf> {
+    /// The folder to sample from, and what keeps it there.
+    fn folder(&self) -> Result<(PathBuf, Option<Place>)> {
         let path = Path::new(&self.checkpoint);
         if path.join("config.json").is_file() {
-            return Ok(path.to_owned());
+            return Ok((path.to_owned(), None));
         }
         let absolute = |path: String| match std::path::absolute(&path) {
             Ok(path) => path.to_string_lossy().into_owned(),
@@ -83,11 +101,16 @@ impl Generate {
         };
         let name = HubModel::resolved(&self.checkpoint, absolute);
         if let Some(model) = HubModel::parse(&name)? {
-            return Ok(model.fetch(&[], &SearchPath::from_env(), false)?.path);
+            let search = SearchPath::from_env();
+            let (fetched, place) = model.fetch(&[], (&search, &Secrets::default()), false)?;
+            if let Some(warning) = &place.warning {
+                eprintln!("warning: {}", printable::one_line(warning));
+            }
+            return Ok((fetched.path, Some(place)));
         }
         let run = RunDir::find(&self.runs.runs_dir, &self.checkpoint)?;
         run.newest_checkpoint()
-            .map(|(_, path)| path)
+            .map(|(_, path)| (path, None))
             .ok_or_else(|| {
                 Error::new(
                     Kind::Config,

@@ -27,11 +27,12 @@ impl Groups {
         let plan = Plan::read(self.config.as_deref(), &self.train)?;
         let grouping = crate::run::groups(&plan)?;
         if self.json {
-            print_json(&as_json(&grouping.by, &grouping.params, &grouping.groups));
+            let mut json = as_json(&grouping.by, &grouping.params, &grouping.groups);
+            json["warnings"] = json!(grouping.warnings);
+            print_json(&json)
         } else {
-            print(&as_text(&grouping.by, &grouping.params, &grouping.groups));
+            print(&as_text(&grouping.by, &grouping.params, &grouping.groups))
         }
-        Ok(())
     }
 }
 

@@ -23,15 +23,17 @@ mod verify_resume;
 mod watch;
 
 use std::ffi::OsString;
-use std::io::Write as _;
+use std::io::ErrorKind;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
-use host_core::{Result, StopReason};
+use host_core::{Error, Kind, Result, StopReason};
 
 pub(crate) use train_args::TrainArgs;
 
-use crate::{openmp, settings};
+use crate::printer::Printer;
+use crate::{openmp, outlet, printable, settings};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -41,8 +43,15 @@ Exit codes:
   3    a plugin
   4    the run went well, but a checkpoint did not reach every sink
   5    the training: a loss that is not finite
-  130  ended by Ctrl-C, after a checkpoint; a second Ctrl-C ends at once
-  143  ended by SIGTERM, after a checkpoint";
+  129  ended by SIGHUP (a terminal that is gone), after a checkpoint; ignored behind nohup
+  130  ended by Ctrl-C, after a checkpoint; a second Ctrl-C or SIGTERM ends at once
+  131  ended by SIGQUIT, after a checkpoint: by the signal itself, with a core where those are kept
+  138  ended by SIGUSR1, a scheduler's warning, after a checkpoint
+  140  ended by SIGUSR2, the same
+  143  ended by SIGTERM, after a checkpoint
+
+A signal n that ends a run gives 128 + n. SIGPIPE ends no run: training continues when the output is
+closed. A command that prints results ends quietly when its pipe is closed.";
 
 /// Trains a GPT-2 on source code; extended by plugins, read live over gRPC
 #[derive(Debug, Parser)]
@@ -153,15 +162,35 @@ fn command() -> clap::Command {
         .mut_subcommand("verify-resume", describe)
 }
 
-/// Writes to stdout. A closed pipe, as behind `| head`, is not an error.
-fn print(text: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+/// Writes a result to stdout, where a terminal finds nothing in it to obey. A closed pipe, as behind
+/// `| head`, is not an error.
+///
+/// # Errors
+/// It cannot be written, as to a full disk.
+fn print(text: &str) -> Result<()> {
+    write(printable::lines(text).as_bytes()).map(drop)
 }
 
 /// A JSON value on stdout, for programs and people.
-fn print_json(value: &serde_json::Value) {
-    print(&format!("{value:#}\n"));
+fn print_json(value: &serde_json::Value) -> Result<()> {
+    write(printable::json(&format!("{value:#}\n")).as_bytes()).map(drop)
+}
+
+/// Writes to stdout; false if the pipe is closed.
+///
+/// # Errors
+/// It cannot be written, as to a full disk.
+fn write(bytes: &[u8]) -> Result<bool> {
+    // What was said before stands before it on a terminal.
+    Printer::flush_process();
+    match outlet::write(std::io::stdout().as_fd(), bytes, &|| {}) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => {
+            let error = Error::new(Kind::System, format!("cannot write to stdout: {e}"));
+            Err(error.hint("free some disk space, or write the output elsewhere"))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -49,10 +49,7 @@ impl Plugin {
     pub(super) fn execute(&self) -> Result<()> {
         let search = SearchPath::from_env();
         match &self.command {
-            Command::List { json } => {
-                plugin_list::list(&search, *json);
-                Ok(())
-            }
+            Command::List { json } => plugin_list::list(&search, *json),
             Command::Info { spec, json } => info(&search, spec, *json),
             Command::Check(check) => check.execute(&search),
             Command::New(new) => new.execute(),
@@ -70,11 +67,10 @@ fn info(search: &SearchPath, spec: &str, json: bool) -> Result<()> {
         let mut info = manifest_json(&found.manifest);
         info["path"] = json!(found.path.display().to_string());
         info["sha256"] = json!(sha256);
-        print_json(&info);
+        print_json(&info)
     } else {
-        print(&info_text(&found, &sha256));
+        print(&info_text(&found, &sha256))
     }
-    Ok(())
 }
 
 fn info_text(Found { path, manifest, .. }: &Found, sha256: &str) -> String {

@@ -66,8 +66,7 @@ fn setting(text: &str) -> Result<(String, String), String> {
 impl Check {
     pub(super) fn execute(&self, search: &SearchPath) -> Result<()> {
         if self.list {
-            list(self.json);
-            return Ok(());
+            return list(self.json);
         }
         let spec = self.spec.as_ref().expect("clap requires it");
         let (path, manifest) = find(search, &spec.target)?;
@@ -80,17 +79,20 @@ impl Check {
         };
         let title = title(manifest.as_ref(), &path);
         if !self.json {
-            print(&format!("{title}\n"));
+            print(&format!("{title}\n"))?;
         }
         let start = Instant::now();
         let mut reports: Vec<TestReport> = Vec::new();
+        let mut printed = Ok(());
         check_plugin(&path, &options, &mut |report| {
             if !self.json {
                 let is_new_topic = reports.last().is_none_or(|last| last.topic != report.topic);
-                print(&lines(&report, is_new_topic));
+                let lines = lines(&report, is_new_topic);
+                printed = std::mem::replace(&mut printed, Ok(())).and_then(|()| print(&lines));
             }
             reports.push(report);
         })?;
+        printed?;
         let tally = Tally::of(&reports);
         match self.json {
             true => print_json(&report_json(manifest.as_ref(), options.seed, &reports)),
@@ -100,7 +102,7 @@ impl Check {
                 start.elapsed().as_secs_f64(),
                 options.seed
             )),
-        }
+        }?;
         match tally.failed {
             0 => Ok(()),
             failed => {
@@ -152,7 +154,7 @@ fn a_seed() -> u64 {
     now.map_or(1, |now| u64::from(now.subsec_nanos()))
 }
 
-fn list(json: bool) {
+fn list(json: bool) -> Result<()> {
     if json {
         let tests = conformance_tests()
             .map(|test| json!({ "name": test.name, "topic": test.topic, "about": test.about }));
@@ -169,7 +171,7 @@ fn list(json: bool) {
         }
         text.push_str(&format!("  {:<width$}  {}\n", test.name, test.about));
     }
-    print(&text);
+    print(&text)
 }
 
 fn name_width() -> usize {

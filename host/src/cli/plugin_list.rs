@@ -1,3 +1,4 @@
+use host_core::Result;
 use host_plugin::{Listed, SearchPath};
 use serde_json::{Value, json};
 
@@ -7,11 +8,13 @@ use crate::event_line::one_line;
 use crate::table::{Align, Table};
 
 /// Prints every library of the search path: what is taken, what is behind it, what cannot be used.
-pub(super) fn list(search: &SearchPath, json: bool) {
+///
+/// # Errors
+/// Stdout cannot be written.
+pub(super) fn list(search: &SearchPath, json: bool) -> Result<()> {
     let listed = search.list();
     if json {
-        print_json(&listed.iter().map(as_json).collect());
-        return;
+        return print_json(&listed.iter().map(as_json).collect());
     }
     let dirs: Vec<String> = search
         .dirs()
@@ -19,7 +22,7 @@ pub(super) fn list(search: &SearchPath, json: bool) {
         .map(|dir| dir.display().to_string())
         .collect();
     let text = as_text(listed);
-    print(&format!("{text}\nlooked in {}\n", dirs.join(", ")));
+    print(&format!("{text}\nlooked in {}\n", dirs.join(", ")))
 }
 
 /// What a library is for those who ask by its id.

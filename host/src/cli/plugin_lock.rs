@@ -71,9 +71,9 @@ impl Lock {
             write(&file, &lock.to_toml())?;
         }
         if self.json {
-            print_json(&as_json(&file, &plugins, &unused, !self.check));
+            print_json(&as_json(&file, &plugins, &unused, !self.check))?;
         } else {
-            print(&as_text(&plugins, &unused, self.check));
+            print(&as_text(&plugins, &unused, self.check))?;
         }
         let wrong: Vec<&str> = plugins
             .iter()
@@ -97,7 +97,7 @@ impl Lock {
             print(&match self.check {
                 true => format!("as locked: {count} {plugins}: {path}\n"),
                 false => format!("locked {count} {plugins}: {path}\n"),
-            });
+            })?;
         }
         Ok(())
     }

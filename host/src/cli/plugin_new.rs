@@ -53,8 +53,7 @@ impl New {
             .unwrap_or_else(|| PathBuf::from(&self.name));
         let files = scaffold::files(&self.name, self.kind, self.lang, &sdk);
         write(&folder, &files)?;
-        print(&self.said(&folder, &sdk));
-        Ok(())
+        print(&self.said(&folder, &sdk))
     }
 
     fn check_name(&self) -> Result<()> {

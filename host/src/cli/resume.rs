@@ -32,6 +32,14 @@ pub(super) struct Resume {
     #[arg(long, value_name = "WHAT", value_parser = ["fail", "warn", "off"])]
     preflight: Option<String>,
 
+    /// Device to train on, instead of the one that the run is on; see the run's --device
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+
+    /// Threads of a CPU training, instead of as many as before
+    #[arg(long, value_name = "THREADS")]
+    threads: Option<usize>,
+
     /// Write each event to stdout as a line of JSON, and nothing else
     #[arg(long)]
     json: bool,
@@ -47,8 +55,13 @@ impl Resume {
             self.max_train_steps,
             self.listen.clone(),
             self.preflight.clone(),
+            (self.device.clone(), self.threads),
         );
-        let plan = Plan::read(Some(&dir.config_file()), &flags)?;
+        let plan = Plan {
+            // A run may have been moved.
+            runs_dir: dir.runs_dir().to_owned(),
+            ..Plan::read(Some(&dir.config_file()), &flags)?
+        };
         crate::run::resume(plan, dir, self.from.as_deref(), self.json)
     }
 }

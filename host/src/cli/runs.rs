@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use clap::Subcommand;
@@ -7,9 +7,11 @@ use host_store::{Delivery, Reader, RunList, RunRow, RunStatus};
 use serde_json::{Value, json};
 
 use super::{RunsDir, print, print_json, runs_compare, runs_export};
+use crate::delivery::is_superseded;
 use crate::event_json;
 use crate::event_line::{event_line, one_line, reason_word};
 use crate::number;
+use crate::printer::Printer;
 use crate::run_dir::RunDir;
 use crate::sparkline::sparkline;
 use crate::summary::how_to_name;
@@ -56,7 +58,6 @@ impl Runs {
                     true => print_json(&shown.json()),
                     false => print(&shown.text()),
                 }
-                Ok(())
             }
             Command::Compare(compare) => compare.execute(),
             Command::Export(export) => export.execute(),
@@ -65,24 +66,70 @@ impl Runs {
 }
 
 fn list(runs_dir: &Path, json: bool) -> Result<()> {
-    let runs = RunList::new(runs_dir).all()?;
+    for folder in odd_folders(runs_dir) {
+        Printer::of_process().say(&format!(
+            "left out: {folder:?} cannot name a run; rename the folder to see it"
+        ));
+    }
+    let runs: Vec<Listed> = RunList::new(runs_dir)
+        .all()?
+        .into_iter()
+        .map(|(name, row)| Listed::new(runs_dir, name, row))
+        .collect();
     if json {
-        let entries = runs.iter().map(|(name, row)| match row {
-            Ok(row) => row_json(row),
-            Err(error) => json!({ "name": name, "error": error.message() }),
+        let entries = runs.iter().map(|listed| match &listed.row {
+            Ok(row) => row_json(row, listed.is_paused),
+            Err(error) => json!({ "name": listed.name, "error": error.message() }),
         });
-        print_json(&entries.collect());
-        return Ok(());
+        return print_json(&entries.collect());
     }
     if runs.is_empty() {
-        print(&format!("no runs yet: {}\n", runs_dir.display()));
-        return Ok(());
+        return print(&format!("no runs yet: {}\n", runs_dir.display()));
     }
-    print(&list_text(&runs));
-    Ok(())
+    print(&list_text(&runs))
 }
 
-fn list_text(runs: &[(RunName, Result<RunRow>)]) -> String {
+/// Folders whose names no run can have, such as a file manager's copies.
+fn odd_folders(runs_dir: &Path) -> Vec<String> {
+    let entries = runs_dir.read_dir().into_iter().flatten().flatten();
+    let mut odd: Vec<String> = entries
+        .filter(|entry| entry.path().join(host_store::FILE).is_file())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        // What begins with a dot is hidden on purpose.
+        .filter(|name| !name.starts_with('.') && name.parse::<RunName>().is_err())
+        .collect();
+    odd.sort();
+    odd
+}
+
+/// A run of a list.
+struct Listed {
+    name: RunName,
+    row: Result<RunRow>,
+    is_paused: bool,
+}
+
+impl Listed {
+    fn new(runs_dir: &Path, name: RunName, row: Result<RunRow>) -> Self {
+        let is_paused = row.as_ref().is_ok_and(|row| {
+            let reader = || Reader::open(&runs_dir.join(name.as_str()));
+            row.status == RunStatus::Running && reader().is_ok_and(|reader| is_paused(&reader, row))
+        });
+        Self {
+            name,
+            row,
+            is_paused,
+        }
+    }
+}
+
+/// Whether a run is paused on request.
+pub(super) fn is_paused(reader: &Reader, row: &RunRow) -> bool {
+    // What cannot be read is told where more depends on it.
+    row.status == RunStatus::Running && reader.is_paused().unwrap_or(false)
+}
+
+fn list_text(runs: &[Listed]) -> String {
     let mut table = Table::new([
         ("run", Align::Left),
         ("status", Align::Left),
@@ -90,18 +137,18 @@ fn list_text(runs: &[(RunName, Result<RunRow>)]) -> String {
         ("begun", Align::Left),
         ("last event", Align::Left),
     ]);
-    for (name, row) in runs {
-        match row {
+    for listed in runs {
+        match &listed.row {
             Ok(row) => table.row([
-                row.name.clone(),
-                status_word(row.status).to_owned(),
+                listed.name.to_string(),
+                status_word(row.status, listed.is_paused).to_owned(),
                 row.last_step.to_string(),
                 local_time(row.created_us),
                 local_time(row.last_time_us),
             ]),
             Err(error) => table.row([
-                name.to_string(),
-                format!("unreadable: {}", one_line(error.message())),
+                listed.name.to_string(),
+                format!("unreadable: {}", error.message()),
                 String::new(),
                 String::new(),
                 String::new(),
@@ -115,11 +162,14 @@ fn list_text(runs: &[(RunName, Result<RunRow>)]) -> String {
 struct Shown {
     dir: RunDir,
     row: RunRow,
+    is_paused: bool,
     metrics: Vec<Curve>,
     /// Checkpoints, warnings: what counts of the events that are no metrics.
     events: Vec<Event>,
     /// By sink and then by step.
     deliveries: Vec<Delivery>,
+    /// The checkpoints that are in the run's folder.
+    standing: BTreeSet<Step>,
 }
 
 /// A metric's values over the run.
@@ -171,12 +221,15 @@ impl Shown {
                 }
             }
         }
+        let row = reader.run()?;
         Ok(Self {
             dir: dir.clone(),
-            row: reader.run()?,
+            is_paused: is_paused(&reader, &row),
+            row,
             metrics,
             events,
             deliveries: reader.deliveries()?,
+            standing: dir.checkpoint_folders().into_iter().map(|c| c.0).collect(),
         })
     }
 
@@ -199,7 +252,10 @@ impl Shown {
     fn checkpoints(&self) -> impl Iterator<Item = (&str, u64, bool)> {
         self.events.iter().filter_map(|event| match &event.body {
             EventBody::CheckpointWritten { name, bytes, .. } => {
-                let stands = self.dir.checkpoints().join(name).is_dir();
+                let stands = self
+                    .standing
+                    .iter()
+                    .any(|step| *name == checkpoint_name(*step));
                 Some((name.as_str(), *bytes, stands))
             }
             _ => None,
@@ -211,7 +267,7 @@ impl Shown {
     }
 
     fn json(&self) -> Value {
-        let mut json = row_json(&self.row);
+        let mut json = row_json(&self.row, self.is_paused);
         json["path"] = json!(self.dir.path().display().to_string());
         json["config"] = self.config();
         let metrics = self.metrics.iter().map(|curve| {
@@ -230,11 +286,16 @@ impl Shown {
         json["deliveries"] = self.deliveries().into_iter().map(delivery_json).collect();
         let sinks = self.sinks().map(|sink| {
             let left = sink.left().map(|entry| {
-                json!({ "checkpoint": entry.checkpoint, "state": entry.state, "detail": entry.detail })
+                json!({
+                    "checkpoint": entry.checkpoint,
+                    "state": entry.state,
+                    "detail": entry.detail,
+                    "stands": self.standing.contains(&entry.checkpoint),
+                })
             });
             json!({
                 "sink": sink.label,
-                "dropped": sink.dropped(),
+                "dropped": sink.dropped().count(),
                 "delivered": sink.delivered().count(),
                 "last_delivered": sink.delivered().last().map(|entry| entry.checkpoint),
                 "left": left.collect::<Value>(),
@@ -255,8 +316,8 @@ impl Shown {
         let row = &self.row;
         let mut text = format!(
             "{}  {} at step {}\n{}\nbegun {}, last event {}{}\n",
-            row.name,
-            status_word(row.status),
+            one_line(&row.name),
+            status_word(row.status, self.is_paused),
             row.last_step,
             self.dir.path().display(),
             local_time(row.created_us),
@@ -364,6 +425,10 @@ impl Shown {
             let left: Vec<String> = sink
                 .left()
                 .map(|entry| match entry.state {
+                    _ if !self.standing.contains(&entry.checkpoint) => {
+                        let step = entry.checkpoint;
+                        format!("step {step} was not delivered, and is gone from the run folder")
+                    }
                     DeliveryState::Failed => {
                         format!(
                             "step {} failed{}: {}",
@@ -375,14 +440,21 @@ impl Shown {
                     _ => format!("step {} waits", entry.checkpoint),
                 })
                 .collect();
-            is_anything_left |= !left.is_empty();
-            let dropped = match sink.dropped() {
+            is_anything_left |= sink.left().any(|e| self.standing.contains(&e.checkpoint));
+            let (superseded, lost): (Vec<&Delivery>, Vec<&Delivery>) = sink
+                .dropped()
+                .partition(|entry| is_superseded(&entry.detail));
+            let dropped = match superseded.len() {
                 0 => None,
                 n => Some(format!("{n} dropped for a newer one")),
             };
-            let told = std::iter::once(has).chain(dropped).chain(left);
+            let lost = lost.into_iter().map(|entry| {
+                let why = one_line(&entry.detail);
+                format!("step {} dropped: {why}", entry.checkpoint)
+            });
+            let told = std::iter::once(has).chain(dropped).chain(lost).chain(left);
             let told = told.collect::<Vec<_>>();
-            text += &format!("  {}  {}\n", sink.label, told.join("; "));
+            text += &format!("  {}  {}\n", one_line(sink.label), told.join("; "));
         }
         if is_anything_left && self.row.status != RunStatus::Running {
             let run = how_to_name(&self.dir);
@@ -404,7 +476,7 @@ impl Shown {
     fn checkpoints_text(&self) -> String {
         let deliveries = self.deliveries();
         let line = |(name, bytes, stands): (&str, u64, bool)| {
-            let of_this = |entry: &&&Delivery| name == format!("step-{:06}", entry.checkpoint.0);
+            let of_this = |entry: &&&Delivery| name == checkpoint_name(entry.checkpoint);
             let told: Vec<String> = deliveries
                 .iter()
                 .filter(of_this)
@@ -412,9 +484,10 @@ impl Shown {
                 .collect();
             let pruned = if stands { "" } else { " (pruned)" };
             format!(
-                "  {name}  {}{pruned}  {}",
+                "  {}  {}{pruned}  {}",
+                one_line(name),
                 number::bytes(bytes),
-                told.join(", ")
+                one_line(&told.join(", "))
             )
             .trim_end()
             .to_owned()
@@ -442,12 +515,14 @@ impl<'a> SinkLedger<'a> {
         entries.filter(|entry| !matches!(entry.state, Delivered | Dropped))
     }
 
-    fn dropped(&self) -> usize {
+    fn dropped(&self) -> impl Iterator<Item = &'a Delivery> {
         let entries = self.entries.iter();
-        entries
-            .filter(|entry| entry.state == DeliveryState::Dropped)
-            .count()
+        entries.filter(|entry| entry.state == DeliveryState::Dropped)
     }
+}
+
+fn checkpoint_name(step: Step) -> String {
+    format!("step-{:06}", step.0)
 }
 
 /// An entry of the ledger, behind the checkpoint's name.
@@ -509,16 +584,23 @@ fn config_text(config: &Value) -> String {
 pub(super) fn config(dir: &RunDir, row: &RunRow) -> Value {
     let file = std::fs::read_to_string(dir.config_file()).ok();
     let table = file.and_then(|text| text.parse::<toml::Table>().ok());
-    match table.map(serde_json::to_value) {
+    let mut config = match table.map(serde_json::to_value) {
         Some(Ok(config)) => config,
         _ => serde_json::from_str(&row.config_json).unwrap_or_default(),
+    };
+    // A run that was copied, renamed or moved is named by where it lies now.
+    if let Value::Object(config) = &mut config {
+        config.insert("name".to_owned(), json!(dir.name()));
+        let runs_dir = dir.runs_dir().display().to_string();
+        config.insert("runs_dir".to_owned(), json!(runs_dir));
     }
+    config
 }
 
-pub(super) fn row_json(row: &RunRow) -> Value {
+pub(super) fn row_json(row: &RunRow, is_paused: bool) -> Value {
     json!({
         "name": row.name,
-        "status": status_word(row.status),
+        "status": status_word(row.status, is_paused),
         "generation": row.generation,
         "created_us": row.created_us,
         "last_seq": row.last_seq,
@@ -527,8 +609,9 @@ pub(super) fn row_json(row: &RunRow) -> Value {
     })
 }
 
-pub(super) fn status_word(status: RunStatus) -> &'static str {
+pub(super) fn status_word(status: RunStatus, is_paused: bool) -> &'static str {
     match status {
+        RunStatus::Running if is_paused => "paused",
         RunStatus::Running => "running",
         RunStatus::Finished(reason) => reason_word(reason),
         RunStatus::Crashed => "crashed",

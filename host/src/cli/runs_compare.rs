@@ -6,10 +6,9 @@ use host_store::{
 };
 use serde_json::{Value, json};
 
-use super::runs::{config, local_time, row_json, status_word};
+use super::runs::{config, is_paused, local_time, row_json, status_word};
 use super::{RunsDir, print, print_json};
 use crate::event_json;
-use crate::event_line::one_line;
 use crate::nearest::nearest;
 use crate::number;
 use crate::run_dir::RunDir;
@@ -45,12 +44,13 @@ impl Compare {
             true => print_json(&compared.json()),
             false => print(&compared.text()),
         }
-        Ok(())
     }
 }
 
 struct Compared {
     rows: Vec<RunRow>,
+    /// Which of them stand still.
+    paused: Vec<bool>,
     differences: Vec<ConfigDifference>,
     metrics: Vec<MetricComparison>,
     /// Metrics that were not asked for by name.
@@ -66,6 +66,8 @@ impl Compared {
         };
         let runs: Vec<(RunDir, Reader)> = asked.of_runs.iter().map(find).collect::<Result<_>>()?;
         let rows: Vec<RunRow> = runs.iter().map(|(_, r)| r.run()).collect::<Result<_>>()?;
+        let paused = std::iter::zip(&runs, &rows).map(|((_, r), row)| is_paused(r, row));
+        let paused = paused.collect();
         let configs = std::iter::zip(&runs, &rows).map(|((dir, _), row)| config(dir, row));
         let mut known = BTreeSet::new();
         for (_, reader) in &runs {
@@ -103,8 +105,13 @@ impl Compared {
             differences: config_differences(&configs.collect::<Vec<_>>()),
             metrics: names.into_iter().map(metric).collect::<Result<_>>()?,
             rows,
+            paused,
             left_out,
         })
+    }
+
+    fn rows(&self) -> impl Iterator<Item = (&RunRow, bool)> {
+        std::iter::zip(&self.rows, self.paused.iter().copied())
     }
 
     fn json(&self) -> Value {
@@ -121,7 +128,7 @@ impl Compared {
             })
         });
         json!({
-            "runs": self.rows.iter().map(row_json).collect::<Value>(),
+            "runs": self.rows().map(|(row, paused)| row_json(row, paused)).collect::<Value>(),
             "config": config,
             "metrics": metrics.collect::<Value>(),
         })
@@ -152,10 +159,10 @@ impl Compared {
             ("step", Align::Right),
             ("begun", Align::Left),
         ]);
-        for row in &self.rows {
+        for (row, is_paused) in self.rows() {
             table.row([
                 row.name.clone(),
-                status_word(row.status).to_owned(),
+                status_word(row.status, is_paused).to_owned(),
                 row.last_step.to_string(),
                 local_time(row.created_us),
             ]);
@@ -174,9 +181,7 @@ impl Compared {
                 table.row([
                     first_only(i, || format!("  {}", difference.key)),
                     row.name.clone(),
-                    value
-                        .as_ref()
-                        .map_or("-".to_owned(), |v| one_line(&v.to_string())),
+                    value.as_ref().map_or("-".to_owned(), ToString::to_string),
                 ]);
             }
         }

@@ -1,6 +1,7 @@
-use std::path::PathBuf;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
 
-use host_core::Result;
+use host_core::{Error, Kind, Result};
 use host_store::Reader;
 use serde_json::json;
 
@@ -8,6 +9,7 @@ use super::runs_compare::no_metric;
 use super::{RunsDir, print, print_json};
 use crate::export::{self, Format};
 use crate::number;
+use crate::printer::Printer;
 use crate::run_dir::RunDir;
 
 /// Writes a run's metrics to a file that other programs read
@@ -19,7 +21,7 @@ pub(super) struct Export {
     /// tensorboard is a folder with an event file, whose values have single precision
     #[arg(long, value_enum, default_value_t = Format::Csv)]
     format: Format,
-    /// Where to write it, where nothing may be yet; without it, RUN.csv, RUN.parquet or the folder
+    /// Where to write it, where nothing may be yet, or - for stdout; without it, RUN.csv, RUN.parquet or the folder
     /// RUN.tensorboard in the current folder
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
@@ -47,6 +49,9 @@ impl Export {
             return Err(no_metric(name, known()));
         }
         let wanted = |name: &str| self.metrics.is_empty() || self.metrics.iter().any(|m| m == name);
+        if self.out.as_deref() == Some(Path::new("-")) {
+            return self.print(&reader, wanted);
+        }
         let out = match &self.out {
             Some(out) => out.clone(),
             None => PathBuf::from(format!("{}.{}", dir.name(), self.format.extension())),
@@ -65,6 +70,34 @@ impl Export {
                 written.metrics,
             )),
         }
+    }
+
+    /// The export on stdout, and beside it what it amounts to.
+    fn print(&self, reader: &Reader, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let refused =
+            |message: String, hint: &str| Err(Error::new(Kind::Config, message).hint(hint));
+        if !self.format.is_one_file() {
+            let format = self.format.extension();
+            return refused(
+                format!("a {format} export is a folder, which stdout cannot be"),
+                "--out names the folder; --format csv and parquet go to stdout",
+            );
+        }
+        if self.json {
+            return refused(
+                "--json and --out - both want stdout".to_owned(),
+                "leave one of them out",
+            );
+        }
+        if self.format == Format::Parquet && std::io::stdout().is_terminal() {
+            return refused(
+                "a parquet export is binary, and this is a terminal".to_owned(),
+                "write it to a file or a pipe: `… --out - > run.parquet`",
+            );
+        }
+        let (points, metrics) = export::print(reader, wanted, self.format)?;
+        let points = number::grouped(i64::try_from(points).unwrap_or(i64::MAX));
+        Printer::of_process().say(&format!("{points} points of {metrics} metrics"));
         Ok(())
     }
 }

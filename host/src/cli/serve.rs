@@ -1,8 +1,9 @@
 use std::path::PathBuf;
 
-use host_core::Result;
+use host_core::{Error, Kind, Result};
 
-use super::{RunsDir, print};
+use super::RunsDir;
+use crate::printer::Printer;
 use crate::service::Service;
 use crate::settings::HostConfig;
 use crate::signals::EndSignal;
@@ -37,6 +38,12 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) fn execute(&self) -> Result<()> {
+        let dir = &self.runs.runs_dir;
+        if !dir.is_dir() {
+            let message = format!("there is no folder of runs: {}", dir.display());
+            return Err(Error::new(Kind::Config, message)
+                .hint("--runs-dir names it; `host run` makes it with its first run"));
+        }
         let service = Service::new(&HostConfig {
             listen: self.listen.clone(),
             read_token_env: self.read_token_env.clone(),
@@ -47,12 +54,17 @@ impl Serve {
         })?;
         // Before the address is known, so that who reads it may end this at once.
         let end = EndSignal::new()?;
-        let served = service.serve(&self.runs.runs_dir)?;
-        let runs = self.runs.runs_dir.display();
-        print(&format!("gRPC at {}: {runs}\n", served.serving.addr()));
+        let warn = |message| {
+            Printer::of_process().insist(&format!("warning: {message}"));
+        };
+        let served = service.serve(dir, Box::new(warn))?;
+        let addr = served.serving.addr();
+        let mut lines = format!("gRPC at {addr}: {}\n", dir.display());
         for line in served.clients() {
-            print(&format!("{line}\n"));
+            lines += &format!("{line}\n");
         }
+        // A terminal that takes nothing does not keep a signal from ending this.
+        Printer::of_process().conclude(&lines);
         end.wait();
         served.serving.stop()
     }

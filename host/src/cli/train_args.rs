@@ -15,7 +15,8 @@ const RUN: &str = "Run";
 #[derive(clap::Args, Clone, Debug, Default, Serialize)]
 pub(crate) struct TrainArgs {
     /// Folder, file or quoted pattern ('src/**/*.rs') to train on: text or JSON lines (.jsonl), also
-    /// compressed (.gz, .zst), or Parquet; give it again for more
+    /// compressed (.gz, .zst), or Parquet; links below a folder are followed, and each file counts
+    /// once; give it again for more
     #[arg(long, value_name = "PATH", help_heading = DATA)]
     data: Option<Vec<PathBuf>>,
 
@@ -31,12 +32,17 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "EXT,…", value_delimiter = ',', help_heading = DATA)]
     extensions: Option<Vec<String>>,
 
+    /// Leave out what fits this pattern: a name of files or folders ('*.min.js', node_modules), or with
+    /// a slash a path below a data folder ('docs/**'); give it again for more
+    #[arg(long, value_name = "PATTERN", help_heading = DATA)]
+    exclude: Option<Vec<String>>,
+
     /// Field of a JSON line, or column of a Parquet file, that has the text
     #[arg(long, value_name = "NAME", help_heading = DATA)]
     text_column: Option<String>,
 
     /// One file in this many is held out for evaluation, by its name; of a single file with records
-    /// one record in this many
+    /// one record in this many, of a single text its last part
     #[arg(long, value_name = "FILES", help_heading = DATA)]
     valid_every: Option<u64>,
 
@@ -58,9 +64,19 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "MODEL", help_heading = MODEL)]
     model: Option<String>,
 
-    /// A tokenizer.json or a folder with one; without it the model's own, else one trained on the data
+    /// A tokenizer.json, GPT-2's vocab.json with its merges.txt, or a folder with either; without it the
+    /// model's own, else one trained on the data
     #[arg(long, value_name = "PATH", help_heading = MODEL)]
     tokenizer: Option<PathBuf>,
+
+    /// The token between documents; without it, the one that the tokenizer's configuration says
+    #[arg(long, value_name = "TOKEN", help_heading = MODEL)]
+    end_of_text: Option<String>,
+
+    /// Take the name of a special token in the data, such as <|endoftext|>, as text like any other
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", hide_possible_values = true, value_parser = BoolishValueParser::new(), help_heading = MODEL)]
+    split_special_tokens: Option<bool>,
 
     /// Tokens in a vocabulary trained here; without it, the model's
     #[arg(long, value_name = "TOKENS", help_heading = MODEL)]
@@ -133,7 +149,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "STEPS", help_heading = CHECKPOINTS)]
     save_checkpoint_steps: Option<u64>,
 
-    /// Checkpoints that stay in the run folder; 0 keeps all
+    /// Checkpoints that stay in the run folder, and those that a sink lacks; 0 keeps all
     #[arg(long, value_name = "COUNT", help_heading = CHECKPOINTS)]
     keep_checkpoints: Option<usize>,
 
@@ -235,11 +251,14 @@ impl TrainArgs {
         max_train_steps: Option<u64>,
         listen: Option<String>,
         preflight: Option<String>,
+        (device, threads): (Option<String>, Option<usize>),
     ) -> Self {
         Self {
             max_train_steps,
             listen,
             preflight,
+            device,
+            threads,
             ..Self::default()
         }
     }

@@ -4,6 +4,7 @@ use host_core::Result;
 
 use super::{TrainArgs, print};
 use crate::plan::Plan;
+use crate::printer::Printer;
 use crate::verify_resume::verify_resume;
 
 /// Proves for a training, which takes the same arguments as run, that a resume is exact: trains some
@@ -24,11 +25,11 @@ pub(super) struct VerifyResume {
 impl VerifyResume {
     pub(super) fn execute(&self) -> Result<()> {
         let plan = Plan::read(self.config.as_deref(), &self.train)?;
-        let proof = verify_resume(plan, self.steps, &mut |what| eprintln!("{what}"))?;
+        let printer = Printer::of_process();
+        let proof = verify_resume(plan, self.steps, &mut |what| printer.say(what))?;
         print(&format!(
             "the resume is exact: {} files of the last checkpoint and {} metrics are equal after {} steps\n",
             proof.files, proof.metrics, proof.steps
-        ));
-        Ok(())
+        ))
     }
 }

@@ -1,15 +1,25 @@
-use std::io::IsTerminal as _;
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
 
-use host_core::Result;
+use host_core::{Error, Event, Kind, Result};
 use host_serve::{Client, Remote, WatchEnd};
+use host_store::RunRow;
 use serde_json::Value;
 
 use super::RunsDir;
 use super::remote::{RemoteArgs, is_address};
-use crate::dashboard::{self, Target};
+use crate::event_json::event_json;
 use crate::login_name::login_name;
-use crate::progress::{Progress, Style};
+use crate::narration::Narration;
+use crate::printer::Printer;
 use crate::run_dir::RunDir;
+use crate::target::Target;
+use crate::terminal::can_draw;
+use crate::{dashboard, outlet, printable};
+
+/// How long a run that is there but does not answer is tried again, and how often.
+const PATIENCE: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_millis(250);
 
 const KEYS: &str = "\
 In a terminal it is a dashboard, of a live run or of a finished one; `?` there names the keys. Some ask
@@ -61,11 +71,10 @@ impl Watch {
 
     /// Whether there is a screen to draw on, and lines were not asked for.
     fn is_dashboard(&self) -> bool {
-        let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-        !self.plain && !self.json && !is_dumb && std::io::stdout().is_terminal()
+        !self.plain && !self.json && can_draw(&std::io::stdout())
     }
 
-    /// What the dashboard connects to, and connects to again.
+    /// What is connected to, and connected to again.
     fn target(&self) -> Result<Target> {
         let (remote, target, runs) = (self.remote.clone(), self.target.clone(), self.runs.clone());
         let remote: Box<dyn Fn() -> Result<Remote> + Send> =
@@ -77,36 +86,119 @@ impl Watch {
         Ok(Target::run(dir, remote))
     }
 
+    /// Writes the events to stdout until the run ends, or the pipe is closed.
     fn print(&self) -> Result<()> {
-        let client = Client::connect_to(&self.remote.resolve(&self.target, &self.runs)?)?;
-        let run = client.run(&self.run)?;
-        let config: Value = serde_json::from_str(&run.config_json).unwrap_or_default();
-        let last_step = config["max_train_steps"].as_u64().unwrap_or(0);
-        let progress = Progress::new(Style::choose(self.json), last_step);
-        progress.say(&format!("run {} at step {}", run.name, run.last_step));
-        progress.begin(run.last_step);
-        progress.catch_up(run.last_time_us);
+        leave_when_unread()?;
+        let mut target = self.target()?;
+        let (mut client, _) = target.connect()?;
+        let run = client.run(target.name().unwrap_or(&self.run))?;
+        let mut lines = EventLines::new(&run, self.json);
+        lines.say(&format!("run {} at step {}", run.name, run.last_step))?;
 
-        let mut watch = client.watch(&run.name, self.after, true);
-        for event in &mut watch {
-            match event {
-                Ok(event) => progress.show(&[event]),
-                Err(error) => {
-                    progress.end();
-                    return Err(error);
-                }
+        let mut cursor = self.after;
+        let mut give_up_at = None;
+        let end = loop {
+            let before = cursor;
+            let error = match follow(&client, &target, &run.name, &mut cursor, &mut lines) {
+                Ok(Some(end)) => break end,
+                Ok(None) => return Ok(()),
+                Err(error) => error,
+            };
+            // A run by its name may be read elsewhere: from its folder, or where it was resumed.
+            let now = Instant::now();
+            if cursor > before {
+                give_up_at = None;
             }
-            if progress.has_no_reader() {
-                return Ok(());
+            let give_up_at = *give_up_at.get_or_insert(now + PATIENCE);
+            if target.name().is_none() || error.kind() == Kind::Config || now >= give_up_at {
+                return Err(error);
             }
-        }
-        progress.end();
-        if watch.end() == Some(WatchEnd::RunCrashed) {
-            progress.say(&format!(
+            std::thread::sleep(RETRY);
+            if let Ok((again, _)) = target.connect() {
+                client = again;
+            }
+        };
+        if end == WatchEnd::RunCrashed {
+            lines.say(&format!(
                 "the run's process is gone; `host resume {}` resumes it from its newest checkpoint",
                 run.name
-            ));
+            ))?;
         }
         Ok(())
     }
+}
+
+/// Writes the events of one connection; none if the pipe is closed.
+fn follow(
+    client: &Client,
+    target: &Target,
+    run: &str,
+    cursor: &mut u64,
+    lines: &mut EventLines,
+) -> Result<Option<WatchEnd>> {
+    let mut watch = client.watch(run, *cursor, true);
+    if target.name().is_some() {
+        // Whether it is worth waiting for, its folder says.
+        watch = watch.patience(Duration::ZERO);
+    }
+    for event in &mut watch {
+        let event = event?;
+        *cursor = event.seq;
+        if !lines.write(&event)? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(watch.end().unwrap_or(WatchEnd::CaughtUp)))
+}
+
+/// Events on stdout, as lines for people or for programs.
+struct EventLines {
+    is_json: bool,
+    narration: Narration,
+}
+
+impl EventLines {
+    fn new(run: &RunRow, is_json: bool) -> Self {
+        let config: Value = serde_json::from_str(&run.config_json).unwrap_or_default();
+        let mut narration = Narration::new(config["max_train_steps"].as_u64().unwrap_or(0));
+        narration.catch_up(run.last_time_us);
+        Self { is_json, narration }
+    }
+
+    /// False if the pipe is closed.
+    fn write(&mut self, event: &Event) -> Result<bool> {
+        if self.is_json {
+            let line = format!("{}\n", event_json(event));
+            return super::write(printable::json(&line).as_bytes());
+        }
+        for line in self.narration.lines(event) {
+            if !super::write(format!("{line}\n").as_bytes())? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What is no event: beside those that are for programs.
+    fn say(&self, line: &str) -> Result<()> {
+        match self.is_json {
+            true => Printer::of_process().insist(line),
+            false => super::print(&format!("{line}\n"))?,
+        }
+        Ok(())
+    }
+}
+
+/// Ends the process when stdout is closed, as behind `| head`: the next event may be far.
+fn leave_when_unread() -> Result<()> {
+    let wait = || {
+        if outlet::wait_for_no_reader(std::io::stdout().as_fd()).is_ok() {
+            signal_hook::low_level::exit(0);
+        }
+    };
+    std::thread::Builder::new()
+        .name("stdout".to_owned())
+        .spawn(wait)
+        .map(drop)
+        .map_err(|e| Error::new(Kind::System, format!("cannot start a thread: {e}")))
 }

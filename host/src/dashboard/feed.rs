@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use host_core::{Error, Event, Kind, Result};
 use host_serve::{Client, WatchEnd};
-use host_store::{Delivery, Series};
+use host_store::{Delivery, RunStatus, Series};
 
 use super::Message;
-use super::target::Target;
+use crate::target::Target;
 
 /// Waits between attempts to connect again.
 const RETRY: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(250)..=Duration::from_secs(5);
+/// How often a run that has ended is looked at again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Points of a history that are asked for: more than any terminal has columns.
 const POINTS: u32 = 1000;
 /// Histories that wait to be read.
@@ -54,8 +56,8 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    /// Follows the run, with this connection first, on a thread of its own, which ends with the run or
-    /// the dashboard.
+    /// Follows the run, with this connection first, on a thread of its own, which ends with the dashboard:
+    /// a run that has ended may be resumed.
     ///
     /// # Errors
     /// The system refuses a thread.
@@ -78,7 +80,8 @@ impl Feed {
                 Ok((client, address)) => {
                     let client = Arc::new(client);
                     self.connected(&client, address)?;
-                    self.watch(&client, std::mem::take(&mut is_first))?
+                    let outcome = self.watch(&client, std::mem::take(&mut is_first))?;
+                    outcome.map(|end| (end, client))
                 }
                 Err(error) => Err(error),
             };
@@ -86,7 +89,11 @@ impl Feed {
                 (tries, wait) = (0, *RETRY.start());
             }
             match outcome {
-                Ok(end) => return self.ended(end),
+                Ok((end, client)) => {
+                    let client = self.ended(end, client)?;
+                    connected = self.resumed(client);
+                    continue;
+                }
                 Err(error) if error.kind() == Kind::Config => {
                     return self.tell(News::Refused(error.message().to_owned()));
                 }
@@ -103,15 +110,48 @@ impl Feed {
     }
 
     /// The run is over, and so is the server of its own process. What the user named by its name is read
-    /// from its folder from now on.
-    fn ended(&self, end: WatchEnd) -> std::result::Result<(), Closed> {
-        let mut target = self.target();
-        if target.name().is_some()
-            && let Ok((client, address)) = target.connect()
-        {
-            self.connected(&Arc::new(client), address)?;
+    /// from its folder from now on. Returns the client that reads it.
+    fn ended(
+        &self,
+        end: WatchEnd,
+        client: Arc<Client>,
+    ) -> std::result::Result<Arc<Client>, Closed> {
+        let mut client = client;
+        let again = {
+            let mut target = self.target();
+            target.name().is_some().then(|| target.connect())
+        };
+        if let Some(Ok((folder, address))) = again {
+            client = Arc::new(folder);
+            self.connected(&client, address)?;
         }
-        self.tell(News::Ended(end))
+        self.tell(News::Ended(end))?;
+        Ok(client)
+    }
+
+    /// Waits until the run goes on, as after `host resume`, and connects to it.
+    fn resumed(&self, mut client: Arc<Client>) -> Result<(Client, String)> {
+        loop {
+            std::thread::sleep(AGAIN);
+            let is_live = self.target().is_live();
+            match is_live {
+                Some(false) => continue,
+                Some(true) => return self.target().connect(),
+                None => {}
+            }
+            match client.run(&self.run) {
+                Ok(row) if row.status == RunStatus::Running || row.last_seq > self.cursor => {
+                    return self.target().connect();
+                }
+                Ok(_) => {}
+                Err(_) => {
+                    std::thread::sleep(*RETRY.end());
+                    if let Ok((again, _)) = self.target().connect() {
+                        client = Arc::new(again);
+                    }
+                }
+            }
+        }
     }
 
     fn target(&self) -> MutexGuard<'_, Target> {

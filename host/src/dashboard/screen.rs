@@ -39,6 +39,8 @@ pub(super) enum Action {
     Leave,
     /// The whole screen is drawn anew, whatever else wrote on it.
     Redraw,
+    /// The process is stopped, and the shell has the terminal.
+    Suspend,
     /// The run is asked for something.
     Ask(Request),
 }
@@ -125,6 +127,7 @@ impl Screen {
             return match key.code {
                 KeyCode::Char('c') => Some(Action::Leave),
                 KeyCode::Char('l') => Some(Action::Redraw),
+                KeyCode::Char('z') => Some(Action::Suspend),
                 _ => None,
             };
         }

@@ -2,10 +2,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use host_core::{CheckpointDir, DeliveryState, EventBody, Manifest, MetricValue, Result, Step};
+use host_core::{CheckpointDir, DeliveryState, EventBody, MetricValue, Result, Step};
 use host_store::{Delivery, Reader};
 
-use super::count;
+use super::{count, is_superseded};
 use crate::run_dir::RunDir;
 
 /// Events looked at in one go.
@@ -22,6 +22,17 @@ pub(crate) struct Backlog {
     of_sinks: BTreeMap<String, Vec<Owed>>,
     /// What is owed to sinks that the run no longer has.
     removed: Vec<(String, Vec<Step>)>,
+    /// What was lost before a sink had it.
+    lost: Vec<(String, Vec<Step>)>,
+}
+
+/// What of a run's checkpoints is to be delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// What a sink does not have by the ledger.
+    Missing,
+    /// All that stands, whatever the ledger says: it does not know of a sink that it has another address now.
+    All,
 }
 
 /// A checkpoint that a sink does not have.
@@ -31,8 +42,10 @@ pub(super) enum Owed {
     Queued(Arc<CheckpointDir>),
     /// It was on its way, had failed, or the sink was never told of it.
     Again(Arc<CheckpointDir>),
-    /// It cannot be delivered any more, and why.
-    Gone(Step, String),
+    /// It stands, but cannot be used as it is, and why.
+    Damaged(Step, String),
+    /// It is gone, and cannot be delivered any more.
+    Gone(Step),
 }
 
 impl Backlog {
@@ -46,6 +59,7 @@ impl Backlog {
         reader: &Reader,
         sinks: &[String],
         up_to: Option<Step>,
+        wanted: Wanted,
     ) -> Result<Self> {
         let mut ledger = reader.deliveries()?;
         ledger.retain(|entry| up_to.is_none_or(|step| entry.checkpoint <= step));
@@ -53,26 +67,24 @@ impl Backlog {
         let standing: BTreeSet<Step> = folders.keys().copied().collect();
         let debts: Vec<(&String, Vec<(Step, Debt)>)> = sinks
             .iter()
-            .map(|sink| (sink, debts(&ledger, &standing, sink)))
+            .map(|sink| (sink, debts(&ledger, &standing, sink, wanted)))
             .filter(|(_, debts)| !debts.is_empty())
             .collect();
         let steps: BTreeSet<Step> = debts.iter().flat_map(|(_, d)| d).map(|d| d.0).collect();
         let mut metrics = evaluations(reader, &steps)?;
         let checkpoints: BTreeMap<Step, Result<Arc<CheckpointDir>, String>> = steps
             .into_iter()
-            .map(|step| {
+            .filter_map(|step| {
                 let metrics = metrics.remove(&step).unwrap_or_default();
-                let found = match folders.get(&step) {
-                    Some(folder) => checkpoint(step, folder, metrics),
-                    None => Err("its folder is gone from the run folder".to_owned()),
-                };
-                (step, found.map(Arc::new))
+                let found = checkpoint(step, folders.get(&step)?, metrics);
+                Some((step, found.map(Arc::new)))
             })
             .collect();
-        let owed = |(step, debt): (Step, Debt)| match (&checkpoints[&step], debt) {
-            (Err(reason), _) => Owed::Gone(step, reason.clone()),
-            (Ok(checkpoint), Debt::Queued) => Owed::Queued(Arc::clone(checkpoint)),
-            (Ok(checkpoint), _) => Owed::Again(Arc::clone(checkpoint)),
+        let owed = |(step, debt): (Step, Debt)| match (checkpoints.get(&step), debt) {
+            (None, _) => Owed::Gone(step),
+            (Some(Err(reason)), _) => Owed::Damaged(step, reason.clone()),
+            (Some(Ok(checkpoint)), Debt::Queued) => Owed::Queued(Arc::clone(checkpoint)),
+            (Some(Ok(checkpoint)), _) => Owed::Again(Arc::clone(checkpoint)),
         };
         Ok(Self {
             of_sinks: debts
@@ -80,6 +92,7 @@ impl Backlog {
                 .map(|(sink, debts)| (sink.clone(), debts.into_iter().map(owed).collect()))
                 .collect(),
             removed: removed(&ledger, &standing, sinks),
+            lost: lost(&ledger, sinks),
         })
     }
 
@@ -100,14 +113,32 @@ impl Backlog {
         (!told.is_empty()).then(|| told.join(", "))
     }
 
+    /// The sinks that the run no longer has, each with what it lacks.
+    pub(super) fn removed_sinks(&self) -> impl Iterator<Item = (&str, &[Step])> {
+        let removed = self.removed.iter();
+        removed.map(|(sink, steps)| (sink.as_str(), steps.as_slice()))
+    }
+
     /// What cannot be delivered since its sink is gone, a line for each.
     pub(crate) fn removed(&self) -> impl Iterator<Item = String> {
         self.removed.iter().map(|(sink, steps)| {
-            let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
-            let steps = steps.join(", ");
+            let steps = joined(steps);
             format!("{sink} is no longer a sink of this run, and did not get step {steps}")
         })
     }
+
+    /// What a sink never got and never will, a line for each.
+    pub(crate) fn lost(&self) -> impl Iterator<Item = String> {
+        self.lost.iter().map(|(sink, steps)| {
+            let steps = joined(steps);
+            format!("{sink} did not get step {steps}, which the run folder no longer has")
+        })
+    }
+}
+
+fn joined(steps: &[Step]) -> String {
+    let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
+    steps.join(", ")
 }
 
 /// How a checkpoint came to be owed.
@@ -119,7 +150,12 @@ enum Debt {
 }
 
 /// What is owed to a sink by the ledger, given the checkpoints that stand in the run folder.
-fn debts(ledger: &[Delivery], standing: &BTreeSet<Step>, sink: &str) -> Vec<(Step, Debt)> {
+fn debts(
+    ledger: &[Delivery],
+    standing: &BTreeSet<Step>,
+    sink: &str,
+    wanted: Wanted,
+) -> Vec<(Step, Debt)> {
     let mut states: BTreeMap<Step, Option<DeliveryState>> =
         standing.iter().map(|step| (*step, None)).collect();
     for entry in ledger.iter().filter(|entry| entry.sink == sink) {
@@ -128,12 +164,12 @@ fn debts(ledger: &[Delivery], standing: &BTreeSet<Step>, sink: &str) -> Vec<(Ste
     let debt = |(step, state): (Step, Option<DeliveryState>)| {
         use DeliveryState::{Delivered, Dropped, Failed, Queued, Sending};
         let debt = match (state, standing.contains(&step)) {
+            (Some(Delivered | Dropped), true) if wanted == Wanted::All => Debt::Again,
             (Some(Delivered | Dropped), _) => return None,
             (Some(Queued), true) => Debt::Queued,
             (Some(Sending | Failed) | None, true) => Debt::Again,
-            (Some(Queued | Sending), false) => Debt::Gone,
-            // Its failure is on record, and there is nothing to try again with.
-            (Some(Failed) | None, false) => return None,
+            (Some(Queued | Sending | Failed), false) => Debt::Gone,
+            (None, false) => return None,
         };
         Some((step, debt))
     };
@@ -163,17 +199,28 @@ fn removed(
         .collect()
 }
 
+/// What these sinks lost by the ledger, though nothing newer was wanted in its place.
+fn lost(ledger: &[Delivery], sinks: &[String]) -> Vec<(String, Vec<Step>)> {
+    let of = |sink: &String| {
+        let is_lost = |entry: &&Delivery| {
+            entry.sink == *sink
+                && entry.state == DeliveryState::Dropped
+                && !is_superseded(&entry.detail)
+        };
+        let steps = ledger.iter().filter(is_lost).map(|entry| entry.checkpoint);
+        (sink.clone(), steps.collect::<Vec<Step>>())
+    };
+    let lost = sinks.iter().map(of);
+    lost.filter(|(_, steps)| !steps.is_empty()).collect()
+}
+
 /// The checkpoint in a folder. Its files are not looked at: whoever sends them does.
 fn checkpoint(
     step: Step,
     folder: &Path,
     metrics: Vec<MetricValue>,
 ) -> Result<CheckpointDir, String> {
-    let text = std::fs::read(folder.join("manifest.json"));
-    let manifest: Manifest = text
-        .map_err(|e| e.to_string())
-        .and_then(|text| serde_json::from_slice(&text).map_err(|e| e.to_string()))
-        .map_err(|why| format!("its manifest cannot be used: {why}"))?;
+    let manifest = host_train::read_manifest(folder).map_err(|error| error.message().to_owned())?;
     Ok(CheckpointDir {
         step,
         path: folder.to_owned(),
@@ -240,7 +287,7 @@ mod tests {
         // The process died before it could queue the last.
         let standing = standing(&[10, 20, 30, 40, 45, 50]);
         assert_eq!(
-            debts(&ledger, &standing, "a"),
+            debts(&ledger, &standing, "a", Wanted::Missing),
             [
                 (Step(20), Debt::Again),
                 (Step(30), Debt::Again),
@@ -248,7 +295,9 @@ mod tests {
                 (Step(50), Debt::Again)
             ]
         );
-        let added: Vec<u64> = debts(&ledger, &standing, "new")
+        let all = debts(&ledger, &standing, "a", Wanted::All);
+        assert_eq!(all.len(), standing.len());
+        let added: Vec<u64> = debts(&ledger, &standing, "new", Wanted::Missing)
             .iter()
             .map(|debt| debt.0.0)
             .collect();
@@ -263,8 +312,13 @@ mod tests {
             entry("a", 30, Sending),
             entry("a", 40, Queued),
         ];
-        let expected = [(Step(30), Debt::Gone), (Step(40), Debt::Gone)];
-        assert_eq!(debts(&ledger, &standing(&[]), "a"), expected);
+        let expected = [20, 30, 40].map(|step| (Step(step), Debt::Gone));
+        assert_eq!(
+            debts(&ledger, &standing(&[]), "a", Wanted::Missing),
+            expected
+        );
+        let said = [20, 30, 40].map(|step| entry("a", step, Dropped));
+        assert_eq!(debts(&said, &standing(&[]), "a", Wanted::Missing), []);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use host_core::{
     Verdict,
 };
 
+use super::custody::{Custody, Holders};
 use super::queue::Queue;
 use super::{Destination, Retry};
 
@@ -15,6 +16,9 @@ pub(super) struct Courier {
     pub(super) retry: Retry,
     pub(super) queue: Arc<Queue>,
     pub(super) control: Control,
+    pub(super) holders: Holders,
+    /// The checkpoint that the sink had last: it may still write to it.
+    pub(super) last: Option<(Step, Custody)>,
 }
 
 impl Courier {
@@ -37,15 +41,46 @@ impl Courier {
                 }
             }
         }
+        self.look_back();
     }
 
+    /// Delivers, and sees to it that the checkpoint is the same afterwards.
     fn publish(&mut self, checkpoint: &CheckpointDir) -> Result<Receipt, SinkError> {
+        let (step, label) = (checkpoint.step, self.queue.label.clone());
+        let mut custody = Custody::begin(checkpoint).map_err(|damage| {
+            SinkError::Permanent(match &self.holders.others(step, &label)[..] {
+                [] => damage,
+                others => format!("{damage}; {} had it before", others.join(", ")),
+            })
+        })?;
+        self.holders.enter(step, &label);
         let sink = self.destination.sink.active().expect("it is busy");
-        sink.publish(Publish {
+        let published = sink.publish(Publish {
             run: &self.run,
             checkpoint,
             state_dir: &self.destination.state_dir,
-        })
+        });
+        let kept = custody.end();
+        self.look_back();
+        self.last = Some((step, custody));
+        match kept {
+            Ok(()) => published,
+            Err(damage) => {
+                let others = self.holders.others(step, &label);
+                Err(SinkError::Permanent(damage.describe(&others)))
+            }
+        }
+    }
+
+    /// Looks once more at the checkpoint that the sink had before, and may have kept hold of.
+    fn look_back(&mut self) {
+        if let Some((step, mut custody)) = self.last.take()
+            && let Err(damage) = custody.end()
+        {
+            let others = self.holders.others(step, &self.queue.label);
+            let reason = format!("after its delivery {}", damage.describe(&others));
+            self.fault(step, &reason);
+        }
     }
 
     /// The sink will never take this one.

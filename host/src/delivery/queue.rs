@@ -1,4 +1,4 @@
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,9 @@ use super::{Retry, Undelivered};
 
 /// Checkpoints that may wait for one sink. They are folders on the disk, so a place costs little.
 const CAPACITY: usize = 1024;
+
+/// Ends the reason of what `QueuePolicy::Latest` drops.
+pub(super) const TOOK_ITS_PLACE: &str = "took its place";
 
 /// What waits for one sink.
 pub(super) struct Queue {
@@ -37,9 +40,11 @@ struct State {
     /// No more will come.
     closed: bool,
     cancelled: bool,
-    /// Checkpoints that the sink refused for good.
+    /// Checkpoints that the sink refused for as long as this process lasts. Another offers them again.
     refused: Vec<Step>,
     last_reason: String,
+    /// Checkpoints that can never be delivered, and why.
+    lost: Vec<(Step, String)>,
 }
 
 impl State {
@@ -50,6 +55,28 @@ impl State {
         self.retry_at = None;
         self.failures = 0;
         self.last_failures = 0;
+    }
+
+    fn needs(&self, step: Step) -> bool {
+        self.waiting.iter().any(|c| c.step == step) || self.refused.contains(&step)
+    }
+
+    fn is_in_hands(&self, step: Step) -> bool {
+        self.is_sending && self.waiting.front().is_some_and(|c| c.step == step)
+    }
+
+    /// Loses a checkpoint that is not in the worker's hands. False if it was not needed.
+    fn give_up(&mut self, step: Step, reason: &str) -> bool {
+        if !self.needs(step) {
+            return false;
+        }
+        if self.waiting.front().is_some_and(|c| c.step == step) {
+            self.advance();
+        }
+        self.waiting.retain(|c| c.step != step);
+        self.refused.retain(|&refused| refused != step);
+        self.lost.push((step, reason.to_owned()));
+        true
     }
 }
 
@@ -118,26 +145,50 @@ impl Queue {
         let mut state = self.lock();
         let mut dropped = Vec::new();
         if self.policy == QueuePolicy::Latest {
+            dropped.append(&mut state.refused);
             let in_hands = usize::from(state.is_sending);
-            dropped.extend(state.waiting.drain(in_hands..));
+            dropped.extend(state.waiting.drain(in_hands..).map(|old| old.step));
         }
+        // A step that was done again: what was there before is no more.
+        state.refused.retain(|&refused| refused != step);
+        let in_hands = usize::from(state.is_sending);
+        let mut place = 0;
+        state.waiting.retain(|waiting| {
+            place += 1;
+            place <= in_hands || waiting.step != step
+        });
         let is_full = state.waiting.len() >= CAPACITY;
         if !is_full {
             state.waiting.push_back(checkpoint);
             self.changed.notify_all();
         }
         drop(state);
-        for old in dropped {
-            let reason = format!("step {step} took its place");
-            self.tell(old.step, DeliveryState::Dropped, &reason, None);
-        }
+        dropped
+            .into_iter()
+            .for_each(|old| self.superseded(old, step));
         if is_full {
             let reason = format!("{CAPACITY} checkpoints wait for this sink already");
             self.refuse(step, &reason);
         }
     }
 
-    /// Puts on record that a checkpoint will not be delivered, and why.
+    /// Puts on record that a checkpoint can never be delivered, and why.
+    pub(super) fn lose(&self, step: Step, reason: &str) {
+        self.lock().lost.push((step, reason.to_owned()));
+        self.tell(step, DeliveryState::Dropped, reason, None);
+    }
+
+    /// Takes note of what the sink lacks, and that this process will not deliver it.
+    pub(super) fn lacks(&self, steps: &[Step]) {
+        self.lock().refused.extend_from_slice(steps);
+    }
+
+    fn superseded(&self, old: Step, newer: Step) {
+        let reason = format!("step {newer} {TOOK_ITS_PLACE}");
+        self.tell(old, DeliveryState::Dropped, &reason, None);
+    }
+
+    /// Puts on record that this process will not deliver a checkpoint, and why.
     pub(super) fn refuse(&self, step: Step, reason: &str) {
         let mut state = self.lock();
         state.refused.push(step);
@@ -206,8 +257,21 @@ impl Queue {
 
     /// The sink will never take it.
     pub(super) fn refused(&self, step: Step, reason: &str) {
-        self.lock().advance();
-        self.refuse(step, reason);
+        let mut state = self.lock();
+        state.advance();
+        let newer = state.waiting.front().map(|newer| newer.step);
+        let newer = newer.filter(|&newer| self.policy == QueuePolicy::Latest && newer != step);
+        let is_done_again = state.waiting.iter().any(|c| c.step == step);
+        if newer.is_none() && !is_done_again {
+            // At no moment is it needed by nobody.
+            state.refused.push(step);
+        }
+        state.last_reason = reason.to_owned();
+        drop(state);
+        self.tell(step, DeliveryState::Failed, reason, None);
+        if let Some(newer) = newer {
+            self.superseded(step, newer);
+        }
     }
 
     /// It was not delivered, and may be later: by this process or, if the sink is not called again, by
@@ -242,9 +306,10 @@ impl Queue {
         self.lock().is_given_up = true;
     }
 
-    /// Whether a checkpoint still waits, or is on its way.
+    /// Whether the sink lacks a checkpoint: it waits, is on its way, or was refused, which another process
+    /// makes up for.
     pub(super) fn needs(&self, step: Step) -> bool {
-        self.lock().waiting.iter().any(|c| c.step == step)
+        self.lock().needs(step)
     }
 
     /// How many wait, or are on their way.
@@ -257,11 +322,22 @@ impl Queue {
         self.lock().waiting.front().map(|c| c.step)
     }
 
-    pub(super) fn undelivered(&self) -> Option<Undelivered> {
+    /// What the sink does not have and may still get, and what it never will.
+    pub(super) fn undelivered(&self) -> Vec<Undelivered> {
         let state = self.lock();
+        let mut lost = BTreeMap::<&str, Vec<Step>>::new();
+        for (step, reason) in &state.lost {
+            lost.entry(reason).or_default().push(*step);
+        }
+        let lost = lost.into_iter().map(|(reason, steps)| Undelivered {
+            sink: self.label.clone(),
+            steps,
+            reason: reason.to_owned(),
+            is_lost: true,
+        });
         let waiting = state.waiting.iter().map(|checkpoint| checkpoint.step);
         let steps: Vec<Step> = state.refused.iter().copied().chain(waiting).collect();
-        (!steps.is_empty()).then(|| Undelivered {
+        let left = (!steps.is_empty()).then(|| Undelivered {
             sink: self.label.clone(),
             steps,
             reason: if state.last_reason.is_empty() {
@@ -269,6 +345,29 @@ impl Queue {
             } else {
                 state.last_reason.clone()
             },
-        })
+            is_lost: false,
+        });
+        lost.chain(left).collect()
     }
+}
+
+/// Takes a checkpoint from the queues, so that its folder may be removed: it is lost to those sinks that
+/// lack it, which is on record then. False, and nothing is changed, while a sink has it in its hands.
+pub(super) fn give_up(queues: &[&Queue], step: Step, reason: &str) -> bool {
+    // All at once, so that none begins to send what another has lost. Nobody else holds two.
+    let mut states: Vec<MutexGuard<'_, State>> = queues.iter().map(|queue| queue.lock()).collect();
+    if states.iter().any(|state| state.is_in_hands(step)) {
+        return false;
+    }
+    let losers: Vec<&Queue> = queues
+        .iter()
+        .zip(&mut states)
+        .filter_map(|(queue, state)| state.give_up(step, reason).then_some(*queue))
+        .collect();
+    drop(states);
+    for queue in losers {
+        queue.changed.notify_all();
+        queue.tell(step, DeliveryState::Dropped, reason, None);
+    }
+    true
 }

@@ -1,15 +1,14 @@
 use std::io::{BufWriter, Write};
 
 use host_store::Point;
-use tempfile::NamedTempFile;
 
-use super::PointWriter;
+use super::{Output, PointWriter};
 
 /// A row for each point. Numbers are the shortest that read back as the same; times are UTC.
-pub(super) struct Csv(BufWriter<NamedTempFile>);
+pub(super) struct Csv(BufWriter<Output>);
 
 impl Csv {
-    pub(super) fn begin(mut file: BufWriter<NamedTempFile>) -> std::io::Result<Self> {
+    pub(super) fn begin(mut file: BufWriter<Output>) -> std::io::Result<Self> {
         writeln!(file, "step,time,metric,value")?;
         Ok(Self(file))
     }
@@ -33,7 +32,7 @@ impl PointWriter for Csv {
         writeln!(self.0, ",{value}")
     }
 
-    fn finish(self: Box<Self>) -> std::io::Result<NamedTempFile> {
-        Ok(self.0.into_inner()?)
+    fn finish(mut self: Box<Self>) -> std::io::Result<()> {
+        self.0.flush()
     }
 }

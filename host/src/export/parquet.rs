@@ -1,3 +1,4 @@
+use std::io::{BufWriter, Write as _};
 use std::sync::Arc;
 
 use host_store::Point;
@@ -7,13 +8,12 @@ use parquet::errors::{ParquetError, Result};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
-use tempfile::NamedTempFile;
 
-use super::PointWriter;
+use super::{Output, PointWriter};
 
 /// A row for each point, by metric, so that a reader of one metric skips the others' row groups.
 pub(super) struct Parquet {
-    file: SerializedFileWriter<NamedTempFile>,
+    file: SerializedFileWriter<BufWriter<Output>>,
     /// The rows of the group to come.
     metrics: Vec<ByteArray>,
     steps: Vec<i64>,
@@ -32,7 +32,7 @@ const SCHEMA: &str = "message points {
 }";
 
 impl Parquet {
-    pub(super) fn begin(file: NamedTempFile) -> std::io::Result<Self> {
+    pub(super) fn begin(file: BufWriter<Output>) -> std::io::Result<Self> {
         let begin = || {
             let schema = Arc::new(parse_message_type(SCHEMA)?);
             let properties = WriterProperties::builder()
@@ -82,16 +82,16 @@ impl PointWriter for Parquet {
         Ok(())
     }
 
-    fn finish(mut self: Box<Self>) -> std::io::Result<NamedTempFile> {
+    fn finish(mut self: Box<Self>) -> std::io::Result<()> {
         if !self.values.is_empty() {
             self.write_group().map_err(plain)?;
         }
-        self.file.into_inner().map_err(plain)
+        self.file.into_inner().map_err(plain)?.flush()
     }
 }
 
 fn write_column<T: DataType>(
-    group: &mut SerializedRowGroupWriter<'_, NamedTempFile>,
+    group: &mut SerializedRowGroupWriter<'_, BufWriter<Output>>,
     values: &[T::T],
 ) -> Result<()> {
     let missing = || ParquetError::General("the schema has too few columns".to_owned());

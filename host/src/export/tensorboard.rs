@@ -2,14 +2,13 @@ use std::io::{BufWriter, Write};
 
 use host_store::Point;
 use prost::Message as _;
-use tempfile::NamedTempFile;
 
-use super::PointWriter;
+use super::{Output, PointWriter};
 
 /// An event file as TensorFlow's `EventsWriter` writes it: records, each an `Event` message behind its
 /// length, both with checksums.
 pub(super) struct EventFile {
-    file: BufWriter<NamedTempFile>,
+    file: BufWriter<Output>,
     record: Vec<u8>,
 }
 
@@ -47,7 +46,7 @@ struct Value {
 }
 
 impl EventFile {
-    pub(super) fn begin(file: BufWriter<NamedTempFile>, begun_us: i64) -> std::io::Result<Self> {
+    pub(super) fn begin(file: BufWriter<Output>, begun_us: i64) -> std::io::Result<Self> {
         let record = Vec::new();
         let mut events = Self { file, record };
         events.put(&Event {
@@ -89,8 +88,8 @@ impl PointWriter for EventFile {
         })
     }
 
-    fn finish(self: Box<Self>) -> std::io::Result<NamedTempFile> {
-        Ok(self.file.into_inner()?)
+    fn finish(mut self: Box<Self>) -> std::io::Result<()> {
+        self.file.flush()
     }
 }
 

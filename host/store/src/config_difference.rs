@@ -2,24 +2,25 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use crate::settings;
+
 /// A configuration key whose values differ between runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ConfigDifference {
-    /// The key; inside a table behind a dot: `plugin.hub-git.repo`.
+    /// The key; inside a table behind a dot, and of a plugin as `plugin/hub-git/repo`.
     pub key: String,
     /// In the order of the runs; none for a run whose configuration lacks the key.
     pub values: Vec<Option<Value>>,
 }
 
-/// What differs between configurations, by key. Of a list of tables that have an `id`, as `plugin` is,
-/// each table is compared with the one of the same id. What every run has for itself, such as its name
-/// and when it was begun, is no difference.
+/// What differs between configurations, by key: a plugin's settings are compared with those of the same
+/// plugin. What every run has for itself, such as its name and when it was begun, is no difference.
 pub fn config_differences(configs: &[Value]) -> Vec<ConfigDifference> {
     let mut all: BTreeMap<String, Vec<Option<Value>>> = BTreeMap::new();
     for (run, config) in configs.iter().enumerate() {
-        flatten("", config, &mut |key, value| {
-            all.entry(key).or_insert_with(|| vec![None; configs.len()])[run] = Some(value.clone());
-        });
+        for (key, value) in settings(config) {
+            all.entry(key).or_insert_with(|| vec![None; configs.len()])[run] = Some(value);
+        }
     }
     all.into_iter()
         .filter(|(key, _)| !OWN.contains(&key.as_str()))
@@ -30,32 +31,6 @@ pub fn config_differences(configs: &[Value]) -> Vec<ConfigDifference> {
 
 /// What says which run it is, and nothing of what it trains.
 const OWN: [&str; 4] = ["name", "runs_dir", "listen", "record.started"];
-
-fn flatten(key: &str, value: &Value, each: &mut impl FnMut(String, &Value)) {
-    let below = |name: &str| match key {
-        "" => name.to_owned(),
-        key => format!("{key}.{name}"),
-    };
-    match value {
-        Value::Object(fields) if !fields.is_empty() || key.is_empty() => {
-            fields
-                .iter()
-                .for_each(|(name, value)| flatten(&below(name), value, each));
-        }
-        Value::Array(tables)
-            if !tables.is_empty() && tables.iter().all(|t| t["id"].is_string()) =>
-        {
-            for table in tables {
-                flatten(
-                    &below(table["id"].as_str().unwrap_or_default()),
-                    table,
-                    each,
-                );
-            }
-        }
-        value => each(key.to_owned(), value),
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -81,7 +56,7 @@ mod tests {
             [
                 ("data", json!([["a"], ["a", "b"]])),
                 ("new", json!([null, null])),
-                ("plugin.hub-git.repo", json!(["x", "y"])),
+                ("plugin/hub-git/repo", json!(["x", "y"])),
                 ("seed", json!([1, 2])),
             ]
         );

@@ -27,6 +27,24 @@ pub(crate) fn sql(verb: &str, path: &Path, source: &rusqlite::Error) -> Error {
     }
 }
 
+/// Whether the file itself is to blame, and not the system, or another program that holds it.
+pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
+    /// `SQLITE_IOERR_SHORT_READ`: the file ends before it should.
+    const SHORT_READ: i32 = 522;
+    let is_short = matches!(
+        error,
+        rusqlite::Error::SqliteFailure(code, _) if code.extended_code == SHORT_READ
+    );
+    match error.sqlite_error_code() {
+        _ if is_short => true,
+        // `Unknown` is the plain error: a table or a column is missing.
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown) => true,
+        Some(_) => false,
+        // A row is missing, or what is in it is of another kind.
+        None => true,
+    }
+}
+
 /// The file contradicts itself.
 pub(crate) fn damaged(path: &Path, what: &str) -> Error {
     Error::new(

@@ -43,6 +43,7 @@ impl Reader {
     /// If the file cannot be read.
     pub fn history(&self, series: &str, max_points: usize) -> Result<Option<Vec<Point>>> {
         self.snapshot(|tx| {
+            self.check_complete(tx)?;
             let Some(series) = series_id(tx, series)? else {
                 return Ok(None);
             };
@@ -68,6 +69,7 @@ impl Reader {
     ) -> Result<()> {
         let mut outcome = Ok(());
         self.snapshot(|tx| {
+            self.check_complete(tx)?;
             let superseded = supersessions(tx)?;
             let mut query = tx.prepare_cached("SELECT id, name FROM series ORDER BY name")?;
             let mut rows = query.query([])?;
@@ -140,6 +142,10 @@ fn parts(
                 .ok_or_else(|| ReadError::damaged(format!("event {} cannot be read", place.seq)))?;
             parts.push((place.seq, Part::Row(point(place, value))));
         }
+    }
+    if parts.is_empty() && superseded.is_empty() {
+        // A series is written together with its first point.
+        return Err(ReadError::damaged("a metric has no points"));
     }
     parts.sort_by_key(|&(first, _)| first);
     Ok(parts)

@@ -14,7 +14,9 @@
 mod chunk;
 mod commits;
 mod comparison;
+mod condition;
 mod config_difference;
+mod copy;
 mod delivery;
 mod downsample;
 mod event_row;
@@ -31,12 +33,14 @@ mod run_list;
 mod run_row;
 mod schema;
 mod series;
+mod setting;
 mod supersession;
 mod writer;
 mod writer_thread;
 
 pub use commits::Commits;
 pub use comparison::{Curve, MetricComparison, RunMetric};
+pub use condition::{Loss, set_aside_stores};
 pub use config_difference::{ConfigDifference, config_differences};
 pub use delivery::Delivery;
 pub use history::Point;
@@ -44,7 +48,8 @@ pub use reader::Reader;
 pub use run_list::RunList;
 pub use run_row::{Progress, RunRecord, RunRow, RunStatus};
 pub use series::Series;
-pub use writer::{Journal, Writer};
+pub use setting::settings;
+pub use writer::{Journal, Writer, sync_log};
 pub use writer_thread::{Callbacks, OnCommit, OnFailure, WriterThread};
 
 /// The store's file in a run folder.

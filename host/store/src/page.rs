@@ -14,17 +14,25 @@ impl Reader {
     /// # Errors
     /// If the file cannot be read.
     pub fn events_after(&self, seq: u64, limit: usize) -> Result<Vec<Event>> {
-        self.snapshot(|tx| {
-            // There are no gaps, so the page's sequence numbers are known before it is read.
-            let limit = u64::try_from(limit).unwrap_or(u64::MAX);
-            let last = last_seq(tx)?.min(seq.saturating_add(limit));
-            let mut page = Page::new(seq, last);
-            if seq < last {
-                self.read_rows(tx, &mut page)?;
-                self.read_chunks(tx, &mut page)?;
-            }
-            page.finish()
-        })
+        self.snapshot(|tx| self.page(tx, seq, limit))
+    }
+
+    /// The same within one look at the file.
+    pub(crate) fn page(
+        &self,
+        connection: &Connection,
+        seq: u64,
+        limit: usize,
+    ) -> Result<Vec<Event>, ReadError> {
+        // There are no gaps, so the page's sequence numbers are known before it is read.
+        let limit = u64::try_from(limit).unwrap_or(u64::MAX);
+        let last = last_seq(connection)?.min(seq.saturating_add(limit));
+        let mut page = Page::new(seq, last);
+        if seq < last {
+            self.read_rows(connection, &mut page)?;
+            self.read_chunks(connection, &mut page)?;
+        }
+        page.finish()
     }
 
     fn read_rows(&self, connection: &Connection, page: &mut Page) -> Result<(), ReadError> {

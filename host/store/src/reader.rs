@@ -1,10 +1,12 @@
+use std::cell::Cell;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, Kind, Result, Step};
+use host_core::{Error, EventBody, Kind, Request, Result, RunName, Step};
 use rusqlite::{Connection, Transaction};
 
+use crate::copy::Copy;
 use crate::frame::FrameNames;
 use crate::run_list::has_no_log;
 use crate::run_row::beginning_and_end;
@@ -24,6 +26,10 @@ pub struct Reader {
     /// Device and inode of the file.
     identity: (u64, u64),
     pub(crate) frames: FrameNames,
+    /// Whether all events were found to be there.
+    is_complete: Cell<bool>,
+    // Last, so that it is closed before it is removed.
+    copy: Option<Copy>,
 }
 
 impl Reader {
@@ -33,23 +39,33 @@ impl Reader {
     /// If the folder has no run, or its format is newer than this program.
     pub fn open(run_dir: &Path) -> Result<Self> {
         let path = run_dir.join(FILE);
-        let identity = std::fs::metadata(&path)
-            .map(|file| identity(&file))
-            .map_err(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => no_run(run_dir),
-                _ => Error::io("read the run store", &path, &e),
-            })?;
-        let connection = schema::open_to_read(&path)?;
+        std::fs::metadata(&path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => no_run(run_dir),
+            _ => Error::io("read the run store", &path, &e),
+        })?;
+        let (connection, copy) = schema::open_to_read(run_dir)?;
         match schema::recognise(&connection, &path)? {
-            Found::Run => Ok(Self {
-                connection,
-                run_dir: run_dir.to_owned(),
-                path,
-                identity,
-                frames: FrameNames::default(),
-            }),
+            Found::Run => {
+                let reader = Self::of(connection, run_dir)
+                    .map_err(|e| Error::io("read the run store", &path, &e))?;
+                Ok(Self { copy, ..reader })
+            }
             Found::Empty => Err(no_run(run_dir)),
         }
+    }
+
+    /// A reader of a run's store that is open already.
+    pub(crate) fn of(connection: Connection, run_dir: &Path) -> std::io::Result<Self> {
+        let path = run_dir.join(FILE);
+        Ok(Self {
+            connection,
+            run_dir: run_dir.to_owned(),
+            identity: identity(&std::fs::metadata(&path)?),
+            path,
+            frames: FrameNames::default(),
+            is_complete: Cell::default(),
+            copy: None,
+        })
     }
 
     /// Opens the store of a run that nobody writes to, for one short look: in a third of the time,
@@ -60,23 +76,18 @@ impl Reader {
         if !has_no_log(run_dir) {
             return None;
         }
-        let identity = identity(&std::fs::metadata(&path).ok()?);
         let connection = schema::open_still(&path).ok()?;
         let found = schema::recognise(&connection, &path);
-        let reader = Self {
-            connection,
-            run_dir: run_dir.to_owned(),
-            path,
-            identity,
-            frames: FrameNames::default(),
-        };
+        let reader = Self::of(connection, run_dir).ok()?;
         matches!(found, Ok(Found::Run)).then_some((reader, guard))
     }
 
     /// Whether the run's folder still has the file that this reader has open, rather than another
     /// run's that took its place.
     pub fn is_current(&self) -> bool {
+        let is_same = |copy: &Copy| copy.is_current(&self.run_dir);
         std::fs::metadata(&self.path).is_ok_and(|file| identity(&file) == self.identity)
+            && self.copy.as_ref().is_none_or(is_same)
     }
 
     /// What the run is and how it stands.
@@ -88,7 +99,7 @@ impl Reader {
         self.snapshot(|tx| {
             let (generation, end) = beginning_and_end(tx)?;
             let status = status(alive, end);
-            let run = tx.query_row(
+            let mut run = tx.query_row(
                 "SELECT name, created_us, config_json, last_seq, last_step, last_time_us
                  FROM run JOIN head",
                 [],
@@ -105,7 +116,42 @@ impl Reader {
                     })
                 },
             )?;
+            // A folder that was copied or renamed is another run, whatever it was called when it was made.
+            if let Some(name) = folder_name(&self.run_dir)
+                && run.name != name
+            {
+                run.config_json = renamed(&run.config_json, &name);
+                run.name = name;
+            }
             Ok(run)
+        })
+    }
+
+    /// Whether the loop stands still until it is asked to continue: by what was asked since it last
+    /// began. Says nothing of a run that is not at work.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn is_paused(&self) -> Result<bool> {
+        self.snapshot(|tx| {
+            let mut query = tx.prepare_cached(
+                "SELECT body FROM events WHERE kind = ?1 AND seq >
+                 (SELECT coalesce(max(seq), 0) FROM events WHERE kind = ?2) ORDER BY seq DESC",
+            )?;
+            let mut rows = query.query([event_row::REQUEST, event_row::RUN_STARTED])?;
+            while let Some(row) = rows.next()? {
+                let body = event_row::decode(event_row::REQUEST, row.get_ref(0)?.as_str()?);
+                let request = match body {
+                    Ok(EventBody::Request { request, .. }) => request,
+                    _ => continue,
+                };
+                match request {
+                    Request::Pause => return Ok(true),
+                    Request::Continue => return Ok(false),
+                    _ => {}
+                }
+            }
+            Ok(false)
         })
     }
 
@@ -142,18 +188,12 @@ impl Reader {
         &self,
         mut read: impl FnMut(&Transaction<'_>) -> Result<T, ReadError>,
     ) -> Result<T> {
-        let mut attempt = || {
-            self.connection
-                .unchecked_transaction()
-                .map_err(ReadError::Sql)
-                .and_then(|tx| read(&tx))
-        };
-        let result = match attempt() {
+        let result = match self.attempt(&mut read) {
             // Found before anything was read: the writer was killed since the last look.
             Err(ReadError::Sql(error)) if schema::is_half_written(&error) => {
                 schema::finish_commit(&self.path)
                     .map_err(ReadError::Sql)
-                    .and_then(|()| attempt())
+                    .and_then(|()| self.attempt(read))
             }
             result => result,
         };
@@ -161,6 +201,38 @@ impl Reader {
             ReadError::Sql(e) => fault::sql("read the run store", &self.path, &e),
             ReadError::Damaged(what) => fault::damaged(&self.path, &what),
         })
+    }
+}
+
+impl Reader {
+    /// One look at the file.
+    pub(crate) fn attempt<T>(
+        &self,
+        read: impl FnOnce(&Transaction<'_>) -> Result<T, ReadError>,
+    ) -> Result<T, ReadError> {
+        let transaction = self.connection.unchecked_transaction()?;
+        read(&transaction)
+    }
+
+    /// Looks, once, whether all events are there: what a damaged file has lost would look like what never
+    /// was.
+    pub(crate) fn check_complete(&self, connection: &Connection) -> Result<(), ReadError> {
+        if self.is_complete.get() {
+            return Ok(());
+        }
+        let (found, last_seq): (i64, i64) = connection.query_row(
+            "SELECT (SELECT count(*) FROM events) + (SELECT ifnull(sum(rows), 0) FROM chunks), last_seq
+             FROM head",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        if found != last_seq {
+            return Err(ReadError::damaged(format!(
+                "it has {found} events, of {last_seq}"
+            )));
+        }
+        self.is_complete.set(true);
+        Ok(())
     }
 }
 
@@ -219,6 +291,30 @@ fn status(alive: bool, end: Option<host_core::StopReason>) -> RunStatus {
         Some(reason) => RunStatus::Finished(reason),
         None if alive => RunStatus::Running,
         None => RunStatus::Crashed,
+    }
+}
+
+/// What the run is called: its folder's name, if a run can have it.
+fn folder_name(run_dir: &Path) -> Option<String> {
+    let name: RunName = match run_dir.file_name() {
+        Some(name) => name.to_str()?.parse().ok()?,
+        // `.` and `..` have none.
+        None => {
+            let folder = run_dir.canonicalize().ok()?;
+            folder.file_name()?.to_str()?.parse().ok()?
+        }
+    };
+    Some(name.to_string())
+}
+
+/// A configuration with another name for the run.
+fn renamed(config_json: &str, name: &str) -> String {
+    match serde_json::from_str(config_json) {
+        Ok(serde_json::Value::Object(mut config)) if config.contains_key("name") => {
+            config.insert("name".to_owned(), name.into());
+            serde_json::Value::Object(config).to_string()
+        }
+        _ => config_json.to_owned(),
     }
 }
 

@@ -1,11 +1,13 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use host_core::{Error, Kind, Result};
 use rusqlite::{Connection, OpenFlags};
 
-use crate::fault;
+use crate::copy::Copy;
 use crate::migration::MIGRATIONS;
+use crate::run_list::has_no_log;
+use crate::{FILE, fault};
 
 /// `PRAGMA user_version` of what this program writes. A change of the tables, or a new kind of event,
 /// adds a migration, and by that raises it.
@@ -103,34 +105,47 @@ pub(crate) enum Found {
 
 /// Opens the file to write; makes it if it is not there.
 pub(crate) fn open_to_write(path: &Path) -> Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-        | OpenFlags::SQLITE_OPEN_CREATE
-        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)
-        .map_err(|e| fault::sql("open the run store", path, &e))?;
+    open_read_write(path, OpenFlags::SQLITE_OPEN_CREATE)
+        .map_err(|e| fault::sql("open the run store", path, &e))
+}
+
+/// Opens a file to write that is there.
+pub(crate) fn open_existing(path: &Path) -> rusqlite::Result<Connection> {
+    open_read_write(path, OpenFlags::empty())
+}
+
+fn open_read_write(path: &Path, more: OpenFlags) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
+    let connection = Connection::open_with_flags(path, flags)?;
     // Short, because the writer's thread empties no queue while it waits here; it tries again.
-    connection
-        .busy_timeout(Duration::from_millis(100))
-        .map_err(|e| fault::sql("open the run store", path, &e))?;
+    connection.busy_timeout(Duration::from_millis(100))?;
     Ok(connection)
 }
 
-/// Opens the file to read. The writer may be at work, in any process.
-pub(crate) fn open_to_read(path: &Path) -> Result<Connection> {
-    open_read_only(path)
-        .or_else(|error| match is_half_written(&error) {
-            true => finish_commit(path).and_then(|()| open_read_only(path)),
-            false => Err(error),
-        })
-        .or_else(|error| {
-            // A WAL file on a read-only medium has nowhere to put its index. Nobody can be writing
-            // to it there, so it may be read as it lies.
-            match path.parent().is_some_and(|folder| is_fixed(folder, path)) {
-                true => open_still(path),
-                false => Err(error),
+/// Opens a run's store to read, or, where it cannot be read as it lies, a copy. The writer may be at work,
+/// in any process.
+pub(crate) fn open_to_read(run_dir: &Path) -> Result<(Connection, Option<Copy>)> {
+    let path = &run_dir.join(FILE);
+    let failed = |e: rusqlite::Error| fault::sql("read the run store", path, &e);
+    let opened = open_read_only(path).or_else(|error| match is_half_written(&error) {
+        true => finish_commit(path).and_then(|()| open_read_only(path)),
+        false => Err(error),
+    });
+    match opened {
+        Ok(connection) => Ok((connection, None)),
+        // A log on a read-only medium has nowhere to put its index.
+        Err(_) if is_fixed(run_dir, path) => match has_no_log(run_dir) {
+            true => Ok((open_still(path).map_err(failed)?, None)),
+            false => {
+                let copy = Copy::make(run_dir)?;
+                let path = copy.path();
+                // With its log it becomes one file, which this process alone knows.
+                finish_commit(&path).map_err(failed)?;
+                Ok((open_read_only(&path).map_err(failed)?, Some(copy)))
             }
-        })
-        .map_err(|e| fault::sql("read the run store", path, &e))
+        },
+        Err(error) => Err(failed(error)),
+    }
 }
 
 fn open_read_only(path: &Path) -> rusqlite::Result<Connection> {
@@ -173,25 +188,24 @@ pub(crate) fn finish_commit(path: &Path) -> rusqlite::Result<()> {
     open_with(path, flags).map(drop)
 }
 
-/// Whether nobody can change the file.
+/// Whether this process cannot change the file, or what lies beside it.
 fn is_fixed(folder: &Path, path: &Path) -> bool {
     use rustix::fs::{Access, access};
-    path.is_file() && access(folder, Access::WRITE_OK).is_err()
+    let log = folder.join(format!("{FILE}-wal"));
+    let index = folder.join(format!("{FILE}-shm"));
+    let cannot_write = |path: &Path| access(path, Access::WRITE_OK).is_err();
+    let is_other = |path: &PathBuf| path.exists() && cannot_write(path);
+    path.is_file()
+        && (cannot_write(folder) || cannot_write(path) || is_other(&log) || is_other(&index))
 }
 
 /// Looks whether the file is a run store that this program understands.
 pub(crate) fn recognise(connection: &Connection, path: &Path) -> Result<Found> {
-    let pragma = |name: &str| -> Result<i32> {
-        connection
-            .pragma_query_value(None, name, |row| row.get(0))
-            .map_err(|e| fault::sql("read the run store", path, &e))
-    };
-    let version = pragma("user_version")?;
-    let application = pragma("application_id")?;
-    match (application, version) {
-        (0, 0) if is_blank(connection, path)? => Ok(Found::Empty),
-        (APPLICATION_ID, 1..=VERSION) => Ok(Found::Run),
-        (APPLICATION_ID, newer) if newer > VERSION => Err(Error::new(
+    let mark = mark(connection).map_err(|e| fault::sql("read the run store", path, &e))?;
+    match mark {
+        Mark::Blank => Ok(Found::Empty),
+        Mark::Run => Ok(Found::Run),
+        Mark::Newer(newer) => Err(Error::new(
             Kind::Config,
             format!(
                 "the run store has format {newer}, this program knows formats up to {VERSION}: {}",
@@ -199,20 +213,42 @@ pub(crate) fn recognise(connection: &Connection, path: &Path) -> Result<Found> {
             ),
         )
         .hint("use the newer version of this program that wrote it")),
-        _ => Err(
-            Error::new(Kind::Config, format!("not a run store: {}", path.display()))
-                .hint("move the file away; a run folder's events.db must be the program's own"),
-        ),
+        Mark::Foreign => Err(Error::new(
+            Kind::Config,
+            format!("not a run store: {}", path.display()),
+        )
+        .hint("move the file away; a run folder's events.db must be the program's own")),
     }
 }
 
-fn is_blank(connection: &Connection, path: &Path) -> Result<bool> {
-    connection
-        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| {
-            row.get::<_, i64>(0)
-        })
-        .map(|tables| tables == 0)
-        .map_err(|e| fault::sql("read the run store", path, &e))
+/// What a file says that it is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// Nothing: it has no table.
+    Blank,
+    /// A run store that this program reads.
+    Run,
+    /// A run store of this format, which is of a later program.
+    Newer(i32),
+    /// Another program's.
+    Foreign,
+}
+
+pub(crate) fn mark(connection: &Connection) -> rusqlite::Result<Mark> {
+    let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get(0));
+    let (application, version): (i32, i32) = (pragma("application_id")?, pragma("user_version")?);
+    Ok(match (application, version) {
+        (0, 0) if is_blank(connection)? => Mark::Blank,
+        (APPLICATION_ID, 1..=VERSION) => Mark::Run,
+        (APPLICATION_ID, newer) if newer > VERSION => Mark::Newer(newer),
+        _ => Mark::Foreign,
+    })
+}
+
+fn is_blank(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| {
+        row.get(0)
+    })
 }
 
 /// Makes the tables, and marks the file as ours. To be called in a transaction.

@@ -27,6 +27,7 @@ impl Reader {
     /// If the file cannot be read.
     pub fn series(&self) -> Result<Vec<Series>> {
         self.snapshot(|tx| {
+            self.check_complete(tx)?;
             let superseded = supersessions(tx)?;
             let frames: Vec<i64> = tx
                 .prepare_cached("SELECT id FROM frames")?

@@ -28,6 +28,11 @@ impl Supersessions {
         Self { limits }
     }
 
+    /// Whether everything counts.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.limits.is_empty()
+    }
+
     /// Whether an event that stands there counts.
     pub(crate) fn is_live(&self, place: &Place) -> bool {
         place.step <= self.limit(place.seq)

@@ -1,10 +1,12 @@
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use host_core::{Draft, Error, Event, EventBody, Kind, Result, RunName, Step};
 use rusqlite::{Connection, TransactionBehavior};
 
 use crate::chunk::{self, Place};
+use crate::condition::{self, Loss};
 use crate::frame::{FrameIndex, values_of};
 use crate::lock::RunLock;
 use crate::migration::{MIGRATIONS, migrate};
@@ -58,7 +60,10 @@ impl Writer {
     pub fn create_with(run_dir: &Path, record: &RunRecord, journal: Journal) -> Result<Self> {
         record.name.parse::<RunName>()?;
         std::fs::create_dir_all(run_dir).map_err(|e| Error::io("make the folder", run_dir, &e))?;
-        let lock = RunLock::take(run_dir)?;
+        Self::make(run_dir, RunLock::take(run_dir)?, record, journal)
+    }
+
+    fn make(run_dir: &Path, lock: RunLock, record: &RunRecord, journal: Journal) -> Result<Self> {
         let path = run_dir.join(FILE);
         let connection = schema::open_to_write(&path)?;
         if schema::recognise(&connection, &path)? == Found::Run {
@@ -91,7 +96,31 @@ impl Writer {
         if !path.is_file() {
             return Err(no_run(run_dir));
         }
+        Self::take_up(run_dir, RunLock::take(run_dir)?, journal)
+    }
+
+    /// Opens the store of a run that goes on, whatever became of it: it is read as a whole, and one that is
+    /// damaged or gone is set aside, and a new one begun in its place, as `record` says. What was lost is
+    /// told.
+    ///
+    /// # Errors
+    /// As of [`Writer::open`]; or if the file system refuses.
+    pub fn restore(run_dir: &Path, record: &RunRecord) -> Result<(Self, Option<Loss>)> {
         let lock = RunLock::take(run_dir)?;
+        let Some(why) = condition::damage(run_dir)? else {
+            return Ok((Self::take_up(run_dir, lock, Journal::Automatic)?, None));
+        };
+        let record = RunRecord {
+            created_us: condition::created_us(run_dir).unwrap_or(record.created_us),
+            ..record.clone()
+        };
+        let kept_as = condition::set_aside(run_dir)?;
+        let made = Self::make(run_dir, lock, &record, Journal::Automatic)?;
+        Ok((made, Some(Loss { why, kept_as })))
+    }
+
+    fn take_up(run_dir: &Path, lock: RunLock, journal: Journal) -> Result<Self> {
+        let path = run_dir.join(FILE);
         let mut connection = schema::open_to_write(&path)?;
         if schema::recognise(&connection, &path)? == Found::Empty {
             return Err(no_run(run_dir));
@@ -234,6 +263,27 @@ impl Drop for Writer {
             .connection
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
     }
+}
+
+/// Brings what was committed to the disk, so that a failure of the power takes none of it. A commit alone
+/// lets the system choose the moment.
+///
+/// It leaves `events.db` itself to SQLite, which brings it to the disk before it takes the log for done:
+/// whoever opens and closes that file in the writer's process takes the writer's locks away.
+///
+/// # Errors
+/// The disk refuses.
+pub fn sync_log(run_dir: &Path) -> Result<()> {
+    let log = run_dir.join(format!("{FILE}-wal"));
+    let synced = match File::open(&log) {
+        Ok(file) => file.sync_all(),
+        // With a rollback journal a commit is on the disk when it is done.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => Err(e),
+    };
+    synced
+        .and_then(|()| File::open(run_dir)?.sync_all())
+        .map_err(|e| Error::io("bring the run's events to the disk", &log, &e))
 }
 
 /// How far the run has come by this event.

@@ -138,6 +138,8 @@ struct Log {
     /// Until when events are expected to go on coming.
     busy_until: Option<Instant>,
     failing: Option<Failing>,
+    /// Whether the first of `pending` says that the disk refused.
+    has_warning: bool,
     /// Events let go since the last commit, and ever, and why the last of them was.
     lost: u64,
     lost_ever: u64,
@@ -163,6 +165,7 @@ impl Log {
             brought: 0,
             busy_until: None,
             failing: None,
+            has_warning: false,
             lost: 0,
             lost_ever: 0,
             last_error: None,
@@ -287,12 +290,14 @@ impl Log {
                 self.commits.advance(self.writer.last_seq(), self.taken);
                 (self.callbacks.on_commit)(&self.pending);
                 self.pending.clear();
+                self.has_warning = false;
             }
             Err(error) => {
                 let wait = match &self.failing {
                     Some(failing) => (failing.wait * 2).min(*RETRY.end()),
                     None => {
                         (self.callbacks.on_failure)(&error);
+                        self.record_refusal(&error);
                         *RETRY.start()
                     }
                 };
@@ -304,6 +309,22 @@ impl Log {
                 });
             }
         }
+    }
+
+    /// Puts a refusal on record, for when the disk accepts again: before the events that waited, of which
+    /// the run's end may be one.
+    fn record_refusal(&mut self, error: &Error) {
+        let Some(first) = self.pending.first() else {
+            return;
+        };
+        let message = format!("the run store could not be written to for a while: {error}");
+        let warning = Event {
+            body: EventBody::Warning { message },
+            ..first.clone()
+        };
+        self.pending.iter_mut().for_each(|event| event.seq += 1);
+        self.pending.insert(0, warning);
+        self.has_warning = true;
     }
 
     /// Puts what was lost on record, in the place where it is missing.
@@ -337,7 +358,8 @@ impl Log {
                 None => {}
             }
         }
-        let lost = self.lost_ever + self.pending.len() as u64;
+        let left = self.pending.len() - usize::from(self.has_warning);
+        let lost = self.lost_ever + left as u64;
         match self.last_error {
             Some(error) if lost > 0 => {
                 let message = format!("{lost} events were lost: {}", error.message());
@@ -428,8 +450,21 @@ mod tests {
             let events = Reader::open(dir.path())
                 .and_then(|reader| reader.events_after(0, 1000))
                 .expect("readable");
-            let steps: Vec<u64> = events.iter().map(|event| event.step.0).collect();
+            let is_warning = |event: &&Event| matches!(event.body, EventBody::Warning { .. });
+            let steps = events.iter().filter(|event| !is_warning(event));
+            let steps: Vec<u64> = steps.map(|event| event.step.0).collect();
             assert_eq!(steps, (1..=500).collect::<Vec<_>>());
+            // What was told is on record, too, once.
+            let warnings: Vec<&Event> = events.iter().filter(is_warning).collect();
+            let [warning] = warnings[..] else {
+                panic!("{warnings:?}");
+            };
+            let EventBody::Warning { message } = &warning.body else {
+                panic!("{warning:?}");
+            };
+            assert!(message.ends_with(&failure), "{message}");
+            let seqs: Vec<u64> = events.iter().map(|event| event.seq).collect();
+            assert_eq!(seqs, (1..=501).collect::<Vec<_>>());
         }
     }
 

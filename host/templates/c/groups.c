@@ -5,6 +5,7 @@
 // which thread.
 
 #include "host_plugin.h"
+#include "settings.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,15 +13,20 @@
 #define VERSION "0.1.0"
 #define STR(literal) {(const uint8_t *)(literal), sizeof(literal) - 1}
 
-// What the host reads from the file before it runs any of the code below. For settings add
-// "config" with a JSON Schema; `create` then gets them as JSON.
+// What the host reads from the file before it runs any of the code below. "config" is the JSON Schema of
+// the settings.
 __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char manifest[] =
     "{\"abi\": [1, 0], \"id\": \"" ID "\", \"version\": \"" VERSION "\","
     " \"description\": \"Weight decay for matrices and embeddings, none for vectors\","
-    " \"kinds\": [\"param_groups\"]}";
+    " \"kinds\": [\"param_groups\"],"
+    " \"config\": {\"type\": \"object\", \"additionalProperties\": false, \"properties\": {"
+    "   \"weight_decay\": {\"type\": \"number\", \"minimum\": 0,"
+    "     \"description\": \"Weight decay of matrices and embeddings; the run's if absent\"}}}}";
 
 typedef struct {
     const HostApi *api;
+    bool has_weight_decay;
+    double weight_decay;
 } Grouper;
 
 static HostStr str(const char *text) {
@@ -33,11 +39,11 @@ static HostStatus fail(const Grouper *self, const char *why) {
 }
 
 static HostStatus create(const HostApi *api, HostStr config, void **instance) {
-    (void)config;
     Grouper *self = calloc(1, sizeof *self);
     if (!self)
         return HOST_ERROR;
     self->api = api;
+    self->has_weight_decay = settings_number(config, "weight_decay", &self->weight_decay);
     *instance = self;
     return HOST_OK;
 }
@@ -46,9 +52,10 @@ static void destroy(void *instance) { free(instance); }
 
 static HostStatus group(void *instance, const HostGroupsRequest *request, const HostGroupsOut *out) {
     const Grouper *self = instance;
+    double weight_decay = self->has_weight_decay ? self->weight_decay : request->weight_decay;
     uint32_t decay, no_decay;
     // The last number is a multiplier of the learning rate.
-    if (out->add_group(out->ctx, str("decay"), request->weight_decay, 1.0, &decay) != HOST_OK ||
+    if (out->add_group(out->ctx, str("decay"), weight_decay, 1.0, &decay) != HOST_OK ||
         out->add_group(out->ctx, str("no_decay"), 0.0, 1.0, &no_decay) != HOST_OK)
         return fail(self, "the host refused a group");
     const HostParam *param = request->params;

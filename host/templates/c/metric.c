@@ -1,27 +1,31 @@
-// my-plugin: a metric, the share of tokens that cost the model more than THRESHOLD nats.
+// my-plugin: a metric, the share of tokens that cost the model more than `threshold` nats.
 //
 // `make` builds it, `make test` tests it. host_plugin.h says on every function what it may do and on
 // which thread.
 
 #include "host_plugin.h"
+#include "settings.h"
 #include <stdlib.h>
 #include <string.h>
 
 #define ID "my-plugin"
 #define VERSION "0.1.0"
 #define STR(literal) {(const uint8_t *)(literal), sizeof(literal) - 1}
-#define THRESHOLD 5.0f
 #define STATE_VERSION 1
 
-// What the host reads from the file before it runs any of the code below. For settings add
-// "config" with a JSON Schema; `create` then gets them as JSON.
+// What the host reads from the file before it runs any of the code below. "config" is the JSON Schema of
+// the settings.
 __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char manifest[] =
     "{\"abi\": [1, 0], \"id\": \"" ID "\", \"version\": \"" VERSION "\","
     " \"description\": \"Share of tokens that cost the model more than a threshold\","
-    " \"kinds\": [\"metric\"], \"needs\": [\"nll\"]}";
+    " \"kinds\": [\"metric\"], \"needs\": [\"nll\"],"
+    " \"config\": {\"type\": \"object\", \"additionalProperties\": false, \"properties\": {"
+    "   \"threshold\": {\"type\": \"number\", \"default\": 5.0,"
+    "     \"description\": \"A token that costs more nats than this is a costly one\"}}}}";
 
 typedef struct {
     const HostApi *api;
+    double threshold;
     uint64_t costly, tokens; // Counts merge exactly; a share would not.
 } Metric;
 
@@ -51,11 +55,12 @@ static const HostTensor *find(const HostBatch *batch, const char *name) {
 }
 
 static HostStatus create(const HostApi *api, HostStr config, void **instance) {
-    (void)config;
     Metric *self = calloc(1, sizeof *self);
     if (!self)
         return HOST_ERROR;
     self->api = api;
+    self->threshold = 5.0;
+    settings_number(config, "threshold", &self->threshold);
     *instance = self;
     return HOST_OK;
 }
@@ -81,7 +86,7 @@ static HostStatus update(void *instance, const HostBatch *batch) {
     for (int64_t i = 0; i < nll->shape[0]; i++)
         for (int64_t j = 0; j < nll->shape[1]; j++) {
             // NaN is no number below the threshold, so it is costly.
-            self->costly += !(first[i * nll->strides[0] + j * nll->strides[1]] <= THRESHOLD);
+            self->costly += !(first[i * nll->strides[0] + j * nll->strides[1]] <= self->threshold);
             self->tokens++;
         }
     return HOST_OK;

@@ -1,9 +1,10 @@
-// my-plugin: an observer that ends the training once loss/eval is as low as TARGET.
+// my-plugin: an observer that ends the training once `metric` is as low as `target`.
 //
 // `make` builds it, `make test` tests it. host_plugin.h says on every function what it may do and on
 // which thread.
 
 #include "host_plugin.h"
+#include "settings.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,18 +12,24 @@
 #define ID "my-plugin"
 #define VERSION "0.1.0"
 #define STR(literal) {(const uint8_t *)(literal), sizeof(literal) - 1}
-#define METRIC "loss/eval"
-#define TARGET 1.0
+#define LONGEST_NAME 200
 
-// What the host reads from the file before it runs any of the code below. For settings add
-// "config" with a JSON Schema; `create` then gets them as JSON.
+// What the host reads from the file before it runs any of the code below. "config" is the JSON Schema of
+// the settings.
 __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char manifest[] =
     "{\"abi\": [1, 0], \"id\": \"" ID "\", \"version\": \"" VERSION "\","
     " \"description\": \"Ends the training once the loss is as low as a target\","
-    " \"kinds\": [\"observer\"], \"events\": [\"metrics\"]}";
+    " \"kinds\": [\"observer\"], \"events\": [\"metrics\"],"
+    " \"config\": {\"type\": \"object\", \"additionalProperties\": false, \"properties\": {"
+    "   \"metric\": {\"type\": \"string\", \"minLength\": 1, \"maxLength\": 200, \"default\": \"loss/eval\","
+    "     \"description\": \"The metric to look at\"},"
+    "   \"target\": {\"type\": \"number\", \"default\": 1.0,"
+    "     \"description\": \"The training ends once it is as low as this\"}}}}";
 
 typedef struct {
     const HostApi *api;
+    char metric[LONGEST_NAME + 1];
+    double target;
 } Observer;
 
 static HostStr str(const char *text) {
@@ -30,11 +37,20 @@ static HostStr str(const char *text) {
 }
 
 static HostStatus create(const HostApi *api, HostStr config, void **instance) {
-    (void)config;
     Observer *self = calloc(1, sizeof *self);
     if (!self)
         return HOST_ERROR;
     self->api = api;
+    self->target = 1.0;
+    settings_number(config, "target", &self->target);
+    strcpy(self->metric, "loss/eval");
+    SettingsText given;
+    if (settings_find(config, "metric", &given) &&
+        !settings_string(config, "metric", self->metric, sizeof self->metric)) {
+        free(self);
+        api->set_error(api->ctx, str("the metric's name is too long"));
+        return HOST_ERROR;
+    }
     *instance = self;
     return HOST_OK;
 }
@@ -49,10 +65,11 @@ static HostStatus observe(void *instance, const HostEvent *event, const HostRequ
     const HostValue *value = event->values;
     for (size_t i = 0; i < event->n_values; i++) {
         HostStr name = value->name;
-        if (name.len == strlen(METRIC) && !memcmp(name.ptr, METRIC, name.len) &&
-            value->value <= TARGET) {
-            char reason[80];
-            snprintf(reason, sizeof reason, METRIC " is %g, the target is %g", value->value, TARGET);
+        if (name.len == strlen(self->metric) && !memcmp(name.ptr, self->metric, name.len) &&
+            value->value <= self->target) {
+            char reason[LONGEST_NAME + 80];
+            snprintf(reason, sizeof reason, "%s is %g, the target is %g", self->metric, value->value,
+                     self->target);
             if (out->ask(out->ctx, HOST_REQUEST_STOP, 0.0, str(reason)) == HOST_OK)
                 return HOST_OK;
             self->api->set_error(self->api->ctx, str("the host refused to stop"));

@@ -18,7 +18,7 @@
 #define LONGEST_PATH 4096
 
 // What the host reads from the file before it runs any of the code below. For settings add
-// "config" with a JSON Schema; `create` then gets them as JSON.
+// "config" with a JSON Schema; `create` then gets them as JSON, which settings.h reads.
 __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char manifest[] =
     "{\"abi\": [1, 0], \"id\": \"" ID "\", \"version\": \"" VERSION "\","
     " \"description\": \"Keeps the path of the newest checkpoint in a file\","

@@ -5,20 +5,25 @@
 // which thread. No exception may leave the plugin: `guarded` sees to it.
 
 #include "host_plugin.h"
+#include "settings.h"
 #include <exception>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string_view>
 
 #define ID "my-plugin"
 #define VERSION "0.1.0"
 
-// What the host reads from the file before it runs any of the code below. For settings add
-// "config" with a JSON Schema; `create` then gets them as JSON.
+// What the host reads from the file before it runs any of the code below. "config" is the JSON Schema of
+// the settings.
 __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char manifest[] =
     R"({"abi": [1, 0], "id": ")" ID R"(", "version": ")" VERSION R"(",
         "description": "Weight decay for matrices and embeddings, none for vectors",
-        "kinds": ["param_groups"]})";
+        "kinds": ["param_groups"],
+        "config": {"type": "object", "additionalProperties": false, "properties": {
+            "weight_decay": {"type": "number", "minimum": 0,
+                "description": "Weight decay of matrices and embeddings; the run's if absent"}}}})";
 
 namespace {
 
@@ -41,12 +46,16 @@ template <typename Call> HostStatus guarded(const HostApi *api, Call call) noexc
 
 class ByShape {
 public:
-    explicit ByShape(const HostApi *api) : api(api) {}
+    ByShape(const HostApi *api, HostStr config) : api(api) {
+        double given;
+        if (settings_number(config, "weight_decay", &given))
+            weight_decay = given;
+    }
 
     void group(const HostGroupsRequest &request, const HostGroupsOut &out) {
         // The last number is a multiplier of the learning rate.
         uint32_t decay, no_decay;
-        check(out.add_group(out.ctx, str("decay"), request.weight_decay, 1.0, &decay));
+        check(out.add_group(out.ctx, str("decay"), weight_decay.value_or(request.weight_decay), 1.0, &decay));
         check(out.add_group(out.ctx, str("no_decay"), 0.0, 1.0, &no_decay));
         auto param = reinterpret_cast<const char *>(request.params);
         for (size_t i = 0; i < request.n_params; i++) {
@@ -59,6 +68,8 @@ public:
     const HostApi *const api;
 
 private:
+    std::optional<double> weight_decay; // The run's if absent.
+
     static void check(HostStatus status) {
         if (status != HOST_OK)
             throw std::runtime_error("the host refused a group or a parameter");
@@ -70,8 +81,8 @@ ByShape &self(void *instance) { return *static_cast<ByShape *>(instance); }
 const HostParamGroups groups = {
     sizeof groups,
     0,
-    [](const HostApi *api, HostStr, void **instance) {
-        return guarded(api, [&] { *instance = new ByShape(api); });
+    [](const HostApi *api, HostStr config, void **instance) {
+        return guarded(api, [&] { *instance = new ByShape(api, config); });
     },
     [](void *instance) { delete &self(instance); },
     [](void *instance, const HostGroupsRequest *request, const HostGroupsOut *out) {

@@ -4,6 +4,7 @@
 // which thread. No exception may leave the plugin: `guarded` sees to it.
 
 #include "host_plugin.h"
+#include "settings.h"
 #include <cstring>
 #include <exception>
 #include <new>
@@ -13,16 +14,17 @@
 #define ID "my-plugin"
 #define VERSION "0.1.0"
 
-// What the host reads from the file before it runs any of the code below. For settings add
-// "config" with a JSON Schema; `create` then gets them as JSON.
+// What the host reads from the file before it runs any of the code below. "config" is the JSON Schema of
+// the settings.
 __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char manifest[] =
     R"({"abi": [1, 0], "id": ")" ID R"(", "version": ")" VERSION R"(",
         "description": "Share of tokens that cost the model more than a threshold",
-        "kinds": ["metric"], "needs": ["nll"]})";
+        "kinds": ["metric"], "needs": ["nll"],
+        "config": {"type": "object", "additionalProperties": false, "properties": {
+            "threshold": {"type": "number", "default": 5.0,
+                "description": "A token that costs more nats than this is a costly one"}}}})";
 
 namespace {
-
-constexpr float threshold = 5;
 
 HostStr str(std::string_view text) {
     return {reinterpret_cast<const uint8_t *>(text.data()), text.size()};
@@ -51,7 +53,9 @@ template <typename Call> HostStatus guarded(const HostApi *api, Call call) noexc
 // Counts merge exactly; a share would not.
 class CostlyTokens {
 public:
-    explicit CostlyTokens(const HostApi *api) : api(api) {}
+    CostlyTokens(const HostApi *api, HostStr config) : api(api) {
+        settings_number(config, "threshold", &threshold);
+    }
 
     void reset() { counts = {}; }
 
@@ -92,6 +96,8 @@ public:
     const HostApi *const api;
 
 private:
+    double threshold = 5;
+
     static const DLTensor &find(const HostBatch &batch, std::string_view name) {
         auto tensor = reinterpret_cast<const char *>(batch.tensors);
         for (size_t i = 0; i < batch.n_tensors; i++) {
@@ -113,8 +119,8 @@ CostlyTokens &self(void *instance) { return *static_cast<CostlyTokens *>(instanc
 const HostMetric metric = {
     sizeof metric,
     0,
-    [](const HostApi *api, HostStr, void **instance) {
-        return guarded(api, [&] { *instance = new CostlyTokens(api); });
+    [](const HostApi *api, HostStr config, void **instance) {
+        return guarded(api, [&] { *instance = new CostlyTokens(api, config); });
     },
     [](void *instance) { delete &self(instance); },
     [](void *instance) { return guarded(self(instance).api, [&] { self(instance).reset(); }); },

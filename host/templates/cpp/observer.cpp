@@ -4,6 +4,7 @@
 // which thread. No exception may leave the plugin: `guarded` sees to it.
 
 #include "host_plugin.h"
+#include "settings.h"
 #include <exception>
 #include <new>
 #include <stdexcept>
@@ -13,17 +14,21 @@
 #define ID "my-plugin"
 #define VERSION "0.1.0"
 
-// What the host reads from the file before it runs any of the code below. For settings add
-// "config" with a JSON Schema; `create` then gets them as JSON.
+// What the host reads from the file before it runs any of the code below. "config" is the JSON Schema of
+// the settings.
 __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char manifest[] =
     R"({"abi": [1, 0], "id": ")" ID R"(", "version": ")" VERSION R"(",
         "description": "Ends the training once the loss is as low as a target",
-        "kinds": ["observer"], "events": ["metrics"]})";
+        "kinds": ["observer"], "events": ["metrics"],
+        "config": {"type": "object", "additionalProperties": false, "properties": {
+            "metric": {"type": "string", "minLength": 1, "maxLength": 200, "default": "loss/eval",
+                "description": "The metric to look at"},
+            "target": {"type": "number", "default": 1.0,
+                "description": "The training ends once it is as low as this"}}}})";
 
 namespace {
 
-constexpr std::string_view metric = "loss/eval";
-constexpr double target = 1;
+constexpr size_t longest_name = 200;
 
 HostStr str(std::string_view text) {
     return {reinterpret_cast<const uint8_t *>(text.data()), text.size()};
@@ -48,7 +53,16 @@ template <typename Call> HostStatus guarded(const HostApi *api, Call call) noexc
 
 class Target {
 public:
-    explicit Target(const HostApi *api) : api(api) {}
+    Target(const HostApi *api, HostStr config) : api(api) {
+        settings_number(config, "target", &target);
+        SettingsText given;
+        char name[longest_name + 1];
+        if (settings_find(config, "metric", &given)) {
+            if (!settings_string(config, "metric", name, sizeof name))
+                throw std::runtime_error("the metric's name is too long");
+            metric = name;
+        }
+    }
 
     // The training waits for it, so it does little.
     void observe(const HostEvent &event, const HostRequestsOut &out) {
@@ -66,7 +80,10 @@ public:
     const HostApi *const api;
 
 private:
-    static void stop(double value, const HostRequestsOut &out) {
+    std::string metric = "loss/eval";
+    double target = 1;
+
+    void stop(double value, const HostRequestsOut &out) const {
         std::string reason(metric);
         reason += " is " + std::to_string(value) + ", the target is " + std::to_string(target);
         if (out.ask(out.ctx, HOST_REQUEST_STOP, 0.0, str(reason)) != HOST_OK)
@@ -80,8 +97,8 @@ Target &self(void *instance) { return *static_cast<Target *>(instance); }
 const HostObserver observer = {
     sizeof observer,
     0,
-    [](const HostApi *api, HostStr, void **instance) {
-        return guarded(api, [&] { *instance = new Target(api); });
+    [](const HostApi *api, HostStr config, void **instance) {
+        return guarded(api, [&] { *instance = new Target(api, config); });
     },
     [](void *instance) { delete &self(instance); },
     [](void *instance, const HostEvent *event, const HostRequestsOut *out) {

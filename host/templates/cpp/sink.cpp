@@ -19,7 +19,7 @@
 #define VERSION "0.1.0"
 
 // What the host reads from the file before it runs any of the code below. For settings add
-// "config" with a JSON Schema; `create` then gets them as JSON.
+// "config" with a JSON Schema; `create` then gets them as JSON, which settings.h reads.
 __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char manifest[] =
     R"({"abi": [1, 0], "id": ")" ID R"(", "version": ")" VERSION R"(",
         "description": "Keeps the path of the newest checkpoint in a file",

@@ -2,6 +2,8 @@
 
 mod folder;
 mod manifest;
+mod removal;
+mod setup;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -18,13 +20,19 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 pub(crate) use self::folder::{Layout, newest};
-pub use self::manifest::verify;
+pub(crate) use self::manifest::verify_part;
 use self::manifest::{hash, sync};
-use crate::data::Cursor;
+pub use self::manifest::{read as read_manifest, verify};
+pub(crate) use self::setup::{Setup, check as check_unchanged};
+use crate::config::TrainConfig;
+use crate::data::{Cursor, Fingerprint, Source};
+use crate::regular_file::{self, SMALL};
 use crate::weights::{self, HostTensor};
 
 /// An observer's state is `trainer/observer-LABEL`, bytes of its own.
 const OBSERVER: &str = "observer-";
+/// Bytes of it at most, far more than a plugin may give.
+const OBSERVER_BYTES: u64 = 1 << 30;
 
 /// `trainer/state.json`: what is no tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,8 +41,12 @@ pub(crate) struct TrainerState {
     format: u32,
     pub(crate) step: Step,
     pub(crate) data: Cursor,
-    /// Names and sizes of the training files, hashed: another corpus cannot be gone on with.
-    pub(crate) data_sha256: String,
+    /// With other data a training cannot go on.
+    #[serde(flatten)]
+    pub(crate) fingerprint: Fingerprint,
+    /// The settings that the state depends on; absent where an older version made the checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    setup: Option<Setup>,
     /// What the schedule's learning rate is multiplied by: what a client set, and observers lowered.
     pub(crate) learning_rate_factor: f64,
     /// What observers asked for and did not get yet.
@@ -45,12 +57,13 @@ const FORMAT: u32 = 2;
 
 impl TrainerState {
     /// The state at a step before observers asked for anything.
-    pub(crate) fn new(step: Step, data: Cursor, data_sha256: String) -> Self {
+    pub(crate) fn new(step: Step, data: Cursor, fingerprint: Fingerprint, setup: Setup) -> Self {
         Self {
             format: FORMAT,
             step,
             data,
-            data_sha256,
+            fingerprint,
+            setup: Some(setup),
             learning_rate_factor: 1.0,
             asked: Vec::new(),
         }
@@ -105,19 +118,28 @@ pub(crate) struct CheckpointWriter<'scope> {
 impl<'scope> CheckpointWriter<'scope> {
     /// Starts the thread, and reserves the buffers by a first copy. The thread waits with each
     /// checkpoint for `await_events`, so that none stands before its history does, tells
-    /// `on_checkpoint` of it, and prunes those that are too many unless `is_needed`.
+    /// `on_checkpoint` of it, and prunes those that are too many unless `is_needed`. Of the needed
+    /// ones beyond that number, the oldest that `give_up` lets go are removed where the disk has no
+    /// room for the next checkpoint.
     pub(crate) fn spawn<'env>(
         scope: &'scope Scope<'scope, 'env>,
-        layout: Layout,
+        mut layout: Layout,
         emitter: Emitter,
         await_events: Box<dyn Fn() + Send + 'env>,
         mut on_checkpoint: Box<dyn FnMut(CheckpointDir) + Send + 'env>,
         is_needed: Box<dyn Fn(Step) -> bool + Send + 'env>,
+        give_up: Box<dyn Fn(Step) -> bool + Send + 'env>,
         reserve: Live<'_>,
     ) -> Result<Self> {
         fs::create_dir_all(&layout.folder)
             .map_err(|error| Error::io("make the checkpoint folder", &layout.folder, &error))?;
-        layout.sweep();
+        let step = reserve.state.step;
+        let warn = |emitter: &Emitter, step, warnings: Vec<String>| {
+            for message in warnings {
+                emitter.emit(step, EventBody::Warning { message });
+            }
+        };
+        warn(&emitter, step, layout.sweep());
         let (snapshots, incoming) = sync_channel::<Snapshot>(1);
         let (back, returned) = sync_channel(1);
         let thread = std::thread::Builder::new()
@@ -127,8 +149,17 @@ impl<'scope> CheckpointWriter<'scope> {
                 for snapshot in incoming {
                     let begin = Instant::now();
                     let step = snapshot.state.step;
-                    last = match snapshot.write(&layout, &*await_events) {
-                        Ok(dir) => {
+                    let mut written = snapshot.write(&mut layout, &*await_events);
+                    while written.as_ref().is_err_and(Error::is_disk_full) {
+                        let Some(warnings) = layout.make_room(&*give_up) else {
+                            break;
+                        };
+                        warn(&emitter, step, warnings);
+                        written = snapshot.write(&mut layout, &*await_events);
+                    }
+                    last = match written {
+                        Ok((dir, warnings)) => {
+                            warn(&emitter, step, warnings);
                             emitter.emit(
                                 step,
                                 EventBody::CheckpointWritten {
@@ -139,7 +170,7 @@ impl<'scope> CheckpointWriter<'scope> {
                                 },
                             );
                             on_checkpoint(dir);
-                            layout.prune(step, &*is_needed);
+                            warn(&emitter, step, layout.prune(step, &*is_needed));
                             Ok(())
                         }
                         Err(error) => {
@@ -246,19 +277,24 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Writes the checkpoint beside its place and moves it there by one rename.
-    fn write(&self, layout: &Layout, await_events: &dyn Fn()) -> Result<CheckpointDir> {
+    /// Writes the checkpoint beside its place and moves it there by one rename. Returns it with warnings.
+    fn write(
+        &self,
+        layout: &mut Layout,
+        await_events: &dyn Fn(),
+    ) -> Result<(CheckpointDir, Vec<String>)> {
         let step = self.state.step;
         let partial = layout.partial(step);
         let written = self.write_into(&partial, layout).and_then(|manifest| {
             await_events();
-            let path = layout.put(&partial, step)?;
-            Ok(CheckpointDir {
+            let (path, warnings) = layout.put(&partial, step)?;
+            let dir = CheckpointDir {
                 step,
                 path,
                 manifest,
                 metrics: self.metrics.clone(),
-            })
+            };
+            Ok((dir, warnings))
         });
         if written.is_err() {
             // What is left of it takes room that the next one needs; if it stays, it is not taken
@@ -326,9 +362,9 @@ impl Stored {
         verify(folder)?;
         let trainer = folder.join("trainer");
         let file = trainer.join("state.json");
-        let text = fs::read_to_string(&file)
+        let text = regular_file::read(&file, SMALL)
             .map_err(|error| Error::io("read the checkpoint", &file, &error))?;
-        let state: TrainerState = serde_json::from_str(&text).map_err(|error| {
+        let state: TrainerState = serde_json::from_slice(&text).map_err(|error| {
             Error::new(
                 Kind::Config,
                 format!(
@@ -336,6 +372,7 @@ impl Stored {
                     file.display()
                 ),
             )
+            .hint("use another copy of it, or an older checkpoint")
         })?;
         if state.format != FORMAT {
             return Err(Error::new(
@@ -366,13 +403,65 @@ impl Stored {
     }
 }
 
+impl Stored {
+    /// Compares the settings that the state depends on.
+    ///
+    /// # Errors
+    /// The first that cannot change at a resume.
+    pub(crate) fn check_setup(&self, folder: &Path, config: &TrainConfig) -> Result<()> {
+        if let Some(setup) = &self.state.setup {
+            setup.check(config, folder)?;
+        }
+        match self.buffer.first().map(|sequence| sequence.len() as i64) {
+            Some(length) => check_unchanged(folder, "seq_length", length, config.seq_length),
+            None => Ok(()),
+        }
+    }
+
+    /// Looks whether a training with these settings, this data and this many rows of the vocabulary can begin
+    /// at this state. A state that was written here always can, if nothing has changed.
+    ///
+    /// # Errors
+    /// The first setting that cannot change, or a state that no training has.
+    pub(crate) fn check(&self, folder: &Path, sources: &[Source], rows: i64) -> Result<()> {
+        let factor = self.state.learning_rate_factor;
+        let fault = if !self.state.data.fits(sources) {
+            "its place in the data is not in this data"
+        } else if self
+            .buffer
+            .iter()
+            .flatten()
+            .any(|&id| i64::from(id) >= rows)
+        {
+            "a token in its buffer is not in the vocabulary"
+        } else if !(factor.is_finite() && factor >= 0.0) {
+            "its learning rate factor is negative"
+        } else if self.state.step.0 > LAST_STEP {
+            "its step is too high"
+        } else {
+            return Ok(());
+        };
+        let file = folder.join("trainer/state.json");
+        let message = format!(
+            "the checkpoint's state cannot be used: {fault}: {}",
+            file.display()
+        );
+        Err(Error::new(Kind::Config, message)
+            .hint("use another copy of it, or an older checkpoint"))
+    }
+}
+
+/// More steps than anybody trains: sums with them fit into 64 bits.
+const LAST_STEP: u64 = 1 << 48;
+
 fn read_observers(trainer: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     let io = |error: io::Error| Error::io("read the checkpoint", trainer, &error);
     let mut states = BTreeMap::new();
     for entry in fs::read_dir(trainer).map_err(io)? {
         let entry = entry.map_err(io)?;
         if let Some(label) = entry.file_name().to_string_lossy().strip_prefix(OBSERVER) {
-            states.insert(label.to_owned(), fs::read(entry.path()).map_err(io)?);
+            let state = regular_file::read(&entry.path(), OBSERVER_BYTES).map_err(io)?;
+            states.insert(label.to_owned(), state);
         }
     }
     Ok(states)

@@ -8,9 +8,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Folders, files or patterns (`src/**/*.rs`) to train on. A file is one text, or has many documents
-    /// by its name: JSON lines (`.jsonl`, `.ndjson`, `.json.gz`, `.json.zst`) , `.parquet`, or the `.tokens` that `host data tokenize` writes. Text and JSON lines may
-    /// be compressed (`.gz`, `.zst`).
+    /// Folders, files or patterns (`src/**/*.rs`) to train on. Symbolic links below a folder are followed,
+    /// and each file counts once. A file is one text, or has many documents by its name: JSON lines
+    /// (`.jsonl`, `.ndjson`, `.json.gz`, `.json.zst`, a `.json` whose first lines are objects),
+    /// `.parquet`, or the `.tokens` that `host data tokenize` writes. Text and JSON lines may be
+    /// compressed (`.gz`, `.zst`).
     pub data: Vec<PathBuf>,
     /// The share of each of `data` in the training tokens, in relation to the others. The next document
     /// comes from the one that is furthest behind its share, and each has epochs of its own. Empty: all
@@ -20,12 +22,15 @@ pub struct TrainConfig {
     pub valid_data: Vec<PathBuf>,
     /// Which files of a folder count, by extension without the dot. Empty: all.
     pub extensions: Vec<String>,
+    /// Files and folders that are left out: patterns of names (`*.min.js`, `node_modules`), or with a
+    /// slash of paths below a folder of `data` (`docs/**`).
+    pub exclude: Vec<String>,
     /// The field of a JSON line, or the column of a Parquet file, that has the text.
     pub text_column: String,
     /// One file in this many, chosen by its name, is held out for evaluation when `valid_data` is empty.
     /// If there is but one file, and it has records, one record in this many, chosen by the hash of
-    /// its text; the file is read once before the start then. With `data_weights` each of `data` is
-    /// split by itself.
+    /// its text, but at least one; the file is read once before the start then. Of a single text it is
+    /// the last part. With `data_weights` each of `data` is split by itself.
     pub valid_every: u64,
     /// Threads that tokenize ahead of the loop; the batches do not depend on it. None: one for every
     /// second core, at most 8.
@@ -33,9 +38,15 @@ pub struct TrainConfig {
     /// A preset (`tiny demo gpt2 codeparrot-small codeparrot`), a Hugging Face `config.json`, or a
     /// folder with one and perhaps with weights. What lies on a hub is fetched before this is read.
     pub model: String,
-    /// A `tokenizer.json` or a folder with one. None: that of `model` if it has one, else that beside a
+    /// A `tokenizer.json`, GPT-2's `vocab.json` with its `merges.txt`, or a folder with either. None: that of `model` if it has one, else that beside a
     /// token file, else a byte-level BPE is trained on `data` and kept in the cache.
     pub tokenizer: Option<PathBuf>,
+    /// The token between documents. None: the one that the tokenizer's configuration says, else
+    /// `<|endoftext|>`.
+    pub end_of_text: Option<String>,
+    /// Whether the name of a special token in the data, such as `<|endoftext|>`, is text like any other. Else
+    /// it is that token. Token files have made this choice already.
+    pub split_special_tokens: bool,
     /// Size of a vocabulary trained here. None: the model's `vocab_size`.
     pub vocab_size: Option<i64>,
     /// `cpu`, `cuda`, `cuda:N` or `auto`.
@@ -141,11 +152,14 @@ impl Default for TrainConfig {
             data_weights: Vec::new(),
             valid_data: Vec::new(),
             extensions: Vec::new(),
+            exclude: Vec::new(),
             text_column: "content".to_owned(),
             valid_every: 20,
             data_workers: None,
             model: "codeparrot".to_owned(),
             tokenizer: None,
+            end_of_text: None,
+            split_special_tokens: false,
             vocab_size: None,
             device: "auto".to_owned(),
             precision: Precision::F32,

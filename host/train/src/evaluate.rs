@@ -1,11 +1,15 @@
+mod byte_table;
 mod inputs;
 
+use std::collections::BTreeMap;
+
 use host_core::{
-    Control, Emitter, Error, Kind, Metric, MetricBatch, MetricValue, Result, Step, Supervised,
-    is_host_metric,
+    Control, EVAL_LOSS, Emitter, Error, Kind, Metric, MetricBatch, MetricValue, Result, Step,
+    Supervised, metric_name_fault,
 };
 use tch::{Tensor, no_grad_guard};
 
+pub(crate) use self::byte_table::ByteTable;
 use self::inputs::Inputs;
 use crate::batch;
 use crate::data::Validation;
@@ -15,13 +19,46 @@ use crate::model::Gpt2;
 pub(crate) struct Evaluation {
     pub(crate) validation: Validation,
     pub(crate) batch_size: usize,
-    /// Bytes of each token, (vocabulary) i64 on the model's device.
-    pub(crate) byte_lengths: Tensor,
+    /// Bytes of each token, on the model's device.
+    pub(crate) byte_lengths: ByteTable,
     pub(crate) metrics: Vec<Supervised<dyn Metric>>,
+    pub(crate) names: Names,
 }
 
-/// The host's own metric, unless a plugin gives it.
-const LOSS: &str = "loss/eval";
+/// Which of the metrics gives which values, by its label: a name is never of two.
+#[derive(Debug, Default)]
+pub(crate) struct Names(BTreeMap<String, String>);
+
+impl Names {
+    /// Claims the names of a metric's values, all of them or none.
+    ///
+    /// # Errors
+    /// One is another metric's, or none that a metric may give.
+    fn claim(&mut self, label: &str, values: &[(String, f64)]) -> Result<()> {
+        let refused = |why: String, hint: String| {
+            let message = format!("plugin {label} failed in compute: {why}");
+            Err(Error::new(Kind::Plugin, message).hint(hint))
+        };
+        for (name, _) in values {
+            if let Some(why) = metric_name_fault(name) {
+                return refused(
+                    why,
+                    format!("leave {label} out; its author must choose another name"),
+                );
+            }
+            if let Some(other) = self.0.get(name).filter(|other| *other != label) {
+                let why = format!("it gives a value called {name:?}, and so does plugin {other}");
+                return refused(why, format!("leave {label} or {other} out"));
+            }
+        }
+        for (name, _) in values {
+            if !self.0.contains_key(name) {
+                self.0.insert(name.clone(), label.to_owned());
+            }
+        }
+        Ok(())
+    }
+}
 
 impl Evaluation {
     /// Evaluates: every sequence once, without dropout. The loss is the mean over all predicted
@@ -59,26 +96,22 @@ impl Evaluation {
         if self.metrics.is_empty() {
             return Ok(());
         }
-        let (values, faults) = self.run(model, Step(0), 1);
-        let mut first_fault = faults
-            .into_iter()
-            .flatten()
-            .map(|fault| fault.error.to_string())
-            .next();
-        let mut names: Vec<&str> = values.iter().map(|value| &*value.name).collect();
-        names.sort_unstable();
-        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            first_fault.get_or_insert(format!("two metrics give a value called {:?}", pair[0]));
-        }
-        if let Some(name) = names.iter().find(|name| is_host_metric(name)) {
-            let fault = format!("a metric gives a value called {name:?}, which is the host's own");
-            first_fault.get_or_insert(fault);
-        }
-        match first_fault {
-            None => Ok(()),
-            Some(message) => Err(Error::new(Kind::Plugin, message)
-                .hint("leave the plugin out, or see `host plugin info` for what it needs")),
-        }
+        let (_, faults) = self.run(model, Step(0), 1);
+        let faults = self.metrics.iter().zip(faults);
+        let mut failed = faults.filter_map(|(metric, fault)| Some((metric, fault?.error)));
+        let Some((metric, error)) = failed.next() else {
+            return Ok(());
+        };
+        let message = error.message().to_owned();
+        let hint = match error.hint_text() {
+            Some(hint) => hint.to_owned(),
+            None => format!(
+                "leave {} out, or see `host plugin info {}` for what it needs",
+                metric.label(),
+                metric.name()
+            ),
+        };
+        Err(Error::new(Kind::Plugin, message).hint(hint))
     }
 
     /// The values, and for each metric its first fault.
@@ -93,6 +126,7 @@ impl Evaluation {
             .metrics
             .iter_mut()
             .map(|metric| Watched {
+                label: metric.label().to_owned(),
                 metric: metric.active(),
                 fault: None,
             })
@@ -118,16 +152,26 @@ impl Evaluation {
         }
         let mut values = Vec::new();
         for metric in &mut watched {
-            for (name, value) in metric
-                .call("compute", |metric| metric.compute())
-                .unwrap_or_default()
-            {
-                values.push(MetricValue::new(name, value));
+            let Some(found) = metric.call("compute", |metric| metric.compute()) else {
+                continue;
+            };
+            match self.names.claim(&metric.label, &found) {
+                Ok(()) => {
+                    let found = found.into_iter();
+                    values.extend(found.map(|(name, value)| MetricValue::new(name, value)));
+                }
+                // As of any other failure, its values are missing.
+                Err(error) => {
+                    metric.fault = Some(Fault {
+                        call: "compute",
+                        error,
+                    });
+                }
             }
         }
-        if !values.iter().any(|value| &*value.name == LOSS) {
+        if !values.iter().any(|value| &*value.name == EVAL_LOSS) {
             let loss = loss_sum.double_value(&[]) / token_count as f64;
-            values.insert(0, MetricValue::new(LOSS, loss));
+            values.insert(0, MetricValue::new(EVAL_LOSS, loss));
         }
         let faults = watched.into_iter().map(|metric| metric.fault).collect();
         (values, faults)
@@ -142,6 +186,7 @@ struct Fault {
 
 /// A metric within one evaluation: after its first failure it is left alone until the next.
 struct Watched<'a> {
+    label: String,
     /// None if it is not called any more.
     metric: Option<&'a mut (dyn Metric + 'static)>,
     fault: Option<Fault>,
@@ -183,6 +228,7 @@ mod tests {
     use crate::device::tests::device;
     use crate::model_config::ModelSource;
     use crate::precision::Arithmetic;
+    use crate::tokenizer::ByteLengths;
 
     /// Notes what it is shown and where that lies.
     struct Looker {
@@ -241,10 +287,16 @@ mod tests {
         source.config.vocab_size = 50;
         let model = Gpt2::new(source.config, Arithmetic(Precision::F32), device());
         let tokens = batch(&[(0..16).collect(), (20..36).collect()], device());
-        let byte_lengths = Tensor::ones([50], (tch::Kind::Int64, device()));
+        let ones = ByteLengths {
+            within: vec![1; 50],
+            at_begin: vec![0; 50],
+            ends: vec![0; 50],
+        };
+        let byte_lengths = ByteTable::new(&ones, device());
         let mut inputs = Inputs::new(&model, &tokens, &byte_lengths);
         for looker in lookers {
             let mut watched = Watched {
+                label: "looker".to_owned(),
                 metric: Some(looker),
                 fault: None,
             };
@@ -266,6 +318,26 @@ mod tests {
         let mut failed = Looker::new(&[Need::Logits]);
         failed.fails = true;
         assert_eq!(computed_for(&mut [failed]), []);
+    }
+
+    #[test]
+    fn a_name_is_never_of_two_metrics_nor_the_hosts() {
+        let values = |names: &[&str]| -> Vec<(String, f64)> {
+            names.iter().map(|name| ((*name).to_owned(), 1.0)).collect()
+        };
+        let mut names = Names::default();
+        names
+            .claim("a", &values(&["x", "loss/eval"]))
+            .expect("free");
+        names.claim("a", &values(&["x"])).expect("its own");
+        let error = names.claim("b", &values(&["y", "x"])).expect_err("taken");
+        assert_eq!(
+            error.message(),
+            "plugin b failed in compute: it gives a value called \"x\", and so does plugin a"
+        );
+        assert_eq!(error.hint_text(), Some("leave b or a out"));
+        names.claim("c", &values(&["y"])).expect("not claimed by b");
+        assert!(names.claim("d", &values(&["system/cpu_percent"])).is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The loop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,9 +11,9 @@ use host_core::{
 use tch::{Kind as TorchKind, Tensor};
 
 use crate::batch;
-use crate::checkpoint::{self, CheckpointWriter, Layout, Live, Stored, TrainerState};
+use crate::checkpoint::{self, CheckpointWriter, Layout, Live, Setup, Stored, TrainerState};
 use crate::config::OnNonfinite;
-use crate::data::Loader;
+use crate::data::{Fingerprint, Loader};
 use crate::evaluate::Evaluation;
 use crate::model::Gpt2;
 use crate::observers::Observers;
@@ -35,6 +35,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
         folder: ports.checkpoints.clone(),
         files: trainer.checkpoint_files,
         keep: config.keep_checkpoints,
+        stuck: BTreeSet::new(),
     };
     let mut step = trainer.step;
     let mut state = State {
@@ -52,17 +53,26 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
         requests: Some(ports.requests),
         is_paused: false,
         learning_rate_factor: 1.0,
+        put_back: ports.put_back,
         checkpoints: ports.checkpoints,
         generation: ports.generation,
         model: trainer.model,
         loader: trainer.loader,
-        data_sha256: trainer.data_sha256,
+        fingerprint: trainer.fingerprint,
+        setup: Setup::of(&config),
         random: trainer.random,
     };
     if let Some(stored) = trainer.stored {
-        state
+        let left = state
             .observers
             .import(&stored.observers, stored.state.asked)?;
+        if !left.is_empty() {
+            let names = left.join(", ");
+            let message = format!(
+                "the checkpoint has the state of plugins that this run does not have, and it is lost: {names}"
+            );
+            state.emitter.emit(step, EventBody::Warning { message });
+        }
         state.learning_rate_factor = stored.state.learning_rate_factor;
         state.optimizer.restore(stored.optimizer)?;
         state.random.restore(&stored.random)?;
@@ -77,6 +87,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
             ports.await_events,
             ports.on_checkpoint,
             ports.is_needed,
+            ports.give_up,
             reserve,
         )?;
         if config.eval_on_start && step == Step(0) {
@@ -88,9 +99,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
         let mut reported = Instant::now();
         state.log.begin();
         'training: while step.0 < config.max_train_steps {
-            state
-                .observers
-                .observe(step, &state.emitter, &state.control);
+            state.observe(step);
             let mut skip_step = false;
             while let Some(request) = state.next_request(step) {
                 match request {
@@ -163,9 +172,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
             if step.is_multiple_of(config.save_checkpoint_steps) {
                 state.log.flush()?;
                 let scores = state.evaluate(step);
-                state
-                    .observers
-                    .observe(step, &state.emitter, &state.control);
+                state.observe(step);
                 // What somebody wants to be taken back is nothing to go back to.
                 if !state.observers.ask_to_roll_back() {
                     state.save(step, scores, &mut writer)?;
@@ -191,7 +198,7 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
 }
 
 /// What the loop works on.
-struct State {
+struct State<'a> {
     model: Gpt2,
     optimizer: Optimizer,
     loader: Loader,
@@ -205,13 +212,21 @@ struct State {
     is_paused: bool,
     /// What the schedule's learning rate is multiplied by: what a client set, and observers lowered.
     learning_rate_factor: f64,
+    put_back: Box<dyn FnMut(Step, bool) + 'a>,
     checkpoints: PathBuf,
     generation: u32,
-    data_sha256: String,
+    fingerprint: Fingerprint,
+    setup: Setup,
     random: RandomState,
 }
 
-impl State {
+impl State<'_> {
+    /// Shows the observers what happened since the last time.
+    fn observe(&mut self, step: Step) {
+        self.observers.observe(step, &self.emitter, &self.control);
+        (self.put_back)(step, false);
+    }
+
     /// The next thing to be carried out before the step goes on, recorded: of the observers first, then
     /// of clients. While the loop pauses, waits for one. None, too, when the outside says stop.
     fn next_request(&mut self, step: Step) -> Option<Request> {
@@ -249,6 +264,7 @@ impl State {
         let scores = self
             .evaluation
             .evaluate(&self.model, step, &self.emitter, &self.control);
+        (self.put_back)(step, true);
         self.log.evaluated(step, &scores);
         scores
     }
@@ -260,6 +276,7 @@ impl State {
         writer: &mut CheckpointWriter<'_>,
     ) -> Result<()> {
         let (observers, asked) = self.observers.export(step, &self.emitter, &self.control);
+        (self.put_back)(step, true);
         let mut live = self.live(step)?;
         live.state.learning_rate_factor = self.learning_rate_factor;
         live.state.asked = asked;
@@ -298,7 +315,12 @@ impl State {
     /// What a checkpoint of this moment is made from, but for what others add to it.
     fn live(&self, step: Step) -> Result<Live<'_>> {
         Ok(Live {
-            state: TrainerState::new(step, self.loader.cursor(), self.data_sha256.clone()),
+            state: TrainerState::new(
+                step,
+                self.loader.cursor(),
+                self.fingerprint.clone(),
+                self.setup.clone(),
+            ),
             model: self
                 .model
                 .params

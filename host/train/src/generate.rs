@@ -1,3 +1,4 @@
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use host_core::{Error, Kind, Result};
@@ -30,11 +31,11 @@ pub struct Generate {
 }
 
 /// Samples from a checkpoint until the end of the text or of the wanted length, handing on each
-/// piece of text as soon as it is whole.
+/// piece of text as soon as it is whole, until `piece` wants no more.
 ///
 /// # Errors
 /// A checkpoint that cannot be read, or a sampling that is none.
-pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str)) -> Result<()> {
+pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<()> {
     if !(request.temperature.is_finite() && request.temperature >= 0.0) || request.top_k < 0 {
         return Err(Error::new(
             Kind::Config,
@@ -43,7 +44,25 @@ pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str)) -> Result<()> {
     }
     let device = device::parse(&request.device)?;
     let source = ModelSource::read(&request.checkpoint.to_string_lossy())?;
-    let tokenizer = Tokenizer::read(&request.checkpoint)?;
+    if !source.has_weights {
+        let message = format!(
+            "the folder has no weights: {}",
+            request.checkpoint.display()
+        );
+        return Err(Error::new(Kind::Config, message)
+            .hint("name a checkpoint's folder, or a run that has one"));
+    }
+    let tokenizer = Tokenizer::read(&request.checkpoint, None)?;
+    if tokenizer.vocab_size() > source.config.vocab_size {
+        let message = format!(
+            "the tokenizer has ids up to {}, the model rows for {}: {}",
+            tokenizer.vocab_size() - 1,
+            source.config.vocab_size,
+            request.checkpoint.display()
+        );
+        return Err(Error::new(Kind::Config, message)
+            .hint("use the tokenizer that belongs to the model's weights"));
+    }
     let mut model = Gpt2::new(source.config, Arithmetic(Precision::F32), device);
     model.load(&request.checkpoint)?;
     tch::manual_seed(request.seed);
@@ -75,7 +94,9 @@ pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str)) -> Result<()> {
         // A character may need several tokens: hold back while the text ends in half of one.
         let text = tokenizer.decode(&ids[begin..]);
         if !text.ends_with('\u{fffd}') && text.is_char_boundary(said) {
-            piece(&text[said..]);
+            if piece(&text[said..]).is_break() {
+                break;
+            }
             said = text.len();
         }
     }

@@ -6,6 +6,7 @@
 
 #![deny(unsafe_code)]
 
+mod activation;
 mod checkpoint;
 mod config;
 mod data;
@@ -25,23 +26,39 @@ mod out_of_memory;
 mod parity;
 mod precision;
 mod random;
+mod regular_file;
 mod schedule;
 mod step_log;
 mod tokenize;
 mod tokenizer;
+mod torch_file;
 #[path = "../torch_shim/mod.rs"]
 mod torch_shim;
 mod trainer;
+mod vocabulary;
+mod weight_files;
 mod weights;
 
-pub use checkpoint::verify as verify_checkpoint;
+pub use checkpoint::{read_manifest, verify as verify_checkpoint};
 pub use config::{OnNonfinite, Precision, SchedulerType, TrainConfig};
 pub use generate::{Generate, generate};
 pub use observers::Observers;
 pub use tokenize::{TokenFile, TokenizeNews, VOCAB_SIZE, tokenize};
 pub use trainer::{Outcome, Ports, Start, Trainer};
 
+use std::path::Path;
+
 use tch::{Device, Tensor};
+
+/// Whether a folder has weights, in whatever format.
+pub fn has_weights(folder: &Path) -> bool {
+    folder.is_dir() && !matches!(weight_files::WeightFiles::find(folder), Ok(None))
+}
+
+/// Whether a model's name is that of a shape that is built in.
+pub fn is_preset(model: &str) -> bool {
+    model_config::ModelConfig::preset(model).is_some()
+}
 
 /// Sequences of one length as a batch: (batch, sequence) i64 on the device, which need not have done
 /// what it was given before.

@@ -1,3 +1,11 @@
+//! The memory that a training works in: what it will need, what there is, what it took.
+
+mod check;
+mod estimate;
+mod room;
+
+pub(crate) use check::check;
+
 use tch::Device;
 
 use crate::torch_shim;

@@ -6,6 +6,7 @@ use std::path::Path;
 use host_core::{Dtype, Error, Kind, ParamInfo, Result};
 use tch::{Device, Kind as TorchKind, Tensor, no_grad_guard};
 
+use crate::activation::Activation;
 use crate::config::Precision;
 use crate::model_config::ModelConfig;
 use crate::precision::Arithmetic;
@@ -42,6 +43,7 @@ struct Block {
     ln_2: Norm,
     c_fc: Linear,
     mlp_c_proj: Linear,
+    activation: Activation,
     heads: i64,
     attention_scale: f64,
 }
@@ -70,7 +72,7 @@ struct Dropout {
 
 /// Logits that exist at once in training, in elements. On the CPU: few enough for the cache, enough
 /// for a matrix product. A CUDA device wants more at once: a quarter of a gigabyte in f32.
-fn logits_at_once(device: Device) -> i64 {
+pub(crate) fn logits_at_once(device: Device) -> i64 {
     if device.is_cuda() { 1 << 26 } else { 1 << 22 }
 }
 
@@ -108,6 +110,7 @@ impl Gpt2 {
                     ln_2: make.norm(&name("ln_2"), &config),
                     c_fc: make.linear(&name("mlp.c_fc"), e, config.inner(), std),
                     mlp_c_proj: make.linear(&name("mlp.c_proj"), config.inner(), e, residual_std),
+                    activation: config.activation_function,
                     heads: config.n_head,
                     attention_scale,
                 }
@@ -136,7 +139,7 @@ impl Gpt2 {
     /// transformers'; names without the `transformer.` prefix and stored attention masks are known.
     ///
     /// # Errors
-    /// A missing, misshapen or unreadable tensor.
+    /// A missing, misshapen or unreadable tensor, or a head that should be the embedding and is not.
     pub(crate) fn load(&mut self, folder: &Path) -> Result<()> {
         let _guard = no_grad_guard();
         let mut wanted: HashMap<&str, &mut Tensor> = self
@@ -145,6 +148,12 @@ impl Gpt2 {
             .map(|param| (param.name.as_str(), &mut param.tensor))
             .collect();
         let mut unknown = BTreeSet::new();
+        let mut second_head = None;
+        let wrong = |why: String| {
+            let message = format!("{why}: {}", folder.display());
+            Error::new(Kind::Config, message)
+                .hint("the folder's config.json must be that of its weights")
+        };
         weights::read(folder, &mut |name, stored| {
             let full = if name.starts_with("transformer.") || name == "lm_head.weight" {
                 name.to_owned()
@@ -152,25 +161,28 @@ impl Gpt2 {
                 format!("transformer.{name}")
             };
             match wanted.remove(full.as_str()) {
+                // Whole numbers are weights that somebody packed, and stand for others.
+                Some(_) if !stored.is_floating_point() => Err(wrong(format!(
+                    "{name} has the type {:?} and not a float's",
+                    stored.kind()
+                ))),
                 Some(tensor) if tensor.size() == stored.size() => {
                     tensor.copy_(&stored);
                     Ok(())
                 }
-                Some(tensor) => Err(Error::new(
-                    Kind::Config,
-                    format!(
-                        "{name} is {:?} in the weights and {:?} in the configuration: {}",
-                        stored.size(),
-                        tensor.size(),
-                        folder.display()
-                    ),
-                )
-                .hint("the folder's config.json must be that of its weights")),
+                Some(tensor) => Err(wrong(format!(
+                    "{name} is {:?} in the weights and {:?} in the configuration",
+                    stored.size(),
+                    tensor.size(),
+                ))),
+                None if full == "lm_head.weight" => {
+                    second_head = Some(stored);
+                    Ok(())
+                }
                 None => {
-                    // The tied head again, and the causal masks that old checkpoints carry.
-                    let expected = full == "lm_head.weight"
-                        || full.ends_with(".attn.bias")
-                        || full.ends_with(".attn.masked_bias");
+                    // The causal masks that old checkpoints carry.
+                    let expected =
+                        full.ends_with(".attn.bias") || full.ends_with(".attn.masked_bias");
                     if !expected {
                         unknown.insert(name.to_owned());
                     }
@@ -181,19 +193,31 @@ impl Gpt2 {
         let mut missing: Vec<&str> = wanted.into_keys().collect();
         missing.sort_unstable();
         if missing.is_empty() && unknown.is_empty() {
-            return Ok(());
+            return self.check_tied(second_head, folder);
         }
         let unknown: Vec<String> = unknown.into_iter().collect();
-        Err(Error::new(
-            Kind::Config,
-            format!(
-                "the weights are not those of this model; missing: [{}]; unknown: [{}]: {}",
-                missing.join(", "),
-                unknown.join(", "),
-                folder.display()
-            ),
-        )
-        .hint("the folder's config.json must be that of its weights"))
+        Err(wrong(format!(
+            "the weights are not those of this model; missing: [{}]; unknown: [{}]",
+            missing.join(", "),
+            unknown.join(", "),
+        )))
+    }
+
+    /// A head that is stored a second time must be the embedding that it is tied to.
+    fn check_tied(&self, stored: Option<Tensor>, folder: &Path) -> Result<()> {
+        let Some(head) = stored.map(|head| head.to_device(self.device)) else {
+            return Ok(());
+        };
+        if head.size() == self.wte.size() && head.to_kind(self.wte.kind()).equal(&self.wte) {
+            return Ok(());
+        }
+        let message = format!(
+            "lm_head.weight is not wte.weight, though config.json ties the two: {}",
+            folder.display()
+        );
+        Err(Error::new(Kind::Config, message).hint(
+            "\"tie_word_embeddings\": false in config.json keeps the head; without lm_head.weight the embedding takes its place",
+        ))
     }
 
     /// The parameters for whoever groups them.
@@ -350,7 +374,9 @@ impl Block {
             self.attend(&self.ln_1.forward(x), dropout, past),
             dropout.residual,
         );
-        let inner = self.c_fc.forward(&self.ln_2.forward(&x)).gelu("tanh");
+        let inner = self
+            .activation
+            .apply(&self.c_fc.forward(&self.ln_2.forward(&x)));
         &x + drop_out(self.mlp_c_proj.forward(&inner), dropout.residual)
     }
 

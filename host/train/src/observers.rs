@@ -93,7 +93,7 @@ impl Observers {
         (states, self.asked.iter().cloned().collect())
     }
 
-    /// Takes back what a checkpoint kept.
+    /// Takes back what a checkpoint kept. Returns the labels of states that no observer takes.
     ///
     /// # Errors
     /// An observer refuses its state.
@@ -101,7 +101,7 @@ impl Observers {
         &mut self,
         states: &BTreeMap<String, Vec<u8>>,
         asked: Vec<Asked>,
-    ) -> Result<()> {
+    ) -> Result<Vec<String>> {
         for watched in &mut self.observers {
             let state = states.get(watched.label());
             if let (Some(state), Some(observer)) = (state, watched.active()) {
@@ -109,7 +109,13 @@ impl Observers {
             }
         }
         self.asked = asked.into();
-        Ok(())
+        let is_here = |label: &str| {
+            self.observers
+                .iter()
+                .any(|watched| watched.label() == label)
+        };
+        let labels = states.keys().filter(|label| !is_here(label));
+        Ok(labels.cloned().collect())
     }
 }
 

@@ -41,10 +41,7 @@ impl Schedule {
                 (self.peak - POLYNOMIAL_END) * (1.0 - all) + POLYNOMIAL_END
             }
             SchedulerType::WarmupStableDecay => {
-                let begin = self
-                    .total_steps
-                    .saturating_sub(self.decay_steps)
-                    .max(self.warmup_steps);
+                let begin = self.total_steps.saturating_sub(self.decay_steps);
                 match progress(begin, self.decay_steps) {
                     decay if decay >= 1.0 => 0.0,
                     decay => self.peak * half_cosine(decay),

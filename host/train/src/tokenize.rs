@@ -9,8 +9,8 @@ use host_core::{Error, Kind, Result};
 
 use crate::TrainConfig;
 use crate::data::{
-    Corpus, Format, LeftOut, Order, Place, SourceFile, Stream, TokenHeader, TokenWriter, Workers,
-    find,
+    Corpus, Format, Found, LeftOut, Order, Place, SourceFile, Stream, TokenHeader, TokenWriter,
+    Workers, find,
 };
 use crate::tokenizer::Tokenizer;
 
@@ -39,8 +39,8 @@ pub enum TokenizeNews<'a> {
         /// Source files that there are.
         of_files: usize,
     },
-    /// How many documents were left out and why, in a sentence.
-    LeftOut(&'a str),
+    /// How many documents were left out and why, or what else to warn of, in a sentence.
+    Warning(&'a str),
 }
 
 /// Writes `data` as token files, by the data's own settings in `config`, its tokenizer and its seed.
@@ -63,13 +63,20 @@ pub fn tokenize(
         .is_some_and(|extension| extension == "tokens");
     let (folder, parts) = if one_file {
         let folder = output.parent().unwrap_or(Path::new("."));
-        let all: Arc<[SourceFile]> = find("data", &config.data, config)?.into();
+        let Found { files, notices } = find("data", &config.data, config)?;
+        for notice in &notices {
+            news(TokenizeNews::Warning(notice));
+        }
+        let all: Arc<[SourceFile]> = files.into();
         (
             folder,
             vec![("data", output.to_owned(), all, Order::Shuffled(config.seed))],
         )
     } else {
         let corpus = Corpus::find(config)?;
+        for notice in &corpus.notices {
+            news(TokenizeNews::Warning(notice));
+        }
         let train = corpus.train_files();
         let order = Order::Shuffled(config.seed);
         let parts = vec![
@@ -91,7 +98,7 @@ pub fn tokenize(
         }
     }
     let tokenizer = match &config.tokenizer {
-        Some(path) => Tokenizer::read(path)?,
+        Some(path) => Tokenizer::read(path, config.end_of_text.as_deref())?,
         None => {
             let vocab_size = config.vocab_size.unwrap_or(VOCAB_SIZE);
             Tokenizer::train(&parts[0].2, vocab_size, cache, &mut |what| {
@@ -99,7 +106,10 @@ pub fn tokenize(
             })?
         }
     };
-    let tokenizer = Arc::new(tokenizer);
+    if let Some(warning) = tokenizer.warning() {
+        news(TokenizeNews::Warning(warning));
+    }
+    let tokenizer = Arc::new(tokenizer.splitting_special_tokens(config.split_special_tokens));
     let count = config
         .data_workers
         .unwrap_or_else(|| 2 * Workers::default_count());
@@ -131,7 +141,7 @@ pub fn tokenize(
             );
             let header = write_tokens(&path, stream, header, files.len(), news)?;
             if let Some(message) = left_out.message(what) {
-                news(TokenizeNews::LeftOut(&message));
+                news(TokenizeNews::Warning(&message));
             }
             Ok(TokenFile {
                 path,

@@ -1,22 +1,22 @@
-//! The byte-level BPE tokenizer of GPT-2.
+//! Text to token ids and back: GPT-2's byte-level BPE, or any other that a `tokenizer.json` describes.
+
+mod byte_lengths;
+mod files;
 
 use std::fs;
-use std::io::Read;
 use std::path::Path;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokenizers::models::bpe::{BPE, BpeTrainer};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, TokenizerBuilder};
 
-use crate::data::{Compression, Format, SourceFile, hex, sample_records};
+pub(crate) use self::byte_lengths::ByteLengths;
+use self::files::{TokenizerFiles, none_at, other_in, unusable};
+use crate::data::{SourceFile, hex};
+use crate::vocabulary::{self, Sample};
 
 /// GPT-2's one special token.
 const END_OF_TEXT: &str = "<|endoftext|>";
-/// Text that a vocabulary is trained on at most.
-const TRAINING_BYTES: u64 = 256 << 20;
 
 /// Text to token ids and back.
 #[derive(Debug)]
@@ -25,37 +25,39 @@ pub(crate) struct Tokenizer {
     end_of_text: u32,
     /// The files that go into a checkpoint, by name.
     files: Vec<(&'static str, String)>,
+    /// What to warn of, in a sentence.
+    warning: Option<String>,
 }
 
+/// The highest id that a token may have: a model has a row for each id.
+const HIGHEST_ID: u32 = (1 << 24) - 1;
+
 impl Tokenizer {
-    /// Reads a `tokenizer.json`, or a folder that has one.
+    /// Reads a `tokenizer.json`, GPT-2's older files, or a folder that has either. `end_of_text` is the token
+    /// between documents; without it, the one that the tokenizer's own configuration says.
     ///
     /// # Errors
-    /// A file that is no tokenizer, or has no end-of-text token.
-    pub(crate) fn read(path: &Path) -> Result<Self> {
-        let file = if path.is_dir() {
-            path.join("tokenizer.json")
-        } else {
-            path.to_owned()
-        };
-        if !file.is_file() {
-            return Err(Error::new(
-                Kind::Config,
-                format!("there is no tokenizer: {}", file.display()),
-            )
-            .hint("name a tokenizer.json, or a folder with one"));
-        }
-        let text = fs::read_to_string(&file)
-            .map_err(|error| Error::io("read the tokenizer", &file, &error))?;
-        let config = file.with_file_name("tokenizer_config.json");
-        let config = fs::read_to_string(config).ok();
-        Self::from_json(text, config).map_err(|why| {
-            Error::new(
-                Kind::Config,
-                format!("the tokenizer cannot be used: {why}: {}", file.display()),
-            )
-            .hint("it must be a tokenizer.json as transformers' fast tokenizers write it")
+    /// There is no tokenizer, or none that can be read, or it has no such token.
+    pub(crate) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Self> {
+        let files = TokenizerFiles::find(path).ok_or_else(|| none_at(path))?;
+        let (text, config) = files.read()?;
+        Self::from_json(text, config, end_of_text).map_err(|why| {
+            let error = unusable(&why, files.path());
+            match why.contains(NO_END) {
+                true => error.hint("--end-of-text TOKEN names the token that ends a document"),
+                false => error,
+            }
         })
+    }
+
+    /// Whether a path names or has a tokenizer that can be read.
+    pub(crate) fn is_at(path: &Path) -> bool {
+        TokenizerFiles::find(path).is_some()
+    }
+
+    /// The tokenizer in another format that a model's folder has, as an error.
+    pub(crate) fn unreadable_in(folder: &Path) -> Option<Error> {
+        other_in(folder).map(|_| none_at(folder))
     }
 
     /// Trains a vocabulary of `vocab_size` on the files, or takes the one that was trained on the
@@ -69,64 +71,44 @@ impl Tokenizer {
         cache: &Path,
         say: &mut dyn FnMut(&str),
     ) -> Result<Self> {
-        let texts = sample(files);
+        let sample = Sample::of(files);
         let mut hash = Sha256::new();
         hash.update(format!("byte-level BPE {vocab_size}\0"));
-        for text in &texts {
+        sample.each(&mut |text| {
             hash.update(text.len().to_le_bytes());
             hash.update(text);
-        }
+        });
         let folder = cache.join("tokenizers");
         let file = folder.join(format!("{}.json", &hex(&hash.finalize())[..32]));
-        if file.is_file() {
-            return Self::read(&file);
+        // One that cannot be read is made again.
+        if file.is_file()
+            && let Ok(known) = Self::read(&file, None)
+        {
+            return Ok(known);
         }
         say("training a tokenizer");
-        let text = Self::train_on(&texts, vocab_size)?;
-        fs::create_dir_all(&folder)
-            .map_err(|error| Error::io("make the tokenizer cache", &folder, &error))?;
+        let text = vocabulary::train(&sample, vocab_size, END_OF_TEXT)?;
         // Another run may do the same at this moment: each renames a whole file of its own.
         let partial = folder.join(format!(".{}.partial", std::process::id()));
-        fs::write(&partial, &text)
-            .and_then(|()| fs::rename(&partial, &file))
-            .map_err(|error| Error::io("write the tokenizer cache", &file, &error))?;
-        Self::read(&file)
+        let kept = fs::create_dir_all(&folder)
+            .and_then(|()| fs::write(&partial, &text))
+            .and_then(|()| fs::rename(&partial, &file));
+        let mut trained = Self::from_json(text, None, None).map_err(|why| unusable(&why, &file))?;
+        if let Err(error) = kept {
+            let _ = fs::remove_file(&partial);
+            let folder = folder.display();
+            trained.warning = Some(format!(
+                "the tokenizer is not kept for the next run, since the cache cannot be written: {error}: {folder}"
+            ));
+        }
+        Ok(trained)
     }
 
-    fn train_on(texts: &[String], vocab_size: i64) -> Result<String> {
-        let failed = |why: &dyn std::fmt::Display| {
-            Error::new(
-                Kind::System,
-                format!("training the tokenizer failed: {why}"),
-            )
-        };
-        let byte_level = ByteLevel::new(false, true, true);
-        let mut tokenizer = TokenizerBuilder::<
-            BPE,
-            tokenizers::NormalizerWrapper,
-            ByteLevel,
-            ByteLevel,
-            ByteLevel,
-        >::new()
-        .with_model(BPE::default())
-        .with_pre_tokenizer(Some(byte_level))
-        .with_post_processor(Some(ByteLevel::new(false, false, true)))
-        .with_decoder(Some(byte_level))
-        .build()
-        .map_err(|error| failed(&error))?;
-        let mut trainer = BpeTrainer::builder()
-            .vocab_size(usize::try_from(vocab_size).unwrap_or(0))
-            .show_progress(false)
-            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-            .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
-            .build();
-        tokenizer
-            .train(&mut trainer, texts.iter())
-            .map_err(|error| failed(&error))?;
-        tokenizer.to_string(true).map_err(|error| failed(&error))
-    }
-
-    fn from_json(text: String, config: Option<String>) -> Result<Self, String> {
+    fn from_json(
+        text: String,
+        config: Option<String>,
+        end_of_text: Option<&str>,
+    ) -> Result<Self, String> {
         let mut inner: tokenizers::Tokenizer = text
             .parse()
             .map_err(|error: tokenizers::Error| error.to_string())?;
@@ -135,19 +117,25 @@ impl Tokenizer {
         inner
             .with_truncation(None)
             .map_err(|error| error.to_string())?;
-        let stated = config
-            .as_deref()
-            .and_then(|config| serde_json::from_str::<Value>(config).ok())
-            .and_then(|config| match &config["eos_token"] {
-                Value::String(token) => Some(token.clone()),
-                token => token["content"].as_str().map(str::to_owned),
-            });
-        let name = stated.unwrap_or_else(|| END_OF_TEXT.to_owned());
-        let end_of_text = inner
+        check_ids(&inner, &text)?;
+        let mut config = match config {
+            Some(config) => serde_json::from_str(&config)
+                .ok()
+                .filter(Value::is_object)
+                .map(|json| (json, config))
+                .ok_or("tokenizer_config.json beside it is not a JSON object")?,
+            None => (Value::Null, String::new()),
+        };
+        let stated = token_name(&config.0["eos_token"]);
+        let name = end_of_text
+            .map(str::to_owned)
+            .or_else(|| stated.clone())
+            .unwrap_or_else(|| END_OF_TEXT.to_owned());
+        let id = inner
             .token_to_id(&name)
-            .ok_or_else(|| format!("it has no end-of-text token {name}"))?;
-        let config = config.unwrap_or_else(|| {
-            let config = json!({
+            .ok_or_else(|| format!("{NO_END} {name}"))?;
+        if config.0.is_null() {
+            config.0 = json!({
                 "tokenizer_class": "PreTrainedTokenizerFast",
                 "add_prefix_space": false,
                 "bos_token": name,
@@ -155,18 +143,31 @@ impl Tokenizer {
                 "unk_token": name,
                 "clean_up_tokenization_spaces": false,
             });
-            format!("{config:#}\n")
-        });
+            config.1 = format!("{:#}\n", config.0);
+        } else if end_of_text.is_some() && stated != Some(name.clone()) {
+            // The checkpoint's own says what it was trained with.
+            config.0["eos_token"] = name.into();
+            config.1 = format!("{:#}\n", config.0);
+        }
         Ok(Self {
             inner,
-            end_of_text,
-            files: vec![("tokenizer.json", text), ("tokenizer_config.json", config)],
+            end_of_text: id,
+            files: vec![
+                ("tokenizer.json", text),
+                ("tokenizer_config.json", config.1),
+            ],
+            warning: None,
         })
     }
 
-    /// Number of ids, the added tokens included.
+    /// Number of ids, those that no token has included: the highest and one.
     pub(crate) fn vocab_size(&self) -> i64 {
-        self.inner.get_vocab_size(true) as i64
+        highest_id(&self.inner).map_or(0, |highest| i64::from(highest) + 1)
+    }
+
+    /// What is to be warned of, in a sentence.
+    pub(crate) fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
     }
 
     /// What tells it from another, however its file is laid out.
@@ -178,9 +179,20 @@ impl Tokenizer {
         hash.finalize().into()
     }
 
+    /// The id of a token.
+    pub(crate) fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
     /// The token between documents.
     pub(crate) fn end_of_text(&self) -> u32 {
         self.end_of_text
+    }
+
+    /// Whether the names of special tokens in a text are text like any other (true), or these tokens.
+    pub(crate) fn splitting_special_tokens(mut self, split: bool) -> Self {
+        self.inner.set_encode_special_tokens(split);
+        self
     }
 
     /// The ids of a text; none if the tokenizer cannot take it.
@@ -194,20 +206,11 @@ impl Tokenizer {
         self.inner.decode(ids, true).unwrap_or_default()
     }
 
-    /// How many bytes of text each id stands for; 0 for special tokens.
-    pub(crate) fn byte_lengths(&self, vocab_size: i64) -> Vec<i64> {
-        let specials = self.inner.get_added_tokens_decoder();
-        (0..u32::try_from(vocab_size).unwrap_or(0))
-            .map(|id| match specials.get(&id) {
-                Some(token) if token.special => 0,
-                Some(token) => token.content.len() as i64,
-                // A character of a byte-level token stands for a byte.
-                None => self
-                    .inner
-                    .id_to_token(id)
-                    .map_or(0, |token| token.chars().count() as i64),
-            })
-            .collect()
+    /// How many bytes of text each id below `rows` stands for.
+    pub(crate) fn byte_lengths(&self, rows: i64) -> ByteLengths {
+        let json: Value = serde_json::from_str(&self.files[0].1).unwrap_or_default();
+        let rows = u32::try_from(rows).unwrap_or(0);
+        ByteLengths::of(&self.inner, &json, self.end_of_text, rows)
     }
 
     /// What goes into a checkpoint: (file name, content).
@@ -216,28 +219,46 @@ impl Tokenizer {
     }
 }
 
-/// The text a vocabulary is trained on, up to a bound, spread over all files: whole files of text, and
-/// of files that have records or are compressed the beginnings.
-fn sample(files: &[SourceFile]) -> Vec<String> {
-    let is_plain = |file: &&SourceFile| file.format == Format::Text(Compression::None);
-    let total: u64 = files.iter().filter(is_plain).map(|file| file.bytes).sum();
-    let every = total.div_ceil(TRAINING_BYTES).max(1) as usize;
-    let mut left = TRAINING_BYTES;
-    let mut texts = Vec::new();
-    for file in files.iter().filter(is_plain).step_by(every) {
-        let mut text = String::new();
-        let read =
-            fs::File::open(&file.path).and_then(|open| open.take(left).read_to_string(&mut text));
-        // What is no text, or cut within a character, is left out here as it is by the packer.
-        if read.is_ok() {
-            left = left.saturating_sub(text.len() as u64);
-            texts.push(text);
+/// What begins the error of a tokenizer without the token between documents.
+const NO_END: &str = "it has no end-of-text token";
+
+fn highest_id(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
+    tokenizer.get_vocab(true).values().copied().max()
+}
+
+/// A token's text, as configurations write it: alone, or with how it is to be found.
+fn token_name(value: &Value) -> Option<String> {
+    let name = value.as_str().or_else(|| value["content"].as_str());
+    name.map(str::to_owned)
+}
+
+/// Whether the ids are such that a model can have a row for each, and those that the file says: where the
+/// vocabulary has holes, added tokens are given other ids than the file's, which may be another token's.
+fn check_ids(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<(), String> {
+    match highest_id(tokenizer) {
+        None => return Err("it has no tokens".to_owned()),
+        Some(highest) if highest > HIGHEST_ID => {
+            return Err(format!(
+                "a token has the id {highest}, and {HIGHEST_ID} is the highest"
+            ));
+        }
+        Some(_) => {}
+    }
+    let json: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    for token in json["added_tokens"].as_array().into_iter().flatten() {
+        let (Some(content), Some(id)) = (token["content"].as_str(), token["id"].as_u64()) else {
+            continue;
+        };
+        let given = tokenizer.token_to_id(content).map(u64::from);
+        if given != Some(id) {
+            let given = given.map_or("none".to_owned(), |given| given.to_string());
+            return Err(format!(
+                "the added token {content:?} has the id {id}, and would be given {given}: the ids before it have holes, or it stands there twice"
+            ));
         }
     }
-    let others = files.iter().filter(|file| !is_plain(file));
-    let share = left / others.clone().count().max(1) as u64;
-    for file in others {
-        sample_records(file, share, &mut texts);
-    }
-    texts
+    Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,14 +6,16 @@ use host_core::{
     CheckpointDir, Control, Emitter, Error, EventBody, Kind, Metric, MetricValue, ParamGroup,
     ParamInfo, Requests, Result, Step, StopReason, Supervised,
 };
-use tch::Tensor;
+use tch::Device;
 
-use crate::TrainConfig;
 use crate::checkpoint::Stored;
-use crate::data::{Corpus, LeftOut, Loader, Packer, Position, SourceFile, Validation, Workers};
+use crate::data::{
+    Corpus, Fingerprint, LeftOut, Loader, Packer, Position, SourceFile, Validation, Workers,
+};
 use crate::device;
-use crate::evaluate::Evaluation;
+use crate::evaluate::{ByteTable, Evaluation, Names};
 use crate::fit;
+use crate::memory;
 use crate::model::Gpt2;
 use crate::model_config::{ModelConfig, ModelSource};
 use crate::ngram;
@@ -24,6 +26,7 @@ use crate::random::RandomState;
 use crate::schedule::Schedule;
 use crate::tokenizer::Tokenizer;
 use crate::torch_shim;
+use crate::{SchedulerType, TrainConfig};
 
 /// Where a training begins.
 #[derive(Clone, Debug)]
@@ -43,12 +46,18 @@ pub struct Trainer {
     pub(crate) schedule: Schedule,
     pub(crate) step: Step,
     pub(crate) stored: Option<Stored>,
-    pub(crate) data_sha256: String,
+    pub(crate) fingerprint: Fingerprint,
     pub(crate) checkpoint_files: Vec<(&'static str, String)>,
     pub(crate) random: RandomState,
+    /// What it needs of the memory, in words.
+    memory: Option<String>,
     files: Arc<[SourceFile]>,
     workers: Arc<Workers>,
     params: Vec<ParamInfo>,
+    /// What the run begins with warnings of.
+    warnings: Vec<String>,
+    threads: usize,
+    data_workers: usize,
 }
 
 /// What the loop talks to.
@@ -68,6 +77,9 @@ pub struct Ports<'a> {
     /// Called on the loop's thread when it goes on after an evaluation, and every few seconds: the time
     /// to report what surrounds the loop. Not at its last step.
     pub report: Box<dyn FnMut(Step) + 'a>,
+    /// Called on the loop's thread after plugins were called, with whether it may not be put off: the time
+    /// to put back what they changed of the process.
+    pub put_back: Box<dyn FnMut(Step, bool) + 'a>,
     /// The folder that receives `step-000100` and its like. Absolute.
     pub checkpoints: PathBuf,
     /// Returns when the events emitted so far are on record, or cannot be for now: a checkpoint that
@@ -77,6 +89,9 @@ pub struct Ports<'a> {
     pub on_checkpoint: Box<dyn FnMut(CheckpointDir) + Send + 'a>,
     /// Whether a checkpoint in the run folder is still needed by somebody, so that it is not pruned.
     pub is_needed: Box<dyn Fn(Step) -> bool + Send + 'a>,
+    /// Asked when the disk has no room for the next checkpoint: whether one that is needed may be removed
+    /// all the same. If so, that it was given up is on record.
+    pub give_up: Box<dyn Fn(Step) -> bool + Send + 'a>,
 }
 
 /// How a training ended.
@@ -116,58 +131,60 @@ impl Trainer {
         let source = match &stored {
             None => ModelSource::read(&config.model)?,
             // What the run began with need not be there any more.
-            Some((folder, _)) => ModelSource::read(&folder.to_string_lossy())?,
+            Some((folder, _)) => ModelSource::of(folder)?,
         };
+        if let Some((folder, _)) = &stored {
+            check_model(config, folder, &source.config)?;
+        }
         check_length(config, &source.config)?;
         let corpus = Corpus::find(config)?;
         let files = corpus.train_files();
-
-        let known = stored
-            .as_ref()
-            .map(|(folder, _)| (*folder).clone())
-            .or_else(|| config.tokenizer.clone())
-            .or_else(|| {
-                source
-                    .folder
-                    .clone()
-                    .filter(|folder| folder.join("tokenizer.json").is_file())
-            });
-        // Token files bring theirs along.
-        let known = known.or_else(|| corpus.token_folder());
-        let tokenizer = match known {
-            Some(path) => Tokenizer::read(&path)?,
-            None => Tokenizer::train(
-                &files,
-                config.vocab_size.unwrap_or(source.config.vocab_size),
-                cache,
-                say,
-            )?,
+        let tokenizer = match &stored {
+            Some((folder, _)) => {
+                let tokenizer = Tokenizer::read(folder, None)?;
+                check_tokenizer(config, folder, &tokenizer)?;
+                tokenizer
+            }
+            None => find_tokenizer(config, &source, &corpus, &files, cache, say)?,
         };
         corpus.check_tokens(&tokenizer)?;
+        let mut warnings = corpus.notices.clone();
+        warnings.extend(tokenizer.warning().map(str::to_owned));
         let (model_config, weights) = match &stored {
             Some((folder, _)) => (source.config, Some((*folder).clone())),
-            None if source.has_weights => (source.config, source.folder),
-            // New weights have as many rows as there are tokens.
-            None => (
-                ModelConfig {
-                    vocab_size: tokenizer.vocab_size(),
-                    ..source.config
-                },
-                None,
-            ),
+            None if source.has_weights => {
+                warnings.extend(source.ignored);
+                (source.config, source.folder)
+            }
+            None => {
+                let (model_config, news) = with_rows(source, config, &tokenizer);
+                warnings.extend(news);
+                (model_config, None)
+            }
         };
         if tokenizer.vocab_size() > model_config.vocab_size {
             return Err(Error::new(
                 Kind::Config,
                 format!(
-                    "the tokenizer has {} tokens, the model {}",
-                    tokenizer.vocab_size(),
+                    "the tokenizer has ids up to {}, the model rows for {}",
+                    tokenizer.vocab_size() - 1,
                     model_config.vocab_size
                 ),
             )
             .hint("use the tokenizer that belongs to the model's weights"));
         }
+        corpus.check_rows(model_config.vocab_size)?;
+        let fingerprint = Fingerprint::of(&corpus);
+        if let Some((folder, stored)) = &stored {
+            stored.check_setup(folder, config)?;
+            fingerprint.check(&stored.state.fingerprint, &corpus)?;
+            stored.check(folder, &corpus.train, model_config.vocab_size)?;
+        }
+        let begin = stored.as_ref().map_or(0, |(_, stored)| stored.state.step.0);
+        warnings.extend(only_warms_up(config, begin));
 
+        let memory = memory::check(config, &model_config, device)?;
+        warnings.extend(memory.warning);
         let random = RandomState::seed(config.seed, device);
         let arithmetic = Arithmetic(config.precision);
         let mut model =
@@ -176,24 +193,19 @@ impl Trainer {
             model.load(&folder)?;
         }
 
-        let tokenizer = Arc::new(tokenizer);
+        let tokenizer = Arc::new(tokenizer.splitting_special_tokens(config.split_special_tokens));
         let count = config.data_workers.unwrap_or_else(Workers::default_count);
         let workers = Arc::new(Workers::start(&tokenizer, count)?);
-        let data_sha256 = corpus.fingerprint();
         let seq_length = usize::try_from(config.seq_length).unwrap_or(0);
         let limit = usize::try_from(config.max_eval_steps)
             .ok()
             .filter(|&steps| steps > 0);
         let limit =
             limit.map(|steps| steps * usize::try_from(config.valid_batch_size).unwrap_or(1));
-        let validation = Validation::read(corpus.valid, &workers, seq_length, limit)?;
+        let validation = Validation::read(corpus.valid.clone(), &workers, seq_length, limit)?;
         let (stored, cursor) = match stored {
             None => (None, None),
             Some((_, mut stored)) => {
-                if stored.state.data_sha256 != data_sha256 {
-                    return Err(Error::new(Kind::Config, "the training data is not what it was when the checkpoint was made")
-                        .hint("bring the files back, or begin a new run with --model set to the checkpoint's folder"));
-                }
                 let cursor = (
                     stored.state.data.clone(),
                     std::mem::take(&mut stored.buffer),
@@ -215,10 +227,13 @@ impl Trainer {
             loader: Loader::new(packer, config.shuffle_buffer, config.seed, cursor)?,
             evaluation: Evaluation {
                 validation,
-                byte_lengths: Tensor::from_slice(&tokenizer.byte_lengths(model.config.vocab_size))
-                    .to_device(device),
+                byte_lengths: ByteTable::new(
+                    &tokenizer.byte_lengths(model.config.vocab_size),
+                    device,
+                ),
                 batch_size: usize::try_from(config.valid_batch_size).unwrap_or(1),
                 metrics: Vec::new(),
+                names: Names::default(),
             },
             schedule: Schedule {
                 kind: config.lr_scheduler_type,
@@ -234,11 +249,15 @@ impl Trainer {
             config: config.clone(),
             model,
             stored,
-            data_sha256,
+            fingerprint,
             checkpoint_files,
             random,
+            memory: memory.summary,
             files,
             workers,
+            warnings,
+            threads,
+            data_workers: count,
         })
     }
 
@@ -262,13 +281,35 @@ impl Trainer {
         self.step
     }
 
-    /// One line for people: parameters, layers, vocabulary, files, device.
+    /// A configuration of this training with the values that are used where it leaves them open, so that it
+    /// trains the same on a machine with other devices, cores or defaults.
+    pub fn used(&self, config: &TrainConfig) -> TrainConfig {
+        let device = match self.model.device {
+            Device::Cuda(index) => format!("cuda:{index}"),
+            _ => "cpu".to_owned(),
+        };
+        let decay = match config.lr_scheduler_type {
+            SchedulerType::WarmupStableDecay => Some(self.schedule.decay_steps),
+            _ => config.num_decay_steps,
+        };
+        TrainConfig {
+            device,
+            threads: Some(self.threads),
+            data_workers: Some(self.data_workers),
+            num_decay_steps: decay,
+            ..config.clone()
+        }
+    }
+
+    /// One line for people: parameters, layers, vocabulary, device, data, memory.
     pub fn summary(&self) -> String {
         let parameters: i64 = self.params.iter().map(ParamInfo::numel).sum();
         let bytes: u64 = self.files.iter().map(|file| file.bytes).sum();
         let config = &self.model.config;
+        let memory = self.memory.as_ref();
+        let memory = memory.map_or_else(String::new, |needs| format!("; needs about {needs}"));
         format!(
-            "GPT-2 with {:.1} M parameters ({} layers, width {}, {} heads, vocabulary {}) on {:?}; {} files with {:.1} MB to train on, {} sequences of {} tokens to evaluate on",
+            "GPT-2 with {:.1} M parameters ({} layers, width {}, {} heads, vocabulary {}) on {:?}; {} files with {:.1} MB to train on, {} sequences of {} tokens to evaluate on{memory}",
             parameters as f64 / 1e6,
             config.n_layer,
             config.n_embd,
@@ -287,6 +328,12 @@ impl Trainer {
     /// # Errors
     /// What made training impossible; the checkpoints written before stand.
     pub fn fit(self, mut ports: Ports<'_>) -> Result<Outcome> {
+        for message in &self.warnings {
+            let message = message.clone();
+            ports
+                .emitter
+                .emit(self.step, EventBody::Warning { message });
+        }
         if let Some(message) = self
             .evaluation
             .validation
@@ -340,6 +387,150 @@ impl Losses {
             self.emitter.emit(step, EventBody::Warning { message });
         }
     }
+}
+
+/// The tokenizer of a training that begins: the one that is named, the model's, that of the token files, or
+/// a new one. Weights mean nothing with another tokenizer than theirs.
+fn find_tokenizer(
+    config: &TrainConfig,
+    source: &ModelSource,
+    corpus: &Corpus,
+    files: &[SourceFile],
+    cache: &Path,
+    say: &mut dyn FnMut(&str),
+) -> Result<Tokenizer> {
+    let models = source
+        .folder
+        .clone()
+        .filter(|folder| Tokenizer::is_at(folder));
+    let known = config.tokenizer.clone().or(models);
+    let end_of_text = config.end_of_text.as_deref();
+    // Token files bring theirs along.
+    if let Some(path) = known.or_else(|| corpus.token_folder()) {
+        return Tokenizer::read(&path, end_of_text);
+    }
+    if let Some(folder) = source.folder.as_ref().filter(|_| source.is_folder) {
+        let way = "or name the tokenizer that the model was trained with: --tokenizer PATH";
+        if let Some(error) = Tokenizer::unreadable_in(folder) {
+            let hint = match error.hint_text() {
+                Some(hint) => format!("{hint}; {way}"),
+                None => way.to_owned(),
+            };
+            return Err(error.hint(hint));
+        }
+        if source.has_weights {
+            let place = folder.display();
+            let message = format!("the model has weights and no tokenizer: {place}");
+            return Err(Error::new(Kind::Config, message)
+                .hint("name the tokenizer that the weights were trained with: --tokenizer PATH"));
+        }
+    }
+    let vocab_size = config.vocab_size.unwrap_or(source.config.vocab_size);
+    let tokenizer = Tokenizer::train(files, vocab_size, cache, say)?;
+    match end_of_text.filter(|name| tokenizer.id(name) != Some(tokenizer.end_of_text())) {
+        Some(name) => {
+            let message =
+                format!("end_of_text is {name}, and a tokenizer trained here has another");
+            Err(Error::new(Kind::Config, message)
+                .hint("leave --end-of-text out, or give the tokenizer that has it by --tokenizer"))
+        }
+        None => Ok(tokenizer),
+    }
+}
+
+/// The configuration of a model with new weights, and what to warn of. It has a row for each id. More
+/// rows stay where a `config.json` states them, padded for speed perhaps; a preset's number is only what a
+/// vocabulary may have, and so is a file's where the user gives another.
+fn with_rows(
+    source: ModelSource,
+    config: &TrainConfig,
+    tokenizer: &Tokenizer,
+) -> (ModelConfig, Vec<String>) {
+    let mut warnings = Vec::new();
+    if let Some(folder) = source.folder.as_ref().filter(|_| source.is_folder) {
+        let place = folder.display();
+        warnings.push(format!(
+            "the model's folder has no weights, and the training begins with new ones: {place}"
+        ));
+    }
+    let (ids, stated) = (tokenizer.vocab_size(), source.config.vocab_size);
+    let mut vocab_size = ids;
+    if source.states_vocabulary && config.vocab_size.is_none() {
+        vocab_size = ids.max(stated);
+        if ids > stated {
+            warnings.push(format!(
+                "the model gets {ids} rows, one for each id of the tokenizer, and not the {stated} of its config.json"
+            ));
+        }
+    }
+    let model = ModelConfig {
+        vocab_size,
+        ..source.config
+    };
+    (model, warnings)
+}
+
+/// Compares what `model` names with the checkpoint that the training is resumed from, which brings its own.
+fn check_model(config: &TrainConfig, folder: &Path, model: &ModelConfig) -> Result<()> {
+    let named = Path::new(&config.model);
+    let is_same = |a: &Path, b: &Path| {
+        a == b
+            || a.canonicalize()
+                .is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+    };
+    if is_same(named, folder) {
+        return Ok(());
+    }
+    let leave_out = "leave --model out: the checkpoint brings its model along";
+    let other = ModelSource::read(&config.model).map_err(|error| error.hint(leave_out))?;
+    let mut difference = other.config.difference(model);
+    if other.has_weights && other.config.vocab_size != model.vocab_size {
+        difference = difference.or(Some("vocab_size"));
+    }
+    match difference {
+        Some(name) => {
+            let (model, place) = (&config.model, folder.display());
+            let message =
+                format!("model is {model}, whose {name} is not that of the checkpoint: {place}");
+            Err(Error::new(Kind::Config, message).hint(leave_out))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The same for the tokenizer.
+fn check_tokenizer(config: &TrainConfig, folder: &Path, tokenizer: &Tokenizer) -> Result<()> {
+    let place = folder.display();
+    if let Some(name) = &config.end_of_text
+        && tokenizer.id(name) != Some(tokenizer.end_of_text())
+    {
+        let message = format!("end_of_text is {name}, and the checkpoint has another: {place}");
+        return Err(Error::new(Kind::Config, message)
+            .hint("leave --end-of-text out: the checkpoint knows its own"));
+    }
+    let Some(path) = &config.tokenizer else {
+        return Ok(());
+    };
+    let leave_out = "leave --tokenizer out: the checkpoint brings its tokenizer along";
+    let named = Tokenizer::read(path, config.end_of_text.as_deref())
+        .map_err(|error| error.hint(leave_out))?;
+    if named.sha256() == tokenizer.sha256() {
+        return Ok(());
+    }
+    let path = path.display();
+    let message = format!("tokenizer is {path}, which is not that of the checkpoint: {place}");
+    Err(Error::new(Kind::Config, message).hint(leave_out))
+}
+
+/// What to warn of where the learning rate comes to its peak after the last step.
+fn only_warms_up(config: &TrainConfig, begin: u64) -> Option<String> {
+    let (warmup, last) = (config.num_warmup_steps, config.max_train_steps);
+    let warms_up = config.lr_scheduler_type != SchedulerType::Constant;
+    (warms_up && begin < last && warmup > 0 && warmup >= last).then(|| {
+        format!(
+            "the learning rate only rises and never comes to its peak: num_warmup_steps is {warmup}, max_train_steps {last}"
+        )
+    })
 }
 
 fn check_length(config: &TrainConfig, model: &ModelConfig) -> Result<()> {

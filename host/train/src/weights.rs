@@ -1,64 +1,68 @@
-//! Tensors in safetensors files: reading them into libtorch, and what a snapshot is written from.
+//! Tensors in files: reading them into libtorch, and what a snapshot is written from.
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 
 use host_core::{Error, Kind, Result};
 use safetensors::{Dtype, SafeTensors, View};
-use serde_json::Value;
 use tch::{Kind as TorchKind, Tensor};
 
+use crate::regular_file;
+use crate::torch_file;
 use crate::torch_shim::HostBuffer;
+use crate::weight_files::WeightFiles;
 
-/// Reads every tensor of a folder's `model.safetensors`, or of its shards as
-/// `model.safetensors.index.json` lists them, and hands each on by its name.
+/// Reads every tensor of a folder's weights and hands each on by its name.
 pub(crate) fn read(folder: &Path, take: &mut dyn FnMut(&str, Tensor) -> Result<()>) -> Result<()> {
-    let index = folder.join("model.safetensors.index.json");
-    if !index.is_file() {
-        return read_file(&folder.join("model.safetensors"), take);
-    }
-    let bad = |why: String| {
-        Error::new(
-            Kind::Config,
-            format!(
-                "the list of weight files cannot be used: {why}: {}",
-                index.display()
-            ),
-        )
-    };
-    let text = fs::read_to_string(&index)
-        .map_err(|error| Error::io("read the list of weight files", &index, &error))?;
-    let json: Value = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
-    let map = json["weight_map"]
-        .as_object()
-        .ok_or_else(|| bad("it has no weight_map".to_owned()))?;
-    let shards: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
-    for shard in shards {
-        // A shard is a file of this folder: the list must not lead elsewhere.
-        if shard.contains(['/', '\\']) {
-            return Err(bad(format!("{shard:?} is not a file name")));
-        }
-        read_file(&folder.join(shard), take)?;
-    }
-    Ok(())
+    let weights = WeightFiles::find(folder)?.ok_or_else(|| {
+        let message = format!("the folder has no weights: {}", folder.display());
+        Error::new(Kind::Config, message)
+            .hint("name a folder with model.safetensors, such as a checkpoint's")
+    })?;
+    weights
+        .files
+        .iter()
+        .try_for_each(|file| read_file(file, take))
 }
 
-/// Reads every tensor of a safetensors file and hands each on by its name.
+/// Reads every tensor of a safetensors file, or of one that `torch.save` wrote, and hands each on by its
+/// name.
 pub(crate) fn read_file(
     file: &Path,
     take: &mut dyn FnMut(&str, Tensor) -> Result<()>,
 ) -> Result<()> {
-    let bytes = fs::read(file).map_err(|error| Error::io("read the weights", file, &error))?;
-    let bad = |why: String| {
+    let io = |error: io::Error| Error::io("read the weights", file, &error);
+    // By what is in it, since names are changed easily.
+    if torch_file::is_one(file).map_err(io)? {
+        return torch_file::read_file(file, take);
+    }
+    let bytes = regular_file::read(file, u64::MAX - 1).map_err(io)?;
+    let refused = |why: String| {
+        let path = file.display();
         Error::new(
             Kind::Config,
-            format!("the weights cannot be used: {why}: {}", file.display()),
+            format!("the weights cannot be used: {why}: {path}"),
         )
-        .hint("the file is damaged or not a safetensors file; use another copy")
     };
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| bad(error.to_string()))?;
+    if regular_file::is_lfs_pointer(&bytes) {
+        let why = "it is a pointer of Git LFS, and the file itself was not fetched";
+        return Err(refused(why.to_owned()).hint(
+            "fetch it in its repository with `git lfs pull`, or name the model as hub:REPO",
+        ));
+    }
+    let bad = |why: String| {
+        refused(why).hint("the file is damaged or not a safetensors file; use another copy")
+    };
+    let tensors = match SafeTensors::deserialize(&bytes) {
+        Ok(tensors) => tensors,
+        Err(_) if file.extension().is_some_and(|ending| ending == "bin") => {
+            return torch_file::read_file(file, take);
+        }
+        Err(error) => return Err(bad(error.to_string())),
+    };
     for (name, view) in tensors.tensors() {
         let kind = torch_kind(view.dtype())
             .ok_or_else(|| bad(format!("{name} has the type {:?}", view.dtype())))?;
@@ -206,8 +210,8 @@ fn torch_kind(dtype: Dtype) -> Option<TorchKind> {
 
 /// Reads the one (rows, columns) u32 tensor of a file, row by row.
 pub(crate) fn read_u32_rows(file: &Path) -> Result<Vec<Box<[u32]>>> {
-    let bytes =
-        fs::read(file).map_err(|error| Error::io("read the shuffle buffer", file, &error))?;
+    let bytes = regular_file::read(file, u64::MAX - 1)
+        .map_err(|error| Error::io("read the shuffle buffer", file, &error))?;
     let bad = |why: &str| {
         Error::new(
             Kind::Config,

@@ -167,6 +167,8 @@ fn train_asked(
             await_events: Box::new(|| ()),
             on_checkpoint: Box::new(move |dir| told.lock().expect("not poisoned").push(dir)),
             is_needed: Box::new(|_| false),
+            give_up: Box::new(|_| true),
+            put_back: Box::new(|_, _| ()),
         })
         .expect("trained");
     for dir in complete.lock().expect("not poisoned").iter() {

@@ -122,4 +122,14 @@ int shim_cuda_peak_bytes(int index, int64_t *bytes) {
 	});
 }
 
+// The bytes of a CUDA device's memory that are free, and all it has.
+int shim_cuda_memory(int index, int64_t *free, int64_t *total) {
+	return guarded([&] {
+		const auto info = c10::getDeviceAllocator(at::kCUDA)->getMemoryInfo(
+		    static_cast<c10::DeviceIndex>(index));
+		*free = static_cast<int64_t>(info.first);
+		*total = static_cast<int64_t>(info.second);
+	});
+}
+
 } // extern "C"

@@ -27,6 +27,7 @@ unsafe extern "C" {
         n: usize,
     ) -> c_int;
     fn shim_cuda_peak_bytes(index: c_int, bytes: *mut i64) -> c_int;
+    fn shim_cuda_memory(index: c_int, free: *mut i64, total: *mut i64) -> c_int;
 }
 
 /// Whether this machine has NVIDIA's driver.
@@ -66,6 +67,15 @@ pub(crate) fn cuda_peak_bytes(index: usize) -> Result<u64> {
     // SAFETY: `bytes` receives a number.
     checked(unsafe { shim_cuda_peak_bytes(cuda_index(Device::Cuda(index)).1, &mut bytes) })?;
     Ok(bytes.unsigned_abs())
+}
+
+/// The bytes of a CUDA device's memory that are free, and all it has.
+pub(crate) fn cuda_memory(index: usize) -> Result<(u64, u64)> {
+    let (mut free, mut total) = (0, 0);
+    let index = cuda_index(Device::Cuda(index)).1;
+    // SAFETY: `free` and `total` receive numbers.
+    checked(unsafe { shim_cuda_memory(index, &mut free, &mut total) })?;
+    Ok((free.unsigned_abs(), total.unsigned_abs()))
 }
 
 /// A tensor on its way to the CPU.

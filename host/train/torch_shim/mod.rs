@@ -16,7 +16,8 @@ use torch_sys::C_tensor;
 mod device;
 
 pub(crate) use device::{
-    HostBuffer, Readback, cuda_peak_bytes, has_cuda_driver, load_cuda, set_deterministic, to_device,
+    HostBuffer, Readback, cuda_memory, cuda_peak_bytes, has_cuda_driver, load_cuda,
+    set_deterministic, to_device,
 };
 
 unsafe extern "C" {

@@ -36,9 +36,9 @@ unsafe impl Send for HostApi {}
 unsafe impl Sync for HostApi {}
 
 /// `create` of every kind. `[main]` Reads the configuration (a JSON object that the host has
-/// checked against the manifest's schema) and writes the new instance to `instance`, which is the
-/// plugin's until `destroy`. It may keep `api`, but not the text. On a failure it leaves null there,
-/// and nothing to destroy.
+/// checked against the manifest's schema, with the schema's defaults filled in; `{}` without a schema)
+/// and writes the new instance to `instance`, which is the plugin's until `destroy`. It may keep `api`,
+/// but not the text. On a failure it leaves null there, and nothing to destroy.
 pub type HostCreate = unsafe extern "C" fn(
     api: *const HostApi,
     config_json: HostStr,

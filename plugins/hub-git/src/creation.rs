@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::git::Git;
 use crate::http::Http;
 use crate::limit::Limit;
+use crate::network::Network;
 use crate::publisher::Publisher;
 use crate::refusal;
 use crate::remote::{HubName, Kind, Remote};
@@ -59,7 +60,8 @@ pub(crate) fn ensure(publisher: &Publisher, limit: &Limit<'_>) -> Result<()> {
     }
     match (remote.hub_name(), token) {
         (Some(name), Some(token)) => {
-            let Asked::Forbidden(words) = ask_hub(&name, config.private, token, limit)? else {
+            let asked = ask_hub(&name, config.private, token, git.network(), limit)?;
+            let Asked::Forbidden(words) = asked else {
                 return Ok(());
             };
             // A token may be good for one repository alone, which somebody else made.
@@ -90,6 +92,7 @@ fn ask_hub(
     name: &HubName<'_>,
     private: Option<bool>,
     token: &Token,
+    network: &Network,
     limit: &Limit<'_>,
 ) -> Result<Asked> {
     let HubName {
@@ -104,7 +107,7 @@ fn ask_hub(
     let header = BTreeMap::from([("Authorization".to_owned(), token.bearer())]);
     let url = format!("{endpoint}/api/repos/create");
     let cannot = |words: &str| format!("cannot create {owner}/{name}: {words}");
-    Http::during(limit, |http| {
+    Http::during(network, limit, |http| {
         let answer = http.post(&url, "application/json", &header, &body)?;
         let said = answer.message();
         match answer.status {
@@ -134,7 +137,8 @@ fn make_folder(git: &Git, remote: &Remote, limit: &Limit<'_>) -> Result<()> {
     }
     let args = ["init", "--quiet", "--bare", "--template="];
     let args = args.into_iter().chain(["--initial-branch=main", "--"]);
-    let output = git.call(args.chain([remote.url()])).run(limit)?;
+    let call = git.call(args.chain([remote.url()]));
+    let output = call.env("GIT_DIR", remote.url()).run(limit)?;
     output.success().map(drop).map_err(|stderr| {
         let words = refusal::words(&stderr);
         Error::Temporary(format!("cannot create {}: {words}", remote.url()))

@@ -25,6 +25,25 @@ const ATTEMPTS: u32 = 4;
 /// Bytes that are read at once.
 const PIECE: usize = 256 << 10;
 
+/// Whether a server gives an object of so many bytes, which are not looked at.
+pub(crate) fn is_there(http: &Http<'_>, action: &Action, size: u64) -> Result<bool> {
+    let got = action.with_access(
+        http,
+        |header| http.get(&action.href, header, 0),
+        |got| matches!(got, Got::Refusal(answer) if answer.status == 401),
+    )?;
+    let Got::Body(_, body) = got else {
+        return Ok(false);
+    };
+    if let Some(length) = body.content_length() {
+        return Ok(length == size);
+    }
+    let mut reader = body.into_with_config().limit(u64::MAX).reader();
+    let read = std::io::copy(&mut (&mut reader).take(size + 1), &mut std::io::sink());
+    http.limit().check()?;
+    Ok(read.is_ok_and(|read| read == size))
+}
+
 impl<'a> Target<'a> {
     /// An empty file; its path is for errors.
     pub(crate) fn new(file: &'a File, path: &'a Path) -> Self {
@@ -87,7 +106,12 @@ impl<'a> Target<'a> {
         pointer: &Pointer,
     ) -> Result<Option<Sent>> {
         let server = http::server(&action.href);
-        let (from, body) = match http.get(&action.href, &action.header, self.bytes)? {
+        let got = action.with_access(
+            http,
+            |header| http.get(&action.href, header, self.bytes),
+            |got| matches!(got, Got::Refusal(answer) if answer.status == 401),
+        )?;
+        let (from, body) = match got {
             Got::Body(from, body) => (from, body),
             Got::Refusal(answer) => {
                 let refused = link_refused(&answer);

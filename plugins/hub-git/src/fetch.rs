@@ -14,7 +14,7 @@ use crate::lfs_server::LfsServer;
 use crate::limit::Limit;
 use crate::preflight::check_free;
 use crate::publisher::{MANIFEST, Publisher, TRAINER};
-use crate::repository::{Blob, Repository, remove};
+use crate::repository::{Blob, Repository, remove, says_how};
 use crate::{Error, Result, git};
 
 /// A checkpoint that is wanted back.
@@ -47,8 +47,25 @@ struct Piece {
     pointer: Option<Pointer>,
 }
 
-/// Endings of a model's, its configuration's and its tokenizer's files.
-const MODEL: [&str; 3] = [".json", ".txt", ".safetensors"];
+/// Endings of a model's, its configuration's and its tokenizer's files. Tokenizers in formats that are not
+/// read are small, and the host names them in its error.
+const MODEL: [&str; 5] = [".json", ".txt", ".safetensors", ".model", ".bpe"];
+
+/// Endings of weights in formats that are not read.
+const OTHER_WEIGHTS: [&str; 12] = [
+    ".bin",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".ckpt.index",
+    ".onnx",
+    ".ot",
+    ".npz",
+    ".pkl",
+];
 
 impl Publisher {
     /// Brings a checkpoint back. The same commit again costs nothing, not even a look at the remote if
@@ -68,9 +85,10 @@ impl Publisher {
         let brought = |commit: &str| Brought {
             path: folder_of(commit, wanted),
             commit: commit.to_owned(),
-            remote: self.remote.url().to_owned(),
+            remote: self.remote.configured_url().to_owned(),
         };
         let revision = wanted.revision.or(self.config.branch.as_deref());
+        let revision = revision.or(self.remote.revision());
         let id = revision.filter(|revision| is_commit_id(revision));
         let _turn = Turn::take(wanted.state_dir, limit)?;
         if let Some(id) = id
@@ -88,7 +106,9 @@ impl Publisher {
             None => repository.find(revision)?,
         };
         if !folder_of(&commit, wanted).is_dir() {
-            repository.fetch(&commit)?;
+            repository.fetch(&commit, &|path| {
+                says_how(path) || is_wanted(path, wanted.for_resume)
+            })?;
             self.bring_files(&repository, &commit, wanted, limit)?;
         }
         drop(repository);
@@ -110,7 +130,10 @@ impl Publisher {
         let failed = |path: &Path, error: &std::io::Error| Error::io("write", path, error);
         let from_server = pieces.iter().any(|piece| piece.pointer.is_some());
         let server = match from_server {
-            true => LfsServer::of(self, "download", limit)?,
+            true => {
+                let lfs_config = repository.read(Some(commit), ".lfsconfig")?;
+                LfsServer::of(self, "download", lfs_config.as_deref(), limit)?
+            }
             false => None,
         };
         for piece in &pieces {
@@ -120,7 +143,7 @@ impl Publisher {
             let file = File::create(&path).map_err(|error| failed(&path, &error))?;
             match (&piece.pointer, &server) {
                 (None, _) => repository.write_to(&piece.blob, &file)?,
-                (Some(pointer), Some(server)) => Http::during(limit, |http| {
+                (Some(pointer), Some(server)) => Http::during(self.git.network(), limit, |http| {
                     let mut target = Target::new(&file, &path);
                     lfs::Client::new(http, server).download(pointer, &mut target)
                 })?,
@@ -141,8 +164,16 @@ impl Publisher {
         commit: &str,
         wanted: &Wanted<'_>,
     ) -> Result<Vec<Piece>> {
-        let mut blobs = repository.files(commit)?;
-        blobs.retain(|blob| is_wanted(&blob.path, wanted.for_resume));
+        let paths = repository.paths(commit)?;
+        let in_torch = !paths
+            .iter()
+            .any(|path| !path.contains('/') && path.ends_with(".safetensors"));
+        let is_part = |path: &str| is_wanted(path, wanted.for_resume) || in_torch && is_torch(path);
+        if in_torch {
+            repository.fetch(commit, &is_part)?;
+        }
+        let blobs = repository.files(commit, &is_part)?;
+        let others = other_weights(paths.iter().map(String::as_str));
         let has = |name: &str| blobs.iter().any(|blob| blob.path == name);
         let lacks = |what: &str, more: &str| {
             let (url, short) = (self.remote.url(), &commit[..commit.len().min(12)]);
@@ -156,6 +187,15 @@ impl Publisher {
                 None => repository.other_branches()?,
             };
             return lacks("config.json, and so no model", &more);
+        }
+        if in_torch
+            && !blobs.iter().any(|blob| is_torch(&blob.path))
+            && let Some(other) = others
+        {
+            let more = format!(
+                ", and {other} is not read: convert it with from_pretrained and save_pretrained of transformers"
+            );
+            return lacks("model.safetensors", &more);
         }
         if wanted.for_resume && !has(MANIFEST) {
             let more = ", which trainer = true pushes with each checkpoint";
@@ -233,6 +273,21 @@ fn is_commit_id(text: &str) -> bool {
             .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
+/// Whether a file has weights as transformers wrote them before there was safetensors.
+fn is_torch(path: &str) -> bool {
+    path.starts_with("pytorch_model") && path.ends_with(".bin") && !path.contains('/')
+}
+
+/// The first file of weights in a format that is not read, in the repository's own folder.
+fn other_weights<'a>(paths: impl Iterator<Item = &'a str>) -> Option<String> {
+    let is_one = |path: &&str| {
+        !path.contains('/')
+            && !matches!(*path, "training_args.bin" | "optimizer.pt" | "scheduler.pt")
+            && OTHER_WEIGHTS.iter().any(|ending| path.ends_with(ending))
+    };
+    paths.filter(is_one).min().map(str::to_owned)
+}
+
 /// Whether a file of the repository is a part of the checkpoint that is wanted. A path comes from the
 /// remote: one that leaves its folder is none.
 fn is_wanted(path: &str, for_resume: bool) -> bool {
@@ -258,6 +313,8 @@ mod tests {
             ("model-00001-of-00002.safetensors", true, true),
             ("model.safetensors.index.json", true, true),
             ("merges.txt", true, true),
+            ("tokenizer.model", true, true),
+            ("vocab.bpe", true, true),
             ("manifest.json", false, true),
             ("trainer/optimizer.safetensors", false, true),
             ("trainer/../../x.json", false, false),
@@ -269,6 +326,27 @@ mod tests {
             assert_eq!(is_wanted(path, false), of_a_model, "{path}");
             assert_eq!(is_wanted(path, true), for_resume, "{path}");
         }
+    }
+
+    #[test]
+    fn weights_that_are_not_read_are_known() {
+        let found = |paths: &[&str]| other_weights(paths.iter().copied());
+        for weights in [
+            "model.bin",
+            "tf_model.h5",
+            "flax_model.msgpack",
+            "model.Q4.gguf",
+            "consolidated.00.pth",
+            "model.ckpt.index",
+        ] {
+            assert_eq!(found(&["config.json", weights]).as_deref(), Some(weights));
+        }
+        assert!(is_torch("pytorch_model.bin") && is_torch("pytorch_model-00001-of-00002.bin"));
+        assert!(!is_torch("a/pytorch_model.bin") && !is_torch("pytorch_model.bin.index.json"));
+        assert_eq!(
+            found(&["config.json", "onnx/model.onnx", "training_args.bin"]),
+            None
+        );
     }
 
     #[test]

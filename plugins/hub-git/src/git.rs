@@ -10,18 +10,23 @@ use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, Signal};
 
 use crate::limit::Limit;
+use crate::network::Network;
 use crate::token::Token;
 use crate::{Error, Result};
 
 /// The git command line, run so that nothing of the user's surroundings changes what it does: no
-/// system or user configuration, no credential helper, no prompt, no hook of ours, no editor.
+/// system or user configuration, no attributes but the branch's own, no repository of the current
+/// folder, no credential helper, no prompt, no hook of ours, no editor.
 ///
-/// Each call is a process group of its own, which is killed as a whole when its time is over.
+/// Each call is a process group of its own, which is killed as a whole when its time is over, and when
+/// the process that called ends, whatever ended it.
 #[derive(Clone, Debug)]
 pub(crate) struct Git {
     program: PathBuf,
     /// Variables that hold secrets, which no child gets.
     hidden: Vec<String>,
+    /// How servers are reached; nothing special until it is known.
+    network: Network,
 }
 
 /// One call of git, being put together.
@@ -33,6 +38,8 @@ pub(crate) struct Call<'a> {
     stdin: &'a [u8],
     stdout: Option<&'a File>,
     authorization: Option<(&'a str, &'a Token)>,
+    /// Whether the user's and the system's configuration are asked.
+    asks_user: bool,
 }
 
 /// What a call came to.
@@ -46,23 +53,29 @@ pub(crate) struct Output {
 /// The oldest git that takes configuration by `GIT_CONFIG_COUNT` and `GIT_CONFIG_GLOBAL`.
 const OLDEST: (u32, u32) = (2, 32);
 
+/// The shell's status for a program that is not there.
+const NOT_FOUND: i32 = 127;
+
 /// Longest output that is looked at.
 const OUTPUT_BYTES: u64 = 4 << 20;
 
 /// Variables of git's that the user may have set to make the remote reachable at all.
-const KEPT: [&str; 6] = [
+const KEPT: [&str; 4] = [
     "GIT_EXEC_PATH",
     "GIT_SSH",
     "GIT_SSH_COMMAND",
     "GIT_SSH_VARIANT",
-    "GIT_SSL_CAINFO",
-    "GIT_SSL_CAPATH",
 ];
 
 /// Configuration of every call. A transfer that stands still for a minute is given up. Weights do
 /// not compress, so git shall not try, and it shall stream what is large. No call leaves a
-/// housekeeping process behind.
-const CONFIG: [(&str, &str); 9] = [
+/// housekeeping process behind. Git would take the token along to where a server leads it, so it
+/// follows nobody (`moved.rs` does). The user's attributes are read without any configuration, unless
+/// it names another file.
+const CONFIG: [(&str, &str); 12] = [
+    ("core.attributesFile", "/dev/null"),
+    ("core.excludesFile", "/dev/null"),
+    ("http.followRedirects", "false"),
     ("core.hooksPath", "/dev/null"),
     ("core.askPass", ""),
     ("core.compression", "0"),
@@ -73,6 +86,20 @@ const CONFIG: [(&str, &str); 9] = [
     ("http.lowSpeedLimit", "1000"),
     ("http.lowSpeedTime", "60"),
 ];
+
+/// What a call runs under: it starts the program, and ends the whole group when standard input, a pipe
+/// from the calling process, is closed without a word. The kernel closes it whatever ends that process. Git
+/// gets a moment to take its locks away, which a repository on this machine would keep.
+const GUARD: &str = r#"exec 3<&0 </dev/null
+"$@" 3<&- &
+program=$!
+{ read -r word <&3; trap '' TERM; kill -TERM 0; sleep 2; kill -KILL 0; } &
+guard=$!
+wait $program
+status=$?
+kill $guard
+wait $guard 2>/dev/null
+exit $status"#;
 
 impl Git {
     /// Finds out whether git is there and new enough. `hidden` are the variables that hold secrets.
@@ -87,6 +114,7 @@ impl Git {
         let git = Self {
             program: program.into(),
             hidden: hidden.iter().map(|name| (*name).to_owned()).collect(),
+            network: Network::default(),
         };
         let output = git.call(["version"]).run(limit)?;
         let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
@@ -99,6 +127,33 @@ impl Git {
                 git.program.display()
             ))),
         }
+    }
+
+    /// The same with another way to reach servers.
+    pub(crate) fn with_network(self, network: Network) -> Self {
+        Self { network, ..self }
+    }
+
+    /// How servers are reached.
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// A value of the user's or the system's configuration; none if it is not set.
+    pub(crate) fn ask_user<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+    ) -> Result<Option<String>> {
+        let limit = Limit::new(60, &|| false);
+        let mut call = self.call(["config"]);
+        call.args
+            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        call.asks_user = true;
+        let output = call.run(&limit)?;
+        Ok(output.success().ok().map(|bytes| {
+            let text = String::from_utf8_lossy(&bytes);
+            text.strip_suffix('\n').unwrap_or(&text).to_owned()
+        }))
     }
 
     /// Whether a branch may be called so.
@@ -144,6 +199,7 @@ impl Git {
             stdin: &[],
             stdout: None,
             authorization: None,
+            asks_user: false,
         }
     }
 }
@@ -191,30 +247,43 @@ impl<'a> Call<'a> {
         };
         let broken = |error: std::io::Error| Error::Temporary(format!("cannot run git: {error}"));
         let (mut stdin, mut stdout, mut stderr) = (memory()?, memory()?, memory()?);
-        stdin.write_all(self.stdin).map_err(broken)?;
-        stdin.rewind().map_err(broken)?;
-
-        let mut command = Command::new(self.program);
+        let mut command;
+        let (from, lifeline);
+        if self.stdin.is_empty() {
+            let (end, ours) = std::io::pipe().map_err(broken)?;
+            command = Command::new("sh");
+            command.args(["-c", GUARD, "sh"]).arg(self.program);
+            (from, lifeline) = (Stdio::from(end), Some(ours));
+        } else {
+            // What takes something in asks no server, and ends by itself.
+            stdin.write_all(self.stdin).map_err(broken)?;
+            stdin.rewind().map_err(broken)?;
+            command = Command::new(self.program);
+            (from, lifeline) = (Stdio::from(stdin), None);
+        }
         command
             .args(&self.args)
-            .stdin(Stdio::from(stdin))
+            .stdin(from)
             .stdout(Stdio::from(
                 self.stdout.unwrap_or(&stdout).try_clone().map_err(broken)?,
             ))
             .stderr(Stdio::from(stderr.try_clone().map_err(broken)?))
             .process_group(0);
         self.set_environment(&mut command);
-        let child = command.spawn().map_err(|error| {
-            let program = self.program.display();
-            match error.kind() {
-                std::io::ErrorKind::NotFound => Error::Permanent(format!(
-                    "{program} is not there: install git {}.{} or later",
-                    OLDEST.0, OLDEST.1
-                )),
-                _ => Error::Temporary(format!("cannot run {program}: {error}")),
-            }
-        })?;
+        let child = command
+            .spawn()
+            .map_err(|error| Error::Temporary(format!("cannot run git: {error}")))?;
+        // The command holds the other end of the pipe, which the child alone shall have.
+        drop(command);
         let status = wait(child, limit)?;
+        drop(lifeline);
+        if status.code() == Some(NOT_FOUND) && self.program != Path::new("sh") {
+            let program = self.program.display();
+            return Err(Error::Permanent(format!(
+                "{program} is not there: install git {}.{} or later",
+                OLDEST.0, OLDEST.1
+            )));
+        }
         let read = |file: &mut File| {
             let mut bytes = Vec::new();
             file.rewind()
@@ -231,21 +300,35 @@ impl<'a> Call<'a> {
     fn set_environment(&self, command: &mut Command) {
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
-            let kept = KEPT.contains(&&*text);
+            let kept = KEPT.contains(&&*text) || self.asks_user && text.starts_with("GIT_CONFIG");
             if text.starts_with("GIT_") && !kept || self.git.hidden.iter().any(|n| *n == text) {
                 command.env_remove(&name);
             }
-        }
-        if std::env::var_os("GIT_SSH_COMMAND").is_none() && std::env::var_os("GIT_SSH").is_none() {
-            command.env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes -oConnectTimeout=30");
         }
         command
             .env_remove("SSH_ASKPASS")
             .env("LC_ALL", "C")
             .env("GIT_TERMINAL_PROMPT", "0")
+            // None, unless the call names one: not that of the current folder.
+            .env("GIT_DIR", "/dev/null")
+            .envs(self.env.iter().map(|(name, value)| (name, value)));
+        if self.asks_user {
+            return;
+        }
+        if std::env::var_os("GIT_SSH_COMMAND").is_none() && std::env::var_os("GIT_SSH").is_none() {
+            let ssh = "ssh -oBatchMode=yes -oConnectTimeout=30";
+            let ssh = self.git.network.ssh().unwrap_or(ssh);
+            command.env("GIT_SSH_COMMAND", ssh);
+        }
+        command
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
-            .envs(self.env.iter().map(|(name, value)| (name, value)));
+            .env("GIT_ATTR_NOSYSTEM", "1")
+            .envs(self.git.network.git_env());
+        if self.git.network.has_decided() {
+            // Which proxy it is was decided with these already.
+            command.env_remove("no_proxy").env_remove("NO_PROXY");
+        }
         let header = self.authorization.map(|(origin, token)| {
             let value = format!("Authorization: {}", token.authorization());
             (format!("http.{origin}.extraHeader"), value)
@@ -253,6 +336,7 @@ impl<'a> Call<'a> {
         let config = CONFIG
             .iter()
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .chain(self.git.network.git_config())
             .chain(header);
         let mut count = 0;
         for (key, value) in config {
@@ -283,7 +367,10 @@ fn wait(mut child: Child, limit: &Limit<'_>) -> Result<ExitStatus> {
     let lost = |error: std::io::Error| Error::Temporary(format!("cannot wait for git: {error}"));
     loop {
         if let Some(status) = child.try_wait().map_err(lost)? {
-            if let Some(signal) = status.signal() {
+            // The shell says by 128 and more that a signal ended the program.
+            let of_program = status.code().map(|code| code - 128);
+            let of_program = of_program.filter(|signal| [9, 15].contains(signal));
+            if let Some(signal) = status.signal().or(of_program) {
                 // Somebody killed git itself; what it had started must not go on alone.
                 let _ = rustix::process::kill_process_group(group, Signal::KILL);
                 return Err(Error::Temporary(format!(
@@ -375,6 +462,7 @@ mod tests {
         let git = Git {
             program,
             hidden: Vec::new(),
+            network: Network::default(),
         };
         let written = || pid.exists();
         let limit = Limit::new(60, &written);
@@ -395,11 +483,16 @@ mod tests {
         let (_folder, program) = script("env; echo; git config --list");
         let token_config = serde_json::json!({"repo": "a/b"});
         let config = serde_json::from_value(token_config).expect("a configuration");
-        let remote = crate::remote::Remote::parse("a/b", None).expect("a remote");
+        let remote = crate::remote::Remote::parse("a/b", &|_| None).expect("a remote");
         let token = Token::find(&config, &remote, &|_| Some("hf_secret".to_owned()));
         let token = token.expect("found").expect("one");
         let hidden = vec!["HOME".to_owned()];
-        let git = Git { program, hidden };
+        let network = Network::default();
+        let git = Git {
+            program,
+            hidden,
+            network,
+        };
         let limit = Limit::new(10, &|| false);
         let run = |call: Call<'_>| {
             let output = call.env("LC_ALL", "C").run(&limit).expect("it runs");

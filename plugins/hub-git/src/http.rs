@@ -1,21 +1,33 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
-use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, SystemTime};
 
-use ureq::http::{HeaderMap, Request, Response};
-use ureq::tls::{PemItem, RootCerts, TlsConfig};
-use ureq::{Agent, Body, SendBody};
+use std::sync::{Mutex, PoisonError};
 
+use ureq::http::{HeaderMap, Request, Response};
+use ureq::tls::{RootCerts, TlsConfig};
+use ureq::unversioned::transport::{Connector, TcpConnector};
+use ureq::{Agent, Body, ProxyProtocol, SendBody};
+
+use crate::forward_proxy::{ForwardConnector, ToProxy};
 use crate::limit::Limit;
+use crate::network::Network;
+use crate::proxy;
 use crate::{Error, Result, patience};
 
 /// HTTP within the limits of one delivery.
 pub(crate) struct Http<'a> {
-    agent: Agent,
+    network: &'a Network,
+    root_certs: RootCerts,
+    /// One for each way out that was taken, by the proxy and whether it is asked for whole URLs.
+    agents: Mutex<Vec<(Way, Agent)>>,
     limit: &'a Limit<'a>,
+    origins: Mutex<BTreeSet<String>>,
 }
+
+/// A way out: the proxy as it is written, and whether the URL is plain HTTP.
+type Way = (Option<String>, bool);
 
 /// A server's answer, whatever its status.
 #[derive(Debug)]
@@ -45,17 +57,21 @@ impl<'a> Http<'a> {
     /// Does work that asks servers. While it runs, a thread of its own watches for the cancellation
     /// and then cuts the connections, so that no wait for a server outlasts it.
     pub(crate) fn during<R>(
+        network: &'a Network,
         limit: &'a Limit<'a>,
         work: impl FnOnce(&Self) -> Result<R>,
     ) -> Result<R> {
         let http = Self {
-            agent: agent(limit),
+            network,
+            root_certs: network.root_certs()?,
+            agents: Mutex::default(),
             limit,
+            origins: Mutex::default(),
         };
-        let agent = http.agent.clone();
         std::thread::scope(|scope| {
             // Dropping the sender ends the thread, also when `work` panics.
             let (_running, ended) = sync_channel::<()>(0);
+            let http = &http;
             std::thread::Builder::new()
                 .name("hub-git cancel".to_owned())
                 .spawn_scoped(scope, move || {
@@ -63,26 +79,87 @@ impl<'a> Http<'a> {
                         == Err(RecvTimeoutError::Timeout)
                     {
                         if limit.check().is_err() {
-                            return agent.shutdown();
+                            for (_, agent) in http.lock().drain(..) {
+                                agent.shutdown();
+                            }
                         }
                     }
                 })
                 .map_err(|error| Error::Temporary(format!("cannot start a thread: {error}")))?;
-            work(&http)
+            work(http)
         })
     }
 
-    /// Sends a request and reads the answer.
+    /// Sends a request and reads the answer. It is not followed where the server leads.
     ///
     /// # Errors
     /// There was no answer. Any status is one.
     pub(crate) fn send(&self, request: Request<SendBody<'_>>) -> Result<Answer> {
         self.limit.check()?;
-        let server = server(&request.uri().to_string());
-        let response = self.agent.run(request);
+        let url = request.uri().to_string();
+        let server = server(&url);
+        let response = self.agent(&url)?.run(request);
         response
             .and_then(|response| read(server.clone(), response))
             .map_err(|error| self.unreached(&server, &error))
+    }
+
+    /// The agent for a URL.
+    fn agent(&self, url: &str) -> Result<Agent> {
+        let proxy = self.network.proxy(url);
+        let way = (proxy.map(str::to_owned), url.starts_with("http://"));
+        let mut agents = self.lock();
+        if let Some((_, agent)) = agents.iter().find(|(there, _)| *there == way) {
+            return Ok(agent.clone());
+        }
+        let proxy = proxy.map(proxy::parsed).transpose()?;
+        let new = self.new_agent(proxy, way.1);
+        agents.push((way, new.clone()));
+        Ok(new)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Way, Agent)>> {
+        self.agents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn new_agent(&self, proxy: Option<ureq::Proxy>, is_plain: bool) -> Agent {
+        let secs = |secs| Some(Duration::from_secs(secs));
+        let tls = TlsConfig::builder().root_certs(self.root_certs.clone());
+        let config = Agent::config_builder()
+            .user_agent(concat!("hub-git/", env!("CARGO_PKG_VERSION")))
+            .tls_config(tls.build())
+            .http_status_as_error(false)
+            // A redirect could take the token or the file elsewhere.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_global(Some(self.limit.remaining()))
+            .timeout_connect(secs(30))
+            .timeout_per_write(secs(60))
+            // A server may check a file of many gigabytes before it answers.
+            .timeout_recv_response(secs(600))
+            .timeout_recv_body(secs(60));
+        match proxy {
+            Some(proxy) if is_plain && proxy.protocol() == ProxyProtocol::Http => {
+                let config = config.proxy(None).max_idle_connections(0).build();
+                let connector =
+                    ().chain(TcpConnector::default())
+                        .chain(ForwardConnector(proxy.clone()));
+                Agent::with_parts(config, connector, ToProxy(proxy))
+            }
+            proxy => config.proxy(proxy).build().new_agent(),
+        }
+    }
+
+    /// Remembers that a server wants the credentials of the LFS server whose origin it shares.
+    pub(crate) fn wants_credentials(&self, server: &str) {
+        let mut origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
+        origins.insert(server.to_owned());
+    }
+
+    /// Whether a server has said so.
+    pub(crate) fn gets_credentials(&self, server: &str) -> bool {
+        let origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
+        origins.contains(server)
     }
 
     /// Asks for what is at a URL, from its byte `from` on if the server can, and follows where it is
@@ -114,16 +191,13 @@ impl<'a> Http<'a> {
                 .map_err(|error| bad_request(&at, &error))?;
             let server = server(&at);
             let unreached = |error| self.unreached(&server, &error);
-            let response = self.agent.run(request).map_err(unreached)?;
-            let location = response.headers().get("location");
-            let location = location.and_then(|value| value.to_str().ok());
-            match (response.status().as_u16(), location) {
+            let response = self.agent(&at)?.run(request).map_err(unreached)?;
+            let to = leads(response.status().as_u16(), response.headers(), &at);
+            match (response.status().as_u16(), to) {
                 (200, _) => return Ok(Got::Body(0, response.into_body())),
                 (206, _) => return Ok(Got::Body(from, response.into_body())),
-                (301 | 302 | 303 | 307 | 308, Some(to))
-                    if led < REDIRECTS && crate::remote::origin(to).is_some() =>
-                {
-                    at = to.to_owned();
+                (_, Some(to)) if led < REDIRECTS => {
+                    at = to?;
                     led += 1;
                 }
                 _ => {
@@ -181,7 +255,38 @@ impl<'a> Http<'a> {
         Ok(true)
     }
 
-    /// Posts JSON of a media type, and waits as long as the server asks for.
+    /// Makes a request, waits as often as the server asks for it, and makes it again where the server
+    /// leads. `make` gets the URL and whether that is still on the server that was asked first: what is
+    /// secret goes to no other.
+    ///
+    /// # Errors
+    /// There was no answer, or it leads from HTTPS to plain HTTP, or in a circle.
+    pub(crate) fn follow(
+        &self,
+        url: &str,
+        mut make: impl FnMut(&str, bool) -> Result<Answer>,
+    ) -> Result<(String, Answer)> {
+        let mut at = url.to_owned();
+        for _ in 0..=REDIRECTS {
+            let is_home = server(&at) == server(url);
+            let answer = self.patiently(|| make(&at, is_home))?;
+            match leads(answer.status, &answer.headers, &at) {
+                Some(to) => at = to?,
+                None => return Ok((at, answer)),
+            }
+        }
+        let words = format!(
+            "{} leads from one address to the next without end",
+            server(url)
+        );
+        Err(Error::Permanent(words))
+    }
+
+    /// Posts JSON of a media type, waits as long as the server asks for, and follows where it leads, but
+    /// takes the header along to no other server.
+    ///
+    /// # Errors
+    /// There was no answer, or it is at another server, which wants what the header says.
     pub(crate) fn post(
         &self,
         url: &str,
@@ -190,20 +295,27 @@ impl<'a> Http<'a> {
         body: &serde_json::Value,
     ) -> Result<Answer> {
         let text = body.to_string();
-        self.patiently(|| {
-            let mut request = Request::post(url)
+        let (at, answer) = self.follow(url, |at, is_home| {
+            let mut request = Request::post(at)
                 .header("Accept", media_type)
                 .header("Content-Type", media_type);
-            for (name, value) in header {
+            for (name, value) in header.iter().filter(|_| is_home) {
                 request = request.header(name, value);
             }
             let mut bytes = text.as_bytes();
             let request = request
                 .header("Content-Length", text.len())
                 .body(SendBody::from_reader(&mut bytes))
-                .map_err(|error| bad_request(url, &error))?;
+                .map_err(|error| bad_request(at, &error))?;
             self.send(request)
-        })
+        })?;
+        if server(&at) != server(url) && !header.is_empty() && matches!(answer.status, 401 | 403) {
+            let (from, to) = (server(url), server(&at));
+            return Err(Error::Permanent(format!(
+                "{from} leads to {to}, where its token is not sent: set repo to the address there"
+            )));
+        }
+        Ok(answer)
     }
 
     pub(crate) fn limit(&self) -> &'a Limit<'a> {
@@ -282,6 +394,7 @@ pub(crate) fn refused(server: &str, status: u16, retry_after: Option<&str>, word
         text += &format!(": {words}");
     }
     match status {
+        403 if crate::refusal::is_closed(words) => Error::Temporary(text),
         408 | 425 | 429 | 500 | 502.. => Error::Temporary(text),
         _ => Error::Permanent(text),
     }
@@ -291,6 +404,46 @@ pub(crate) fn refused(server: &str, status: u16, retry_after: Option<&str>, word
 pub(crate) fn bad_request(url: &str, error: &ureq::http::Error) -> Error {
     let server = server(url);
     Error::Permanent(format!("{server} gave a bad request to make: {error}"))
+}
+
+/// Where an answer leads, if it does.
+///
+/// # Errors
+/// It leads from HTTPS to plain HTTP, or to no HTTP at all.
+pub(crate) fn leads(status: u16, headers: &HeaderMap, from: &str) -> Option<Result<String>> {
+    let location = headers
+        .get("location")
+        .and_then(|value| value.to_str().ok())?;
+    if !matches!(status, 301 | 302 | 303 | 307 | 308) {
+        return None;
+    }
+    let (scheme, rest) = from.split_once("://").unwrap_or(("https", from));
+    let authority = rest.split(['/', '?']).next().unwrap_or(rest);
+    let lower = location.to_ascii_lowercase();
+    let to = if lower.starts_with("http://") || lower.starts_with("https://") {
+        let (scheme, rest) = location.split_once("://").unwrap_or_default();
+        format!("{}://{rest}", scheme.to_ascii_lowercase())
+    } else if let Some(rest) = location.strip_prefix("//") {
+        format!("{scheme}://{rest}")
+    } else if location.starts_with('/') {
+        format!("{scheme}://{authority}{location}")
+    } else if location.contains("://") {
+        let words = format!("{} leads to what is not HTTP", server(from));
+        return Some(Err(Error::Permanent(words)));
+    } else {
+        let path = from.split(['?', '#']).next().unwrap_or(from);
+        let folder = path.rsplit_once('/').map_or(path, |(folder, _)| folder);
+        format!("{folder}/{location}")
+    };
+    if scheme == "https" && to.starts_with("http://") {
+        let words = format!(
+            "{} leads from https to plain http, which is not followed: {}",
+            server(from),
+            server(&to)
+        );
+        return Some(Err(Error::Permanent(words)));
+    }
+    Some(Ok(to))
 }
 
 /// `https://host:port` of a URL.
@@ -315,41 +468,6 @@ fn message(body: &str) -> String {
         .chars()
         .take(500)
         .collect()
-}
-
-/// The certificate authorities that the environment names, as git and curl take them; else those that
-/// browsers trust.
-fn root_certs() -> RootCerts {
-    let named = ["GIT_SSL_CAINFO", "SSL_CERT_FILE"]
-        .into_iter()
-        .find_map(std::env::var_os);
-    let Some(pem) = named.and_then(|path| std::fs::read(path).ok()) else {
-        return RootCerts::WebPki;
-    };
-    let certificates = ureq::tls::parse_pem(&pem).filter_map(|item| match item {
-        Ok(PemItem::Certificate(certificate)) => Some(certificate),
-        _ => None,
-    });
-    RootCerts::Specific(Arc::new(certificates.collect()))
-}
-
-fn agent(limit: &Limit<'_>) -> Agent {
-    let secs = |secs| Some(Duration::from_secs(secs));
-    Agent::config_builder()
-        .user_agent(concat!("hub-git/", env!("CARGO_PKG_VERSION")))
-        .tls_config(TlsConfig::builder().root_certs(root_certs()).build())
-        .http_status_as_error(false)
-        // A redirect could take the token or the file elsewhere.
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .timeout_global(Some(limit.remaining()))
-        .timeout_connect(secs(30))
-        .timeout_per_write(secs(60))
-        // A server may check a file of many gigabytes before it answers.
-        .timeout_recv_response(secs(600))
-        .timeout_recv_body(secs(60))
-        .build()
-        .new_agent()
 }
 
 /// A reader that ends with an error once the limit is over.
@@ -387,6 +505,8 @@ mod tests {
             let error = refused("https://x", status, None, "");
             assert_eq!(matches!(error, Error::Temporary(_)), temporary, "{error}");
         }
+        let closed = refused("https://x", 403, None, "GitLab is in read-only mode");
+        assert!(matches!(closed, Error::Temporary(_)), "{closed}");
         let busy = refused("https://x", 429, Some("30"), "slow down");
         assert_eq!(
             busy.to_string(),

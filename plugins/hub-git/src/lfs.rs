@@ -1,10 +1,11 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::download::Target;
+use crate::download::{self, Target};
 use crate::http::{self, Answer, Http};
 use crate::lfs_server::LfsServer;
 use crate::upload::{self, Sent, Source};
@@ -33,6 +34,10 @@ pub(crate) struct Action {
     pub(crate) href: String,
     #[serde(default)]
     pub(crate) header: BTreeMap<String, String>,
+    /// What the LFS server itself is asked with, if the request goes to that same server and the action
+    /// names no credentials: it may want them.
+    #[serde(skip)]
+    access: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -45,6 +50,9 @@ struct Batch {
 #[derive(Deserialize)]
 struct Object {
     oid: String,
+    /// Some servers say -1 of an object that they do not have.
+    #[serde(default)]
+    size: Option<i64>,
     #[serde(default)]
     actions: Option<Actions>,
     #[serde(default)]
@@ -67,6 +75,9 @@ struct ObjectError {
 
 /// How often links are asked for one object, if the object host refuses those it got.
 const LINKS: u32 = 3;
+
+/// How often a server is asked whether an object arrived: one of several may not know it yet.
+const VERIFICATIONS: u32 = 3;
 
 const MEDIA_TYPE: &str = "application/vnd.git-lfs+json";
 
@@ -95,6 +106,46 @@ impl Pointer {
             sha256: sha256.to_owned(),
             size: field("size ")?.parse().ok()?,
         })
+    }
+}
+
+impl Action {
+    /// A request to a URL that says all by itself.
+    pub(crate) fn plain(href: &str) -> Self {
+        Self {
+            href: href.to_owned(),
+            header: BTreeMap::new(),
+            access: BTreeMap::new(),
+        }
+    }
+
+    /// Whether the server may ask for credentials that were not sent yet.
+    pub(crate) fn may_want_more(&self, http: &Http<'_>) -> bool {
+        !self.access.is_empty() && !http.gets_credentials(&http::server(&self.href))
+    }
+
+    /// Makes the request with what the action says, and with the LFS server's credentials if they are
+    /// asked for.
+    pub(crate) fn with_access<R>(
+        &self,
+        http: &Http<'_>,
+        mut make: impl FnMut(&BTreeMap<String, String>) -> Result<R>,
+        is_refused: impl Fn(&R) -> bool,
+    ) -> Result<R> {
+        if self.access.is_empty() {
+            return make(&self.header);
+        }
+        let server = http::server(&self.href);
+        if !http.gets_credentials(&server) {
+            let answer = make(&self.header)?;
+            if !is_refused(&answer) {
+                return Ok(answer);
+            }
+            http.wants_credentials(&server);
+        }
+        let mut header = self.header.clone();
+        header.extend(self.access.clone());
+        make(&header)
     }
 }
 
@@ -147,6 +198,12 @@ impl<'a> Client<'a> {
             ..
         }) = object.actions
         else {
+            let says = object.size.unwrap_or(-1);
+            if object.size.is_some() && u64::try_from(says) != Ok(size) && !self.has(source)? {
+                return Err(Error::Temporary(format!(
+                    "{server} says that it has the object {sha256}, of {says} bytes instead of {size}, and does not give it"
+                )));
+            }
             return Ok(Sent::Whole);
         };
         let sent = match transfer.as_deref() {
@@ -163,13 +220,48 @@ impl<'a> Client<'a> {
             }
         };
         match verify {
-            Some(verify) if sent == Sent::Whole => {
-                let body = json!({"oid": source.sha256, "size": source.size});
-                self.post(&verify.href, &verify.header, &body)?
-                    .success(&http::server(&verify.href))?;
-                Ok(Sent::Whole)
-            }
+            Some(verify) if sent == Sent::Whole => self.verify(&verify, source).map(|()| sent),
             _ => Ok(sent),
+        }
+    }
+
+    /// Lets the server confirm an object. One that does not know it yet is asked again, and whether the
+    /// object can be fetched counts in the end.
+    fn verify(&self, verify: &Action, source: &Source<'_>) -> Result<()> {
+        let body = json!({"oid": source.sha256, "size": source.size});
+        let server = http::server(&verify.href);
+        let mut attempt = 1;
+        loop {
+            let answer = verify.with_access(
+                self.http,
+                |header| self.post(&verify.href, header, &body),
+                |answer| answer.status == 401,
+            )?;
+            let Err(refused) = answer.success(&server) else {
+                return Ok(());
+            };
+            if attempt == VERIFICATIONS {
+                return match self.has(source) {
+                    Ok(true) => Ok(()),
+                    _ => Err(refused),
+                };
+            }
+            let limit = self.http.limit();
+            limit.warn(&format!(
+                "a file's arrival is not confirmed, which is asked again: {refused}"
+            ));
+            limit.sleep(Duration::from_millis(250 * (1 << attempt)))?;
+            attempt += 1;
+        }
+    }
+
+    /// Whether the server gives an object, with its size.
+    fn has(&self, source: &Source<'_>) -> Result<bool> {
+        let (_, object) = self.batch("download", None, &source.sha256, source.size)?;
+        let download = object.actions.and_then(|actions| actions.download);
+        match (object.error, download) {
+            (None, Some(action)) => download::is_there(self.http, &action, source.size),
+            _ => Ok(false),
         }
     }
 
@@ -197,18 +289,33 @@ impl<'a> Client<'a> {
             body["ref"] = json!({"name": format!("refs/heads/{branch}")});
         }
         let server = http::server(&self.server.url);
-        let answer = self
-            .post(&href, &self.server.header, &body)?
-            .success(&server)?;
+        let answer = self.post(&href, &self.server.header, &body)?;
+        let answer = answer
+            .success(&server)
+            .map_err(|error| self.server.explain(error))?;
         let batch: Batch = serde_json::from_slice(&answer.body)
             .map_err(|error| Error::Temporary(format!("{server} speaks no Git LFS: {error}")))?;
         let object = batch
             .objects
             .into_iter()
             .find(|object| object.oid == sha256);
-        let object = object.ok_or_else(|| {
+        let mut object = object.ok_or_else(|| {
             Error::Temporary(format!("{server} does not answer about the object"))
         })?;
+        let actions = object.actions.iter_mut().flat_map(|actions| {
+            [
+                &mut actions.upload,
+                &mut actions.verify,
+                &mut actions.download,
+            ]
+        });
+        for action in actions.flatten() {
+            let names_credentials = |name: &String| name.eq_ignore_ascii_case("authorization");
+            if http::server(&action.href) == server && !action.header.keys().any(names_credentials)
+            {
+                action.access.clone_from(&self.server.header);
+            }
+        }
         Ok((batch.transfer, object))
     }
 

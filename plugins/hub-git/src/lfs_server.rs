@@ -4,18 +4,23 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use crate::git::Git;
 use crate::limit::Limit;
 use crate::publisher::Publisher;
 use crate::refusal;
-use crate::remote::Remote;
-use crate::{Error, Result};
+use crate::remote::{self, Remote, SshAddress};
+use crate::token::Token;
+use crate::{Error, Result, http};
 
 /// A Git LFS server.
+#[derive(Debug)]
 pub(crate) struct LfsServer {
     /// `https://host/user/name.git/info/lfs`
     pub(crate) url: String,
     /// What goes along with each request to it, and to nobody else: it holds a secret.
     pub(crate) header: BTreeMap<String, String>,
+    /// Whether the branch named it, and it is not the remote's own.
+    is_foreign: bool,
 }
 
 /// What `git-lfs-authenticate` says on the server's side of ssh.
@@ -29,29 +34,108 @@ struct Answer {
 
 impl LfsServer {
     /// The server of a remote for `upload` or `download`, or `None` if the remote is a folder, which has
-    /// none. A remote over SSH is asked for it; what it answers is good for a short time.
+    /// none. `lfs_config` is the branch's `.lfsconfig`, which may name another. A server over SSH is asked
+    /// for it; what it answers is good for a short time.
     ///
     /// # Errors
     /// A remote over SSH gives none, or cannot be asked.
     pub(crate) fn of(
         publisher: &Publisher,
         operation: &str,
+        lfs_config: Option<&str>,
         limit: &Limit<'_>,
     ) -> Result<Option<Self>> {
         let Publisher {
             remote, token, git, ..
         } = publisher;
-        if let Some(url) = remote.lfs_url() {
-            let authorization = token.as_ref().map(|token| {
-                let value = token.authorization().to_owned();
-                ("Authorization".to_owned(), value)
-            });
-            let header = authorization.into_iter().collect();
-            return Ok(Some(Self { url, header }));
+        if let Some(text) = lfs_config
+            && let Some(named) = named(git, text, operation, limit)?
+        {
+            return Self::named(publisher, &named, operation, limit).map(Some);
         }
-        let Some(address) = remote.ssh_address() else {
-            return Ok(None);
+        if let Some(url) = remote.lfs_url() {
+            return Ok(Some(Self::over_http(url, token.as_ref())));
+        }
+        match remote.ssh_address() {
+            Some(address) => Self::over_ssh(git, remote, &address, operation, limit).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The server that a branch names. The remote's token goes there only if it is the same server: who
+    /// can push to the branch must not learn it.
+    fn named(
+        publisher: &Publisher,
+        named: &str,
+        operation: &str,
+        limit: &Limit<'_>,
+    ) -> Result<Self> {
+        let Publisher {
+            remote: repository,
+            token,
+            lfs_token,
+            git,
+            ..
+        } = publisher;
+        let cannot = |why: &str| {
+            let url = repository.url();
+            Error::Permanent(format!("the branch's .lfsconfig names {why}: {url}"))
         };
+        let Some(origin) = remote::origin(named) else {
+            let server = Remote::parse(named, &|_| None)
+                .map_err(|error| cannot(&format!("no LFS server: {error}")))?;
+            return match server.ssh_address() {
+                Some(address) => Self::over_ssh(git, &server, &address, operation, limit),
+                None => Err(cannot(
+                    "a folder for LFS objects, which only git-lfs itself can use",
+                )),
+            };
+        };
+        if origin.contains('@') {
+            return Err(cannot(
+                "an LFS server with credentials in its URL, which are not used",
+            ));
+        }
+        let url = named.trim_end_matches('/').to_owned();
+        let is_foreign = http::server(&url) != http::server(repository.url());
+        let token = if is_foreign { lfs_token } else { token };
+        Ok(Self {
+            is_foreign,
+            ..Self::over_http(url, token.as_ref())
+        })
+    }
+
+    fn over_http(url: String, token: Option<&Token>) -> Self {
+        let authorization = token.map(|token| {
+            let value = token.authorization().to_owned();
+            ("Authorization".to_owned(), value)
+        });
+        Self {
+            url,
+            header: authorization.into_iter().collect(),
+            is_foreign: false,
+        }
+    }
+
+    /// Says of a refusal why no token went along, if that is why.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        match error {
+            Error::Permanent(words) if self.is_foreign && self.header.is_empty() => {
+                Error::Permanent(format!(
+                    "{words}: the branch's .lfsconfig names this server, which the repository's token is not sent to; lfs_token_env names the variable of one for it"
+                ))
+            }
+            other => other,
+        }
+    }
+
+    fn over_ssh(
+        git: &Git,
+        remote: &Remote,
+        address: &SshAddress,
+        operation: &str,
+        limit: &Limit<'_>,
+    ) -> Result<Self> {
         let path = quoted(&address.path);
         let asked = format!("git-lfs-authenticate {path} {operation}");
         let mut args = Vec::new();
@@ -82,11 +166,42 @@ impl LfsServer {
             }
             href => href.to_owned(),
         };
-        Ok(Some(Self {
+        Ok(Self {
             url,
             header: answer.header,
-        }))
+            is_foreign: false,
+        })
     }
+}
+
+/// The LFS server that a `.lfsconfig` names, in git-lfs's order.
+fn named(git: &Git, text: &str, operation: &str, limit: &Limit<'_>) -> Result<Option<String>> {
+    let args = ["config", "--file", "-", "--null", "--list"];
+    // Nothing would be read as the text of no file.
+    if text.trim().is_empty() {
+        return Ok(None);
+    }
+    let output = git.call(args).stdin(text.as_bytes()).run(limit)?;
+    let listed = output.success().map_err(|stderr| {
+        let words = refusal::words(&stderr);
+        Error::Permanent(format!("the branch's .lfsconfig cannot be read: {words}"))
+    })?;
+    let listed = String::from_utf8_lossy(&listed).into_owned();
+    let value = |key: &str| {
+        let mut pairs = listed.split('\0').filter_map(|pair| pair.split_once('\n'));
+        let value = pairs.rfind(|(there, _)| *there == key)?.1;
+        (!value.is_empty()).then(|| value.to_owned())
+    };
+    let keys: &[&str] = match operation {
+        "upload" => &[
+            "lfs.pushurl",
+            "lfs.url",
+            "remote.origin.lfspushurl",
+            "remote.origin.lfsurl",
+        ],
+        _ => &["lfs.url", "remote.origin.lfsurl"],
+    };
+    Ok(keys.iter().find_map(|key| value(key)))
 }
 
 fn no_lfs(remote: &Remote, words: &str) -> Error {

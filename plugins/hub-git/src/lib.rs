@@ -7,10 +7,13 @@
 //! on the branch. A push whose answer was lost is found on the branch and not made again. The same
 //! client brings a commit's files back.
 //!
-//! Git runs without the user's and the system's configuration: no credential helper may ask, no hook
-//! may run. So proxies come from the environment (`https_proxy`), SSH settings from `~/.ssh/config`
-//! or `GIT_SSH_COMMAND`, for Git LFS too; a local remote of another user, which git refuses unless the user's
-//! configuration calls it safe, is refused.
+//! Git runs without the user's and the system's configuration, attributes and variables: what is pushed
+//! depends on the checkpoint, the sink's settings and the branch alone. How a server is reached does come
+//! from there (`network.rs`), for git and for our own requests alike: certificate authorities, proxies,
+//! `core.sshCommand`, and the folders that `safe.directory` names. `url.*.insteadOf` does not count: it
+//! would change where a token goes. No token follows a redirect to another server.
+//!
+//! When the sink's process ends, so do the processes of git that it started, whatever ended it.
 #![forbid(unsafe_code)]
 
 mod attributes;
@@ -19,6 +22,7 @@ mod creation;
 mod download;
 mod error;
 mod fetch;
+mod forward_proxy;
 mod git;
 mod http;
 mod journal;
@@ -26,8 +30,12 @@ mod lfs;
 mod lfs_server;
 mod limit;
 mod model_card;
+mod moved;
+mod network;
+mod page;
 mod patience;
 mod preflight;
+mod proxy;
 mod publisher;
 mod refusal;
 mod remote;

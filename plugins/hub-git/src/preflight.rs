@@ -11,9 +11,10 @@ use crate::config::LfsMode;
 use crate::http::{self, Http};
 use crate::lfs_server::LfsServer;
 use crate::limit::Limit;
-use crate::publisher::Publisher;
+use crate::network::Network;
+use crate::publisher::{Publisher, now_secs};
 use crate::remote::Kind;
-use crate::repository::Repository;
+use crate::repository::{Repository, Tip, Tried, says_how};
 use crate::{Error, Result, git, lfs};
 
 /// What is looked at for a run that has not begun.
@@ -28,6 +29,9 @@ pub struct Question<'a> {
     /// About how many of them are the model, its configuration and its tokenizer.
     pub model_bytes: u64,
 }
+
+/// Files that a checkpoint has, whatever the model.
+const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
 
 /// What the local repository grows by over a long run: trees, commits and small files.
 const GROWTH: u64 = 16 << 20;
@@ -70,18 +74,26 @@ impl Publisher {
         let token = self.token.as_ref();
         let state_dir = question.state_dir;
         let repository = Repository::open(&self.git, &self.remote, token, state_dir, limit)?;
-        let tip = repository.tip(branch)?;
+        let mut tip = repository.tip(branch)?;
+        if let Some(base) = tip.base() {
+            repository.fetch(base, &says_how)?;
+        }
+        repository.begin_tree(tip.base())?;
+        let by_attributes = !repository.lfs_paths(&FILES)?.is_empty();
         // The LFS server comes first: it says in words why a token may not write, where git has a
         // status alone.
-        if self.sends_by_lfs()
-            && let Some(server) = LfsServer::of(self, "upload", limit)?
-        {
-            ask_to_upload(&server, branch, limit)?;
+        if self.sends_by_lfs() || by_attributes && self.config.lfs != LfsMode::Never {
+            let lfs_config = repository.read(tip.base(), ".lfsconfig")?;
+            if let Some(server) = LfsServer::of(self, "upload", lfs_config.as_deref(), limit)? {
+                ask_to_upload(self.git.network(), &server, branch, limit)?;
+            }
         }
-        repository.begin_tree(None)?;
-        let tree = repository.end_tree()?;
-        let nothing = repository.commit(&tree, None, "nothing", 0)?;
-        repository.push_dry(&nothing)?;
+        if self.push_nothing(&repository, branch, &tip)? == Tried::WantsSha256 {
+            repository.begin_with_sha256()?;
+            repository.begin_tree(None)?;
+            tip = Tip::default();
+            self.push_nothing(&repository, branch, &tip)?;
+        }
         Ok(match tip.branch {
             Some(commit) => {
                 let short: String = commit.chars().take(7).collect();
@@ -94,10 +106,18 @@ impl Publisher {
         })
     }
 
+    /// Tries to push a commit that changes no file.
+    fn push_nothing(&self, repository: &Repository<'_>, branch: &str, tip: &Tip) -> Result<Tried> {
+        let tree = repository.end_tree()?;
+        let author = self.config.author();
+        let commit = repository.commit(&tree, tip.base(), "step 0", author, now_secs())?;
+        repository.try_push(branch, &commit, tip)
+    }
+
     fn sends_by_lfs(&self) -> bool {
         match self.config.lfs {
             LfsMode::Never => false,
-            LfsMode::Auto => self.remote.kind() == Kind::Hub,
+            LfsMode::Auto => self.remote.is_on_hub(),
             LfsMode::Always => true,
         }
     }
@@ -125,7 +145,12 @@ impl Publisher {
 }
 
 /// Asks where an object would be uploaded to that nobody has. Nothing is sent there.
-fn ask_to_upload(server: &LfsServer, branch: &str, limit: &Limit<'_>) -> Result<()> {
+fn ask_to_upload(
+    network: &Network,
+    server: &LfsServer,
+    branch: &str,
+    limit: &Limit<'_>,
+) -> Result<()> {
     let body = json!({
         "operation": "upload",
         "transfers": ["basic", "multipart"],
@@ -135,8 +160,9 @@ fn ask_to_upload(server: &LfsServer, branch: &str, limit: &Limit<'_>) -> Result<
     });
     let href = format!("{}/objects/batch", server.url);
     let name = http::server(&server.url);
-    let answer = Http::during(limit, |http| {
-        lfs::post(http, &href, &server.header, &body)?.success(&name)
+    let answer = Http::during(network, limit, |http| {
+        let answer = lfs::post(http, &href, &server.header, &body)?;
+        answer.success(&name).map_err(|error| server.explain(error))
     })?;
     let batch: Batch = serde_json::from_slice(&answer.body)
         .map_err(|error| Error::Temporary(format!("{name} speaks no Git LFS: {error}")))?;

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::git::Git;
 use crate::journal::{Delivery, Journal};
 use crate::limit::Limit;
+use crate::network::Network;
 use crate::remote::{Kind, Remote};
 use crate::repository::Repository;
 use crate::task::Task;
@@ -25,6 +26,8 @@ pub struct Publisher {
     pub(crate) config: Config,
     pub(crate) remote: Remote,
     pub(crate) token: Option<Token>,
+    /// For the LFS server that a branch names, if that is another server.
+    pub(crate) lfs_token: Option<Token>,
     pub(crate) git: Git,
     warn: Warn,
     /// Whether the repository is known to exist.
@@ -77,12 +80,22 @@ impl Publisher {
     ///
     /// # Errors
     /// The configuration makes no sense, the token that it names is not there, or no git.
-    pub fn new(config: Config, env: &dyn Fn(&str) -> Option<String>, git: &str) -> Result<Self> {
-        let remote = Remote::parse(&config.repo, env("HF_ENDPOINT").as_deref())?;
+    pub fn new(
+        mut config: Config,
+        env: &dyn Fn(&str) -> Option<String>,
+        git: &str,
+    ) -> Result<Self> {
+        let remote = Remote::parse(&config.repo, env)?;
+        config.settle_branch(remote.revision())?;
         let token = Token::find(&config, &remote, env)?;
+        let lfs_token = config.lfs_token_env.as_deref();
+        let lfs_token = lfs_token.map(|name| Token::named(name, env)).transpose()?;
         let mut hidden = vec!["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
         hidden.extend(config.token_env.as_deref());
+        hidden.extend(config.lfs_token_env.as_deref());
         let git = Git::find(git, &hidden, &Limit::new(60, &|| false))?;
+        let network = Network::find(&git, &config, &remote, env)?;
+        let git = git.with_network(network);
         if let Some(branch) = &config.branch {
             git.check_branch(branch)?;
         }
@@ -91,6 +104,7 @@ impl Publisher {
             config,
             remote,
             token,
+            lfs_token,
             git,
             warn: Warn(Box::new(|_| {})),
             exists: AtomicBool::new(false),
@@ -140,12 +154,10 @@ impl Publisher {
         Ok(())
     }
 
-    /// The text without the token.
+    /// The text without the tokens.
     fn scrub(&self, text: &str) -> String {
-        match &self.token {
-            Some(token) => token.scrub(text),
-            None => text.to_owned(),
-        }
+        let tokens = self.token.iter().chain(&self.lfs_token);
+        tokens.fold(text.to_owned(), |text, token| token.scrub(&text))
     }
 
     fn deliver(&self, snapshot: &Snapshot<'_>, limit: &Limit<'_>) -> Result<Receipt> {
@@ -224,7 +236,7 @@ impl Publisher {
             hash.update(text.as_bytes());
             hash.update([0]);
         };
-        [self.remote.url(), branch, &step]
+        [self.remote.configured_url(), branch, &step]
             .into_iter()
             .for_each(&mut add);
         for source in sources {
@@ -243,7 +255,7 @@ impl Publisher {
         Receipt {
             commit: commit.to_owned(),
             branch: branch.to_owned(),
-            remote: self.remote.url().to_owned(),
+            remote: self.remote.configured_url().to_owned(),
             manifest_sha256: manifest.ok().map(|bytes| sha256(&bytes)),
         }
     }
@@ -276,7 +288,7 @@ impl fmt::Debug for Warn {
     }
 }
 
-fn now_secs() -> u64 {
+pub(crate) fn now_secs() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()

@@ -32,6 +32,8 @@ pub(crate) fn judge_push(
             "failed to update ref",
             "incorrect old value",
             "already exists",
+            "atomic transaction failed",
+            "atomic push fail",
         ])
         || has(&[
             "fetch first",
@@ -42,16 +44,79 @@ pub(crate) fn judge_push(
     {
         return Ok(Pushed::Moved(summary.to_owned()));
     }
+    let way_out = match has(&["currently checked out"]) {
+        true => {
+            ": a repository with a work tree takes no push to the branch that is checked out there"
+        }
+        false => "",
+    };
     let said = format!(
-        "{} refused the push: {summary}: {}",
+        "{} refused the push: {summary}{way_out}: {}",
         remote.url(),
         words(stderr)
     );
-    if summary.starts_with("[remote rejected]") && !has(&["unpacker error"]) {
+    let may_pass = has(&["unpacker error"]) || is_closed_for_now(stderr);
+    if summary.starts_with("[remote rejected]") && !may_pass {
         Err(Error::Permanent(said))
     } else {
         Err(Error::Temporary(said))
     }
+}
+
+/// Whether the other side says in its own lines that it takes no changes at the moment.
+fn is_closed_for_now(stderr: &str) -> bool {
+    let mut lines = stderr.split(['\n', '\r']).map(str::trim);
+    lines.any(|line| line.strip_prefix("remote:").is_some_and(is_closed))
+}
+
+/// Whether a server says by this that it takes no changes at the moment. A repository that was archived
+/// takes none until somebody changes that.
+pub(crate) fn is_closed(words: &str) -> bool {
+    let words = words.to_ascii_lowercase();
+    let closed = ["read-only", "readonly", "read only", "maintenance"];
+    closed.iter().any(|word| words.contains(word))
+        && ![
+            "archived",
+            "only access",
+            "access only",
+            "only token",
+            "only key",
+            "deploy key",
+        ]
+        .iter()
+        .any(|word| words.contains(word))
+}
+
+/// Whether git was led elsewhere, where it does not go.
+pub(crate) fn is_redirect(stderr: &str) -> bool {
+    ["301", "302", "303", "307", "308"]
+        .iter()
+        .any(|status| stderr.contains(&format!("URL returned error: {status}")))
+}
+
+/// Whether the server wants to know a push's length before it takes it, which git says of small ones
+/// alone.
+pub(crate) fn wants_length(stderr: &str) -> bool {
+    stderr.contains("URL returned error: 411") || stderr.contains("HTTP 411")
+}
+
+/// Whether the remote's ids are of another kind than ours, which an empty repository does not say before.
+pub(crate) fn wants_other_ids(stderr: &str) -> bool {
+    stderr.contains("does not support this repository's hash algorithm")
+}
+
+/// Why a push that the remote could not make may have failed for another reason than the one that was
+/// arranged for.
+pub(crate) fn trouble(stderr: &str) -> Option<String> {
+    let why = [
+        "Unable to create",
+        "unable to write",
+        "ermission denied",
+        "ead-only file system",
+    ];
+    why.iter()
+        .any(|word| stderr.contains(word))
+        .then(|| words(stderr))
 }
 
 /// Judges a call that ended before anything was said about a branch.
@@ -59,7 +124,17 @@ pub(crate) fn judge(stderr: &str, verb: &str, remote: &Remote) -> Error {
     let has = |words: &[&str]| words.iter().any(|word| stderr.contains(word));
     let url = remote.url();
     let words = words(stderr);
-    let why = if has(&[
+    if is_closed_for_now(stderr) {
+        return Error::Temporary(format!("cannot {verb} {url}: {words}"));
+    }
+    if is_redirect(stderr) {
+        return Error::Temporary(format!(
+            "cannot {verb} {url}: the repository has moved: {words}"
+        ));
+    }
+    let why = if has(&["error: 413", "HTTP 413"]) {
+        Some("the push is too large for this server: lfs = \"always\" sends large files one by one")
+    } else if has(&[
         "Authentication failed",
         "could not read Username",
         "error: 401",
@@ -76,7 +151,10 @@ pub(crate) fn judge(stderr: &str, verb: &str, remote: &Remote) -> Error {
     ]) {
         Some("the token or key may not do this")
     } else if has(&["dubious ownership"]) {
-        Some("the repository belongs to another user of this machine")
+        Some(
+            "the repository belongs to another user of this machine: \
+              git config --global --add safe.directory PATH trusts it",
+        )
     } else if has(&[
         "not found",
         "error: 404",
@@ -142,7 +220,7 @@ mod tests {
     const NAME: &str = "refs/heads/run";
 
     fn remote() -> Remote {
-        Remote::parse("https://example.org/r", None).expect("a remote")
+        Remote::parse("https://example.org/r", &|_| None).expect("a remote")
     }
 
     fn push(summary: &str, stderr: &str) -> Result<Pushed> {
@@ -195,6 +273,18 @@ mod tests {
                 true,
             ),
             ("fatal: repository 'https://example.org/r/' not found", true),
+            (
+                "error: RPC failed; HTTP 413 curl 22 The requested URL returned error: 413",
+                true,
+            ),
+            (
+                "remote: This repository was archived so it is read-only.\nfatal: unable to access 'x': The requested URL returned error: 403",
+                true,
+            ),
+            (
+                "remote: You can't push code to a read-only GitLab instance.\nfatal: unable to access 'x': The requested URL returned error: 403",
+                false,
+            ),
             (
                 "fatal: '/srv/r' does not appear to be a git repository",
                 true,

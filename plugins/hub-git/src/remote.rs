@@ -1,9 +1,17 @@
-use std::path::PathBuf;
+use std::path::Path;
+use std::sync::OnceLock;
 
+use crate::page;
 use crate::{Error, Result};
 
 /// The Hub, unless `HF_ENDPOINT` names another.
 const HUB: &str = "https://huggingface.co";
+
+/// The Hub's host names. The first is what the others lead to.
+const HUB_HOSTS: [&str; 3] = ["huggingface.co", "hf.co", "www.huggingface.co"];
+
+/// Hosts that are known without a scheme before them.
+const KNOWN_HOSTS: [&str; 4] = ["github.com", "gitlab.com", "bitbucket.org", "codeberg.org"];
 
 /// Where checkpoints are pushed to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,10 +19,16 @@ pub(crate) struct Remote {
     kind: Kind,
     /// What git is given. Never holds credentials.
     url: String,
+    /// Where the server says that the repository is now.
+    moved_to: OnceLock<String>,
     /// The user name that stood in the URL.
     user: Option<String>,
-    /// Where the Hub's API is. `None` unless the remote is on the Hub.
+    /// Where the Hub's API is. `None` unless the remote is on the Hub, over HTTP.
     endpoint: Option<String>,
+    /// Whether it is on the Hub, whatever it is spoken to by.
+    on_hub: bool,
+    /// The branch, tag or commit whose page was named, as in `https://huggingface.co/me/m/tree/run-1`.
+    revision: Option<String>,
 }
 
 /// Where a remote over SSH is.
@@ -50,40 +64,68 @@ pub(crate) enum Kind {
 }
 
 impl Remote {
-    /// Understands the `repo` of the configuration. `hub` is the value of `HF_ENDPOINT`, if set.
+    /// Understands the `repo` of the configuration. `env` looks a variable up: `HF_ENDPOINT` names
+    /// another Hub, `HOME` is what `~` stands for.
     ///
     /// # Errors
     /// Says what is wrong with it. A URL that holds a password is refused and not repeated.
-    pub(crate) fn parse(repo: &str, hub: Option<&str>) -> Result<Self> {
-        let hub = hub.unwrap_or(HUB).trim_end_matches('/');
+    pub(crate) fn parse(repo: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
+        let hub = env("HF_ENDPOINT").filter(|hub| !hub.is_empty());
+        let hub = hub.as_deref().unwrap_or(HUB).trim_end_matches('/');
+        let repo = repo.trim();
+        // As `--model` names it; with a path behind it, it is a host over SSH.
+        let named = repo
+            .strip_prefix("hub:")
+            .filter(|name| !name.starts_with('/'));
+        let repo = named.unwrap_or(repo);
         if repo.is_empty() || repo.starts_with('-') || repo.chars().any(char::is_control) {
-            return Err(Error::Permanent(format!("{repo:?} is no git repository")));
+            return Err(refuse(&format!("{repo:?} is not a git repository")));
         }
-        if let Some(name) = repo.strip_prefix("hf:") {
-            return if is_hub_name(name) {
-                Self::on_hub(hub, name)
-            } else {
-                let words = format!("{name:?} is no repository of the Hub: write hf:USER/NAME");
-                Err(Error::Permanent(words))
+        if repo.starts_with('~') {
+            return Self::at_home(repo, env("HOME").as_deref());
+        }
+        if let Some((scheme, rest)) = repo.split_once("://") {
+            return match scheme.to_ascii_lowercase().as_str() {
+                "http" | "https" => Self::http(repo, hub),
+                "hf" => Self::hf(rest, hub),
+                "ssh" => Self::ssh(&format!("ssh://{rest}"), rest),
+                "file" => Self::file(rest),
+                scheme => Err(refuse(&format!(
+                    "cannot push over {scheme}: use https, ssh, or the path of a repository"
+                ))),
             };
         }
-        match repo.split_once("://") {
-            Some(("http" | "https", _)) => Self::http(repo, hub),
-            Some(("ssh", rest)) => Self::ssh(repo, rest),
-            Some(("file", path)) => Self::local(path),
-            Some((scheme, _)) => Err(Error::Permanent(format!(
-                "cannot push over {scheme}: use https, ssh, or the path of a repository"
+        if let Some(name) = repo.strip_prefix("hf:") {
+            return Self::hf(name, hub);
+        }
+        if let Some(path) = repo.strip_prefix("file:/") {
+            return Self::local(&format!("/{}", path.trim_start_matches('/')));
+        }
+        if let Some((host, _)) = repo.split_once('/')
+            && !Path::new(repo).exists()
+        {
+            let is = |known: &&str| host.eq_ignore_ascii_case(known);
+            if HUB_HOSTS.iter().chain(&KNOWN_HOSTS).any(is) {
+                return Self::http(&format!("https://{repo}"), hub);
+            }
+            if host.contains('@') && !host.contains(':') {
+                let (_, path) = repo.split_once('/').unwrap_or_default();
+                return Err(refuse(&format!(
+                    "{repo} is neither a URL nor a path: write {host}:{path} for a repository over ssh"
+                )));
+            }
+        }
+        if is_hub_name(repo.trim_end_matches('/')) {
+            return Self::hf(repo, hub);
+        }
+        match repo.split_once(':') {
+            // `helper::address` would let git run any program.
+            Some((_, rest)) if rest.starts_with(':') => Err(refuse(&format!(
+                "cannot push by a remote helper: use https, ssh, or the path of a repository: {repo}"
             ))),
-            None if is_hub_name(repo) => Self::on_hub(hub, repo),
-            None => match repo.split_once(':') {
-                // `helper::address` would let git run any program.
-                Some((_, rest)) if rest.starts_with(':') => Err(Error::Permanent(format!(
-                    "cannot push by a remote helper: use https, ssh, or the path of a repository: {repo}"
-                ))),
-                // `git@host:path`, unless a slash says that the colon is part of a path.
-                Some((host, _)) if !host.contains('/') => Self::ssh(repo, repo),
-                _ => Self::local(repo),
-            },
+            // `git@host:path`, unless a slash says that the colon is part of a path.
+            Some((host, _)) if !host.contains('/') => Self::ssh(repo, repo),
+            _ => Self::local(repo),
         }
     }
 
@@ -92,9 +134,30 @@ impl Remote {
         self.kind
     }
 
-    /// The URL or path, without credentials.
+    /// Whether the remote is on the Hub, over HTTP or SSH: it takes no large and no binary plain files.
+    pub(crate) fn is_on_hub(&self) -> bool {
+        self.on_hub
+    }
+
+    /// The URL or path, without credentials: where the repository is by the server's latest word.
     pub(crate) fn url(&self) -> &str {
+        self.moved_to.get().unwrap_or(&self.url)
+    }
+
+    /// The URL or path as the configuration has it.
+    pub(crate) fn configured_url(&self) -> &str {
         &self.url
+    }
+
+    /// From now on the repository is there.
+    pub(crate) fn move_to(&self, url: String) {
+        // It is asked once: who moves on meanwhile is found by the next process.
+        let _ = self.moved_to.set(url);
+    }
+
+    /// The branch, tag or commit whose page was named as the repository.
+    pub(crate) fn revision(&self) -> Option<&str> {
+        self.revision.as_deref()
     }
 
     /// The user name for basic authentication. The Hub looks at the token alone.
@@ -104,7 +167,7 @@ impl Remote {
 
     /// `https://host:port/`: where the token may go. `None` unless the remote speaks HTTP.
     pub(crate) fn origin(&self) -> Option<&str> {
-        origin(&self.url)
+        origin(self.url())
     }
 
     /// The model that the remote is on the Hub. `None` for other remotes, data sets and spaces.
@@ -161,41 +224,118 @@ impl Remote {
     /// The LFS server's URL by git-lfs's rule. `None` unless the remote speaks HTTP.
     pub(crate) fn lfs_url(&self) -> Option<String> {
         self.origin()?;
-        let repo = self.url.trim_end_matches('/').trim_end_matches(".git");
+        let repo = self.url().trim_end_matches('/').trim_end_matches(".git");
         Some(format!("{repo}.git/info/lfs"))
     }
 
-    fn on_hub(hub: &str, name: &str) -> Result<Self> {
-        Self::http(&format!("{hub}/{name}"), hub)
+    /// `~/models/m.git`
+    fn at_home(repo: &str, home: Option<&str>) -> Result<Self> {
+        match (
+            repo.strip_prefix("~/"),
+            home.filter(|home| !home.is_empty()),
+        ) {
+            (Some(rest), Some(home)) => Self::local(&format!("{home}/{rest}")),
+            (Some(_), None) => Err(refuse(&format!(
+                "HOME is not set, so ~ stands for nothing: write the whole path: {repo}"
+            ))),
+            (None, _) => Err(refuse(&format!(
+                "only ~/ is understood: write the whole path, or ./{repo} for a folder of that name"
+            ))),
+        }
+    }
+
+    /// What stands behind `hf:` or `hf://`, or `user/name` alone.
+    fn hf(name: &str, hub: &str) -> Result<Self> {
+        let name = name.trim_matches('/');
+        let name = name.strip_prefix("models/").unwrap_or(name);
+        let (path, revision) = match name.split_once('@') {
+            Some((path, revision)) => (path, Some(revision)),
+            None => (name, None),
+        };
+        let path = path.strip_suffix(".git").unwrap_or(path);
+        let of_kind = ["datasets/", "spaces/"];
+        let bare = of_kind.iter().find_map(|kind| path.strip_prefix(kind));
+        let revision_is_one = revision.is_none_or(|revision| !revision.is_empty());
+        if !is_hub_name(bare.unwrap_or(path)) || !revision_is_one {
+            return Err(refuse(&format!(
+                "{name:?} is not a repository of the Hub: write USER/NAME, or hf:USER/NAME"
+            )));
+        }
+        let mut remote = Self::http(&format!("{hub}/{path}"), hub)?;
+        remote.revision = revision.map(page::decoded);
+        Ok(remote)
     }
 
     fn http(url: &str, hub: &str) -> Result<Self> {
         let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
+        let mut scheme = scheme.to_ascii_lowercase();
+        let rest = rest.split('#').next().unwrap_or(rest);
+        let (rest, query) = rest
+            .split_once('?')
+            .map_or((rest, ""), |(rest, query)| (rest, query));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (user, host) = match authority.rsplit_once('@') {
             Some((user, host)) => (Some(user), host),
             None => (None, authority),
         };
-        if user.is_some_and(|user| user.contains(':')) || path.contains(['?', '#']) {
+        if user.is_some_and(|user| user.contains(':')) {
             return Err(holds_password());
         }
+        let mut host = host.to_ascii_lowercase();
+        let name = host.split(':').next().unwrap_or_default();
+        let port = &host[name.len()..];
+        if HUB_HOSTS.contains(&name) && matches!(port, "" | ":80" | ":443") {
+            // Each leads there, and a token does not go along.
+            (scheme, host) = ("https".to_owned(), HUB_HOSTS[0].to_owned());
+        }
+        if host == "www.github.com" {
+            "github.com".clone_into(&mut host);
+        }
+        let path = path.trim_matches('/');
         if host.is_empty() || path.is_empty() {
             let words = format!("no repository is named: {scheme}://{host}/{path}");
-            return Err(Error::Permanent(words));
+            return Err(refuse(&words));
         }
-        let url = format!("{scheme}://{host}/{}", path.trim_end_matches('/'));
-        let on_hub = origin(&url) == origin(&format!("{hub}/"))
-            || matches!(host, "huggingface.co" | "hf.co") && scheme == "https";
-        let endpoint = on_hub.then_some(match host {
-            // The one is a short name of the other, and only leads there.
-            "hf.co" | "huggingface.co" => HUB,
-            _ => hub,
-        });
+        let server = format!("{scheme}://{host}/");
+        let hub_url = format!("{hub}/");
+        let endpoint = match host == HUB_HOSTS[0] {
+            true => Some(HUB),
+            false => (origin(&hub_url) == Some(&server)).then_some(hub),
+        };
+        // A Hub may lie below a path of its server.
+        let below = endpoint.and_then(|endpoint| endpoint.get(server.len()..));
+        let below = below.filter(|below| path.starts_with(&format!("{below}/")));
+        let (below, path) = match below {
+            Some(below) => (
+                format!("{below}/"),
+                path[below.len()..].trim_start_matches('/'),
+            ),
+            None => (String::new(), path),
+        };
+        let site = match endpoint {
+            Some(_) => page::Site::Hub,
+            None => page::Site::of(&host),
+        };
+        let found = page::read(site, &server, path).map_err(|words| refuse(&words))?;
+        if !query.is_empty() && !found.is_page {
+            return Err(holds_password());
+        }
+        let mut repo = found.repo;
+        if endpoint.is_some() && repo.ends_with(".git") {
+            repo.truncate(repo.len() - ".git".len());
+        }
         Ok(Self {
-            kind: if on_hub { Kind::Hub } else { Kind::Http },
-            url,
+            kind: if endpoint.is_some() {
+                Kind::Hub
+            } else {
+                Kind::Http
+            },
+            url: format!("{server}{below}{repo}"),
+            moved_to: OnceLock::new(),
             user: user.map(str::to_owned),
+            on_hub: endpoint.is_some(),
             endpoint: endpoint.map(str::to_owned),
+            revision: found.revision,
         })
     }
 
@@ -203,29 +343,65 @@ impl Remote {
         // ssh would take such a host for an option.
         let authority = rest.split(['/', ':']).next().unwrap_or_default();
         if authority.split('@').any(|part| part.starts_with('-')) {
-            return Err(Error::Permanent(format!("{url:?} is no git repository")));
+            return Err(refuse(&format!("{url:?} is not a git repository")));
         }
         let user = rest.split_once('@').map(|(user, _)| user);
         if user.is_some_and(|user| user.contains(':')) {
             return Err(holds_password());
         }
+        if url.starts_with("ssh://") {
+            let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+            let host = authority
+                .rsplit_once('@')
+                .map_or(authority, |(_, host)| host);
+            // Brackets hold the colons of an address of IP version 6.
+            let after = host.rsplit_once(']').map_or(host, |(_, after)| after);
+            if let Some((host, port)) = after.split_once(':')
+                && !port.chars().all(|c| c.is_ascii_digit())
+            {
+                let user = user.map(|user| format!("{user}@")).unwrap_or_default();
+                return Err(refuse(&format!(
+                    "{port:?} is not a port: write ssh://{user}{host}/{port}/{path}, or {user}{host}:{port}/{path}"
+                )));
+            }
+        }
+        let host = authority
+            .rsplit_once('@')
+            .map_or(authority, |(_, host)| host);
         Ok(Self {
             kind: Kind::Ssh,
-            url: url.to_owned(),
+            url: url.trim_end_matches('/').to_owned(),
+            moved_to: OnceLock::new(),
             user: None,
             endpoint: None,
+            on_hub: HUB_HOSTS.contains(&&*host.to_ascii_lowercase()),
+            revision: None,
         })
+    }
+
+    /// What stands behind `file://`: a host, which must be this one, and a path.
+    fn file(rest: &str) -> Result<Self> {
+        let path = rest.strip_prefix("localhost").unwrap_or(rest);
+        if !path.starts_with('/') {
+            return Err(refuse(&format!(
+                "file://{rest} names another host: write file:///{rest}, or the path alone"
+            )));
+        }
+        Self::local(&page::decoded(path))
     }
 
     fn local(path: &str) -> Result<Self> {
         // Git runs in a folder of its own, so the path must not depend on where the host runs.
-        let path = std::path::absolute(PathBuf::from(path))
+        let path = std::path::absolute(path)
             .map_err(|error| Error::io("resolve", path.as_ref(), &error))?;
         Ok(Self {
             kind: Kind::Local,
             url: path.to_string_lossy().into_owned(),
+            moved_to: OnceLock::new(),
             user: None,
             endpoint: None,
+            on_hub: false,
+            revision: None,
         })
     }
 }
@@ -252,11 +428,14 @@ fn is_hub_name(text: &str) -> bool {
         .is_some_and(|(user, name)| part(user) && part(name))
 }
 
+fn refuse(words: &str) -> Error {
+    Error::Permanent(words.to_owned())
+}
+
 fn holds_password() -> Error {
-    Error::Permanent(
+    refuse(
         "the repository's URL holds a password or a query: \
-         put the token into an environment variable and name it by token_env"
-            .to_owned(),
+         put the token into an environment variable and name it by token_env",
     )
 }
 
@@ -264,8 +443,17 @@ fn holds_password() -> Error {
 mod tests {
     use super::*;
 
+    fn home(name: &str) -> Option<String> {
+        (name == "HOME").then(|| "/home/ann".to_owned())
+    }
+
+    fn hub_at(url: &str) -> impl Fn(&str) -> Option<String> {
+        let url = url.to_owned();
+        move |name| (name == "HF_ENDPOINT").then(|| url.clone())
+    }
+
     fn parse(repo: &str) -> Remote {
-        Remote::parse(repo, None).expect("a remote")
+        Remote::parse(repo, &home).expect("a remote")
     }
 
     #[test]
@@ -277,7 +465,11 @@ mod tests {
                 Kind::Hub,
                 "https://huggingface.co/ann/gpt.2",
             ),
-            ("https://hf.co/ann/gpt/", Kind::Hub, "https://hf.co/ann/gpt"),
+            (
+                "https://hf.co/ann/gpt/",
+                Kind::Hub,
+                "https://huggingface.co/ann/gpt",
+            ),
             (
                 "https://ann@example.org/r.git",
                 Kind::Http,
@@ -303,8 +495,133 @@ mod tests {
     }
 
     #[test]
+    fn what_people_paste_is_understood() {
+        const GPT: &str = "https://huggingface.co/ann/gpt";
+        for (repo, url, revision) in [
+            (
+                "https://huggingface.co/ann/gpt/tree/main",
+                GPT,
+                Some("main"),
+            ),
+            (
+                "https://huggingface.co/ann/gpt/tree/run-1",
+                GPT,
+                Some("run-1"),
+            ),
+            (
+                "https://huggingface.co/ann/gpt/blob/main/config.json",
+                GPT,
+                Some("main"),
+            ),
+            (
+                "https://huggingface.co/ann/gpt/resolve/refs%2Fpr%2F1/a.json",
+                GPT,
+                Some("refs/pr/1"),
+            ),
+            (
+                "https://huggingface.co/ann/gpt/discussions/2?status=open#x",
+                GPT,
+                None,
+            ),
+            ("https://huggingface.co/ann/gpt/settings", GPT, None),
+            ("https://huggingface.co/ann/gpt#model-card", GPT, None),
+            ("https://huggingface.co/api/models/ann/gpt", GPT, None),
+            ("HTTPS://HuggingFace.co/ann/gpt.git/", GPT, None),
+            ("http://huggingface.co:80/ann/gpt", GPT, None),
+            ("https://www.huggingface.co/ann/gpt", GPT, None),
+            ("hf.co/ann/gpt", GPT, None),
+            ("huggingface.co/ann/gpt/tree/main", GPT, Some("main")),
+            ("hf://ann/gpt", GPT, None),
+            ("hf://ann/gpt@run-1", GPT, Some("run-1")),
+            ("hf://models/ann/gpt", GPT, None),
+            ("hf:ann/gpt/", GPT, None),
+            ("hub:ann/gpt", GPT, None),
+            (" ann/gpt.git ", GPT, None),
+            ("ann/gpt/", GPT, None),
+            (
+                "hf://datasets/ann/code",
+                "https://huggingface.co/datasets/ann/code",
+                None,
+            ),
+            (
+                "https://huggingface.co/datasets/ann/code/tree/main",
+                "https://huggingface.co/datasets/ann/code",
+                Some("main"),
+            ),
+            (
+                "https://github.com/ann/gpt/tree/x",
+                "https://github.com/ann/gpt",
+                Some("x"),
+            ),
+            (
+                "https://github.com/ann/gpt.git",
+                "https://github.com/ann/gpt.git",
+                None,
+            ),
+            (
+                "https://www.github.com/ann/gpt/pulls?q=a",
+                "https://github.com/ann/gpt",
+                None,
+            ),
+            ("github.com/ann/gpt", "https://github.com/ann/gpt", None),
+            (
+                "https://gitlab.example.org/a/b/c/-/tree/main?ref_type=heads",
+                "https://gitlab.example.org/a/b/c",
+                Some("main"),
+            ),
+            (
+                "gitlab.com/a/b/c/-/issues",
+                "https://gitlab.com/a/b/c",
+                None,
+            ),
+            (
+                "https://codeberg.org/a/b/src/branch/main",
+                "https://codeberg.org/a/b",
+                Some("main"),
+            ),
+            ("~/m.git", "/home/ann/m.git", None),
+            ("file:/srv/m.git", "/srv/m.git", None),
+            ("file://localhost/srv/my%20m.git", "/srv/my m.git", None),
+            ("ssh://git@hf.co/ann/gpt/", "ssh://git@hf.co/ann/gpt", None),
+        ] {
+            let remote = parse(repo);
+            assert_eq!((remote.url(), remote.revision()), (url, revision), "{repo}");
+        }
+        assert!(parse("git@hf.co:ann/gpt").is_on_hub());
+        assert!(!parse("git@example.org:ann/gpt").is_on_hub());
+        let hub = hub_at("http://127.0.0.1:80/hub");
+        let page = Remote::parse("http://127.0.0.1:80/hub/ann/gpt/tree/main", &hub);
+        assert_eq!(page.expect("a page").kind(), Kind::Hub);
+    }
+
+    #[test]
+    fn a_mistake_is_named() {
+        for (repo, words) in [
+            ("~ann/m.git", "only ~/ is understood"),
+            ("hf://ann", "write USER/NAME"),
+            ("hf://buckets/ann/b", "write USER/NAME"),
+            (
+                "https://huggingface.co/ann/gpt/nothing",
+                "write https://huggingface.co/ann/gpt",
+            ),
+            (
+                "https://github.com/ann/gpt/tree/feature/x",
+                "the name of the branch",
+            ),
+            ("ssh://git@hf.co:ann/gpt", "write ssh://git@hf.co/ann/gpt"),
+            ("git@hf.co/ann/gpt", "write git@hf.co:ann/gpt"),
+            ("file://srv/m.git", "write file:///srv/m.git"),
+        ] {
+            let error = Remote::parse(repo, &home).expect_err(repo);
+            assert!(error.to_string().contains(words), "{repo}: {error}");
+        }
+        let error = Remote::parse("~/m.git", &|_| None).expect_err("no home");
+        assert!(error.to_string().contains("HOME"), "{error}");
+    }
+
+    #[test]
     fn another_hub_is_the_hub_too() {
-        let remote = Remote::parse("ann/gpt", Some("http://127.0.0.1:8080/")).expect("a remote");
+        let remote = Remote::parse("ann/gpt", &hub_at("http://127.0.0.1:8080/")).expect("a remote");
         assert_eq!(remote.kind(), Kind::Hub);
         assert_eq!(remote.url(), "http://127.0.0.1:8080/ann/gpt");
         assert_eq!(remote.origin(), Some("http://127.0.0.1:8080/"));
@@ -325,7 +642,7 @@ mod tests {
             let name = name.map(|name| (name.endpoint, name.owner, name.name));
             assert_eq!(name, expected, "{repo}");
         }
-        let remote = Remote::parse("ann/gpt", Some(hub)).expect("a remote");
+        let remote = Remote::parse("ann/gpt", &hub_at(hub)).expect("a remote");
         let name = remote.hub_name().expect("a name");
         assert_eq!((name.endpoint, name.owner, name.name), (hub, "ann", "gpt"));
     }
@@ -360,7 +677,7 @@ mod tests {
             "ssh://-oProxyCommand=x/y",
             "git@-oProxyCommand=x:y",
         ] {
-            let result = Remote::parse(bad, None);
+            let result = Remote::parse(bad, &home);
             assert!(matches!(result, Err(Error::Permanent(_))), "{bad}");
         }
     }
@@ -372,7 +689,7 @@ mod tests {
             "https://example.org/r?token=hunter2",
             "ssh://ann:hunter2@example.org/r",
         ] {
-            let error = Remote::parse(bad, None).expect_err("refused");
+            let error = Remote::parse(bad, &home).expect_err("refused");
             assert!(!error.to_string().contains("hunter2"), "{error}");
         }
     }

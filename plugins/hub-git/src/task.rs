@@ -11,8 +11,7 @@ use crate::journal::Delivery;
 use crate::lfs_server::LfsServer;
 use crate::limit::Limit;
 use crate::publisher::{Publisher, Snapshot};
-use crate::remote::Kind;
-use crate::repository::{Entry, Pushed, Repository, Tip};
+use crate::repository::{Entry, Pushed, Repository, Tip, says_how};
 use crate::upload::{self, Source};
 use crate::{Error, Result, attributes, lfs, model_card};
 
@@ -58,7 +57,7 @@ impl Task<'_> {
         let mut locked = 0;
         for attempt in 0..ATTEMPTS {
             if let Some(base) = tip.base() {
-                self.repository.fetch(base)?;
+                self.repository.fetch(base, &says_how)?;
             }
             let tree = self.tree(tip.base())?;
             if let Some(there) = &tip.branch
@@ -67,10 +66,15 @@ impl Task<'_> {
                 // The branch has it already, though this folder knows nothing of it.
                 return Ok(there.clone());
             }
-            self.upload(&tree.by_lfs, &mut uploaded)?;
-            let commit =
-                self.repository
-                    .commit(&tree.id, tip.base(), &message, delivery.time_secs)?;
+            self.upload(&tree.by_lfs, tip.base(), &mut uploaded)?;
+            let author = self.publisher.config.author();
+            let commit = self.repository.commit(
+                &tree.id,
+                tip.base(),
+                &message,
+                author,
+                delivery.time_secs,
+            )?;
             delivery.pending = Some(commit.clone());
             keep(delivery)?;
             match self.repository.push(self.branch, &commit, &tip) {
@@ -135,11 +139,11 @@ impl Task<'_> {
             });
         }
         let readme = repository.read(base, "README.md")?;
-        if readme.is_none_or(|readme| model_card::is_ours(&readme)) {
-            let Snapshot {
-                run, step, metrics, ..
-            } = *self.snapshot;
-            let blob = repository.write(model_card::write(run, step, metrics).as_bytes())?;
+        let Snapshot {
+            run, step, metrics, ..
+        } = *self.snapshot;
+        if let Some(card) = model_card::update(readme.as_deref(), run, step, metrics) {
+            let blob = repository.write(card.as_bytes())?;
             entries.push(Entry {
                 path: "README.md".to_owned(),
                 blob,
@@ -157,7 +161,7 @@ impl Task<'_> {
         let Publisher { config, remote, .. } = self.publisher;
         let extends = match config.lfs {
             LfsMode::Never => return Ok(BTreeSet::new()),
-            LfsMode::Auto => remote.kind() == Kind::Hub,
+            LfsMode::Auto => remote.is_on_hub(),
             LfsMode::Always => true,
         };
         let names: Vec<&str> = self.sources.iter().map(|source| source.name).collect();
@@ -189,7 +193,12 @@ impl Task<'_> {
     }
 
     /// Makes sure that the remote has the files that go by LFS.
-    fn upload(&self, names: &BTreeSet<String>, uploaded: &mut HashSet<String>) -> Result<()> {
+    fn upload(
+        &self,
+        names: &BTreeSet<String>,
+        base: Option<&str>,
+        uploaded: &mut HashSet<String>,
+    ) -> Result<()> {
         let missing: Vec<Source<'_>> = self
             .sources
             .iter()
@@ -199,7 +208,8 @@ impl Task<'_> {
         if missing.is_empty() {
             return Ok(());
         }
-        match LfsServer::of(self.publisher, "upload", self.limit)? {
+        let lfs_config = self.repository.read(base, ".lfsconfig")?;
+        match LfsServer::of(self.publisher, "upload", lfs_config.as_deref(), self.limit)? {
             None => {
                 let repository = git::git_dir(Path::new(self.publisher.remote.url()));
                 let store = repository.join("lfs/objects");
@@ -207,7 +217,7 @@ impl Task<'_> {
                     upload::into_store(&store, source, self.limit)?;
                 }
             }
-            Some(server) => Http::during(self.limit, |http| {
+            Some(server) => Http::during(self.publisher.git.network(), self.limit, |http| {
                 lfs::Client::new(http, &server).upload(self.branch, &missing)
             })?,
         }

@@ -29,20 +29,35 @@ impl Token {
         remote: &Remote,
         env: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Option<Self>> {
+        let set = |name: &str| env(name).and_then(|secret| filled(&secret));
         let secret = match (&config.token_env, remote.kind()) {
             (_, Kind::Ssh | Kind::Local) => return Ok(None),
             (None, Kind::Http) => return Ok(None),
             (Some(name), Kind::Http) => env(name),
-            (name, Kind::Hub) => {
-                env(name.as_deref().unwrap_or("HF_TOKEN")).or_else(|| hub_token_file(env))
-            }
+            (Some(name), Kind::Hub) => set(name).or_else(|| hub_token_file(env)),
+            // In the order of the Hub's own tools; the second is the older name.
+            (None, Kind::Hub) => set("HF_TOKEN")
+                .or_else(|| set("HUGGING_FACE_HUB_TOKEN"))
+                .or_else(|| hub_token_file(env)),
         };
-        let secret = secret.map(|secret| secret.trim().to_owned());
-        match secret.filter(|secret| !secret.is_empty()) {
+        match secret.and_then(|secret| filled(&secret)) {
             Some(secret) => Self::new(remote.user(), secret).map(Some),
             // Everybody may read what is public.
             None if config.token_env.is_none() => Ok(None),
             None => Err(Self::missing(config, remote)),
+        }
+    }
+
+    /// The token of a variable for a server of LFS objects that is not the remote's own.
+    ///
+    /// # Errors
+    /// The variable is not set.
+    pub(crate) fn named(name: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
+        match env(name).and_then(|secret| filled(&secret)) {
+            Some(secret) => Self::new("user", secret),
+            None => Err(Error::Permanent(format!(
+                "no token for the LFS server: set {name}"
+            ))),
         }
     }
 
@@ -93,6 +108,12 @@ impl fmt::Debug for Token {
     }
 }
 
+/// A secret without blanks around it, if anything is left.
+fn filled(secret: &str) -> Option<String> {
+    let secret = secret.trim();
+    (!secret.is_empty()).then(|| secret.to_owned())
+}
+
 fn percent_encoded(text: &str) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {
@@ -126,7 +147,7 @@ mod tests {
             token_env: token_env.map(str::to_owned),
             ..serde_json::from_value(serde_json::json!({"repo": repo})).expect("a configuration")
         };
-        let remote = Remote::parse(repo, None)?;
+        let remote = Remote::parse(repo, &|_| None)?;
         Token::find(&config, &remote, &|name| {
             let (_, value) = set.iter().find(|(key, _)| *key == name)?;
             Some((*value).to_owned())
@@ -162,6 +183,26 @@ mod tests {
             let error = find(repo, Some("MINE"), &blank).expect_err("refused");
             assert!(error.to_string().contains("set MINE"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_older_name_of_the_hubs_token_is_read_after_the_new_one() {
+        let secret = |set: &[(&str, &str)]| {
+            let token = find("ann/gpt", None, set).expect("found");
+            token.map(|token| token.secret)
+        };
+        let (old, new) = (("HUGGING_FACE_HUB_TOKEN", "hf_old"), ("HF_TOKEN", "hf_new"));
+        assert_eq!(secret(&[old]).as_deref(), Some("hf_old"));
+        assert_eq!(secret(&[old, new]).as_deref(), Some("hf_new"));
+        assert_eq!(secret(&[old, ("HF_TOKEN", " ")]).as_deref(), Some("hf_old"));
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("token"), "hf_filed").expect("a file");
+        let home = ("HF_HOME", folder.path().to_str().expect("a path"));
+        assert_eq!(secret(&[home, old]).as_deref(), Some("hf_old"));
+        assert_eq!(
+            secret(&[home, ("HUGGING_FACE_HUB_TOKEN", "")]).as_deref(),
+            Some("hf_filed")
+        );
     }
 
     #[test]

@@ -44,14 +44,7 @@ const PART_ATTEMPTS: u32 = 4;
 pub(crate) fn basic(http: &Http<'_>, action: &Action, source: &Source<'_>) -> Result<Sent> {
     let mut file = source.open()?;
     let whole = 0..source.size;
-    let (answer, hash) = put(
-        http,
-        &action.href,
-        &action.header,
-        &mut file,
-        whole,
-        &Sha256::new(),
-    )?;
+    let (answer, hash) = put(http, action, &mut file, whole, &Sha256::new())?;
     if let Some(refused) = link_refused(&answer) {
         return Ok(refused);
     }
@@ -120,7 +113,7 @@ fn put_part(
 ) -> Result<(Answer, Sha256)> {
     let mut attempt = 1;
     loop {
-        let sent = put(http, url, &Default::default(), file, range.clone(), before);
+        let sent = put(http, &Action::plain(url), file, range.clone(), before);
         let failed = match &sent {
             Ok((answer, _)) => answer.trouble(),
             Err(Error::Temporary(words)) => Some(words.clone()),
@@ -228,15 +221,14 @@ impl Source<'_> {
 /// Sends a range of a file, and hashes it on the way: after what came `before`.
 fn put(
     http: &Http<'_>,
-    url: &str,
-    header: &BTreeMap<String, String>,
+    action: &Action,
     file: &mut File,
     range: Range<u64>,
     before: &Sha256,
 ) -> Result<(Answer, Sha256)> {
     let bytes = range.end - range.start;
     let mut hash = before.clone();
-    let answer = http.patiently(|| {
+    let mut send = |url: &str, header: &BTreeMap<String, String>, is_home: bool| {
         // Each try begins where the first did.
         hash = before.clone();
         file.seek(SeekFrom::Start(range.start))
@@ -249,15 +241,21 @@ fn put(
             request = request.header("Content-Type", "application/octet-stream");
         }
         for (name, value) in header {
-            // The length is ours to say, and with one there are no chunks.
-            if !["content-length", "transfer-encoding"]
-                .contains(&name.to_ascii_lowercase().as_str())
+            let name = name.to_ascii_lowercase();
+            // The length is ours to say, and with one there are no chunks. To another server than the one
+            // that the header was given for goes nothing that could be secret.
+            if !["content-length", "transfer-encoding"].contains(&&*name)
+                && (is_home || name == "content-type")
             {
                 request = request.header(name, value);
             }
         }
+        if is_home && action.may_want_more(http) {
+            // A refusal shall come before gigabytes are sent.
+            request = request.header("Expect", "100-continue");
+        }
         let limited = Limited {
-            inner: file.take(bytes),
+            inner: (&mut *file).take(bytes),
             limit: http.limit(),
         };
         let mut body = Hashing {
@@ -269,7 +267,15 @@ fn put(
             .body(SendBody::from_reader(&mut body))
             .map_err(|error| http::bad_request(url, &error))?;
         http.send(request)
-    })?;
+    };
+    let answer = action.with_access(
+        http,
+        |header| {
+            let sent = http.follow(&action.href, |url, is_home| send(url, header, is_home));
+            sent.map(|(_, answer)| answer)
+        },
+        |answer| answer.status == 401,
+    )?;
     Ok((answer, hash))
 }
 

@@ -1,27 +1,37 @@
 //! A checkpoint brought to another folder so that it is there what the manifest says, or an error.
 
-use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
 
 use host_plugin_sdk::{Cancel, Checkpoint, CheckpointManifest, Error, FileEntry, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::dir::{Dir, failed, is_file, open_file};
 use crate::link::{Link, Transfer, Way};
+use crate::removal::split;
 
 /// What is copied between two looks at `cancel`.
 const CHUNK_BYTES: usize = 1 << 20;
-const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
+/// No manifest comes near.
+const MOST_MANIFEST_BYTES: u64 = 64 << 20;
 
 /// Whether the folder is a complete copy: its manifest says the same, and its files have the size.
-pub(crate) fn holds(folder: &Path, manifest: &CheckpointManifest) -> bool {
+pub(crate) fn holds(folder: &Dir, manifest: &CheckpointManifest) -> bool {
     let Ok(there) = read_manifest(folder) else {
         return false;
     };
     let complete = |(name, entry): (&String, &FileEntry)| {
-        fs::metadata(folder.join(name)).is_ok_and(|file| file.len() == entry.size)
+        let found = split(name).and_then(|(above, file)| {
+            let mut parent: Option<Dir> = None;
+            for part in above {
+                parent = Some(parent.as_ref().unwrap_or(folder).dir(part).ok()?);
+            }
+            parent.as_ref().unwrap_or(folder).stat(file).ok()
+        });
+        found.is_some_and(|file| is_file(&file) && u64::try_from(file.st_size) == Ok(entry.size))
     };
     there == *manifest && there.files.iter().all(complete)
 }
@@ -37,44 +47,57 @@ pub(crate) struct Placed {
     pub(crate) written_bytes: u64,
 }
 
-/// Brings a checkpoint into a new folder and waits until it is on the disk.
+/// Brings a checkpoint into an empty folder and waits until it is on the disk.
 pub(crate) fn place(
     checkpoint: &Checkpoint<'_>,
-    target: &Path,
+    target: &Dir,
     link: Link,
     cancel: &Cancel,
 ) -> Result<Placed> {
-    if read_manifest(checkpoint.dir())? != *checkpoint.manifest() {
+    let manifest = checkpoint.dir().join(MANIFEST);
+    let bytes = read_source(&manifest)?;
+    let said: CheckpointManifest = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::new(format!("cannot read: {error}: {}", manifest.display())))?;
+    if said != *checkpoint.manifest() {
         return Err(Error::new(format!(
             "the checkpoint has another manifest than the host says: {}",
             checkpoint.dir().display()
         )));
     }
-    create_dir(target)?;
-    let mut folders = BTreeSet::from([target.to_owned()]);
+    let mut folders: BTreeMap<PathBuf, Dir> = BTreeMap::new();
     let mut transfer = Transfer::new(link, cancel);
     for (name, entry) in checkpoint.files() {
-        let copy = target.join(name);
-        for folder in copy.ancestors().skip(1) {
-            if !folders.insert(folder.to_owned()) {
-                break;
-            }
+        let Some((above, file)) = split(name) else {
+            return Err(Error::new(format!(
+                "the manifest names a file that is not in the checkpoint, {name:?}: {}",
+                manifest.display()
+            )));
+        };
+        let mut path = PathBuf::new();
+        for part in above {
+            let parent = folders.get(&path).unwrap_or(target);
+            let made = parent.make_dir(part);
+            path.push(part);
+            let made = made.map_err(|e| failed("create folder", &target.path().join(&path), &e))?;
+            folders.insert(path.clone(), made);
         }
-        if let Some(folder) = copy.parent() {
-            fs::create_dir_all(folder).map_err(|e| Error::io("create folder", folder, &e))?;
-        }
-        transfer.file(&checkpoint.dir().join(name), &copy, entry)?;
+        let parent = folders.get(&path).unwrap_or(target);
+        transfer.file(&checkpoint.dir().join(name), (parent, file), entry)?;
     }
     // Never a link: it says whose the folder is.
-    let manifest = checkpoint.dir().join(MANIFEST);
-    let bytes = fs::read(&manifest).map_err(|e| Error::io("read", &manifest, &e))?;
-    let copy = target.join(MANIFEST);
-    let mut file = create_file(&copy)?;
-    file.write_all(&bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(|e| Error::io("write", &copy, &e))?;
+    let write = || {
+        let mut file = target.create(MANIFEST)?;
+        file.write_all(&bytes)?;
+        file.sync_all()
+    };
+    write().map_err(|e| failed("write", &target.path().join(MANIFEST), &e))?;
     // The deepest first, so that a folder is never on the disk before what it holds.
-    folders.iter().rev().try_for_each(|folder| sync(folder))?;
+    let folders = folders.values().rev().chain([target]);
+    for folder in folders {
+        folder
+            .sync()
+            .map_err(|e| failed("sync", folder.path(), &e))?;
+    }
     Ok(Placed {
         manifest_sha256: hex(&Sha256::digest(&bytes)),
         link: transfer.way,
@@ -82,16 +105,32 @@ pub(crate) fn place(
     })
 }
 
-/// The sha256 of a folder's manifest.
-pub(crate) fn manifest_sha256(folder: &Path) -> std::io::Result<String> {
-    Ok(hex(&Sha256::digest(fs::read(folder.join(MANIFEST))?)))
+fn read_source(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read =
+        open_file(path).and_then(|file| file.take(MOST_MANIFEST_BYTES).read_to_end(&mut bytes));
+    read.map_err(|error| Error::io("read", path, &error))?;
+    Ok(bytes)
 }
 
-/// Waits until a folder's entries are on the disk.
-pub(crate) fn sync(folder: &Path) -> Result<()> {
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(|error| Error::io("sync", folder, &error))
+/// The sha256 of a folder's manifest.
+pub(crate) fn manifest_sha256(folder: &Dir) -> io::Result<String> {
+    let bytes = folder.read(MANIFEST, MOST_MANIFEST_BYTES)?;
+    Ok(hex(&Sha256::digest(bytes)))
+}
+
+/// The sha256 of all that is left to read.
+pub(crate) fn hash(mut input: impl Read) -> io::Result<String> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut sha256 = Sha256::new();
+    loop {
+        match input.read(&mut chunk) {
+            Ok(0) => return Ok(hex(&sha256.finalize())),
+            Ok(read) => sha256.update(&chunk[..read]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Writes what it reads, which is what the manifest says, or an error.
@@ -116,31 +155,29 @@ pub(crate) fn copy_verified(
         size += read as u64;
         output
             .write_all(&chunk[..read])
-            .map_err(|error| Error::io("write", target, &error))?;
+            .map_err(|error| failed("write", target, &error))?;
+        if size > entry.size {
+            break;
+        }
     }
     let sha256 = hex(&sha256.finalize());
     if size != entry.size || sha256 != entry.sha256 {
+        let size = match size > entry.size {
+            true => format!("more than {} bytes", entry.size),
+            false => format!("{size} bytes of sha256 {sha256}"),
+        };
         return Err(Error::new(format!(
-            "file is not what the checkpoint's manifest says, {size} bytes of sha256 {sha256}: {}",
+            "file is not what the checkpoint's manifest says, {size}: {}",
             source.display()
         )));
     }
     Ok(())
 }
 
-fn read_manifest(folder: &Path) -> Result<CheckpointManifest> {
-    let path = folder.join(MANIFEST);
-    let json = fs::read(&path).map_err(|error| Error::io("read", &path, &error))?;
-    serde_json::from_slice(&json)
-        .map_err(|error| Error::new(format!("cannot read: {error}: {}", path.display())))
-}
-
-fn create_dir(path: &Path) -> Result<()> {
-    fs::create_dir(path).map_err(|error| Error::io("create folder", path, &error))
-}
-
-pub(crate) fn create_file(path: &Path) -> Result<File> {
-    File::create_new(path).map_err(|error| Error::io("create", path, &error))
+/// What a folder's manifest says.
+pub(crate) fn read_manifest(folder: &Dir) -> io::Result<CheckpointManifest> {
+    let json = folder.read(MANIFEST, MOST_MANIFEST_BYTES)?;
+    Ok(serde_json::from_slice(&json)?)
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -149,7 +186,7 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
+    use std::fs::File;
 
     use super::*;
 
@@ -206,7 +243,13 @@ mod tests {
             }
         }
         let cancel = Cancel::default();
-        let ended = copy(Endless(cancel.clone(), 0), io::sink(), &cancel);
+        let entry = FileEntry {
+            sha256: ABC.to_owned(),
+            size: u64::MAX,
+        };
+        let source = (Path::new("/source"), Endless(cancel.clone(), 0));
+        let target = (Path::new("/target"), io::sink());
+        let ended = copy_verified(source, target, &entry, &cancel);
         assert_eq!(ended, Err(Error::cancelled()));
     }
 }

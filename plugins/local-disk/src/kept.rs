@@ -2,21 +2,23 @@
 //! so it is there after a restart and a resume, and never speaks of another disk.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
 
 use host_plugin_sdk::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::copy::{Placed, manifest_sha256, sync};
+use crate::copy::{Placed, manifest_sha256};
+use crate::dir::{Dir, failed};
 
 const FILE: &str = ".kept.json";
+/// Of some hundred thousand checkpoints.
+const MOST_BYTES: u64 = 64 << 20;
 
 /// The checkpoints of a run's folder that are the sink's: nothing else is ever replaced or removed.
 #[derive(Debug)]
-pub(crate) struct Kept {
-    folder: PathBuf,
+pub(crate) struct Kept<'a> {
+    folder: &'a Dir,
     entries: Vec<Entry>,
 }
 
@@ -46,25 +48,27 @@ impl Entry {
     }
 }
 
-impl Kept {
+impl<'a> Kept<'a> {
     /// What the file says; nothing if there is none.
-    pub(crate) fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join(FILE);
-        let entries = match fs::read(&path) {
+    pub(crate) fn read(folder: &'a Dir) -> Result<Self> {
+        let path = folder.path().join(FILE);
+        let entries = match folder.read(FILE, MOST_BYTES) {
             Ok(json) => serde_json::from_slice(&json)
                 .map_err(|error| Error::new(format!("cannot read: {error}: {}", path.display())))?,
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(Error::io("read", &path, &error)),
+            Err(error) => return Err(failed("read", &path, &error)),
         };
-        Ok(Self {
-            folder: folder.to_owned(),
-            entries,
-        })
+        Ok(Self { folder, entries })
+    }
+
+    /// What the checkpoint of a step is called.
+    pub(crate) fn name(step: u64) -> String {
+        format!("step-{step:06}")
     }
 
     /// Where the checkpoint of a step is.
     pub(crate) fn path(&self, step: u64) -> PathBuf {
-        self.folder.join(format!("step-{step:06}"))
+        self.folder.path().join(Self::name(step))
     }
 
     /// The checkpoint of this step that stands there and is the sink's.
@@ -109,7 +113,7 @@ impl Kept {
 
     /// Forgets what is not there any more. What only cannot be read just now is not forgotten.
     pub(crate) fn forget_removed(&mut self) -> Result<()> {
-        let is_there = |entry: &Entry| match manifest_sha256(&self.path(entry.step)) {
+        let is_there = |entry: &Entry| match self.manifest(entry) {
             Ok(sha256) => sha256 == entry.placed.manifest_sha256,
             Err(error) => error.kind() != ErrorKind::NotFound,
         };
@@ -128,22 +132,20 @@ impl Kept {
 
     /// By its manifest: a folder that somebody else put there under its name has another.
     fn stands(&self, entry: &Entry) -> bool {
-        manifest_sha256(&self.path(entry.step))
+        self.manifest(entry)
             .is_ok_and(|sha256| sha256 == entry.placed.manifest_sha256)
     }
 
+    fn manifest(&self, entry: &Entry) -> io::Result<String> {
+        let checkpoint = self.folder.dir(Self::name(entry.step))?;
+        manifest_sha256(&checkpoint)
+    }
+
     fn save(&self) -> Result<()> {
-        let path = self.folder.join(FILE);
-        let new = self.folder.join(format!("{FILE}.new"));
         let json = serde_json::to_string_pretty(&self.entries)? + "\n";
-        File::create(&new)
-            .and_then(|mut file| {
-                file.write_all(json.as_bytes())?;
-                file.sync_all()
-            })
-            .and_then(|()| fs::rename(&new, &path))
-            .map_err(|error| Error::io("write", &path, &error))?;
-        sync(&self.folder)
+        self.folder
+            .write(FILE, json.as_bytes())
+            .map_err(|error| failed("write", &self.folder.path().join(FILE), &error))
     }
 }
 

@@ -1,14 +1,15 @@
 //! How a file arrives: shared with the run folder where that goes, else copied. Whichever way it took,
 //! what arrived was read and is what the manifest says, or it is an error.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::Path;
 
 use host_plugin_sdk::{Cancel, Error, FileEntry, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::copy::{copy_verified, create_file};
+use crate::copy::copy_verified;
+use crate::dir::{Dir, failed, open_file};
 
 /// From this size on, `auto` hard-links a file: weights, and the optimizer's state. What people edit,
 /// configurations and tokenizers, is smaller, and an edit in place would change the run's file too.
@@ -67,53 +68,69 @@ impl<'a> Transfer<'a> {
     }
 
     /// Brings a file to a place where none is, and waits until it is on the disk.
-    pub(crate) fn file(&mut self, source: &Path, target: &Path, entry: &FileEntry) -> Result<()> {
+    pub(crate) fn file(
+        &mut self,
+        source: &Path,
+        (folder, name): (&Dir, &str),
+        entry: &FileEntry,
+    ) -> Result<()> {
         self.cancel.check()?;
-        let way = if self.reflink(source, target)? {
+        let target = &folder.path().join(name);
+        let input = open_file(source).map_err(|e| Error::io("read", source, &e))?;
+        let way = if self.reflink(&input, (folder, name))? {
             Way::Reflink
-        } else if self.hard_link(source, target, entry) {
+        } else if self.hard_link(source, (folder, name), entry) {
             Way::Hard
         } else {
             Way::Copy
         };
-        let write = |error: io::Error| Error::io("write", target, &error);
-        let open = |path: &Path| File::open(path).map_err(|e| Error::io("read", source, &e));
         let arrived = if way == Way::Copy {
-            let copy = create_file(target)?;
-            copy_verified((source, open(source)?), (target, &copy), entry, self.cancel)?;
+            let copy = folder.create(name);
+            let copy = copy.map_err(|e| failed("create", target, &e))?;
+            copy_verified((source, input), (target, &copy), entry, self.cancel)?;
             self.written_bytes += entry.size;
             copy
         } else {
-            let arrived = open(target)?;
+            let arrived = folder.file(name).map_err(|e| failed("read", target, &e))?;
             copy_verified((source, &arrived), (target, io::sink()), entry, self.cancel)?;
             arrived
         };
         self.way = self.way.max(way);
-        arrived.sync_all().map_err(write)
+        arrived
+            .sync_all()
+            .map_err(|error| failed("write", target, &error))
     }
 
     /// Whether it went. A file system that cannot do it once is not asked again.
-    fn reflink(&mut self, source: &Path, target: &Path) -> Result<bool> {
+    fn reflink(&mut self, source: &fs::File, (folder, name): (&Dir, &str)) -> Result<bool> {
         if !self.tries_reflink {
             return Ok(false);
         }
-        let from = File::open(source).map_err(|e| Error::io("read", source, &e))?;
-        let to = create_file(target)?;
-        if rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
+        let target = &folder.path().join(name);
+        let to = folder.create(name);
+        let to = to.map_err(|e| failed("create", target, &e))?;
+        if rustix::fs::ioctl_ficlone(&to, source).is_ok() {
             return Ok(true);
         }
         self.tries_reflink = false;
-        fs::remove_file(target).map_err(|e| Error::io("remove", target, &e))?;
+        folder
+            .unlink(name)
+            .map_err(|e| failed("remove", target, &e))?;
         Ok(false)
     }
 
-    fn hard_link(&mut self, source: &Path, target: &Path, entry: &FileEntry) -> bool {
+    fn hard_link(
+        &mut self,
+        source: &Path,
+        (folder, name): (&Dir, &str),
+        entry: &FileEntry,
+    ) -> bool {
         if !self.tries_hard || entry.size < self.hard_from_bytes {
             return false;
         }
         // The link of a symbolic link would be one too.
         let is_file = fs::symlink_metadata(source).is_ok_and(|source| source.is_file());
-        self.tries_hard = is_file && fs::hard_link(source, target).is_ok();
+        self.tries_hard = is_file && folder.link(source, name).is_ok();
         self.tries_hard
     }
 }

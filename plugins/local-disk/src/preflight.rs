@@ -1,13 +1,16 @@
 //! Before the first step: can the folder be written, and is there room?
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use host_plugin_sdk::{Error, Preflight, Result};
 
 use crate::LocalDisk;
+use crate::dir::{Dir, failed};
+use crate::id;
 use crate::link::Link;
+use crate::target::Target;
 
 /// What links cost, and the folder's own files.
 const LITTLE: u64 = 1 << 20;
@@ -16,11 +19,16 @@ impl LocalDisk {
     /// What was found; a warning is logged where the disk will not hold all that is to be kept.
     pub(crate) fn look(&self, preflight: &Preflight<'_>) -> Result<String> {
         let dir = &self.dir;
-        // It may have gone since the sink was made.
-        fs::create_dir_all(dir).map_err(|error| Error::io("create folder", dir, &error))?;
-        write_and_remove(dir)?;
-        let room = free_bytes(dir)?;
-        let shares = self.link != Link::Copy && device(dir)? == device(preflight.state_dir())?;
+        if !Target::is_claimed(dir, preflight.state_dir()) {
+            // It may have gone since the sink was made.
+            fs::create_dir_all(dir).map_err(|error| Error::io("create folder", dir, &error))?;
+        }
+        let target = Target::open(dir, preflight.state_dir(), None)?.dir;
+        write_and_remove(&target)?;
+        let ask = |e| failed("ask", dir, &e);
+        let room = target.free_bytes().map_err(ask)?;
+        let runs = fs::metadata(preflight.state_dir()).map_err(ask)?.dev();
+        let shares = self.link != Link::Copy && target.device().map_err(ask)? == runs;
         if shares {
             // Whether the file system links is known at the first checkpoint, and a copy is no failure.
             return Ok(format!("{} free: {}", megabytes(room), dir.display()));
@@ -35,7 +43,8 @@ impl LocalDisk {
             )));
         }
         if let Some(wanted) = self.most_at_once() {
-            let wanted = wanted.saturating_sub(standing(&dir.join(preflight.run())));
+            let standing = target.dir(preflight.run()).map_or(0, |run| standing(&run));
+            let wanted = wanted.saturating_sub(standing);
             if room / each < wanted {
                 self.host.warn(&format!(
                     "{} are free, and the checkpoints that are to be kept, with the one that comes in, will take {}: {}",
@@ -61,31 +70,23 @@ impl LocalDisk {
     }
 }
 
-fn write_and_remove(dir: &Path) -> Result<()> {
-    let path = dir.join(format!(".preflight-{}", std::process::id()));
-    let written = fs::write(&path, b"preflight");
-    let written = written.map_err(|error| Error::io("write", &path, &error));
+fn write_and_remove(dir: &Dir) -> Result<()> {
+    // A name that nobody can have put a link at.
+    let name = format!(".preflight-{}", id::new());
+    let written = dir
+        .create(&name)
+        .and_then(|mut file| file.write_all(b"preflight"));
     // One that was only begun goes as well.
-    match fs::remove_file(&path) {
-        Err(error) if written.is_ok() => Err(Error::io("remove", &path, &error)),
-        _ => written,
-    }
-}
-
-fn free_bytes(dir: &Path) -> Result<u64> {
-    let disk = rustix::fs::statvfs(dir).map_err(|error| Error::io("ask", dir, &error.into()))?;
-    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
-}
-
-fn device(path: &Path) -> Result<u64> {
-    let folder = fs::metadata(path).map_err(|error| Error::io("ask", path, &error))?;
-    Ok(folder.dev())
+    let removed = dir.unlink(&name);
+    let path = dir.path().join(&name);
+    written.map_err(|error| failed("write", &path, &error))?;
+    removed.map_err(|error| failed("remove", &path, &error))
 }
 
 /// Checkpoints that are in the run's folder already, as after a resume.
-fn standing(folder: &Path) -> u64 {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+fn standing(folder: &Dir) -> u64 {
+    let names = folder.names().unwrap_or_default().into_iter();
+    let names = names.map(|name| name.to_string_lossy().into_owned());
     let is_whole = |name: &String| name.starts_with("step-") && !name.ends_with(".partial");
     names.filter(is_whole).count() as u64
 }

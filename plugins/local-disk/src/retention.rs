@@ -41,7 +41,7 @@ impl Retention {
 
 impl Best {
     /// The best first. Of equally good ones the later is better, and what has no value is none.
-    fn steps(&self, checkpoints: &[&Entry]) -> impl Iterator<Item = u64> {
+    pub(crate) fn steps(&self, checkpoints: &[&Entry]) -> impl Iterator<Item = u64> {
         let value = |entry: &&Entry| Some((entry.metric(&self.metric)?, entry.step));
         let mut values: Vec<(f64, u64)> = checkpoints.iter().filter_map(value).collect();
         values.sort_by(|(a, a_step), (b, b_step)| {

@@ -98,7 +98,8 @@ fn a_published_checkpoint_is_a_complete_copy() {
     let receipt = copies().publish(&checkpoint).expect("published");
     let path = bench.out().join("demo/step-000100");
     let manifest = fs::metadata(path.join("manifest.json")).expect("there");
-    let sha256 = copy::manifest_sha256(&path).expect("read");
+    let sha256 = Dir::open(&path).and_then(|folder| copy::manifest_sha256(&folder));
+    let sha256 = sha256.expect("read");
     assert_eq!(
         receipt,
         json!({
@@ -217,13 +218,297 @@ fn what_a_crash_left_goes_at_the_next_publish() {
     let bench = Bench::new();
     let mut sink = bench.sink(None);
     sink.publish(&bench.checkpoint("a", 1)).expect("published");
-    for left in ["step-000002.partial", "step-000001.removed.partial"] {
-        let half = bench.out().join("demo").join(left);
-        fs::create_dir(&half).expect("half a copy");
-        fs::write(half.join("model.safetensors"), "half").expect("half a file");
+    let folder = bench.out().join("demo");
+    let half = folder.join("step-000002.partial");
+    fs::create_dir(&half).expect("half a copy");
+    fs::write(half.join("model.safetensors"), "half").expect("half a file");
+    // One is half removed; one was whole, and had not got its name; one made way for another.
+    for left in [
+        "step-000003.removed.partial",
+        "step-000004.partial",
+        "step-000001.replaced.partial",
+    ] {
+        Checkpoint::write(&folder.join(left), 1, &FILES);
     }
+    fs::remove_file(folder.join("step-000003.removed.partial/model.safetensors"))
+        .expect("half removed");
+    fs::remove_dir_all(folder.join("state")).expect("of the fake");
     sink.publish(&bench.checkpoint("a", 2)).expect("published");
     assert_eq!(bench.listed("demo"), ["step-000001", "step-000002"]);
+}
+
+#[test]
+fn a_crash_while_one_is_replaced_loses_nothing() {
+    let bench = Bench::new();
+    let mut sink = bench.sink(None);
+    sink.publish(&bench.checkpoint("a", 1)).expect("published");
+    let folder = bench.out().join("demo");
+    let before = contents(&folder.join("step-000001"));
+    // Between two renames, where a file system cannot exchange two names.
+    fs::rename(
+        folder.join("step-000001"),
+        folder.join("step-000001.replaced.partial"),
+    )
+    .expect("moved");
+    Checkpoint::write(
+        &folder.join("step-000001.partial"),
+        1,
+        &[("config.json", b"[]")],
+    );
+    fs::remove_dir_all(folder.join("state")).expect("of the fake");
+    sink.publish(&bench.checkpoint("a", 2)).expect("published");
+    assert_eq!(bench.listed("demo"), ["step-000001", "step-000002"]);
+    assert_eq!(contents(&folder.join("step-000001")), before);
+}
+
+#[test]
+fn files_of_the_user_stay_where_checkpoints_go() {
+    let bench = Bench::new();
+    let mut sink = bench.sink(Some(1));
+    sink.publish(&bench.checkpoint("a", 1)).expect("published");
+    let old = bench.out().join("demo/step-000001");
+    fs::write(old.join("my-eval.json"), "mine").expect("written");
+    fs::write(old.join("config.json"), "[]").expect("changed");
+    fs::create_dir(old.join("trainer/mine")).expect("made");
+    fs::write(old.join("trainer/mine/notes"), "mine").expect("written");
+    sink.publish(&bench.checkpoint("a", 2)).expect("published");
+    let kept = contents(&old);
+    let names: Vec<String> = kept.keys().map(|name| name.display().to_string()).collect();
+    assert_eq!(names, ["config.json", "my-eval.json", "trainer/mine/notes"]);
+    assert_eq!(kept[Path::new("config.json")], b"[]");
+    let log = bench.plugin.log();
+    let said = format!(
+        "step-000001 was removed, but not what else was in its folder (config.json, my-eval.json, trainer): {}",
+        old.display()
+    );
+    assert_eq!(log.len(), 1, "{log:?}");
+    assert!(log[0].ends_with(&said), "{log:?}");
+    // It is no checkpoint any more, and said once.
+    sink.publish(&bench.checkpoint("a", 3)).expect("published");
+    assert_eq!(bench.listed("demo"), ["step-000001", "step-000003"]);
+    assert_eq!(bench.plugin.log().len(), 1);
+}
+
+#[test]
+fn files_of_the_user_stay_beside_what_takes_a_checkpoints_place() {
+    let bench = Bench::new();
+    let mut sink = bench.sink(None);
+    sink.publish(&bench.checkpoint("a", 1)).expect("published");
+    let folder = bench.out().join("demo");
+    fs::write(folder.join("step-000001/my-eval.json"), "mine").expect("written");
+    let again = bench.scratch.path().join("a/again");
+    let again = Checkpoint::write(&again, 1, &[("config.json", b"[]")]);
+    sink.publish(&again).expect("published");
+    assert_eq!(contents(&folder.join("step-000001")), contents(again.dir()));
+    assert_eq!(
+        bench.listed("demo"),
+        ["step-000001", "step-000001.replaced"]
+    );
+    let kept = contents(&folder.join("step-000001.replaced"));
+    assert_eq!(kept.len(), 1);
+    assert_eq!(kept[Path::new("my-eval.json")], b"mine");
+}
+
+#[test]
+fn what_has_the_place_of_the_folder_gets_nothing() {
+    let bench = Bench::new();
+    let (out, away) = (bench.out(), bench.scratch.path().join("away"));
+    let other = bench.scratch.path().join("other");
+    fs::create_dir(&other).expect("made");
+    let places: [(&str, &dyn Fn()); 4] = [
+        ("nothing", &|| ()),
+        ("an empty folder", &|| fs::create_dir(&out).expect("made")),
+        ("a link", &|| {
+            std::os::unix::fs::symlink(&other, &out).expect("linked");
+        }),
+        ("a file", &|| fs::write(&out, "").expect("written")),
+    ];
+    let clear = || {
+        let _ = fs::remove_dir(&out);
+        let _ = fs::remove_file(&out);
+    };
+    for claimed_by_preflight in [true, false] {
+        let state = bench
+            .scratch
+            .path()
+            .join(format!("state-{claimed_by_preflight}"));
+        for (step, (what, put)) in (1..).zip(places) {
+            let mut sink = bench.sink(None);
+            if claimed_by_preflight {
+                fs::create_dir_all(&state).expect("made");
+                sink.preflight(&state, 1 << 20).expect("ready");
+            }
+            fs::rename(&out, &away).expect("unmounted");
+            put();
+            let checkpoint = bench.checkpoint("a", step).with_state_dir(&state);
+            let failure = sink.publish(&checkpoint).expect_err(what);
+            assert!(failure.is_temporary(), "{what}: {failure}");
+            if claimed_by_preflight {
+                sink.preflight(&state, 1 << 20).expect_err(what);
+            }
+            assert_eq!(fs::read_dir(&other).expect("a folder").count(), 0, "{what}");
+            clear();
+            fs::rename(&away, &out).expect("mounted");
+            sink.publish(&checkpoint).expect(what);
+        }
+    }
+}
+
+#[test]
+fn a_runs_folder_that_is_another_gets_nothing() {
+    let bench = Bench::new();
+    let mut sink = bench.sink(None);
+    sink.publish(&bench.checkpoint("a", 1)).expect("published");
+    let (folder, away) = (bench.out().join("demo"), bench.out().join("away"));
+    let other = bench.scratch.path().join("other");
+    fs::create_dir(&other).expect("made");
+    let put: [&dyn Fn(); 3] = [&|| (), &|| fs::create_dir(&folder).expect("made"), &|| {
+        std::os::unix::fs::symlink(&other, &folder).expect("linked");
+    }];
+    for (step, put) in (2..).zip(put) {
+        fs::rename(&folder, &away).expect("moved");
+        put();
+        let checkpoint = bench.checkpoint("a", step);
+        // Of a later process, too.
+        for sink in [&mut sink, &mut bench.sink(None)] {
+            let failure = sink.publish(&checkpoint).expect_err("another");
+            assert!(failure.is_temporary(), "{failure}");
+        }
+        assert_eq!(fs::read_dir(&other).expect("a folder").count(), 0);
+        let _ = fs::remove_dir(&folder);
+        let _ = fs::remove_file(&folder);
+        fs::rename(&away, &folder).expect("moved back");
+        sink.publish(&checkpoint).expect("published");
+    }
+    // What the message says helps.
+    fs::remove_dir_all(&folder).expect("removed");
+    let checkpoint = bench.checkpoint("a", 9);
+    let failure = sink.publish(&checkpoint).expect_err("gone");
+    let claim = checkpoint.state_dir().join("claim.json");
+    let way = format!("remove {}", claim.display());
+    assert!(failure.message.contains(&way), "{failure}");
+    fs::remove_file(claim).expect("removed");
+    sink.publish(&checkpoint).expect("published");
+    assert_eq!(bench.listed("demo"), ["step-000009"]);
+}
+
+#[test]
+fn a_copied_run_leaves_the_originals_folder_alone() {
+    let bench = Bench::new();
+    let state = |run: &str| bench.scratch.path().join(run).join("sinks");
+    let publish = |run: &str, text: &[u8]| {
+        let dir = bench.scratch.path().join(run).join("step");
+        let _ = fs::remove_dir_all(&dir);
+        let checkpoint = Checkpoint::write(&dir, 1, &[("config.json", text)]);
+        let checkpoint = checkpoint.with_state_dir(&state(run));
+        let receipt = bench.sink(None).publish(&checkpoint).expect("published");
+        receipt["path"].as_str().expect("a path").to_owned()
+    };
+    let original = publish("original", b"1");
+    let before = contents(Path::new(&original));
+    let copied = state("copy");
+    fs::create_dir_all(&copied).expect("made");
+    for entry in fs::read_dir(state("original")).expect("a folder") {
+        let entry = entry.expect("an entry");
+        fs::copy(entry.path(), copied.join(entry.file_name())).expect("copied");
+    }
+    let copy = publish("copy", b"2");
+    assert!(copy.ends_with("/demo-2/step-000001"), "{copy}");
+    assert_eq!(contents(Path::new(&original)), before);
+    assert_eq!(publish("copy", b"2"), copy);
+    assert_eq!(publish("original", b"1"), original);
+    // One that was only moved goes on in its folder.
+    fs::rename(
+        bench.scratch.path().join("original"),
+        bench.scratch.path().join("moved"),
+    )
+    .expect("moved");
+    assert_eq!(publish("moved", b"1"), original);
+    assert_eq!(publish("copy", b"2"), copy);
+}
+
+#[test]
+fn what_others_have_prepared_is_not_written_through() {
+    use std::os::unix::fs::symlink;
+    let bench = Bench::new();
+    let victim = bench.scratch.path().join("victim");
+    fs::create_dir(&victim).expect("made");
+    fs::create_dir(bench.out()).expect("made");
+    let fifo = |path: &Path| {
+        let status = process::Command::new("mkfifo").arg(path).status();
+        assert!(status.expect("mkfifo").success());
+    };
+    // The run's folder is a link, and its other names are a file and a pipe.
+    symlink(&victim, bench.out().join("demo")).expect("linked");
+    fs::write(bench.out().join("demo-2"), "").expect("written");
+    fifo(&bench.out().join("demo-3"));
+    let name = format!(".preflight-{}", process::id());
+    let plain = victim.join("written");
+    symlink(&plain, bench.out().join(name)).expect("linked");
+    let mut sink = bench.sink(Some(1));
+    sink.preflight(bench.scratch.path(), 1 << 20)
+        .expect("ready");
+    sink.publish(&bench.checkpoint("a", 1)).expect("published");
+    assert_eq!(bench.listed("demo-4"), ["step-000001"]);
+
+    // What the sink makes and reads in its own folder.
+    let own = bench.out().join("demo-4");
+    symlink(&plain, own.join(".kept.json.new")).expect("linked");
+    symlink(&victim, own.join("step-000002.partial")).expect("linked");
+    sink.publish(&bench.checkpoint("a", 2)).expect("published");
+    symlink(&victim, own.join("step-000003")).expect("linked");
+    let failure = sink.publish(&bench.checkpoint("a", 3)).expect_err("taken");
+    assert!(
+        failure.message.contains("not put there by this sink"),
+        "{failure}"
+    );
+    fs::remove_file(own.join("step-000003")).expect("removed");
+    // A link to the very same checkpoint is not a delivery.
+    let third = bench.checkpoint("a", 3);
+    symlink(third.dir(), own.join("step-000003")).expect("linked");
+    sink.publish(&third).expect_err("a link");
+    fs::remove_file(own.join("step-000003")).expect("removed");
+    fs::remove_file(own.join(".kept.json")).expect("removed");
+    fifo(&own.join(".kept.json"));
+    let failure = sink.publish(&bench.checkpoint("a", 4)).expect_err("a pipe");
+    assert!(failure.message.contains(".kept.json"), "{failure}");
+    assert_eq!(fs::read_dir(&victim).expect("a folder").count(), 0);
+}
+
+#[test]
+fn a_manifest_that_leads_elsewhere_is_refused() {
+    let bench = Bench::new();
+    for name in ["../escaped", "/tmp/escaped", "a/../../escaped", ""] {
+        let dir = bench.scratch.path().join("a/step-000001");
+        let _ = fs::remove_dir_all(&dir);
+        let checkpoint = Checkpoint::write(&dir, 1, &[("config.json", b"{}")]);
+        let text = fs::read_to_string(dir.join("manifest.json")).expect("text");
+        let manifest: Value = serde_json::from_str(&text).expect("JSON");
+        let files = json!({ "files": { name: manifest["files"]["config.json"] } }).to_string();
+        fs::write(dir.join("manifest.json"), &files).expect("written");
+        let checkpoint = checkpoint.claim_manifest(&files);
+        let failure = bench.sink(None).publish(&checkpoint).expect_err(name);
+        let said = ["outside the folder", "not in the checkpoint"];
+        assert!(
+            said.iter().any(|said| failure.message.contains(said)),
+            "{failure}"
+        );
+        assert!(!bench.out().join("escaped").exists());
+    }
+    // What is no file is not waited for, and not read for ever.
+    let checkpoint = bench.checkpoint("b", 1);
+    let file = checkpoint.dir().join("model.safetensors");
+    fs::remove_file(&file).expect("removed");
+    let status = process::Command::new("mkfifo").arg(&file).status();
+    assert!(status.expect("mkfifo").success());
+    let failure = bench.sink(None).publish(&checkpoint).expect_err("a pipe");
+    assert!(
+        failure.message.contains("it is not a regular file"),
+        "{failure}"
+    );
+    fs::remove_file(&file).expect("removed");
+    std::os::unix::fs::symlink("/dev/zero", &file).expect("linked");
+    bench.sink(None).publish(&checkpoint).expect_err("endless");
 }
 
 #[test]
@@ -248,11 +533,12 @@ fn a_checkpoint_that_is_not_what_its_manifest_says_is_refused_whole() {
 fn a_folder_that_is_gone_may_come_back() {
     let bench = Bench::new();
     let mut sink = bench.sink(None);
-    fs::remove_dir_all(bench.out()).expect("unmounted");
+    let away = bench.scratch.path().join("away");
+    fs::rename(bench.out(), &away).expect("unmounted");
     let checkpoint = bench.checkpoint("a", 1);
     let failure = sink.publish(&checkpoint).expect_err("gone");
     assert!(failure.is_temporary(), "{failure}");
-    fs::create_dir(bench.out()).expect("mounted");
+    fs::rename(&away, bench.out()).expect("mounted");
     sink.publish(&checkpoint).expect("published");
 }
 
@@ -494,7 +780,8 @@ fn a_crash_before_the_rename_loses_nothing() {
     sink.publish(&bench.checkpoint("a", 1)).expect("published");
     // Another checkpoint of the step was noted, and then the machine went down.
     let folder = bench.out().join("demo");
-    let mut kept = Kept::read(&folder).expect("read");
+    let folder_dir = Dir::open(&folder).expect("a folder");
+    let mut kept = Kept::read(&folder_dir).expect("read");
     let placed = Placed {
         manifest_sha256: "0".repeat(64),
         ..kept.find(1).expect("noted").placed.clone()
@@ -507,7 +794,30 @@ fn a_crash_before_the_rename_loses_nothing() {
     assert_eq!(contents(&folder.join("step-000001")), contents(again.dir()));
     sink.publish(&bench.checkpoint("a", 2)).expect("published");
     assert_eq!(bench.listed("demo"), ["step-000002"]);
-    assert_eq!(Kept::read(&folder).expect("read").standing().len(), 1);
+    let kept = Kept::read(&folder_dir).expect("read");
+    assert_eq!(kept.standing().len(), 1);
+}
+
+#[test]
+fn latest_and_best_lead_to_checkpoints() {
+    let bench = Bench::new();
+    let config = json!({ "keep": 1, "keep_best": 1, "pointers": true });
+    let mut sink = bench.sink_with(config);
+    let folder = bench.out().join("demo");
+    for (step, loss, best) in [(1, 3.0, 1), (2, 1.0, 2), (3, 2.0, 2)] {
+        sink.publish(&bench.rated(step, loss)).expect("published");
+        let leads = |link| fs::read_link(folder.join(link)).expect("a link");
+        assert_eq!(leads("latest"), Path::new(&format!("step-{step:06}")));
+        assert_eq!(leads("best"), Path::new(&format!("step-{best:06}")));
+    }
+    // What is somebody else's stays, and that is said once.
+    fs::remove_file(folder.join("latest")).expect("removed");
+    fs::write(folder.join("latest"), "mine").expect("written");
+    for step in [4, 5] {
+        sink.publish(&bench.rated(step, 5.0)).expect("published");
+    }
+    assert_eq!(fs::read(folder.join("latest")).expect("there"), b"mine");
+    assert_eq!(bench.plugin.log().len(), 1);
 }
 
 #[test]
@@ -564,7 +874,12 @@ fn a_preflight_finds_room_and_leaves_nothing() {
     let found = sink.preflight(bench.scratch.path(), 1 << 20);
     let found = found.expect("ready").expect("words");
     assert!(found.starts_with("room for "), "{found}");
-    assert_eq!(fs::read_dir(bench.out()).expect("the folder").count(), 0);
+    // But for the mark by which the folder is known again.
+    let left = fs::read_dir(bench.out()).expect("the folder");
+    let left: Vec<_> = left
+        .map(|entry| entry.expect("an entry").file_name())
+        .collect();
+    assert_eq!(left, [".local-disk"]);
     let full = sink.preflight(bench.scratch.path(), 1 << 60);
     assert!(full.expect_err("no room").is_temporary());
     // What is linked takes next to nothing.

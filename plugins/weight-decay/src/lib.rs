@@ -27,7 +27,7 @@ pub struct Config {
 /// Groups parameters by name.
 #[derive(Debug)]
 pub struct WeightDecay {
-    /// As the user gave them.
+    /// As the user gave them; none where they are the default, which the host fills in.
     no_decay: Option<Vec<String>>,
     weight_decay: Option<f64>,
 }
@@ -49,7 +49,7 @@ impl ParamGroups for WeightDecay {
             ));
         }
         Ok(Self {
-            no_decay: config.no_decay,
+            no_decay: config.no_decay.filter(|given| *given != NO_DECAY),
             weight_decay: config.weight_decay,
         })
     }

@@ -206,7 +206,7 @@ pub struct CompareRunsResponse {
 /// A configuration key whose values differ between runs.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ConfigDifference {
-    /// The key; inside a table behind a dot: `plugin.hub-git.repo`.
+    /// The key; inside a table behind a dot, and of a plugin as `plugin/hub-git/repo`.
     #[prost(string, tag = "1")]
     pub key: ::prost::alloc::string::String,
     /// As JSON, in the order of the runs; empty for a run whose configuration lacks the key.

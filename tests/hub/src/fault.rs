@@ -22,6 +22,17 @@ pub enum Fault {
     Echo(u16),
     /// This status instead of serving, with these headers.
     Status(u16, Vec<(String, String)>),
+    /// This JSON instead of serving.
+    Json(serde_json::Value),
+    /// The request is served if it says how long it is, and else refused with 411.
+    WantLength,
+}
+
+impl Fault {
+    /// The server says by this status that the request should go to another URL.
+    pub fn lead(status: u16, to: &str) -> Self {
+        Self::Status(status, vec![("Location".to_owned(), to.to_owned())])
+    }
 }
 
 /// A fault that waits for its requests.

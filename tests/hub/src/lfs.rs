@@ -14,12 +14,15 @@ pub(crate) struct Lfs<'a> {
     /// `/user/model`, as it stands in URLs.
     pub(crate) name: &'a str,
     /// Where objects are sent to: another host (port) than git's, as on the Hub.
-    pub(crate) object_host: &'a str,
+    pub(crate) object_host: String,
     /// Objects above this many bytes go in parts of this size.
     pub(crate) part_bytes: Option<u64>,
     /// Uploads in parts that were begun.
     pub(crate) uploads: &'a AtomicU64,
 }
+
+/// Where objects are below the git server's own URL, if they are kept there.
+pub(crate) const AT_HOME: &str = "/objects-at-home";
 
 /// What makes an object's URL good: it is in the URL, as in signed ones.
 const SIGNATURE: &str = "signature=5f2b";
@@ -81,6 +84,11 @@ impl Lfs<'_> {
         if request.header("authorization").is_some() {
             return Ok(Response::text(400, "credentials have no business here"));
         }
+        self.stored(request)
+    }
+
+    /// The same without a look at who asks.
+    pub(crate) fn stored(&self, request: &mut Request) -> io::Result<Response> {
         if !request.query.starts_with(SIGNATURE) {
             return Ok(Response::text(403, "the URL is not signed"));
         }

@@ -11,7 +11,10 @@ mod backend;
 mod fault;
 mod http;
 mod lfs;
+mod proxy;
+mod relay;
 mod repository;
+mod tls;
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -26,6 +29,8 @@ use base64::prelude::BASE64_STANDARD;
 
 pub use fault::Fault;
 pub use lfs::parse_pointer;
+pub use proxy::TestProxy;
+pub use tls::TlsDoor;
 
 use fault::Trap;
 use http::{Request, Response};
@@ -56,6 +61,10 @@ struct Shared {
     stopped: AtomicBool,
     traps: Mutex<Vec<Trap>>,
     requests: Mutex<Vec<String>>,
+    /// Those of them that carried credentials.
+    with_credentials: Mutex<Vec<String>>,
+    /// Whether objects are sent to the git server itself, which wants the token for them.
+    objects_at_home: AtomicBool,
     connections: Mutex<Vec<(TcpStream, JoinHandle<()>)>>,
     /// Uploads in parts that were begun.
     uploads: AtomicU64,
@@ -86,6 +95,8 @@ impl TestHub {
             stopped: AtomicBool::new(false),
             traps: Mutex::default(),
             requests: Mutex::default(),
+            with_credentials: Mutex::default(),
+            objects_at_home: AtomicBool::new(false),
             connections: Mutex::default(),
             uploads: AtomicU64::new(0),
             url: format!("http://{}", address(&git)),
@@ -168,6 +179,17 @@ impl TestHub {
         self.repo_path(name).join(api::PRIVATE).exists()
     }
 
+    /// From now on objects are sent to the git server itself, which wants the token for them and does not
+    /// say so beforehand.
+    pub fn keep_objects_at_home(&self) {
+        self.shared.objects_at_home.store(true, Ordering::SeqCst);
+    }
+
+    /// The request lines so far that carried credentials.
+    pub fn requests_with_credentials(&self) -> Vec<String> {
+        lock(&self.shared.with_credentials).clone()
+    }
+
     /// The request lines so far, `METHOD /path?query`, of both ports.
     pub fn requests(&self) -> Vec<String> {
         lock(&self.shared.requests).clone()
@@ -221,6 +243,9 @@ fn serve(shared: &Shared, stream: TcpStream, door: Door) -> io::Result<()> {
         line += &format!("?{}", request.query);
     }
     lock(&shared.requests).push(line.clone());
+    if request.header("authorization").is_some() {
+        lock(&shared.with_credentials).push(line.clone());
+    }
     let fault = fault::take(&mut lock(&shared.traps), &line);
     match fault {
         Some(Fault::Cut(bytes)) => request.cut_after(bytes),
@@ -228,12 +253,17 @@ fn serve(shared: &Shared, stream: TcpStream, door: Door) -> io::Result<()> {
         Some(Fault::Wait(ref go)) => shared.wait_until(|| go.load(Ordering::SeqCst)),
         _ => {}
     }
+    let says_length = request.header("transfer-encoding") != Some("chunked");
     let mut answer = || match door {
         Door::Git => git_request(shared, &mut request),
         Door::Objects => objects_request(shared, &mut request),
     };
     match fault {
-        None | Some(Fault::Slow(_) | Fault::Wait(_) | Fault::CutReply(_)) => {
+        Some(Fault::Json(value)) => request.reply(&Response::json(200, &value), usize::MAX),
+        Some(Fault::WantLength) if !says_length => {
+            request.reply(&Response::text(411, "a length is required"), usize::MAX)
+        }
+        None | Some(Fault::Slow(_) | Fault::Wait(_) | Fault::CutReply(_) | Fault::WantLength) => {
             let response = answer().unwrap_or_else(|error| Response::text(500, &error.to_string()));
             let most = match fault {
                 Some(Fault::CutReply(bytes)) => bytes,
@@ -272,6 +302,14 @@ fn serve(shared: &Shared, stream: TcpStream, door: Door) -> io::Result<()> {
 fn git_request(shared: &Shared, request: &mut Request) -> io::Result<Response> {
     if request.path.starts_with("/api/") {
         return api::answer(shared, request);
+    }
+    if let Some(path) = request.path.strip_prefix(lfs::AT_HOME) {
+        if password(request).as_deref() != Some(WRITE_TOKEN) {
+            return Ok(Response::text(401, "who are you?"));
+        }
+        let (name, _) = path.rsplit_once('/').unwrap_or_default();
+        let name = name.to_owned();
+        return shared.lfs(&shared.repo(&name), &name).stored(request);
     }
     let cut = ["/info/", "/git-", "/HEAD", "/objects/"]
         .iter()
@@ -334,7 +372,10 @@ impl Shared {
         Lfs {
             repo,
             name,
-            object_host: &self.object_host,
+            object_host: match self.objects_at_home.load(Ordering::SeqCst) {
+                true => format!("{}{}", self.url, lfs::AT_HOME),
+                false => self.object_host.clone(),
+            },
             part_bytes: (part_bytes > 0).then_some(part_bytes),
             uploads: &self.uploads,
         }

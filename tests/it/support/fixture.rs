@@ -42,6 +42,23 @@ impl Fixture {
         }
     }
 
+    /// A plugin of a kind that does to its process what its setting `how` says: `BREACH CALL`.
+    pub(crate) fn breach(kind: &'static str) -> Self {
+        let number = match kind {
+            "param_groups" => 1,
+            "metric" => 2,
+            "checkpoint_sink" => 3,
+            _ => 4,
+        };
+        Self::new("breach.c", kind, "breach").flag(format!("-DKIND={number}"))
+    }
+
+    /// A metric that tells which of the words in the file that `LOOK_FOR` names it finds in the environments of
+    /// processes.
+    pub(crate) fn spy(id: &'static str) -> Self {
+        Self::new("spy.c", "metric", id)
+    }
+
     fn new(source: &'static str, kind: &'static str, id: &'static str) -> Self {
         Self {
             source,
@@ -63,8 +80,9 @@ impl Fixture {
             _ => "defect_observer.c",
         };
         let level = json!({ "type": "number", "minimum": 0 });
+        let properties = json!({ "level": level, "name": { "type": "string" } });
         let schema = json!({
-            "type": "object", "additionalProperties": false, "properties": { "level": level },
+            "type": "object", "additionalProperties": false, "properties": properties,
         });
         Self {
             needs: if kind == "metric" {
@@ -105,6 +123,9 @@ impl Fixture {
             Command::new("cc")
                 .args(["-std=c11", "-shared", "-fPIC", "-O1", "-w", "-I"])
                 .arg(root().join("plugins/abi"))
+                // What reads the settings in a plugin of `host plugin new`.
+                .arg("-I")
+                .arg(root().join("host/templates/c"))
                 .arg(format!("-DMANIFEST={manifest:?}"))
                 .arg(format!("-DID={:?}", self.id))
                 .arg("-DVERSION=\"0.1.0\"")
@@ -134,11 +155,20 @@ pub(crate) fn fake_libtorch(dir: &Path) -> PathBuf {
 
 /// A library to preload, which kills the program at a moment that its environment names.
 pub(crate) fn kill_at(dir: &Path) -> PathBuf {
-    let library = dir.join("libkill_at.so");
+    preloadable("kill_at", dir)
+}
+
+/// A library to preload, which records what the program does to its files.
+pub(crate) fn record_writes(dir: &Path) -> PathBuf {
+    preloadable("record_writes", dir)
+}
+
+fn preloadable(name: &str, dir: &Path) -> PathBuf {
+    let library = dir.join(format!("lib{name}.so"));
     compile(
         Command::new("cc")
             .args(["-std=gnu11", "-shared", "-fPIC", "-O1"])
-            .arg(root().join("tests/fixtures/kill_at.c"))
+            .arg(root().join(format!("tests/fixtures/{name}.c")))
             .arg("-o")
             .arg(&library),
     );

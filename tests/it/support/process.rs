@@ -97,7 +97,7 @@ impl Process {
         self.signal(Signal::KILL);
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("the process is there");
     }
 
@@ -146,6 +146,11 @@ impl Output {
     pub(crate) fn ended_with(self, code: i32) -> Self {
         assert_eq!(self.status.code(), Some(code), "{self}");
         self
+    }
+
+    /// Whether it ended with exit code 0.
+    pub(crate) fn is_success(&self) -> bool {
+        self.status.success()
     }
 
     /// The signal that ended it.
@@ -264,4 +269,12 @@ impl Lines {
         let heard = self.0.0.lock().expect("not poisoned");
         heard.lines.iter().map(|line| line.clone() + "\n").collect()
     }
+}
+
+/// Whether a process has a handler of its own for a signal.
+pub(crate) fn takes(process: u32, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("a process");
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = u64::from_str_radix(caught.expect("a mask").trim(), 16).expect("a mask");
+    caught & 1 << (signal.as_raw() - 1) != 0
 }

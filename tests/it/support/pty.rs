@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::io::ioctl_fionbio;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
@@ -25,6 +26,35 @@ pub(crate) struct Pty {
 impl Pty {
     /// Starts a program in a terminal of 24 rows and 80 columns.
     pub(crate) fn start(program: &Command) -> Self {
+        let pty = Self::unread(program, Some("xterm-256color"));
+        show(
+            pty.ours.try_clone().expect("a terminal"),
+            Arc::clone(&pty.screen),
+        );
+        pty
+    }
+
+    /// The same in a terminal of another kind, or of none that is known, with room for every line.
+    pub(crate) fn start_as(program: &Command, term: Option<&str>) -> Self {
+        let mut pty = Self::unread(program, term);
+        pty.resize(100, 200);
+        show(
+            pty.ours.try_clone().expect("a terminal"),
+            Arc::clone(&pty.screen),
+        );
+        pty
+    }
+
+    /// The same in a terminal that is full and that nobody empties, as behind a frozen connection.
+    pub(crate) fn start_stuck(program: &Command) -> Self {
+        Self::make(program, Some("xterm-256color"), true)
+    }
+
+    fn unread(program: &Command, term: Option<&str>) -> Self {
+        Self::make(program, term, false)
+    }
+
+    fn make(program: &Command, term: Option<&str>, is_full: bool) -> Self {
         let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         grantpt(&ours).expect("a terminal");
         unlockpt(&ours).expect("a terminal");
@@ -35,6 +65,11 @@ impl Pty {
             .open(name.to_str().expect("a path"))
             .expect("a terminal");
         let ours = File::from(ours);
+        if is_full {
+            ioctl_fionbio(&theirs, true).expect("set");
+            while (&theirs).write(&[b'\n'; 256]).is_ok() {}
+            ioctl_fionbio(&theirs, false).expect("set");
+        }
         tcsetwinsize(&ours, size(24, 80)).expect("a size");
         let before = tcgetattr(&theirs).expect("modes");
         let end = || Stdio::from(theirs.try_clone().expect("a terminal"));
@@ -46,15 +81,16 @@ impl Pty {
         for (name, value) in program.get_envs() {
             command.env(name, value.expect("a value"));
         }
+        if let Some(term) = term {
+            command.env("TERM", term);
+        }
         let child = command
-            .env("TERM", "xterm-256color")
             .stdin(end())
             .stdout(end())
             .stderr(end())
             .spawn()
             .expect("setsid of util-linux");
         let screen = Arc::new((Mutex::new(parser(24, 80)), Condvar::new()));
-        show(ours.try_clone().expect("a terminal"), Arc::clone(&screen));
         Self {
             child,
             ours,
@@ -77,7 +113,43 @@ impl Pty {
     }
 
     pub(crate) fn terminate(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("the process is there");
+        self.signal(Signal::TERM);
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the process is there");
+    }
+
+    /// Waits until it has a thread of this name.
+    #[track_caller]
+    pub(crate) fn has_thread(&self, name: &str) {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let has = || {
+            let tasks = std::fs::read_dir(&tasks).expect("a process");
+            let mut names = tasks.map(|task| {
+                let comm = task.expect("a thread").path().join("comm");
+                std::fs::read_to_string(comm).unwrap_or_default()
+            });
+            names.any(|comm| comm.trim() == name)
+        };
+        let ends = Instant::now() + LIMIT;
+        while !has() {
+            assert!(Instant::now() < ends, "there is no thread {name}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits for its end; its exit code.
+    #[track_caller]
+    pub(crate) fn ended(&mut self) -> Option<i32> {
+        let ends = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return status.code();
+            }
+            assert!(Instant::now() < ends, "it does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Waits until the screen has all of these on it; the screen's text.

@@ -1,4 +1,5 @@
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use host_core::Event;
 use host_store::Reader;
@@ -16,4 +17,27 @@ pub(crate) fn curve(run_dir: &Path, metric: &str) -> Vec<(u64, u64)> {
     let points = points.unwrap_or_else(|| panic!("no metric {metric}"));
     let bits = |point: &host_store::Point| (point.step.0, point.value.to_bits());
     points.iter().map(bits).collect()
+}
+
+/// Waits until a run has an event that fits, whatever its process says of itself; the event.
+#[track_caller]
+pub(crate) fn await_event(run_dir: &Path, fits: impl Fn(&Event) -> bool) -> Event {
+    let ends = Instant::now() + Duration::from_secs(120);
+    let mut cursor = 0;
+    loop {
+        let read = |reader: Reader| reader.events_after(cursor, 10_000);
+        // It is there when the run has begun.
+        for event in Reader::open(run_dir).and_then(read).unwrap_or_default() {
+            cursor = event.seq;
+            if fits(&event) {
+                return event;
+            }
+        }
+        assert!(
+            Instant::now() < ends,
+            "no such event: {}",
+            run_dir.display()
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

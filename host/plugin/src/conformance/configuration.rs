@@ -1,99 +1,149 @@
-//! Settings that cannot be are refused, in words, and make nothing.
+//! Settings that the schema allows make an instance or are refused in words; one that is refused makes
+//! nothing. Others never reach `create`: the host checks them first, here as in a run.
+
+use std::time::{Duration, Instant};
 
 use host_plugin_abi::HOST_PANIC;
 use serde_json::{Map, Value, json};
 
+use crate::config::resolved;
 use crate::conformance::child::panicked;
 use crate::conformance::setup::Setup;
-use crate::conformance::subject::{Created, Subject, has_reason};
-use crate::conformance::test::{Test, Topic, Verdict, fault, skip};
+use crate::conformance::subject::{Created, Failure, Subject, has_reason};
+use crate::conformance::test::{Needs, Stop, Test, Topic, Verdict, fault, skip};
 use crate::schema;
 
 const TOPIC: Topic = Topic {
     name: "settings",
     kinds: &[],
 };
-/// A setting that no plugin has.
-const UNKNOWN: &str = "no_such_setting_of_any_plugin";
+/// How long the tries of one test may take together.
+const LONG: Duration = Duration::from_secs(5);
+/// Characters of a text that is longer than anybody foresaw.
+const MANY: usize = 10_000;
+
+pub(super) const ALLOWED: &str = "allowed-settings";
 
 pub(super) const TESTS: &[Test] = &[
     TOPIC.test(
-        "refuses-no-json",
-        "settings that are no JSON are an error of create",
-        refuses_no_json,
+        ALLOWED,
+        "every setting that the schema allows makes an instance, or is refused in words",
+        allowed_settings,
     ),
     TOPIC.test(
-        "refuses-wrong-types",
-        "settings of a wrong type are an error of create",
-        refuses_wrong_types,
+        "settings-order",
+        "the order in which settings stand does not matter",
+        settings_order,
     ),
-    TOPIC.test(
-        "refuses-unknown-settings",
-        "a setting that the schema does not know is an error of create",
-        refuses_unknown_settings,
-    ),
-    TOPIC.test(
-        "refusals-have-reasons",
-        "a create that fails gives its reason",
-        refusals_have_reasons,
-    ),
-    TOPIC.test(
-        "refusals-make-nothing",
-        "a create that fails gives no instance",
-        refusals_make_nothing,
-    ),
+    TOPIC
+        .test(
+            "refusals-have-reasons",
+            "a create that fails gives its reason",
+            refusals_have_reasons,
+        )
+        .needs(Needs::Settings),
+    TOPIC
+        .test(
+            "refusals-make-nothing",
+            "a create that fails gives no instance",
+            refusals_make_nothing,
+        )
+        .needs(Needs::Settings),
 ];
 
-/// Texts that are no JSON object at all.
-fn no_json() -> Vec<String> {
-    ["", "{", "settings", "\u{0}", "{\"a\": }"]
-        .map(str::to_owned)
-        .to_vec()
-}
-
-/// Values of another type than the schema says, beside settings that are good.
-fn wrong_types(setup: &Setup, subject: &Subject) -> Vec<String> {
-    // Some readers of structs take a list for one.
-    let mut found = ["[]", "[1]", "3", "null"].map(str::to_owned).to_vec();
-    let good: Map<String, Value> = serde_json::from_str(&subject.config).unwrap_or_default();
-    let schema = setup.manifest().config.as_ref();
-    let properties = schema
-        .and_then(|schema| schema.get("properties"))
-        .and_then(Value::as_object);
-    let odd = [json!({"a": []}), json!([[]]), json!("text"), json!(-1.5)];
-    for key in properties.into_iter().flatten().map(|(key, _)| key) {
-        let refused = odd.iter().find_map(|value| {
-            let mut settings = good.clone();
-            settings.insert(key.clone(), value.clone());
-            let settings = Value::Object(settings);
-            is_refused(schema, &settings).then(|| settings.to_string())
-        });
-        found.extend(refused);
+/// Values that a setting of a type may have, the odd ones among them.
+fn candidates(property: &Value, root: &Value, depth: u32) -> Vec<Value> {
+    let property = resolved(property, root);
+    let mut found: Vec<Value> = ["minimum", "maximum", "default", "const"]
+        .into_iter()
+        .filter_map(|key| property.get(key).cloned())
+        .collect();
+    for key in ["enum", "examples"] {
+        let listed = property.get(key).and_then(Value::as_array);
+        found.extend(listed.into_iter().flatten().cloned());
+    }
+    found.extend([json!(null), json!(true), json!(false)]);
+    found.extend([
+        json!(0),
+        json!(1),
+        json!(-1),
+        json!(i64::MAX),
+        json!(i64::MIN),
+    ]);
+    found.extend([json!(u64::MAX), json!(0.5), json!(-0.0), json!(3.0)]);
+    found.extend([json!(f64::MAX), json!(f64::MIN), json!(5e-324)]);
+    found.extend(["", "a", " ", "\"\\/\n\t\u{1}", "é😀", "{\"a\": [1]}"].map(Value::from));
+    found.push("x".repeat(MANY).into());
+    found.extend([json!([]), json!({})]);
+    let items = property.get("items").filter(|_| depth > 0);
+    for item in items
+        .into_iter()
+        .flat_map(|items| candidates(items, root, depth - 1))
+    {
+        found.push(json!([item]));
     }
     found
 }
 
-fn is_refused(schema: Option<&Value>, settings: &Value) -> bool {
-    let validator = schema.map(schema::compile);
-    matches!(validator, Some(Ok(validator)) if !validator.is_valid(settings))
+/// Good settings with one of them changed, as the schema allows it and the host passes it on.
+fn allowed(setup: &Setup, subject: &Subject) -> Vec<String> {
+    let good = good(subject);
+    let Some(schema) = &setup.manifest().config else {
+        return Vec::new();
+    };
+    let Ok(validator) = schema::compile(schema) else {
+        return Vec::new();
+    };
+    let properties = resolved(schema, schema)
+        .get("properties")
+        .and_then(Value::as_object);
+    let mut found = Vec::new();
+    for (key, property) in properties.into_iter().flatten() {
+        for value in candidates(property, schema, 1) {
+            // It may name a file, and this is not a folder of the test's own.
+            if setup.in_process && value.is_string() {
+                continue;
+            }
+            let mut settings = good.clone();
+            settings.insert(key.clone(), value);
+            let settings = Value::Object(settings);
+            if validator.is_valid(&settings) {
+                found.push(settings.to_string());
+            }
+        }
+    }
+    found.sort();
+    found.dedup();
+    found
 }
 
-fn unknown(setup: &Setup, subject: &Subject) -> Option<String> {
-    let mut settings: Map<String, Value> =
-        serde_json::from_str(&subject.config).unwrap_or_default();
-    settings.insert(UNKNOWN.to_owned(), json!(1));
-    let settings = Value::Object(settings);
-    is_refused(setup.manifest().config.as_ref(), &settings).then(|| settings.to_string())
+fn good(subject: &Subject) -> Map<String, Value> {
+    serde_json::from_str(&subject.config).unwrap_or_default()
 }
 
-/// Tries each of the settings with each of the kinds.
+/// Loads the plugin, and goes to a folder of the test's own: a setting may name a file.
+fn load(setup: &Setup) -> Result<Subject, Stop> {
+    // Its path may be relative.
+    let subject = Subject::load(setup)?;
+    if !setup.in_process {
+        std::env::set_current_dir(setup.scratch())
+            .or_else(|error| skip(format!("the scratch folder cannot be entered: {error}")))?;
+    }
+    Ok(subject)
+}
+
+/// Tries each of the settings with each of the kinds, as far as there is time.
 fn each(
     subject: &Subject,
     settings: &[String],
     look: impl Fn(&str, Created) -> Verdict,
 ) -> Verdict {
+    let ends = Instant::now() + LONG;
     for maker in subject.makers() {
         for text in settings {
+            if Instant::now() >= ends {
+                return Ok(());
+            }
             let created = subject.create_from(maker, text.as_bytes());
             if let Err(failure) = &created.result
                 && failure.status() == HOST_PANIC
@@ -106,69 +156,77 @@ fn each(
     Ok(())
 }
 
-fn must_refuse(setup: &Setup, settings: impl FnOnce(&Subject) -> Vec<String>) -> Verdict {
-    let subject = Subject::load(setup)?;
-    let settings = settings(&subject);
-    // Who takes no settings need not read them, but may not stumble over them either.
-    let reads_none = setup.manifest().config.is_none();
-    each(&subject, &settings, |text, created| match created.result {
-        Ok(_) if !reads_none => Err(fault(
-            format!("made an instance of the settings {text:?}"),
-            "create refuses what the schema refuses: a host may pass it on unchecked",
-            "check the settings in create, and tell set_error what is wrong with them",
-        )),
-        _ => Ok(()),
-    })?;
-    match reads_none {
-        true => skip("the plugin takes no settings; it did not stumble over these"),
-        false => Ok(()),
+/// Whether there is an instance. It stays: that it can be destroyed without a call is another test's.
+fn keep(created: Created) -> Result<(), Failure> {
+    created.result.map(std::mem::forget)
+}
+
+fn allowed_settings(setup: &Setup) -> Verdict {
+    let subject = load(setup)?;
+    let settings = allowed(setup, &subject);
+    if settings.is_empty() {
+        return skip("the plugin takes no settings");
     }
-}
-
-fn refuses_no_json(setup: &Setup) -> Verdict {
-    must_refuse(setup, |_| no_json())
-}
-
-fn refuses_wrong_types(setup: &Setup) -> Verdict {
-    must_refuse(setup, |subject| wrong_types(setup, subject))
-}
-
-fn refuses_unknown_settings(setup: &Setup) -> Verdict {
-    let schema = setup.manifest().config.as_ref();
-    let is_open = |schema: &Value| schema.get("additionalProperties") != Some(&json!(false));
-    if schema.is_some_and(is_open) {
-        return skip("its schema lets any setting through");
-    }
-    must_refuse(setup, |subject| {
-        let unknown = unknown(setup, subject);
-        unknown.into_iter().collect()
+    // A refusal is the plugin's right; that it has a reason is another test's.
+    each(&subject, &settings, |_, created| {
+        let _ = keep(created);
+        Ok(())
     })
 }
 
-/// All of the above.
-fn bad(setup: &Setup, subject: &Subject) -> Vec<String> {
-    let mut all = no_json();
-    all.extend(wrong_types(setup, subject));
-    all.extend(unknown(setup, subject));
-    all
+fn settings_order(setup: &Setup) -> Verdict {
+    let subject = load(setup)?;
+    let mut settings = good(&subject);
+    for text in allowed(setup, &subject) {
+        // One value more for each setting that the good ones lack, if they go together.
+        let more: Map<String, Value> = serde_json::from_str(&text).unwrap_or_default();
+        let mut both = settings.clone();
+        for (key, value) in more {
+            both.entry(key).or_insert(value);
+        }
+        let text = Value::Object(both.clone()).to_string();
+        let mut makers = subject.makers().into_iter();
+        let mut is_taken =
+            || makers.all(|maker| keep(subject.create_from(maker, text.as_bytes())).is_ok());
+        if both.len() > settings.len() && is_taken() {
+            settings = both;
+        }
+    }
+    if settings.len() < 2 {
+        return skip("the plugin takes fewer than two settings at once");
+    }
+    let reversed: Map<String, Value> = settings.into_iter().rev().collect();
+    let text = Value::Object(reversed).to_string();
+    each(&subject, &[text], |text, created| match keep(created) {
+        Ok(()) => Ok(()),
+        Err(failure) => Err(fault(
+            format!(
+                "{}, and took the same in another order: {text}",
+                failure.words()
+            ),
+            "settings are a JSON object, whose members have no order",
+            "look each setting up by its name",
+        )),
+    })
 }
 
 fn refusals_have_reasons(setup: &Setup) -> Verdict {
-    let subject = Subject::load(setup)?;
-    each(&subject, &bad(setup, &subject), |_, created| {
-        created
-            .result
-            .map_or_else(|failure| has_reason(&failure), |_| Ok(()))
+    let subject = load(setup)?;
+    each(&subject, &allowed(setup, &subject), |_, created| {
+        keep(created).or_else(|failure| has_reason(&failure))
     })
 }
 
 fn refusals_make_nothing(setup: &Setup) -> Verdict {
-    let subject = Subject::load(setup)?;
+    let subject = load(setup)?;
     each(
         &subject,
-        &bad(setup, &subject),
+        &allowed(setup, &subject),
         |text, created| match created.made_one_anyway {
-            false => Ok(()),
+            false => {
+                let _ = keep(created);
+                Ok(())
+            }
             true => Err(fault(
                 format!("gave an instance although create failed, given {text:?}"),
                 "a create that fails leaves the instance null: the host never destroys it",

@@ -9,18 +9,20 @@ use host_plugin_abi::{HOST_ABI_MAJOR, HostApi, HostPlugin, HostPluginEntry, Host
 use serde_json::Value;
 
 use crate::conformance::child::{cannot, stage};
+use crate::conformance::creation::CREATES;
 use crate::conformance::lifecycle::exercise;
 use crate::conformance::memory::Memory;
 use crate::conformance::setup::Setup;
 use crate::conformance::subject::Subject;
-use crate::conformance::test::{Stop, Test, Topic, Verdict, fault, skip, warning};
+use crate::conformance::test::{Needs, Stop, Test, Topic, Verdict, fault, skip, warning};
 use crate::host_api::{host_api, take_error};
 use crate::image::Image;
 use crate::library::{Library, description, open};
 use crate::schema;
 
 pub(super) const STATIC_GATE: &str = "static-gate";
-const TOPIC: Topic = Topic {
+pub(super) const DESCRIPTION: &str = "description-matches-manifest";
+pub(super) const TOPIC: Topic = Topic {
     name: "gate",
     kinds: &[],
 };
@@ -28,51 +30,68 @@ const TOPIC: Topic = Topic {
 const QUICK: Duration = Duration::from_millis(100);
 
 pub(super) const TESTS: &[Test] = &[
-    TOPIC.test(
-        STATIC_GATE,
-        "the file passes the look before the load",
-        static_gate,
-    ),
-    TOPIC.test(
-        "description-matches-manifest",
-        "the code says of itself what the manifest promised, with whole tables of functions",
-        description_matches_manifest,
-    ),
-    TOPIC.test(
-        "settings-schema",
-        "the schema of the settings is of an object, knows what it requires, and its defaults fit it",
-        settings_schema,
-    ),
-    TOPIC.test(
-        "entry-repeats",
-        "the entry function called again says the same",
-        entry_repeats,
-    ),
-    TOPIC.test(
-        "entry-other-major",
-        "a host of another major version meets no crash, and a refusal has a reason",
-        entry_other_major,
-    ),
-    TOPIC.test(
-        "entry-smaller-host",
-        "nothing behind the host's struct_size is read",
-        entry_smaller_host,
-    ),
-    TOPIC.test(
-        "entry-larger-host",
-        "a newer host, with fields that the plugin does not know, is welcome",
-        entry_larger_host,
-    ),
+    TOPIC
+        .test(
+            STATIC_GATE,
+            "the file passes the look before the load",
+            static_gate,
+        )
+        .needs(Needs::File),
+    TOPIC
+        .test(
+            DESCRIPTION,
+            "the code says of itself what the manifest promised, with whole tables of functions",
+            description_matches_manifest,
+        )
+        .needs(Needs::File),
+    TOPIC
+        .test(
+            "settings-schema",
+            "the schema of the settings is of an object, knows what it requires, and its defaults fit it",
+            settings_schema,
+        )
+        .needs(Needs::File),
+    CREATES,
+    TOPIC
+        .test(
+            "entry-repeats",
+            "the entry function called again says the same",
+            entry_repeats,
+        )
+        .needs(Needs::Library),
+    TOPIC
+        .test(
+            "entry-other-major",
+            "a host of another major version meets no crash, and a refusal has a reason",
+            entry_other_major,
+        )
+        .needs(Needs::Library),
+    TOPIC
+        .test(
+            "entry-smaller-host",
+            "nothing behind the host's struct_size is read",
+            entry_smaller_host,
+        )
+        .needs(Needs::Library),
+    TOPIC
+        .test(
+            "entry-larger-host",
+            "a newer host, with fields that the plugin does not know, is welcome",
+            entry_larger_host,
+        )
+        .needs(Needs::Library),
     TOPIC.test(
         "no-extensions",
         "a host without any extension is enough",
         no_extensions,
     ),
-    TOPIC.test(
-        "loads-quickly",
-        "loading and describing takes less than 100 ms",
-        loads_quickly,
-    ),
+    TOPIC
+        .test(
+            "loads-quickly",
+            "loading and describing takes less than 100 ms",
+            loads_quickly,
+        )
+        .needs(Needs::Library),
 ];
 
 fn static_gate(setup: &Setup) -> Verdict {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use host_core::{Need, is_host_metric};
+use host_core::{Need, metric_name_fault};
 use host_plugin_abi::DLDataType;
 
 use crate::PluginKind;
@@ -148,10 +148,10 @@ fn value_names(setup: &Setup) -> Verdict {
         values.into_iter().map(|(name, _)| name).collect()
     };
     let first = names(fed.plain()?);
-    if let Some(name) = first.iter().find(|name| is_host_metric(name)) {
+    if let Some(why) = first.iter().find_map(|name| metric_name_fault(name)) {
         return Err(fault(
-            format!("named a value {name:?}"),
-            "that name is the host's own: a run with this metric does not start",
+            why.strip_prefix("it ").unwrap_or(&why),
+            "a name of the plugin's own, as people can read it: a run with this one does not start",
             "choose another name",
         ));
     }

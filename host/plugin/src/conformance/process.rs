@@ -1,11 +1,10 @@
 //! What a plugin leaves as it was: the process is the host's.
 
-use std::ffi::{CStr, OsString};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CStr;
 use std::fs::File;
-use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Seek};
 use std::os::fd::AsRawFd;
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use crate::conformance::child::cannot;
@@ -13,6 +12,8 @@ use crate::conformance::lifecycle::exercise;
 use crate::conformance::setup::Setup;
 use crate::conformance::subject::{Subject, load};
 use crate::conformance::test::{Stop, Test, Topic, Verdict, fault};
+use crate::guard::{self, FloatingPoint, ProcessState};
+use crate::signal_name::signal_name;
 
 const TOPIC: Topic = Topic {
     name: "process",
@@ -59,22 +60,53 @@ pub(super) const TESTS: &[Test] = &[
         |setup| unchanged(setup, "the floating-point control word", floating_point),
     ),
     TOPIC.test(
+        "openmp",
+        "parallel regions take as many threads as before",
+        |setup| unchanged(setup, "how OpenMP works", ProcessState::openmp),
+    ),
+    TOPIC.test(
+        "resource-limits",
+        "the limits of files, memory and the like are as before",
+        |setup| unchanged(setup, "a resource limit", ProcessState::resource_limits),
+    ),
+    TOPIC.test(
+        "standard-streams",
+        "stdin, stdout and stderr stay open, and stay the files that they were",
+        |setup| unchanged(setup, "a standard stream", ProcessState::streams),
+    ),
+    TOPIC.test(
+        "scheduling",
+        "the thread runs on the processors and with the priority as before",
+        |setup| {
+            unchanged(
+                setup,
+                "where and when the thread runs",
+                ProcessState::scheduling,
+            )
+        },
+    ),
+    TOPIC.test("timers", "no timer is left that sends a signal", |setup| {
+        unchanged(
+            setup,
+            "which timers run that send a signal",
+            ProcessState::timers,
+        )
+    }),
+    TOPIC.test(
         "stdout",
         "nothing is written to stdout, which is the host's",
         stdout,
     ),
 ];
 
-/// The variables' names, each with what tells one value from another and gives away none: some are
-/// secrets, and this is shown.
+/// The variables, without their values.
 fn environment() -> String {
-    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    let mut variables: Vec<_> = std::env::vars_os().collect();
-    variables.sort();
-    let shown = |(name, value): &(OsString, OsString)| {
-        format!("{}#{:x}", name.display(), KEY.hash_one(value))
-    };
-    variables.iter().map(shown).collect::<Vec<_>>().join(" ")
+    let variables = guard::environment();
+    let shown = variables.iter().map(|(name, value)| {
+        let name = name.display().to_string().escape_debug().to_string();
+        format!("{name}: a value#{value:x}\n")
+    });
+    shown.collect()
 }
 
 /// Looks before the load, after it, and after a short life of an instance.
@@ -94,29 +126,50 @@ fn compare(what: &str, when: &str, before: &str, after: String) -> Verdict {
     if before == after {
         return Ok(());
     }
-    let (before, after) = difference(before, &after);
+    let changes = changes(before, &after);
     Err(fault(
-        format!("changed {what} {when}: {before} became {after}"),
+        format!("changed {what} {when}: {changes}"),
         "the process belongs to the host: a plugin leaves it as it was",
         "do without it, or put back what was there before the call returns; what a thread or a child \
          does ends with destroy",
     ))
 }
 
-/// The parts in which two texts differ, cut to a sensible length.
-fn difference(before: &str, after: &str) -> (String, String) {
-    let same = before
-        .char_indices()
-        .zip(after.chars())
-        .find(|((_, a), b)| a != b);
-    let start = same.map_or(before.len().min(after.len()), |((at, _), _)| at);
-    // From the start of the word on.
-    let start = before[..start].rfind([' ', '(']).map_or(0, |at| at + 1);
-    let cut = |text: &str| match text.get(start..).unwrap_or(text) {
-        "" => "nothing".to_owned(),
-        text => text.chars().take(60).collect(),
+/// Most changes that are told one by one.
+const MOST_CHANGES: usize = 8;
+
+/// What differs between two looks, which have a line `NAME: VALUE` for each thing, or are one value.
+/// What stands behind a `#` is compared and not told.
+fn changes(before: &str, after: &str) -> String {
+    let read = |text: &str| -> BTreeMap<String, String> {
+        let lines = text.lines().filter(|line| !line.is_empty());
+        let pairs = lines.map(|line| line.split_once(": ").unwrap_or(("", line)));
+        let owned = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        owned.collect()
     };
-    (cut(before), cut(after))
+    let (before, after) = (read(before), read(after));
+    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let told = |value: Option<&String>| match value.and_then(|value| value.split('#').next()) {
+        None | Some("") => "nothing".to_owned(),
+        Some(value) => value.to_owned(),
+    };
+    let changed = names.into_iter().filter_map(|name| {
+        let (was, is) = (before.get(name), after.get(name));
+        let (then, now) = (told(was), told(is));
+        match name.as_str() {
+            _ if was == is => None,
+            "" => Some(format!("{then} became {now}")),
+            name if then == now => Some(format!("{name} has another value")),
+            name => Some(format!("{name}: {then} became {now}")),
+        }
+    });
+    let mut changed: Vec<String> = changed.collect();
+    let more = changed.len().saturating_sub(MOST_CHANGES);
+    if more > 0 {
+        changed.truncate(MOST_CHANGES);
+        changed.push(format!("and {more} more"));
+    }
+    changed.join("; ")
 }
 
 /// A number that may still be going down to `expected`: the kernel forgets a thread that was joined
@@ -157,9 +210,9 @@ fn signals() -> String {
             action
         };
         let how = match action.sa_sigaction {
-            libc::SIG_DFL => "default".to_owned(),
+            libc::SIG_DFL => "the default".to_owned(),
             libc::SIG_IGN => "ignored".to_owned(),
-            handler => format!("handler-{handler:#x}"),
+            handler => format!("handled by {}", function_name(handler)),
         };
         // SAFETY: zero is a valid set, and asking changes nothing.
         let is_blocked = unsafe {
@@ -167,57 +220,52 @@ fn signals() -> String {
             libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut set);
             libc::sigismember(&raw const set, signal) == 1
         };
-        let blocked = if is_blocked { "-and-blocked" } else { "" };
-        all.push_str(&format!("signal-{signal}-{how}{blocked} "));
+        let blocked = if is_blocked { ", blocked" } else { "" };
+        all.push_str(&format!("{}: {how}{blocked}\n", signal_name(signal)));
     }
     all
 }
 
-fn umask() -> String {
-    // SAFETY: there is no way to ask but to set; this process has no other thread that makes files.
-    let mask = unsafe {
-        let mask = libc::umask(0o077);
-        libc::umask(mask);
-        mask
+/// A function for people: `on_signal of the plugin`, `a function of libc.so.6`. The address stands behind
+/// a `#`, since two functions may have one name.
+fn function_name(address: usize) -> String {
+    // SAFETY: a struct of pointers is valid when it is zero.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    // SAFETY: the address is looked up and not followed, and the place is writable.
+    let is_known = unsafe { libc::dladdr(address as *const libc::c_void, &raw mut info) } != 0;
+    let text = |text: *const libc::c_char| {
+        // SAFETY: `dladdr` gives C strings, which live as long as their library, or null.
+        (!text.is_null()).then(|| {
+            unsafe { CStr::from_ptr(text) }
+                .to_string_lossy()
+                .into_owned()
+        })
     };
-    format!("{mask:03o}")
+    let file = text(info.dli_fname)
+        .filter(|_| is_known)
+        .unwrap_or_default();
+    // Of the function itself, and not of one that lies before it.
+    let symbol = text(info.dli_sname).filter(|_| info.dli_saddr as usize == address);
+    let function = symbol.unwrap_or_else(|| "a function".to_owned());
+    let owner = match file.rsplit('/').next() {
+        None | Some("") => "an unknown library".to_owned(),
+        // The host loads a plugin from memory.
+        Some(_) if file.starts_with("/proc/self/fd/") => "the plugin".to_owned(),
+        Some(name) => name.to_owned(),
+    };
+    format!("{function} of {owner}#{address:x}")
+}
+
+fn umask() -> String {
+    guard::umask().map_or_else(String::new, |mask| format!("{mask:03o}"))
 }
 
 fn locale() -> String {
-    // SAFETY: a question; the answer is a C string until the next call.
-    unsafe {
-        let name = libc::setlocale(libc::LC_ALL, std::ptr::null());
-        match name.is_null() {
-            true => String::new(),
-            false => CStr::from_ptr(name).to_string_lossy().into_owned(),
-        }
-    }
+    guard::locale().to_string_lossy().into_owned()
 }
 
-/// Rounding, denormals and masked exceptions; not which exceptions have occurred.
-#[cfg(target_arch = "x86_64")]
 fn floating_point() -> String {
-    let mut mxcsr = 0u32;
-    let mut x87 = 0u16;
-    // SAFETY: each stores the register to the place it is given.
-    unsafe {
-        std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut mxcsr, options(nostack, preserves_flags));
-        std::arch::asm!("fnstcw [{}]", in(reg) &raw mut x87, options(nostack, preserves_flags));
-    }
-    format!("mxcsr={:#x},x87={x87:#x}", mxcsr & !0x3f)
-}
-
-#[cfg(target_arch = "aarch64")]
-fn floating_point() -> String {
-    let fpcr: u64;
-    // SAFETY: reads a register.
-    unsafe { std::arch::asm!("mrs {}, fpcr", out(reg) fpcr, options(nomem, nostack)) };
-    format!("fpcr={fpcr:#x}")
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn floating_point() -> String {
-    String::new()
+    FloatingPoint::now().to_string()
 }
 
 fn stdout(setup: &Setup) -> Verdict {
@@ -267,5 +315,45 @@ impl Drop for Aside {
             libc::dup2(self.0, 1);
             libc::close(self.0);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_told_by_name_and_whole() {
+        let signals = signals();
+        assert!(signals.contains("SIGUSR1: the default\n"), "{signals}");
+        let address = changes as *const () as usize;
+        let handled = format!("SIGUSR1: handled by {}\n", function_name(address));
+        let after = signals.replace("SIGUSR1: the default\n", &handled);
+        let told = changes(&signals, &after);
+        let start = "SIGUSR1: the default became handled by ";
+        assert!(told.starts_with(start), "{told}");
+        assert!(!told.contains("0x") && !told.contains('#'), "{told}");
+        assert_eq!(
+            changes("/a/very/long/folder", "/"),
+            "/a/very/long/folder became /"
+        );
+    }
+
+    #[test]
+    fn a_variable_is_told_without_its_value() {
+        let told = changes(
+            "A: a value#1\nB: a value#2\n",
+            "A: a value#3\nC: a value#4\n",
+        );
+        assert_eq!(
+            told,
+            "A has another value; B: a value became nothing; C: nothing became a value"
+        );
+    }
+
+    #[test]
+    fn many_changes_are_counted() {
+        let after: String = (0..20).map(|n| format!("V{n}: x\n")).collect();
+        assert!(changes("", &after).ends_with("; and 12 more"));
     }
 }

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use host_core::{Error, Result};
+use host_core::{Error, Kind, Result};
 use serde_json::Value;
 
 use crate::conformance::CheckOptions;
@@ -31,14 +31,10 @@ impl Setup {
         options: &CheckOptions,
         scratch: &Path,
     ) -> Self {
-        let mut settings = options.settings.clone();
-        if let Some(manifest) = manifest {
-            add_defaults(manifest, &mut settings);
-        }
         Self {
             path: path.to_owned(),
             manifest: manifest.cloned(),
-            settings,
+            settings: options.settings.clone(),
             seed: options.seed,
             time_limit: options.time_limit,
             in_process: options.in_process,
@@ -82,7 +78,11 @@ impl Setup {
     pub(super) fn check_settings(&self) -> Result<()> {
         match &self.manifest {
             Some(manifest) if self.missing(manifest).is_empty() => {
-                self.resolve(manifest, "/tmp").map(drop)
+                match self.resolve(manifest, "/tmp") {
+                    Err(error) if error.kind() == Kind::Config => Err(error),
+                    // A fault of the schema itself is a test's to tell.
+                    _ => Ok(()),
+                }
             }
             _ => Ok(()),
         }
@@ -128,7 +128,8 @@ impl Setup {
             .settings
             .iter()
             .map(|(key, value)| (key.clone(), value.replace(SCRATCH, scratch)));
-        PluginConfig::Text(settings.collect()).resolve(manifest)
+        let path = self.path.to_string_lossy();
+        PluginConfig::Text(settings.collect()).resolve_as(manifest, &path)
     }
 
     fn missing<'a>(&self, manifest: &'a PluginManifest) -> Vec<&'a str> {
@@ -138,31 +139,21 @@ impl Setup {
     }
 }
 
-/// Gives what the plugin requires and the user left out the value that its schema says.
-fn add_defaults(manifest: &PluginManifest, settings: &mut Vec<(String, String)>) {
-    for key in required(manifest) {
-        let default = manifest
-            .config
-            .as_ref()
-            .and_then(|schema| schema.pointer("/properties")?.get(key)?.get("default"));
-        if let Some(default) = default
-            && !settings.iter().any(|(given, _)| given == key)
-        {
-            let text = default.as_str().map(str::to_owned);
-            settings.push((key.to_owned(), text.unwrap_or_else(|| default.to_string())));
-        }
-    }
-}
-
+/// What the user must give: the schema has no default for it.
 fn required(manifest: &PluginManifest) -> Vec<&str> {
     let schema = manifest.config.as_ref();
     let required = schema
         .and_then(|schema| schema.get("required"))
         .and_then(Value::as_array);
+    let has_default = |key: &&str| {
+        let property = schema.and_then(|schema| schema.get("properties")?.get(*key));
+        property.is_some_and(|property| property.get("default").is_some())
+    };
     required
         .into_iter()
         .flatten()
         .filter_map(Value::as_str)
+        .filter(|key| !has_default(key))
         .collect()
 }
 

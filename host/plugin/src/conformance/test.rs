@@ -13,7 +13,22 @@ pub struct Test {
     pub about: &'static str,
     /// The kinds that it is for; empty if it is for all.
     pub(super) kinds: &'static [PluginKind],
+    /// What must have gone well before it can tell anything.
+    pub(super) needs: Needs,
     pub(super) run: fn(&Setup) -> Verdict,
+}
+
+/// What a test needs of the plugin. Without it every such test would fail for the same reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Needs {
+    /// The file alone.
+    File,
+    /// That the library loads, and is what its manifest says.
+    Library,
+    /// That `create` makes an instance of good settings.
+    Instance,
+    /// That `create` returns, whatever the schema allows.
+    Settings,
 }
 
 /// What some tests have in common.
@@ -36,6 +51,7 @@ impl Topic {
             topic: self.name,
             about,
             kinds: self.kinds,
+            needs: Needs::Instance,
             run,
         }
     }
@@ -154,6 +170,12 @@ impl Outcome {
 }
 
 impl Test {
+    /// The same, of which less must have gone well.
+    pub(super) const fn needs(mut self, needs: Needs) -> Self {
+        self.needs = needs;
+        self
+    }
+
     /// Whether the library is of a kind that the test is for. One without a manifest is of any.
     pub(super) fn is_for(&self, manifest: Option<&PluginManifest>) -> bool {
         let is_of = |manifest: &PluginManifest| {

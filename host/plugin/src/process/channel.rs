@@ -37,6 +37,17 @@ pub(super) enum Broken {
     Garbage,
     /// It answered in no time that the caller would wait, or the caller does not want to any more.
     GivenUp,
+    /// The message that was to be sent has so many bytes, more than a message may have. Nothing of it was
+    /// sent.
+    TooLarge(usize),
+}
+
+impl Broken {
+    /// Why a message was not sent that is too large.
+    pub(super) fn too_large(what: &str, bytes: usize) -> String {
+        let most = LARGEST_MESSAGE >> 20;
+        format!("{what} has {bytes} bytes, more than the {most} MiB that go between processes")
+    }
 }
 
 /// Asked whenever a socket with a time limit has moved nothing for that long: whether to go on.
@@ -85,7 +96,7 @@ impl Sender {
             .iter()
             .fold(0, |end: usize, part| aligned(end) + part.len());
         let (Ok(length), true) = (u32::try_from(length), length <= LARGEST_MESSAGE) else {
-            return Err(Broken::Garbage);
+            return Err(Broken::TooLarge(length));
         };
         self.frame[..4].copy_from_slice(&MARK);
         self.frame[4..8].copy_from_slice(&length.to_le_bytes());
@@ -335,6 +346,20 @@ mod tests {
             let received = receiver.receive::<String>(&mut patient);
             assert_eq!(received, Err(Broken::Garbage), "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn a_message_that_is_too_large_is_not_sent_and_the_next_one_is() {
+        let (mut sender, mut receiver) = pair(0);
+        let huge = "x".repeat(LARGEST_MESSAGE + 1);
+        let sent = sender.send(&huge, &[], &mut patient);
+        let Err(Broken::TooLarge(bytes)) = sent else {
+            panic!("{sent:?}");
+        };
+        assert!(bytes > LARGEST_MESSAGE);
+        sender.send(&"next", &[], &mut patient).expect("sent");
+        let next: String = receiver.receive(&mut patient).expect("received");
+        assert_eq!(next, "next");
     }
 
     #[test]

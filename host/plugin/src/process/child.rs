@@ -17,16 +17,26 @@ use serde::Serialize;
 use super::channel::{Broken, GoOn, Receiver, Sender};
 use super::protocol::{Hello, Open, Reply, Said};
 use super::spawner::spawn;
+use crate::guard::{PluginName, UnderWay, name_of};
+use crate::library::LOAD;
 use crate::log::{self, Level, LogRecord};
+use crate::mode::default_time_limit;
 use crate::out::MOST_BYTES;
+use crate::secrets::{Secret, Shares};
+use crate::signal_name::signal_name;
 use crate::{PluginKind, Secrets};
 
 /// How often a wait for the child is interrupted to see whether it is worth waiting on.
 const TICK: Duration = Duration::from_millis(100);
-/// How long a child may take from its start until its instance is made.
-pub(super) const START_LIMIT: Duration = Duration::from_secs(60);
-/// How long a child may take to destroy its instance and end.
+/// How long a program may take from its start until it greets the host.
+const GREETING_LIMIT: Duration = Duration::from_secs(60);
+/// How long a plugin may take to be loaded, and how long to make its instance, where the user says nothing.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long it may take to destroy its instance, where the user says nothing.
 const END_LIMIT: Duration = Duration::from_secs(5);
+/// The calls that the child makes by itself.
+const CREATE: &str = "create";
+const DESTROY: &str = "destroy";
 /// How long a child that closed its socket may take to end by itself, which says why.
 const ENDING: Duration = Duration::from_millis(500);
 
@@ -93,14 +103,39 @@ pub(crate) struct Launch {
     /// The settings as JSON text.
     pub(crate) config: Arc<str>,
     pub(crate) kind: PluginKind,
-    /// Variables that the child's environment is without.
-    pub(crate) hidden: Arc<[String]>,
+    /// Variables that the child does not get, and those that it gets over the channel.
+    pub(crate) shares: Arc<Shares>,
+}
+
+/// How long a plugin in a child may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// For a call into the instance.
+    pub(super) call: Duration,
+    /// To be loaded, and again to make the instance.
+    start: Duration,
+    /// To destroy the instance.
+    end: Duration,
+}
+
+impl Limits {
+    /// What the user chose, for every call, or what is usual for the kind.
+    pub(crate) fn new(chosen: Option<Duration>, kind: PluginKind) -> Self {
+        Self {
+            call: chosen.unwrap_or(default_time_limit(kind)),
+            start: chosen.unwrap_or(START_LIMIT),
+            end: chosen.unwrap_or(END_LIMIT),
+        }
+    }
 }
 
 /// A child process with an instance in it. Dropping it ends the process.
 #[derive(Debug)]
 pub(super) struct Child {
-    plugin: Arc<str>,
+    plugin: &'static PluginName,
+    limits: Limits,
+    /// Whether the plugin is loaded and its `create` was called.
+    is_creating: bool,
     process: std::process::Child,
     sender: Sender,
     receiver: Receiver,
@@ -115,14 +150,18 @@ pub(super) struct Child {
 pub(super) enum StartError {
     /// The plugin's own error, or the system's: it would be the same again.
     Refused(Error),
-    /// The child ended or was ended.
-    Died(String),
+    /// The child ended or was ended in a call of the plugin: in which, and how.
+    Died(&'static str, String),
 }
 
 impl Child {
     /// Starts the program, proves that it is the right one, and lets it make the instance.
-    pub(super) fn start(launch: &Launch, go_on: GoOn<'_>) -> Result<Self, StartError> {
-        let mut child = Self::run(launch).map_err(|error| {
+    pub(super) fn start(
+        launch: &Launch,
+        limits: Limits,
+        go_on: GoOn<'_>,
+    ) -> Result<Self, StartError> {
+        let mut child = Self::run(launch, limits).map_err(|error| {
             let message = format!(
                 "cannot start a process for plugin {}: {error}: {}",
                 launch.plugin,
@@ -130,11 +169,15 @@ impl Child {
             );
             StartError::Refused(Error::new(Kind::System, message))
         })?;
+        let name = child.plugin;
+        let under_way = UnderWay::in_child(name, LOAD, limits.start);
         let begun = Instant::now();
-        let mut go_on = || begun.elapsed() < START_LIMIT && go_on();
-        let hello: Hello = match child.receiver.receive(&mut go_on) {
+        let mut in_time = || begun.elapsed() < GREETING_LIMIT && go_on();
+        let hello: Hello = match child.receiver.receive(&mut in_time) {
             Ok(hello) => hello,
-            Err(broken) => return Err(StartError::Died(child.death(broken, START_LIMIT))),
+            Err(broken) => {
+                return Err(StartError::Died(LOAD, child.death(broken, GREETING_LIMIT)));
+            }
         };
         let ours = Hello::of_this_host();
         if hello != ours {
@@ -157,15 +200,41 @@ impl Child {
             config: Cow::Borrowed(&launch.config),
             kind: launch.kind,
             log_level: log::kept(),
+            secrets: Secret::read(&launch.shares.own),
         };
-        match child.exchange(&open, &[], &mut go_on) {
-            Ok(Reply::Failed(fault)) => Err(StartError::Refused(fault.into())),
-            Ok(_) => Ok(child),
-            Err(broken) => Err(StartError::Died(child.death(broken, START_LIMIT))),
+        let id = child.process.id();
+        let begun = Instant::now();
+        let mut in_time = || begun.elapsed() < limits.start && !has_ended(id) && go_on();
+        let mut opened = child.sender.send(&open, &[], &mut in_time);
+        while opened.is_ok() && !child.is_creating {
+            match child.listen(&mut in_time) {
+                Ok(Some(reply)) => return child.opened(reply),
+                Ok(None) if in_time() => {}
+                Ok(None) => opened = Err(Broken::GivenUp),
+                Err(broken) => opened = Err(broken),
+            }
+        }
+        if let Err(broken) = opened {
+            return Err(StartError::Died(LOAD, child.death(broken, limits.start)));
+        }
+        drop(under_way);
+        let _under_way = UnderWay::in_child(name, CREATE, limits.start);
+        let begun = Instant::now();
+        let mut in_time = || begun.elapsed() < limits.start && go_on();
+        match child.answer(&mut in_time) {
+            Ok(reply) => child.opened(reply),
+            Err(broken) => Err(StartError::Died(CREATE, child.death(broken, limits.start))),
         }
     }
 
-    fn run(launch: &Launch) -> io::Result<Self> {
+    fn opened(self, reply: Reply) -> Result<Self, StartError> {
+        match reply {
+            Reply::Failed(fault) => Err(StartError::Refused(fault.into())),
+            _ => Ok(self),
+        }
+    }
+
+    fn run(launch: &Launch, limits: Limits) -> io::Result<Self> {
         let (calls, their_calls) = UnixStream::pair()?;
         let (control, their_control) = UnixStream::pair()?;
         calls.set_read_timeout(Some(TICK))?;
@@ -188,14 +257,16 @@ impl Child {
             // Ctrl-C in the terminal goes to the whole group: what the child does about it the host
             // decides. It also lets the host kill what the plugin itself has started.
             .process_group(0);
-        for name in &*launch.hidden {
+        for name in launch.shares.hidden.iter().chain(&launch.shares.own) {
             command.env_remove(name);
         }
         // SAFETY: between fork and exec the closure only makes system calls, and allocates nothing.
         unsafe { command.pre_exec(move || inherit(inherited, parent)) };
         let sender = Sender::new(calls.try_clone()?);
         Ok(Self {
-            plugin: Arc::clone(&launch.plugin),
+            plugin: name_of(&launch.plugin),
+            limits,
+            is_creating: false,
             process: spawn(command)?,
             sender,
             receiver: Receiver::new(calls, MOST_BYTES as u64),
@@ -203,6 +274,10 @@ impl Child {
             lost: None,
             is_over: false,
         })
+    }
+
+    pub(super) fn plugin(&self) -> &'static PluginName {
+        self.plugin
     }
 
     /// Where cancellations go.
@@ -221,6 +296,12 @@ impl Child {
         let id = self.process.id();
         self.sender
             .send(message, parts, &mut || !has_ended(id) && go_on())?;
+        self.answer(go_on)
+    }
+
+    /// The next reply.
+    fn answer(&mut self, go_on: GoOn<'_>) -> Result<Reply, Broken> {
+        let id = self.process.id();
         loop {
             match self.listen(&mut || !has_ended(id) && go_on())? {
                 Some(reply) => return Ok(reply),
@@ -249,6 +330,10 @@ impl Child {
                 self.lost = lost;
                 Ok(Some(reply))
             }
+            Said::Creating => {
+                self.is_creating = true;
+                Ok(None)
+            }
             Said::Log {
                 level,
                 target,
@@ -256,7 +341,7 @@ impl Child {
             } => {
                 log::write(&LogRecord {
                     level: Level::from_number(level),
-                    plugin: &self.plugin,
+                    plugin: self.plugin,
                     target: &target,
                     message: &message,
                 });
@@ -270,7 +355,7 @@ impl Child {
     pub(super) fn death(&mut self, broken: Broken, limit: Duration) -> String {
         let patience = match broken {
             Broken::Closed => ENDING,
-            Broken::GivenUp | Broken::Garbage => Duration::ZERO,
+            Broken::GivenUp | Broken::Garbage | Broken::TooLarge(_) => Duration::ZERO,
         };
         let ended_by_itself = self.ends_within(patience);
         let status = self.end();
@@ -281,6 +366,7 @@ impl Child {
                 "its process closed the connection to the host, and was killed".to_owned()
             }
             Broken::GivenUp => format!("it did not return within {} and was killed", secs(limit)),
+            Broken::TooLarge(bytes) => Broken::too_large("what it is called with", bytes),
         }
     }
 
@@ -318,17 +404,30 @@ impl Drop for Child {
         if self.is_over {
             return;
         }
+        let limit = self.limits.end;
+        let _under_way = UnderWay::in_child(self.plugin, DESTROY, limit);
         let begun = Instant::now();
-        let mut go_on = || begun.elapsed() < END_LIMIT;
+        let mut go_on = || begun.elapsed() < limit;
         let asked = self
             .sender
             .send(&super::protocol::Call::End, &[], &mut go_on);
         if asked.is_ok() {
             // It may log to the last.
-            while begun.elapsed() < END_LIMIT && self.listen(&mut go_on).is_ok() {}
+            while begun.elapsed() < limit && self.listen(&mut go_on).is_ok() {}
         }
-        let left = END_LIMIT.saturating_sub(begun.elapsed()).min(ENDING);
-        self.ends_within(left);
+        let left = limit.saturating_sub(begun.elapsed()).min(ENDING);
+        if !self.ends_within(left) {
+            let message = format!(
+                "its destroy did not return within {}, and its process was killed",
+                secs(limit)
+            );
+            log::write(&LogRecord {
+                level: Level::Warn,
+                plugin: self.plugin,
+                target: log::HOST,
+                message: &message,
+            });
+        }
         self.end();
     }
 }
@@ -375,29 +474,4 @@ fn ending(status: ExitStatus) -> String {
         (None, Some(code)) => format!("its process ended with exit status {code}"),
         (None, None) => "its process ended".to_owned(),
     }
-}
-
-fn signal_name(signal: i32) -> String {
-    let name = match signal {
-        libc::SIGHUP => "SIGHUP",
-        libc::SIGINT => "SIGINT",
-        libc::SIGQUIT => "SIGQUIT",
-        libc::SIGILL => "SIGILL",
-        libc::SIGTRAP => "SIGTRAP",
-        libc::SIGABRT => "SIGABRT",
-        libc::SIGBUS => "SIGBUS",
-        libc::SIGFPE => "SIGFPE",
-        libc::SIGKILL => "SIGKILL",
-        libc::SIGUSR1 => "SIGUSR1",
-        libc::SIGSEGV => "SIGSEGV",
-        libc::SIGUSR2 => "SIGUSR2",
-        libc::SIGPIPE => "SIGPIPE",
-        libc::SIGALRM => "SIGALRM",
-        libc::SIGTERM => "SIGTERM",
-        libc::SIGXCPU => "SIGXCPU",
-        libc::SIGXFSZ => "SIGXFSZ",
-        libc::SIGSYS => "SIGSYS",
-        other => return format!("signal {other}"),
-    };
-    name.to_owned()
 }

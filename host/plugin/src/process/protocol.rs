@@ -15,6 +15,7 @@ use host_plugin_abi::{HOST_ABI_MAJOR, HOST_ABI_MINOR};
 use serde::{Deserialize, Serialize};
 
 use crate::PluginKind;
+use crate::secrets::Secret;
 
 /// What the child says first.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,9 @@ pub(super) struct Open<'a> {
     pub(super) kind: PluginKind,
     /// The ABI's number of the least important level that is logged.
     pub(super) log_level: i32,
+    /// What the plugin may read of the secrets. The child is started without any, since `/proc` shows
+    /// every process of this user what another was started with.
+    pub(super) secrets: Vec<Secret>,
 }
 
 /// A call of a port. One that is not of the instance's kind is a mistake of the host.
@@ -126,6 +130,8 @@ pub(super) enum Said {
         target: String,
         message: String,
     },
+    /// The plugin's `create` is called; what came before was its loading.
+    Creating,
     /// The answer to a call, or to [`Open`].
     Reply {
         reply: Reply,

@@ -1,13 +1,15 @@
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, Result};
 
 use super::channel::Broken;
-use super::child::{Child, Launch, START_LIMIT, StartError};
+use super::child::{Child, Launch, Limits, StartError};
 use super::protocol::{Call, Reply};
 use crate::CallAccount;
 use crate::call_stats::CallStats;
+use crate::guard::UnderWay;
+use crate::instance::failed;
 
 /// How often a child is started again in one run.
 const MOST_RESTARTS: u32 = 3;
@@ -19,7 +21,7 @@ pub(crate) struct Remote {
     /// Absent from its death until the next call.
     child: Option<Child>,
     restarts: u32,
-    time_limit: Duration,
+    limits: Limits,
     stats: Arc<CallStats>,
 }
 
@@ -37,21 +39,17 @@ pub(super) type Interrupt<'a> = &'a dyn Fn() -> Option<String>;
 
 impl Remote {
     /// Starts the child and lets it make the instance.
-    pub(crate) fn start(
-        launch: Launch,
-        time_limit: Duration,
-        account: &CallAccount,
-    ) -> Result<Self> {
-        let child = Child::start(&launch, &mut || true).map_err(|error| match error {
+    pub(crate) fn start(launch: Launch, limits: Limits, account: &CallAccount) -> Result<Self> {
+        let child = Child::start(&launch, limits, &mut || true).map_err(|error| match error {
             StartError::Refused(error) => error,
-            StartError::Died(reason) => failed(&launch.plugin, "create", &reason),
+            StartError::Died(call, reason) => failed(&launch.plugin, call, &reason),
         })?;
         let stats = account.open(launch.kind);
         Ok(Self {
             launch,
             child: Some(child),
             restarts: 0,
-            time_limit,
+            limits,
             stats,
         })
     }
@@ -91,10 +89,12 @@ impl Remote {
         }
         self.restarts += 1;
         self.stats.restarted();
-        let started = Child::start(&self.launch, &mut || interrupt().is_none());
+        let started = Child::start(&self.launch, self.limits, &mut || interrupt().is_none());
         self.child = Some(started.map_err(|error| match error {
             StartError::Refused(error) => CallError::Refused(error),
-            StartError::Died(reason) => CallError::Died(interrupt().unwrap_or(reason)),
+            StartError::Died(call, reason) => CallError::Died(
+                interrupt().unwrap_or_else(|| format!("started again, in {call} {reason}")),
+            ),
         })?);
         Ok(true)
     }
@@ -110,15 +110,24 @@ impl Remote {
         let Some(mut child) = self.child.take() else {
             return Err(CallError::Died("its process is not there".to_owned()));
         };
-        let (begun, limit) = (Instant::now(), self.time_limit);
+        let limit = self.limits.call;
+        let under_way = UnderWay::in_child(child.plugin(), call.name(), limit);
+        let begun = Instant::now();
         let mut go_on = || begun.elapsed() < limit && interrupt().is_none();
         let reply = child.exchange(call, parts, &mut go_on);
-        let failed = reply.as_ref().map_or(true, Reply::is_failure);
-        self.stats.record(begun.elapsed(), failed);
+        let is_failure = reply.as_ref().map_or(true, Reply::is_failure);
+        self.stats.record(begun.elapsed(), is_failure);
+        drop(under_way);
         match reply {
             Ok(reply) => {
                 self.child = Some(child);
                 Ok(reply)
+            }
+            // Nothing of it was sent: the child is as it was.
+            Err(Broken::TooLarge(bytes)) => {
+                self.child = Some(child);
+                let reason = Broken::too_large("what it is called with", bytes);
+                Err(CallError::Refused(failed(self.id(), call.name(), &reason)))
             }
             Err(broken) => {
                 let asked = interrupt().filter(|_| broken == Broken::GivenUp);
@@ -163,7 +172,7 @@ impl Remote {
     /// For a reply that is not of the call's kind, which only a child gone wrong gives.
     pub(super) fn wrong_reply(&mut self, call: &str) -> Error {
         let reason = match &mut self.child {
-            Some(child) => child.death(Broken::Garbage, START_LIMIT),
+            Some(child) => child.death(Broken::Garbage, self.limits.call),
             None => lost(),
         };
         self.child = None;
@@ -173,11 +182,4 @@ impl Remote {
 
 fn lost() -> String {
     format!("its process died, and was started again {MOST_RESTARTS} times before")
-}
-
-fn failed(plugin: &str, call: &str, reason: &str) -> Error {
-    Error::new(
-        Kind::Plugin,
-        format!("plugin {plugin} failed in {call}: {reason}"),
-    )
 }

@@ -22,6 +22,7 @@ use super::metric::{contiguous_strides, size_of_element};
 use super::protocol::{Call, Fault, Hello, Open, Reply, Said, SinkCall, TensorHead};
 use crate::image::Image;
 use crate::log::{LogRecord, set_log_by_number};
+use crate::secrets::Secret;
 use crate::{Plugin, PluginKind};
 
 /// Makes the instance that the host asks for and answers its calls until it says that it is done:
@@ -51,10 +52,12 @@ pub fn serve(inherited: &str) -> Result<()> {
     // From here on the host hears everything; if it is gone, so is this process.
     let mut receiver = Receiver::new(calls, u64::MAX);
     let _ = said.say(&Hello::of_this_host(), &[]);
-    let open: Open<'_> = match receiver.receive(&mut patient) {
+    let mut open: Open<'_> = match receiver.receive(&mut patient) {
         Ok(open) => open,
         Err(_) => return Ok(()),
     };
+    // Before anything of the plugin is here; the other thread only waits at its socket.
+    open.secrets.drain(..).for_each(Secret::set);
     let speaker = said.clone();
     set_log_by_number(open.log_level, move |record: &LogRecord<'_>| {
         let said = Said::Log {
@@ -67,7 +70,7 @@ pub fn serve(inherited: &str) -> Result<()> {
     if open.kind == PluginKind::CheckpointSink {
         give_way_to_the_training();
     }
-    let mut instance = match Instance::make(&open, &image) {
+    let mut instance = match Instance::make(&open, &image, &said) {
         Ok(instance) => instance,
         Err(error) => {
             let _ = said.reply(Reply::Failed(error.into()), None, &[]);
@@ -208,8 +211,16 @@ impl Speaker {
         sender.send(message, parts, &mut patient)
     }
 
+    /// Answers a call. An answer that is too large to be sent is a failure of the call.
     fn reply(&self, reply: Reply, lost: Option<String>, parts: &[&[u8]]) -> Result<(), Broken> {
-        self.say(&Said::Reply { reply, lost }, parts)
+        match self.say(&Said::Reply { reply, lost }, parts) {
+            Err(Broken::TooLarge(bytes)) => {
+                let message = Broken::too_large("what it gave", bytes);
+                let reply = Reply::Failed(Error::new(Kind::Plugin, message).into());
+                self.say(&Said::Reply { reply, lost: None }, &[])
+            }
+            sent => sent,
+        }
     }
 }
 
@@ -285,7 +296,7 @@ enum Instance {
 }
 
 impl Instance {
-    fn make(open: &Open<'_>, image: &OwnedFd) -> Result<Self> {
+    fn make(open: &Open<'_>, image: &OwnedFd, said: &Speaker) -> Result<Self> {
         let path = format!("/proc/self/fd/{}", image.as_raw_fd());
         let image = Image::read(Path::new(&path))?;
         if image.sha256() != open.sha256 {
@@ -298,6 +309,8 @@ impl Instance {
             ));
         }
         let plugin = Plugin::load_image(&image, &open.path, &open.config)?;
+        // If the host is gone, the next word to it shows that.
+        let _ = said.say(&Said::Creating, &[]);
         Ok(match open.kind {
             PluginKind::ParamGroups => Self::ParamGroups(plugin.param_groups()?),
             PluginKind::Metric => Self::Metric(plugin.metric()?),

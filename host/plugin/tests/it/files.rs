@@ -160,7 +160,7 @@ fn a_plugin_that_was_replaced_after_it_was_locked() {
         host_plugin::Plugin::load(&found, &PluginConfig::default())
     };
     assert_eq!(load().unwrap().sha256(), pinned.sha256);
-    let hint = "`host plugin lock … --file /c/plugins.lock` accepts it, if you trust the new file";
+    let hint = "`host plugin lock --file /c/plugins.lock`, with the run's own arguments, accepts it, if you trust the new file";
     for (fixture, differences) in [
         (
             Fixture::metric("pinned").manifest_with("version", json!("0.2.0")),
@@ -200,8 +200,8 @@ fn a_library_with_200_megabytes_behind_it() {
     let file = File::options().write(true).open(&path).unwrap();
     file.set_len(200 << 20).unwrap();
     load(&path, json!({})).unwrap();
-    file.set_len((512 << 20) + 1).unwrap();
-    let reason = "plugin is larger than 512 MiB";
+    file.set_len(513 << 20).unwrap();
+    let reason = "plugin has 513 MiB, more than 512 MiB";
     let hint = "strip it, and take large data out of the library";
     let error = find(&Target::Path(path.clone())).unwrap_err();
     assert_error(error, reason, &path, hint);

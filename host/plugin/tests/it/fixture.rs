@@ -143,7 +143,10 @@ pub(crate) fn listen() -> &'static Mutex<Vec<(String, String)>> {
     static LOG: OnceLock<Mutex<Vec<(String, String)>>> = OnceLock::new();
     LOG.get_or_init(|| {
         set_log(Level::Info, |record| {
-            assert_eq!(record.target, "fixture");
+            // What the host itself says of a plugin is not the plugin's.
+            if record.target != "fixture" {
+                return;
+            }
             let line = (record.plugin.to_owned(), record.message.to_owned());
             LOG.get().unwrap().lock().unwrap().push(line);
         });

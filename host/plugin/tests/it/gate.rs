@@ -145,7 +145,7 @@ fn a_manifest_of_other_bytes() {
         ),
         (
             &long,
-            "plugin's manifest is not one JSON object: larger than 1048576 bytes",
+            "plugin's manifest is not one JSON object: it has 1048577 bytes, more than 1 MiB",
         ),
         (
             deep.as_bytes(),

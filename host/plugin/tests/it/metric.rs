@@ -219,7 +219,20 @@ fn output_that_the_host_refused_fails_the_call() {
     }
     for (how, reason) in [
         ("export_state", "it succeeded but put nothing"),
+        ("cannot_export", "export_state was told to fail"),
+        (
+            "says_and_succeeds",
+            "export_state has a reason (it succeeded but put nothing)",
+        ),
         ("too_much", "it put 1099511627776 bytes, more than 64 MiB"),
+        (
+            "too_much_and_fails",
+            "it put 1099511627776 bytes, more than 64 MiB",
+        ),
+        (
+            "too_much_and_says_why",
+            "the host did not take it (it put 1099511627776 bytes, more than 64 MiB)",
+        ),
     ] {
         let error = failing(how).export_state().unwrap_err();
         assert_eq!(
@@ -231,19 +244,40 @@ fn output_that_the_host_refused_fails_the_call() {
 
 #[test]
 fn a_call_beyond_its_time_limit_has_failed() {
-    let plugin = Fixture::metric("late").load(dir().path()).unwrap();
-    let plugin = plugin.with_time_limit(Some(Duration::from_nanos(1)));
+    let how = json!({"how": "slow_compute"});
+    let plugin = Fixture::metric("late")
+        .load_with(dir().path(), how)
+        .unwrap();
+    let plugin = plugin.with_time_limit(Some(Duration::from_secs(3)));
     let mut metric = plugin.metric().unwrap();
     let error = metric.compute().unwrap_err();
     let message = error.message();
     let start = "plugin late failed in compute: it took ";
     assert!(message.starts_with(start), "{message}");
-    let end = "s, over its time_limit_secs = 0.000000001";
+    let end = "s, over its time_limit_secs = 3";
     assert!(message.ends_with(end), "{message}");
     assert_eq!(plugin.account().summary().failures, 1);
     assert_eq!(metric.lost(), None);
     let plugin = plugin.with_time_limit(Some(Duration::from_secs(3600)));
     assert!(plugin.metric().unwrap().compute().is_ok());
+}
+
+/// Nothing in this process could have ended it: it has failed afterwards.
+#[test]
+fn loading_and_making_have_the_limit_too() {
+    let plugin = Fixture::metric("late-load").load(dir().path()).unwrap();
+    let plugin = plugin.with_time_limit(Some(Duration::from_nanos(1)));
+    let error = plugin.metric().map(|_| ()).unwrap_err();
+    let start = "plugin late-load failed in load: it took ";
+    assert!(error.message().starts_with(start), "{error}");
+    let how = json!({"how": "slow_create"});
+    let plugin = Fixture::metric("late-create")
+        .load_with(dir().path(), how)
+        .unwrap();
+    let plugin = plugin.with_time_limit(Some(Duration::from_secs(3)));
+    let error = plugin.metric().map(|_| ()).unwrap_err();
+    let start = "plugin late-create failed in create: it took ";
+    assert!(error.message().starts_with(start), "{error}");
 }
 
 #[test]
@@ -328,8 +362,7 @@ fn a_plugin_of_another_kind_is_refused() {
             plugin.path().display()
         )
     );
-    assert_eq!(
-        error.hint_text(),
-        Some("`host plugin list` shows what each plugin is")
-    );
+    let path = plugin.path().display();
+    let hint = format!("`host plugin info {path}` shows what it is");
+    assert_eq!(error.hint_text(), Some(&*hint));
 }

@@ -290,7 +290,7 @@ fn an_observer_asks_once_and_says_so_in_its_state() {
 #[test]
 fn wrong_groups_are_named() {
     for (grouping, fault) in [
-        ("twice", "in more than one group: a"),
+        ("twice", "in more than one group: a (\"all\" and \"all\")"),
         ("leave_out", "in no group: a"),
     ] {
         let plugin = plugin(json!({"grouping": grouping}));

@@ -47,7 +47,10 @@ fn parameters_come_into_their_groups() {
 fn what_is_left_out_or_there_twice_is_named() {
     for (how, fault) in [
         ("leave_out", "in no group: h.0.attn.bias"),
-        ("twice", "in more than one group: h.0.attn.bias"),
+        (
+            "twice",
+            "in more than one group: h.0.attn.bias (\"decay\" and \"no_decay\")",
+        ),
     ] {
         let id = how.replace('_', "-");
         let (groups, _) = grouped(&id, how).unwrap();

@@ -440,7 +440,7 @@ fn what_create_says_is_said_here_and_another_program_is_refused() {
     };
     assert_eq!(
         by("/bin/true"),
-        "plugin far-other failed in create: its process ended with exit status 0"
+        "plugin far-other failed in load: its process ended with exit status 0"
     );
     let missing = by("/nowhere/host");
     assert!(missing.starts_with("cannot start a process for plugin far-other: No such file"));

@@ -357,11 +357,11 @@ fn a_lying_struct_size() {
     );
     assert_not_loaded(
         &Fixture::metric("tiny-table").flag("-DTABLE_SIZE=3"),
-        "plugin tiny-table says that its table of functions for metric has 3 bytes",
+        "plugin tiny-table says that its table of functions for metric has 3 bytes, which has 8 to 4096",
     );
     assert_not_loaded(
         &Fixture::metric("huge-table").flag("-DTABLE_SIZE=0xffffffffu"),
-        "plugin huge-table says that its table of functions for metric has 4294967295 bytes",
+        "plugin huge-table says that its table of functions for metric has 4294967295 bytes, which has 8 to 4096",
     );
     assert_not_loaded(
         &Fixture::metric("short-plugin").flag("-DPLUGIN_SIZE=16"),
@@ -369,6 +369,6 @@ fn a_lying_struct_size() {
     );
     assert_not_loaded(
         &Fixture::metric("short-item").flag("-DITEM_SIZE=4"),
-        "plugin short-item describes an item of 4 bytes",
+        "plugin short-item describes an item of 4 bytes, which has 16 to 4096",
     );
 }

@@ -201,11 +201,10 @@ fn content(data: Data) -> Vec<u8> {
 /// Settings by name.
 type Settings = BTreeMap<String, Kind>;
 
-/// The numbers, texts and booleans of a configuration that are the training's. Lists and tables are no
-/// settings that one would sort runs by.
+/// The numbers, texts and booleans of a configuration that are the training's, a plugin's as
+/// `plugin/ID/KEY`. Lists are no settings that one would sort runs by, nor is what was found of a plugin.
 fn settings(config_json: &str) -> Settings {
-    let config: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(config_json).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_str(config_json).unwrap_or_default();
     let setting = |(name, value): (String, serde_json::Value)| {
         let kind = match value {
             serde_json::Value::Bool(value) => Kind::BoolValue(value),
@@ -213,9 +212,19 @@ fn settings(config_json: &str) -> Settings {
             serde_json::Value::String(value) => Kind::StringValue(value),
             _ => return None,
         };
-        (!HOST_SETTINGS.contains(&&*name)).then_some((name, kind))
+        let is_place =
+            name.starts_with("plugin/") && ["/id", "/path"].iter().any(|end| name.ends_with(end));
+        let is_setting = !is_place && !name.starts_with("record.") && !is_of_host(&name);
+        is_setting.then_some((name, kind))
     };
-    config.into_iter().filter_map(setting).collect()
+    let settings = host_store::settings(&config);
+    settings.into_iter().filter_map(setting).collect()
+}
+
+/// Whether it says how a run was run.
+fn is_of_host(name: &str) -> bool {
+    let name = name.split('.').next().unwrap_or_default();
+    HOST_SETTINGS.contains(&name)
 }
 
 #[cfg(test)]
@@ -380,6 +389,40 @@ mod tests {
             ("learning_rate", proto::DataType::Float64)
         );
         assert_eq!(rate.domain, Some(interval));
+    }
+
+    #[test]
+    fn what_differs_in_a_plugin_s_settings_is_seen() {
+        let with = |decay: f64| {
+            let plugin = format!(r#"{{"id": "weight-decay", "weight_decay": {decay}}}"#);
+            let record = r#"{"host": "1", "plugin": [{"id": "weight-decay", "version": "1"}]}"#;
+            let end =
+                format!(r#", "weight_decay": 0.1, "plugin": [{plugin}], "record": {record}}}"#);
+            configured(&CONFIG.replace('}', &end))
+        };
+        let runs = [(with(0.1), vec![]), (with(0.5), vec![])];
+        let experiment = of_all(&runs);
+        let seen = columns(&experiment);
+        let infos = experiment.hparam_infos.iter();
+        let names: Vec<&str> = infos.map(|info| &*info.name).collect();
+        for name in ["weight_decay", "plugin/weight-decay/weight_decay"] {
+            assert!(seen.contains(&name), "{name}: {seen:?}");
+        }
+        assert!(!names.iter().any(|name| name.ends_with("/id")), "{names:?}");
+        assert!(
+            !names.iter().any(|name| name.starts_with("record")),
+            "{names:?}"
+        );
+        for (run, expected) in std::iter::zip(&runs, [0.1, 0.5]) {
+            let tags = tags(&run.0);
+            let Data::SessionStartInfo(start) = read(&tags[0].1) else {
+                panic!("no start");
+            };
+            for name in ["weight_decay", "plugin/weight-decay/weight_decay"] {
+                let kind = start.hparams[name].kind.clone().expect("a kind");
+                assert_eq!(kind, Kind::NumberValue(expected), "{name}");
+            }
+        }
     }
 
     #[test]

@@ -1,12 +1,16 @@
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use host_core::{DeliveryState, EventBody, Kind, Step, StopReason};
+use host_proto::tensorboard::data as tensorboard;
 use host_proto::tracker::v1 as proto;
-use host_serve::{Client, Server};
+use host_serve::{Client, SelfSigned, Server, Source};
 use host_store::{Reader, RunStatus};
 use proto::tracker_service_client::TrackerServiceClient;
-use tonic::Code;
+use tensorboard::tensor_board_data_provider_client::TensorBoardDataProviderClient;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -253,6 +257,159 @@ fn health_and_reflection_answer() {
         };
         assert!(!files.file_descriptor_proto.is_empty());
     });
+}
+
+#[test]
+fn health_is_watched_by_the_protocol() {
+    let run = Run::start();
+    let serving = serve(run.live());
+    let addr = serving.addr();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let endpoint = Channel::from_shared(format!("http://{addr}")).expect("an address");
+        let mut health = HealthClient::new(endpoint.connect().await.expect("connected"));
+        let request = |service: &str| HealthCheckRequest {
+            service: service.to_owned(),
+        };
+        let unknown = health.check(request("no.such.Service")).await;
+        assert_eq!(unknown.expect_err("unknown").code(), Code::NotFound);
+        let mut watched = Vec::new();
+        for (service, first, last) in [
+            ("", ServingStatus::Serving, Some(ServingStatus::NotServing)),
+            (
+                "tracker.v1.ControlService",
+                ServingStatus::Serving,
+                Some(ServingStatus::NotServing),
+            ),
+            // It may come later, so the stream goes on; here it never does.
+            ("no.such.Service", ServingStatus::ServiceUnknown, None),
+        ] {
+            let stream = health.watch(request(service)).await.expect("a stream");
+            let mut stream = stream.into_inner();
+            let now = stream.message().await.expect("whole").expect("a status");
+            assert_eq!(now.status(), first, "{service}");
+            watched.push((stream, last));
+        }
+        let stopping = tokio::task::spawn_blocking(move || serving.stop());
+        for (mut stream, expected) in watched {
+            let then = stream.message().await.expect("whole");
+            assert_eq!(then.map(|then| then.status()), expected);
+        }
+        stopping.await.expect("no panic").expect("stopped");
+    });
+    run.finish();
+}
+
+#[test]
+fn who_does_not_speak_grpc_is_told_so_in_a_sentence() {
+    let run = Run::start();
+    let serving = serve(run.live());
+    let made = SelfSigned::new(&[]).expect("made");
+    let identity = made.identity().expect("an identity");
+    let any_port = "127.0.0.1:0".parse().expect("an address");
+    let with_tls = Server::new(any_port, run.live()).tls(Some(identity));
+    let with_tls = with_tls.start().expect("a server");
+    let answer = |addr: SocketAddr, said: &[u8]| {
+        let mut stream = TcpStream::connect(addr).expect("connected");
+        stream.write_all(said).expect("written");
+        let mut answer = Vec::new();
+        stream
+            .read_to_end(&mut answer)
+            .expect("an answer, and its end");
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    for said in [
+        "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        "POST /tracker.v1.TrackerService/GetRun HTTP/1.1\r\nHost: x\r\n\r\n{}",
+        "PUT / HTTP/1.0\r\n\r\n",
+    ] {
+        let plain = answer(serving.addr(), said.as_bytes());
+        assert!(plain.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{plain}");
+        assert!(
+            plain.contains("this port speaks gRPC") && plain.contains("host watch"),
+            "{plain}"
+        );
+        let tls = answer(with_tls.addr(), said.as_bytes());
+        assert!(tls.contains("this port takes TLS"), "{tls}");
+    }
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let tls = answer(with_tls.addr(), preface);
+    assert!(tls.contains("this port takes TLS"), "{tls}");
+    drop((serving, with_tls));
+    run.finish();
+}
+
+#[test]
+fn what_a_damaged_store_cannot_tell_is_an_error_and_not_nothing() {
+    let run = Run::start();
+    run.train(1..3000);
+    let runs_dir = run.finish();
+    let store = runs_dir.path().join(NAME).join(host_store::FILE);
+    let good = std::fs::read(&store).expect("a store");
+    let file = rusqlite::Connection::open(&store).expect("the file");
+    // Without a page that says so, as damage within a page may have it.
+    file.execute_batch(
+        "PRAGMA foreign_keys = OFF; DELETE FROM chunks; DELETE FROM events WHERE frame IS NOT NULL",
+    )
+    .expect("deleted");
+    drop(file);
+    let emptied = std::fs::read(&store).expect("a store");
+    let mut zeroed = good.clone();
+    zeroed[4096..].fill(0);
+    for bytes in [&emptied, &zeroed, &good[..good.len() / 2].to_vec()] {
+        std::fs::write(&store, bytes).expect("written");
+        let serving = serve(Source::Folder(runs_dir.path().to_owned()));
+        asynchronously(&serving, async |channel| {
+            let mut tracker = TrackerServiceClient::new(channel.clone());
+            let run = NAME.to_owned();
+            let metric = "loss/train".to_owned();
+            let read = proto::ReadMetricRequest {
+                run: run.clone(),
+                metric: metric.clone(),
+                max_points: 10,
+            };
+            let lost = |status: Status| assert_eq!(status.code(), Code::DataLoss, "{status}");
+            lost(tracker.read_metric(read).await.expect_err("damaged"));
+            let list = proto::ListMetricsRequest { run: run.clone() };
+            lost(tracker.list_metrics(list).await.expect_err("damaged"));
+            let compare = proto::CompareRunsRequest {
+                runs: vec![run.clone()],
+                metrics: vec![metric],
+                ..Default::default()
+            };
+            lost(tracker.compare_runs(compare).await.expect_err("damaged"));
+            let watch = proto::WatchEventsRequest {
+                run,
+                ..Default::default()
+            };
+            match tracker.watch_events(watch).await {
+                Err(status) => lost(status),
+                Ok(stream) => {
+                    let mut stream = stream.into_inner();
+                    let status = loop {
+                        match stream.message().await {
+                            Ok(piece) => assert!(piece.is_some_and(|piece| piece.end.is_none())),
+                            Err(status) => break status,
+                        }
+                    };
+                    lost(status);
+                }
+            }
+            let mut tensorboard = TensorBoardDataProviderClient::new(channel);
+            let read = tensorboard::ReadScalarsRequest {
+                plugin_filter: Some(tensorboard::PluginFilter {
+                    plugin_name: "scalars".to_owned(),
+                }),
+                downsample: Some(tensorboard::Downsample { num_points: 10 }),
+                ..Default::default()
+            };
+            lost(tensorboard.read_scalars(read).await.expect_err("damaged"));
+        });
+    }
 }
 
 #[test]

@@ -27,7 +27,7 @@ int main(int argc, char **argv) {
     CHECK(argc == 2);
     const HostParamGroups *groups = load(argv[1], HOST_KIND_PARAM_GROUPS);
     void *instance = NULL;
-    CHECK(groups->create(&host, str("{}"), &instance) == HOST_OK);
+    CHECK(groups->create(&host, str("{\"weight_decay\":0.2}"), &instance) == HOST_OK);
     int64_t shape[] = {64, 8};
     DLDataType f32 = {2, 32, 1};
     HostParam params[] = {{sizeof(HostParam), 0, str("wte.weight"), shape, 2, f32},
@@ -39,7 +39,7 @@ int main(int argc, char **argv) {
     CHECK(groups->group(instance, &request, &out) == HOST_OK);
     for (int i = 0; i < 3; i++) {
         CHECK(grouping.group_of[i] < grouping.n_groups);
-        CHECK(grouping.weight_decay[grouping.group_of[i]] == (i == 1 ? 0.0 : 0.1));
+        CHECK(grouping.weight_decay[grouping.group_of[i]] == (i == 1 ? 0.0 : 0.2));
     }
     groups->destroy(instance);
     puts("ok");

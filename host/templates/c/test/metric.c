@@ -23,9 +23,9 @@ static HostStatus put_bytes(void *ctx, HostStr bytes) {
 static const HostMetric *metric;
 
 // A metric that has seen one batch: a matrix of two rows that lies column by column.
-static void *seen(float *nll) {
+static void *seen(float *nll, const char *settings) {
     void *instance = NULL;
-    CHECK(metric->create(&host, str("{}"), &instance) == HOST_OK);
+    CHECK(metric->create(&host, str(settings), &instance) == HOST_OK);
     int64_t shape[] = {2, 2}, strides[] = {1, 2};
     DLTensor dl = {nll, {1, 0}, 2, {2, 32, 1}, shape, strides, 0};
     HostTensor tensor = {sizeof tensor, HOST_TENSOR_READ_ONLY, str("nll"), &dl, NULL};
@@ -41,8 +41,8 @@ static void *seen(float *nll) {
 int main(int argc, char **argv) {
     CHECK(argc == 2);
     metric = load(argv[1], HOST_KIND_METRIC);
-    void *one = seen((float[]){0.5f, 9.0f, 1.0f, 2.0f});
-    void *other = seen((float[]){9.0f, 9.0f, 9.0f, 0.0f});
+    void *one = seen((float[]){0.5f, 9.0f, 1.0f, 2.0f}, "{\"threshold\":5.0}");
+    void *other = seen((float[]){4.0f, 4.0f, 4.0f, 0.0f}, "{\"threshold\":3.0}");
     Results results = {0};
     HostOut out = {sizeof out, 0, &results, put_f64, put_bytes};
     CHECK(metric->compute(one, &out) == HOST_OK && results.value == 0.25);

@@ -10,11 +10,11 @@ int main(int argc, char **argv) {
     CHECK(argc == 2);
     const HostObserver *observer = load(argv[1], HOST_KIND_OBSERVER);
     void *instance = NULL;
-    CHECK(observer->create(&host, str("{}"), &instance) == HOST_OK);
+    CHECK(observer->create(&host, str("{\"metric\":\"accuracy\",\"target\":0.6}"), &instance) == HOST_OK);
     int asked = 0;
     HostRequestsOut out = {sizeof out, 0, &asked, ask};
     HostValue values[] = {{sizeof(HostValue), 0, str("lr"), 0.0},
-                          {sizeof(HostValue), 0, str("loss/eval"), 5.0}};
+                          {sizeof(HostValue), 0, str("accuracy"), 0.7}};
     HostEvent event = {.struct_size = sizeof event, .kind = HOST_EVENT_METRICS, .step = 100,
                        .values = values, .n_values = 2};
     CHECK(observer->observe(instance, &event, &out) == HOST_OK && asked == 0);

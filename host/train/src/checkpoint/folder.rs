@@ -1,16 +1,23 @@
 //! The folder of a run's checkpoints: what they are called, how one gets its place and loses it.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use host_core::{Error, Result, Step};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::manifest::sync;
+use super::removal;
 
 /// What ends the name of a folder that is no checkpoint yet.
 const PARTIAL: &str = ".partial";
 /// What ends the name of one that is none any more.
 const PRUNED: &str = ".pruned";
+/// What ends the name of one in whose place another is being put.
+const REPLACED: &str = ".replaced";
 
 /// What every checkpoint of a run has in common.
 #[derive(Debug)]
@@ -21,6 +28,8 @@ pub(crate) struct Layout {
     pub(crate) files: Vec<(&'static str, String)>,
     /// How many checkpoints stay; 0 keeps all.
     pub(crate) keep: usize,
+    /// The steps of checkpoints that could not be removed, which is said once.
+    pub(crate) stuck: BTreeSet<Step>,
 }
 
 /// A checkpoint's folder name. The digits keep the names in the steps' order.
@@ -32,10 +41,21 @@ fn step_of(name: &str) -> Option<Step> {
     name.strip_prefix("step-")?.parse().ok().map(Step)
 }
 
-/// The newest complete checkpoint in a folder up to a step.
+/// Whether a folder is, or was, a checkpoint. What a user's files keep standing after the checkpoint was
+/// removed is none.
+fn is_checkpoint(folder: &Path) -> bool {
+    let has = |name| folder.join(name).symlink_metadata().is_ok();
+    has("manifest.json") || has("model.safetensors")
+}
+
+/// The newest checkpoint in a folder up to a step.
 pub(crate) fn newest(folder: &Path, up_to: Step) -> Option<(Step, PathBuf)> {
     let entries = fs::read_dir(folder).ok()?;
-    let steps = entries.filter_map(|entry| step_of(&entry.ok()?.file_name().to_string_lossy()));
+    let steps = entries.filter_map(|entry| {
+        let entry = entry.ok()?;
+        let step = step_of(&entry.file_name().to_string_lossy())?;
+        is_checkpoint(&entry.path()).then_some(step)
+    });
     let newest = steps.filter(|&step| step <= up_to).max()?;
     Some((newest, folder.join(name(newest))))
 }
@@ -50,59 +70,149 @@ impl Layout {
         self.folder.join(format!(".{}{suffix}", name(step)))
     }
 
-    /// Removes what a killed process left: checkpoints half written or half removed.
-    pub(super) fn sweep(&self) {
-        for name in self.names() {
-            if name.starts_with(".step-") && (name.ends_with(PARTIAL) || name.ends_with(PRUNED)) {
-                // What stays is in nobody's way: it is not taken for a checkpoint.
-                let _ = fs::remove_dir_all(self.folder.join(name));
+    /// Puts in order what a killed process left: checkpoints half written, half replaced or half
+    /// removed. Returns warnings.
+    pub(super) fn sweep(&mut self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for hidden in self.names() {
+            let step_before =
+                |suffix: &str| step_of(hidden.strip_prefix('.')?.strip_suffix(suffix)?);
+            let path = self.folder.join(&hidden);
+            if let Some(step) = step_before(REPLACED)
+                && !self.folder.join(name(step)).exists()
+            {
+                // Nothing has come in its place.
+                let _ = fs::rename(path, self.folder.join(name(step)));
+            } else if let Some(step) = step_before(PRUNED).or_else(|| step_before(REPLACED)) {
+                warnings.extend(self.dispose(&path, step));
+            } else if let Some(step) = step_before(PARTIAL) {
+                // With a manifest it is whole, or the one that it took the place of.
+                match path.join("manifest.json").exists() {
+                    true => warnings.extend(self.dispose(&path, step)),
+                    // What stays is in nobody's way: it is not taken for a checkpoint.
+                    false => drop(fs::remove_dir_all(path)),
+                }
             }
         }
+        warnings
     }
 
-    /// Gives the folder `partial` its place by one rename. Where a checkpoint of the same step
-    /// stands, it goes.
-    pub(super) fn put(&self, partial: &Path, step: Step) -> Result<PathBuf> {
+    /// Gives the folder `partial` its place in one step. Where a checkpoint of the same step stands,
+    /// it goes; what in it is not the run's stays beside the new one, of which warnings come back.
+    pub(super) fn put(&mut self, partial: &Path, step: Step) -> Result<(PathBuf, Vec<String>)> {
         let path = self.folder.join(name(step));
-        let old = self.hidden(step, PRUNED);
-        let replaces = path.exists();
-        let place = || {
-            if replaces {
+        let place = || -> io::Result<Option<PathBuf>> {
+            let old = if path.symlink_metadata().is_err() {
+                fs::rename(partial, &path)?;
+                None
+            } else if exchange(partial, &path).is_ok() {
+                // At every moment a whole checkpoint had the name.
+                Some(partial.to_owned())
+            } else {
+                // A file system that cannot exchange. Whoever is killed in between has gone back by `sweep`.
+                let old = self.hidden(step, REPLACED);
                 fs::rename(&path, &old)?;
-            }
-            fs::rename(partial, &path).inspect_err(|_| {
-                if replaces {
+                fs::rename(partial, &path).inspect_err(|_| {
                     let _ = fs::rename(&old, &path);
-                }
-            })?;
-            sync(&self.folder)
+                })?;
+                Some(old)
+            };
+            sync(&self.folder)?;
+            Ok(old)
         };
-        place().map_err(|error| Error::io("move the checkpoint into place", &path, &error))?;
-        if replaces {
-            let _ = fs::remove_dir_all(old);
-        }
-        Ok(path)
+        let old =
+            place().map_err(|error| Error::io("move the checkpoint into place", &path, &error))?;
+        let warning = old.and_then(|old| self.dispose(&old, step));
+        // The one that has the name now is another.
+        self.stuck.remove(&step);
+        Ok((path, warning.into_iter().collect()))
     }
 
-    /// Removes the oldest checkpoints beyond `keep`, but not the newest nor any that is needed.
-    pub(super) fn prune(&self, newest: Step, is_needed: &dyn Fn(Step) -> bool) {
+    /// Removes the oldest checkpoints beyond `keep`, but not the newest nor any that is needed. Returns
+    /// warnings.
+    pub(super) fn prune(&mut self, newest: Step, is_needed: &dyn Fn(Step) -> bool) -> Vec<String> {
+        let excess = self.beyond_keep().into_iter();
+        let doomed: Vec<Step> = excess
+            .filter(|&step| step != newest && !self.stuck.contains(&step) && !is_needed(step))
+            .collect();
+        let removed = doomed.into_iter().filter_map(|step| self.remove(step));
+        removed.collect()
+    }
+
+    /// Removes the oldest checkpoint beyond `keep` that `give_up` lets go. None if there is none, else
+    /// warnings.
+    pub(super) fn make_room(&mut self, give_up: &dyn Fn(Step) -> bool) -> Option<Vec<String>> {
+        let mut excess = self.beyond_keep().into_iter();
+        let step = excess.find(|step| !self.stuck.contains(step) && give_up(*step))?;
+        Some(self.remove(step).into_iter().collect())
+    }
+
+    /// The steps of the checkpoints that are more than shall stay, the oldest first.
+    fn beyond_keep(&self) -> Vec<Step> {
         if self.keep == 0 {
-            return;
+            return Vec::new();
         }
-        let names = self.names();
-        let mut steps: Vec<Step> = names.iter().filter_map(|name| step_of(name)).collect();
+        let steps = self.names().into_iter().filter_map(|name| step_of(&name));
+        let mut steps: Vec<Step> = steps
+            .filter(|&step| is_checkpoint(&self.folder.join(name(step))))
+            .collect();
         steps.sort_unstable();
-        let excess = steps.len().saturating_sub(self.keep);
-        for &step in &steps[..excess] {
-            if step != newest && !is_needed(step) {
-                // It stops being a checkpoint by one rename; what cannot be removed goes when the
-                // run is resumed.
-                let doomed = self.hidden(step, PRUNED);
-                if fs::rename(self.folder.join(name(step)), &doomed).is_ok() {
-                    let _ = fs::remove_dir_all(doomed);
-                }
-            }
+        steps.truncate(steps.len().saturating_sub(self.keep));
+        steps
+    }
+
+    /// Removes a checkpoint. It stops being one by a rename. Returns a warning if something is left.
+    fn remove(&mut self, step: Step) -> Option<String> {
+        let path = self.folder.join(name(step));
+        let doomed = self.hidden(step, PRUNED);
+        match fs::rename(&path, &doomed) {
+            Ok(()) => self.dispose(&doomed, step),
+            Err(error) => self.stuck(step, &path, &error),
         }
+    }
+
+    /// Removes what a folder that is no checkpoint any more has of one. The rest is somebody else's and
+    /// gets the checkpoint's name back.
+    fn dispose(&mut self, doomed: &Path, step: Step) -> Option<String> {
+        let left = match removal::remove(doomed) {
+            Ok(left) if left.is_empty() => return None,
+            Ok(left) => left,
+            // What stays has a hidden name, and goes when the run is resumed.
+            Err(error) => return self.stuck(step, doomed, &error),
+        };
+        let place = self.free_name(step);
+        if let Err(error) = fs::rename(doomed, &place) {
+            return self.stuck(step, doomed, &error);
+        }
+        if !self.stuck.insert(step) {
+            return None;
+        }
+        Some(format!(
+            "the checkpoint of step {step} was removed, but not what else was in its folder ({}): {}",
+            listed(&left),
+            place.display()
+        ))
+    }
+
+    fn stuck(&mut self, step: Step, path: &Path, error: &io::Error) -> Option<String> {
+        let path = path.display();
+        self.stuck
+            .insert(step)
+            .then(|| format!("the checkpoint of step {step} cannot be removed: {error}: {path}"))
+    }
+
+    /// A place for what is left of a checkpoint: under its name, unless another one has that.
+    fn free_name(&self, step: Step) -> PathBuf {
+        let name = name(step);
+        let beside = (1..).map(|number| match number {
+            1 => format!("{name}.replaced"),
+            number => format!("{name}.replaced-{number}"),
+        });
+        let mut places = std::iter::once(name.clone())
+            .chain(beside)
+            .map(|name| self.folder.join(name));
+        let free = places.find(|place| place.symlink_metadata().is_err());
+        free.expect("a folder has fewer entries than there are numbers")
     }
 
     fn names(&self) -> Vec<String> {
@@ -110,5 +220,180 @@ impl Layout {
         entries
             .filter_map(|entry| entry.file_name().into_string().ok())
             .collect()
+    }
+}
+
+/// Lets two folders change their names. Not every file system can.
+fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)
+        .map_err(|errno| io::Error::from_raw_os_error(errno.raw_os_error()))
+}
+
+/// A few names, for people.
+fn listed(names: &[OsString]) -> String {
+    let mut names: Vec<String> = names
+        .iter()
+        .map(|name| name.display().to_string())
+        .collect();
+    names.sort();
+    let more = names.len().saturating_sub(3);
+    names.truncate(3);
+    match more {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use host_core::Manifest;
+
+    use crate::checkpoint::manifest::hash;
+
+    struct Scene {
+        dir: tempfile::TempDir,
+        layout: Layout,
+    }
+
+    impl Scene {
+        fn new(keep: usize) -> Self {
+            let dir = tempfile::tempdir().expect("a folder");
+            let layout = Layout {
+                folder: dir.path().to_owned(),
+                files: Vec::new(),
+                keep,
+                stuck: BTreeSet::new(),
+            };
+            Self { dir, layout }
+        }
+
+        fn path(&self, below: &str) -> PathBuf {
+            self.dir.path().join(below)
+        }
+
+        /// A checkpoint with this model.
+        fn write(&self, name: &str, model: &str) {
+            fs::create_dir(self.path(name)).expect("made");
+            let file = self.path(name).join("model.safetensors");
+            fs::write(&file, model).expect("written");
+            let files = [("model.safetensors".to_owned(), hash(&file).expect("read"))];
+            let manifest = Manifest {
+                files: files.into(),
+            };
+            let json = serde_json::to_string(&manifest).expect("JSON");
+            fs::write(self.path(name).join("manifest.json"), json).expect("written");
+        }
+
+        fn model(&self, name: &str) -> String {
+            let file = self.path(name).join("model.safetensors");
+            fs::read_to_string(file).expect("a file")
+        }
+
+        fn names(&self) -> Vec<String> {
+            let mut names = self.layout.names();
+            names.sort();
+            names
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_takes_the_place_of_another_of_its_step() {
+        let mut scene = Scene::new(0);
+        scene.write("step-000010", "old");
+        scene.write(".step-000010.partial", "new");
+        let partial = scene.layout.partial(Step(10));
+        let (path, warnings) = scene.layout.put(&partial, Step(10)).expect("put");
+        assert_eq!(path, scene.path("step-000010"));
+        assert_eq!(warnings, [""; 0]);
+        assert_eq!(scene.model("step-000010"), "new");
+        assert_eq!(scene.names(), ["step-000010"]);
+
+        scene.write(".step-000010.partial", "newer");
+        fs::write(scene.path("step-000010/mine"), "mine").expect("written");
+        let (_, warnings) = scene.layout.put(&partial, Step(10)).expect("put");
+        assert_eq!(warnings.len(), 1);
+        assert!(
+            warnings[0].ends_with("/step-000010.replaced"),
+            "{warnings:?}"
+        );
+        assert_eq!(scene.model("step-000010"), "newer");
+        assert_eq!(scene.names(), ["step-000010", "step-000010.replaced"]);
+        assert!(scene.path("step-000010.replaced/mine").is_file());
+    }
+
+    #[test]
+    fn whatever_a_kill_interrupted_a_whole_checkpoint_has_the_name() {
+        let mut scene = Scene::new(0);
+        // Between two renames, where a file system cannot exchange.
+        scene.write(".step-000010.replaced", "old");
+        scene.write(".step-000010.partial", "new");
+        // Behind them.
+        scene.write(".step-000020.replaced", "old");
+        scene.write("step-000020", "new");
+        // Behind an exchange, with a file of the user's in the old one.
+        scene.write(".step-000030.partial", "old");
+        scene.write("step-000030", "new");
+        fs::write(scene.path(".step-000030.partial/mine"), "mine").expect("written");
+        // In a removal.
+        scene.write(".step-000040.pruned", "old");
+        fs::write(scene.path(".step-000040.pruned/mine"), "mine").expect("written");
+        // In a checkpoint that was not whole.
+        fs::create_dir(scene.path(".step-000050.partial")).expect("made");
+        fs::write(scene.path(".step-000050.partial/model.safetensors"), "half").expect("written");
+        let warnings = scene.layout.sweep();
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert_eq!(
+            scene.names(),
+            [
+                "step-000010",
+                "step-000020",
+                "step-000030",
+                "step-000030.replaced",
+                "step-000040"
+            ]
+        );
+        let models = ["step-000010", "step-000020", "step-000030"].map(|name| scene.model(name));
+        assert_eq!(models, ["old", "new", "new"]);
+        assert!(scene.path("step-000040/mine").is_file());
+        assert_eq!(
+            newest(scene.dir.path(), Step(100)).expect("one").0,
+            Step(30)
+        );
+    }
+
+    #[test]
+    fn what_is_needed_stays_until_there_is_no_room() {
+        let mut scene = Scene::new(1);
+        for step in [10, 20, 30, 40] {
+            scene.write(&name(Step(step)), "model");
+        }
+        let is_needed = |step: Step| step.0 < 30;
+        assert_eq!(scene.layout.prune(Step(40), &is_needed), [""; 0]);
+        assert_eq!(scene.names(), ["step-000010", "step-000020", "step-000040"]);
+        // The oldest is on its way.
+        let give_up = |step: Step| step.0 != 10;
+        assert!(scene.layout.make_room(&give_up).is_some());
+        assert_eq!(scene.names(), ["step-000010", "step-000040"]);
+        assert!(scene.layout.make_room(&give_up).is_none());
+        // The newest never goes.
+        assert!(scene.layout.make_room(&|_| true).is_some());
+        assert!(scene.layout.make_room(&|_| true).is_none());
+        assert_eq!(scene.names(), ["step-000040"]);
+    }
+
+    #[test]
+    fn what_is_left_of_a_pruned_checkpoint_is_said_once_and_counts_no_more() {
+        let mut scene = Scene::new(2);
+        for step in [10, 20, 30] {
+            scene.write(&name(Step(step)), "model");
+        }
+        fs::write(scene.path("step-000010/mine"), "mine").expect("written");
+        let warnings = scene.layout.prune(Step(30), &|_| false);
+        assert_eq!(warnings.len(), 1);
+        assert!(warnings[0].ends_with("/step-000010"), "{warnings:?}");
+        assert_eq!(scene.layout.prune(Step(30), &|_| false), [""; 0]);
+        assert_eq!(scene.names(), ["step-000010", "step-000020", "step-000030"]);
+        assert!(scene.path("step-000010/mine").is_file());
     }
 }

@@ -1,11 +1,15 @@
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use host_core::{Error, Kind, Result};
 use sha2::{Digest, Sha256};
 
-use super::files::{Part, SourceFile, find, hex, number};
-use super::format::Format;
+use super::files::{Found, HeldOut, Part, SourceFile, find, number};
+use super::format::{Compression, Format};
+use super::passage::Content;
+use super::reader::{Reader, text_content};
 use super::token_file::TokenHeader;
 use crate::TrainConfig;
 use crate::tokenizer::Tokenizer;
@@ -16,6 +20,8 @@ pub(crate) struct Corpus {
     /// One source of all files, or with weights one for each path that was given.
     pub(crate) train: Vec<Source>,
     pub(crate) valid: Arc<[SourceFile]>,
+    /// What of the data could not be looked through, in sentences.
+    pub(crate) notices: Vec<String>,
 }
 
 /// Files that are read as one, in the order of their names.
@@ -28,7 +34,7 @@ pub(crate) struct Source {
 
 impl Corpus {
     /// Finds the files and looks into the first of each source. What is held out when there is no
-    /// `valid_data` depends on the files' names alone: see [`split`].
+    /// `valid_data` depends on the files' names alone, or on the content of a single file: see [`split`].
     ///
     /// # Errors
     /// A path that is not there, nothing found, or records without the text column.
@@ -37,7 +43,7 @@ impl Corpus {
             return Err(Error::new(Kind::Config, "there is no training data")
                 .hint("name a folder of source files: --data src/"));
         }
-        let pools: Vec<(f64, Vec<SourceFile>)> = if config.data_weights.is_empty() {
+        let pools: Vec<(f64, Found)> = if config.data_weights.is_empty() {
             vec![(1.0, find("data", &config.data, config)?)]
         } else {
             let weights = config.data_weights.iter().copied();
@@ -48,37 +54,48 @@ impl Corpus {
                 })
                 .collect::<Result<_>>()?
         };
-        let mut valid = Vec::new();
+        let mut valid = Found::default();
         if !config.valid_data.is_empty() {
             valid = find("valid_data", &config.valid_data, config)?;
         }
-        let mut train = Vec::new();
-        for (weight, files) in pools {
-            let mut kept = files;
+        let valid_every = config.valid_every.max(1);
+        let (mut train, mut notices) = (Vec::new(), Vec::new());
+        for (weight, mut found) in pools {
+            notices.append(&mut found.notices);
+            let mut kept = found.files;
             if config.valid_data.is_empty() {
                 let held_out;
-                (kept, held_out) = split(kept, config.valid_every.max(1));
-                valid.extend(held_out);
+                (kept, held_out) = split(kept, valid_every);
+                valid.files.extend(held_out);
             }
             train.push(Source {
                 files: kept.into(),
                 weight,
             });
         }
-        if valid.is_empty() {
-            let file = &train[0].files[0];
-            return Err(Error::new(
-                Kind::Config,
-                format!(
-                    "one file cannot be split into training and evaluation: {}",
-                    file.path.display()
-                ),
-            )
-            .hint("give more files, or a file to evaluate on: --valid-data FILE"));
+        if valid.files.is_empty() {
+            for source in &mut train {
+                let (kept, held_out) = split_text(&source.files, valid_every);
+                source.files = kept;
+                valid.files.extend(held_out);
+            }
         }
+        if valid.files.is_empty() {
+            let file = &train[0].files[0];
+            let why = if file.format.has_records() {
+                "its records cannot be split into training and evaluation, as no two of them differ"
+            } else {
+                "one file cannot be split into training and evaluation"
+            };
+            let message = format!("{why}: {}", file.path.display());
+            return Err(Error::new(Kind::Config, message)
+                .hint("give more files, or a file to evaluate on: --valid-data FILE"));
+        }
+        notices.append(&mut valid.notices);
         Ok(Self {
             train,
-            valid: valid.into(),
+            valid: valid.files.into(),
+            notices,
         })
     }
 
@@ -109,6 +126,24 @@ impl Corpus {
         Ok(())
     }
 
+    /// Looks whether a model with this many rows of the vocabulary has one for each id of the token files.
+    ///
+    /// # Errors
+    /// The first file that may have others.
+    pub(crate) fn check_rows(&self, rows: i64) -> Result<()> {
+        for file in self.token_files() {
+            let ids = TokenHeader::read(&file.path)?.vocab_size;
+            if i64::from(ids) > rows {
+                let path = file.path.display();
+                let message =
+                    format!("the token file has ids up to {ids}, the model {rows} rows: {path}");
+                return Err(Error::new(Kind::Config, message)
+                    .hint("write the file again with `host data tokenize`"));
+            }
+        }
+        Ok(())
+    }
+
     fn token_files(&self) -> impl Iterator<Item = &SourceFile> {
         let train = self.train.iter().flat_map(|source| source.files.iter());
         train
@@ -121,34 +156,20 @@ impl Corpus {
         let files = self.train.iter().flat_map(|source| source.files.iter());
         files.cloned().collect()
     }
-
-    /// What tells this training data from another: names and sizes. Lower-case hexadecimal.
-    pub(crate) fn fingerprint(&self) -> String {
-        let mut hash = Sha256::new();
-        for file in self.train.iter().flat_map(|source| source.files.iter()) {
-            hash.update(file.name.as_bytes());
-            hash.update([0]);
-            hash.update(file.bytes.to_le_bytes());
-        }
-        hex(&hash.finalize())
-    }
 }
 
-/// What to train on and what to hold out: one file in `valid_every`, by its name. A single file with
-/// records gives one record in so many, by the hash of its text; any other single file gives nothing.
+/// What to train on and what to hold out: one file in `valid_every`, by its name. Of a single file with
+/// records it is one record in that many, by the hash of its text, or if that is none or all of them the
+/// one with the lowest hash. Any other single file is trained on as a whole.
 fn split(files: Vec<SourceFile>, valid_every: u64) -> (Vec<SourceFile>, Vec<SourceFile>) {
     if let [file] = &files[..] {
-        if !file.format.has_records() {
-            return (files, Vec::new());
-        }
-        let part = |part| SourceFile {
-            part,
-            ..file.clone()
+        return match some_records(file, valid_every) {
+            None => (files, Vec::new()),
+            Some(held_out) => (
+                vec![file.with(Part::Train(held_out))],
+                vec![file.with(Part::Valid(held_out))],
+            ),
         };
-        return (
-            vec![part(Part::Train { valid_every })],
-            vec![part(Part::Valid { valid_every })],
-        );
     }
     let (mut valid, mut train): (Vec<_>, Vec<_>) = files
         .into_iter()
@@ -160,6 +181,95 @@ fn split(files: Vec<SourceFile>, valid_every: u64) -> (Vec<SourceFile>, Vec<Sour
         train.extend(valid.pop());
     }
     (train, valid)
+}
+
+/// The same where nothing is held out yet: of a single text the last part.
+fn split_text(files: &Arc<[SourceFile]>, valid_every: u64) -> (Arc<[SourceFile]>, Vec<SourceFile>) {
+    let held_out = match &files[..] {
+        [file] => last_part(file, valid_every).map(|held_out| (file, held_out)),
+        _ => None,
+    };
+    match held_out {
+        None => (files.clone(), Vec::new()),
+        Some((file, held_out)) => (
+            Arc::new([file.with(Part::Train(held_out))]),
+            vec![file.with(Part::Valid(held_out))],
+        ),
+    }
+}
+
+/// Reads the records until there is one for each side. None: there are none, or no two of them differ.
+fn some_records(file: &SourceFile, valid_every: u64) -> Option<HeldOut> {
+    if !file.format.has_records() {
+        return None;
+    }
+    let mut reader = Reader::open(file).ok()?;
+    let (mut train, mut valid) = (false, false);
+    let mut hashes: Option<(u64, u64)> = None;
+    let mut document = Sha256::new();
+    while let Some(next) = reader.next() {
+        let Ok(passage) = next else { continue };
+        let Content::Text(text) = passage.content else {
+            continue;
+        };
+        document.update(text);
+        if !passage.ends_document {
+            continue;
+        }
+        let hash = number(&document.finalize_reset());
+        let is_valid = hash.is_multiple_of(valid_every);
+        (train, valid) = (train || !is_valid, valid || is_valid);
+        if train && valid {
+            return Some(HeldOut::OneIn(valid_every));
+        }
+        let (lowest, highest) = hashes.unwrap_or((hash, hash));
+        hashes = Some((lowest.min(hash), highest.max(hash)));
+    }
+    let (lowest, highest) = hashes?;
+    (lowest < highest).then_some(HeldOut::Hash(lowest))
+}
+
+/// Where the last of `valid_every` parts of a text begins: at the beginning of a line if there is one
+/// near. None: there is nothing to cut.
+fn last_part(file: &SourceFile, valid_every: u64) -> Option<HeldOut> {
+    /// How far a line is looked for, and read at once.
+    const NEAR: u64 = 1 << 16;
+    let Format::Text(compression) = file.format else {
+        return None;
+    };
+    let content = || text_content(compression, File::open(&file.path).ok()?).ok();
+    let bytes = match compression {
+        Compression::None => file.bytes,
+        _ => read_through(&mut content()?),
+    };
+    let wanted = (bytes - bytes / valid_every).min(bytes.checked_sub(1)?);
+    let mut input = content()?;
+    let mut near = Vec::new();
+    io::copy(&mut (&mut input).take(wanted), &mut io::sink()).ok()?;
+    input
+        .take(NEAR.min(bytes - wanted))
+        .read_to_end(&mut near)
+        .ok()?;
+    let begins = |&at: &usize| near[at] & 0xc0 != 0x80;
+    let line = near.iter().position(|&byte| byte == b'\n');
+    let line = line.map(|end| end + 1).filter(|&at| at < near.len());
+    let at = line.or_else(|| (0..near.len()).find(begins))? as u64;
+    let at = wanted + at;
+    (0 < at && at < bytes).then_some(HeldOut::From(at))
+}
+
+/// How many bytes can be read; what follows on damage does not count.
+fn read_through(input: &mut dyn Read) -> u64 {
+    let mut block = vec![0; 1 << 16];
+    let mut bytes = 0;
+    loop {
+        match input.read(&mut block) {
+            Ok(0) => return bytes,
+            Ok(read) => bytes += read as u64,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return bytes,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -203,20 +313,84 @@ mod tests {
         assert_eq!((two.train_files().len(), two.valid.len()), (1, 1));
     }
 
+    /// The documents of the one file on either side.
+    fn sides(name: &str, content: &[u8], valid_every: u64) -> Result<[Vec<String>; 2]> {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join(name), content).expect("written");
+        let corpus = Corpus::find(&TrainConfig {
+            valid_every,
+            ..config(folder.path())
+        })?;
+        let texts = |file: &SourceFile| {
+            let mut reader = Reader::open(file).expect("opened");
+            let mut texts = vec![String::new()];
+            while let Some(passage) = reader.next() {
+                let passage = passage.expect("a passage");
+                if let Content::Text(text) = passage.content {
+                    texts.last_mut().expect("one").push_str(&text);
+                }
+                if passage.ends_document {
+                    texts.push(String::new());
+                }
+            }
+            assert_eq!(texts.pop().as_deref(), Some(""));
+            texts
+        };
+        Ok([texts(&corpus.train_files()[0]), texts(&corpus.valid[0])])
+    }
+
     #[test]
-    fn one_text_cannot_be_split_and_one_file_of_records_can() {
-        let text = folder(&["a.rs"]);
-        let error = Corpus::find(&config(text.path())).expect_err("refused");
-        assert!(error.message().starts_with("one file cannot be split"));
-        let records = folder(&[]);
-        let line = "{\"content\": \"a\"}\n";
-        std::fs::write(records.path().join("a.jsonl"), line).expect("written");
-        let corpus = Corpus::find(&config(records.path())).expect("found");
-        assert_eq!(
-            corpus.train_files()[0].part,
-            Part::Train { valid_every: 20 }
-        );
-        assert_eq!(corpus.valid[0].part, Part::Valid { valid_every: 20 });
+    fn one_text_is_split_where_a_line_begins() {
+        let lines: String = (0..50_000).map(|n| format!("line {n} é\n")).collect();
+        let zstd = zstd::encode_all(lines.as_bytes(), 1).expect("compressed");
+        for (name, bytes) in [("a.txt", lines.as_bytes()), ("a.txt.zst", &zstd[..])] {
+            let [train, valid] = sides(name, bytes, 20).expect("split");
+            assert_eq!((train.len(), valid.len()), (1, 1));
+            assert_eq!([&train[0][..], &valid[0]].concat(), lines);
+            assert!(valid[0].starts_with("line 47") && valid[0].len() < lines.len() / 20);
+        }
+        // Without lines between two characters, and one character is for each side at least.
+        let [train, valid] = sides("a.txt", "éééé".repeat(100).as_bytes(), 3).expect("split");
+        assert_eq!((train[0].len(), valid[0].len()), (534, 266));
+        let [train, valid] = sides("a.txt", b"ab", 20).expect("split");
+        assert_eq!((&*train[0], &*valid[0]), ("a", "b"));
+        for too_small in ["a", "é"] {
+            let error = sides("a.txt", too_small.as_bytes(), 20).expect_err("refused");
+            assert!(error.message().starts_with("one file cannot be split"));
+            assert!(error.hint_text().expect("a hint").contains("--valid-data"));
+        }
+    }
+
+    #[test]
+    fn one_file_of_few_records_gives_one_of_them() {
+        let records = |texts: &[&str]| {
+            let line = |text: &&str| serde_json::json!({ "content": text }).to_string() + "\n";
+            texts.iter().map(line).collect::<String>().into_bytes()
+        };
+        for texts in [
+            &["one", "two"][..],
+            &["one", "two", "three"],
+            &["one", "two", "two", "two"],
+        ] {
+            for valid_every in [2, 20, 1_000_000] {
+                let sides = sides("a.jsonl", &records(texts), valid_every).expect("split");
+                assert!(sides.iter().all(|side| !side.is_empty()), "{sides:?}");
+                let mut all = sides.concat();
+                all.sort();
+                let mut expected = texts.to_vec();
+                expected.sort_unstable();
+                assert_eq!(all, expected);
+            }
+        }
+        for texts in [&["one"][..], &["one", "one", ""]] {
+            let error = sides("a.jsonl", &records(texts), 20).expect_err("refused");
+            assert!(error.message().contains("no two of them differ"), "{error}");
+            assert!(error.hint_text().expect("a hint").contains("--valid-data"));
+        }
+        let many: Vec<String> = (0..1000).map(|n| format!("text {n}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let [train, valid] = sides("a.jsonl", &records(&many), 20).expect("split");
+        assert!(valid.len() > 20 && valid.len() < 100 && train.len() + valid.len() == 1000);
     }
 
     #[test]
@@ -232,5 +406,13 @@ mod tests {
         assert_eq!(names(&corpus.train[0].files), ["a.rs"]);
         assert_eq!(corpus.train[1].weight, 0.7);
         assert_eq!(corpus.train[1].files.len() + corpus.valid.len(), 3);
+        assert_eq!(corpus.train[0].files[0].part, Part::All);
+        // Two single texts are the only ones, so each is split.
+        let config = TrainConfig {
+            data: vec![a.path().join("a.rs"), b.path().join("b.rs")],
+            ..config
+        };
+        let corpus = Corpus::find(&config).expect("found");
+        assert_eq!(names(&corpus.valid), ["a.rs", "b.rs"]);
     }
 }

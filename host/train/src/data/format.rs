@@ -1,12 +1,13 @@
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 
+use super::json_lines;
 use super::token_file;
 
-/// How a file holds its documents. Its name says so, and of token files their beginning.
+/// How a file holds its documents. Its name says so, and of token files and `.json` their beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     /// The whole file is one text.
@@ -17,6 +18,8 @@ pub(crate) enum Format {
     Parquet,
     /// Token ids that `host data tokenize` wrote.
     Tokens,
+    /// Text or records in a codec that is not read.
+    Unread { codec: &'static str, records: bool },
 }
 
 /// What a file must go through to be read.
@@ -27,21 +30,42 @@ pub(crate) enum Compression {
     Zstd,
 }
 
+/// Codecs that are not read, by the ends of their files' names.
+const UNREAD: [(&str, &str); 10] = [
+    (".xz", "xz"),
+    (".lzma", "LZMA"),
+    (".bz2", "bzip2"),
+    (".lz4", "LZ4"),
+    (".br", "Brotli"),
+    (".lzo", "LZO"),
+    (".sz", "Snappy"),
+    (".snappy", "Snappy"),
+    (".z", "compress"),
+    (".zip", "ZIP"),
+];
+
 impl Format {
-    /// `.parquet` is Parquet. `.jsonl` and `.ndjson` are JSON lines, as is `.json` when it is compressed, which data sets
-    /// are and source code is not. Any other name is text. `.gz` and `.zst` may follow.
+    /// `.parquet` is Parquet. `.jsonl` and `.ndjson` are JSON lines, as is `.json` where it is compressed,
+    /// which data sets are and source code is not, or where each of its first lines is an object, which
+    /// one JSON document cannot have. Any other name is text. `.gz` and `.zst` may follow.
     pub(crate) fn of(path: &Path) -> Self {
         let name = file_name(path);
-        let (name, compression) = split_compression(&name);
-        match extension(name) {
+        let (inner, compression) = split_compression(&name);
+        match extension(inner) {
             "parquet" if compression == Compression::None => Self::Parquet,
+            "parquet" => Self::Unread {
+                codec: "Parquet that is compressed as a whole",
+                records: true,
+            },
             // Others use this name for text.
             "tokens" if token_file::is_one(path) => Self::Tokens,
             // An archive is not a text, so it is not unpacked.
             "tar" => Self::Text(Compression::None),
             "jsonl" | "ndjson" => Self::JsonLines(compression),
-            "json" if compression != Compression::None => Self::JsonLines(compression),
-            _ => Self::Text(compression),
+            "json" if compression != Compression::None || json_lines::is_lines(path) => {
+                Self::JsonLines(compression)
+            }
+            _ => unread(inner).unwrap_or(Self::Text(compression)),
         }
     }
 
@@ -50,8 +74,20 @@ impl Format {
         match self {
             Self::Text(_) | Self::Tokens => false,
             Self::JsonLines(_) | Self::Parquet => true,
+            Self::Unread { records, .. } => records,
         }
     }
+}
+
+/// What has a name such as `a.jsonl.xz`. An archive is binary like any other file.
+fn unread(name: &str) -> Option<Format> {
+    let of = |&(suffix, codec): &(&'static str, &'static str)| {
+        let inner = extension(name.strip_suffix(suffix)?);
+        let records = ["jsonl", "ndjson", "json", "parquet"].contains(&inner);
+        let is_text = !inner.is_empty() && inner != "tar" && codec != "ZIP";
+        (records || is_text).then_some(Format::Unread { codec, records })
+    };
+    UNREAD.iter().find_map(of)
 }
 
 /// Whether the name ends in one of the extensions, before or behind that of a compression.
@@ -69,13 +105,106 @@ pub(crate) fn has_extension(path: &Path, extensions: &[String]) -> bool {
 }
 
 impl Compression {
-    /// The content of the file.
+    /// The content of the file. What begins as gzip or Zstandard is read as that, whatever its name says.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or of a codec that is not read: then the error is `Unsupported` and
+    /// names it.
     pub(crate) fn open(self, file: File) -> io::Result<Box<dyn Read + Send>> {
-        Ok(match self {
-            Self::None => Box::new(file),
-            // Of several members behind one another all are read, as gzip does.
-            Self::Gzip => Box::new(MultiGzDecoder::new(BufReader::with_capacity(1 << 16, file))),
-            Self::Zstd => Box::new(zstd::Decoder::new(file)?),
+        let mut input = BufReader::with_capacity(1 << 16, file);
+        let begin = input.fill_buf()?;
+        let found = match begin {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            // A frame, or one to skip, as parallel writers put first.
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            _ => {
+                if let Some(codec) = codec_of(begin) {
+                    return Err(unsupported(codec));
+                }
+                self
+            }
+        };
+        Ok(match found {
+            Self::None => Box::new(input),
+            Self::Gzip => Box::new(Members(Some(GzDecoder::new(input)))),
+            Self::Zstd => {
+                let mut frames = zstd::Decoder::with_buffer(input)?;
+                // As far as the format goes, 2 GiB: what --long wrote is sound.
+                frames.window_log_max(31)?;
+                Box::new(Frames(frames))
+            }
+        })
+    }
+}
+
+/// The codec of a file that begins with these bytes, if it is one that is not read.
+fn codec_of(begin: &[u8]) -> Option<&'static str> {
+    let magic: [(&[u8], &str); 4] = [
+        (b"\xfd7zXZ\0", "xz"),
+        (b"BZh", "bzip2"),
+        (b"\x04\x22\x4d\x18", "LZ4"),
+        (b"\xff\x06\0\0sNaPpY", "Snappy"),
+    ];
+    let found = magic.iter().find(|(magic, _)| begin.starts_with(magic))?;
+    // Three letters may begin a text, but not with a block's size and its magic number behind them.
+    let is_sure = found.1 != "bzip2" || begin.get(4..7).is_some_and(|next| next == b"1AY");
+    is_sure.then_some(found.1)
+}
+
+fn unsupported(codec: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, codec)
+}
+
+/// The members of a gzip file one after the other, and zero bytes behind the last, as a tape or a block
+/// device leaves them.
+struct Members(Option<GzDecoder<BufReader<File>>>);
+
+impl Read for Members {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.0 {
+            let read = member.read(bytes)?;
+            if read > 0 || bytes.is_empty() {
+                return Ok(read);
+            }
+            let Some(ended) = self.0.take() else { break };
+            let mut input = ended.into_inner();
+            loop {
+                let ahead = input.fill_buf()?;
+                let zeros = ahead.iter().take_while(|&&byte| byte == 0).count();
+                let is_last = ahead.is_empty();
+                if !is_last && zeros < ahead.len() {
+                    input.consume(zeros);
+                    self.0 = Some(GzDecoder::new(input));
+                    break;
+                }
+                if is_last {
+                    return Ok(0);
+                }
+                input.consume(zeros);
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// The frames of a Zstandard file. What the library does not read has a name.
+struct Frames(zstd::Decoder<'static, BufReader<File>>);
+
+impl Read for Frames {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.0.read(bytes).map_err(|error| {
+            // The library gives its reasons as texts alone.
+            let why = error.to_string();
+            let lacks = |part: &str| why.contains(part);
+            if lacks("Dictionary mismatch") {
+                unsupported("Zstandard with a dictionary")
+            } else if lacks("Unsupported") || lacks("Version not supported") {
+                unsupported(&format!("Zstandard: {why}"))
+            } else if lacks("not enough memory") {
+                io::Error::new(io::ErrorKind::OutOfMemory, why)
+            } else {
+                error
+            }
         })
     }
 }
@@ -105,6 +234,7 @@ fn extension(name: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     #[test]
     fn the_name_says_the_format() {
@@ -119,6 +249,35 @@ mod tests {
         assert_eq!(of("a.parquet"), Format::Parquet);
         assert_eq!(of("package.json"), Format::Text(Compression::None));
         assert_eq!(of("a.tar.gz"), Format::Text(Compression::None));
+        assert_eq!(of("a.tar.xz"), Format::Text(Compression::None));
+        assert_eq!(of("a.zip"), Format::Text(Compression::None));
+        let unread = |codec, records| Format::Unread { codec, records };
+        assert_eq!(of("a.jsonl.xz"), unread("xz", true));
+        assert_eq!(of("a.json.BZ2"), unread("bzip2", true));
+        assert_eq!(of("a.jsonl.zip"), unread("ZIP", true));
+        assert_eq!(of("notes.txt.lz4"), unread("LZ4", false));
+        let whole = "Parquet that is compressed as a whole";
+        assert_eq!(of("a.parquet.gz"), unread(whole, true));
+    }
+
+    #[test]
+    fn json_is_lines_where_each_of_the_first_two_is_an_object() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.json");
+        let of = |content: &str| {
+            std::fs::write(&path, content).expect("written");
+            Format::of(&path)
+        };
+        let (lines, text) = (
+            Format::JsonLines(Compression::None),
+            Format::Text(Compression::None),
+        );
+        assert_eq!(of("{\"a\": 1}\n{\"a\": 2}\n"), lines);
+        assert_eq!(of("\u{feff}\n{\"a\": NaN}\r\n\r\n{\"a\": [2]}"), lines);
+        assert_eq!(of("{\n  \"a\": 1\n}\n"), text);
+        assert_eq!(of("{\"a\": 1}\n"), text);
+        assert_eq!(of("[{\"a\": 1},\n{\"a\": 2}]\n"), text);
+        assert_eq!(of(""), text);
     }
 
     #[test]
@@ -128,5 +287,88 @@ mod tests {
         assert!(has("a.rs", "rs") && has("a.rs", ".rs") && has("a.rs.gz", "rs"));
         assert!(has("a.jsonl.gz", "jsonl.gz") && has("a.jsonl.gz", "gz"));
         assert!(!has("a.rs", "s") && !has("rs", "rs") && !has("a.rs.bak", "rs"));
+    }
+
+    fn read(compression: Compression, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(bytes).expect("written");
+        io::Seek::rewind(&mut file).expect("back");
+        let mut content = Vec::new();
+        compression.open(file)?.read_to_end(&mut content)?;
+        Ok(content)
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(bytes).expect("written");
+        gzip.finish().expect("finished")
+    }
+
+    #[test]
+    fn gzip_members_follow_one_another_and_padding_is_passed_over() {
+        let members = [gzip(b"one "), gzip(b""), gzip(b"two")].concat();
+        let whole = |bytes: &[u8]| read(Compression::Gzip, bytes).expect("read");
+        assert_eq!(whole(&members), b"one two");
+        assert_eq!(whole(&[&members[..], &[0; 100_000]].concat()), b"one two");
+        let between = [&gzip(b"one ")[..], &[0; 512], &gzip(b"two")].concat();
+        assert_eq!(whole(&between), b"one two");
+        assert_eq!(whole(&gzip(b"")), b"");
+        assert!(read(Compression::Gzip, &members[..members.len() - 3]).is_err());
+        assert!(read(Compression::Gzip, &[&members[..], b"rest"].concat()).is_err());
+    }
+
+    /// A frame that needs a window of 2^`log` bytes.
+    fn long_window(bytes: &[u8], log: u32) -> Vec<u8> {
+        let mut zstd = zstd::Encoder::new(Vec::new(), 1).expect("begun");
+        zstd.long_distance_matching(true).expect("set");
+        zstd.window_log(log).expect("set");
+        zstd.write_all(bytes).expect("written");
+        zstd.finish().expect("finished")
+    }
+
+    #[test]
+    fn zstandard_frames_of_any_window_follow_one_another_and_some_are_skipped() {
+        let skipped = [&[0x53, 0x2a, 0x4d, 0x18, 5, 0, 0, 0][..], b"index"].concat();
+        let frame = |bytes: &[u8]| zstd::encode_all(bytes, 1).expect("compressed");
+        let long = long_window(b"three", 31);
+        let parts = [
+            &skipped[..],
+            &frame(b"one "),
+            &frame(b""),
+            &skipped,
+            &frame(b"two "),
+            &long,
+            &skipped,
+        ];
+        let whole = read(Compression::Zstd, &parts.concat()).expect("read");
+        assert_eq!(whole, b"one two three");
+        // The library's own limit is 2^27.
+        assert!(zstd::decode_all(&long[..]).is_err());
+        assert!(read(Compression::Zstd, &long[..long.len() - 1]).is_err());
+    }
+
+    #[test]
+    fn the_beginning_says_the_codec_whatever_the_name_says() {
+        let zstd = zstd::encode_all(&b"text"[..], 1).expect("compressed");
+        for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+            assert_eq!(read(compression, &gzip(b"text")).expect("read"), b"text");
+            assert_eq!(read(compression, &zstd).expect("read"), b"text");
+            let xz = b"\xfd7zXZ\0\0\x04";
+            let error = read(compression, xz).expect_err("refused");
+            assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+            assert_eq!(error.to_string(), "xz");
+        }
+        let bzip2 = read(Compression::None, b"BZh91AY&SY").expect_err("refused");
+        assert_eq!(bzip2.to_string(), "bzip2");
+        let text = b"BZh is how bzip2 begins";
+        assert_eq!(read(Compression::None, text).expect("read"), text);
+    }
+
+    #[test]
+    fn a_dictionary_that_is_missing_is_named() {
+        // One raw block of one byte, in a frame that names dictionary 7.
+        let bytes = [0x28, 0xb5, 0x2f, 0xfd, 0x21, 7, 1, 9, 0, 0, b'a'];
+        let error = read(Compression::Zstd, &bytes).expect_err("refused");
+        assert_eq!(error.to_string(), "Zstandard with a dictionary");
     }
 }

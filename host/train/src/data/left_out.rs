@@ -1,5 +1,5 @@
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 /// Why a document, or what is left of a file, does not count.
@@ -8,37 +8,32 @@ pub(crate) enum Reason {
     Unreadable,
     Changed,
     Damaged,
+    Codec,
+    Utf16,
     NotUtf8,
     NotJson,
     NoText,
+    Null,
     Empty,
     TooLong,
     NotTokenized,
 }
 
 impl Reason {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 12] = [
         Self::Unreadable,
         Self::Changed,
         Self::Damaged,
+        Self::Codec,
+        Self::Utf16,
         Self::NotUtf8,
         Self::NotJson,
         Self::NoText,
+        Self::Null,
         Self::Empty,
         Self::TooLong,
         Self::NotTokenized,
     ];
-
-    /// The reason of a read that failed: what the file says is wrong, or the file is out of reach.
-    pub(crate) fn of(error: &io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::UnexpectedEof
-            | io::ErrorKind::InvalidData
-            | io::ErrorKind::InvalidInput
-            | io::ErrorKind::Other => Self::Damaged,
-            _ => Self::Unreadable,
-        }
-    }
 
     /// As part of a sentence about the documents.
     pub(super) fn words(self) -> &'static str {
@@ -46,12 +41,94 @@ impl Reason {
             Self::Unreadable => "cannot be read",
             Self::Changed => "changed since the start",
             Self::Damaged => "damaged or cut short",
+            Self::Codec => "in a codec that this program does not read",
+            Self::Utf16 => "in UTF-16, not UTF-8",
             Self::NotUtf8 => "not UTF-8",
             Self::NotJson => "not a JSON object",
             Self::NoText => "without the text column",
+            Self::Null => "with null in the text column",
             Self::Empty => "empty",
             Self::TooLong => "longer than 64 MiB",
             Self::NotTokenized => "refused by the tokenizer",
+        }
+    }
+}
+
+/// Documents that do not count, and what is known of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Missing {
+    pub(crate) reason: Reason,
+    /// How many; 1 where that is unknown.
+    pub(crate) documents: u64,
+    /// The line that it stands in, from 1, in a file of lines.
+    pub(crate) line: Option<u64>,
+    /// In the words of what read it, the name of a codec for example. Empty: the reason says it all.
+    pub(crate) why: String,
+}
+
+impl From<Reason> for Missing {
+    fn from(reason: Reason) -> Self {
+        Self {
+            reason,
+            documents: 1,
+            line: None,
+            why: String::new(),
+        }
+    }
+}
+
+impl From<io::Error> for Missing {
+    /// A read that failed: what the file says is wrong, or the file is out of reach.
+    fn from(error: io::Error) -> Self {
+        let why = error.to_string();
+        match error.kind() {
+            io::ErrorKind::Unsupported => Self::from(Reason::Codec).because(why),
+            io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::InvalidData
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::Other => Self::from(Reason::Damaged).because(why),
+            _ => Self::from(Reason::Unreadable).because(why),
+        }
+    }
+}
+
+impl Missing {
+    pub(crate) fn because(self, why: impl Into<String>) -> Self {
+        Self {
+            why: why.into(),
+            ..self
+        }
+    }
+
+    pub(crate) fn in_line(self, line: u64) -> Self {
+        Self {
+            line: Some(line),
+            ..self
+        }
+    }
+
+    pub(crate) fn of_documents(self, documents: u64) -> Self {
+        Self {
+            documents: documents.max(1),
+            ..self
+        }
+    }
+
+    /// The reason and what is known beyond it, for an error.
+    pub(super) fn words(&self) -> String {
+        let reason = self.reason.words();
+        if self.why.is_empty() {
+            reason.to_owned()
+        } else {
+            format!("{reason}: {}", self.why)
+        }
+    }
+
+    /// The file, and the line of it.
+    pub(super) fn place(&self, path: &Path) -> String {
+        match self.line {
+            Some(line) => format!("{}:{line}", path.display()),
+            None => path.display().to_string(),
         }
     }
 }
@@ -69,12 +146,13 @@ struct Stream {
     epoch: u64,
     now: [u64; Reason::ALL.len()],
     most: [u64; Reason::ALL.len()],
-    first: [Option<PathBuf>; Reason::ALL.len()],
+    /// The first place, and why.
+    first: [Option<String>; Reason::ALL.len()],
 }
 
 impl LeftOut {
-    /// Counts a document of this file in this epoch of the stream.
-    pub(crate) fn note(&self, stream: usize, epoch: u64, reason: Reason, path: &Path) {
+    /// Counts documents of this file in this epoch of the stream.
+    pub(crate) fn note(&self, stream: usize, epoch: u64, missing: &Missing, path: &Path) {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         if streams.len() <= stream {
             streams.resize(stream + 1, Stream::default());
@@ -84,16 +162,25 @@ impl LeftOut {
             stream.epoch = epoch;
             stream.now = [0; Reason::ALL.len()];
         }
-        let index = reason as usize;
-        stream.now[index] += 1;
-        stream.most[index] = stream.most[index].max(stream.now[index]);
-        stream.first[index].get_or_insert_with(|| path.to_owned());
+        let index = missing.reason as usize;
+        let now = stream.now[index].saturating_add(missing.documents);
+        stream.now[index] = now;
+        stream.most[index] = stream.most[index].max(now);
+        stream.first[index].get_or_insert_with(|| {
+            let place = missing.place(path);
+            if missing.why.is_empty() {
+                place
+            } else {
+                format!("{place}: {}", missing.why)
+            }
+        });
     }
 
     /// How many documents.
     pub(crate) fn count(&self) -> u64 {
         let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.iter().flat_map(|stream| stream.most).sum()
+        let counts = streams.iter().flat_map(|stream| stream.most);
+        counts.fold(0, u64::saturating_add)
     }
 
     /// A sentence that says how many were left out of `what` and why; none if nothing was.
@@ -103,13 +190,13 @@ impl LeftOut {
         let mut reasons = Vec::new();
         for reason in Reason::ALL {
             let index = reason as usize;
-            let count: u64 = streams.iter().map(|stream| stream.most[index]).sum();
+            let counts = streams.iter().map(|stream| stream.most[index]);
+            let count = counts.fold(0, u64::saturating_add);
             let first = streams
                 .iter()
                 .find_map(|stream| stream.first[index].as_ref());
             if let (1.., Some(first)) = (count, first) {
-                let words = reason.words();
-                reasons.push(format!("{count} {words} (first: {})", first.display()));
+                reasons.push(format!("{count} {} (first: {first})", reason.words()));
             }
         }
         let (documents, were) = match total {
@@ -129,18 +216,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_epoch_counts_anew_and_the_worst_is_told() {
+    fn each_epoch_counts_by_itself_and_the_worst_is_shown() {
         let left_out = LeftOut::default();
         assert_eq!(left_out.message("training data"), None);
-        let note =
-            |stream, epoch, reason, path| left_out.note(stream, epoch, reason, Path::new(path));
+        let note = |stream, epoch, reason, path| {
+            left_out.note(stream, epoch, &Missing::from(reason), Path::new(path));
+        };
         note(0, 0, Reason::NotUtf8, "a");
         assert_eq!(
             left_out.message("training data").expect("a sentence"),
             "1 document of the training data was left out: 1 not UTF-8 (first: a)"
         );
         note(0, 0, Reason::NotUtf8, "b");
-        note(1, 0, Reason::NotJson, "c");
+        let missing = Missing::from(Reason::NotJson).in_line(7).because("a tab");
+        left_out.note(1, 0, &missing, Path::new("c"));
         for _ in 0..3 {
             note(0, 1, Reason::NotUtf8, "d");
         }
@@ -148,8 +237,17 @@ mod tests {
         assert_eq!(left_out.count(), 4);
         assert_eq!(
             left_out.message("data").expect("a sentence"),
-            "4 documents of the data were left out: 3 not UTF-8 (first: a), 1 not a JSON object (first: c)"
+            "4 documents of the data were left out: 3 not UTF-8 (first: a), 1 not a JSON object (first: c:7: a tab)"
         );
+    }
+
+    #[test]
+    fn the_rows_that_a_damaged_file_still_had_are_counted() {
+        let left_out = LeftOut::default();
+        let rows = |documents| Missing::from(Reason::Damaged).of_documents(documents);
+        left_out.note(0, 0, &rows(1000), Path::new("a.parquet"));
+        left_out.note(0, 0, &rows(u64::MAX), Path::new("b.parquet"));
+        assert_eq!(left_out.count(), u64::MAX);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use host_core::{Error, Kind, Result};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::corpus::Source;
 use super::left_out::LeftOut;
 use super::packed::{Packed, Packer, Position};
 use super::{below, random};
@@ -22,6 +23,16 @@ pub(crate) struct Cursor {
     random: u64,
     pub(crate) sequences: u64,
 }
+
+impl Cursor {
+    /// Whether it is a place in these sources.
+    pub(crate) fn fits(&self, sources: &[Source]) -> bool {
+        self.sequences <= MOST && self.position.fits(sources)
+    }
+}
+
+/// More sequences than anybody trains on: what is computed with their number fits into 64 bits.
+const MOST: u64 = 1 << 40;
 
 /// Training batches: sequences that a thread packs ahead of the loop, through a shuffle buffer.
 ///

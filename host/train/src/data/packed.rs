@@ -18,6 +18,28 @@ pub(crate) struct Position {
     current: Option<usize>,
 }
 
+impl Position {
+    /// Whether it is a place in these sources, with numbers that can be counted on.
+    pub(crate) fn fits(&self, sources: &[Source]) -> bool {
+        let fits = |(progress, source): (&Progress, &Source)| {
+            let Place {
+                epoch,
+                file,
+                passage,
+            } = progress.place;
+            epoch < 1 << 31
+                && file <= source.files.len()
+                && passage < 1 << 48
+                && progress.token < 1 << 48
+                && progress.tokens < 1 << 56
+        };
+        // A position before the first token has no sources yet.
+        (self.sources.is_empty() || self.sources.len() == sources.len())
+            && self.sources.iter().zip(sources).all(fits)
+            && self.current.is_none_or(|current| current < sources.len())
+    }
+}
+
 /// How far a source was used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Progress {

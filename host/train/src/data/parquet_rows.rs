@@ -1,122 +1,136 @@
-use std::collections::VecDeque;
 use std::fs::File;
+use std::io::{self, BufRead, BufReader};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use parquet::basic::Type;
+use bytes::Bytes;
+use parquet::basic::{Compression, Type};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType};
-use parquet::errors::Result as ParquetResult;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::errors::{ParquetError, Result as ParquetResult};
+use parquet::file::metadata::RowGroupMetaData;
+use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
 
 use super::json_lines::LONGEST;
-use super::left_out::Reason;
+use super::left_out::{Missing, Reason};
 
-/// Rows that are decoded at once.
-const ROWS: usize = 16;
+/// Bytes of a page at most, compressed or not. A page must be in memory as a whole.
+const LARGEST_PAGE: u64 = 512 << 20;
 
 /// The texts of one column of a Parquet file, of which a page is in memory at a time.
 pub(crate) struct ParquetRows {
-    file: SerializedFileReader<File>,
+    file: SerializedFileReader<Pages>,
     /// The column's number.
     column: usize,
     /// A row's definition level if it has a value.
     defined: i16,
     group: usize,
     values: Option<ColumnReaderImpl<ByteArrayType>>,
-    rows: VecDeque<Option<ByteArray>>,
+    /// Rows that the file says it still has.
+    left: u64,
     ended: bool,
 }
 
 impl ParquetRows {
     /// # Errors
-    /// A file that is not Parquet, or has no such column of texts.
-    pub(crate) fn open(file: File, column: &str) -> Result<Self, Reason> {
-        let open = AssertUnwindSafe(|| SerializedFileReader::new(file));
-        let file = sound(catch_unwind(open))?;
+    /// A file that is not Parquet, has no such column of texts, or has it in a codec that is not read.
+    pub(crate) fn open(file: File, column: &str) -> Result<Self, Missing> {
+        let file = open(file)?;
+        let groups = file.metadata().row_groups();
+        let counts = groups.iter().map(RowGroupMetaData::num_rows);
+        let left = counts.fold(0, |left: u64, rows| left.saturating_add(rows.max(0) as u64));
+        let missing = |reason: Reason| Missing::from(reason).of_documents(left);
         let schema = file.metadata().file_metadata().schema_descr_ptr();
         let found = schema.columns().iter().position(|known| {
             known.path().string() == column
                 && known.physical_type() == Type::BYTE_ARRAY
                 && known.max_rep_level() == 0
         });
-        let column = found.ok_or(Reason::NoText)?;
+        let column = found.ok_or_else(|| missing(Reason::NoText))?;
+        for group in groups {
+            if group.num_columns() <= column {
+                return Err(missing(Reason::Damaged));
+            }
+            if let Compression::LZO = group.column(column).compression() {
+                return Err(missing(Reason::Codec).because("LZO"));
+            }
+        }
         Ok(Self {
             defined: schema.column(column).max_def_level(),
             column,
             file,
             group: 0,
             values: None,
-            rows: VecDeque::new(),
+            left,
             ended: false,
         })
     }
 
-    /// The next text, or why a row has none. What is damaged ends the file.
-    pub(crate) fn next(&mut self) -> Option<Result<String, Reason>> {
-        while self.rows.is_empty() {
-            if self.ended {
+    /// Whether the file says that it has no row.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.left == 0
+    }
+
+    /// The next text, or why a row has none. What is damaged ends the file, and the rows that it still
+    /// had count.
+    pub(crate) fn next(&mut self) -> Option<Result<String, Missing>> {
+        if self.ended {
+            return None;
+        }
+        let decode = AssertUnwindSafe(|| self.decode());
+        let row = match sound(catch_unwind(decode)) {
+            Err(missing) => {
+                self.ended = true;
+                return Some(Err(missing.of_documents(self.left)));
+            }
+            Ok(None) => {
+                self.ended = true;
                 return None;
             }
-            let decode = AssertUnwindSafe(|| self.decode());
-            if let Err(reason) = sound(catch_unwind(decode)) {
-                self.ended = true;
-                return Some(Err(reason));
-            }
-        }
-        let row = self.rows.pop_front()?;
+            Ok(Some(row)) => row,
+        };
+        self.left = self.left.saturating_sub(1);
         Some(match row {
-            None => Err(Reason::NoText),
-            Some(text) if text.len() > LONGEST => Err(Reason::TooLong),
-            Some(text) => String::from_utf8(text.data().to_vec()).map_err(|_| Reason::NotUtf8),
+            None => Err(Reason::Null.into()),
+            Some(text) if text.len() > LONGEST => Err(Reason::TooLong.into()),
+            Some(text) => match std::str::from_utf8(text.data()) {
+                Ok(text) => Ok(text.to_owned()),
+                Err(_) => Err(Reason::NotUtf8.into()),
+            },
         })
     }
 
-    /// Decodes some rows, or turns to the next row group.
-    fn decode(&mut self) -> ParquetResult<()> {
-        let Some(values) = &mut self.values else {
-            if self.group == self.file.num_row_groups() {
-                self.ended = true;
-                return Ok(());
-            }
-            let group = self.file.get_row_group(self.group)?;
-            self.group += 1;
-            if let ColumnReader::ByteArrayColumnReader(values) =
-                group.get_column_reader(self.column)?
-            {
-                self.values = Some(values);
-            }
-            return Ok(());
-        };
-        let (mut levels, mut texts) = (Vec::new(), Vec::new());
-        let (rows, ..) = values.read_records(ROWS, Some(&mut levels), None, &mut texts)?;
-        if rows == 0 {
-            self.values = None;
-            return Ok(());
-        }
-        let mut texts = texts.into_iter();
-        if self.defined == 0 {
-            self.rows.extend(texts.map(Some));
-        } else {
-            let value = |level| {
-                if level == self.defined {
-                    texts.next()
-                } else {
-                    None
+    /// Decodes the next row, one at a time: of some encodings each row takes memory of its own.
+    fn decode(&mut self) -> ParquetResult<Option<Option<ByteArray>>> {
+        loop {
+            let Some(values) = &mut self.values else {
+                if self.group == self.file.num_row_groups() {
+                    return Ok(None);
                 }
+                let group = self.file.get_row_group(self.group)?;
+                self.group += 1;
+                if let ColumnReader::ByteArrayColumnReader(values) =
+                    group.get_column_reader(self.column)?
+                {
+                    self.values = Some(values);
+                }
+                continue;
             };
-            self.rows.extend(levels.into_iter().map(value));
+            let (mut levels, mut texts) = (Vec::with_capacity(1), Vec::with_capacity(1));
+            let (rows, ..) = values.read_records(1, Some(&mut levels), None, &mut texts)?;
+            if rows == 0 {
+                self.values = None;
+                continue;
+            }
+            let is_null = self.defined > 0 && levels.first() != Some(&self.defined);
+            return Ok(Some(texts.pop().filter(|_| !is_null)));
         }
-        Ok(())
     }
 }
 
 /// The names of the columns that are texts, for a message.
 pub(crate) fn text_columns(path: &Path) -> Vec<String> {
-    let Some(file) = File::open(path).ok().and_then(|file| {
-        let open = AssertUnwindSafe(|| SerializedFileReader::new(file));
-        sound(catch_unwind(open)).ok()
-    }) else {
+    let Some(file) = File::open(path).ok().and_then(|file| open(file).ok()) else {
         return Vec::new();
     };
     let schema = file.metadata().file_metadata().schema_descr();
@@ -127,15 +141,107 @@ pub(crate) fn text_columns(path: &Path) -> Vec<String> {
     texts.map(|column| column.path().string()).collect()
 }
 
+fn open(file: File) -> Result<SerializedFileReader<Pages>, Missing> {
+    let encrypted = is_encrypted(&file).unwrap_or(false);
+    if encrypted {
+        return Err(Missing::from(Reason::Codec).because("encrypted Parquet"));
+    }
+    let open = AssertUnwindSafe(|| SerializedFileReader::new(Pages(file)));
+    sound(catch_unwind(open))
+}
+
+/// An encrypted footer has a magic number of its own.
+fn is_encrypted(file: &File) -> ParquetResult<bool> {
+    let end = file.get_bytes(Length::len(file).saturating_sub(4), 4)?;
+    Ok(&end[..] == b"PARE")
+}
+
 /// The decoder reports what it finds damaged, but may also stumble over it.
-fn sound<T>(outcome: std::thread::Result<ParquetResult<T>>) -> Result<T, Reason> {
-    outcome.ok().and_then(Result::ok).ok_or(Reason::Damaged)
+fn sound<T>(outcome: std::thread::Result<ParquetResult<T>>) -> Result<T, Missing> {
+    let error = match outcome {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => error,
+        Err(_) => return Err(Reason::Damaged.into()),
+    };
+    if let ParquetError::External(error) = &error
+        && let Some(error) = error.downcast_ref::<io::Error>()
+        && error.kind() == io::ErrorKind::FileTooLarge
+    {
+        return Err(Missing::from(Reason::TooLong).because(error.to_string()));
+    }
+    let reason = match &error {
+        ParquetError::NYI(_) => Reason::Codec,
+        _ => Reason::Damaged,
+    };
+    let words = error.to_string();
+    let words = words.strip_prefix("Parquet error: ").unwrap_or(&words);
+    Err(Missing::from(reason).because(words.replace('\n', " ")))
+}
+
+/// A file whose pages are looked at before there is memory for them.
+struct Pages(File);
+
+impl Length for Pages {
+    fn len(&self) -> u64 {
+        Length::len(&self.0)
+    }
+}
+
+impl ChunkReader for Pages {
+    type T = BufReader<File>;
+
+    /// The decoder asks for a reader where a page's header begins.
+    fn get_read(&self, start: u64) -> ParquetResult<BufReader<File>> {
+        let mut reader = self.0.get_read(start)?;
+        let begin = reader.fill_buf()?;
+        match page_sizes(begin).map(|sizes| sizes.into_iter().max()) {
+            Some(Some(largest)) if largest > LARGEST_PAGE => {
+                let message = format!(
+                    "a page of {} MiB; up to {} MiB are read",
+                    largest >> 20,
+                    LARGEST_PAGE >> 20
+                );
+                let error = io::Error::new(io::ErrorKind::FileTooLarge, message);
+                Err(ParquetError::External(error.into()))
+            }
+            _ => Ok(reader),
+        }
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
+        self.0.get_bytes(start, length)
+    }
+}
+
+/// The sizes of the page whose header this is, uncompressed and compressed. A header is a struct of
+/// Thrift's compact protocol that begins with three numbers: the page's type and these.
+fn page_sizes(header: &[u8]) -> Option<[u64; 2]> {
+    /// The next field, an i32.
+    const NEXT_NUMBER: u8 = 0x15;
+    let mut rest = header.iter();
+    let mut number = || {
+        if *rest.next()? != NEXT_NUMBER {
+            return None;
+        }
+        let mut value = 0;
+        for shift in (0..35).step_by(7) {
+            let byte = *rest.next()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                // Zigzag: no size is negative.
+                return (value & 1 == 0).then_some(value >> 1);
+            }
+        }
+        None
+    };
+    let _type = number()?;
+    Some([number()?, number()?])
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use parquet::basic::Compression;
+    use parquet::basic::Encoding;
     use parquet::file::properties::WriterProperties;
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
@@ -143,14 +249,27 @@ pub(super) mod tests {
 
     /// A file with a number, and a text that may be missing, in row groups of seven.
     pub(in crate::data) fn parquet(texts: &[Option<&[u8]>], compression: Compression) -> Vec<u8> {
+        encoded(texts, compression, None)
+    }
+
+    /// The same without a dictionary, in this encoding.
+    pub(in crate::data) fn encoded(
+        texts: &[Option<&[u8]>],
+        compression: Compression,
+        encoding: Option<Encoding>,
+    ) -> Vec<u8> {
         let schema = "message m { REQUIRED INT64 id; OPTIONAL BYTE_ARRAY content (UTF8); }";
         let schema = Arc::new(parse_message_type(schema).expect("a schema"));
-        let properties = WriterProperties::builder()
-            .set_compression(compression)
-            .build();
+        let mut properties = WriterProperties::builder().set_compression(compression);
+        if let Some(encoding) = encoding {
+            properties = properties
+                .set_dictionary_enabled(false)
+                .set_encoding(encoding);
+            properties = properties.set_column_encoding("id".into(), Encoding::PLAIN);
+        }
+        let properties = Arc::new(properties.build());
         let mut bytes = Vec::new();
-        let mut file =
-            SerializedFileWriter::new(&mut bytes, schema, Arc::new(properties)).expect("a writer");
+        let mut file = SerializedFileWriter::new(&mut bytes, schema, properties).expect("a writer");
         for rows in texts.chunks(7) {
             let mut group = file.next_row_group().expect("a group");
             let mut ids = group.next_column().expect("a column").expect("ids");
@@ -183,13 +302,18 @@ pub(super) mod tests {
         file
     }
 
-    fn read(bytes: &[u8]) -> Vec<Result<String, Reason>> {
+    fn rows(bytes: &[u8]) -> Vec<Result<String, Missing>> {
         let mut rows = ParquetRows::open(file(bytes), "content").expect("opened");
         std::iter::from_fn(|| rows.next()).collect()
     }
 
+    fn refused(bytes: &[u8], column: &str) -> Missing {
+        let rows = ParquetRows::open(file(bytes), column);
+        rows.err().expect("refused")
+    }
+
     #[test]
-    fn a_row_is_a_text_or_a_reason_whatever_the_compression() {
+    fn a_row_is_a_text_or_a_reason_whatever_the_compression_and_encoding() {
         let mut texts: Vec<Option<&[u8]>> = vec![Some(b"the same"); 20];
         texts[3] = None;
         texts[8] = Some(b"\xff");
@@ -199,37 +323,42 @@ pub(super) mod tests {
             Compression::SNAPPY,
             Compression::GZIP(Default::default()),
             Compression::ZSTD(Default::default()),
+            Compression::BROTLI(Default::default()),
+            Compression::LZ4,
+            Compression::LZ4_RAW,
         ] {
-            let rows = read(&parquet(&texts, compression));
-            assert_eq!(rows.len(), 20);
-            assert_eq!(rows[3], Err(Reason::NoText));
-            assert_eq!(rows[8], Err(Reason::NotUtf8));
-            assert_eq!(rows[19], Ok("fn é".to_owned()));
-            assert_eq!(
-                rows.iter()
-                    .filter(|row| **row == Ok("the same".to_owned()))
-                    .count(),
-                17
-            );
+            for encoding in [
+                None,
+                Some(Encoding::PLAIN),
+                Some(Encoding::DELTA_LENGTH_BYTE_ARRAY),
+                Some(Encoding::DELTA_BYTE_ARRAY),
+            ] {
+                let rows = rows(&encoded(&texts, compression, encoding));
+                assert_eq!(rows.len(), 20);
+                assert_eq!(rows[3], Err(Reason::Null.into()));
+                assert_eq!(rows[8], Err(Reason::NotUtf8.into()));
+                assert_eq!(rows[19], Ok("fn é".to_owned()));
+                let same = rows.iter().filter(|row| **row == Ok("the same".to_owned()));
+                assert_eq!(same.count(), 17, "{compression} {encoding:?}");
+            }
         }
     }
 
     #[test]
-    fn what_is_damaged_is_told_and_ends_the_file() {
+    fn what_is_damaged_is_named_and_ends_the_file() {
         let texts: Vec<Option<&[u8]>> = vec![Some(b"some text"); 20];
         let whole = parquet(&texts, Compression::SNAPPY);
-        let refused = |bytes: &[u8], column| {
-            ParquetRows::open(file(bytes), column)
-                .err()
-                .expect("refused")
+        let reason = |bytes: &[u8], column| {
+            let missing = refused(bytes, column);
+            (missing.reason, missing.documents)
         };
-        assert_eq!(refused(b"no parquet", "content"), Reason::Damaged);
+        assert_eq!(reason(b"no parquet", "content"), (Reason::Damaged, 1));
         assert_eq!(
-            refused(&whole[..whole.len() - 20], "content"),
-            Reason::Damaged
+            reason(&whole[..whole.len() - 20], "content"),
+            (Reason::Damaged, 1)
         );
-        assert_eq!(refused(&whole, "id"), Reason::NoText);
-        assert_eq!(refused(&whole, "text"), Reason::NoText);
+        assert_eq!(reason(&whole, "id"), (Reason::NoText, 20));
+        assert_eq!(reason(&whole, "text"), (Reason::NoText, 20));
         // Whichever byte is wrong, reading ends.
         for place in 4..whole.len() {
             let mut bytes = whole.clone();
@@ -238,6 +367,68 @@ pub(super) mod tests {
                 assert!(std::iter::from_fn(|| rows.next()).take(1000).count() < 1000);
             }
         }
+    }
+
+    #[test]
+    fn the_rows_behind_a_damaged_page_are_counted() {
+        let texts: Vec<Vec<u8>> = (0..20).map(|n| format!("text {n}").into_bytes()).collect();
+        let texts: Vec<Option<&[u8]>> = texts.iter().map(|text| Some(&text[..])).collect();
+        let mut bytes = encoded(&texts, Compression::UNCOMPRESSED, Some(Encoding::PLAIN));
+        // The length of the second row group's second text, whose first is "text 7".
+        let at = bytes
+            .windows(6)
+            .position(|window| window == b"text 7")
+            .expect("a text");
+        bytes[at + 6 + 3] = 0x7f;
+        let rows = rows(&bytes);
+        assert_eq!(rows.len(), 9);
+        let missing = rows[8].as_ref().expect_err("damaged");
+        assert_eq!((missing.reason, missing.documents), (Reason::Damaged, 12));
+    }
+
+    #[test]
+    fn a_codec_that_is_not_read_is_named() {
+        let texts: [Option<&[u8]>; 9] = [Some(b"some text"); 9];
+        let whole = parquet(&texts, Compression::UNCOMPRESSED);
+        let mut encrypted = whole.clone();
+        encrypted.truncate(whole.len() - 4);
+        encrypted.extend(b"PARE");
+        let missing = refused(&encrypted, "content");
+        assert_eq!(
+            missing.words(),
+            "in a codec that this program does not read: encrypted Parquet"
+        );
+        // The column's codec stands in the footer behind its path, as a number in zigzag.
+        let mut lzo = whole;
+        let paths: Vec<usize> = (0..lzo.len() - 10)
+            .filter(|&at| lzo[at..].starts_with(b"content\x15\0"))
+            .collect();
+        assert_eq!(paths.len(), 2, "one for each row group");
+        for at in paths {
+            lzo[at + 8] = 2 * 3;
+        }
+        let missing = refused(&lzo, "content");
+        assert_eq!(missing.documents, 9);
+        assert_eq!(
+            missing.words(),
+            "in a codec that this program does not read: LZO"
+        );
+    }
+
+    #[test]
+    fn a_page_that_says_it_is_too_large_is_not_made_room_for() {
+        let sizes = |header: &[u8]| page_sizes(header);
+        assert_eq!(
+            sizes(&[0x15, 0, 0x15, 0x04, 0x15, 0x82, 0x01]),
+            Some([2, 65])
+        );
+        assert_eq!(sizes(&[0x15, 0, 0x15, 0x03, 0x15, 0x02]), None);
+        assert_eq!(sizes(b"PAR1"), None);
+        let header = [0x15, 0, 0x15, 0x80, 0x80, 0x80, 0x80, 0x08, 0x15, 2];
+        let error = Pages(file(&header)).get_read(0).expect_err("refused");
+        let missing = sound::<()>(Ok(Err(error))).expect_err("refused");
+        assert_eq!(missing.reason, Reason::TooLong);
+        assert_eq!(missing.why, "a page of 1024 MiB; up to 512 MiB are read");
     }
 
     #[test]

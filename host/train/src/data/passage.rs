@@ -52,13 +52,41 @@ pub(crate) fn cut(text: &[u8], limit: usize) -> usize {
     })
 }
 
-/// Takes a passage off the front of a text, of which the rest stays.
-pub(crate) fn take(text: &mut String) -> Passage {
-    if text.len() <= LIMIT {
-        return Passage::text(std::mem::take(text), true);
+/// A document that is longer than a passage, of which some passages were taken.
+#[derive(Debug, Default)]
+pub(crate) struct Rest {
+    text: String,
+    taken: usize,
+}
+
+impl Rest {
+    pub(crate) fn new(text: String) -> Self {
+        Self { text, taken: 0 }
     }
-    let rest = text.split_off(cut(text.as_bytes(), LIMIT));
-    Passage::text(std::mem::replace(text, rest), false)
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.taken == self.text.len()
+    }
+
+    /// Takes a passage off the front. It has memory of its own: many wait in queues, while the document
+    /// is freed with its last.
+    pub(crate) fn take(&mut self) -> Passage {
+        let rest = &self.text[self.taken..];
+        if rest.len() > LIMIT {
+            let end = cut(rest.as_bytes(), LIMIT);
+            self.taken += end;
+            return Passage::text(rest[..end].to_owned(), false);
+        }
+        let last = if self.taken == 0 {
+            std::mem::take(&mut self.text)
+                .into_boxed_str()
+                .into_string()
+        } else {
+            rest.to_owned()
+        };
+        *self = Self::default();
+        Passage::text(last, true)
+    }
 }
 
 #[cfg(test)]
@@ -79,19 +107,31 @@ mod tests {
     fn the_passages_of_a_text_are_the_text() {
         let line = "fn main() { }\n    \n";
         let whole = line.repeat(2 * LIMIT / line.len() + 1000);
-        let mut text = whole.clone();
+        let mut text = String::with_capacity(10 * whole.len());
+        text.push_str(&whole);
+        let mut rest = Rest::new(text);
         let mut joined = String::new();
-        loop {
-            let passage = take(&mut text);
+        while !rest.is_empty() {
+            let passage = rest.take();
             let Content::Text(part) = &passage.content else {
                 unreachable!("a text has no ids");
             };
             assert!(part.len() <= LIMIT);
+            assert_eq!(part.capacity(), part.len(), "memory of its own");
             joined += part;
-            if passage.ends_document {
-                break;
-            }
+            assert_eq!(passage.ends_document, rest.is_empty());
         }
         assert!(joined == whole);
+    }
+
+    #[test]
+    fn a_short_document_keeps_no_room_for_more() {
+        let mut text = String::with_capacity(1 << 20);
+        text.push_str("fn main");
+        let passage = Rest::new(text).take();
+        let Content::Text(text) = passage.content else {
+            unreachable!("a text has no ids");
+        };
+        assert_eq!((text.capacity(), &*text), (7, "fn main"));
     }
 }

@@ -1,13 +1,14 @@
 use std::fs::File;
+use std::io::{self, Read};
 
 use sha2::{Digest, Sha256};
 
-use super::files::{Part, SourceFile, number};
-use super::format::Format;
+use super::files::{HeldOut, Part, SourceFile, number};
+use super::format::{Compression, Format};
 use super::json_lines::JsonLines;
-use super::left_out::Reason;
+use super::left_out::{Missing, Reason};
 use super::parquet_rows::ParquetRows;
-use super::passage::{self, Passage};
+use super::passage::{Passage, Rest};
 use super::text::Text;
 use super::token_file::TokenIds;
 
@@ -16,7 +17,7 @@ pub(crate) struct Reader {
     content: Content,
     part: Part,
     /// What is left of a document that is longer than a passage.
-    rest: String,
+    rest: Rest,
 }
 
 enum Content {
@@ -29,34 +30,38 @@ enum Content {
 impl Reader {
     /// # Errors
     /// The file is not what it was when it was found, or cannot be read.
-    pub(crate) fn open(source: &SourceFile) -> Result<Self, Reason> {
-        let file = File::open(&source.path).map_err(|_| Reason::Unreadable)?;
-        let metadata = file.metadata().map_err(|_| Reason::Unreadable)?;
+    pub(crate) fn open(source: &SourceFile) -> Result<Self, Missing> {
+        let unreadable =
+            |error: io::Error| Missing::from(Reason::Unreadable).because(words(&error));
+        let file = File::open(&source.path).map_err(unreadable)?;
+        let metadata = file.metadata().map_err(unreadable)?;
         if metadata.len() != source.bytes {
-            return Err(Reason::Changed);
+            return Err(Reason::Changed.into());
         }
-        let failed = |error: std::io::Error| Reason::of(&error);
         Ok(Self {
             content: match source.format {
                 Format::Text(compression) => {
-                    Content::Text(Text::new(compression.open(file).map_err(failed)?))
+                    Content::Text(Text::new(text_part(source.part, compression, file)?))
                 }
                 Format::JsonLines(compression) => Content::JsonLines(JsonLines::new(
-                    compression.open(file).map_err(failed)?,
+                    compression.open(file)?,
                     source.column.clone(),
                 )),
                 Format::Parquet => {
                     Content::Parquet(Box::new(ParquetRows::open(file, &source.column)?))
                 }
                 Format::Tokens => Content::Ids(Box::new(TokenIds::open(&source.path, file)?)),
+                Format::Unread { codec, .. } => {
+                    return Err(Missing::from(Reason::Codec).because(codec));
+                }
             },
             part: source.part,
-            rest: String::new(),
+            rest: Rest::default(),
         })
     }
 
     /// The next passage of the part that counts, or why something that should be one does not.
-    pub(crate) fn next(&mut self) -> Option<Result<Passage, Reason>> {
+    pub(crate) fn next(&mut self) -> Option<Result<Passage, Missing>> {
         while self.rest.is_empty() {
             let document = match &mut self.content {
                 Content::Text(text) => return text.next(),
@@ -65,13 +70,18 @@ impl Reader {
                 Content::Parquet(rows) => rows.next()?,
             };
             match document {
-                Err(reason) => return Some(Err(reason)),
-                Ok(text) if text.is_empty() => return Some(Err(Reason::Empty)),
-                Ok(text) if self.part.has(&text) => self.rest = text,
+                Err(missing) => return Some(Err(missing)),
+                Ok(text) if text.is_empty() => return Some(Err(Reason::Empty.into())),
+                Ok(text) if self.part.has(&text) => self.rest = Rest::new(text),
                 Ok(_) => {}
             }
         }
-        Some(Ok(passage::take(&mut self.rest)))
+        Some(Ok(self.rest.take()))
+    }
+
+    /// Whether the file says that it has no row.
+    pub(crate) fn has_no_row(&self) -> bool {
+        matches!(&self.content, Content::Parquet(rows) if rows.is_empty())
     }
 
     /// Passes over so many passages and reasons.
@@ -84,23 +94,37 @@ impl Reader {
     }
 }
 
-/// Adds texts of the file up to so many bytes, but one at least.
-pub(crate) fn sample_records(file: &SourceFile, bytes: u64, texts: &mut Vec<String>) {
-    let Ok(mut reader) = Reader::open(file) else {
-        return;
-    };
-    let mut taken = 0;
-    while taken <= bytes
-        && let Some(next) = reader.next()
-    {
-        if let Ok(Passage {
-            content: passage::Content::Text(text),
-            ..
-        }) = next
-        {
-            taken += text.len() as u64;
-            texts.push(text);
+/// The system's words without its number.
+fn words(error: &io::Error) -> String {
+    let words = error.to_string();
+    match words.split_once(" (os error") {
+        Some((words, _)) => words.to_owned(),
+        None => words,
+    }
+}
+
+/// The part that counts of a file that is one text.
+fn text_part(part: Part, compression: Compression, file: File) -> io::Result<Box<dyn Read + Send>> {
+    let mut input = text_content(compression, file)?;
+    Ok(match part {
+        Part::Train(HeldOut::From(at)) => Box::new(input.take(at)),
+        Part::Valid(HeldOut::From(at)) => {
+            io::copy(&mut (&mut input).take(at), &mut io::sink())?;
+            input
         }
+        _ => input,
+    })
+}
+
+/// A file without a compression in its name is a text as it is: one that begins as gzip is not unpacked,
+/// it is a binary file among others.
+pub(super) fn text_content(
+    compression: Compression,
+    file: File,
+) -> io::Result<Box<dyn Read + Send>> {
+    match compression {
+        Compression::None => Ok(Box::new(file)),
+        compression => compression.open(file),
     }
 }
 
@@ -108,12 +132,23 @@ impl Part {
     fn has(self, text: &str) -> bool {
         match self {
             Self::All => true,
-            Self::Train { valid_every } => !is_held_out(text, valid_every),
-            Self::Valid { valid_every } => is_held_out(text, valid_every),
+            Self::Train(held_out) => !held_out.has(text),
+            Self::Valid(held_out) => held_out.has(text),
         }
     }
 }
 
-fn is_held_out(text: &str, valid_every: u64) -> bool {
-    number(&Sha256::digest(text)).is_multiple_of(valid_every)
+impl HeldOut {
+    fn has(self, text: &str) -> bool {
+        match self {
+            Self::OneIn(valid_every) => hash(text).is_multiple_of(valid_every),
+            Self::Hash(held_out) => hash(text) == held_out,
+            Self::From(_) => false,
+        }
+    }
+}
+
+/// What a record is held out by.
+pub(super) fn hash(text: &str) -> u64 {
+    number(&Sha256::digest(text))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use host_core::{Error, Kind, Result};
 
 use super::files::SourceFile;
-use super::left_out::{LeftOut, Reason};
+use super::left_out::{LeftOut, Missing, Reason};
 use super::packed::Place;
 use super::reader::Reader;
 use super::workers::{Pending, Workers};
@@ -123,7 +123,7 @@ impl Stream {
                         ends_document: next.ends_document,
                     }));
                 }
-                None => self.leave_out(next.place, Reason::NotTokenized),
+                None => self.leave_out(next.place, &Reason::NotTokenized.into()),
             }
         }
         Err(self.nothing())
@@ -143,8 +143,8 @@ impl Stream {
                         reader.skip(self.place.passage);
                         self.reader.insert(reader)
                     }
-                    Err(reason) => {
-                        self.leave_out(self.place, reason);
+                    Err(missing) => {
+                        self.leave_out(self.place, &missing);
                         self.end_file();
                         continue;
                     }
@@ -153,9 +153,9 @@ impl Stream {
             let place = self.place;
             match reader.next() {
                 None => self.end_file(),
-                Some(Err(reason)) => {
+                Some(Err(missing)) => {
                     self.place.passage += 1;
-                    self.leave_out(place, reason);
+                    self.leave_out(place, &missing);
                 }
                 Some(Ok(passage)) => {
                     self.place.passage += 1;
@@ -204,15 +204,16 @@ impl Stream {
         }
     }
 
-    fn leave_out(&self, place: Place, reason: Reason) {
+    fn leave_out(&self, place: Place, missing: &Missing) {
         // A file's number in a past epoch's order is not known any more: any file of it will do.
         let file = self.sequence.get(place.file).copied().unwrap_or(0);
         self.left_out
-            .note(self.number, place.epoch, reason, &self.files[file].path);
+            .note(self.number, place.epoch, missing, &self.files[file].path);
     }
 
     fn nothing(&self) -> Error {
-        let why = self.left_out.message("data").unwrap_or_default();
+        let why = self.left_out.message("data");
+        let why = why.unwrap_or_else(|| "there is no document in its files".to_owned());
         Error::new(Kind::Config, format!("nothing of the data can be used: {why}"))
             .hint("choose the files of a folder by --extensions, and the field of records by --text-column")
     }

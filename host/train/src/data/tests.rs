@@ -365,7 +365,7 @@ fn a_token_file_that_is_cut_short_while_it_is_read_is_left_out() {
         .open(&path)
         .and_then(|file| file.set_len(100))
         .expect("cut");
-    assert_eq!(reader.next(), Some(Err(left_out::Reason::Changed)));
+    assert_eq!(reader.next(), Some(Err(left_out::Reason::Changed.into())));
     assert_eq!(reader.next(), None);
 }
 
@@ -387,34 +387,45 @@ fn what_cannot_be_used_is_left_out_and_counted() {
         assert_eq!(texts, ["good"], "{name}: {message}");
         message
     };
-    let one = |why: &str| format!("1 document of the data was left out: 1 {why} (first: FILE)");
-    assert_eq!(left_out("a.txt", b"a\xff"), one("not UTF-8"));
-    assert_eq!(left_out("a.txt.gz", &gzip(b"")), one("empty"));
+    let one = |why: &str, more: &str| {
+        format!("1 document of the data was left out: 1 {why} (first: FILE{more})")
+    };
+    let damaged = |more| one("damaged or cut short", more);
+    assert_eq!(left_out("a.txt", b"a\xff"), one("not UTF-8", ""));
     assert_eq!(
-        left_out("a.txt.gz", b"no gzip"),
-        one("damaged or cut short")
+        left_out("a.txt.gz", b"this is no gzip"),
+        damaged(": invalid gzip header")
     );
     assert_eq!(
         left_out("a.txt.zst", b"no zstd"),
-        one("damaged or cut short")
+        damaged(": Unknown frame descriptor")
     );
     let cut = gzip(b"a text that ends too early");
     assert_eq!(
         left_out("a.txt.gz", &cut[..cut.len() - 9]),
-        one("damaged or cut short")
+        damaged(": incomplete deflate stream")
+    );
+    let codec = "in a codec that this program does not read";
+    assert_eq!(left_out("a.txt.xz", b"\xfd7zXZ\0"), one(codec, ": xz"));
+    assert_eq!(
+        left_out("a.txt.gz", b"\xfd7zXZ\0"),
+        one(codec, ": xz"),
+        "under another name"
     );
     assert_eq!(left_out("a.txt", b""), "");
 }
 
 #[test]
 fn the_good_lines_of_a_bad_file_count() {
-    let lines = b"{\"content\": \"one\"}\n{broken\n{\"content\": \"\"}\n{\"text\": \"a\"}\n{\"content\": \"\xff\"}\n{\"content\": \"two\"}\n";
+    let lines = b"{\"content\": \"one\"}\n{broken\n{\"content\": \"\"}\n{\"text\": \"a\"}\n{\"content\": \"\xff\"}\n\
+        {\"content\": null}\n[\n{\"content\": \"two\"}\n";
     let (texts, message) = beside_a_good_file("a.jsonl", lines);
     assert_eq!(texts, ["one", "two", "good"]);
     assert_eq!(
         message,
-        "4 documents of the data were left out: 1 not UTF-8 (first: FILE), 1 not a JSON object (first: FILE), \
-         1 without the text column (first: FILE), 1 empty (first: FILE)"
+        "6 documents of the data were left out: 1 not UTF-8 (first: FILE:5), \
+         2 not a JSON object (first: FILE:2: key must be a string in column 2), \
+         1 without the text column (first: FILE:4), 1 with null in the text column (first: FILE:6), 1 empty (first: FILE)"
     );
 }
 
@@ -426,7 +437,7 @@ fn the_good_rows_of_a_parquet_file_count() {
     assert_eq!(texts, ["one", "two", "good"]);
     assert_eq!(
         message,
-        "2 documents of the data were left out: 1 without the text column (first: FILE), 1 empty (first: FILE)"
+        "2 documents of the data were left out: 1 with null in the text column (first: FILE), 1 empty (first: FILE)"
     );
 }
 
@@ -445,10 +456,8 @@ fn a_compressed_file_that_is_cut_short_counts_up_to_there() {
         assert!(texts.len() > 600 && texts.len() <= documents.len());
         assert_eq!(texts.last().expect("one"), "good");
         assert_eq!(texts[..texts.len() - 1], documents[..texts.len() - 1]);
-        assert_eq!(
-            message,
-            "1 document of the data was left out: 1 damaged or cut short (first: FILE)"
-        );
+        let expected = "1 document of the data was left out: 1 damaged or cut short (first: FILE:";
+        assert!(message.starts_with(expected), "{message}");
     }
 }
 
@@ -468,7 +477,30 @@ fn a_file_that_vanishes_or_changes_is_left_out() {
     assert!(
         message.starts_with("2 documents of the data were left out: 1 cannot be read (first: ")
     );
-    assert!(message.contains("03.rs), 1 changed since the start (first: "));
+    assert!(
+        message.contains("03.rs: No such file or directory), 1 changed since the start (first: ")
+    );
+}
+
+#[test]
+fn the_name_of_a_special_token_is_that_token_or_text() {
+    let folder = folder();
+    let name = "<|endoftext|>";
+    fs::write(folder.path().join("a.txt"), format!("a{name}b")).expect("written");
+    let data = open(folder.path(), 1, |_| ());
+    let end = data.tokenizer.end_of_text();
+    let ends = |tokenizer: &Tokenizer| {
+        let tokens = tokenizer.encode(&format!("a{name}b")).expect("encoded");
+        tokens.into_iter().filter(|&token| token == end).count()
+    };
+    assert_eq!(ends(&data.tokenizer), 1);
+    // The workers have the tokenizer, too, until they end.
+    drop(data.workers);
+    let tokenizer = Arc::into_inner(data.tokenizer).expect("the last");
+    let tokenizer = tokenizer.splitting_special_tokens(true);
+    assert_eq!(ends(&tokenizer), 0);
+    let tokens = tokenizer.encode(name).expect("encoded");
+    assert_eq!(tokenizer.decode(&tokens), name);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use std::io::Read;
 
-use super::left_out::Reason;
+use super::json_lines::is_utf16;
+use super::left_out::{Missing, Reason};
 use super::passage::{LIMIT, Passage, cut};
 
 /// A file that is one text, of any length.
@@ -33,7 +34,7 @@ impl Text {
     }
 
     /// The next passage, or the reason why there is no more.
-    pub(crate) fn next(&mut self) -> Option<Result<Passage, Reason>> {
+    pub(crate) fn next(&mut self) -> Option<Result<Passage, Missing>> {
         match self.state {
             State::End => return None,
             State::Broken => {
@@ -47,10 +48,10 @@ impl Text {
             .take(missing as u64)
             .read_to_end(&mut self.ahead);
         if let Err(error) = read {
-            return Some(Err(self.breaks(Reason::of(&error))));
+            return Some(Err(self.breaks(error.into())));
         }
         if self.ahead.is_empty() {
-            return Some(Err(self.breaks(Reason::Empty)));
+            return Some(Err(self.breaks(Reason::Empty.into())));
         }
         let is_last = self.ahead.len() <= LIMIT;
         let end = if is_last {
@@ -58,21 +59,27 @@ impl Text {
         } else {
             cut(&self.ahead, LIMIT)
         };
-        let rest = self.ahead.split_off(end);
-        let passage = std::mem::replace(&mut self.ahead, rest);
-        let Ok(text) = String::from_utf8(passage) else {
-            return Some(Err(self.breaks(Reason::NotUtf8)));
+        // Half of UTF-16 is UTF-8 as well, with a zero byte in every character.
+        let is_utf16 = self.state == State::Begin && is_utf16(&self.ahead);
+        let text = std::str::from_utf8(&self.ahead[..end]);
+        let text = match text {
+            _ if is_utf16 => return Some(Err(self.breaks(Reason::Utf16.into()))),
+            Err(_) => return Some(Err(self.breaks(Reason::NotUtf8.into()))),
+            Ok(text) => text,
         };
+        // Memory of its own, as many passages wait in queues.
+        let text = text.to_owned();
+        self.ahead.drain(..end);
         self.state = if is_last { State::End } else { State::Within };
         Some(Ok(Passage::text(text, is_last)))
     }
 
-    fn breaks(&mut self, reason: Reason) -> Reason {
+    fn breaks(&mut self, missing: Missing) -> Missing {
         self.state = match self.state {
             State::Within => State::Broken,
             _ => State::End,
         };
-        reason
+        missing
     }
 }
 
@@ -80,7 +87,7 @@ impl Text {
 mod tests {
     use super::*;
 
-    fn read(bytes: Vec<u8>) -> Vec<Result<(usize, bool), Reason>> {
+    fn read(bytes: Vec<u8>) -> Vec<Result<(usize, bool), Missing>> {
         let mut text = Text::new(Box::new(std::io::Cursor::new(bytes)));
         std::iter::from_fn(|| text.next())
             .map(|passage| passage.map(|passage| (passage.bytes(), passage.ends_document)))
@@ -90,8 +97,15 @@ mod tests {
     #[test]
     fn a_short_text_is_one_passage_or_none() {
         assert_eq!(read(b"fn main".to_vec()), [Ok((7, true))]);
-        assert_eq!(read(vec![b'a', 0xff]), [Err(Reason::NotUtf8)]);
-        assert_eq!(read(Vec::new()), [Err(Reason::Empty)]);
+        assert_eq!(read(vec![b'a', 0xff]), [Err(Reason::NotUtf8.into())]);
+        let marked: Vec<u8> = "\u{feff}fn"
+            .encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        assert_eq!(read(marked[2..].to_vec()), [Err(Reason::Utf16.into())]);
+        assert_eq!(read(marked), [Err(Reason::Utf16.into())]);
+        assert_eq!(read(b"\0asm\xff".to_vec()), [Err(Reason::NotUtf8.into())]);
+        assert_eq!(read(Vec::new()), [Err(Reason::Empty.into())]);
     }
 
     #[test]
@@ -100,10 +114,14 @@ mod tests {
         let length = long.len();
         let passages = read(long.clone());
         assert_eq!(passages.len(), 2);
-        let (first, second) = (passages[0].expect("good"), passages[1].expect("good"));
+        let good = |at: usize| passages[at].clone().expect("good");
+        let (first, second) = (good(0), good(1));
         assert_eq!(first.0 + second.0, length);
         assert_eq!((first.1, second.1), (false, true));
         long.push(0xff);
-        assert_eq!(read(long), [Ok(first), Err(Reason::NotUtf8), Ok((0, true))]);
+        assert_eq!(
+            read(long),
+            [Ok(first), Err(Reason::NotUtf8.into()), Ok((0, true))]
+        );
     }
 }

@@ -18,7 +18,7 @@ use std::path::Path;
 
 use host_core::{Error, Kind, Result};
 
-use super::left_out::Reason;
+use super::left_out::{Missing, Reason};
 use super::memory_map::MemoryMap;
 use super::passage::{Content, Passage};
 
@@ -134,9 +134,9 @@ pub(crate) struct TokenIds {
 impl TokenIds {
     /// # Errors
     /// A file that is no whole token file.
-    pub(crate) fn open(path: &Path, file: File) -> Result<Self, Reason> {
+    pub(crate) fn open(path: &Path, file: File) -> Result<Self, Missing> {
         let header = TokenHeader::read(path).map_err(|_| Reason::Damaged)?;
-        let map = MemoryMap::open(file).map_err(|error| Reason::of(&error))?;
+        let map = MemoryMap::open(file)?;
         let whole = map.len() == HEADER + header.count as usize * header.width;
         whole
             .then_some(Self {
@@ -144,12 +144,12 @@ impl TokenIds {
                 header,
                 next: 0,
             })
-            .ok_or(Reason::Changed)
+            .ok_or(Reason::Changed.into())
     }
 
     /// The next passage, which ends with a document if one ends in it. An id that the vocabulary does
     /// not have ends the file.
-    pub(crate) fn next(&mut self) -> Option<Result<Passage, Reason>> {
+    pub(crate) fn next(&mut self) -> Option<Result<Passage, Missing>> {
         let count = self.header.count as usize;
         if self.next == count {
             return None;
@@ -159,7 +159,7 @@ impl TokenIds {
         let length = PASSAGE.min(count - self.next);
         let Some(bytes) = self.map.get(at..at + length * width) else {
             self.next = count;
-            return Some(Err(Reason::Changed));
+            return Some(Err(Reason::Changed.into()));
         };
         let id = |bytes: &[u8]| match *bytes {
             [a, b] => u32::from(u16::from_le_bytes([a, b])),
@@ -169,7 +169,7 @@ impl TokenIds {
         let mut ids: Vec<u32> = bytes.chunks_exact(width).map(id).collect();
         if ids.iter().any(|&id| id >= self.header.vocab_size) {
             self.next = count;
-            return Some(Err(Reason::Damaged));
+            return Some(Err(Reason::Damaged.into()));
         }
         let end = ids.iter().rposition(|&id| id == self.header.end_of_text);
         ids.truncate(end.map_or(length, |end| end + 1));
@@ -228,7 +228,7 @@ mod tests {
         writer.finish().expect("finished").1
     }
 
-    fn read(path: &Path) -> Vec<Result<(Vec<u32>, bool), Reason>> {
+    fn read(path: &Path) -> Vec<Result<(Vec<u32>, bool), Missing>> {
         let mut ids = TokenIds::open(path, File::open(path).expect("there")).expect("opened");
         std::iter::from_fn(|| ids.next())
             .map(|passage| {
@@ -297,6 +297,6 @@ mod tests {
         assert_eq!(refused(&with(23, 255)), "it is cut short");
         // An id beyond the vocabulary, 300.
         std::fs::write(&path, with(67, 2)).expect("written");
-        assert_eq!(read(&path), [Err(Reason::Damaged)]);
+        assert_eq!(read(&path), [Err(Reason::Damaged.into())]);
     }
 }

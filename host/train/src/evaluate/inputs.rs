@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 use host_core::{Device, Dtype, Need, TensorView};
 use tch::{Kind as TorchKind, Tensor};
 
+use super::ByteTable;
 use crate::model::Gpt2;
 
 /// What can be known of one batch. Beyond the loss, an input is computed when a metric first asks
@@ -18,7 +19,9 @@ pub(super) struct Inputs<'a> {
     labels: Tensor,
     /// (batch, time), of the logits' type.
     nll: Tensor,
-    byte_lengths: &'a Tensor,
+    /// (batch, sequence) i64.
+    tokens: Tensor,
+    byte_lengths: &'a ByteTable,
     /// What was asked for, where it was computed.
     computed: BTreeMap<Need, Tensor>,
     /// The same where a metric reads it: `true` is the model's device, `false` the CPU.
@@ -29,8 +32,8 @@ pub(super) struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    /// Runs the model over (batch, sequence) tokens. `byte_lengths` is (vocabulary) i64.
-    pub(super) fn new(model: &Gpt2, tokens: &Tensor, byte_lengths: &'a Tensor) -> Self {
+    /// Runs the model over (batch, sequence) tokens.
+    pub(super) fn new(model: &Gpt2, tokens: &Tensor, byte_lengths: &'a ByteTable) -> Self {
         let logits = model.logits(tokens);
         let labels = tokens.narrow(1, 1, tokens.size()[1] - 1);
         let nll = logits
@@ -49,6 +52,7 @@ impl<'a> Inputs<'a> {
             logits,
             labels,
             nll,
+            tokens: tokens.shallow_clone(),
             byte_lengths,
             computed: BTreeMap::new(),
             shown: BTreeMap::new(),
@@ -94,10 +98,7 @@ impl<'a> Inputs<'a> {
             Need::Labels => self.labels.contiguous(),
             Need::Argmax => self.logits.argmax(-1, false),
             Need::LabelRank => label_rank(&self.logits, &self.labels),
-            Need::ByteCount => self
-                .byte_lengths
-                .index_select(0, &self.labels.reshape([-1]))
-                .sum(TorchKind::Int64),
+            Need::ByteCount => self.byte_lengths.count(&self.tokens),
             Need::Logits => self.logits.to_kind(TorchKind::Float),
         }
     }

@@ -24,6 +24,9 @@
 //! | git's exit status and its line about the branch differ | the line counts | `refusal::the_line_about_the_branch_is_what_counts` |
 //! | 429 and 503 with `Retry-After` | the wait, aloud, then the same request | `patience` |
 //! | a link that expired | another is asked for | `a_link_that_expired_is_asked_for_again` |
+//! | a redirect, of git, LFS or an upload | followed; no token goes to another server | `redirects` |
+//! | what LFS servers do in their own way | as git-lfs | `servers` |
+//! | a company's authorities and proxies | one way for git and LFS | `network` |
 
 use std::fs;
 use std::net::TcpListener;

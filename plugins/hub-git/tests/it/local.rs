@@ -135,6 +135,26 @@ fn what_others_put_on_the_branch_stays() {
 }
 
 #[test]
+fn what_people_write_into_the_card_stays() {
+    let (_remote, url) = bare();
+    let publisher = publisher(json!({"repo": url}), &[]).expect("a publisher");
+    let run = Run::new("run");
+    run.publish(&publisher, &run.checkpoint(1, 100))
+        .expect("published");
+    let repo = Path::new(&url);
+    let card = git(repo, &["show", "run:README.md"]);
+    let edited = card.replacen("---\n", "---\nlicense: mit\n", 1) + "\n## Limits\n\nNone known.\n";
+    commit_by_hand(&url, "run", &[("README.md", &edited)]);
+    run.publish(&publisher, &run.checkpoint(2, 100))
+        .expect("published");
+    let next = git(repo, &["show", "run:README.md"]);
+    assert_eq!(
+        next,
+        edited.replace("optimizer step 1.", "optimizer step 2.")
+    );
+}
+
+#[test]
 fn the_branchs_attributes_ask_for_lfs() {
     let (_remote, url) = bare();
     let attributes = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n";
@@ -295,4 +315,49 @@ fn a_branch_must_be_one() {
         error.to_string().contains("cannot name a branch"),
         "{error}"
     );
+}
+
+#[test]
+fn who_makes_the_commits_can_be_said() {
+    let (_remote, url) = bare();
+    let config = json!({"repo": url, "author_name": "Ann Lee", "author_email": "ann@example.org"});
+    let publisher = publisher(config, &[]).expect("a publisher");
+    let run = Run::new("run");
+    run.publish(&publisher, &run.checkpoint(1, 100))
+        .expect("published");
+    let format = "--format=%an <%ae>, %cn <%ce>";
+    let log = git(Path::new(&url), &["log", format, "run"]);
+    let ann = "Ann Lee <ann@example.org>";
+    assert_eq!(log.trim(), format!("{ann}, {ann}"));
+}
+
+#[test]
+fn large_files_of_the_branch_are_not_fetched_to_build_on_it() {
+    for over_http in [false, true] {
+        let hub = test_hub::TestHub::start();
+        let repo = hub.create_repo("user/model", &[]);
+        git(&repo, &["config", "uploadpack.allowFilter", "true"]);
+        let url = repo.to_str().expect("a path");
+        let large = (0..300_000u32).map(|n| format!("{:08x}", n.wrapping_mul(2_654_435_761)));
+        let large: String = large.collect();
+        let files = [
+            ("README.md", "# Mine\n"),
+            ("large.txt", &*large),
+            ("sub/.gitattributes", "*.x text\n"),
+        ];
+        commit_by_hand(url, "main", &files);
+        let publisher = match over_http {
+            true => crate::support::hub_publisher(&hub, test_hub::WRITE_TOKEN, &[]),
+            false => publisher(json!({"repo": url}), &[]).expect("a publisher"),
+        };
+        let run = Run::new("run");
+        for step in [1, 2] {
+            run.publish(&publisher, &run.checkpoint(step, 1000))
+                .expect("published");
+        }
+        assert_eq!(git(&repo, &["show", "run:README.md"]), "# Mine\n");
+        assert_eq!(git(&repo, &["show", "run:large.txt"]), large);
+        assert!(crate::support::size_of(&run.state_dir()) < 500_000);
+        git(&repo, &["fsck", "--strict"]);
+    }
 }

@@ -5,6 +5,7 @@ mod faults;
 mod fetch;
 mod hub;
 mod local;
+mod network;
 mod parts;
 mod patience;
 #[cfg(feature = "peers")]
@@ -12,4 +13,6 @@ mod peers;
 mod plugin;
 mod preflight;
 mod race;
+mod redirects;
+mod servers;
 mod support;

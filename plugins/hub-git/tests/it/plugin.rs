@@ -62,10 +62,15 @@ fn the_schema_and_the_configuration_agree() {
     assert_eq!(
         names,
         [
+            "author_email",
+            "author_name",
             "branch",
+            "ca_file",
             "create",
             "lfs",
+            "lfs_token_env",
             "private",
+            "proxy",
             "repo",
             "timeout_secs",
             "token_env",
@@ -76,10 +81,15 @@ fn the_schema_and_the_configuration_agree() {
         repo: "a/b".to_owned(),
         branch: None,
         token_env: None,
+        lfs_token_env: None,
         create: false,
         private: None,
         lfs: hub_git::LfsMode::Auto,
         trainer: false,
+        author_name: None,
+        author_email: None,
+        ca_file: None,
+        proxy: None,
         timeout_secs: schema["properties"]["timeout_secs"]["default"]
             .as_u64()
             .expect("a number"),

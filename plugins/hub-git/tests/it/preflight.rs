@@ -1,3 +1,7 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
 use hub_git::{Error, Publisher, Question, Result};
 use serde_json::json;
 use test_hub::{Fault, READ_TOKEN, TestHub, WRITE_TOKEN};
@@ -108,6 +112,151 @@ fn a_folder_says_where_its_branch_stands_and_what_does_not_fit() {
     assert_eq!(found, format!("branch run continues from {short}: {repo}"));
     match ask(&publisher, 1 << 60) {
         Err(Error::Temporary(words)) => assert!(words.contains("are needed"), "{words}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A hook that refuses, in a bare repository.
+fn refuse(repo: &str, words: &str) {
+    let hook = Path::new(repo).join("hooks/pre-receive");
+    fs::create_dir_all(hook.parent().expect("a folder")).expect("a folder");
+    fs::write(&hook, format!("#!/bin/sh\necho '{words}' >&2\nexit 1\n")).expect("a hook");
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("a hook");
+}
+
+fn to(repo: &str, branch: &str) -> Publisher {
+    publisher(json!({"repo": repo, "branch": branch}), &[]).expect("a publisher")
+}
+
+#[test]
+fn a_branch_where_anothers_folder_is_cannot_be() {
+    let (_folder, repo) = bare();
+    commit_by_hand(&repo, "exp", &[("README.md", "mine")]);
+    commit_by_hand(&repo, "feature/a/b", &[("README.md", "mine")]);
+    for (branch, other) in [
+        ("exp/run-1", "exp"),
+        ("exp/a/b/c", "exp"),
+        ("feature", "feature/a/b"),
+        ("feature/a", "feature/a/b"),
+    ] {
+        let words = permanent(ask(&to(&repo, branch), 1000));
+        let expected = format!("a branch {branch} cannot be beside the branch {other}");
+        assert!(words.contains(&expected), "{words}");
+        let run = Run::new("run");
+        let published = run.publish(&to(&repo, branch), &run.checkpoint(1, 100));
+        assert!(
+            matches!(published, Err(Error::Permanent(_))),
+            "{published:?}"
+        );
+    }
+    for branch in ["experiment", "feature/b", "ex"] {
+        ask(&to(&repo, branch), 1000).expect(branch);
+    }
+}
+
+#[test]
+fn a_branch_that_is_checked_out_takes_no_push() {
+    let folder = tempfile::tempdir().expect("a folder");
+    git(folder.path(), &["init", "--quiet", "-b", "main"]);
+    git(
+        folder.path(),
+        &["commit", "--quiet", "--allow-empty", "-m", "x"],
+    );
+    let repo = folder.path().to_str().expect("a path");
+    let words = permanent(ask(&to(repo, "main"), 1000));
+    assert!(words.contains("checked out"), "{words}");
+    ask(&to(repo, "other"), 1000).expect("ready");
+    assert_eq!(
+        git(folder.path(), &["for-each-ref", "--format=%(refname)"]),
+        "refs/heads/main\n"
+    );
+    git(
+        folder.path(),
+        &["config", "receive.denyCurrentBranch", "ignore"],
+    );
+    ask(&to(repo, "main"), 1000).expect("ready");
+}
+
+#[test]
+fn a_refusal_of_the_remotes_own_is_found_before_the_first_step() {
+    let (_folder, repo) = bare();
+    refuse(&repo, "GL-HOOK-ERR: main is protected");
+    for begins in [false, true] {
+        let words = permanent(ask(&to(&repo, "main"), 1000));
+        assert!(words.contains("main is protected"), "{words}");
+        if !begins {
+            fs::remove_file(Path::new(&repo).join("hooks/pre-receive")).expect("removed");
+            commit_by_hand(&repo, "main", &[("a", "b")]);
+            refuse(&repo, "GL-HOOK-ERR: main is protected");
+        }
+    }
+    let hub = TestHub::start();
+    let at = hub.create_repo("user/model", &[("a", "b")]);
+    refuse(at.to_str().expect("a path"), "this repository was archived");
+    let words = permanent(ask(&hub_publisher(&hub, WRITE_TOKEN, &[]), 1000));
+    assert!(words.contains("this repository was archived"), "{words}");
+}
+
+#[test]
+fn what_is_tried_leaves_nothing_behind() {
+    for files in [&[][..], &[("a", "b")]] {
+        let hub = TestHub::start();
+        let repo = hub.create_repo("user/model", files);
+        let before = git(&repo, &["for-each-ref"]);
+        let publisher = hub_publisher(&hub, WRITE_TOKEN, &[("branch", json!("main"))]);
+        for _ in 0..2 {
+            ask(&publisher, 1000).expect("ready");
+            assert_eq!(git(&repo, &["for-each-ref"]), before);
+        }
+        // Hooks of servers without the ability are asked by the first push.
+        git(&repo, &["config", "receive.advertiseAtomic", "false"]);
+        ask(&publisher, 1000).expect("ready");
+        assert_eq!(git(&repo, &["for-each-ref"]), before);
+    }
+}
+
+#[test]
+fn a_repository_of_sha_256_takes_checkpoints() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let repo = folder.path().join("r.git");
+    let repo = repo.to_str().expect("a path");
+    let format = "--object-format=sha256";
+    git(
+        folder.path(),
+        &["init", "--quiet", "--bare", "-b", "main", format, repo],
+    );
+    let hub = TestHub::start();
+    let served = hub.repo_path("user/model");
+    fs::create_dir_all(&served).expect("a folder");
+    git(
+        &served,
+        &["init", "--quiet", "--bare", "-b", "main", format],
+    );
+    for publisher in [to(repo, "run"), hub_publisher(&hub, WRITE_TOKEN, &[])] {
+        ask(&publisher, 1000).expect("ready");
+        let run = Run::new("run");
+        for step in [1, 2] {
+            let receipt = run.publish(&publisher, &run.checkpoint(step, 1000));
+            assert_eq!(receipt.expect("published").commit.len(), 64);
+        }
+        ask(&publisher, 1000).expect("ready");
+        let to = tempfile::tempdir().expect("a folder");
+        let wanted = hub_git::Wanted {
+            revision: Some("run"),
+            for_resume: false,
+            state_dir: to.path(),
+        };
+        let brought = publisher.fetch(&wanted, &|| false).expect("fetched");
+        assert!(brought.path.join("model.safetensors").is_file());
+    }
+}
+
+#[test]
+fn a_stale_lock_is_found_before_the_first_step() {
+    let (_folder, repo) = bare();
+    fs::write(Path::new(&repo).join("refs/heads/run.lock"), "").expect("a lock");
+    match ask(&to(&repo, "run"), 1000) {
+        Err(Error::Temporary(words)) => assert!(words.contains("run.lock"), "{words}"),
         other => panic!("{other:?}"),
     }
 }

@@ -192,7 +192,9 @@ pub(crate) fn commit_by_hand(repo: &str, branch: &str, files: &[(&str, &str)]) {
         git(at, &["checkout", "--quiet", "--orphan", branch]);
     }
     for (name, text) in files {
-        fs::write(at.join(name), text).expect("a file");
+        let path = at.join(name);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        fs::write(path, text).expect("a file");
     }
     git(at, &["add", "."]);
     git(at, &["commit", "--quiet", "-m", "by hand"]);

@@ -37,15 +37,21 @@ impl Target {
     }
 
     /// The run's name, as far as the target says it.
-    pub(super) fn name(&self) -> Option<&str> {
+    pub(crate) fn name(&self) -> Option<&str> {
         self.dir.as_ref().map(|dir| dir.name().as_str())
+    }
+
+    /// Whether the run's process is there, as far as its folder says it.
+    pub(crate) fn is_live(&self) -> Option<bool> {
+        let dir = self.dir.as_ref()?;
+        Some(matches!(dir.live_address(), Ok(Some(_))))
     }
 
     /// Connects, and says to what.
     ///
     /// # Errors
     /// If nothing listens there, or the run's folder cannot be read.
-    pub(super) fn connect(&mut self) -> Result<(Client, String)> {
+    pub(crate) fn connect(&mut self) -> Result<(Client, String)> {
         if let Some(dir) = &self.dir
             && dir.live_address()?.is_none()
         {

@@ -1,0 +1,758 @@
+//! What belongs to the process and not to a plugin: it is read before and after plugins are called, and
+//! what they changed is put back.
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, OsString, c_int};
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::mem::MaybeUninit;
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{PluginName, ProcessChange, openmp};
+use crate::signal_name::signal_name;
+
+/// How numbers are rounded, whether tiny ones are kept, and which exceptions trap; not which exceptions
+/// have occurred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FloatingPoint {
+    #[cfg(target_arch = "x86_64")]
+    mxcsr: u32,
+    #[cfg(target_arch = "x86_64")]
+    x87: u16,
+    #[cfg(target_arch = "aarch64")]
+    fpcr: u64,
+}
+
+/// The bits of MXCSR that say which exceptions have occurred.
+#[cfg(target_arch = "x86_64")]
+const OCCURRED: u32 = 0x3f;
+
+impl FloatingPoint {
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    pub(crate) fn now() -> Self {
+        let mut mxcsr = 0u32;
+        let mut x87 = 0u16;
+        // SAFETY: each stores the register to the place it is given.
+        unsafe {
+            std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut mxcsr, options(nostack, preserves_flags));
+            std::arch::asm!("fnstcw [{}]", in(reg) &raw mut x87, options(nostack, preserves_flags));
+        }
+        Self {
+            mxcsr: mxcsr & !OCCURRED,
+            x87,
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn set(self) {
+        // SAFETY: each loads the register from its place; no exception is pending in what is loaded.
+        unsafe {
+            std::arch::asm!("fnclex", "fldcw [{}]", in(reg) &raw const self.x87, options(nostack));
+            std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const self.mxcsr, options(nostack));
+        }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    #[inline]
+    pub(crate) fn now() -> Self {
+        let fpcr: u64;
+        // SAFETY: reads a register.
+        unsafe { std::arch::asm!("mrs {}, fpcr", out(reg) fpcr, options(nomem, nostack)) };
+        Self { fpcr }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn set(self) {
+        // SAFETY: the value is one that the register had.
+        unsafe { std::arch::asm!("msr fpcr, {}", in(reg) self.fpcr, options(nostack)) };
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    #[inline]
+    pub(crate) fn now() -> Self {
+        Self {}
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    pub(crate) fn set(self) {}
+}
+
+impl fmt::Display for FloatingPoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        #[cfg(target_arch = "x86_64")]
+        write!(f, "mxcsr={:#x},x87={:#x}", self.mxcsr, self.x87)?;
+        #[cfg(target_arch = "aarch64")]
+        write!(f, "fpcr={:#x}", self.fpcr)?;
+        Ok(())
+    }
+}
+
+/// All that is looked at, at one moment. What belongs to a thread is this thread's.
+#[derive(Clone, Debug)]
+pub(crate) struct ProcessState {
+    floating_point: FloatingPoint,
+    openmp: OpenMp,
+    signal_mask: u64,
+    /// Of each signal, from 1 on.
+    signal_actions: Vec<Action>,
+    /// Absent where no folder has the process's place any more.
+    working_directory: Option<PathBuf>,
+    /// Absent where it cannot be asked for.
+    umask: Option<u32>,
+    locale: CString,
+    /// This thread's own, or that of the process.
+    thread_locale: usize,
+    resource_limits: Vec<(u64, u64)>,
+    streams: [Option<File>; 3],
+    affinity: Vec<u8>,
+    nice: c_int,
+    scheduler: c_int,
+    /// Of the three timers that send a signal: whether they run.
+    timers: [bool; 3],
+    /// What tells one value of a variable from another.
+    environment: BTreeMap<OsString, u64>,
+}
+
+/// What parallel regions of this thread are made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct OpenMp {
+    threads: i32,
+    is_dynamic: i32,
+    levels: i32,
+}
+
+impl OpenMp {
+    fn now() -> Self {
+        Self {
+            threads: openmp::threads(),
+            is_dynamic: openmp::is_dynamic(),
+            levels: openmp::levels(),
+        }
+    }
+}
+
+impl fmt::Display for OpenMp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            threads,
+            is_dynamic,
+            levels,
+        } = self;
+        write!(f, "threads={threads},dynamic={is_dynamic},levels={levels}")
+    }
+}
+
+/// What is done at a signal.
+#[derive(Clone, Copy)]
+struct Action(libc::sigaction);
+
+impl Action {
+    fn now(signal: c_int) -> Self {
+        // SAFETY: zero is a valid sigaction, and asking changes nothing.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(signal, ptr::null(), &raw mut action);
+            Self(action)
+        }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        self.0.sa_sigaction == other.0.sa_sigaction
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0.sa_sigaction {
+            libc::SIG_DFL => "default",
+            libc::SIG_IGN => "ignored",
+            _ => "handled",
+        })
+    }
+}
+
+impl fmt::Debug for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Which file an open descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct File {
+    device: u64,
+    number: u64,
+    mode: u32,
+}
+
+const TIMERS: [c_int; 3] = [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF];
+const STREAMS: [(RawFd, &str); 3] = [(0, "stdin"), (1, "stdout"), (2, "stderr")];
+const LIMITS: [&str; 16] = [
+    "CPU",
+    "FSIZE",
+    "DATA",
+    "STACK",
+    "CORE",
+    "RSS",
+    "NPROC",
+    "NOFILE",
+    "MEMLOCK",
+    "AS",
+    "LOCKS",
+    "SIGPENDING",
+    "MSGQUEUE",
+    "NICE",
+    "RTPRIO",
+    "RTTIME",
+];
+
+/// Copies of the standard streams, from the first look on, to be put back where one was closed.
+static KEPT_STREAMS: LazyLock<[RawFd; 3]> = LazyLock::new(|| {
+    // SAFETY: a descriptor that is not open is an error.
+    STREAMS.map(|(stream, _)| unsafe { libc::fcntl(stream, libc::F_DUPFD_CLOEXEC, 10) })
+});
+
+impl ProcessState {
+    pub(crate) fn now() -> Self {
+        LazyLock::force(&KEPT_STREAMS);
+        Self {
+            floating_point: FloatingPoint::now(),
+            openmp: OpenMp::now(),
+            signal_mask: signal_mask(),
+            signal_actions: (1..=64).map(Action::now).collect(),
+            working_directory: std::env::current_dir().ok(),
+            umask: umask(),
+            locale: locale(),
+            // SAFETY: a question.
+            thread_locale: unsafe { libc::uselocale(ptr::null_mut()) }.expose_provenance(),
+            resource_limits: (0..LIMITS.len()).map(resource_limit).collect(),
+            streams: STREAMS.map(|(stream, _)| file_at(stream)),
+            affinity: affinity(),
+            // SAFETY: both ask about this thread.
+            nice: unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) },
+            // SAFETY: as above.
+            scheduler: unsafe { libc::sched_getscheduler(0) },
+            timers: TIMERS.map(is_running),
+            environment: environment(),
+        }
+    }
+
+    /// Puts back what is otherwise now, as far as that is possible; what that was, in words. Of another
+    /// thread's state the numbers may be another thread's: call it on the thread of [`ProcessState::now`].
+    pub(crate) fn put_back(&self) -> Vec<String> {
+        let now = Self::now();
+        let mut changes = Vec::new();
+        if self.floating_point != now.floating_point {
+            self.floating_point.set();
+            let is_back = FloatingPoint::now() == self.floating_point;
+            let (then, now) = (&self.floating_point, &now.floating_point);
+            changes.push(changed(
+                "the floating-point environment",
+                then,
+                now,
+                is_back,
+            ));
+        }
+        if self.openmp != now.openmp {
+            openmp::set_threads(self.openmp.threads);
+            openmp::set_dynamic(self.openmp.is_dynamic);
+            openmp::set_levels(self.openmp.levels);
+            let is_back = openmp::threads() == self.openmp.threads;
+            changes.push(changed(
+                "how OpenMP works",
+                &self.openmp,
+                &now.openmp,
+                is_back,
+            ));
+        }
+        if self.signal_mask != now.signal_mask {
+            let is_back = set_signal_mask(self.signal_mask);
+            let (then, now) = (Signals(self.signal_mask), Signals(now.signal_mask));
+            changes.push(changed("which signals are blocked", &then, &now, is_back));
+        }
+        changes.extend(self.put_back_signal_actions(&now));
+        if self.working_directory != now.working_directory {
+            let shown = |dir: &Option<PathBuf>| match dir {
+                Some(dir) => dir.display().to_string(),
+                None => "a folder that is gone".to_owned(),
+            };
+            let back = self.working_directory.as_ref();
+            let is_back = back.is_some_and(|dir| std::env::set_current_dir(dir).is_ok());
+            let (then, now) = (
+                shown(&self.working_directory),
+                shown(&now.working_directory),
+            );
+            changes.push(changed("the working directory", &then, &now, is_back));
+        }
+        if let (Some(then), Some(now)) = (self.umask, now.umask)
+            && then != now
+        {
+            // SAFETY: the call cannot fail.
+            unsafe { libc::umask(then) };
+            let (then, now) = (format!("{then:03o}"), format!("{now:03o}"));
+            changes.push(changed("the umask", &then, &now, true));
+        }
+        if self.locale != now.locale {
+            // SAFETY: the name is a string that ends in a zero.
+            let back = unsafe { libc::setlocale(libc::LC_ALL, self.locale.as_ptr()) };
+            let (then, now) = (self.locale.to_string_lossy(), now.locale.to_string_lossy());
+            changes.push(changed("the locale", &then, &now, !back.is_null()));
+        }
+        if self.thread_locale != now.thread_locale {
+            // SAFETY: the locale was in use on this thread, which holds it.
+            unsafe { libc::uselocale(ptr::with_exposed_provenance_mut(self.thread_locale)) };
+            changes.push(format!(
+                "it changed the locale of this thread{}",
+                outcome(true)
+            ));
+        }
+        for (number, name) in LIMITS.iter().enumerate() {
+            let (then, now) = (self.resource_limits[number], now.resource_limits[number]);
+            if then != now {
+                let is_back = set_resource_limit(number, then);
+                let (then, now) = (Limit(then.0), Limit(now.0));
+                let what = format!("the resource limit {name}");
+                changes.push(changed(&what, &then, &now, is_back));
+            }
+        }
+        for (number, (stream, name)) in STREAMS.into_iter().enumerate() {
+            let (then, now) = (self.streams[number], now.streams[number]);
+            if then != now {
+                let what = if now.is_none() {
+                    "closed"
+                } else {
+                    "redirected"
+                };
+                let is_back = put_back_stream(stream, now);
+                changes.push(format!("it {what} {name}{}", outcome(is_back)));
+            }
+        }
+        if self.affinity != now.affinity {
+            let set = self.affinity.as_ptr().cast();
+            // SAFETY: the set is as long as it says.
+            let is_back = unsafe { libc::sched_setaffinity(0, self.affinity.len(), set) } == 0;
+            let count = |set: &[u8]| set.iter().map(|byte| byte.count_ones()).sum::<u32>();
+            let (then, now) = (count(&self.affinity), count(&now.affinity));
+            let what = "the processors that this thread runs on";
+            changes.push(changed(what, &then, &now, is_back));
+        }
+        if self.nice != now.nice {
+            // SAFETY: numbers alone.
+            let is_back = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, self.nice) } == 0;
+            changes.push(changed(
+                "the priority (nice)",
+                &self.nice,
+                &now.nice,
+                is_back,
+            ));
+        }
+        if self.scheduler != now.scheduler {
+            // SAFETY: a struct of one number, which this thread's own policies know as 0.
+            let is_back = unsafe {
+                let param: libc::sched_param = std::mem::zeroed();
+                libc::sched_setscheduler(0, self.scheduler, &raw const param) == 0
+            };
+            let what = "the scheduling policy";
+            changes.push(changed(what, &self.scheduler, &now.scheduler, is_back));
+        }
+        for (number, timer) in TIMERS.into_iter().enumerate() {
+            if now.timers[number] && !self.timers[number] {
+                let is_back = stop(timer);
+                changes.push(format!(
+                    "it set a timer that sends a signal{}",
+                    outcome(is_back)
+                ));
+            }
+        }
+        changes.extend(self.changed_variables(&now));
+        changes
+    }
+
+    /// The limits of all resources, in words.
+    pub(crate) fn resource_limits() -> String {
+        let limit = |(number, name): (usize, &&str)| {
+            let (soft, hard) = resource_limit(number);
+            format!("{name}={}/{}", Limit(soft), Limit(hard))
+        };
+        let limits: Vec<String> = LIMITS.iter().enumerate().map(limit).collect();
+        limits.join(" ")
+    }
+
+    /// Which files the standard streams are, in words.
+    pub(crate) fn streams() -> String {
+        let stream = |(stream, name): (RawFd, &str)| match file_at(stream) {
+            Some(file) => format!("{name}=file-{}:{}", file.device, file.number),
+            None => format!("{name}=closed"),
+        };
+        STREAMS.map(stream).join(" ")
+    }
+
+    /// When and where this thread runs, in words.
+    pub(crate) fn scheduling() -> String {
+        // SAFETY: both ask about this thread.
+        let (nice, policy) = unsafe {
+            (
+                libc::getpriority(libc::PRIO_PROCESS, 0),
+                libc::sched_getscheduler(0),
+            )
+        };
+        let processors = affinity();
+        let processors: Vec<String> = processors
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        format!(
+            "nice={nice} policy={policy} processors={}",
+            processors.concat()
+        )
+    }
+
+    /// Which timers run that send a signal, in words.
+    pub(crate) fn timers() -> String {
+        TIMERS.map(|timer| is_running(timer).to_string()).join(" ")
+    }
+
+    /// How parallel regions work, in words.
+    pub(crate) fn openmp() -> String {
+        OpenMp::now().to_string()
+    }
+
+    /// A signal that the host handles or ignores is handled or ignored as before, and none is newly
+    /// ignored. A handler for another signal stays: it is the plugin's own affair, and some languages'
+    /// runtimes cannot do without.
+    fn put_back_signal_actions(&self, now: &Self) -> Vec<String> {
+        let mut changes = Vec::new();
+        let actions = self.signal_actions.iter().zip(&now.signal_actions);
+        for (signal, (then, now)) in (1..).zip(actions) {
+            if then.is_same(now) {
+                continue;
+            }
+            let is_hosts = then.0.sa_sigaction != libc::SIG_DFL;
+            let is_ignored = now.0.sa_sigaction == libc::SIG_IGN;
+            let is_back = (is_hosts || is_ignored)
+                // SAFETY: the action is one that was in force.
+                && unsafe { libc::sigaction(signal, &raw const then.0, ptr::null_mut()) } == 0;
+            let what = format!("what happens on {}", signal_name(signal));
+            changes.push(changed(&what, then, now, is_back));
+        }
+        changes
+    }
+
+    /// Variables stay as they are: another thread may be reading them.
+    fn changed_variables(&self, now: &Self) -> Vec<String> {
+        let names = self.environment.keys().chain(now.environment.keys());
+        let mut changed: Vec<&OsString> = names
+            .filter(|name| self.environment.get(*name) != now.environment.get(*name))
+            .collect();
+        changed.sort();
+        changed.dedup();
+        let changes = changed.into_iter().map(|name| {
+            let what = match (self.environment.get(name), now.environment.get(name)) {
+                (None, _) => "set",
+                (_, None) => "removed",
+                _ => "changed",
+            };
+            let name = name.display();
+            format!(
+                "it {what} the environment variable {name}{}",
+                outcome(false)
+            )
+        });
+        changes.take(MOST_VARIABLES).collect()
+    }
+}
+
+/// A plugin that fills the environment is not told of without end.
+const MOST_VARIABLES: usize = 10;
+
+/// What was changed, in words.
+pub(super) fn changed(
+    what: &str,
+    then: &impl fmt::Display,
+    now: &impl fmt::Display,
+    is_back: bool,
+) -> String {
+    format!("it changed {what} from {then} to {now}{}", outcome(is_back))
+}
+
+fn outcome(is_back: bool) -> &'static str {
+    match is_back {
+        true => "; the host has put it back",
+        false => "; it stays so",
+    }
+}
+
+/// A set of signals, from the lowest bit on.
+struct Signals(u64);
+
+impl fmt::Display for Signals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers = (1..=64).filter(|signal| self.0 >> (signal - 1) & 1 == 1);
+        let names: Vec<String> = numbers.map(signal_name).collect();
+        match names.len() {
+            0 => f.write_str("none"),
+            1..=5 => write!(f, "{}", names.join(", ")),
+            many => write!(f, "{many} of them"),
+        }
+    }
+}
+
+/// A resource's limit.
+struct Limit(u64);
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            libc::RLIM_INFINITY => f.write_str("unlimited"),
+            limit => write!(f, "{limit}"),
+        }
+    }
+}
+
+fn signal_mask() -> u64 {
+    // SAFETY: zero is a valid set, and asking changes nothing.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &raw mut set);
+        (1..=64).fold(0, |mask, signal| {
+            let is_blocked = libc::sigismember(&raw const set, signal) == 1;
+            mask | u64::from(is_blocked) << (signal - 1)
+        })
+    }
+}
+
+fn set_signal_mask(mask: u64) -> bool {
+    // SAFETY: the set is made before it is used.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in (1..=64).filter(|signal| mask >> (signal - 1) & 1 == 1) {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut()) == 0
+    }
+}
+
+/// Read from `/proc`: asking the system would set it for a moment, while other threads make files.
+pub(crate) fn umask() -> Option<u32> {
+    let status = std::fs::read_to_string("/proc/thread-self/status").ok()?;
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Umask:"))?;
+    u32::from_str_radix(mask.trim(), 8).ok()
+}
+
+pub(crate) fn locale() -> CString {
+    // SAFETY: a question; the answer is a C string until the next call.
+    unsafe {
+        let name = libc::setlocale(libc::LC_ALL, ptr::null());
+        match name.is_null() {
+            true => CString::default(),
+            false => CStr::from_ptr(name).to_owned(),
+        }
+    }
+}
+
+fn resource_limit(number: usize) -> (u64, u64) {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the place is writable; a limit that the system does not know leaves it as it is.
+    unsafe { libc::getrlimit(number as _, &raw mut limit) };
+    (limit.rlim_cur, limit.rlim_max)
+}
+
+/// A hard limit that was lowered stays so, and the soft one goes as high as that.
+fn set_resource_limit(number: usize, (soft, hard): (u64, u64)) -> bool {
+    let (_, hard_now) = resource_limit(number);
+    for hard in [hard, hard_now] {
+        let limit = libc::rlimit {
+            rlim_cur: soft.min(hard),
+            rlim_max: hard,
+        };
+        // SAFETY: the limits are readable.
+        if unsafe { libc::setrlimit(number as _, &raw const limit) } == 0 {
+            break;
+        }
+    }
+    resource_limit(number).0 == soft
+}
+
+fn file_at(descriptor: RawFd) -> Option<File> {
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the place is writable, and it is read only if it was written.
+    unsafe {
+        (libc::fstat(descriptor, status.as_mut_ptr()) == 0).then(|| {
+            let status = status.assume_init();
+            File {
+                device: status.st_dev,
+                number: status.st_ino,
+                mode: status.st_mode,
+            }
+        })
+    }
+}
+
+/// Puts back a stream that was closed, or that now is a device or a pipe. A file or a socket may be the
+/// host's own by now, which another thread opened when the number was free.
+fn put_back_stream(stream: RawFd, now: Option<File>) -> bool {
+    let is_free =
+        now.is_none_or(|file| matches!(file.mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFIFO));
+    let kept = KEPT_STREAMS[stream as usize];
+    // SAFETY: numbers alone; a descriptor that is not open is an error.
+    is_free && kept >= 0 && unsafe { libc::dup2(kept, stream) } == stream
+}
+
+fn affinity() -> Vec<u8> {
+    let mut set = vec![0u8; 1024];
+    // SAFETY: the set is as long as it says. The system says how much of it it has written.
+    let written =
+        unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, set.len(), set.as_mut_ptr()) };
+    set.truncate(usize::try_from(written).unwrap_or(0));
+    set
+}
+
+fn is_running(timer: c_int) -> bool {
+    let mut value = MaybeUninit::<libc::itimerval>::zeroed();
+    // SAFETY: the place is writable, and zero is a timer that does not run.
+    unsafe {
+        libc::getitimer(timer as _, value.as_mut_ptr());
+        let left = value.assume_init().it_value;
+        left.tv_sec != 0 || left.tv_usec != 0
+    }
+}
+
+fn stop(timer: c_int) -> bool {
+    // SAFETY: zero is a timer that does not run.
+    unsafe {
+        let never: libc::itimerval = std::mem::zeroed();
+        libc::setitimer(timer as _, &raw const never, ptr::null_mut()) == 0
+    }
+}
+
+/// The variables' names, each with what tells one value from another and gives away none: some are
+/// secrets, and this may be shown.
+pub(crate) fn environment() -> BTreeMap<OsString, u64> {
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    std::env::vars_os()
+        .map(|(name, value)| (name, KEY.hash_one(value.as_bytes())))
+        .collect()
+}
+
+/// What the loop's thread knows of the process between its looks: calls are many, and a look at
+/// everything costs as much as a hundred of them.
+#[derive(Debug)]
+pub struct ProcessWatch {
+    before: ProcessState,
+    looked: Instant,
+    cost: Duration,
+}
+
+/// The plugins that were called since the last look, each with its last call.
+static CALLED: Mutex<Vec<(&'static PluginName, &'static str)>> = Mutex::new(Vec::new());
+/// Whether a change was found that several plugins may have made: each call is looked at from then on.
+static IS_SUSPICIOUS: AtomicBool = AtomicBool::new(false);
+
+/// Looks cost at most one part in so many of the time.
+const SHARE: u32 = 100;
+
+pub(super) fn is_suspicious() -> bool {
+    IS_SUSPICIOUS.load(Ordering::Relaxed)
+}
+
+thread_local! {
+    /// What this thread called last: the same again needs no lock.
+    static LAST_CALLED: std::cell::Cell<(u64, *const u8, *const u8)> =
+        const { std::cell::Cell::new((0, ptr::null(), ptr::null())) };
+}
+/// Counts the looks.
+static LOOKS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+
+/// Notes that a plugin was called.
+#[inline]
+pub(super) fn called(plugin: &'static PluginName, call: &'static str) {
+    let last = (
+        LOOKS.load(Ordering::Relaxed),
+        plugin.as_ptr(),
+        call.as_ptr(),
+    );
+    if LAST_CALLED.get() != last {
+        LAST_CALLED.set(last);
+        add_called(plugin, call);
+    }
+}
+
+#[cold]
+fn add_called(plugin: &'static PluginName, call: &'static str) {
+    let mut called = CALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    match called.iter_mut().find(|(known, _)| *known == plugin) {
+        Some(known) => known.1 = call,
+        None => called.push((plugin, call)),
+    }
+}
+
+impl ProcessWatch {
+    /// Takes the process as it is now for as it should be. `[main]`
+    pub fn begin() -> Self {
+        CALLED
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        LOOKS.fetch_add(1, Ordering::Relaxed);
+        let begun = Instant::now();
+        Self {
+            before: ProcessState::now(),
+            looked: begun,
+            cost: begun.elapsed(),
+        }
+    }
+
+    /// Looks what the plugins that were called since the last look have changed, and puts it back:
+    /// [`process_changes`](crate::process_changes) then tells of it. If `must` is false, only if there
+    /// was no look for a while. On the thread that made this.
+    pub fn look(&mut self, must: bool) {
+        if !must && self.looked.elapsed() < self.cost * SHARE {
+            return;
+        }
+        let called = {
+            let mut called = CALLED.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *called)
+        };
+        if called.is_empty() {
+            return;
+        }
+        LOOKS.fetch_add(1, Ordering::Relaxed);
+        let begun = Instant::now();
+        let messages = self.before.put_back();
+        if !messages.is_empty() {
+            let names: Vec<&str> = called.iter().map(|(name, _)| &***name).collect();
+            let calls: Vec<&str> = called.iter().map(|(_, call)| *call).collect();
+            if called.len() > 1 {
+                IS_SUSPICIOUS.store(true, Ordering::Relaxed);
+            }
+            for message in messages {
+                let message = match called.len() {
+                    1 => message,
+                    _ => format!("{message} (one of these plugins: {})", names.join(", ")),
+                };
+                super::note(ProcessChange {
+                    plugin: names.join(", "),
+                    call: calls.first().copied().unwrap_or_default().to_owned(),
+                    message,
+                });
+            }
+            // What stays so is not found again.
+            self.before = ProcessState::now();
+        }
+        self.looked = Instant::now();
+        self.cost = begun.elapsed();
+    }
+}

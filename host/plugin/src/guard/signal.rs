@@ -1,0 +1,379 @@
+//! A plugin that crashes the host's process: one line says which plugin and call it was, and the signal
+//! takes its course.
+//!
+//! The handlers are async-signal-safe: they read what lies ready, write one line, and put back the handlers
+//! that were there before. They run on the thread that crashed, on its alternate stack, so a stack that
+//! overflowed is no matter.
+
+use std::ffi::{c_int, c_void};
+use std::io::IsTerminal as _;
+use std::ptr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+
+use super::under_way::{self, PluginName};
+
+const SIGNALS: [(c_int, &str); 7] = [
+    (libc::SIGSEGV, "SIGSEGV"),
+    (libc::SIGBUS, "SIGBUS"),
+    (libc::SIGFPE, "SIGFPE"),
+    (libc::SIGILL, "SIGILL"),
+    (libc::SIGABRT, "SIGABRT"),
+    (libc::SIGTRAP, "SIGTRAP"),
+    (libc::SIGSYS, "SIGSYS"),
+];
+
+/// What was done at each signal before.
+static BEFORE: [OnceLock<libc::sigaction>; SIGNALS.len()] =
+    [const { OnceLock::new() }; SIGNALS.len()];
+/// Set once a crash was told of: what follows from it is not told as well.
+static IS_TOLD: AtomicBool = AtomicBool::new(false);
+static IS_TERMINAL: AtomicBool = AtomicBool::new(false);
+
+/// Where the code of plugins lies.
+struct Code {
+    begin: AtomicUsize,
+    end: AtomicUsize,
+    plugin: AtomicPtr<PluginName>,
+}
+
+static CODE: [Code; 64] = [const {
+    Code {
+        begin: AtomicUsize::new(0),
+        end: AtomicUsize::new(0),
+        plugin: AtomicPtr::new(ptr::null_mut()),
+    }
+}; 64];
+static CODES: AtomicUsize = AtomicUsize::new(0);
+
+/// How much of a stack is searched for a plugin's code, in words.
+const SEARCHED: usize = 2048;
+/// A fault so near to the top of the stack is the stack's overflow.
+const NEAR_STACK: usize = 64 << 10;
+
+pub(super) fn guard() {
+    IS_TERMINAL.store(std::io::stderr().is_terminal(), Ordering::Relaxed);
+    for ((signal, _), before) in SIGNALS.iter().zip(&BEFORE) {
+        // SAFETY: structs of integers are valid when they are zero; the handler is async-signal-safe.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = crashed as *const () as libc::sighandler_t;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            let mut previous: libc::sigaction = std::mem::zeroed();
+            if libc::sigaction(*signal, ptr::null(), &raw mut previous) == 0 {
+                let _ = before.set(previous);
+                libc::sigaction(*signal, &raw const action, ptr::null_mut());
+            }
+        }
+    }
+}
+
+/// Remembers where the code of a loaded library lies, by an address in it.
+pub(crate) fn remember(plugin: &'static PluginName, address: usize) {
+    struct Search {
+        address: usize,
+        found: Option<(usize, usize)>,
+    }
+    unsafe extern "C" fn look(
+        info: *mut libc::dl_phdr_info,
+        _: libc::size_t,
+        search: *mut c_void,
+    ) -> c_int {
+        // SAFETY: the loader's description of one library, with as many headers as it says, and the
+        // search of the caller below.
+        let (info, search) = unsafe { (&*info, &mut *search.cast::<Search>()) };
+        // SAFETY: as above.
+        let headers =
+            unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+        let of_code = headers
+            .iter()
+            .filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_X != 0);
+        for header in of_code {
+            let begin = (info.dlpi_addr + header.p_vaddr) as usize;
+            let end = begin + header.p_memsz as usize;
+            if (begin..end).contains(&search.address) {
+                search.found = Some((begin, end));
+                return 1;
+            }
+        }
+        0
+    }
+    let mut search = Search {
+        address,
+        found: None,
+    };
+    // SAFETY: the function is called with the search, which outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut search).cast()) };
+    let Some((begin, end)) = search.found else {
+        return;
+    };
+    let number = CODES.fetch_add(1, Ordering::Relaxed);
+    if let Some(code) = CODE.get(number) {
+        code.plugin
+            .store(ptr::from_ref(plugin).cast_mut(), Ordering::Relaxed);
+        code.begin.store(begin, Ordering::Relaxed);
+        code.end.store(end, Ordering::Release);
+    }
+}
+
+/// The plugin whose code lies at this address.
+fn plugin_at(address: usize) -> Option<&'static PluginName> {
+    let code = CODE.iter().find(|code| {
+        let end = code.end.load(Ordering::Acquire);
+        (code.begin.load(Ordering::Relaxed)..end).contains(&address)
+    })?;
+    // SAFETY: the place was filled before its end was stored, with a name that is never freed.
+    unsafe { code.plugin.load(Ordering::Relaxed).as_ref() }
+}
+
+/// The plugin that the calls on a stack come from: the first address of a plugin's code on it.
+fn plugin_on(stack: usize) -> Option<&'static PluginName> {
+    let mut words = [0usize; SEARCHED];
+    let mut read = 0;
+    // The kernel reads all of a piece or nothing, and nothing beyond the end of the stack.
+    for length in [1 << 10, 4 << 10, SEARCHED * size_of::<usize>()] {
+        let local = libc::iovec {
+            iov_base: words.as_mut_ptr().cast(),
+            iov_len: length,
+        };
+        let remote = libc::iovec {
+            iov_base: ptr::without_provenance_mut(stack),
+            iov_len: length,
+        };
+        // SAFETY: the kernel writes into `words`, which is as long, and reads what is readable.
+        let got = unsafe {
+            libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)
+        };
+        match usize::try_from(got) {
+            Ok(got) => read = got,
+            Err(_) => break,
+        }
+    }
+    words[..read / size_of::<usize>()]
+        .iter()
+        .find_map(|&address| plugin_at(address))
+}
+
+/// The plugin that called what runs on this thread, if it is in no call of the host's.
+pub(super) fn plugin_on_stack() -> Option<&'static PluginName> {
+    let here = 0usize;
+    plugin_on((&raw const here).addr() & !(size_of::<usize>() - 1))
+}
+
+extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the kernel's description of the signal, and the place of this thread's errno.
+    let (code, address, errno) = unsafe {
+        (
+            (*info).si_code,
+            (*info).si_addr().addr(),
+            *libc::__errno_location(),
+        )
+    };
+    let known = SIGNALS
+        .iter()
+        .zip(&BEFORE)
+        .find(|((known, _), _)| *known == signal);
+    let (name, before) = match known {
+        Some(((_, name), before)) => (*name, before.get()),
+        None => ("a signal", None),
+    };
+    let is_sent = code <= 0;
+    // Of the others the thread goes on behind what raised them.
+    let faults_again = !is_sent
+        && matches!(
+            signal,
+            libc::SIGSEGV | libc::SIGBUS | libc::SIGFPE | libc::SIGILL
+        );
+    let at = Registers::of(context);
+    tell(name, (!is_sent).then_some(address), &at);
+    // SAFETY: these are async-signal-safe.
+    unsafe {
+        match before {
+            // An instruction that faulted faults again, under the handler that was there before.
+            Some(before) if faults_again => {
+                libc::sigaction(signal, before, ptr::null_mut());
+            }
+            // What does not is sent again, and ends the process when this returns.
+            _ => {
+                libc::signal(signal, libc::SIG_DFL);
+                libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::gettid(), signal);
+            }
+        }
+        *libc::__errno_location() = errno;
+    }
+}
+
+/// Says who crashed, if that was a plugin.
+fn tell(signal: &str, address: Option<usize>, at: &Registers) {
+    let call = under_way::on_this_thread().filter(|call| !call.is_remote);
+    let culprit = match call {
+        Some(call) => Some(call.plugin),
+        None => plugin_at(at.instruction).or_else(|| plugin_on(at.stack)),
+    };
+    let Some(plugin) = culprit else { return };
+    if IS_TOLD.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let mut line = Line::new();
+    line.clear_terminal();
+    line.add("error: plugin ");
+    line.add(plugin);
+    line.add(" crashed");
+    match call {
+        Some(call) => {
+            line.add(" in ");
+            line.add(call.name);
+        }
+        None => line.add(" in a thread of its own"),
+    }
+    line.add(": ");
+    line.add(signal);
+    match address {
+        Some(address) if signal == "SIGSEGV" && address.abs_diff(at.stack) < NEAR_STACK => {
+            line.add(", its stack overflowed");
+        }
+        Some(address) if matches!(signal, "SIGSEGV" | "SIGBUS") => {
+            line.add(" at address 0x");
+            line.add_hex(address);
+        }
+        _ => {}
+    }
+    line.add("\n");
+    line.add_hint(culprit);
+    line.write();
+}
+
+/// Where a thread was when the signal came.
+struct Registers {
+    instruction: usize,
+    stack: usize,
+}
+
+impl Registers {
+    #[cfg(target_arch = "x86_64")]
+    fn of(context: *mut c_void) -> Self {
+        // SAFETY: the kernel's description of the thread.
+        let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+        Self {
+            instruction: registers[libc::REG_RIP as usize] as usize,
+            stack: registers[libc::REG_RSP as usize] as usize,
+        }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn of(context: *mut c_void) -> Self {
+        // SAFETY: the kernel's description of the thread.
+        let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext };
+        Self {
+            instruction: registers.pc as usize,
+            stack: registers.sp as usize,
+        }
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    fn of(_: *mut c_void) -> Self {
+        Self {
+            instruction: 0,
+            stack: 0,
+        }
+    }
+}
+
+/// Text that is put together and written without an allocation. What is too long is cut off.
+pub(super) struct Line {
+    bytes: [u8; 640],
+    length: usize,
+}
+
+impl Line {
+    pub(super) fn new() -> Self {
+        Self {
+            bytes: [0; 640],
+            length: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.length
+    }
+
+    /// The text from a place on that [`Line::len`] gave.
+    pub(super) fn text(&self, from: usize) -> &str {
+        std::str::from_utf8(&self.bytes[from..self.length]).unwrap_or_default()
+    }
+
+    pub(super) fn add(&mut self, text: &str) {
+        for byte in text.bytes() {
+            if let Some(place) = self.bytes.get_mut(self.length) {
+                *place = byte;
+                self.length += 1;
+            }
+        }
+    }
+
+    pub(super) fn add_number(&mut self, number: u64) {
+        if number >= 10 {
+            self.add_number(number / 10);
+        }
+        let digit = b'0' + (number % 10) as u8;
+        self.add(std::str::from_utf8(&[digit]).unwrap_or_default());
+    }
+
+    fn add_hex(&mut self, number: usize) {
+        if number >= 16 {
+            self.add_hex(number / 16);
+        }
+        let digit = b"0123456789abcdef"[number % 16];
+        self.add(std::str::from_utf8(&[digit]).unwrap_or_default());
+    }
+
+    /// Takes away a line that a progress bar has begun.
+    pub(super) fn clear_terminal(&mut self) {
+        if IS_TERMINAL.load(Ordering::Relaxed) {
+            self.add("\r\x1b[2K");
+        }
+    }
+
+    pub(super) fn add_hint(&mut self, plugin: Option<&'static PluginName>) {
+        self.add("hint: with mode=process ");
+        self.add(plugin.map_or("a plugin", |name| name));
+        self.add(
+            " can end its own process only, and `host resume` continues from the last checkpoint\n",
+        );
+    }
+
+    /// Writes it to stderr.
+    pub(super) fn write(&self) {
+        // SAFETY: the bytes are readable; a write that fails has no better place to go.
+        unsafe { libc::write(2, self.bytes.as_ptr().cast(), self.length) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_put_together_and_cut_off() {
+        let mut line = Line::new();
+        line.add("a ");
+        line.add_number(0);
+        line.add(" ");
+        line.add_number(4096);
+        line.add(" ");
+        line.add_hex(0xdead_0);
+        assert_eq!(line.text(0), "a 0 4096 dead0");
+        assert_eq!(line.text(2), "0 4096 dead0");
+        line.add(&"x".repeat(2000));
+        assert_eq!(line.len(), 640);
+    }
+
+    #[test]
+    fn code_is_known_by_its_address() {
+        let plugin = super::super::name_of("this-program");
+        remember(plugin, code_is_known_by_its_address as *const () as usize);
+        assert_eq!(plugin_at(tell as *const () as usize), Some(plugin));
+        assert_eq!(plugin_at(8), None);
+        assert_eq!(plugin_on_stack(), Some(plugin));
+    }
+}

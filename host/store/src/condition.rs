@@ -1,0 +1,276 @@
+use std::path::{Path, PathBuf};
+
+use host_core::{Error, Result};
+
+use crate::reader::ReadError;
+use crate::schema::{self, Mark};
+use crate::{FILE, Reader, fault};
+
+/// A store that could not be used and was put out of the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// What was wrong with it.
+    pub why: String,
+    /// What its file is called now, in the run's folder; none if there was nothing left to keep.
+    pub kept_as: Option<String>,
+}
+
+/// What a run's store is called after it was set aside, with a number behind it.
+const DAMAGED: &str = "events.db.damaged-";
+/// The files that SQLite keeps beside a database, by the end of their names.
+const BESIDE: [&str; 3] = ["-wal", "-journal", "-shm"];
+/// Events that are read at once.
+const PAGE: usize = 4096;
+
+/// What is wrong with a store, by all that is in it; none if nothing is. It is for the run's writer
+/// alone, which holds the lock.
+///
+/// # Errors
+/// If that cannot be told: the system refuses, or another program holds the file.
+pub(crate) fn damage(run_dir: &Path) -> Result<Option<String>> {
+    let path = run_dir.join(FILE);
+    match std::fs::symlink_metadata(&path) {
+        Ok(file) if !file.is_file() => return Ok(Some("it is not a regular file".to_owned())),
+        Ok(_) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Some("it is gone".to_owned()));
+        }
+        Err(e) => return Err(Error::io("read the run store", &path, &e)),
+    }
+    match examine(run_dir, &path) {
+        Ok(()) => Ok(None),
+        Err(ReadError::Damaged(what)) => Ok(Some(what)),
+        Err(ReadError::Sql(error)) if fault::is_damage(&error) => Ok(Some(error.to_string())),
+        Err(ReadError::Sql(error)) => Err(fault::sql("read the run store", &path, &error)),
+    }
+}
+
+fn examine(run_dir: &Path, path: &Path) -> Result<(), ReadError> {
+    let connection = schema::open_existing(path)?;
+    match schema::mark(&connection)? {
+        Mark::Run => {}
+        // The writer says what is to be done about it.
+        Mark::Newer(_) => return Ok(()),
+        Mark::Blank => return Err(ReadError::damaged("it is empty")),
+        Mark::Foreign => return Err(ReadError::damaged("it is not a run store")),
+    }
+    let found: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+    if found != "ok" {
+        return Err(ReadError::damaged(found.replace('\n', " ")));
+    }
+    drop(connection);
+    let reader = Reader::of(schema::open_existing(path)?, run_dir)
+        .map_err(|e| ReadError::damaged(e.to_string()))?;
+    reader.attempt(|tx| {
+        let columns = "SELECT name, created_us, config_json, last_seq, last_step, last_time_us";
+        tx.query_row(&format!("{columns} FROM run JOIN head"), [], |_| Ok(()))?;
+        Ok(())
+    })?;
+    let mut cursor = 0;
+    loop {
+        let page = reader.attempt(|tx| reader.page(tx, cursor, PAGE))?;
+        match page.last() {
+            Some(last) => cursor = last.seq,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// When the run was made, if as much of a damaged store can be read.
+pub(crate) fn created_us(run_dir: &Path) -> Option<i64> {
+    let connection = schema::open_existing(&run_dir.join(FILE)).ok()?;
+    connection
+        .query_row("SELECT created_us FROM run", [], |row| row.get(0))
+        .ok()
+}
+
+/// Gives the store's files names under which nobody looks for a store, so that they are kept for who may
+/// want to save something from them. Returns the file's new name; none if there is no file.
+///
+/// # Errors
+/// The file system refuses.
+pub(crate) fn set_aside(run_dir: &Path) -> Result<Option<String>> {
+    let kept_as = (1..)
+        .map(|number| format!("{DAMAGED}{number}"))
+        .find(|name| is_free(run_dir, name));
+    let kept_as = kept_as.unwrap_or_default();
+    let mut is_any = false;
+    // The log first: a store without its log would pass for one that ends there.
+    for suffix in BESIDE.into_iter().chain([""]) {
+        let from = run_dir.join(format!("{FILE}{suffix}"));
+        match std::fs::rename(&from, run_dir.join(format!("{kept_as}{suffix}"))) {
+            Ok(()) => is_any |= suffix != "-shm",
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io("set the damaged run store aside", &from, &e)),
+        }
+    }
+    Ok(is_any.then_some(kept_as))
+}
+
+/// Stores of a run that were set aside, by name.
+pub fn set_aside_stores(run_dir: &Path) -> Vec<PathBuf> {
+    let is_one = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let number = name.and_then(|name| name.strip_prefix(DAMAGED));
+        number.is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    let entries = std::fs::read_dir(run_dir).into_iter().flatten();
+    let mut found: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(is_one)
+        .collect();
+    found.sort();
+    found
+}
+
+fn is_free(run_dir: &Path, name: &str) -> bool {
+    let mut all = BESIDE.into_iter().chain([""]);
+    all.all(|suffix| std::fs::symlink_metadata(run_dir.join(format!("{name}{suffix}"))).is_err())
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::Writer;
+    use crate::model_test::{draft, metrics, record};
+
+    /// A store of some pages, with chunks, rows and words, and its bytes.
+    fn store(run_dir: &Path) -> Vec<u8> {
+        let mut writer = Writer::create(run_dir, &record())
+            .expect("a run")
+            .fold_at(64);
+        for step in 1..400 {
+            let message = format!("step {step}: {}", "word ".repeat(20));
+            let events = vec![
+                draft(step, metrics(&[("a", 1.5), ("b", -2.5)])),
+                draft(step, host_core::EventBody::Warning { message }),
+            ];
+            writer.append(events).expect("written");
+        }
+        drop(writer);
+        std::fs::read(run_dir.join(FILE)).expect("the file")
+    }
+
+    /// What damage does to the file of a store, each by a name.
+    fn damages(good: &[u8]) -> Vec<(String, Vec<u8>)> {
+        let mut all = vec![
+            ("zeroed".to_owned(), vec![0; good.len()]),
+            ("text".to_owned(), b"no database, but text".repeat(300)),
+            (
+                "header zeroed".to_owned(),
+                [&[0; 100], &good[100..]].concat(),
+            ),
+        ];
+        for length in [0, 1, 16, 99, 100, 512, 4095, 4096, 4097] {
+            all.push((format!("cut to {length}"), good[..length].to_vec()));
+        }
+        for part in 1..20 {
+            let length = good.len() * part / 20;
+            all.push((format!("cut to {length}"), good[..length].to_vec()));
+        }
+        all.push(("a byte short".to_owned(), good[..good.len() - 1].to_vec()));
+        for page in (1..good.len() / 4096).step_by(3) {
+            let mut bytes = good.to_vec();
+            bytes[page * 4096..(page + 1) * 4096].fill(0);
+            all.push((format!("page {page} zeroed"), bytes));
+        }
+        all
+    }
+
+    #[test]
+    fn damage_of_any_kind_is_found_and_set_aside_and_a_new_store_begins() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let good = store(dir.path());
+        let path = dir.path().join(FILE);
+        let (writer, loss) = Writer::restore(dir.path(), &record()).expect("whole");
+        assert_eq!((writer.last_seq(), loss), (798, None));
+        drop(writer);
+        for (number, (what, bytes)) in (1..).zip(damages(&good)) {
+            std::fs::write(&path, &bytes).expect("written");
+            let (writer, loss) = Writer::restore(dir.path(), &record()).expect(&what);
+            let loss = loss.unwrap_or_else(|| panic!("{what}: taken for whole"));
+            let kept_as = loss.kept_as.expect("kept");
+            assert_eq!(kept_as, format!("events.db.damaged-{number}"), "{what}");
+            // SQLite may have looked at it, but nothing of it is lost.
+            let kept = std::fs::read(dir.path().join(kept_as)).expect("kept");
+            assert_eq!(kept.len(), bytes.len(), "{what}");
+            assert_eq!(writer.last_seq(), 0, "{what}");
+            drop(writer);
+            assert_eq!(damage(dir.path()).expect("readable"), None, "{what}");
+        }
+        std::fs::remove_file(&path).expect("removed");
+        let (_, loss) = Writer::restore(dir.path(), &record()).expect("made");
+        assert_eq!(loss.expect("a loss").kept_as, None);
+    }
+
+    #[test]
+    fn what_is_read_of_a_damaged_store_is_what_was_there_or_an_error() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let good = store(dir.path());
+        let path = dir.path().join(FILE);
+        let read = || {
+            let reader = Reader::open(dir.path())?;
+            let (history, events) = (reader.history("a", 10_000), reader.events_after(0, 10_000));
+            let (series, ledger) = (reader.series(), reader.deliveries());
+            Ok::<_, Error>((history, events, series, ledger))
+        };
+        let (history, events, series, ledger) = read().expect("readable");
+        let whole = (
+            history.expect("a"),
+            events.expect("b"),
+            series.expect("c"),
+            ledger.expect("d"),
+        );
+        let mut refused = 0;
+        for (what, bytes) in damages(&good) {
+            std::fs::write(&path, &bytes).expect("written");
+            let Ok((history, events, series, ledger)) = read() else {
+                refused += 1;
+                continue;
+            };
+            refused += u32::from(history.is_err());
+            assert!(
+                history.is_err() || history.is_ok_and(|found| found == whole.0),
+                "{what}"
+            );
+            assert!(
+                events.is_err() || events.is_ok_and(|found| found == whole.1),
+                "{what}"
+            );
+            assert!(
+                series.is_err() || series.is_ok_and(|found| found == whole.2),
+                "{what}"
+            );
+            assert!(
+                ledger.is_err() || ledger.is_ok_and(|found| found == whole.3),
+                "{what}"
+            );
+        }
+        assert!(refused > 20, "{refused}");
+    }
+
+    #[test]
+    fn a_store_that_cannot_be_examined_is_left_where_it_is() {
+        let dir = tempfile::tempdir().expect("a folder");
+        store(dir.path());
+        let file = Connection::open(dir.path().join(FILE)).expect("the file");
+        file.pragma_update(None, "user_version", 1000).expect("set");
+        let newer = Writer::restore(dir.path(), &record()).expect_err("newer");
+        assert!(newer.message().contains("format 1000"), "{newer}");
+        drop(file);
+        let file = Connection::open(dir.path().join(FILE)).expect("the file");
+        file.pragma_update(None, "user_version", 1).expect("set");
+        file.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE; DELETE FROM head")
+            .expect("held");
+        let held = Writer::restore(dir.path(), &record()).expect_err("held");
+        assert!(
+            held.hint_text()
+                .expect("a hint")
+                .contains("another program"),
+            "{held}"
+        );
+        assert!(set_aside_stores(dir.path()).is_empty());
+    }
+}

@@ -1,0 +1,205 @@
+//! Removing a checkpoint: of its folder goes what its manifest lists and is still what was written.
+//! What somebody else has put there or changed stays.
+
+use std::ffi::OsString;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path};
+
+use host_core::{FileEntry, Manifest};
+
+use super::manifest::hash;
+
+const MANIFEST: &str = "manifest.json";
+/// No manifest of ours comes near.
+const MOST_MANIFEST_BYTES: u64 = 64 << 20;
+
+/// Removes a checkpoint's own files and then, if nothing else is in it, the folder. Returns what is left.
+///
+/// The manifest goes last: whoever is interrupted can begin again.
+pub(super) fn remove(folder: &Path) -> io::Result<Vec<OsString>> {
+    let path = folder.join(MANIFEST);
+    let found = fs::symlink_metadata(&path);
+    let found = found.ok().filter(|found| {
+        // What is no file is not ours, and what is larger would only fill the memory.
+        found.is_file() && found.len() <= MOST_MANIFEST_BYTES
+    });
+    if let Some(found) = found
+        && let Ok(manifest) = serde_json::from_slice::<Manifest>(&fs::read(&path)?)
+    {
+        for (name, entry) in &manifest.files {
+            let file = folder.join(name);
+            if is_inside(folder, name) && is_as_written(&file, entry, &found)? {
+                fs::remove_file(file)?;
+            }
+        }
+        remove_empty_folders(folder)?;
+        fs::remove_file(path)?;
+    }
+    let entries = fs::read_dir(folder)?;
+    let left: Vec<OsString> = entries
+        .map(|entry| Ok(entry?.file_name()))
+        .collect::<io::Result<_>>()?;
+    if left.is_empty() {
+        fs::remove_dir(folder)?;
+    }
+    Ok(left)
+}
+
+/// Whether a name of the manifest leads to a place in the folder, and through no link.
+fn is_inside(folder: &Path, name: &str) -> bool {
+    let name = Path::new(name);
+    let is_plain = |part| matches!(part, Component::Normal(_));
+    let mut above = name.ancestors().skip(1);
+    name.components().all(is_plain)
+        && above.all(|above| {
+            let above = fs::symlink_metadata(folder.join(above));
+            above.is_ok_and(|above| above.is_dir())
+        })
+}
+
+/// Whether a file is what its manifest says. One that nothing has touched since the manifest was written is
+/// not read.
+fn is_as_written(file: &Path, entry: &FileEntry, manifest: &Metadata) -> io::Result<bool> {
+    let found = match fs::symlink_metadata(file) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    if !found.is_file() || found.len() != entry.size {
+        return Ok(false);
+    }
+    let changed = (found.ctime(), found.ctime_nsec());
+    let written = (manifest.mtime(), manifest.mtime_nsec());
+    // A sink that hard-linked the file has touched it, and its bytes stay under the other name.
+    Ok(found.nlink() > 1 || changed <= written || hash(file)? == *entry)
+}
+
+/// Removes the folders within that have nothing in them.
+fn remove_empty_folders(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_empty_folders(&entry.path())?;
+            // It fails where something is left.
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    /// A checkpoint's folder with these files, as the writer leaves it.
+    fn checkpoint(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut manifest = Manifest::default();
+        fs::create_dir(dir.path().join("trainer")).expect("made");
+        for (name, text) in files {
+            let file = dir.path().join(name);
+            fs::write(&file, text).expect("written");
+            let entry = hash(&file).expect("read");
+            manifest.files.insert((*name).to_owned(), entry);
+        }
+        let json = serde_json::to_string(&manifest).expect("JSON");
+        fs::write(dir.path().join(MANIFEST), json).expect("written");
+        dir
+    }
+
+    const FILES: [(&str, &str); 3] = [
+        ("config.json", "{}"),
+        ("model.safetensors", "weights"),
+        ("trainer/state.json", "state"),
+    ];
+
+    fn left(folder: &Path) -> Vec<String> {
+        let left = remove(folder).expect("removed");
+        let mut left: Vec<String> = left
+            .into_iter()
+            .map(|name| name.into_string().expect("UTF-8"))
+            .collect();
+        left.sort();
+        left
+    }
+
+    #[test]
+    fn a_checkpoint_goes_whole() {
+        let dir = checkpoint(&FILES);
+        assert_eq!(left(dir.path()), [""; 0]);
+        assert!(!dir.path().exists());
+    }
+
+    #[test]
+    fn what_others_put_there_or_changed_stays() {
+        let dir = checkpoint(&FILES);
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("my-eval.json"), "mine").expect("written");
+        fs::write(path("trainer/notes"), "mine").expect("written");
+        // Of the same size, and as old as what it takes the place of.
+        let written = fs::metadata(path("model.safetensors")).and_then(|file| file.modified());
+        fs::write(path("model.safetensors"), "WEIGHTS").expect("written");
+        fs::File::options()
+            .write(true)
+            .open(path("model.safetensors"))
+            .and_then(|file| file.set_modified(written.expect("a time")))
+            .expect("a time");
+        fs::create_dir(path("empty")).expect("made");
+        assert_eq!(
+            left(dir.path()),
+            ["model.safetensors", "my-eval.json", "trainer"]
+        );
+        let read = |name| fs::read_to_string(path(name)).expect("there");
+        assert_eq!(read("model.safetensors"), "WEIGHTS");
+        assert_eq!(read("my-eval.json"), "mine");
+        assert_eq!(read("trainer/notes"), "mine");
+        assert!(!path("trainer/state.json").exists());
+        // And again nothing more goes.
+        assert_eq!(left(dir.path()).len(), 3);
+    }
+
+    #[test]
+    fn what_was_only_touched_goes() {
+        let dir = checkpoint(&FILES);
+        let weights = dir.path().join("model.safetensors");
+        let other = tempfile::tempdir().expect("a folder");
+        let kept = other.path().join("kept");
+        fs::hard_link(&weights, &kept).expect("linked");
+        let config = dir.path().join("config.json");
+        let mut permissions = fs::metadata(&config).expect("there").permissions();
+        permissions.set_readonly(true);
+        fs::set_permissions(&config, permissions).expect("set");
+        assert_eq!(left(dir.path()), [""; 0]);
+        assert_eq!(fs::read_to_string(kept).expect("there"), "weights");
+    }
+
+    #[test]
+    fn nothing_outside_is_touched() {
+        let other = tempfile::tempdir().expect("a folder");
+        fs::write(other.path().join("state.json"), "state").expect("written");
+        let dir = checkpoint(&FILES);
+        fs::remove_dir_all(dir.path().join("trainer")).expect("removed");
+        symlink(other.path(), dir.path().join("trainer")).expect("linked");
+        assert_eq!(left(dir.path()), ["trainer"]);
+
+        let dir = checkpoint(&FILES);
+        let above = dir.path().parent().expect("a folder").join("above-all");
+        fs::write(&above, "{}").expect("written");
+        let manifest = fs::read_to_string(dir.path().join(MANIFEST)).expect("text");
+        let manifest = manifest.replace("config.json", "../above-all");
+        fs::write(dir.path().join(MANIFEST), manifest).expect("written");
+        assert_eq!(left(dir.path()), ["config.json"]);
+        assert!(above.exists());
+        fs::remove_file(above).expect("removed");
+    }
+
+    #[test]
+    fn without_a_manifest_nothing_is_known_to_be_ours() {
+        let dir = checkpoint(&FILES);
+        fs::write(dir.path().join(MANIFEST), "{").expect("written");
+        assert_eq!(left(dir.path()).len(), 4);
+    }
+}
