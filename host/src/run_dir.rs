@@ -31,7 +31,13 @@ impl RunDir {
         let make = |name: RunName| {
             let path = runs.join(name.as_str());
             match std::fs::create_dir(&path) {
-                Ok(()) => Ok(Some(Self { name, path })),
+                Ok(()) => {
+                    // A checkpoint in a folder whose name is lost with the power is lost, too.
+                    std::fs::File::open(runs)
+                        .and_then(|folder| folder.sync_all())
+                        .map_err(|e| Error::io("sync the runs' folder", runs, &e))?;
+                    Ok(Some(Self { name, path }))
+                }
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(None),
                 Err(e) => Err(Error::io("make the run's folder", &path, &e)),
             }

@@ -115,22 +115,34 @@ pub(crate) struct CheckpointWriter<'scope> {
     thread: ScopedJoinHandle<'scope, Result<()>>,
 }
 
+/// What the checkpoint thread asks and tells the outside.
+pub(crate) struct Outside<'env> {
+    /// Waits until the events so far are on record, so that no checkpoint stands before its history does.
+    pub(crate) await_events: Box<dyn Fn() + Send + 'env>,
+    /// Gets each complete checkpoint.
+    pub(crate) on_checkpoint: Box<dyn FnMut(CheckpointDir) + Send + 'env>,
+    /// Whether a checkpoint beyond `keep` must stay.
+    pub(crate) is_needed: Box<dyn Fn(Step) -> bool + Send + 'env>,
+    /// Whether such a one may go where the disk has no room for the next checkpoint.
+    pub(crate) give_up: Box<dyn Fn(Step) -> bool + Send + 'env>,
+}
+
 impl<'scope> CheckpointWriter<'scope> {
-    /// Starts the thread, and reserves the buffers by a first copy. The thread waits with each
-    /// checkpoint for `await_events`, so that none stands before its history does, tells
-    /// `on_checkpoint` of it, and prunes those that are too many unless `is_needed`. Of the needed
-    /// ones beyond that number, the oldest that `give_up` lets go are removed where the disk has no
-    /// room for the next checkpoint.
+    /// Starts the thread, and reserves the buffers by a first copy. The thread prunes the checkpoints that
+    /// are too many; where the disk is full, the oldest that the outside gives up go first.
     pub(crate) fn spawn<'env>(
         scope: &'scope Scope<'scope, 'env>,
         mut layout: Layout,
         emitter: Emitter,
-        await_events: Box<dyn Fn() + Send + 'env>,
-        mut on_checkpoint: Box<dyn FnMut(CheckpointDir) + Send + 'env>,
-        is_needed: Box<dyn Fn(Step) -> bool + Send + 'env>,
-        give_up: Box<dyn Fn(Step) -> bool + Send + 'env>,
+        outside: Outside<'env>,
         reserve: Live<'_>,
     ) -> Result<Self> {
+        let Outside {
+            await_events,
+            mut on_checkpoint,
+            is_needed,
+            give_up,
+        } = outside;
         fs::create_dir_all(&layout.folder)
             .map_err(|error| Error::io("make the checkpoint folder", &layout.folder, &error))?;
         let step = reserve.state.step;

@@ -11,7 +11,9 @@ use host_core::{
 use tch::{Kind as TorchKind, Tensor};
 
 use crate::batch;
-use crate::checkpoint::{self, CheckpointWriter, Layout, Live, Setup, Stored, TrainerState};
+use crate::checkpoint::{
+    self, CheckpointWriter, Layout, Live, Outside, Setup, Stored, TrainerState,
+};
 use crate::config::OnNonfinite;
 use crate::data::{Fingerprint, Loader};
 use crate::evaluate::Evaluation;
@@ -84,10 +86,12 @@ pub(crate) fn fit(trainer: Trainer, ports: Ports<'_>) -> Result<Outcome> {
             scope,
             layout,
             state.emitter.clone(),
-            ports.await_events,
-            ports.on_checkpoint,
-            ports.is_needed,
-            ports.give_up,
+            Outside {
+                await_events: ports.await_events,
+                on_checkpoint: ports.on_checkpoint,
+                is_needed: ports.is_needed,
+                give_up: ports.give_up,
+            },
             reserve,
         )?;
         if config.eval_on_start && step == Step(0) {

@@ -234,12 +234,12 @@ fn function_name(address: usize) -> String {
     // SAFETY: the address is looked up and not followed, and the place is writable.
     let is_known = unsafe { libc::dladdr(address as *const libc::c_void, &raw mut info) } != 0;
     let text = |text: *const libc::c_char| {
-        // SAFETY: `dladdr` gives C strings, which live as long as their library, or null.
-        (!text.is_null()).then(|| {
-            unsafe { CStr::from_ptr(text) }
-                .to_string_lossy()
-                .into_owned()
-        })
+        if text.is_null() {
+            return None;
+        }
+        // SAFETY: `dladdr` gives C strings, which live as long as their library.
+        let text = unsafe { CStr::from_ptr(text) };
+        Some(text.to_string_lossy().into_owned())
     };
     let file = text(info.dli_fname)
         .filter(|_| is_known)

@@ -361,7 +361,7 @@ mod tests {
         line.add(" ");
         line.add_number(4096);
         line.add(" ");
-        line.add_hex(0xdead_0);
+        line.add_hex(0x000d_ead0);
         assert_eq!(line.text(0), "a 0 4096 dead0");
         assert_eq!(line.text(2), "0 4096 dead0");
         line.add(&"x".repeat(2000));

@@ -67,9 +67,6 @@ pub fn serve(inherited: &str) -> Result<()> {
         };
         let _ = speaker.say(&said, &[]);
     });
-    if open.kind == PluginKind::CheckpointSink {
-        give_way_to_the_training();
-    }
     let mut instance = match Instance::make(&open, &image, &said) {
         Ok(instance) => instance,
         Err(error) => {
@@ -442,6 +439,8 @@ fn ask(sink: &mut dyn CheckpointSink, call: SinkCall<'_>) -> Result<Reply> {
             metrics,
             state_dir,
         } => {
+            // Before the first delivery there is no training to give way to, and the host waits.
+            give_way_to_the_training();
             let checkpoint = CheckpointDir {
                 step,
                 path: path.into_owned(),

@@ -72,8 +72,9 @@ fn is_as_written(file: &Path, entry: &FileEntry, manifest: &Metadata) -> io::Res
     }
     let changed = (found.ctime(), found.ctime_nsec());
     let written = (manifest.mtime(), manifest.mtime_nsec());
-    // A sink that hard-linked the file has touched it, and its bytes stay under the other name.
-    Ok(found.nlink() > 1 || changed <= written || hash(file)? == *entry)
+    // A sink that hard-linked the file has touched it, and its bytes stay under the other name. Within one
+    // tick of the clock a file may have changed.
+    Ok(found.nlink() > 1 || changed < written || hash(file)? == *entry)
 }
 
 /// Removes the folders within that have nothing in them.
