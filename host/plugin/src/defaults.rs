@@ -9,7 +9,7 @@ use crate::config::resolved;
 const MOST_BYTES: usize = 1 << 20;
 
 /// Fills in the schema's defaults where the settings say nothing, also inside tables and lists that are
-/// there. A default of `null` means that there is none.
+/// there. A default of `null` means no default.
 ///
 /// # Errors
 /// The defaults are too large.

@@ -52,7 +52,7 @@ pub struct ProcessChange {
     pub message: String,
 }
 
-/// What was found and not yet taken, and all that was ever found: each is told once.
+/// Changes not yet reported, and all that were ever found: each is reported once.
 static CHANGES: Mutex<(Vec<ProcessChange>, Vec<ProcessChange>)> =
     Mutex::new((Vec::new(), Vec::new()));
 

@@ -135,7 +135,7 @@ fn compare(what: &str, when: &str, before: &str, after: String) -> Verdict {
     ))
 }
 
-/// Most changes that are told one by one.
+/// The most changes that are listed one by one.
 const MOST_CHANGES: usize = 8;
 
 /// What differs between two looks, which have a line `NAME: VALUE` for each thing, or are one value.

@@ -18,14 +18,14 @@ struct Rule {
 
 impl Exclude {
     /// # Errors
-    /// A text that is no pattern.
+    /// A text that is not a pattern.
     pub(super) fn new(patterns: &[String]) -> Result<Self> {
         let parse = |text: &String| {
             let pattern = text.trim_end_matches('/').trim_start_matches("./");
             Ok(Rule {
                 is_path: pattern.contains('/'),
                 pattern: Pattern::new(pattern.trim_start_matches('/')).map_err(|error| {
-                    let message = format!("exclude is no pattern: {error}: {text}");
+                    let message = format!("exclude is not a pattern: {error}: {text}");
                     Error::new(Kind::Config, message).hint("for example: --exclude '*.min.js'")
                 })?,
             })
@@ -67,6 +67,6 @@ mod tests {
         assert!(has("/a/b", "a/b") && !has("/b", "a/b") && has("/b", "b"));
         assert!(has("**/test/**", "a/test/b.rs") && !has("*.RS", "a.rs"));
         let error = Exclude::new(&["a***".to_owned()]).expect_err("refused");
-        assert!(error.message().starts_with("exclude is no pattern"));
+        assert!(error.message().starts_with("exclude is not a pattern"));
     }
 }

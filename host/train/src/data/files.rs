@@ -65,7 +65,7 @@ const SMALL: u64 = 1 << 10;
 /// Finds the files of some paths, in the order of their names, each once. A folder gives all files below
 /// it with one of the extensions, but for hidden ones and what is excluded; links are followed. A path
 /// that is not there may be a pattern (`**/*.rs`), whose folders count as if they were given by
-/// themselves. The leading part that is there as it is written is no pattern.
+/// themselves. The leading part that is there as it is written is not a pattern.
 ///
 /// # Errors
 /// A path that is not there, nothing found, a file of records in a codec that is not read, or first
@@ -193,7 +193,7 @@ impl Search<'_> {
         }
         let parse = |pattern: &str| {
             Pattern::new(pattern).map_err(|error| {
-                let message = format!("{what} is no pattern: {error}: {}", path.display());
+                let message = format!("{what} is not a pattern: {error}: {}", path.display());
                 Error::new(Kind::Config, message).hint("for example: --data 'src/**/*.rs'")
             })
         };
@@ -501,7 +501,7 @@ mod tests {
         assert_eq!(found("a/c/*.py").expect("found"), ["e.py"]);
         let refused = |pattern: &str| found(pattern).expect_err("refused").to_string();
         assert!(refused("*.md").starts_with("data has no file"));
-        assert!(refused("a***").starts_with("data is no pattern"));
+        assert!(refused("a***").starts_with("data is not a pattern"));
     }
 
     #[test]

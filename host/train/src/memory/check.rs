@@ -89,7 +89,7 @@ fn judge(
             continue;
         }
         let message = format!(
-            "the training needs about {} of {name} more, and {} of {total} are free ({})",
+            "the training needs about {} more {name}, and {} of {total} are free ({})",
             size(more),
             size(place.room.free),
             place.room.of,

@@ -33,11 +33,11 @@ impl Estimate {
         let params = shape.params;
         let weights = params * shape.weight_bytes;
         let kept = shape.kept();
-        let state = 2.0 * shape.head_weight();
+        let head_gradients = 2.0 * shape.head_weight();
         // With one micro-batch to a step the gradients come into being while the activations go.
         let accumulates = config.gradient_accumulation_steps > 1;
         let before_backward = if accumulates { weights } else { 0.0 };
-        let at_head = before_backward + kept + shape.head(state);
+        let at_head = before_backward + kept + shape.head(head_gradients);
         let at_last_block =
             before_backward.max(weights / shape.layers) + kept + shape.block_backward();
         let at_end = weights + shape.head_weight();
