@@ -27,12 +27,18 @@ fn a_plugin_that_ends_the_process_is_named_with_its_call() {
         (
             "observer",
             "quick_exit observe",
-            "in observe: it called quick_exit",
+            "in observe: it called quick_exit(0)",
         ),
         (
             "param_groups",
             "_exit group",
             "in group: it called _exit(0)",
+        ),
+        // The training goes on meanwhile.
+        (
+            "checkpoint_sink",
+            "exit publish",
+            "in publish: it called exit(0)",
         ),
     ] {
         let settings = format!("how={how},mode=in_process");

@@ -45,7 +45,7 @@ const BREACHES: [(&str, &str, &str); 16] = [
     ("umask", "the umask", "put it back"),
     ("folder", "the working directory", "put it back"),
     ("files", "the resource limit NOFILE", "put it back"),
-    ("stdin", "it closed stdin", "put it back"),
+    ("stdin", "it closed or redirected stdin", "put it back"),
     ("processor", "the processors", ""),
     ("alarm", "a timer that sends a signal", "put it back"),
     ("variable", "the environment variable BREACH", "it stays so"),
@@ -108,5 +108,8 @@ fn a_closed_stderr_is_open_again_and_what_is_said_reaches_it() {
         panic!("{:?}", changes(&home, "stderr"));
     };
     assert_eq!(call, "observe");
-    assert_eq!(message, "it closed stderr; the host has put it back");
+    assert_eq!(
+        message,
+        "it closed or redirected stderr; the host has put it back"
+    );
 }

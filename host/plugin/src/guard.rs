@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use exit::loaded;
 pub use exit::{end_process, on_exit_by_plugin};
+use process_state::Numbers;
 pub use process_state::ProcessWatch;
 pub(crate) use process_state::{FloatingPoint, ProcessState, environment, locale, umask};
 pub(crate) use signal::remember;
@@ -79,8 +80,8 @@ const MOST_CHANGES: usize = 200;
 /// How closely the process is looked at around a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
-    /// At what decides numbers and costs nanoseconds: the floating-point environment and the number of
-    /// OpenMP threads.
+    /// At what decides numbers and costs nanoseconds: the floating-point environment, and the threads that
+    /// OpenMP takes.
     Quick,
     /// At everything.
     Close,
@@ -122,46 +123,9 @@ pub(crate) fn enter<T>(
     output
 }
 
-/// What decides the numbers of a training, and costs nanoseconds to read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Numbers {
-    floating_point: FloatingPoint,
-    threads: i32,
-}
-
-impl Numbers {
-    #[inline]
-    fn now() -> Self {
-        Self {
-            floating_point: FloatingPoint::now(),
-            threads: openmp::threads(),
-        }
-    }
-}
-
 #[cold]
 fn put_back(before: &Numbers, plugin: &'static PluginName, call: &'static str) {
-    let now = Numbers::now();
-    let mut messages = Vec::new();
-    if before.floating_point != now.floating_point {
-        before.floating_point.set();
-        messages.push(process_state::changed(
-            "the floating-point environment",
-            &before.floating_point,
-            &now.floating_point,
-            FloatingPoint::now() == before.floating_point,
-        ));
-    }
-    if before.threads != now.threads {
-        openmp::set_threads(before.threads);
-        messages.push(process_state::changed(
-            "the number of OpenMP threads",
-            &before.threads,
-            &now.threads,
-            openmp::threads() == before.threads,
-        ));
-    }
-    for message in messages {
+    for message in before.put_back(&Numbers::now()) {
         note(ProcessChange {
             plugin: plugin.to_string(),
             call: call.to_owned(),

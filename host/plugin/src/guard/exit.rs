@@ -2,12 +2,13 @@
 //! or from a thread of its own. The process then says which plugin did so and ends with the exit code of
 //! a plugin's fault, whatever code the plugin chose.
 //!
-//! Handlers of `on_exit` and `at_quick_exit` see the first two. `_exit` runs no handler, so this module
-//! defines it: the program's own definition comes before libc's for every library. What is left is a plugin
-//! that makes the system call itself or replaces the program by another (`exec`): only a parent process
-//! could see that.
+//! This module defines these functions: the program's own definition comes before libc's for every library.
+//! A handler of `on_exit` would come too late. The handlers that libtorch registers while it works would run
+//! before it, and take away what the training's thread is using. Handlers still see what calls libc from
+//! inside libc. What is left is a plugin that makes the system call itself or replaces the program by another
+//! (`exec`): only a parent process could see that.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, c_int, c_void};
 use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
@@ -89,7 +90,7 @@ pub(super) fn guard() {
     // SAFETY: the handler is a function of this program, which is never unloaded.
     unsafe { libc::pthread_atfork(None, None, Some(forked)) };
     // Keeps the definitions below in the program.
-    let own: [unsafe extern "C" fn(c_int) -> !; 2] = [_exit, _Exit];
+    let own: [unsafe extern "C" fn(c_int) -> !; 4] = [exit, quick_exit, _exit, _Exit];
     std::hint::black_box(own);
 }
 
@@ -152,6 +153,48 @@ extern "C" fn quickly_exited() {
 /// plugins.
 fn is_by_plugin() -> bool {
     LOADED.load(Ordering::Relaxed) > 0 && !IS_ENDING.load(Ordering::Relaxed) && is_host()
+}
+
+/// libc's function, for all libraries of this process.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn exit(status: c_int) -> ! {
+    if is_by_plugin() {
+        by_plugin("exit", Some(status));
+    }
+    // SAFETY: as the caller's.
+    unsafe { of_libc(c"exit", status) }
+}
+
+/// libc's function, for all libraries of this process.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn quick_exit(status: c_int) -> ! {
+    if is_by_plugin() {
+        by_plugin("quick_exit", Some(status));
+    }
+    // SAFETY: as the caller's.
+    unsafe { of_libc(c"quick_exit", status) }
+}
+
+/// Calls libc's own function of this name, which ends the process.
+///
+/// # Safety
+/// It is a function that takes a status and does not return.
+unsafe fn of_libc(name: &CStr, status: c_int) -> ! {
+    // SAFETY: the name is a string that ends in a zero; what is found has this type.
+    unsafe {
+        let found = libc::dlsym(libc::RTLD_NEXT, name.as_ptr());
+        if !found.is_null() {
+            let function: unsafe extern "C" fn(c_int) -> ! = std::mem::transmute(found);
+            function(status);
+        }
+    }
+    end(status)
 }
 
 /// libc's function, for all libraries of this process.

@@ -22,6 +22,7 @@ pub(super) fn set_threads(count: i32) {
 }
 
 /// Whether the runtime may take fewer threads.
+#[inline]
 pub(super) fn is_dynamic() -> i32 {
     get(&DYNAMIC, c"omp_get_dynamic", c"omp_set_dynamic")
 }
@@ -31,6 +32,7 @@ pub(super) fn set_dynamic(is_dynamic: i32) {
 }
 
 /// How deep parallel regions may nest and still be parallel.
+#[inline]
 pub(super) fn levels() -> i32 {
     get(
         &LEVELS,

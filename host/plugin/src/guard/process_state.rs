@@ -97,8 +97,7 @@ impl fmt::Display for FloatingPoint {
 /// All that is looked at, at one moment. What belongs to a thread is this thread's.
 #[derive(Clone, Debug)]
 pub(crate) struct ProcessState {
-    floating_point: FloatingPoint,
-    openmp: OpenMp,
+    numbers: Numbers,
     signal_mask: u64,
     /// Of each signal, from 1 on.
     signal_actions: Vec<Action>,
@@ -120,7 +119,49 @@ pub(crate) struct ProcessState {
     environment: BTreeMap<OsString, u64>,
 }
 
-/// What parallel regions of this thread are made from.
+/// What decides the numbers of a training, and costs nanoseconds to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Numbers {
+    floating_point: FloatingPoint,
+    openmp: OpenMp,
+}
+
+impl Numbers {
+    #[inline]
+    pub(super) fn now() -> Self {
+        Self {
+            floating_point: FloatingPoint::now(),
+            openmp: OpenMp::now(),
+        }
+    }
+
+    /// Puts back what is otherwise now; what that was, in words.
+    #[cold]
+    pub(super) fn put_back(&self, now: &Self) -> Vec<String> {
+        let mut changes = Vec::new();
+        let (then, now_is) = (&self.floating_point, &now.floating_point);
+        if then != now_is {
+            then.set();
+            let is_back = FloatingPoint::now() == *then;
+            changes.push(changed(
+                "the floating-point environment",
+                then,
+                now_is,
+                is_back,
+            ));
+        }
+        let (then, now_is) = (&self.openmp, &now.openmp);
+        if then != now_is {
+            then.set();
+            let is_back = OpenMp::now() == *then;
+            changes.push(changed("how OpenMP works", then, now_is, is_back));
+        }
+        changes
+    }
+}
+
+/// What parallel regions of this thread are made from. Where the runtime may take fewer threads, it does so
+/// on a busy machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct OpenMp {
     threads: i32,
@@ -129,12 +170,19 @@ struct OpenMp {
 }
 
 impl OpenMp {
+    #[inline]
     fn now() -> Self {
         Self {
             threads: openmp::threads(),
             is_dynamic: openmp::is_dynamic(),
             levels: openmp::levels(),
         }
+    }
+
+    fn set(self) {
+        openmp::set_threads(self.threads);
+        openmp::set_dynamic(self.is_dynamic);
+        openmp::set_levels(self.levels);
     }
 }
 
@@ -223,8 +271,7 @@ impl ProcessState {
     pub(crate) fn now() -> Self {
         LazyLock::force(&KEPT_STREAMS);
         Self {
-            floating_point: FloatingPoint::now(),
-            openmp: OpenMp::now(),
+            numbers: Numbers::now(),
             signal_mask: signal_mask(),
             signal_actions: (1..=64).map(Action::now).collect(),
             working_directory: std::env::current_dir().ok(),
@@ -247,31 +294,10 @@ impl ProcessState {
     /// Puts back what is otherwise now, as far as that is possible; what that was, in words. Of another
     /// thread's state the numbers may be another thread's: call it on the thread of [`ProcessState::now`].
     pub(crate) fn put_back(&self) -> Vec<String> {
+        // First, since a look opens files.
+        let mut changes = self.put_back_limits();
         let now = Self::now();
-        let mut changes = Vec::new();
-        if self.floating_point != now.floating_point {
-            self.floating_point.set();
-            let is_back = FloatingPoint::now() == self.floating_point;
-            let (then, now) = (&self.floating_point, &now.floating_point);
-            changes.push(changed(
-                "the floating-point environment",
-                then,
-                now,
-                is_back,
-            ));
-        }
-        if self.openmp != now.openmp {
-            openmp::set_threads(self.openmp.threads);
-            openmp::set_dynamic(self.openmp.is_dynamic);
-            openmp::set_levels(self.openmp.levels);
-            let is_back = openmp::threads() == self.openmp.threads;
-            changes.push(changed(
-                "how OpenMP works",
-                &self.openmp,
-                &now.openmp,
-                is_back,
-            ));
-        }
+        changes.extend(self.numbers.put_back(&now.numbers));
         if self.signal_mask != now.signal_mask {
             let is_back = set_signal_mask(self.signal_mask);
             let (then, now) = (Signals(self.signal_mask), Signals(now.signal_mask));
@@ -313,25 +339,13 @@ impl ProcessState {
                 outcome(true)
             ));
         }
-        for (number, name) in LIMITS.iter().enumerate() {
-            let (then, now) = (self.resource_limits[number], now.resource_limits[number]);
-            if then != now {
-                let is_back = set_resource_limit(number, then);
-                let (then, now) = (Limit(then.0), Limit(now.0));
-                let what = format!("the resource limit {name}");
-                changes.push(changed(&what, &then, &now, is_back));
-            }
-        }
         for (number, (stream, name)) in STREAMS.into_iter().enumerate() {
             let (then, now) = (self.streams[number], now.streams[number]);
             if then != now {
-                let what = if now.is_none() {
-                    "closed"
-                } else {
-                    "redirected"
-                };
-                let is_back = put_back_stream(stream, now);
-                changes.push(format!("it {what} {name}{}", outcome(is_back)));
+                // Where it was closed, a library may have put a placeholder there, as SQLite does.
+                let is_back = put_back_stream(stream);
+                let outcome = outcome(is_back);
+                changes.push(format!("it closed or redirected {name}{outcome}"));
             }
         }
         if self.affinity != now.affinity {
@@ -372,6 +386,20 @@ impl ProcessState {
             }
         }
         changes.extend(self.changed_variables(&now));
+        changes
+    }
+
+    fn put_back_limits(&self) -> Vec<String> {
+        let mut changes = Vec::new();
+        for (number, name) in LIMITS.iter().enumerate() {
+            let (then, now) = (self.resource_limits[number], resource_limit(number));
+            if then != now {
+                let is_back = set_resource_limit(number, then);
+                let (then, now) = (Limit(then.0), Limit(now.0));
+                let what = format!("the resource limit {name}");
+                changes.push(changed(&what, &then, &now, is_back));
+            }
+        }
         changes
     }
 
@@ -473,12 +501,7 @@ impl ProcessState {
 const MOST_VARIABLES: usize = 10;
 
 /// What was changed, in words.
-pub(super) fn changed(
-    what: &str,
-    then: &impl fmt::Display,
-    now: &impl fmt::Display,
-    is_back: bool,
-) -> String {
+fn changed(what: &str, then: &impl fmt::Display, now: &impl fmt::Display, is_back: bool) -> String {
     format!("it changed {what} from {then} to {now}{}", outcome(is_back))
 }
 
@@ -601,14 +624,24 @@ fn file_at(descriptor: RawFd) -> Option<File> {
     }
 }
 
+/// How long another thread's file may have the number of a stream that was closed: most are read or written
+/// at once.
+const BORROWED: Duration = Duration::from_millis(100);
+
 /// Puts back a stream that was closed, or that now is a device or a pipe. A file or a socket may be the
-/// host's own by now, which another thread opened when the number was free.
-fn put_back_stream(stream: RawFd, now: Option<File>) -> bool {
-    let is_free =
-        now.is_none_or(|file| matches!(file.mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFIFO));
+/// host's own by now, which another thread opened when the number was free: that is waited for.
+fn put_back_stream(stream: RawFd) -> bool {
+    let is_free = || {
+        file_at(stream)
+            .is_none_or(|file| matches!(file.mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFIFO))
+    };
+    let begun = Instant::now();
+    while !is_free() && begun.elapsed() < BORROWED {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let kept = KEPT_STREAMS[stream as usize];
     // SAFETY: numbers alone; a descriptor that is not open is an error.
-    is_free && kept >= 0 && unsafe { libc::dup2(kept, stream) } == stream
+    is_free() && kept >= 0 && unsafe { libc::dup2(kept, stream) } == stream
 }
 
 fn affinity() -> Vec<u8> {
