@@ -282,7 +282,14 @@ fn cancelled(address: &str) {
         let mut watch = client.watch("", 0, true);
         watch.next().expect("an event").expect("an event");
     }
-    let mut unread: Vec<_> = (0..100).map(|_| client.watch("", 0, true)).collect();
+    // Each over a connection of its own: what waits unread on one stream keeps the others of its connection
+    // waiting, once it fills the connection's window.
+    let clients = || Client::connect(address).expect("connected");
+    let clients: Vec<Client> = std::iter::repeat_with(clients).take(100).collect();
+    let mut unread: Vec<_> = clients
+        .iter()
+        .map(|client| client.watch("", 0, true))
+        .collect();
     for watch in &mut unread {
         watch.next().expect("an event").expect("an event");
     }

@@ -10,6 +10,7 @@ use host_store::{Delivery, Point, RunRow, Series};
 use proto::WatchEndReason;
 use proto::tracker_service_client::TrackerServiceClient;
 use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
 
 pub use self::wire::Remote;
@@ -23,7 +24,7 @@ const RETRY: std::ops::RangeInclusive<Duration> =
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Runs on a page, the most that a server gives: each page costs it a look at its whole folder.
 const PAGE: u32 = 1000;
-/// How long a unary call may take.
+/// How long a unary call, or the opening of a stream, may take.
 const CALL: Duration = Duration::from_secs(30);
 
 /// A client of `tracker.v1`. Its calls block; the connection lives on a thread of its own.
@@ -167,7 +168,7 @@ impl Client {
         let service = self.service.clone();
         let answer = self
             .runtime
-            .block_on(async { tokio::time::timeout(CALL, call(service)).await });
+            .block_on(async { timeout(CALL, call(service)).await });
         match answer {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(self.error(&status)),
@@ -272,7 +273,9 @@ impl Watch<'_> {
                     follow: self.follow,
                 };
                 let mut service = self.client.service.clone();
-                let response = runtime.block_on(service.watch_events(request))?;
+                let opened =
+                    runtime.block_on(async { timeout(CALL, service.watch_events(request)).await });
+                let response = opened.map_err(|_| Status::deadline_exceeded("no answer"))??;
                 self.stream.insert(response.into_inner())
             }
         };
