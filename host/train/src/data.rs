@@ -47,6 +47,7 @@ mod loader;
 mod memory;
 mod memory_map;
 mod packed;
+mod parquet_pages;
 mod parquet_rows;
 mod passage;
 mod reader;

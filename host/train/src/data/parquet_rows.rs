@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use parquet::basic::{Compression, Type};
-use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use parquet::column::reader::ColumnReaderImpl;
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::metadata::RowGroupMetaData;
@@ -13,6 +13,7 @@ use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReade
 
 use super::json_lines::LONGEST;
 use super::left_out::{Missing, Reason};
+use super::parquet_pages::CheckedPages;
 
 /// Bytes of a page at most, compressed or not. A page must be in memory as a whole.
 const LARGEST_PAGE: u64 = 512 << 20;
@@ -109,11 +110,12 @@ impl ParquetRows {
                 }
                 let group = self.file.get_row_group(self.group)?;
                 self.group += 1;
-                if let ColumnReader::ByteArrayColumnReader(values) =
-                    group.get_column_reader(self.column)?
-                {
-                    self.values = Some(values);
-                }
+                let pages = group.get_column_page_reader(self.column)?;
+                let schema = self.file.metadata().file_metadata().schema_descr();
+                self.values = Some(ColumnReaderImpl::new(
+                    schema.column(self.column),
+                    Box::new(CheckedPages::new(pages, self.defined)),
+                ));
                 continue;
             };
             let (mut levels, mut texts) = (Vec::with_capacity(1), Vec::with_capacity(1));
