@@ -13,7 +13,7 @@ demo: build ## trains a small GPT-2 on the sources of this project's dependencie
 
 .PHONY: test
 test: build ## all tests that need no outside program
-	cargo test $(CARGO_FLAGS) --workspace
+	cargo test $(CARGO_FLAGS) --workspace --no-fail-fast
 
 .PHONY: test-peers
 test-peers: build ## compares with transformers and others; installs them; PEERS=skip leaves them out
@@ -23,6 +23,10 @@ test-peers: build ## compares with transformers and others; installs them; PEERS
 test-gpu: ## the tests whose results depend on the device, and the benchmark, on cuda:0; skips aloud where there is none
 	tests/gpu/run.sh
 
+.PHONY: fuzz
+fuzz: build ## fuzzes what reads the bytes of others, for two minutes; SECONDS_EACH=3600 for each of the five targets; KEEP=1 adds to the corpus
+	tests/fuzz/run.sh $(or $(SECONDS_EACH),24)
+
 .PHONY: bench
 bench: build ## training speed beside Accelerate and torch.compile, in turn, and what plugins cost; ROUNDS="5 small plugins"; ROUNDS=tracker measures the tracker
 	tests/bench/run.sh $(ROUNDS)
@@ -31,7 +35,7 @@ bench: build ## training speed beside Accelerate and torch.compile, in turn, and
 check: libtorch ## what a change must pass before its tests: format, wording, lints
 	cargo fmt --all --check
 	python3 tests/wording/check.py
-	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+	cargo clippy $(CARGO_FLAGS) --workspace --all-targets --features host-fuzz/fuzz -- -D warnings
 
 .PHONY: bless
 bless: build ## rewrites what is generated: the C header, the gRPC code; appends to the ABI's lock

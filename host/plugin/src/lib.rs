@@ -67,6 +67,9 @@ pub use manifest::{PluginKind, PluginManifest, is_plugin_id};
 pub use metric::with_batch;
 pub use mode::Mode;
 pub use plugin::Plugin;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub use process::fuzzing;
 pub use process::{ServeCommand, serve};
 pub use search_path::{Found, Listed, SearchPath};
 pub use secrets::Secrets;

@@ -12,6 +12,8 @@
 mod channel;
 mod checkpoint_sink;
 mod child;
+#[cfg(feature = "fuzz")]
+pub mod fuzzing;
 mod metric;
 mod observer;
 mod param_groups;

@@ -23,6 +23,8 @@ pub(crate) use self::folder::{Layout, newest};
 pub(crate) use self::manifest::verify_part;
 use self::manifest::{hash, sync};
 pub use self::manifest::{read as read_manifest, verify};
+#[cfg(feature = "fuzz")]
+pub(crate) use self::removal::remove;
 pub(crate) use self::setup::{Setup, check as check_unchanged};
 use crate::config::TrainConfig;
 use crate::data::{Cursor, Fingerprint, Source};

@@ -14,6 +14,9 @@ mod device;
 mod evaluate;
 mod fit;
 mod flops;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod generate;
 mod memory;
 mod model;

@@ -110,9 +110,13 @@ impl LfsServer {
             let value = token.authorization().to_owned();
             ("Authorization".to_owned(), value)
         });
+        Self::over_http_with(url, authorization.into_iter().collect())
+    }
+
+    pub(crate) fn over_http_with(url: String, header: BTreeMap<String, String>) -> Self {
         Self {
             url,
-            header: authorization.into_iter().collect(),
+            header,
             is_foreign: false,
         }
     }

@@ -23,6 +23,9 @@ mod download;
 mod error;
 mod fetch;
 mod forward_proxy;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod git;
 mod http;
 mod journal;

@@ -95,6 +95,15 @@ impl Network {
         Ok(network)
     }
 
+    /// All requests through one proxy.
+    #[cfg(feature = "fuzz")]
+    pub(crate) fn through(proxy: &str) -> Self {
+        Self {
+            proxies: Proxies::find(Some(proxy.to_owned()), &|_| None),
+            ..Self::default()
+        }
+    }
+
     /// The proxy for a URL.
     pub(crate) fn proxy(&self, url: &str) -> Option<&str> {
         self.proxies.of(url)

@@ -51,7 +51,7 @@ pub(crate) struct Blob {
 
 impl Blob {
     /// From a line of `ls-tree --long`. A blob that is not here has no size.
-    fn of(line: &str) -> Option<Self> {
+    pub(crate) fn of(line: &str) -> Option<Self> {
         let (head, path) = line.split_once('\t')?;
         let [_mode, _type, id, size] = head
             .split_ascii_whitespace()
@@ -85,6 +85,30 @@ pub(crate) enum Pushed {
 }
 
 impl Tip {
+    /// From the lines of `ls-remote`, with another branch that keeps this one from being made.
+    pub(crate) fn of(listed: &str, branch: &str) -> (Self, Option<String>) {
+        let wanted = format!("refs/heads/{branch}");
+        let above = above(branch);
+        let is_below = |name: &str| {
+            name.strip_prefix(&*wanted)
+                .is_some_and(|rest| rest.starts_with('/'))
+        };
+        let mut tip = Self::default();
+        let mut conflict = None;
+        for line in listed.lines() {
+            match line.split_once('\t') {
+                Some((commit, "HEAD")) => tip.head = Some(commit.to_owned()),
+                Some((commit, name)) if name == wanted => tip.branch = Some(commit.to_owned()),
+                Some((_, name)) if is_below(name) || above.iter().any(|above| above == name) => {
+                    conflict = name.strip_prefix("refs/heads/").map(str::to_owned);
+                }
+                // A pattern matches the ends of longer names too.
+                _ => {}
+            }
+        }
+        (tip, conflict)
+    }
+
     /// The commit to build on.
     pub(crate) fn base(&self) -> Option<&str> {
         self.branch.as_deref().or(self.head.as_deref())
@@ -159,31 +183,11 @@ impl<'a> Repository<'a> {
     pub(crate) fn tip(&self, branch: &str) -> Result<Tip> {
         let wanted = format!("refs/heads/{branch}");
         let below = format!("{wanted}/*");
-        let above: Vec<String> = branch
-            .match_indices('/')
-            .map(|(at, _)| format!("refs/heads/{}", &branch[..at]))
-            .collect();
+        let above = above(branch);
         let mut patterns = vec!["HEAD", &wanted, &below];
         patterns.extend(above.iter().map(String::as_str));
         let listed = self.list(&patterns)?;
-        let mut tip = Tip::default();
-        let mut conflict = None;
-        for line in listed.lines() {
-            match line.split_once('\t') {
-                Some((commit, "HEAD")) => tip.head = Some(commit.to_owned()),
-                Some((commit, name)) if name == wanted => tip.branch = Some(commit.to_owned()),
-                Some((_, name))
-                    if name
-                        .strip_prefix(&*wanted)
-                        .is_some_and(|rest| rest.starts_with('/'))
-                        || above.iter().any(|above| above == name) =>
-                {
-                    conflict = name.strip_prefix("refs/heads/").map(str::to_owned);
-                }
-                // A pattern matches the ends of longer names too.
-                _ => {}
-            }
-        }
+        let (tip, conflict) = Tip::of(&listed, branch);
         if let (Some(other), None) = (conflict, &tip.branch) {
             return Err(Error::Permanent(format!(
                 "a branch {branch} cannot be beside the branch {other}, which is there: choose another name by branch, or delete that one: {}",
@@ -706,6 +710,12 @@ impl<'a> Repository<'a> {
     fn outgoing(&self) -> PathBuf {
         self.dir.join("outgoing")
     }
+}
+
+/// The names of the branches whose folder this branch would be in.
+fn above(branch: &str) -> Vec<String> {
+    let ends = branch.match_indices('/').map(|(at, _)| &branch[..at]);
+    ends.map(|name| format!("refs/heads/{name}")).collect()
 }
 
 /// Whether a name looks like the beginning of a commit's id.

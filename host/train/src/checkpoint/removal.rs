@@ -18,7 +18,7 @@ const MOST_MANIFEST_BYTES: u64 = 64 << 20;
 /// Removes a checkpoint's own files and then, if nothing else is in it, the folder. Returns what is left.
 ///
 /// The manifest goes last: whoever is interrupted can begin again.
-pub(super) fn remove(folder: &Path) -> io::Result<Vec<OsString>> {
+pub(crate) fn remove(folder: &Path) -> io::Result<Vec<OsString>> {
     let path = folder.join(MANIFEST);
     let found = fs::symlink_metadata(&path);
     let found = found.ok().filter(|found| {

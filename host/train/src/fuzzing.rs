@@ -1,0 +1,77 @@
+//! Entry points for the fuzzer (`tests/fuzz`) into what reads files of others. Only its builds have them.
+
+use std::path::Path;
+
+use host_core::Result;
+
+use crate::checkpoint::{Stored, remove};
+use crate::data::{Content, Reader, find};
+use crate::model_config::ModelSource;
+use crate::tokenizer::Tokenizer;
+use crate::{TrainConfig, weights};
+
+/// Reads everything that a resume or a model's loader reads of a folder. The errors, in the order of the
+/// readers; none for a checkpoint that can be used.
+pub fn read_checkpoint(folder: &Path) -> Vec<host_core::Error> {
+    let state = Stored::read(folder).and_then(|stored| stored.check(folder, &[], 64));
+    let model = ModelSource::read(&folder.to_string_lossy()).map(drop);
+    let weights = weights::read(folder, &mut |_, tensor| {
+        // What a loader looks at before it copies a tensor.
+        let _ = (tensor.size(), tensor.kind());
+        Ok(())
+    });
+    let tokenizer = Tokenizer::read(folder, None).map(|tokenizer| {
+        let ids = tokenizer.encode("fn main() { let x = 1; }\n");
+        let _ = tokenizer.decode(&ids.unwrap_or_default());
+    });
+    let parts: [Result<()>; 4] = [state, model, weights, tokenizer];
+    parts.into_iter().filter_map(Result::err).collect()
+}
+
+/// Removes a checkpoint as a run does that keeps only the newest ones.
+///
+/// # Errors
+/// The file system refuses.
+pub fn remove_checkpoint(folder: &Path) -> std::io::Result<()> {
+    remove(folder).map(drop)
+}
+
+/// A passage of a document, or why something that should be one does not count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// Text, and whether its document ends here.
+    Text(String, bool),
+    /// Token ids, and whether their document ends here.
+    Ids(Vec<u32>, bool),
+    /// The reason in words.
+    LeftOut(String),
+}
+
+/// Reads a file of training data, from the passage `skip` on, at most `limit` passages.
+///
+/// # Errors
+/// The file is refused before a training begins.
+pub fn read_data(path: &Path, skip: u64, limit: usize) -> Result<Vec<Read>> {
+    let config = TrainConfig::default();
+    let found = find("data", &[path.to_owned()], &config)?;
+    let mut passages = Vec::new();
+    for file in &found.files {
+        let mut reader = match Reader::open(file) {
+            Ok(reader) => reader,
+            Err(missing) => return Ok(vec![Read::LeftOut(format!("{missing:?}"))]),
+        };
+        reader.skip(skip);
+        while passages.len() < limit
+            && let Some(next) = reader.next()
+        {
+            passages.push(match next {
+                Ok(passage) => match passage.content {
+                    Content::Text(text) => Read::Text(text, passage.ends_document),
+                    Content::Ids(ids) => Read::Ids(ids, passage.ends_document),
+                },
+                Err(missing) => Read::LeftOut(format!("{missing:?}")),
+            });
+        }
+    }
+    Ok(passages)
+}

@@ -1,0 +1,99 @@
+//! A checkpoint of which one file is another's: what a resume and a model's loader read.
+//!
+//! The first byte chooses the file, the rest is its content. The manifest is made to agree, as whoever
+//! gives away a checkpoint could do, unless it is itself that file. At the end the folder is removed as a run
+//! removes it, and nothing outside of it may change.
+#![no_main]
+
+mod contained;
+mod folder;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use folder::Folder;
+use host_train::fuzzing::{read_checkpoint, remove_checkpoint};
+use libfuzzer_sys::fuzz_target;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// What may be another's. The last ones are not in a checkpoint of ours.
+const NAMES: [&str; 12] = [
+    "manifest.json",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "trainer/data.safetensors",
+    "trainer/optimizer.safetensors",
+    "trainer/random.safetensors",
+    "trainer/state.json",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+];
+const CANARY: &[u8] = b"not the checkpoint's";
+
+/// The checkpoint of a real run that `run.sh` has made: each file's name and content.
+static WHOLE: LazyLock<BTreeMap<String, Vec<u8>>> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = folder.join("../../target/fuzz/run/checkpoints/step-000002");
+    let files = NAMES.iter().filter_map(|name| {
+        let content = fs::read(folder.join(name)).ok()?;
+        Some(((*name).to_owned(), content))
+    });
+    let files: BTreeMap<_, _> = files.collect();
+    assert!(files.len() > 8, "no checkpoint in {}", folder.display());
+    files
+});
+static FOLDER: LazyLock<Folder> = LazyLock::new(|| {
+    let folder = Folder::new();
+    folder.write("canary", CANARY);
+    folder
+});
+
+fuzz_target!(|input: &[u8]| contained::run(|| test(input)));
+
+fn test(input: &[u8]) {
+    let Some((&chosen, content)) = input.split_first() else {
+        return;
+    };
+    let name = NAMES[usize::from(chosen) % NAMES.len()];
+    let mut files = WHOLE.clone();
+    if matches!(name, "model.safetensors.index.json" | "pytorch_model.bin") {
+        files.remove("model.safetensors");
+    }
+    files.insert(name.to_owned(), content.to_owned());
+    if name != "manifest.json" {
+        files.remove("manifest.json");
+        let manifest = manifest(&files).to_string();
+        files.insert("manifest.json".to_owned(), manifest.into_bytes());
+    }
+    let folder = FOLDER.path("step-000002");
+    fs::create_dir_all(folder.join("trainer")).expect("made");
+    for (name, content) in &files {
+        fs::write(folder.join(name), content).expect("written");
+    }
+    for error in read_checkpoint(&folder) {
+        assert!(!error.message().is_empty());
+    }
+    let _ = remove_checkpoint(&folder);
+    let canary = fs::read(FOLDER.path("canary"));
+    assert_eq!(canary.expect("the canary"), CANARY);
+    let _ = fs::remove_dir_all(folder);
+}
+
+fn manifest(files: &BTreeMap<String, Vec<u8>>) -> Value {
+    let entry = |(name, content): (&String, &Vec<u8>)| {
+        let sha256: String = Sha256::digest(content)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let entry = json!({"sha256": sha256, "size": content.len()});
+        (name.clone(), entry)
+    };
+    let files: serde_json::Map<String, Value> = files.iter().map(entry).collect();
+    json!({"files": files})
+}

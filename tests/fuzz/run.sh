@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Fuzzes what reads the bytes of others: `run.sh [SECONDS] [TARGET...]`, so many seconds for each target. Begins
+# with the kept corpus; what is found beyond it stays in target/fuzz, and `KEEP=1` adds to the corpus what
+# reaches new code. An input that fails ends the run, with the command that repeats it.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+readonly seconds=${1:-24}
+shift || true
+readonly all=(answers channel checkpoint data store)
+targets=("$@")
+[ $# -gt 0 ] || targets=("${all[@]}")
+
+# A checkpoint to damage, and its files as the first inputs: which file, and its content.
+run=target/fuzz/run
+rm -rf "$run" target/fuzz/tiny
+mkdir -p target/fuzz/tiny
+for number in 1 2 3 4 5 6 7 8; do echo "fn f$number(x: i64) -> i64 { x + $number }" >"target/fuzz/tiny/$number.rs"; done
+echo '{"model_type":"gpt2","vocab_size":260,"n_positions":8,"n_embd":2,"n_layer":1,"n_head":1}' >target/fuzz/tiny/config.json
+target/release/host run --data target/fuzz/tiny --model target/fuzz/tiny/config.json --vocab-size 260 \
+	--seq-length 8 --train-batch-size 1 --valid-batch-size 1 --shuffle-buffer 4 --max-train-steps 2 --num-warmup-steps 1 --device cpu \
+	--name run --runs-dir target/fuzz >target/fuzz/run.log 2>&1 || { cat target/fuzz/run.log; exit 1; }
+number=0
+mkdir -p target/fuzz/corpus/checkpoint
+for name in manifest.json config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json \
+	trainer/{data,optimizer,random}.safetensors trainer/state.json; do
+	{ printf "\\x$(printf %02x "$number")"; cat "$run/checkpoints/step-000002/$name"; } >"target/fuzz/corpus/checkpoint/${name//\//-}"
+	number=$((number + 1))
+done
+
+bins=()
+for target in "${all[@]}"; do bins+=(--bin "fuzz-$target"); done
+RUSTC_WORKSPACE_WRAPPER=$PWD/tests/fuzz/instrument.sh \
+	cargo build --release --locked --workspace --features host-fuzz/fuzz "${bins[@]}"
+
+# Where libtorch lies, which cargo would say by itself.
+torch=$(sed -n 's/^LIBTORCH = { value = "\([^"]*\)".*/\1/p' .cargo/config.toml)
+export LD_LIBRARY_PATH=${LIBTORCH:-$PWD/$torch}/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} OMP_NUM_THREADS=1 RUST_BACKTRACE=0
+for target in "${targets[@]}"; do
+	kept=tests/fuzz/corpus/$target found=target/fuzz/corpus/$target crashes=target/fuzz/crashes/$target-
+	mkdir -p "$kept" "$found" "${crashes%/*}"
+	printf '== fuzz %s, %d inputs, %d s\n' "$target" "$(find "$kept" -type f | wc -l)" "$seconds"
+	target/release/fuzz-"$target" "$found" "$kept" -artifact_prefix="$crashes" -max_total_time="$seconds" \
+		-max_len=8192 -timeout=60 -rss_limit_mb=2048 -malloc_limit_mb=1024 -print_final_stats=1 \
+		2>target/fuzz/"$target".log || {
+		tail -60 target/fuzz/"$target".log
+		printf 'fuzz: %s failed; again: LD_LIBRARY_PATH=%s target/release/fuzz-%s PATH, which is above\n' \
+			"$target" "$LD_LIBRARY_PATH" "$target"
+		exit 1
+	}
+	grep -E 'INITED|DONE|stat::(number_of_executed|peak_rss)' target/fuzz/"$target".log
+	[ -z "${KEEP:-}" ] || target/release/fuzz-"$target" -set_cover_merge=1 -use_counters=0 -use_cmp=0 \
+		"$kept" "$found" 2>>target/fuzz/"$target".log
+done
