@@ -15,7 +15,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use host_core::{Dtype, MetricBatch, Need};
-use host_plugin::{Plugin, PluginSpec, SearchPath, guard_process, with_batch};
+use host_plugin::{Plugin, PluginSpec, SearchPath, end_process, guard_process, with_batch};
 use host_plugin_abi::{HostBatch, HostMetric, HostStatus};
 use host_plugin_sdk::{Batch, Metric as _};
 use serde_json::json;
@@ -93,6 +93,8 @@ fn main() {
         report(&mut ways, rounds, cpu, value_of("--json"));
     })
     .expect("a batch");
+    // A guarded process that ends otherwise was ended by a plugin.
+    end_process(0);
 }
 
 /// The trait's function, as a program calls it that has the metric in itself.
