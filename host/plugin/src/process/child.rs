@@ -204,10 +204,13 @@ impl Child {
         };
         let id = child.process.id();
         let begun = Instant::now();
-        let mut in_time = || begun.elapsed() < limits.start && !has_ended(id) && go_on();
-        let mut opened = child.sender.send(&open, &[], &mut in_time);
+        let mut in_time = || begun.elapsed() < limits.start && go_on();
+        let mut opened = child
+            .sender
+            .send(&open, &[], &mut while_alive(id, &mut in_time));
         while opened.is_ok() && !child.is_creating {
-            match child.listen(&mut in_time) {
+            let said = child.listen(&mut while_alive(id, &mut in_time));
+            match said {
                 Ok(Some(reply)) => return child.opened(reply),
                 Ok(None) if in_time() => {}
                 Ok(None) => opened = Err(Broken::GivenUp),
@@ -295,7 +298,7 @@ impl Child {
         // A process that is dead is seen to be so even if something it started holds its socket open.
         let id = self.process.id();
         self.sender
-            .send(message, parts, &mut || !has_ended(id) && go_on())?;
+            .send(message, parts, &mut while_alive(id, go_on))?;
         self.answer(go_on)
     }
 
@@ -303,7 +306,8 @@ impl Child {
     fn answer(&mut self, go_on: GoOn<'_>) -> Result<Reply, Broken> {
         let id = self.process.id();
         loop {
-            match self.listen(&mut || !has_ended(id) && go_on())? {
+            let said = self.listen(&mut while_alive(id, go_on))?;
+            match said {
                 Some(reply) => return Ok(reply),
                 // One that logs without end never makes anybody wait. Of one that has ended the last
                 // words may lie in the socket.
@@ -449,6 +453,16 @@ fn inherit(descriptors: [RawFd; 3], parent: u32) -> io::Result<()> {
         return Err(io::ErrorKind::BrokenPipe.into());
     }
     Ok(())
+}
+
+/// Goes on while the child is there, and once more when it has ended: it may have written its last words
+/// since the socket was looked at.
+fn while_alive(id: u32, go_on: GoOn<'_>) -> impl FnMut() -> bool {
+    let mut is_last = false;
+    move || match has_ended(id) {
+        true => !std::mem::replace(&mut is_last, true),
+        false => go_on(),
+    }
 }
 
 /// Whether a child has ended. It is not reaped, so its id stays its own.
