@@ -624,24 +624,14 @@ fn file_at(descriptor: RawFd) -> Option<File> {
     }
 }
 
-/// How long another thread's file may have the number of a stream that was closed: most are read or written
-/// at once.
-const BORROWED: Duration = Duration::from_millis(100);
-
 /// Puts back a stream that was closed, or that now is a device or a pipe. A file or a socket may be the
-/// host's own by now, which another thread opened when the number was free: that is waited for.
+/// host's own by now, which another thread opened when the number was free: a later look tries again.
 fn put_back_stream(stream: RawFd) -> bool {
-    let is_free = || {
-        file_at(stream)
-            .is_none_or(|file| matches!(file.mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFIFO))
-    };
-    let begun = Instant::now();
-    while !is_free() && begun.elapsed() < BORROWED {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let is_free = file_at(stream)
+        .is_none_or(|file| matches!(file.mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFIFO));
     let kept = KEPT_STREAMS[stream as usize];
     // SAFETY: numbers alone; a descriptor that is not open is an error.
-    is_free() && kept >= 0 && unsafe { libc::dup2(kept, stream) } == stream
+    is_free && kept >= 0 && unsafe { libc::dup2(kept, stream) } == stream
 }
 
 fn affinity() -> Vec<u8> {
@@ -782,8 +772,10 @@ impl ProcessWatch {
                     message,
                 });
             }
-            // What stays so is not found again.
+            // What stays so is not found again, but for a stream whose number another thread's file has.
+            let streams = self.before.streams;
             self.before = ProcessState::now();
+            self.before.streams = streams;
         }
         self.looked = Instant::now();
         self.cost = begun.elapsed();
