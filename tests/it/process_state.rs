@@ -45,7 +45,8 @@ const BREACHES: [(&str, &str, &str); 16] = [
     ("umask", "the umask", "put it back"),
     ("folder", "the working directory", "put it back"),
     ("files", "the resource limit NOFILE", "put it back"),
-    ("stdin", "it closed or redirected stdin", "put it back"),
+    // By the look its number may be a file that the host reads from for long.
+    ("stdin", "it closed or redirected stdin", ""),
     ("processor", "the processors", ""),
     ("alarm", "a timer that sends a signal", "put it back"),
     ("variable", "the environment variable BREACH", "it stays so"),
