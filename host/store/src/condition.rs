@@ -64,7 +64,8 @@ fn examine(run_dir: &Path, path: &Path) -> Result<(), ReadError> {
     reader.attempt(|tx| {
         let columns = "SELECT name, created_us, config_json, last_seq, last_step, last_time_us";
         tx.query_row(&format!("{columns} FROM run JOIN head"), [], |_| Ok(()))?;
-        Ok(())
+        // The next events would get the numbers of those beyond the head.
+        reader.check_complete(tx)
     })?;
     let mut cursor = 0;
     loop {
@@ -177,6 +178,37 @@ mod tests {
             all.push((format!("page {page} zeroed"), bytes));
         }
         all
+    }
+
+    /// SQLite finds nothing wrong with such a file.
+    #[test]
+    fn rows_that_contradict_each_other_are_damage() {
+        for sql in [
+            "UPDATE head SET last_seq = 62",
+            "UPDATE head SET last_seq = 797",
+            "UPDATE head SET last_seq = 799",
+            "UPDATE head SET last_seq = -1",
+            "DELETE FROM events WHERE seq = (SELECT max(seq) FROM events)",
+            "DELETE FROM events WHERE seq = (SELECT min(seq) FROM events)",
+            "DELETE FROM chunks WHERE id = 1",
+            "DELETE FROM columns WHERE chunk = 1 AND place = 0",
+            "UPDATE chunks SET rows = rows + 1 WHERE id = 1",
+            "UPDATE events SET seq = 900 WHERE seq = 2",
+            "UPDATE events SET kind = 'other' WHERE seq = 2",
+            "UPDATE events SET body = '{' WHERE seq = 2",
+        ] {
+            let dir = tempfile::tempdir().expect("a folder");
+            store(dir.path());
+            let connection = Connection::open(dir.path().join(FILE)).expect("opened");
+            connection
+                .pragma_update(None, "foreign_keys", false)
+                .expect("set");
+            assert_eq!(connection.execute(sql, []).expect(sql), 1, "{sql}");
+            drop(connection);
+            let (writer, loss) = Writer::restore(dir.path(), &record()).expect(sql);
+            assert!(loss.is_some(), "taken for whole: {sql}");
+            assert_eq!(writer.last_seq(), 0, "{sql}");
+        }
     }
 
     #[test]
