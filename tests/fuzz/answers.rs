@@ -1,11 +1,12 @@
-//! What servers answer: git's words, addresses, and the answers of a Git LFS server.
+//! Input from servers: the output of git, repository addresses, and the responses of a Git LFS server.
 //!
-//! The first byte chooses. The answers of the LFS server are whole answers of HTTP with a zero byte between
-//! them; they come over a real socket, from a proxy that takes every request. Whatever they say, the secret
-//! goes to the LFS server alone, and a download that succeeds has the content that was asked for.
+//! The first byte selects one of these. LFS responses are complete HTTP responses separated by zero bytes. A
+//! proxy on a real socket sends them, and receives every request. Whatever the responses contain, the secret
+//! must go to the LFS server only, and a successful download must have the requested content.
 #![no_main]
 
 mod folder;
+mod sha256;
 
 use std::collections::VecDeque;
 use std::fs;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use folder::Folder;
 use hub_git::fuzzing::{LFS_SERVER, Object, SECRET, move_object, read_address, read_git};
 use libfuzzer_sys::fuzz_target;
-use sha2::{Digest, Sha256};
+use sha256::sha256;
 
 const CONTENT: &[u8] = b"the content of a file of a checkpoint\n";
 
@@ -30,18 +31,18 @@ static PROXY: LazyLock<String> = LazyLock::new(|| {
         .name("proxy".to_owned())
         .spawn(move || {
             for stream in listener.incoming().flatten() {
-                // A connection that breaks is the client's affair.
+                // The client handles broken connections.
                 let _ = answer(&stream);
             }
         })
         .expect("a thread");
     format!("http://{address}")
 });
-/// What is left to be answered.
+/// The responses not sent yet.
 static ANSWERS: Mutex<VecDeque<Vec<u8>>> = Mutex::new(VecDeque::new());
-/// Set when there is nothing left, or the client would wait.
+/// Set when no response is left, or when the client starts to wait.
 static IS_OVER: AtomicBool = AtomicBool::new(false);
-/// Set when a secret went astray: a thread cannot fail for another.
+/// Set when the secret went to another server. The proxy's thread cannot fail the test itself.
 static IS_LEAKED: AtomicBool = AtomicBool::new(false);
 
 fuzz_target!(|input: &[u8]| {
@@ -63,10 +64,7 @@ fn ask_lfs(answers: &[u8]) {
     let answers = answers.split(|&byte| byte == 0).map(<[u8]>::to_vec);
     *ANSWERS.lock().expect("answers") = answers.take(8).collect();
     IS_OVER.store(false, Ordering::Relaxed);
-    let sha256: String = Sha256::digest(CONTENT)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let sha256 = sha256(CONTENT);
     let target = FOLDER.write("target", b"");
     let object = Object {
         path: &FOLDER.write("source", CONTENT),
@@ -80,10 +78,13 @@ fn ask_lfs(answers: &[u8]) {
     if is_downloaded {
         assert_eq!(fs::read(&target).expect("the download"), CONTENT);
     }
-    assert!(!IS_LEAKED.load(Ordering::Relaxed), "the secret went astray");
+    assert!(
+        !IS_LEAKED.load(Ordering::Relaxed),
+        "the secret went to another server"
+    );
 }
 
-/// Answers one request.
+/// Reads one request and sends the next response.
 fn answer(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut reader = BufReader::new(stream);

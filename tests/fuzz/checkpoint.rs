@@ -1,12 +1,13 @@
-//! A checkpoint of which one file is another's: what a resume and a model's loader read.
+//! A checkpoint with one replaced file, read as a resume and a model loader read it.
 //!
-//! The first byte chooses the file, the rest is its content. The manifest is made to agree, as whoever
-//! gives away a checkpoint could do, unless it is itself that file. At the end the folder is removed as a run
-//! removes it, and nothing outside of it may change.
+//! The first byte selects the file, the rest is its new content. The manifest is updated to match, as an
+//! attacker would do, unless the manifest itself is replaced. Finally the checkpoint is removed as a run
+//! removes it. Files outside its folder must not change.
 #![no_main]
 
 mod contained;
 mod folder;
+mod sha256;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,9 +18,9 @@ use folder::Folder;
 use host_train::fuzzing::{read_checkpoint, remove_checkpoint};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use sha256::sha256;
 
-/// What may be another's. The last ones are not in a checkpoint of ours.
+/// The files that can be replaced. The last two are not part of our checkpoints.
 const NAMES: [&str; 12] = [
     "manifest.json",
     "config.json",
@@ -36,7 +37,7 @@ const NAMES: [&str; 12] = [
 ];
 const CANARY: &[u8] = b"not the checkpoint's";
 
-/// The checkpoint of a real run that `run.sh` has made: each file's name and content.
+/// The name and content of each file of a checkpoint, which `run.sh` made with a real run.
 static WHOLE: LazyLock<BTreeMap<String, Vec<u8>>> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = folder.join("../../target/fuzz/run/checkpoints/step-000002");
@@ -77,7 +78,7 @@ fn test(input: &[u8]) {
         fs::write(folder.join(name), content).expect("written");
     }
     for error in read_checkpoint(&folder) {
-        assert!(!error.message().is_empty());
+        assert!(error.message().contains("step-000002"), "no path: {error}");
     }
     let _ = remove_checkpoint(&folder);
     let canary = fs::read(FOLDER.path("canary"));
@@ -87,11 +88,7 @@ fn test(input: &[u8]) {
 
 fn manifest(files: &BTreeMap<String, Vec<u8>>) -> Value {
     let entry = |(name, content): (&String, &Vec<u8>)| {
-        let sha256: String = Sha256::digest(content)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        let entry = json!({"sha256": sha256, "size": content.len()});
+        let entry = json!({"sha256": sha256(content), "size": content.len()});
         (name.clone(), entry)
     };
     let files: serde_json::Map<String, Value> = files.iter().map(entry).collect();

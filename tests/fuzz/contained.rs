@@ -1,14 +1,14 @@
-//! Panics of libraries that the reader catches by itself are not failures. The fuzzer's own hook ends the
-//! process at any panic, so another one takes its place, and only what leaves the reader counts.
+//! Data and checkpoint readers catch the panics of libraries, which are no failures then. libFuzzer's panic
+//! hook aborts at every panic. This module replaces the hook, and aborts only if a panic escapes the reader.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::sync::{Mutex, Once};
 
-/// The last panic and where it was.
+/// The last panic and its location.
 static LAST: Mutex<String> = Mutex::new(String::new());
 static HOOK: Once = Once::new();
 
-/// Runs the test of one input. A panic that leaves it ends the process.
+/// Runs the test of one input. Aborts if it panics.
 pub(crate) fn run(test: impl FnOnce()) {
     HOOK.call_once(|| {
         set_hook(Box::new(|panic| {

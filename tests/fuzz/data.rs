@@ -1,7 +1,7 @@
-//! Files of training data in each format that is read.
+//! Training data files in every supported format.
 //!
-//! The first byte chooses the format, the rest is the file. Read twice, from the beginning and from the
-//! middle, it must give the same; a plain text must come out byte for byte.
+//! The first byte selects the format, the rest is the file. Reading from the middle must give the same
+//! passages as reading from the beginning. The passages of a plain text must add up to its bytes.
 #![no_main]
 
 mod contained;
@@ -24,7 +24,7 @@ const NAMES: [&str; 8] = [
     "x.parquet",
     "x.tokens",
 ];
-/// Passages that are looked at: a small file may unpack to a large one.
+/// The most passages that are read: a small file may decompress to a large one.
 const MOST: usize = 2000;
 
 static FOLDER: LazyLock<Folder> = LazyLock::new(Folder::new);
@@ -63,9 +63,9 @@ fn test(input: &[u8]) {
     fs::remove_file(path).expect("removed");
 }
 
-/// Looks whether the last document of a file has an end.
+/// Checks that the last document of a file ends.
 fn check_ends(whole: &[Read]) {
     if let Some(Read::Text(_, ends) | Read::Ids(_, ends)) = whole.last() {
-        assert!(ends, "the last document goes on");
+        assert!(ends, "the last document has no end");
     }
 }

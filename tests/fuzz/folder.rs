@@ -1,11 +1,11 @@
-//! A folder for the files of one input, used again for the next: in memory where the system has such a place.
+//! A folder for the files of an input, reused for the next one. It is in memory where `/dev/shm` exists.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-/// A folder that is removed with the process's end, if that is orderly.
+/// A folder, removed when the process ends normally.
 pub(crate) struct Folder(TempDir);
 
 impl Folder {
@@ -24,7 +24,7 @@ impl Folder {
         self.0.path().join(name)
     }
 
-    /// Replaces what is at a path below it by a file.
+    /// Writes a file below it, replacing an old one.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, bytes).expect("written");

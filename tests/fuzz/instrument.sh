@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Cargo's RUSTC_WORKSPACE_WRAPPER for `make fuzz`: counts which edges of this project's own code run, and
-# traces what it compares. The dependencies stay as they are, so that none is built again. These are LLVM's
-# own options, which stable rustc passes on; the fuzzer's library has the functions they call.
+# RUSTC_WORKSPACE_WRAPPER for `make fuzz`: instruments the crates of this workspace with edge counters and
+# traced comparisons. Dependencies are not instrumented, so cargo does not rebuild them. Stable rustc passes
+# these options to LLVM; libFuzzer defines the functions that the instrumented code calls.
 set -euo pipefail
 case " $* " in
 *' --crate-name build_script_build '* | *' --crate-type proc-macro '* | *' -vV '*) exec "$@" ;;
 esac
 args=()
 while [ $# -gt 0 ]; do
-	# A plugin's library has one name in every build, and no place for the fuzzer's functions.
+	# Skip plugin libraries: they have the same file name in every build, and do not link libFuzzer.
 	if [ "$1 ${2:-}" = '--crate-type cdylib' ]; then shift 2; else
 		args+=("$1")
 		shift

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Fuzzes what reads the bytes of others: `run.sh [SECONDS] [TARGET...]`, so many seconds for each target. Begins
-# with the kept corpus; what is found beyond it stays in target/fuzz, and `KEEP=1` adds to the corpus what
-# reaches new code. An input that fails ends the run, with the command that repeats it.
+# Fuzzes the readers of untrusted input: `run.sh [SECONDS [TARGET...]]`, SECONDS for each target. Starts from
+# the committed corpus and keeps new inputs in target/fuzz. KEEP=1 adds those that reach new code to the committed
+# corpus. Stops at the first failing input and prints the command that repeats it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 readonly seconds=${1:-24}
@@ -9,8 +9,18 @@ shift || true
 readonly all=(answers channel checkpoint data store)
 targets=("$@")
 [ $# -gt 0 ] || targets=("${all[@]}")
+[[ $seconds =~ ^[1-9][0-9]*$ ]] || {
+	printf 'error: SECONDS is not a positive number: %s\nhint: make fuzz SECONDS_EACH=600\n' "$seconds" >&2
+	exit 2
+}
+for target in "${targets[@]}"; do
+	[[ " ${all[*]} " = *" $target "* ]] || {
+		printf 'error: unknown fuzz target: %s\nhint: choose from %s\n' "$target" "${all[*]}" >&2
+		exit 2
+	}
+done
 
-# A checkpoint to damage, and its files as the first inputs: which file, and its content.
+# Train a checkpoint to damage. Its files are the first inputs: a byte that selects the file, then its content.
 run=target/fuzz/run
 rm -rf "$run" target/fuzz/tiny
 mkdir -p target/fuzz/tiny
@@ -32,7 +42,7 @@ for target in "${all[@]}"; do bins+=(--bin "fuzz-$target"); done
 RUSTC_WORKSPACE_WRAPPER=$PWD/tests/fuzz/instrument.sh \
 	cargo build --release --locked --workspace --features host-fuzz/fuzz "${bins[@]}"
 
-# Where libtorch lies, which cargo would say by itself.
+# Binaries started without cargo need the path of libtorch.
 torch=$(sed -n 's/^LIBTORCH = { value = "\([^"]*\)".*/\1/p' .cargo/config.toml)
 export LD_LIBRARY_PATH=${LIBTORCH:-$PWD/$torch}/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} OMP_NUM_THREADS=1 RUST_BACKTRACE=0
 for target in "${targets[@]}"; do
@@ -43,7 +53,7 @@ for target in "${targets[@]}"; do
 		-max_len=8192 -timeout=60 -rss_limit_mb=2048 -malloc_limit_mb=1024 -print_final_stats=1 \
 		2>target/fuzz/"$target".log || {
 		tail -60 target/fuzz/"$target".log
-		printf 'fuzz: %s failed; again: LD_LIBRARY_PATH=%s target/release/fuzz-%s PATH, which is above\n' \
+		printf 'fuzz: %s failed; to repeat: LD_LIBRARY_PATH=%s target/release/fuzz-%s PATH (see "Test unit written to")\n' \
 			"$target" "$LD_LIBRARY_PATH" "$target"
 		exit 1
 	}

@@ -1,8 +1,7 @@
-//! A run's store that was damaged: in its bytes, or in its rows, which leaves a database of whole pages.
+//! A damaged run store: with changed bytes, or with changed rows in a database that SQLite accepts.
 //!
-//! The input is a list of changes, each a byte that says which and what to change. Two reads must give the same,
-//! and the store must be readable to its end after a resume has taken it up, whether as it is or by setting
-//! it aside.
+//! The input is a list of changes: one byte for the kind of change, then its operands. Two reads must give the
+//! same result. After a resume has opened the store or set it aside, the whole store must be readable.
 #![no_main]
 
 mod folder;
@@ -148,12 +147,12 @@ fuzz_target!(|input: &[u8]| {
             let after = read(&run);
             assert!(after.is_ok(), "{loss:?}, then {after:?}");
         }
-        Err(error) => assert!(!error.message().is_empty()),
+        Err(error) => assert!(error.message().contains("events.db"), "no path: {error}"),
     }
     fs::remove_dir_all(run).expect("removed");
 });
 
-/// Everything a client can read, as text.
+/// Everything that a client can read, as text.
 fn read(run: &Path) -> Result<String, String> {
     let words = |error: host_core::Error| error.message().to_owned();
     let reader = Reader::open(run).map_err(words)?;
@@ -166,7 +165,7 @@ fn read(run: &Path) -> Result<String, String> {
     loop {
         let page = reader.events_after(cursor, 500).map_err(words)?;
         let Some(last) = page.last() else { break };
-        assert!(last.seq > cursor, "the events do not come to an end");
+        assert!(last.seq > cursor, "the events never end");
         cursor = last.seq;
         said += &format!("{page:?}\n");
     }
@@ -188,7 +187,7 @@ fn read(run: &Path) -> Result<String, String> {
     Ok(said + &format!("{count} {deliveries:?} {requests:?}"))
 }
 
-/// A value that a row gets in a column.
+/// A new value for a column of a row.
 struct Row {
     column: (&'static str, &'static str),
     row: i64,
@@ -200,7 +199,7 @@ impl Row {
         let (table, column) = self.column;
         let one = format!("(SELECT rowid FROM {table} LIMIT 1 OFFSET ?1)");
         match self.value {
-            // Nothing in its place: the row goes.
+            // No value: delete the row.
             Value::Null => connection.execute(
                 &format!("DELETE FROM {table} WHERE rowid = {one}"),
                 params![self.row],
@@ -213,7 +212,7 @@ impl Row {
     }
 }
 
-/// The input, read from its beginning. What is missing at its end is zero.
+/// The rest of the input. Missing bytes read as zero.
 struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {

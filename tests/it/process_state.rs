@@ -45,7 +45,7 @@ const BREACHES: [(&str, &str, &str); 16] = [
     ("umask", "the umask", "put it back"),
     ("folder", "the working directory", "put it back"),
     ("files", "the resource limit NOFILE", "put it back"),
-    // By the look its number may be a file that the host reads from for long.
+    // The host may have opened a file with this number in the meantime; the test below has no such file.
     ("stdin", "it closed or redirected stdin", ""),
     ("processor", "the processors", ""),
     ("alarm", "a timer that sends a signal", "put it back"),
@@ -95,6 +95,20 @@ fn numbers_are_the_same_after_each_change_of_how_they_are_made() {
         );
         assert!(!changes(&home, what).is_empty());
     }
+}
+
+/// The process is checked right after `create`.
+#[test]
+fn a_stdin_that_is_closed_while_a_plugin_is_made_is_open_again() {
+    let home = Home::new();
+    let groups = Fixture::breach("param_groups").build(&home.path(""));
+    let plugin = format!("{}:how=stdin create", groups.display());
+    home.train("stdin", &["--plugin", &plugin]).succeeded();
+    let change = (
+        "create".to_owned(),
+        "it closed or redirected stdin; the host has put it back".to_owned(),
+    );
+    assert_eq!(changes(&home, "stdin"), [change]);
 }
 
 /// stderr's number may by then be a file of the host's.

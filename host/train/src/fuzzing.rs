@@ -1,4 +1,4 @@
-//! Entry points for the fuzzer (`tests/fuzz`) into what reads files of others. Only its builds have them.
+//! Entry points for the fuzzer (`tests/fuzz`): readers of untrusted files. Only fuzzing builds have them.
 
 use std::path::Path;
 
@@ -10,13 +10,13 @@ use crate::model_config::ModelSource;
 use crate::tokenizer::Tokenizer;
 use crate::{TrainConfig, weights};
 
-/// Reads everything that a resume or a model's loader reads of a folder. The errors, in the order of the
-/// readers; none for a checkpoint that can be used.
+/// Reads everything that a resume and a model loader read from a folder. Returns the error of each reader
+/// that failed.
 pub fn read_checkpoint(folder: &Path) -> Vec<host_core::Error> {
     let state = Stored::read(folder).and_then(|stored| stored.check(folder, &[], 64));
     let model = ModelSource::read(&folder.to_string_lossy()).map(drop);
     let weights = weights::read(folder, &mut |_, tensor| {
-        // What a loader looks at before it copies a tensor.
+        // A loader reads these before it copies a tensor.
         let _ = (tensor.size(), tensor.kind());
         Ok(())
     });

@@ -1,5 +1,5 @@
-//! Entry points for the fuzzer (`tests/fuzz`) into what reads the answers of others. Only its builds have
-//! them.
+//! Entry points for the fuzzer (`tests/fuzz`): readers of what git and servers answer. Only fuzzing builds
+//! have them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,10 +18,10 @@ use crate::remote::Remote;
 use crate::repository::{Blob, Tip};
 use crate::upload::Source;
 
-/// Reads what git writes to stdout and stderr, as after each command that has such an answer.
+/// Parses the stdout and stderr of git, as for each command whose output is parsed.
 ///
 /// # Panics
-/// A pointer of Git LFS that is recognised has no digest.
+/// If a recognized Git LFS pointer has no digest.
 pub fn read_git(stdout: &str, stderr: &str) {
     let remote = Remote::parse("https://hub.test/ann/gpt-2", &|_| None).expect("a remote");
     let _ = refusal::judge_push(stdout, stderr, "refs/heads/run-1", &remote);
@@ -36,10 +36,10 @@ pub fn read_git(stdout: &str, stderr: &str) {
     }
 }
 
-/// Reads an address as a user or a server may write it.
+/// Parses a repository's address.
 ///
 /// # Panics
-/// The parts of an address that was accepted cannot be read.
+/// If an accepted address has more than one line.
 pub fn read_address(text: &str) {
     if let Ok(remote) = Remote::parse(text, &|_| None) {
         let _ = (remote.hub_name(), remote.ssh_address(), remote.lfs_url());
@@ -68,11 +68,11 @@ pub const LFS_SERVER: &str = "http://hub.test";
 /// The secret that goes to it alone.
 pub const SECRET: &str = "Basic c2VjcmV0";
 
-/// Uploads an object to an LFS server and downloads it again; every request goes to `proxy`. Both end when
-/// `is_over` says so. Returns whether each succeeded.
+/// Uploads an object to an LFS server and downloads it again. Every request goes to `proxy`. Both stop when
+/// `is_over` returns true. Returns whether each succeeded.
 ///
 /// # Panics
-/// The files cannot be opened.
+/// If the target file cannot be opened.
 pub fn move_object(
     proxy: &str,
     object: &Object<'_>,

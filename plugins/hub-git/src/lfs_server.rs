@@ -113,6 +113,7 @@ impl LfsServer {
         Self::over_http_with(url, authorization.into_iter().collect())
     }
 
+    /// A server with the header that its requests need.
     pub(crate) fn over_http_with(url: String, header: BTreeMap<String, String>) -> Self {
         Self {
             url,
@@ -170,11 +171,7 @@ impl LfsServer {
             }
             href => href.to_owned(),
         };
-        Ok(Self {
-            url,
-            header: answer.header,
-            is_foreign: false,
-        })
+        Ok(Self::over_http_with(url, answer.header))
     }
 }
 

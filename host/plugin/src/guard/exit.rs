@@ -2,11 +2,11 @@
 //! or from a thread of its own. The process then says which plugin did so and ends with the exit code of
 //! a plugin's fault, whatever code the plugin chose.
 //!
-//! This module defines these functions: the program's own definition comes before libc's for every library.
-//! A handler of `on_exit` would come too late. The handlers that libtorch registers while it works would run
-//! before it, and take away what the training's thread is using. Handlers still see what calls libc from
-//! inside libc. What is left is a plugin that makes the system call itself or replaces the program by another
-//! (`exec`): only a parent process could see that.
+//! This module defines these functions: every library of the process then calls the program's own definition
+//! instead of libc's. An `on_exit` handler alone would run too late: handlers that libtorch registers during
+//! training run first, and destroy what the training thread is using. The handlers remain for exits that do
+//! not go through these definitions, such as that of libc's `err`. A plugin that makes the system call itself
+//! or replaces the program (`exec`) is not detected; only a parent process could detect that.
 
 use std::ffi::{CStr, c_int, c_void};
 use std::io::Write as _;

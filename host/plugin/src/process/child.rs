@@ -455,12 +455,12 @@ fn inherit(descriptors: [RawFd; 3], parent: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Goes on while the child is there, and once more when it has ended: it may have written its last words
-/// since the socket was looked at.
+/// Continues while the child runs, and for one more read after it has exited: it may have written between
+/// the last read and its exit.
 fn while_alive(id: u32, go_on: GoOn<'_>) -> impl FnMut() -> bool {
-    let mut is_last = false;
+    let mut was_last_read = false;
     move || match has_ended(id) {
-        true => !std::mem::replace(&mut is_last, true),
+        true => !std::mem::replace(&mut was_last_read, true),
         false => go_on(),
     }
 }
@@ -487,5 +487,37 @@ fn ending(status: ExitStatus) -> String {
         (Some(signal), _) => format!("its process was killed by {}", signal_name(signal)),
         (None, Some(code)) => format!("its process ended with exit status {code}"),
         (None, None) => "its process ended".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_that_has_exited_is_read_once_more() {
+        let mut child = Command::new("true").spawn().expect("started");
+        let id = child.id();
+        while !has_ended(id) {
+            sleep(Duration::from_millis(1));
+        }
+        let mut patient = || true;
+        let mut alive = while_alive(id, &mut patient);
+        assert_eq!([alive(), alive()], [true, false]);
+        child.wait().expect("reaped");
+    }
+
+    #[test]
+    fn a_child_that_runs_is_read_as_long_as_the_caller_waits() {
+        let mut child = Command::new("sleep").arg("60").spawn().expect("started");
+        let mut ticks = 0;
+        let mut thrice = || {
+            ticks += 1;
+            ticks < 3
+        };
+        let mut alive = while_alive(child.id(), &mut thrice);
+        assert_eq!([alive(), alive(), alive()], [true, true, false]);
+        child.kill().expect("killed");
+        child.wait().expect("reaped");
     }
 }

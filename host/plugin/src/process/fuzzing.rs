@@ -1,4 +1,4 @@
-//! Entry points for the fuzzer (`tests/fuzz`) into what reads the channel. Only its builds have them.
+//! Entry points for the fuzzer (`tests/fuzz`): both ends of the channel. Only fuzzing builds have them.
 
 use std::fmt::Debug;
 use std::io::Write as _;
@@ -12,10 +12,10 @@ use super::channel::Receiver;
 use super::protocol::{Call, Hello, Open, Said};
 use crate::out::MOST_BYTES;
 
-/// Reads as the host does what a child sends, until the channel breaks. Returns the number of messages.
+/// Receives a child's messages as the host does, until the channel breaks. Returns the number of messages.
 ///
 /// # Panics
-/// A message is not the same after it was sent once more.
+/// If encoding and decoding a message once more changes it.
 pub fn read_as_host(bytes: &[u8]) -> usize {
     let mut receiver = receiver(bytes);
     match receiver.receive::<Hello>(&mut patient) {
@@ -24,10 +24,10 @@ pub fn read_as_host(bytes: &[u8]) -> usize {
     }
 }
 
-/// Reads as a child does what the host sends, until the channel breaks. Returns the number of messages.
+/// Receives the host's messages as a child does, until the channel breaks. Returns the number of messages.
 ///
 /// # Panics
-/// A message is not the same after it was sent once more.
+/// If encoding and decoding a message once more changes it.
 pub fn read_as_child(bytes: &[u8]) -> usize {
     let mut receiver = receiver(bytes);
     match receiver.receive::<Open<'static>>(&mut patient) {
@@ -40,7 +40,7 @@ fn patient() -> bool {
     true
 }
 
-/// The receiving end of a channel over which these bytes came, and which was closed then.
+/// The receiving end of a channel that delivers these bytes and is then closed.
 fn receiver(bytes: &[u8]) -> Receiver {
     let (mut sender, receiver) = UnixStream::pair().expect("sockets");
     sender.write_all(bytes).expect("room in the socket");
@@ -56,7 +56,7 @@ fn rest<M: Serialize + DeserializeOwned + Debug>(receiver: &mut Receiver) -> usi
     count
 }
 
-/// Looks whether a message arrives as it is. Returns 0.
+/// Checks that a message is unchanged by encoding and decoding. Returns 0.
 fn sent_again<M: Serialize + DeserializeOwned + Debug>(message: &M) -> usize {
     let bytes = rmp_serde::to_vec(message).expect("encoded");
     let again: M = rmp_serde::from_slice(&bytes).expect("decoded");

@@ -1,7 +1,7 @@
-//! Pages of a Parquet file, looked at before the decoder makes room for what they announce: a damaged page may
-//! announce more values than there is memory for, and an allocation that fails ends the process.
+//! Checks the value counts of Parquet pages before the decoder allocates memory for them: a damaged page may
+//! declare more values than fit into memory, and a failed allocation aborts the process.
 //!
-//! The encodings are those of the format's specification (Encodings.md).
+//! Source of the encodings: Encodings.md of apache/parquet-format.
 
 use parquet::basic::Encoding;
 use parquet::column::page::{Page, PageMetadata, PageReader};
@@ -52,7 +52,7 @@ impl PageReader for CheckedPages {
     }
 }
 
-/// Compares what a page announces with its bytes.
+/// Compares the value counts that a page declares with its size and its header.
 fn check(page: &Page, most_defined: i16) -> Result<()> {
     let values = u64::from(page.num_values());
     let announced = match page {
