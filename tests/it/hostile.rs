@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use host_core::{Ask, Draft, Event, EventBody, MetricValue, Request, Step};
 use host_serve::{Client, Remote, WatchEnd};
@@ -202,6 +202,16 @@ fn what_clients_without_a_token_take_is_bounded() {
     // It serves the others meanwhile.
     assert_eq!(client.series("long").expect("metrics").len(), 8);
     drop(clients);
+    // The memory goes back to the system.
+    let began = Instant::now();
+    while resident_bytes(server.id()).saturating_sub(before) > 32 << 20 {
+        let kept = resident_bytes(server.id()).saturating_sub(before) >> 20;
+        assert!(
+            began.elapsed() < Duration::from_secs(30),
+            "{kept} MiB are kept"
+        );
+        thread::sleep(Duration::from_millis(100));
+    }
     server.interrupt();
     server.output().succeeded();
 }

@@ -38,6 +38,8 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) fn execute(&self) -> Result<()> {
+        // A burst of requests may take 100 MB.
+        host_train::return_freed_memory();
         let dir = &self.runs.runs_dir;
         if !dir.is_dir() {
             let message = format!("there is no folder of runs: {}", dir.display());

@@ -53,6 +53,12 @@ use std::path::Path;
 
 use tch::{Device, Tensor};
 
+/// Makes a process that does not train return freed memory to the system. A training keeps it, because
+/// each step would fault it in again.
+pub fn return_freed_memory() {
+    torch_shim::return_memory();
+}
+
 /// Whether a folder has weights, in whatever format.
 pub fn has_weights(folder: &Path) -> bool {
     folder.is_dir() && !matches!(weight_files::WeightFiles::find(folder), Ok(None))

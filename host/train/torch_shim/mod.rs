@@ -23,6 +23,7 @@ pub(crate) use device::{
 unsafe extern "C" {
     safe fn shim_error() -> *const c_char;
     safe fn shim_keep_memory();
+    safe fn shim_return_memory();
     fn shim_clip_grad_norm(
         params: *const *const C_tensor,
         n: usize,
@@ -85,6 +86,11 @@ pub(crate) struct AdamW {
 /// Keeps freed buffers in the process, which glibc would hand back and fault in again at each step.
 pub(crate) fn keep_memory() {
     shim_keep_memory();
+}
+
+/// Returns freed memory to the system: what a server wants after a burst of requests.
+pub(crate) fn return_memory() {
+    shim_return_memory();
 }
 
 /// Scales the gradients of `params` down to the L2 norm `max_norm` (0: does not) and returns the

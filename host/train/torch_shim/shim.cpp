@@ -209,6 +209,10 @@ void shim_keep_memory() {
 	mallopt(M_TRIM_THRESHOLD, -1);
 }
 
+// Returns freed memory to the system. Left alone, glibc raises its threshold with the first large
+// buffers that are freed, and then keeps up to 64 MiB in each thread's arena.
+void shim_return_memory() { mallopt(M_TRIM_THRESHOLD, 1 << 20); }
+
 // The L2 norm of all gradients as one, in `*norm` (new, 0-d); they are scaled down so that it is at
 // most max_norm, if that is above 0. Nothing is copied from the device. The formula is
 // torch.nn.utils.clip_grad_norm_'s.

@@ -1,6 +1,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{Home, Output, Process};
 
@@ -84,11 +86,22 @@ impl<'a> SmallDisk<'a> {
         self.does(&["mount", "-o", &size, runs]);
     }
 
-    /// Lets a program that mounts work where the disk is.
+    /// Runs a program that mounts where the disk is, again if the disk is busy: while a file on it is open
+    /// for writing, it cannot become read-only.
     #[track_caller]
     pub(crate) fn does(&self, program: &[&str]) {
-        let status = self.command(program).status();
-        assert!(status.expect("a program").success(), "{program:?}");
+        let began = Instant::now();
+        loop {
+            let output = self.command(program).env("LC_ALL", "C").output();
+            let output = output.expect("a program");
+            if output.status.success() {
+                return;
+            }
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            let is_busy = stderr.contains("busy") && began.elapsed() < Duration::from_secs(30);
+            assert!(is_busy, "{program:?}: {stderr}");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Leaves no room for a single byte.
