@@ -15,10 +15,20 @@ use super::{folder, generate};
 
 /// The versions that are out, each with the digest of its lines. A version gets its line here when
 /// it is released; after that the ABI grows under the next minor version.
-const FROZEN: [(&str, &str); 1] = [(
-    "1.0",
-    "dedc0e11423773a93c7b3c4eca997ab33d4dcbf497443f5050c4e7de457882cc",
-)];
+const FROZEN: [(&str, &str); 3] = [
+    (
+        "1.0",
+        "dedc0e11423773a93c7b3c4eca997ab33d4dcbf497443f5050c4e7de457882cc",
+    ),
+    (
+        "1.1",
+        "1d424f8466439ba9e82974bcc63560e213c516f9c99d7fa793a3a1361c23727c",
+    ),
+    (
+        "1.2",
+        "68611a7ace7beb76c6d4c8a2fdfa425cd81e3e8e11b3cc2cdff795ac593f17de",
+    ),
+];
 
 const HEAD: &str = "\
 # What version 1 of the plugin ABI promised, a line for each promise, behind the minor version that

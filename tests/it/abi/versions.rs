@@ -13,26 +13,50 @@ use tempfile::TempDir;
 use super::generate;
 use crate::support::{Home, built, curve, events_of, root, sha256};
 
-/// The files of the witness, which stand as they were when ABI 1.0 came out.
-const WITNESS: [(&str, &str); 3] = [
+/// The files of the witnesses, each as it was when its version of the ABI came out.
+const WITNESSES: [(&str, &str); 9] = [
     (
-        "build.sh",
+        "1.0/build.sh",
         "4d705a2db0e65eb79f6e223d28710693f5c0c836beb316bf8115edabcd369a8b",
     ),
     (
-        "host_plugin.h",
+        "1.0/host_plugin.h",
         "74c769b9bdc7e510dc20a29818f8242cda597d48afecb166aa014e4da6b454e1",
     ),
     (
-        "witness.c",
+        "1.0/witness.c",
         "9b13cf0a13ef4c3f8b61ee4bb79f92ddc7363e843e5805958c7650b145e7e2fc",
+    ),
+    (
+        "1.1/build.sh",
+        "f993fac7a3eb78a110948ac0fc4c1671c9130210766a51a1bdd09194a09d9cbc",
+    ),
+    (
+        "1.1/host_plugin.h",
+        "00d4a044b6720b55dd37d602ef6325888c0a6d1a65282deecc347b9b3ebfa7ef",
+    ),
+    (
+        "1.1/witness.c",
+        "d412cdbb1019a1917d08e47ecab5f381eff0a411ea10d438765adfa8ab9f2aef",
+    ),
+    (
+        "1.2/build.sh",
+        "7b5d8c1159bfa532b3fb7a3ddcf2746e6cf8b2ac9923690763f7d352e15350bd",
+    ),
+    (
+        "1.2/host_plugin.h",
+        "1ad31b96f335c2a2b6232807d4fe1b399143233d8611ba9552c4990032a391b8",
+    ),
+    (
+        "1.2/witness.c",
+        "3c4a5fee88f8855e69579b6d372d4fd34144132ebdf4ffbe2923aa735b618fe9",
     ),
 ];
 
 #[test]
-fn the_witness_is_what_it_was() {
-    for (file, digest) in WITNESS {
-        let bytes = fs::read(fixtures().join("1.0").join(file)).expect(file);
+fn the_witnesses_are_what_they_were() {
+    for (file, digest) in WITNESSES {
+        let bytes = fs::read(fixtures().join(file)).expect(file);
         assert_eq!(sha256(&bytes), digest, "{file}");
     }
 }
@@ -40,11 +64,58 @@ fn the_witness_is_what_it_was() {
 #[test]
 fn a_plugin_of_abi_1_0_works_in_this_host() {
     let home = Home::new();
-    let library = home.path("libwitness.so");
-    succeed(Command::new(fixtures().join("1.0/build.sh")).arg(&library));
+    let library = witness(&home, "1.0");
     trains_with_the_witness(&home, &library);
     let checked = format!("{}:checkpoint_at=7", library.display());
     home.host(&["plugin", "check", &checked]).succeeded();
+}
+
+#[test]
+fn a_sink_of_abi_1_1_works_in_this_host_and_is_asked_before_the_first_step() {
+    let home = Home::new();
+    let library = witness(&home, "1.1");
+    home.train("run", &["--plugin", library.to_str().expect("UTF-8")])
+        .succeeded();
+    let state = home.run_dir("run").join("sinks/witness");
+    let asked = fs::read_to_string(state.join("preflight")).expect("it was asked");
+    assert_eq!(asked, "run");
+    assert!(state.join("step-20").exists());
+    passes(&home, &library, &["preflight", "preflight-refusal"]);
+}
+
+#[test]
+fn a_sink_of_abi_1_2_works_in_this_host_and_brings_back_what_it_was_given() {
+    let home = Home::new();
+    let library = witness(&home, "1.2");
+    home.train("run", &["--plugin", library.to_str().expect("UTF-8")])
+        .succeeded();
+    let kept = home
+        .run_dir("run/sinks/witness/kept-20")
+        .join("model.safetensors");
+    let given = home.checkpoint("run", 20).join("model.safetensors");
+    assert_eq!(
+        fs::read(kept).expect("kept"),
+        fs::read(given).expect("given")
+    );
+    passes(&home, &library, &["preflight", "fetch", "absent-fetch"]);
+}
+
+/// The witness of a version, built with the header of its day.
+fn witness(home: &Home, version: &str) -> PathBuf {
+    let library = home.path("libwitness.so");
+    let build = fixtures().join(version).join("build.sh");
+    succeed(Command::new(build).arg(&library));
+    library
+}
+
+/// The conformance suite passes, and these tests of it were not skipped.
+fn passes(home: &Home, library: &Path, tests: &[&str]) {
+    let library = library.to_str().expect("UTF-8");
+    let checked = home.host(&["plugin", "check", library]).succeeded();
+    for test in tests {
+        let passed = format!("passed   {test}\n");
+        assert!(checked.stdout.contains(&passed), "{test}\n{checked}");
+    }
 }
 
 #[test]
