@@ -47,13 +47,22 @@ mod warnings;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::process::ExitCode;
 
-use host_core::Error;
+use host_core::{Error, StopReason};
 
+use crate::cli::Command;
 use crate::printer::Printer;
 
 fn main() -> ExitCode {
     report_panics();
-    let ended = cli::execute(std::env::args_os().collect());
+    let ended = cli::parse(std::env::args_os().collect()).and_then(|command| match command {
+        None => Ok(StopReason::Completed),
+        Some(Command::Run(args)) => run::run(args.plan()?, args.json),
+        Some(Command::Resume(args)) => {
+            let (plan, dir, from) = args.plan()?;
+            run::resume(plan, dir, from, args.json)
+        }
+        Some(Command::Other(other)) => other.execute(),
+    });
     if let Err(error) = &ended {
         report(error, Printer::of_process());
     }

@@ -21,7 +21,7 @@ Examples:
 /// Asks a live run to stop, pause, continue, evaluate, write a checkpoint or change its learning rate
 #[derive(Debug, clap::Args)]
 #[command(after_help = DETAILS)]
-pub(super) struct Control {
+pub(crate) struct Control {
     /// A run's name or folder, or the address of its server
     target: String,
 

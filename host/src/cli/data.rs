@@ -14,7 +14,7 @@ use crate::table::{Align, Table};
 
 /// Prepares data
 #[derive(Debug, clap::Args)]
-pub(super) struct Data {
+pub(crate) struct Data {
     #[command(subcommand)]
     command: Command,
 }

@@ -17,7 +17,7 @@ the training.";
 /// Finishes the deliveries that a stopped run left
 #[derive(Debug, clap::Args)]
 #[command(after_help = DETAILS)]
-pub(super) struct Deliver {
+pub(crate) struct Deliver {
     /// The run's name or folder
     run: String,
 

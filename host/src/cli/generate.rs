@@ -13,7 +13,7 @@ use crate::run_dir::RunDir;
 
 /// Samples text from a checkpoint, so that a person can see what was learnt
 #[derive(Debug, clap::Args)]
-pub(super) struct Generate {
+pub(crate) struct Generate {
     /// A checkpoint's folder, a run, of which the newest checkpoint is taken, or hub:USER/NAME@BRANCH
     checkpoint: String,
 

@@ -10,7 +10,7 @@ use crate::table::{Align, Table};
 
 /// Prints the parameter groups of a training, which takes the same arguments as run
 #[derive(Debug, clap::Args)]
-pub(super) struct Groups {
+pub(crate) struct Groups {
     /// A TOML file with any of the arguments below
     config: Option<PathBuf>,
 

@@ -61,10 +61,18 @@ struct Cli {
     command: Command,
 }
 
+/// What the program does.
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(crate) enum Command {
     Run(run::Run),
     Resume(resume::Resume),
+    #[command(flatten)]
+    Other(Other),
+}
+
+/// What it does besides training.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Other {
     Deliver(deliver::Deliver),
     Groups(groups::Groups),
     VerifyResume(verify_resume::VerifyResume),
@@ -80,7 +88,32 @@ enum Command {
 impl Command {
     /// Whether this process computes with libtorch for longer than a moment.
     fn computes(&self) -> bool {
-        matches!(self, Self::Run(_) | Self::Resume(_) | Self::Generate(_))
+        matches!(
+            self,
+            Self::Run(_) | Self::Resume(_) | Self::Other(Other::Generate(_))
+        )
+    }
+}
+
+impl Other {
+    /// Does it.
+    ///
+    /// # Errors
+    /// What keeps it from being done; `main` prints the error.
+    pub(crate) fn execute(&self) -> Result<StopReason> {
+        match self {
+            Self::Deliver(deliver) => return deliver.execute(),
+            Self::Groups(groups) => groups.execute(),
+            Self::VerifyResume(verify) => verify.execute(),
+            Self::Plugin(plugin) => plugin.execute(),
+            Self::Data(data) => data.execute(),
+            Self::Runs(runs) => runs.execute(),
+            Self::Serve(serve) => serve.execute(),
+            Self::Watch(watch) => watch.execute(),
+            Self::Control(control) => control.execute(),
+            Self::Generate(generate) => generate.execute(),
+        }
+        .map(|()| StopReason::Completed)
     }
 }
 
@@ -98,11 +131,11 @@ struct RunsDir {
     runs_dir: PathBuf,
 }
 
-/// Reads the command line and does what it says.
+/// Reads the command line. None where it asks for help or for the version, which is printed.
 ///
 /// # Errors
-/// What keeps it from being done; `main` prints the error.
-pub(crate) fn execute(args: Vec<OsString>) -> Result<StopReason> {
+/// It cannot be understood; `main` prints the error.
+pub(crate) fn parse(args: Vec<OsString>) -> Result<Option<Command>> {
     let args = argv::normalize(&command(), args)?;
     let cli = command()
         .try_get_matches_from(&args)
@@ -111,27 +144,13 @@ pub(crate) fn execute(args: Vec<OsString>) -> Result<StopReason> {
         Ok(cli) => cli,
         Err(said) => {
             argv::outcome(&said, &command(), &args)?;
-            return Ok(StopReason::Completed);
+            return Ok(None);
         }
     };
     if cli.command.computes() {
         openmp::limit_spinning();
     }
-    match cli.command {
-        Command::Run(run) => return run.execute(),
-        Command::Resume(resume) => return resume.execute(),
-        Command::Deliver(deliver) => return deliver.execute(),
-        Command::Groups(groups) => groups.execute(),
-        Command::VerifyResume(verify) => verify.execute(),
-        Command::Plugin(plugin) => plugin.execute(),
-        Command::Data(data) => data.execute(),
-        Command::Runs(runs) => runs.execute(),
-        Command::Serve(serve) => serve.execute(),
-        Command::Watch(watch) => watch.execute(),
-        Command::Control(control) => control.execute(),
-        Command::Generate(generate) => generate.execute(),
-    }
-    .map(|()| StopReason::Completed)
+    Ok(Some(cli.command))
 }
 
 /// clap's description of the command line, with the configuration's defaults in the help.

@@ -13,7 +13,7 @@ use crate::table::{Align, Table};
 
 /// Finds, inspects and checks plugins, and begins new ones
 #[derive(Debug, clap::Args)]
-pub(super) struct Plugin {
+pub(crate) struct Plugin {
     #[command(subcommand)]
     command: Command,
 }

@@ -1,4 +1,4 @@
-use host_core::{Result, StopReason};
+use host_core::Result;
 
 use super::{RunsDir, TrainArgs};
 use crate::plan::Plan;
@@ -12,7 +12,7 @@ later checkpoints stay in the run folder as step-000040.superseded-1; remove the
 /// Resumes a run from its newest checkpoint, exactly
 #[derive(Debug, clap::Args)]
 #[command(after_help = DETAILS)]
-pub(super) struct Resume {
+pub(crate) struct Resume {
     /// The run's name or folder
     run: String,
 
@@ -42,14 +42,15 @@ pub(super) struct Resume {
 
     /// Write each event to stdout as a line of JSON, and nothing else
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 
     #[command(flatten)]
     runs: RunsDir,
 }
 
 impl Resume {
-    pub(super) fn execute(&self) -> Result<StopReason> {
+    /// The plan that resumes the run, the run's folder, and where to go back to.
+    pub(crate) fn plan(&self) -> Result<(Plan, RunDir, Option<&str>)> {
         let dir = RunDir::find(&self.runs.runs_dir, &self.run)?;
         let flags = TrainArgs::resuming(
             self.max_train_steps,
@@ -62,6 +63,6 @@ impl Resume {
             runs_dir: dir.runs_dir().to_owned(),
             ..Plan::read(Some(&dir.config_file()), &flags)?
         };
-        crate::run::resume(plan, dir, self.from.as_deref(), self.json)
+        Ok((plan, dir, self.from.as_deref()))
     }
 }

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use host_core::{Result, StopReason};
+use host_core::Result;
 
 use super::TrainArgs;
 use crate::plan::Plan;
@@ -24,7 +24,7 @@ Example:
 /// Trains a model
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Run {
+pub(crate) struct Run {
     /// A TOML file with any of the arguments below
     config: Option<PathBuf>,
 
@@ -33,12 +33,12 @@ pub(super) struct Run {
 
     /// Write each event to stdout as a line of JSON, and nothing else
     #[arg(long, help_heading = "Run")]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 impl Run {
-    pub(super) fn execute(&self) -> Result<StopReason> {
-        let plan = Plan::read(self.config.as_deref(), &self.train)?;
-        crate::run::run(plan, self.json)
+    /// What is to be trained.
+    pub(crate) fn plan(&self) -> Result<Plan> {
+        Plan::read(self.config.as_deref(), &self.train)
     }
 }

@@ -19,7 +19,7 @@ use crate::table::{Align, Table};
 
 /// Shows what the store knows of runs, live or over
 #[derive(Debug, clap::Args)]
-pub(super) struct Runs {
+pub(crate) struct Runs {
     #[command(subcommand)]
     command: Command,
 }

@@ -10,7 +10,7 @@ use crate::signals::EndSignal;
 
 /// Serves the runs of a folder over gRPC, live or over, until Ctrl-C
 #[derive(Debug, clap::Args)]
-pub(super) struct Serve {
+pub(crate) struct Serve {
     #[command(flatten)]
     runs: RunsDir,
 

@@ -10,7 +10,7 @@ use crate::verify_resume::verify_resume;
 /// Proves for a training, which takes the same arguments as run, that a resume is exact: trains some
 /// steps twice, kills one of the runs in the middle, resumes it, and compares every byte
 #[derive(Debug, clap::Args)]
-pub(super) struct VerifyResume {
+pub(crate) struct VerifyResume {
     /// A TOML file with any of the arguments below
     config: Option<PathBuf>,
 

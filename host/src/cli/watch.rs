@@ -29,7 +29,7 @@ which a live run's folder has; of a run elsewhere, give the address and --token-
 /// Shows a run over gRPC: in a terminal as a dashboard, else in lines
 #[derive(Debug, clap::Args)]
 #[command(after_help = KEYS)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     /// A run's name or folder, or the address of a server
     target: String,
 
