@@ -11,7 +11,7 @@ use host_core::{
 use host_plugin::{ProcessChange, ProcessWatch, on_exit_by_plugin};
 use host_serve::Source;
 use host_store::{Callbacks, Loss, Reader, RunRecord, RunStatus, Writer, sync_log};
-use host_train::{Observers, Outcome, Ports, Start, Trainer};
+use host_train::{BoundaryPorts, CheckpointPorts, Observers, Outcome, Ports, Start, Trainer};
 use serde_json::json;
 
 use crate::cache::Cache;
@@ -515,22 +515,21 @@ fn train(
     let commits = live.writer.commits();
     live.tell_of_end_by_plugin(dir);
     let mut watch = ProcessWatch::begin();
-    let outcome = ready.trainer.fit(Ports {
-        groups: ready.grouping.groups,
-        emitter: emitter.clone(),
+    let boundary = BoundaryPorts {
+        control: control.clone(),
         observers: Observers::new(ready.observers, inbox),
         requests,
-        generation: session.generation,
-        control: control.clone(),
-        report: Box::new(|step| {
-            let report = accounts.report(step, &deliveries.waiting());
-            report.into_iter().for_each(|body| emitter.emit(step, body));
-        }),
         put_back: Box::new(|step, must| {
             watch.look(must);
             emit_process_changes(emitter, step);
         }),
-        checkpoints: dir.checkpoints(),
+        report: Box::new(|step| {
+            let report = accounts.report(step, &deliveries.waiting());
+            report.into_iter().for_each(|body| emitter.emit(step, body));
+        }),
+    };
+    let checkpoints = CheckpointPorts {
+        folder: dir.checkpoints(),
         await_events: Box::new(|| {
             commits.wait_settled(emitter.emitted(), EVENTS_PATIENCE);
             // A disk that refuses does not refuse the checkpoint. Were its history lost by that, the resume
@@ -540,6 +539,13 @@ fn train(
         on_checkpoint: Box::new(|checkpoint| deliveries.offer(checkpoint)),
         is_needed: Box::new(|step| deliveries.is_needed(step)),
         give_up: Box::new(|step| deliveries.give_up(step)),
+    };
+    let outcome = ready.trainer.fit(Ports {
+        groups: ready.grouping.groups,
+        emitter: emitter.clone(),
+        generation: session.generation,
+        boundary,
+        checkpoints,
     });
 
     accounts.loop_ended();

@@ -35,6 +35,7 @@
 //! without a document, in whatever format, is as if it were not there. A folder that cannot be read and a
 //! link that leads to no file become a `Warning` at the start.
 
+mod batch;
 mod corpus;
 mod exclude;
 mod files;
@@ -61,6 +62,7 @@ mod workers;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use batch::Batch;
 pub(crate) use corpus::{Corpus, Source};
 pub(crate) use files::{Found, SourceFile, find, hex};
 pub(crate) use fingerprint::Fingerprint;

@@ -7,27 +7,27 @@ use host_core::{
     Control, EVAL_LOSS, Emitter, Error, Kind, Metric, MetricBatch, MetricValue, Result, Step,
     Supervised, metric_name_fault,
 };
-use tch::{Tensor, no_grad_guard};
+use tch::{Device, Tensor, no_grad_guard};
 
 pub(crate) use self::byte_table::ByteTable;
 use self::inputs::Inputs;
-use crate::batch;
-use crate::data::Validation;
-use crate::model::Gpt2;
+use crate::collective::{Collective, Share};
+use crate::data::{Batch, Validation};
+use crate::model::Decoder;
 
 /// The evaluation: the model over the validation set, seen by the metrics.
 pub(crate) struct Evaluation {
     pub(crate) validation: Validation,
-    pub(crate) batch_size: usize,
+    batch_size: usize,
     /// Bytes of each token, on the model's device.
-    pub(crate) byte_lengths: ByteTable,
+    byte_lengths: ByteTable,
     pub(crate) metrics: Vec<Supervised<dyn Metric>>,
-    pub(crate) names: Names,
+    names: Names,
 }
 
 /// Which of the metrics gives which values, by its label: a name is never of two.
 #[derive(Debug, Default)]
-pub(crate) struct Names(BTreeMap<String, String>);
+struct Names(BTreeMap<String, String>);
 
 impl Names {
     /// Claims the names of a metric's values, all of them or none.
@@ -61,17 +61,31 @@ impl Names {
 }
 
 impl Evaluation {
-    /// Evaluates: every sequence once, without dropout. The loss is the mean over all predicted
-    /// tokens. A metric that fails is missing from the values; that is an event, and its policy says
-    /// what else.
+    /// An evaluation by batches of this many sequences, without metrics of plugins.
+    pub(crate) fn new(validation: Validation, batch_size: usize, byte_lengths: ByteTable) -> Self {
+        Self {
+            validation,
+            batch_size,
+            byte_lengths,
+            metrics: Vec::new(),
+            names: Names::default(),
+        }
+    }
+
+    /// Evaluates: every sequence once, each process its share, without dropout. The loss is the mean over
+    /// all predicted tokens. A metric that fails is missing from the values; that is an event, and its policy
+    /// says what else.
+    ///
+    /// # Errors
+    /// The other processes do not answer.
     pub(crate) fn evaluate(
         &mut self,
-        model: &Gpt2,
+        model: &Decoder,
         step: Step,
-        emitter: &Emitter,
-        control: &Control,
-    ) -> Vec<MetricValue> {
-        let (values, faults) = self.run(model, step, usize::MAX);
+        collective: Collective,
+        (emitter, control): (&Emitter, &Control),
+    ) -> Result<Vec<MetricValue>> {
+        let (values, faults) = self.run(model, step, collective, usize::MAX)?;
         for (metric, fault) in self.metrics.iter_mut().zip(faults) {
             let Some(Fault { call, error }) = fault else {
                 metric.succeeded();
@@ -84,7 +98,7 @@ impl Evaluation {
                 .failed(error, lost)
                 .carry_out(step, emitter, control, consequence);
         }
-        values
+        Ok(values)
     }
 
     /// Shows one batch to every metric, so that one that cannot work ends the run before it begins,
@@ -92,11 +106,11 @@ impl Evaluation {
     ///
     /// # Errors
     /// The first metric that fails, or two that give the same name, or one that gives the host's.
-    pub(crate) fn rehearse(&mut self, model: &Gpt2) -> Result<()> {
+    pub(crate) fn rehearse(&mut self, model: &Decoder) -> Result<()> {
         if self.metrics.is_empty() {
             return Ok(());
         }
-        let (_, faults) = self.run(model, Step(0), 1);
+        let (_, faults) = self.run(model, Step(0), Collective::alone(), 1)?;
         let faults = self.metrics.iter().zip(faults);
         let mut failed = faults.filter_map(|(metric, fault)| Some((metric, fault?.error)));
         let Some((metric, error)) = failed.next() else {
@@ -114,48 +128,147 @@ impl Evaluation {
         Err(Error::new(Kind::Plugin, message).hint(hint))
     }
 
-    /// The values, and for each metric its first fault.
+    /// The values of at most so many batches of this process's share, joined with the others', and for
+    /// each metric its first fault.
     fn run(
         &mut self,
-        model: &Gpt2,
+        model: &Decoder,
         step: Step,
+        collective: Collective,
         max_batches: usize,
-    ) -> (Vec<MetricValue>, Vec<Option<Fault>>) {
-        let _guard = no_grad_guard();
-        let mut watched: Vec<Watched<'_>> = self
-            .metrics
-            .iter_mut()
-            .map(|metric| Watched {
-                label: metric.label().to_owned(),
-                metric: metric.active(),
-                fault: None,
-            })
-            .collect();
+    ) -> Result<(Vec<MetricValue>, Vec<Option<Fault>>)> {
+        let mut pass = Pass::begin(&mut self.metrics, model.device);
+        let set = (&self.validation, self.batch_size, &self.byte_lengths);
+        pass.see(model, step, set, collective.share(), max_batches);
+        pass.join(collective)?;
+        Ok(pass.end(&mut self.names))
+    }
+
+    /// The values that so many processes find together, each with its share of the set: their states are
+    /// exported, and merged into that of one that has seen nothing.
+    ///
+    /// # Errors
+    /// The first metric that fails.
+    pub(crate) fn run_in_parts(
+        &mut self,
+        model: &Decoder,
+        parts: usize,
+    ) -> Result<Vec<MetricValue>> {
+        let set = (&self.validation, self.batch_size, &self.byte_lengths);
+        let mut found = Vec::new();
+        for rank in 0..parts {
+            let mut pass = Pass::begin(&mut self.metrics, model.device);
+            let share = Share { rank, of: parts };
+            pass.see(model, Step(0), set, share, usize::MAX);
+            found.push((pass.export(), pass.loss_sum.copy(), pass.token_count));
+        }
+        let mut joined = Pass::begin(&mut self.metrics, model.device);
+        for (states, loss_sum, token_count) in found {
+            joined.merge(&states);
+            joined.loss_sum += loss_sum;
+            joined.token_count += token_count;
+        }
+        let (values, faults) = joined.end(&mut self.names);
+        match faults.into_iter().flatten().next() {
+            Some(fault) => Err(fault.error),
+            None => Ok(values),
+        }
+    }
+}
+
+/// The validation set, the size of its batches, and the bytes of each token.
+type Set<'a> = (&'a Validation, usize, &'a ByteTable);
+
+/// One pass over a share of the validation set.
+struct Pass<'a> {
+    watched: Vec<Watched<'a>>,
+    /// 0-d f64, on the model's device.
+    loss_sum: Tensor,
+    token_count: i64,
+}
+
+impl<'a> Pass<'a> {
+    /// A pass that has seen nothing.
+    fn begin(metrics: &'a mut [Supervised<dyn Metric>], device: Device) -> Self {
+        let watched = metrics.iter_mut().map(|metric| Watched {
+            label: metric.label().to_owned(),
+            metric: metric.active(),
+            fault: None,
+        });
+        let mut watched: Vec<Watched<'_>> = watched.collect();
         for metric in &mut watched {
             metric.call("reset", |metric| metric.reset());
         }
-        let mut loss_sum = Tensor::zeros([], (tch::Kind::Double, model.device));
-        let mut token_count = 0;
-        for sequences in self
-            .validation
-            .sequences
-            .chunks(self.batch_size)
-            .take(max_batches)
-        {
-            let tokens = batch(sequences, model.device);
-            let mut inputs = Inputs::new(model, &tokens, &self.byte_lengths);
-            loss_sum += &inputs.loss_sum;
-            token_count += inputs.token_count;
-            for metric in &mut watched {
+        Self {
+            watched,
+            loss_sum: Tensor::zeros([], (tch::Kind::Double, device)),
+            token_count: 0,
+        }
+    }
+
+    /// Shows at most so many batches of a share to every metric.
+    fn see(
+        &mut self,
+        model: &Decoder,
+        step: Step,
+        (validation, batch_size, byte_lengths): Set<'_>,
+        share: Share,
+        max_batches: usize,
+    ) {
+        let _guard = no_grad_guard();
+        let batches = validation.sequences.chunks(batch_size).enumerate();
+        let own = batches.filter(|(number, _)| share.has(*number));
+        for (_, sequences) in own.take(max_batches) {
+            let batch = Batch::new(sequences, model.device);
+            let mut inputs = Inputs::new(model, &batch, byte_lengths);
+            self.loss_sum += &inputs.loss_sum;
+            self.token_count += inputs.token_count;
+            for metric in &mut self.watched {
                 metric.see(step, &mut inputs);
             }
         }
+    }
+
+    /// Takes in what the other processes have seen.
+    fn join(&mut self, collective: Collective) -> Result<()> {
+        self.loss_sum = collective.sum(self.loss_sum.shallow_clone())?;
+        self.token_count = collective.sum_count(self.token_count)?;
+        if collective.share() == Share::WHOLE {
+            return Ok(());
+        }
+        let own = collective.share().rank;
+        let gathered = collective.gather(self.export())?;
+        for (_, states) in gathered.iter().enumerate().filter(|(rank, _)| *rank != own) {
+            self.merge(states);
+        }
+        Ok(())
+    }
+
+    /// Every metric's state; none of those that failed.
+    fn export(&mut self) -> Vec<Option<Vec<u8>>> {
+        let watched = self.watched.iter_mut();
+        watched
+            .map(|metric| metric.call("export_state", |metric| metric.export_state()))
+            .collect()
+    }
+
+    /// Merges the states of another pass into the metrics'.
+    fn merge(&mut self, states: &[Option<Vec<u8>>]) {
+        for (metric, state) in self.watched.iter_mut().zip(states) {
+            if let Some(state) = state {
+                metric.call("merge_state", |metric| metric.merge_state(state));
+            }
+        }
+    }
+
+    /// The values, and for each metric its first fault.
+    fn end(mut self, names: &mut Names) -> (Vec<MetricValue>, Vec<Option<Fault>>) {
         let mut values = Vec::new();
-        for metric in &mut watched {
+        for metric in &mut self.watched {
             let Some(found) = metric.call("compute", |metric| metric.compute()) else {
                 continue;
             };
-            match self.names.claim(&metric.label, &found) {
+            match names.claim(&metric.label, &found) {
                 Ok(()) => {
                     let found = found.into_iter();
                     values.extend(found.map(|(name, value)| MetricValue::new(name, value)));
@@ -170,11 +283,11 @@ impl Evaluation {
             }
         }
         if !values.iter().any(|value| &*value.name == EVAL_LOSS) {
-            let loss = loss_sum.double_value(&[]) / token_count as f64;
+            let loss = self.loss_sum.double_value(&[]) / self.token_count as f64;
             values.insert(0, MetricValue::new(EVAL_LOSS, loss));
         }
-        let faults = watched.into_iter().map(|metric| metric.fault).collect();
-        (values, faults)
+        let faults = self.watched.into_iter().map(|metric| metric.fault);
+        (values, faults.collect())
     }
 }
 
@@ -226,8 +339,7 @@ mod tests {
     use super::*;
     use crate::config::Precision;
     use crate::device::tests::device;
-    use crate::model_config::ModelSource;
-    use crate::precision::Arithmetic;
+    use crate::model::{Dtypes, ModelConfig};
     use crate::tokenizer::ByteLengths;
 
     /// Notes what it is shown and where that lies.
@@ -283,17 +395,18 @@ mod tests {
     /// Shows one batch of a tiny model to these; what was computed for them.
     fn computed_for(lookers: &mut [Looker]) -> Vec<Need> {
         let _guard = no_grad_guard();
-        let mut source = ModelSource::read("tiny").expect("a preset");
-        source.config.vocab_size = 50;
-        let model = Gpt2::new(source.config, Arithmetic(Precision::F32), device());
-        let tokens = batch(&[(0..16).collect(), (20..36).collect()], device());
+        let config = ModelConfig::preset("tiny")
+            .expect("a preset")
+            .with_vocab_size(50);
+        let model = Decoder::new(config, Dtypes::of(Precision::F32), device());
+        let batch = Batch::new(&[(0..16).collect(), (20..36).collect()], device());
         let ones = ByteLengths {
             within: vec![1; 50],
             at_begin: vec![0; 50],
             ends: vec![0; 50],
         };
         let byte_lengths = ByteTable::new(&ones, device());
-        let mut inputs = Inputs::new(&model, &tokens, &byte_lengths);
+        let mut inputs = Inputs::new(&model, &batch, &byte_lengths);
         for looker in lookers {
             let mut watched = Watched {
                 label: "looker".to_owned(),

@@ -6,7 +6,7 @@ use host_core::Result;
 
 use crate::checkpoint::{Stored, remove};
 use crate::data::{Content, Reader, find};
-use crate::model_config::ModelSource;
+use crate::model::ModelSource;
 use crate::tokenizer::Tokenizer;
 use crate::{TrainConfig, weights};
 

@@ -6,9 +6,7 @@ use tch::{Kind as TorchKind, Tensor, no_grad_guard};
 
 use crate::config::Precision;
 use crate::device;
-use crate::model::{Gpt2, Past};
-use crate::model_config::ModelSource;
-use crate::precision::Arithmetic;
+use crate::model::{Decoder, Dtypes, ModelSource, Past};
 use crate::tokenizer::Tokenizer;
 
 /// What to sample.
@@ -53,17 +51,17 @@ pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str) -> ControlFlow<(
             .hint("name a checkpoint's folder, or a run that has one"));
     }
     let tokenizer = Tokenizer::read(&request.checkpoint, None)?;
-    if tokenizer.vocab_size() > source.config.vocab_size {
+    if tokenizer.vocab_size() > source.config.shape.vocab_size {
         let message = format!(
             "the tokenizer has ids up to {}, the model rows for {}: {}",
             tokenizer.vocab_size() - 1,
-            source.config.vocab_size,
+            source.config.shape.vocab_size,
             request.checkpoint.display()
         );
         return Err(Error::new(Kind::Config, message)
             .hint("use the tokenizer that belongs to the model's weights"));
     }
-    let mut model = Gpt2::new(source.config, Arithmetic(Precision::F32), device);
+    let mut model = Decoder::new(source.config, Dtypes::of(Precision::F32), device);
     model.load(&request.checkpoint)?;
     tch::manual_seed(request.seed);
     let _guard = no_grad_guard();
@@ -77,7 +75,7 @@ pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str) -> ControlFlow<(
     let mut past = Past::new();
     let mut new = ids.clone();
     for _ in 0..request.max_new_tokens {
-        let window = usize::try_from(model.config.n_positions).unwrap_or(1);
+        let window = usize::try_from(model.config.shape.positions).unwrap_or(1);
         if ids.len() > window || past.is_empty() && new.len() > window {
             // The positions are used up: begin again with the younger half.
             new = ids[ids.len() - window / 2..].to_vec();

@@ -1,4 +1,15 @@
-//! GPT-2 as transformers' `modeling_gpt2.py` has it, over an ordered list of named parameters.
+//! A decoder over an ordered list of named parameters; its family says what the layers are and what they are
+//! called.
+
+mod activation;
+mod attention;
+mod config;
+pub(crate) mod flops;
+mod gpt2;
+mod layers;
+mod params;
+mod precision;
+mod source;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -6,69 +17,40 @@ use std::path::Path;
 use host_core::{Dtype, Error, Kind, ParamInfo, Result};
 use tch::{Device, Kind as TorchKind, Tensor, no_grad_guard};
 
-use crate::activation::Activation;
-use crate::config::Precision;
-use crate::model_config::ModelConfig;
-use crate::precision::Arithmetic;
+use self::attention::Past as BlockPast;
+use self::config::Family;
+pub(crate) use self::config::{ModelConfig, Shape};
+use self::layers::{Block, Dropout, Embedding, Norm};
+pub(crate) use self::params::Param;
+use self::params::ParamMaker;
+pub(crate) use self::precision::Dtypes;
+pub(crate) use self::source::ModelSource;
 use crate::torch_shim;
 use crate::weights;
 
-/// A trainable tensor under its name on the Hub.
+/// A model. Its parameters are leaves that collect gradients; the layers hold the same tensors.
 #[derive(Debug)]
-pub(crate) struct Param {
-    pub(crate) name: String,
-    pub(crate) tensor: Tensor,
-}
-
-/// The model. Its parameters are leaves that collect gradients; the layers hold the same tensors.
-#[derive(Debug)]
-pub(crate) struct Gpt2 {
+pub(crate) struct Decoder {
     pub(crate) config: ModelConfig,
     /// In the order of transformers' `named_parameters`; tied weights stand here once.
     pub(crate) params: Vec<Param>,
-    pub(crate) arithmetic: Arithmetic,
     pub(crate) device: Device,
-    wte: Tensor,
-    wpe: Tensor,
+    dtypes: Dtypes,
+    layers: Layers,
+}
+
+/// What a decoder computes with.
+#[derive(Debug)]
+struct Layers {
+    embedding: Embedding,
     blocks: Vec<Block>,
-    ln_f: Norm,
-    lm_head: Tensor,
+    norm: Norm,
+    /// The output layer: (vocabulary, width).
+    head: Tensor,
 }
 
-#[derive(Debug)]
-struct Block {
-    ln_1: Norm,
-    c_attn: Linear,
-    c_proj: Linear,
-    ln_2: Norm,
-    c_fc: Linear,
-    mlp_c_proj: Linear,
-    activation: Activation,
-    heads: i64,
-    attention_scale: f64,
-}
-
-#[derive(Debug)]
-struct Norm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
-}
-
-/// GPT-2's `Conv1D`: the weight is (in, out).
-#[derive(Debug)]
-struct Linear {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-/// Dropout of a pass; all 0 when the model is not training.
-#[derive(Clone, Copy, Debug)]
-struct Dropout {
-    embedding: f64,
-    attention: f64,
-    residual: f64,
-}
+/// Keys and values of the tokens seen so far, for each block.
+pub(crate) type Past = Vec<Option<BlockPast>>;
 
 /// Logits that exist at once in training, in elements. On the CPU: few enough for the cache, enough
 /// for a matrix product. A CUDA device wants more at once: a quarter of a gigabyte in f32.
@@ -76,62 +58,23 @@ pub(crate) fn logits_at_once(device: Device) -> i64 {
     if device.is_cuda() { 1 << 26 } else { 1 << 22 }
 }
 
-/// Keys and values of the tokens seen so far, one pair a block.
-pub(crate) type Past = Vec<Option<(Tensor, Tensor)>>;
-
-impl Gpt2 {
-    /// A model with new weights: normal with deviation `initializer_range`, the projections into the
-    /// residual stream scaled by 1/sqrt(2 layers) (GPT-2's paper, section 2.3), norms 1, biases 0.
-    pub(crate) fn new(config: ModelConfig, arithmetic: Arithmetic, device: Device) -> Self {
+impl Decoder {
+    /// A model with new weights.
+    pub(crate) fn new(config: ModelConfig, dtypes: Dtypes, device: Device) -> Self {
         let _guard = no_grad_guard();
-        let mut make = Maker {
+        let mut maker = ParamMaker {
             params: Vec::new(),
-            kind: arithmetic.weights(),
+            kind: dtypes.param,
             device,
         };
-        let (e, std) = (config.n_embd, config.initializer_range);
-        let residual_std = std / ((2 * config.n_layer) as f64).sqrt();
-        let wte = make.normal("transformer.wte.weight", &[config.vocab_size, e], std);
-        let wpe = make.normal("transformer.wpe.weight", &[config.n_positions, e], std);
-        let blocks = (0..config.n_layer)
-            .map(|layer| {
-                let name = |part: &str| format!("transformer.h.{layer}.{part}");
-                let mut attention_scale = 1.0;
-                if config.scale_attn_weights {
-                    attention_scale /= ((e / config.n_head) as f64).sqrt();
-                }
-                if config.scale_attn_by_inverse_layer_idx {
-                    attention_scale /= (layer + 1) as f64;
-                }
-                Block {
-                    ln_1: make.norm(&name("ln_1"), &config),
-                    c_attn: make.linear(&name("attn.c_attn"), e, 3 * e, std),
-                    c_proj: make.linear(&name("attn.c_proj"), e, e, residual_std),
-                    ln_2: make.norm(&name("ln_2"), &config),
-                    c_fc: make.linear(&name("mlp.c_fc"), e, config.inner(), std),
-                    mlp_c_proj: make.linear(&name("mlp.c_proj"), config.inner(), e, residual_std),
-                    activation: config.activation_function,
-                    heads: config.n_head,
-                    attention_scale,
-                }
-            })
-            .collect();
-        let ln_f = make.norm("transformer.ln_f", &config);
-        let lm_head = if config.tie_word_embeddings {
-            wte.shallow_clone()
-        } else {
-            make.normal("lm_head.weight", &[config.vocab_size, e], std)
-        };
+        let Family::Gpt2(family) = &config.family;
+        let layers = family.layers(dtypes, &mut maker);
         Self {
+            params: maker.params,
             config,
-            params: make.params,
-            arithmetic,
             device,
-            wte,
-            wpe,
-            blocks,
-            ln_f,
-            lm_head,
+            dtypes,
+            layers,
         }
     }
 
@@ -155,11 +98,7 @@ impl Gpt2 {
                 .hint("the folder's config.json must be that of its weights")
         };
         weights::read(folder, &mut |name, stored| {
-            let full = if name.starts_with("transformer.") || name == "lm_head.weight" {
-                name.to_owned()
-            } else {
-                format!("transformer.{name}")
-            };
+            let full = gpt2::full_name(name);
             match wanted.remove(full.as_str()) {
                 // Whole numbers are weights that somebody packed, and stand for others.
                 Some(_) if !stored.is_floating_point() => Err(wrong(format!(
@@ -175,15 +114,12 @@ impl Gpt2 {
                     stored.size(),
                     tensor.size(),
                 ))),
-                None if full == "lm_head.weight" => {
+                None if full == gpt2::HEAD => {
                     second_head = Some(stored);
                     Ok(())
                 }
                 None => {
-                    // The causal masks that old checkpoints carry.
-                    let expected =
-                        full.ends_with(".attn.bias") || full.ends_with(".attn.masked_bias");
-                    if !expected {
+                    if !gpt2::is_obsolete(&full) {
                         unknown.insert(name.to_owned());
                     }
                     Ok(())
@@ -208,11 +144,13 @@ impl Gpt2 {
         let Some(head) = stored.map(|head| head.to_device(self.device)) else {
             return Ok(());
         };
-        if head.size() == self.wte.size() && head.to_kind(self.wte.kind()).equal(&self.wte) {
+        let embedding = &self.layers.embedding.tokens;
+        if head.size() == embedding.size() && head.to_kind(embedding.kind()).equal(embedding) {
             return Ok(());
         }
+        let (head, embedding) = (gpt2::HEAD, gpt2::EMBEDDING);
         let message = format!(
-            "lm_head.weight is not wte.weight, though config.json ties the two: {}",
+            "{head} is not {embedding}, though config.json ties the two: {}",
             folder.display()
         );
         Err(Error::new(Kind::Config, message).hint(
@@ -227,7 +165,7 @@ impl Gpt2 {
             .map(|param| ParamInfo {
                 name: param.name.clone(),
                 shape: param.tensor.size(),
-                dtype: match self.arithmetic.weights() {
+                dtype: match self.dtypes.param {
                     TorchKind::Double => Dtype::F64,
                     _ => Dtype::F32,
                 },
@@ -247,12 +185,11 @@ impl Gpt2 {
         checkpointing: bool,
     ) -> Result<Tensor> {
         let dropout = self.dropout(true);
-        let autocast = |f: &dyn Fn() -> Tensor| self.arithmetic.autocast(self.device, f);
-        let embedded = autocast(&|| self.embed(tokens, 0, dropout));
+        let embedded = self.layers.embedding.forward(tokens, 0, dropout);
+        let blocks = &self.layers.blocks;
         if !checkpointing {
-            let output = self.blocks.iter().fold(embedded, |x, block| {
-                autocast(&|| block.forward(&x, dropout, None))
-            });
+            let forward = |x, block: &Block| block.forward(&x, dropout, None);
+            let output = blocks.iter().fold(embedded, forward);
             let (loss, gradient) = self.loss_backward(&output.detach(), tokens, scale)?;
             torch_shim::backward_with(&output, &gradient)?;
             return Ok(loss);
@@ -262,19 +199,19 @@ impl Gpt2 {
         let mut random = Vec::new();
         {
             let _guard = no_grad_guard();
-            for block in &self.blocks {
+            for block in blocks {
                 random.push(torch_shim::rng_state(self.device)?);
                 let input = &inputs[inputs.len() - 1];
-                inputs.push(autocast(&|| block.forward(input, dropout, None)));
+                inputs.push(block.forward(input, dropout, None));
             }
         }
         let after = torch_shim::rng_state(self.device)?;
         let (loss, mut gradient) =
             self.loss_backward(&unwrap_input(inputs.pop()), tokens, scale)?;
-        for (block, random) in self.blocks.iter().zip(&random).rev() {
+        for (block, random) in blocks.iter().zip(&random).rev() {
             let input = unwrap_input(inputs.pop()).set_requires_grad(true);
             torch_shim::set_rng_state(self.device, random)?;
-            let output = autocast(&|| block.forward(&input, dropout, None));
+            let output = block.forward(&input, dropout, None);
             torch_shim::backward_with(&output, &gradient)?;
             gradient = input.grad();
         }
@@ -294,14 +231,14 @@ impl Gpt2 {
     ) -> Result<(Tensor, Tensor)> {
         let (batch, length) = (tokens.size()[0], tokens.size()[1] - 1);
         let output = output.set_requires_grad(true);
-        let normed = self.ln_f.forward(&output.narrow(1, 0, length));
+        let normed = self.layers.norm.forward(&output.narrow(1, 0, length));
         let (loss, gradient) = torch_shim::linear_cross_entropy(
             &normed.reshape([batch * length, -1]),
-            &self.lm_head,
+            &self.layers.head,
             &tokens.narrow(1, 1, length).reshape([-1]),
-            (logits_at_once(self.device) / self.config.vocab_size).max(64),
+            (logits_at_once(self.device) / self.config.shape.vocab_size).max(64),
             scale,
-            self.arithmetic.0 == Precision::Bf16,
+            self.dtypes.compute == TorchKind::BFloat16,
         )?;
         torch_shim::backward_with(&normed, &gradient.view_as(&normed))?;
         Ok((loss, output.grad()))
@@ -311,198 +248,44 @@ impl Gpt2 {
     /// weights are), without dropout.
     pub(crate) fn logits(&self, tokens: &Tensor) -> Tensor {
         let dropout = self.dropout(false);
-        self.arithmetic.autocast(self.device, || {
-            let hidden = self
-                .blocks
-                .iter()
-                .fold(self.embed(tokens, 0, dropout), |x, block| {
-                    block.forward(&x, dropout, None)
-                });
-            self.head(&hidden.narrow(1, 0, tokens.size()[1] - 1))
-        })
+        let embedded = self.layers.embedding.forward(tokens, 0, dropout);
+        let forward = |x, block: &Block| block.forward(&x, dropout, None);
+        let hidden = self.layers.blocks.iter().fold(embedded, forward);
+        self.head(&hidden.narrow(1, 0, tokens.size()[1] - 1))
     }
 
     /// Logits after the last of `tokens`, (batch, vocabulary), given what `past` holds of those
     /// before; it then holds these as well.
     pub(crate) fn next_logits(&self, tokens: &Tensor, past: &mut Past) -> Tensor {
         let dropout = self.dropout(false);
-        past.resize_with(self.blocks.len(), || None);
+        past.resize_with(self.layers.blocks.len(), || None);
         let seen = past
             .first()
             .and_then(Option::as_ref)
             .map_or(0, |(keys, _)| keys.size()[2]);
-        self.arithmetic.autocast(self.device, || {
-            let mut x = self.embed(tokens, seen, dropout);
-            for (block, past) in self.blocks.iter().zip(past) {
-                x = block.forward(&x, dropout, Some(past));
-            }
-            self.head(&x.select(1, -1))
-        })
+        let mut x = self.layers.embedding.forward(tokens, seen, dropout);
+        for (block, past) in self.layers.blocks.iter().zip(past) {
+            x = block.forward(&x, dropout, Some(past));
+        }
+        self.head(&x.select(1, -1))
     }
 
-    fn embed(&self, tokens: &Tensor, position: i64, dropout: Dropout) -> Tensor {
-        let embedded = Tensor::embedding(&self.wte, tokens, -1, false, false);
-        let positions = self.wpe.narrow(0, position, tokens.size()[1]);
-        drop_out(embedded + positions, dropout.embedding)
-    }
-
+    /// (…, vocabulary) `param` of (…, width).
     fn head(&self, hidden: &Tensor) -> Tensor {
-        self.ln_f
-            .forward(hidden)
-            .linear::<Tensor>(&self.lm_head, None)
-            .to_kind(self.arithmetic.weights())
+        let compute = self.dtypes.compute;
+        let normed = self.layers.norm.forward(hidden).to_kind(compute);
+        let head = self.layers.head.to_kind(compute);
+        let logits = normed.linear::<Tensor>(&head, None);
+        logits.to_kind(self.dtypes.param)
     }
 
     fn dropout(&self, train: bool) -> Dropout {
-        let on = |p: f64| if train { p } else { 0.0 };
-        Dropout {
-            embedding: on(self.config.embd_pdrop),
-            attention: on(self.config.attn_pdrop),
-            residual: on(self.config.resid_pdrop),
+        if train {
+            self.config.shape.dropout
+        } else {
+            Dropout::default()
         }
     }
-}
-
-impl Block {
-    fn forward(
-        &self,
-        x: &Tensor,
-        dropout: Dropout,
-        past: Option<&mut Option<(Tensor, Tensor)>>,
-    ) -> Tensor {
-        let x = x + drop_out(
-            self.attend(&self.ln_1.forward(x), dropout, past),
-            dropout.residual,
-        );
-        let inner = self
-            .activation
-            .apply(&self.c_fc.forward(&self.ln_2.forward(&x)));
-        &x + drop_out(self.mlp_c_proj.forward(&inner), dropout.residual)
-    }
-
-    fn attend(
-        &self,
-        x: &Tensor,
-        dropout: Dropout,
-        past: Option<&mut Option<(Tensor, Tensor)>>,
-    ) -> Tensor {
-        let qkv = self.c_attn.forward(x);
-        let attended = match past {
-            None => torch_shim::causal_attention(
-                &qkv,
-                self.heads,
-                dropout.attention,
-                self.attention_scale,
-            ),
-            Some(past) => self.attend_after(&qkv, past),
-        };
-        self.c_proj.forward(&attended)
-    }
-
-    /// Attention over what came before as well, which `past` keeps: keys and values, (batch, heads,
-    /// time, width of a head) each. One new token sees all of the past; several come only with none.
-    fn attend_after(&self, qkv: &Tensor, past: &mut Option<(Tensor, Tensor)>) -> Tensor {
-        let (batch, time, width) = (qkv.size()[0], qkv.size()[1], qkv.size()[2] / 3);
-        let parts = qkv
-            .view([batch, time, 3, self.heads, width / self.heads])
-            .permute([2, 0, 3, 1, 4]);
-        let (query, mut keys, mut values) = (parts.get(0), parts.get(1), parts.get(2));
-        let causal = past.is_none();
-        if let Some((past_keys, past_values)) = past.take() {
-            keys = Tensor::cat(&[past_keys, keys], 2);
-            values = Tensor::cat(&[past_values, values], 2);
-        }
-        let attended = Tensor::scaled_dot_product_attention::<Tensor>(
-            &query,
-            &keys,
-            &values,
-            None,
-            0.0,
-            causal,
-            self.attention_scale,
-            false,
-        );
-        *past = Some((keys, values));
-        attended.transpose(1, 2).reshape([batch, time, width])
-    }
-}
-
-impl Norm {
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let width = self.weight.size()[0];
-        x.layer_norm(
-            [width],
-            Some(&self.weight),
-            Some(&self.bias),
-            self.eps,
-            true,
-        )
-    }
-}
-
-impl Linear {
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let mut shape = x.size();
-        let (from, to) = (self.weight.size()[0], self.weight.size()[1]);
-        if let Some(last) = shape.last_mut() {
-            *last = to;
-        }
-        torch_shim::conv1d(&x.reshape([-1, from]), &self.weight, &self.bias).view(shape.as_slice())
-    }
-}
-
-/// Makes parameters and keeps the list of them.
-struct Maker {
-    params: Vec<Param>,
-    kind: TorchKind,
-    device: Device,
-}
-
-impl Maker {
-    fn normal(&mut self, name: &str, shape: &[i64], std: f64) -> Tensor {
-        // Drawn on the CPU, so that a seed means the same weights on every device.
-        let mut tensor = Tensor::empty(shape, (self.kind, Device::Cpu));
-        let _ = tensor.normal_(0.0, std);
-        self.keep(name, tensor.to_device(self.device))
-    }
-
-    fn norm(&mut self, name: &str, config: &ModelConfig) -> Norm {
-        let options = (self.kind, self.device);
-        Norm {
-            weight: self.keep(
-                &format!("{name}.weight"),
-                Tensor::ones([config.n_embd], options),
-            ),
-            bias: self.keep(
-                &format!("{name}.bias"),
-                Tensor::zeros([config.n_embd], options),
-            ),
-            eps: config.layer_norm_epsilon,
-        }
-    }
-
-    fn linear(&mut self, name: &str, from: i64, to: i64, std: f64) -> Linear {
-        Linear {
-            weight: self.normal(&format!("{name}.weight"), &[from, to], std),
-            bias: self.keep(
-                &format!("{name}.bias"),
-                Tensor::zeros([to], (self.kind, self.device)),
-            ),
-        }
-    }
-
-    fn keep(&mut self, name: &str, tensor: Tensor) -> Tensor {
-        let tensor = tensor.set_requires_grad(true);
-        self.params.push(Param {
-            name: name.to_owned(),
-            tensor: tensor.shallow_clone(),
-        });
-        tensor
-    }
-}
-
-fn drop_out(x: Tensor, p: f64) -> Tensor {
-    if p > 0.0 { x.dropout(p, true) } else { x }
 }
 
 fn unwrap_input(input: Option<Tensor>) -> Tensor {

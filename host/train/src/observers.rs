@@ -64,7 +64,7 @@ impl Observers {
     }
 
     /// Whether one of them has asked for a roll-back that was not carried out yet.
-    pub(crate) fn ask_to_roll_back(&self) -> bool {
+    pub(crate) fn wants_roll_back(&self) -> bool {
         let mut asked = self.asked.iter();
         asked.any(|asked| asked.request == Request::RollBack)
     }

@@ -9,10 +9,8 @@ use tch::{Kind, Tensor, no_grad_guard};
 
 use crate::config::{Precision, SchedulerType};
 use crate::device::tests::device;
-use crate::model::Gpt2;
-use crate::model_config::ModelSource;
+use crate::model::{Decoder, Dtypes, ModelSource};
 use crate::optimizer::Optimizer;
-use crate::precision::Arithmetic;
 use crate::schedule::Schedule;
 use crate::torch_shim;
 use crate::weights;
@@ -23,7 +21,7 @@ const CONFIGS: [&str; 4] = ["tied", "untied", "odd", "inverse"];
 
 type Golden = HashMap<String, Tensor>;
 
-fn golden(config: &str, precision: Precision) -> (Golden, Gpt2) {
+fn golden(config: &str, precision: Precision) -> (Golden, Decoder) {
     let folder = std::env::var_os("GOLDEN")
         .expect("GOLDEN names the folder that golden.py filled; run: make test-peers");
     let folder = PathBuf::from(folder);
@@ -43,7 +41,7 @@ fn golden(config: &str, precision: Precision) -> (Golden, Gpt2) {
     .expect("golden data");
     let json = folder.join(format!("{config}.json"));
     let source = ModelSource::read(&json.to_string_lossy()).expect("a configuration");
-    let mut model = Gpt2::new(source.config, Arithmetic(precision), device());
+    let mut model = Decoder::new(source.config, Dtypes::of(precision), device());
     let _guard = no_grad_guard();
     for param in &mut model.params {
         param.tensor.copy_(&data[&format!("w0/{}", param.name)]);
@@ -62,7 +60,7 @@ fn l2_error(value: &Tensor, reference: &Tensor) -> f64 {
     (value - reference).norm().double_value(&[]) / reference.norm().double_value(&[])
 }
 
-fn each(check: impl Fn(&str, Precision, &Golden, &Gpt2)) {
+fn each(check: impl Fn(&str, Precision, &Golden, &Decoder)) {
     for config in CONFIGS {
         for precision in [Precision::F32, Precision::F64] {
             let (data, model) = golden(config, precision);

@@ -1,6 +1,6 @@
 use std::f64::consts::PI;
 
-use crate::config::SchedulerType;
+use crate::config::{SchedulerType, TrainConfig};
 
 /// The learning rate over the steps, by the formulas of transformers' `optimization.py`.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +17,19 @@ pub(crate) struct Schedule {
 const POLYNOMIAL_END: f64 = 1e-7;
 
 impl Schedule {
+    /// The schedule that a configuration states.
+    pub(crate) fn of(config: &TrainConfig) -> Self {
+        Self {
+            kind: config.lr_scheduler_type,
+            peak: config.learning_rate,
+            warmup_steps: config.num_warmup_steps,
+            decay_steps: config
+                .num_decay_steps
+                .unwrap_or(config.max_train_steps / 10),
+            total_steps: config.max_train_steps,
+        }
+    }
+
     /// The learning rate of the step after `done` others: warm-up begins at 0.
     pub(crate) fn learning_rate(&self, done: u64) -> f64 {
         if self.kind != SchedulerType::Constant && done < self.warmup_steps {

@@ -7,9 +7,8 @@ use tch::{Device, Kind as TorchKind, Tensor};
 use crate::TrainConfig;
 use crate::config::OnNonfinite;
 use crate::data::Loader;
-use crate::flops;
 use crate::memory;
-use crate::model::Gpt2;
+use crate::model::{Decoder, flops};
 use crate::torch_shim::Readback;
 
 /// Turns what the loop measures into events.
@@ -87,7 +86,7 @@ impl StepLog {
     pub(crate) fn new(
         emitter: Emitter,
         config: &TrainConfig,
-        model: &Gpt2,
+        model: &Decoder,
         loader: &Loader,
     ) -> Self {
         Self {
@@ -96,7 +95,7 @@ impl StepLog {
             on_nonfinite: config.on_nonfinite,
             device: model.device,
             tokens_per_sequence: config.seq_length.unsigned_abs(),
-            flops_per_token: flops::per_token(&model.config, config.seq_length),
+            flops_per_token: flops::per_token(&model.config.shape, config.seq_length),
             peak_flops: flops::device_peak(model.device, config.precision),
             pending: None,
             sequences: loader.cursor().sequences,

@@ -1,5 +1,7 @@
 //! A tiny model trained: on the CPU, or on the device that `TEST_DEVICE` names.
 
+#[path = "training/merged.rs"]
+mod merged;
 #[path = "training/observers.rs"]
 mod observers;
 #[path = "training/requests.rs"]
@@ -8,14 +10,15 @@ mod requests;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use host_core::{
     Control, Draft, Emitter, EventBody, Inbox, Observer, ParamGroup, RequestQueue, Requests, Step,
     StopReason, Supervised,
 };
 use host_train::{
-    Observers, Outcome, Ports, Precision, SchedulerType, Start, TrainConfig, Trainer,
+    BoundaryPorts, CheckpointPorts, Observers, Outcome, Ports, Precision, SchedulerType, Start,
+    TrainConfig, Trainer,
 };
 use parquet::file::writer::SerializedFileWriter;
 
@@ -109,7 +112,10 @@ impl Run {
 }
 
 /// libtorch's random numbers belong to the process: one training at a time.
-static ALONE: Mutex<()> = Mutex::new(());
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn train(config: &TrainConfig, start: &Start, home: &Path, control: &Control) -> Run {
     train_observed(config, start, home, control, Vec::new())
@@ -134,9 +140,7 @@ fn train_asked(
     observers: Vec<Supervised<dyn Observer>>,
     requests: Requests,
 ) -> Run {
-    let _alone = ALONE
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _alone = alone();
     let trainer =
         Trainer::prepare(config, start, &home.join("cache"), &mut |_| ()).expect("prepared");
     let group = |name: &str, weight_decay, decays: bool| ParamGroup {
@@ -156,19 +160,23 @@ fn train_asked(
     let told = complete.clone();
     let outcome = trainer
         .fit(Ports {
-            observers: Observers::new(observers, inbox),
-            requests,
-            generation: 0,
             groups,
             emitter,
-            control: control.clone(),
-            report: Box::new(|_| ()),
-            checkpoints: checkpoints.clone(),
-            await_events: Box::new(|| ()),
-            on_checkpoint: Box::new(move |dir| told.lock().expect("not poisoned").push(dir)),
-            is_needed: Box::new(|_| false),
-            give_up: Box::new(|_| true),
-            put_back: Box::new(|_, _| ()),
+            generation: 0,
+            boundary: BoundaryPorts {
+                control: control.clone(),
+                observers: Observers::new(observers, inbox),
+                requests,
+                put_back: Box::new(|_, _| ()),
+                report: Box::new(|_| ()),
+            },
+            checkpoints: CheckpointPorts {
+                folder: checkpoints.clone(),
+                await_events: Box::new(|| ()),
+                on_checkpoint: Box::new(move |dir| told.lock().expect("not poisoned").push(dir)),
+                is_needed: Box::new(|_| false),
+                give_up: Box::new(|_| true),
+            },
         })
         .expect("trained");
     for dir in complete.lock().expect("not poisoned").iter() {

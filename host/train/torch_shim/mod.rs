@@ -70,7 +70,6 @@ unsafe extern "C" {
     fn shim_backward_with(tensor: *const C_tensor, gradient: *const C_tensor) -> c_int;
     fn shim_rng_state(cuda: bool, index: c_int, state: *mut *mut C_tensor) -> c_int;
     fn shim_set_rng_state(cuda: bool, index: c_int, state: *const C_tensor) -> c_int;
-    safe fn shim_autocast_bf16(cuda: bool, on: bool);
 }
 
 /// AdamW's numbers for a call of [`fused_adamw`].
@@ -224,23 +223,6 @@ pub(crate) fn set_rng_state(device: Device, state: &Tensor) -> Result<()> {
     checked(unsafe { shim_set_rng_state(cuda, index, state.as_ptr()) })
 }
 
-/// Matrix products in bfloat16 while it lives, on this thread.
-#[derive(Debug)]
-pub(crate) struct AutocastBf16(Device);
-
-impl AutocastBf16 {
-    pub(crate) fn new(device: Device) -> Self {
-        shim_autocast_bf16(cuda_index(device).0, true);
-        Self(device)
-    }
-}
-
-impl Drop for AutocastBf16 {
-    fn drop(&mut self) {
-        shim_autocast_bf16(cuda_index(self.0).0, false);
-    }
-}
-
 fn pointers(tensors: &[Tensor]) -> Vec<*const C_tensor> {
     tensors.iter().map(Tensor::as_ptr).collect()
 }
@@ -346,17 +328,12 @@ mod tests {
     }
 
     #[test]
-    fn bfloat16_is_used_where_it_is_asked_for() {
+    fn the_head_computes_in_bfloat16_where_it_is_asked_to() {
         let options = (TorchKind::Float, device());
         let (a, b) = (
             Tensor::randn([8, 8], options),
             Tensor::randn([8, 8], options),
         );
-        let guard = AutocastBf16::new(device());
-        assert_eq!(a.matmul(&b).kind(), TorchKind::BFloat16);
-        assert_eq!(conv1d(&a, &b, &a.select(0, 0)).kind(), TorchKind::BFloat16);
-        drop(guard);
-        assert_eq!(a.matmul(&b).kind(), TorchKind::Float);
         let labels = Tensor::zeros([8], (TorchKind::Int64, device()));
         let loss = |bf16| {
             linear_cross_entropy(&a, &b, &labels, 8, 1.0, bf16)

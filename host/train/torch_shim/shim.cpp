@@ -14,7 +14,7 @@
 #include <ATen/Context.h>
 #include <ATen/Functions.h>
 #include <ATen/TensorIterator.h>
-#include <ATen/autocast_mode.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Generator.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -47,8 +47,7 @@ std::vector<at::Tensor> gradients(at::Tensor *const *params, size_t n) {
 // does not use the wide vectors of processors that are not Intel's: there oneDNN is twice as fast;
 // with AVX2 alone, the two are equal.
 bool one_dnn_multiplies(const at::Tensor &x) {
-	return x.is_cpu() && x.scalar_type() == at::kFloat && at::globalContext().userEnabledMkldnn() &&
-	       !at::autocast::is_autocast_enabled(at::kCPU);
+	return x.is_cpu() && x.scalar_type() == at::kFloat && at::globalContext().userEnabledMkldnn();
 }
 
 // oneDNN's `x @ weight^T + bias` over matrices; it has no graph.
@@ -340,16 +339,6 @@ int shim_set_rng_state(bool cuda, int index, at::Tensor *state) {
 		std::lock_guard<std::mutex> lock(gen.mutex());
 		gen.set_state(*state);
 	});
-}
-
-// Matrix products in bfloat16 from here on, on this thread; tch's own switch knows CUDA only.
-void shim_autocast_bf16(bool cuda, bool on) {
-	auto device = cuda ? at::kCUDA : at::kCPU;
-	at::autocast::set_autocast_enabled(device, on);
-	at::autocast::set_autocast_dtype(device, at::kBFloat16);
-	at::autocast::set_autocast_cache_enabled(on);
-	if (!on)
-		at::autocast::clear_cache();
 }
 
 } // extern "C"

@@ -11,6 +11,7 @@ use super::corpus::Source;
 use super::left_out::LeftOut;
 use super::packed::{Packed, Packer, Position};
 use super::{below, random};
+use crate::collective::Share;
 
 /// Sequences that wait between the packing thread and the loop.
 const AHEAD: usize = 256;
@@ -93,13 +94,14 @@ impl Loader {
         cursor.position.clone()
     }
 
-    /// The next `n` sequences, each drawn at random from the buffer.
+    /// The next `n` sequences of this share, each drawn at random from the buffer. The others' are drawn as
+    /// well, so that one cursor describes the place of all.
     ///
     /// The buffer grows to its capacity while training runs, by two sequences for each that is
     /// drawn, so that the first batch need not wait for all of it.
-    pub(crate) fn next(&mut self, n: usize) -> Result<Vec<Box<[u32]>>> {
+    pub(crate) fn next(&mut self, n: usize, share: Share) -> Result<Vec<Box<[u32]>>> {
         let mut batch = Vec::with_capacity(n);
-        for _ in 0..n {
+        for piece in 0..n * share.of {
             let wanted = (self.capacity / 16)
                 .max(self.buffer.len() + 2)
                 .min(self.capacity);
@@ -109,9 +111,12 @@ impl Loader {
                 self.buffer.push(packed.tokens);
             }
             let drawn = below(&mut self.random, self.buffer.len());
-            batch.push(self.buffer.swap_remove(drawn));
+            let sequence = self.buffer.swap_remove(drawn);
+            if share.has(piece) {
+                batch.push(sequence);
+            }
         }
-        self.cursor.sequences += n as u64;
+        self.cursor.sequences += (n * share.of) as u64;
         self.cursor.random = self.random.get_word_pos() as u64;
         Ok(batch)
     }

@@ -11,6 +11,7 @@ use super::packed::Packed;
 use super::parquet_rows::tests::parquet;
 use super::*;
 use crate::TrainConfig;
+use crate::collective::Share;
 use crate::tokenizer::Tokenizer;
 
 const SEQ_LENGTH: usize = 16;
@@ -142,6 +143,32 @@ fn take(packer: &mut Packer, n: usize) -> Vec<Packed> {
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
+}
+
+#[test]
+fn the_shares_of_a_batch_are_the_whole_and_have_one_cursor() {
+    let folder = folder();
+    write(folder.path(), "text");
+    let data = open(folder.path(), 1, |_| ());
+    let loader = || {
+        let packer = data.endless(Position::default());
+        Loader::new(packer, 32, 1, None).expect("started")
+    };
+    let mut whole = loader();
+    let mut ranks = [0, 1, 2].map(|rank| (loader(), Share { rank, of: 3 }));
+    for _ in 0..20 {
+        let all = whole.next(6, Share::WHOLE).expect("a batch");
+        let parts = ranks.each_mut().map(|(loader, share)| {
+            let part = loader.next(2, *share).expect("a batch");
+            (part, loader.cursor())
+        });
+        for (piece, sequence) in all.iter().enumerate() {
+            assert_eq!(sequence, &parts[piece % 3].0[piece / 3]);
+        }
+        for (_, cursor) in parts {
+            assert_eq!(cursor, whole.cursor());
+        }
+    }
 }
 
 #[test]

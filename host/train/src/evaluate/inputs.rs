@@ -5,7 +5,8 @@ use host_core::{Device, Dtype, Need, TensorView};
 use tch::{Kind as TorchKind, Tensor};
 
 use super::ByteTable;
-use crate::model::Gpt2;
+use crate::data::Batch;
+use crate::model::Decoder;
 
 /// What can be known of one batch. Beyond the loss, an input is computed when a metric first asks
 /// for it, and once however many ask; the same holds for its copy to the CPU.
@@ -32,12 +33,13 @@ pub(super) struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    /// Runs the model over (batch, sequence) tokens.
-    pub(super) fn new(model: &Gpt2, tokens: &Tensor, byte_lengths: &'a ByteTable) -> Self {
+    /// Runs the model over a batch.
+    pub(super) fn new(model: &Decoder, batch: &Batch, byte_lengths: &'a ByteTable) -> Self {
+        let tokens = &batch.tokens;
         let logits = model.logits(tokens);
         let labels = tokens.narrow(1, 1, tokens.size()[1] - 1);
         let nll = logits
-            .view([-1, model.config.vocab_size])
+            .view([-1, model.config.shape.vocab_size])
             .cross_entropy_loss::<Tensor>(
                 &labels.reshape([-1]),
                 None,
@@ -48,7 +50,7 @@ impl<'a> Inputs<'a> {
             .view_as(&labels);
         Self {
             loss_sum: nll.sum(TorchKind::Double),
-            token_count: labels.numel() as i64,
+            token_count: batch.counted(),
             logits,
             labels,
             nll,

@@ -6,7 +6,7 @@ use tch::Device;
 use super::estimate::Estimate;
 use super::room::{self, Room};
 use crate::config::TrainConfig;
-use crate::model_config::{ModelConfig, PRESETS};
+use crate::model::{ModelConfig, Shape};
 
 /// The estimate is within this of what is measured, so a training is refused only beyond it.
 const ACCURACY: f64 = 0.85;
@@ -34,7 +34,7 @@ struct Place {
 ///
 /// # Errors
 /// It cannot fit. The hint names changes with which it does.
-pub(crate) fn check(config: &TrainConfig, model: &ModelConfig, device: Device) -> Result<Need> {
+pub(crate) fn check(config: &TrainConfig, model: &Shape, device: Device) -> Result<Need> {
     let mut places = Vec::new();
     if let (Device::Cuda(index), Some(room)) = (device, Room::of_device(device)) {
         let name = format!("memory on cuda:{index}");
@@ -65,14 +65,9 @@ pub(crate) fn check(config: &TrainConfig, model: &ModelConfig, device: Device) -
     judge(&places, config, model, device)
 }
 
-fn judge(
-    places: &[Place],
-    config: &TrainConfig,
-    model: &ModelConfig,
-    device: Device,
-) -> Result<Need> {
+fn judge(places: &[Place], config: &TrainConfig, model: &Shape, device: Device) -> Result<Need> {
     let estimate = Estimate::of(config, model, device);
-    let fits = |config: &TrainConfig, model: &ModelConfig| {
+    let fits = |config: &TrainConfig, model: &Shape| {
         let estimate = Estimate::of(config, model, device);
         places
             .iter()
@@ -108,8 +103,8 @@ fn judge(
 /// model.
 fn changes(
     config: &TrainConfig,
-    model: &ModelConfig,
-    fits: &dyn Fn(&TrainConfig, &ModelConfig) -> bool,
+    model: &Shape,
+    fits: &dyn Fn(&TrainConfig, &Shape) -> bool,
 ) -> String {
     let mut ways = Vec::new();
     let checkpointing = TrainConfig {
@@ -170,9 +165,11 @@ fn changes(
             );
         }
         // The largest first.
-        for name in PRESETS.iter().rev().map(|preset| preset.0) {
-            let preset = ModelConfig::preset(name).unwrap_or_default();
-            let length = config.seq_length.min(preset.n_positions);
+        for name in ModelConfig::presets().rev() {
+            let Some(ModelConfig { shape: preset, .. }) = ModelConfig::preset(name) else {
+                continue;
+            };
+            let length = config.seq_length.min(preset.positions);
             let with = TrainConfig {
                 seq_length: length,
                 ..config.clone()
@@ -227,7 +224,7 @@ mod tests {
         };
         change(&mut config);
         let model = ModelConfig::preset(&config.model).expect("a preset");
-        judge(&[main_memory(free)], &config, &model, Device::Cpu)
+        judge(&[main_memory(free)], &config, &model.shape, Device::Cpu)
     }
 
     #[test]
@@ -273,7 +270,7 @@ mod tests {
             ..TrainConfig::default()
         };
         let model = ModelConfig::preset("gpt2").expect("a preset");
-        let need = Estimate::of(&config, &model, Device::Cpu).in_main(Device::Cpu);
+        let need = Estimate::of(&config, &model.shape, Device::Cpu).in_main(Device::Cpu);
         assert!(judged(need, |_| ()).expect("just fits").warning.is_none());
         let warning = judged(need - need / 10, |_| ()).expect("may fit").warning;
         assert!(warning.expect("a warning").contains("; it fits with "));

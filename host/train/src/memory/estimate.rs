@@ -1,9 +1,9 @@
 //! What a training will take of the memory, before it takes it.
 
-use tch::Device;
+use tch::{Device, Kind};
 
-use crate::config::{Precision, TrainConfig};
-use crate::model_config::ModelConfig;
+use crate::config::TrainConfig;
+use crate::model::{Dtypes, Shape};
 
 /// Bytes of a training at its peak, by what holds them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -28,20 +28,20 @@ const PROCESS: u64 = 45 << 20;
 
 impl Estimate {
     /// What `config` takes to train `model` on `device`.
-    pub(crate) fn of(config: &TrainConfig, model: &ModelConfig, device: Device) -> Self {
-        let shape = Shape::of(config, model, device);
-        let params = shape.params;
-        let weights = params * shape.weight_bytes;
-        let kept = shape.kept();
-        let head_gradients = 2.0 * shape.head_weight();
+    pub(crate) fn of(config: &TrainConfig, model: &Shape, device: Device) -> Self {
+        let sizes = Sizes::of(config, model, device);
+        let params = sizes.params;
+        let weights = params * sizes.weight_bytes;
+        let kept = sizes.kept();
+        let head_gradients = 2.0 * sizes.head_weight();
         // With one micro-batch to a step the gradients come into being while the activations go.
         let accumulates = config.gradient_accumulation_steps > 1;
         let before_backward = if accumulates { weights } else { 0.0 };
-        let at_head = before_backward + kept + shape.head(head_gradients);
+        let at_head = before_backward + kept + sizes.head(head_gradients);
         let at_last_block =
-            before_backward.max(weights / shape.layers) + kept + shape.block_backward();
-        let at_end = weights + shape.head_weight();
-        let evaluation = shape.evaluation();
+            before_backward.max(weights / sizes.layers) + kept + sizes.block_backward();
+        let at_end = weights + sizes.head_weight();
+        let evaluation = sizes.evaluation();
         let peak = [at_head, at_last_block, at_end, evaluation];
         let peak = peak.into_iter().fold(0.0, f64::max);
         Self {
@@ -50,7 +50,7 @@ impl Estimate {
             optimizer: bytes(2.0 * weights),
             snapshot: bytes(3.0 * weights),
             activations: bytes((peak - weights).max(0.0) * FRAGMENTATION),
-            data: bytes(3.0 * 4.0 * shape.length * config.shuffle_buffer as f64),
+            data: bytes(3.0 * 4.0 * sizes.length * config.shuffle_buffer as f64),
         }
     }
 
@@ -71,7 +71,7 @@ impl Estimate {
 }
 
 /// The sizes that count, as factors.
-struct Shape {
+struct Sizes {
     layers: f64,
     width: f64,
     inner: f64,
@@ -93,30 +93,27 @@ struct Shape {
     logits: f64,
 }
 
-impl Shape {
-    fn of(config: &TrainConfig, model: &ModelConfig, device: Device) -> Self {
+impl Sizes {
+    fn of(config: &TrainConfig, model: &Shape, device: Device) -> Self {
         let float = |number: i64| number.max(0) as f64;
-        let (weight_bytes, product_bytes) = match config.precision {
-            Precision::F32 => (4.0, 4.0),
-            Precision::F64 => (8.0, 8.0),
-            Precision::Bf16 => (4.0, 2.0),
-        };
+        let dtypes = Dtypes::of(config.precision);
+        let bytes = |kind: Kind| kind.elt_size_in_bytes() as f64;
         Self {
-            layers: float(model.n_layer).max(1.0),
-            width: float(model.n_embd),
-            inner: float(model.inner()),
-            heads: float(model.n_head),
+            layers: float(model.layers).max(1.0),
+            width: float(model.width),
+            inner: float(model.inner),
+            heads: float(model.heads),
             vocabulary: float(model.vocab_size),
             params: float(model.parameters()),
             batch: float(config.train_batch_size),
             eval_batch: float(config.valid_batch_size),
             length: float(config.seq_length),
             checkpointing: config.gradient_checkpointing,
-            weight_bytes,
-            product_bytes,
+            weight_bytes: bytes(dtypes.param),
+            product_bytes: bytes(dtypes.compute),
             // libtorch's own attention on the CPU leaves its fast path for dropout.
-            has_scores: !device.is_cuda() && model.attn_pdrop > 0.0,
-            has_dropout: model.resid_pdrop > 0.0,
+            has_scores: !device.is_cuda() && model.dropout.attention > 0.0,
+            has_dropout: model.dropout.residual > 0.0,
             logits: crate::model::logits_at_once(device) as f64,
         }
     }
@@ -158,7 +155,7 @@ impl Shape {
     fn kept(&self) -> f64 {
         let tokens = self.batch * self.length;
         let stream = tokens * self.width * self.weight_bytes;
-        // Under autocast the weights stand a second time, as the products read them.
+        // In mixed precision the weights stand a second time, as the products read them.
         let casts = if self.product_bytes < self.weight_bytes {
             self.params * self.product_bytes
         } else {

@@ -2,30 +2,27 @@
 
 use std::time::Instant;
 
-use tch::{Device, Kind, Tensor, no_grad_guard};
+use tch::{Device, Tensor, no_grad_guard};
 
+use super::Dtypes;
+use super::config::Shape;
 use crate::config::Precision;
-use crate::model_config::ModelConfig;
 
 /// Operations of a training step for each token, as PaLM counts them (arXiv 2204.02311, appendix B):
 /// 6 for each weight of a matrix product, 12 layers width sequence for attention. What gradient
 /// checkpointing computes again does not count.
-pub(crate) fn per_token(config: &ModelConfig, seq_length: i64) -> f64 {
-    let width = config.n_embd as f64;
-    let block = 4.0 * width * width + 2.0 * width * config.inner() as f64;
-    let weights = config.n_layer as f64 * block + width * config.vocab_size as f64;
-    6.0 * weights + 12.0 * config.n_layer as f64 * width * seq_length as f64
+pub(crate) fn per_token(shape: &Shape, seq_length: i64) -> f64 {
+    let (width, layers) = (shape.width as f64, shape.layers as f64);
+    let block = 4.0 * width * width + 2.0 * width * shape.inner as f64;
+    let weights = layers * block + width * shape.vocab_size as f64;
+    6.0 * weights + 12.0 * layers * width * seq_length as f64
 }
 
 /// Operations a second of a large matrix product on this device, in the training's arithmetic: the
 /// best of a few. Takes a few hundredths of a second.
 pub(crate) fn device_peak(device: Device, precision: Precision) -> f64 {
     let _guard = no_grad_guard();
-    let kind = match precision {
-        Precision::F32 => Kind::Float,
-        Precision::F64 => Kind::Double,
-        Precision::Bf16 => Kind::BFloat16,
-    };
+    let kind = Dtypes::of(precision).compute;
     let n = match (device.is_cuda(), precision) {
         (false, _) => 1024,
         // Many devices are slow at it.
@@ -50,10 +47,10 @@ mod tests {
     #[test]
     fn gpt2_needs_what_it_is_known_to_need() {
         // 123.6 M weights in products (wpe is none), and attention over 1024 positions.
-        let gpt2 = ModelConfig::default();
+        let gpt2 = crate::model::ModelConfig::preset("gpt2").expect("a preset");
         let expected =
             6.0 * (12.0 * 12.0 * 768.0 * 768.0 + 768.0 * 50_257.0) + 12.0 * 12.0 * 768.0 * 1024.0;
-        assert_eq!(per_token(&gpt2, 1024), expected);
+        assert_eq!(per_token(&gpt2.shape, 1024), expected);
     }
 
     #[test]

@@ -1,0 +1,150 @@
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use host_core::{Error, Kind, Result};
+use tch::Tensor;
+
+use super::setup::check as check_unchanged;
+use super::trainer_state::{FORMAT, TrainerState};
+use super::{OBSERVER, verify};
+use crate::boundary::BoundaryState;
+use crate::config::TrainConfig;
+use crate::data::Source;
+use crate::regular_file::{self, SMALL};
+use crate::weights;
+
+/// Bytes of an observer's state at most, far more than a plugin may give.
+const OBSERVER_BYTES: u64 = 1 << 30;
+
+/// A checkpoint that was read back, but for the model.
+pub(crate) struct Stored {
+    pub(crate) state: TrainerState,
+    pub(crate) optimizer: HashMap<String, Tensor>,
+    pub(crate) random: HashMap<String, Tensor>,
+    pub(crate) buffer: Vec<Box<[u32]>>,
+    /// The observers' states by label.
+    pub(crate) observers: BTreeMap<String, Vec<u8>>,
+}
+
+impl Stored {
+    /// Reads what a checkpoint holds besides the model.
+    ///
+    /// # Errors
+    /// A folder that is no checkpoint of ours, or a file that is not what the manifest says.
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
+        verify(folder)?;
+        let trainer = folder.join("trainer");
+        let file = trainer.join("state.json");
+        let text = regular_file::read(&file, SMALL)
+            .map_err(|error| Error::io("read the checkpoint", &file, &error))?;
+        let state: TrainerState = serde_json::from_slice(&text).map_err(|error| {
+            Error::new(
+                Kind::Config,
+                format!(
+                    "the checkpoint's state cannot be used: {error}: {}",
+                    file.display()
+                ),
+            )
+            .hint("use another copy of it, or an older checkpoint")
+        })?;
+        if state.format != FORMAT {
+            return Err(Error::new(
+                Kind::Config,
+                format!(
+                    "the checkpoint's state has format {}, and this host reads {FORMAT}: {}",
+                    state.format,
+                    file.display()
+                ),
+            )
+            .hint("resume with the version of the host that wrote it"));
+        }
+        let tensors = |name: &str| {
+            let mut all = HashMap::new();
+            weights::read_file(&trainer.join(name), &mut |name, tensor| {
+                all.insert(name.to_owned(), tensor);
+                Ok(())
+            })?;
+            Ok::<_, Error>(all)
+        };
+        Ok(Self {
+            state,
+            optimizer: tensors("optimizer.safetensors")?,
+            random: tensors("random.safetensors")?,
+            buffer: weights::read_u32_rows(&trainer.join("data.safetensors"))?,
+            observers: read_observers(&trainer)?,
+        })
+    }
+
+    /// What the boundary kept, which is no longer in this then.
+    pub(crate) fn take_boundary(&mut self) -> BoundaryState {
+        BoundaryState {
+            learning_rate_factor: self.state.learning_rate_factor,
+            observers: std::mem::take(&mut self.observers),
+            asked: std::mem::take(&mut self.state.asked),
+        }
+    }
+
+    /// Compares the settings that the state depends on.
+    ///
+    /// # Errors
+    /// The first that cannot change at a resume.
+    pub(crate) fn check_setup(&self, folder: &Path, config: &TrainConfig) -> Result<()> {
+        if let Some(setup) = &self.state.setup {
+            setup.check(config, folder)?;
+        }
+        match self.buffer.first().map(|sequence| sequence.len() as i64) {
+            Some(length) => check_unchanged(folder, "seq_length", length, config.seq_length),
+            None => Ok(()),
+        }
+    }
+
+    /// Looks whether a training with these settings, this data and this many rows of the vocabulary can begin
+    /// at this state. A state that was written here always can, if nothing has changed.
+    ///
+    /// # Errors
+    /// The first setting that cannot change, or a state that no training has.
+    pub(crate) fn check(&self, folder: &Path, sources: &[Source], rows: i64) -> Result<()> {
+        let factor = self.state.learning_rate_factor;
+        let fault = if !self.state.data.fits(sources) {
+            "its place in the data is not in this data"
+        } else if self
+            .buffer
+            .iter()
+            .flatten()
+            .any(|&id| i64::from(id) >= rows)
+        {
+            "a token in its buffer is not in the vocabulary"
+        } else if !(factor.is_finite() && factor >= 0.0) {
+            "its learning rate factor is negative"
+        } else if self.state.step.0 > LAST_STEP {
+            "its step is too high"
+        } else {
+            return Ok(());
+        };
+        let file = folder.join("trainer/state.json");
+        let message = format!(
+            "the checkpoint's state cannot be used: {fault}: {}",
+            file.display()
+        );
+        Err(Error::new(Kind::Config, message)
+            .hint("use another copy of it, or an older checkpoint"))
+    }
+}
+
+/// More steps than anybody trains: sums with them fit into 64 bits.
+const LAST_STEP: u64 = 1 << 48;
+
+fn read_observers(trainer: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    let io = |error: io::Error| Error::io("read the checkpoint", trainer, &error);
+    let mut states = BTreeMap::new();
+    for entry in fs::read_dir(trainer).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        if let Some(label) = entry.file_name().to_string_lossy().strip_prefix(OBSERVER) {
+            let state = regular_file::read(&entry.path(), OBSERVER_BYTES).map_err(io)?;
+            states.insert(label.to_owned(), state);
+        }
+    }
+    Ok(states)
+}

@@ -1,0 +1,168 @@
+//! From a configuration to a training that is ready, in named steps.
+
+mod origin;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use host_core::{Result, Step};
+
+use self::origin::Origin;
+use crate::collective::Collective;
+use crate::data::{Corpus, Cursor, Fingerprint, Loader, Packer, Position, Validation, Workers};
+use crate::device;
+use crate::evaluate::{ByteTable, Evaluation};
+use crate::memory;
+use crate::model::{Decoder, Dtypes};
+use crate::random::RandomState;
+use crate::schedule::Schedule;
+use crate::tokenizer::Tokenizer;
+use crate::torch_shim;
+use crate::trainer::Trainer;
+use crate::{SchedulerType, TrainConfig};
+
+/// Where a training begins.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// At step 0, with the weights of `model` if it has some, else with new ones.
+    Fresh,
+    /// At the checkpoint in this folder, exactly.
+    From(PathBuf),
+}
+
+impl Trainer {
+    /// Reads the configuration, finds the data, trains or loads the tokenizer, builds the model.
+    /// `cache` is a folder for what is worth keeping between runs. `say` is told what takes long,
+    /// in half a sentence.
+    ///
+    /// # Errors
+    /// Anything in the configuration or the data that would fail later.
+    pub fn prepare(
+        config: &TrainConfig,
+        start: &Start,
+        cache: &Path,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Self> {
+        let threads = set_up_libtorch(config);
+        let device = device::parse(&config.device)?;
+        let mut origin = Origin::read(config, start)?;
+        let corpus = Corpus::find(config)?;
+        let tokenizer = origin.tokenizer(config, &corpus, cache, say)?;
+        let mut warnings = corpus.notices.clone();
+        warnings.extend(tokenizer.warning().map(str::to_owned));
+        let (model_config, news) = origin.model_config(config, &corpus, &tokenizer)?;
+        warnings.extend(news);
+        let fingerprint = Fingerprint::of(&corpus);
+        origin.check_unchanged(config, &corpus, &fingerprint, &model_config)?;
+        warnings.extend(only_warms_up(config, origin.step()));
+        let memory = memory::check(config, &model_config.shape, device)?;
+        warnings.extend(memory.warning);
+
+        let random = RandomState::seed(config.seed, device);
+        let dtypes = Dtypes::of(config.precision);
+        let model = origin.model(model_config, dtypes, device)?;
+        let tokenizer = Arc::new(tokenizer.splitting_special_tokens(config.split_special_tokens));
+        let data_workers = config.data_workers.unwrap_or_else(Workers::default_count);
+        let workers = Arc::new(Workers::start(&tokenizer, data_workers)?);
+        let validation = read_validation(config, &corpus, &workers)?;
+        let loader = start_loader(config, &corpus, &workers, origin.take_cursor())?;
+        let byte_lengths = tokenizer.byte_lengths(model.config.shape.vocab_size);
+        let batch_size = usize::try_from(config.valid_batch_size).unwrap_or(1);
+        Ok(Self {
+            evaluation: Evaluation::new(
+                validation,
+                batch_size,
+                ByteTable::new(&byte_lengths, device),
+            ),
+            schedule: Schedule::of(config),
+            step: origin.step(),
+            params: model.param_infos(),
+            checkpoint_files: checkpoint_files(&tokenizer, &model, dtypes),
+            config: config.clone(),
+            files: corpus.train_files(),
+            memory: memory.summary,
+            stored: origin.into_stored(),
+            collective: Collective::alone(),
+            loader,
+            model,
+            fingerprint,
+            random,
+            workers,
+            warnings,
+            threads,
+            data_workers,
+        })
+    }
+}
+
+/// Sets what libtorch has one of in a process. Returns the threads of its operations.
+fn set_up_libtorch(config: &TrainConfig) -> usize {
+    torch_shim::keep_memory();
+    torch_shim::set_deterministic(config.deterministic);
+    let cores = || thread::available_parallelism().map_or(1, usize::from);
+    let threads = config.threads.unwrap_or_else(cores);
+    tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
+    threads
+}
+
+/// The sequences to evaluate on: all, or as many as `max_eval_steps` batches have.
+fn read_validation(
+    config: &TrainConfig,
+    corpus: &Corpus,
+    workers: &Arc<Workers>,
+) -> Result<Validation> {
+    let size = |number: i64| usize::try_from(number).unwrap_or(1);
+    let steps = usize::try_from(config.max_eval_steps).ok();
+    let limit = steps
+        .filter(|&steps| steps > 0)
+        .map(|steps| steps * size(config.valid_batch_size));
+    Validation::read(
+        corpus.valid.clone(),
+        workers,
+        size(config.seq_length),
+        limit,
+    )
+}
+
+/// The training data from the beginning, or from a checkpoint's place and shuffle buffer.
+fn start_loader(
+    config: &TrainConfig,
+    corpus: &Corpus,
+    workers: &Arc<Workers>,
+    resume: Option<(Cursor, Vec<Box<[u32]>>)>,
+) -> Result<Loader> {
+    let position = resume
+        .as_ref()
+        .map_or_else(Position::default, |(cursor, _)| Loader::position(cursor));
+    let seq_length = usize::try_from(config.seq_length).unwrap_or(0);
+    let packer = Packer::endless(&corpus.train, workers, seq_length, config.seed, position);
+    Loader::new(packer, config.shuffle_buffer, config.seed, resume)
+}
+
+/// The files of a checkpoint that stay the same: tokenizer, `config.json`, `generation_config.json`.
+fn checkpoint_files(
+    tokenizer: &Tokenizer,
+    model: &Decoder,
+    dtypes: Dtypes,
+) -> Vec<(&'static str, String)> {
+    let end_of_text = i64::from(tokenizer.end_of_text());
+    let model = model.config.to_json(end_of_text, dtypes.name());
+    let generation =
+        serde_json::json!({ "bos_token_id": end_of_text, "eos_token_id": end_of_text });
+    let mut files = tokenizer.files().to_vec();
+    files.push(("config.json", format!("{model:#}\n")));
+    files.push(("generation_config.json", format!("{generation:#}\n")));
+    files
+}
+
+/// What to warn of where the learning rate comes to its peak after the last step.
+fn only_warms_up(config: &TrainConfig, begin: Step) -> Option<String> {
+    let (warmup, last) = (config.num_warmup_steps, config.max_train_steps);
+    let warms_up = config.lr_scheduler_type != SchedulerType::Constant;
+    (warms_up && begin.0 < last && warmup > 0 && warmup >= last).then(|| {
+        format!(
+            "the learning rate only rises and never comes to its peak: num_warmup_steps is {warmup}, max_train_steps {last}"
+        )
+    })
+}

@@ -1,0 +1,209 @@
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::Scope;
+
+use host_core::{EventBody, MetricValue, Result, Step, StopReason};
+
+use crate::boundary::{Boundary, BoundaryState};
+use crate::checkpoint::{self, CheckpointWriter, Layout, Setup, Stored};
+use crate::collective::Collective;
+use crate::evaluate::Evaluation;
+use crate::optimizer::Optimizer;
+use crate::ports::{Outcome, Ports};
+use crate::skipped_data::SkippedData;
+use crate::state::State;
+use crate::step_log::StepLog;
+use crate::trainer::Trainer;
+
+/// The loop's side of a training: its state, and what it does with it beside a step: log, evaluate, save,
+/// roll back.
+pub(crate) struct Training<'scope> {
+    pub(crate) state: State,
+    pub(crate) log: StepLog,
+    evaluation: Evaluation,
+    writer: CheckpointWriter<'scope>,
+    /// The step of the last checkpoint, or the one that the training began at.
+    saved: Step,
+    /// The folder of the checkpoints.
+    checkpoints: PathBuf,
+    /// How often the run was resumed.
+    generation: u32,
+    skipped_data: Arc<SkippedData>,
+    collective: Collective,
+}
+
+impl<'scope> Training<'scope> {
+    /// A training before its first step, and the boundary that decides on it. The checkpoint writer's
+    /// thread ends with the training.
+    ///
+    /// # Errors
+    /// The checkpoint that it resumes from cannot be taken over, or the thread cannot be started.
+    pub(crate) fn begin<'env>(
+        trainer: Trainer,
+        ports: Ports<'env>,
+        scope: &'scope Scope<'scope, 'env>,
+    ) -> Result<(Self, Boundary<'env>)> {
+        trainer.announce(&ports.emitter)?;
+        let config = trainer.config;
+        let emitter = ports.emitter.clone();
+        let skipped = SkippedData::new(trainer.loader.left_out().clone(), emitter.clone());
+        let skipped_data = Arc::new(skipped);
+        let log = StepLog::new(emitter.clone(), &config, &trainer.model, &trainer.loader);
+        let mut state = State {
+            step: trainer.step,
+            optimizer: Optimizer::new(&trainer.model.params, &ports.groups),
+            model: trainer.model,
+            loader: trainer.loader,
+            random: trainer.random,
+            fingerprint: trainer.fingerprint,
+            setup: Setup::of(&config),
+        };
+        let collective = trainer.collective;
+        let mut boundary = Boundary::new(&config, collective, emitter.clone(), ports.boundary);
+        if let Some(mut stored) = trainer.stored {
+            boundary.import(state.step, stored.take_boundary())?;
+            state.restore(stored)?;
+        }
+        let layout = Layout {
+            folder: ports.checkpoints.folder.clone(),
+            files: trainer.checkpoint_files,
+            keep: config.keep_checkpoints,
+            stuck: BTreeSet::new(),
+        };
+        let folder = ports.checkpoints.folder.clone();
+        let checkpoints = skipped_data.report_with(ports.checkpoints);
+        let writer = CheckpointWriter::spawn(scope, layout, emitter, checkpoints, state.view()?)?;
+        let mut training = Self {
+            saved: state.step,
+            state,
+            log,
+            evaluation: trainer.evaluation,
+            writer,
+            checkpoints: folder,
+            generation: ports.generation,
+            skipped_data,
+            collective,
+        };
+        if config.eval_on_start && training.state.step == Step(0) {
+            training.evaluate(&mut boundary)?;
+        }
+        training.log.begin();
+        Ok((training, boundary))
+    }
+
+    /// Evaluates the model and logs the scores.
+    ///
+    /// # Errors
+    /// As [`Evaluation::evaluate`].
+    pub(crate) fn evaluate(&mut self, boundary: &mut Boundary<'_>) -> Result<Vec<MetricValue>> {
+        let step = self.state.step;
+        self.log.begin();
+        let scores = self.evaluation.evaluate(
+            &self.state.model,
+            step,
+            self.collective,
+            (&boundary.emitter, &boundary.control),
+        )?;
+        (boundary.put_back)(step, true);
+        self.log.evaluated(step, &scores);
+        Ok(scores)
+    }
+
+    /// Evaluates, and saves a checkpoint unless an observer wants the step rolled back.
+    ///
+    /// # Errors
+    /// The last loss was not finite, or there can be no checkpoint.
+    pub(crate) fn evaluate_and_save(&mut self, boundary: &mut Boundary<'_>) -> Result<()> {
+        self.log.flush()?;
+        let scores = self.evaluate(boundary)?;
+        boundary.observe(self.state.step);
+        if boundary.observers.wants_roll_back() {
+            return Ok(());
+        }
+        self.save(scores, boundary)
+    }
+
+    /// Saves a checkpoint, unless this step's exists or is being written.
+    ///
+    /// # Errors
+    /// As [`Training::evaluate_and_save`].
+    pub(crate) fn save_once(&mut self, boundary: &mut Boundary<'_>) -> Result<()> {
+        if self.state.step == self.saved && self.saved > Step(0) {
+            return Ok(());
+        }
+        self.log.flush()?;
+        self.save(Vec::new(), boundary)
+    }
+
+    fn save(&mut self, scores: Vec<MetricValue>, boundary: &mut Boundary<'_>) -> Result<()> {
+        let step = self.state.step;
+        let BoundaryState {
+            learning_rate_factor,
+            observers,
+            asked,
+        } = boundary.export(step);
+        if !self.collective.is_lead() {
+            // The lead writes for all.
+            self.saved = step;
+            return Ok(());
+        }
+        let mut view = self.state.view()?;
+        view.state.learning_rate_factor = learning_rate_factor;
+        view.state.asked = asked;
+        view.observers = observers;
+        view.metrics = scores;
+        let (waited, copied) = self.writer.save(view)?;
+        self.log.saved(step, waited, copied);
+        self.saved = step;
+        Ok(())
+    }
+
+    /// Restores weights, optimizer and random numbers of the last complete checkpoint. The data continues
+    /// where it is, so that the batches that led here do not come again.
+    ///
+    /// # Errors
+    /// The last loss was not finite, or the checkpoint cannot be read.
+    pub(crate) fn roll_back(&mut self, boundary: &Boundary<'_>) -> Result<()> {
+        self.log.flush()?;
+        self.writer.settle()?;
+        let step = self.state.step;
+        let Some((back, folder)) = checkpoint::newest(&self.checkpoints, step) else {
+            let message = "there is no checkpoint to go back to; training continues".to_owned();
+            boundary.emitter.emit(step, EventBody::Warning { message });
+            return Ok(());
+        };
+        let stored = Stored::read(&folder)?;
+        self.state.model.load(&folder)?;
+        self.state.restore(stored)?;
+        self.state.step = back;
+        let superseded = EventBody::Superseded {
+            from_step: back,
+            generation: self.generation,
+        };
+        boundary.emitter.emit(back, superseded);
+        self.log.begin();
+        Ok(())
+    }
+
+    /// Saves the last checkpoint and waits until it is written. A training that a signal ended is not
+    /// evaluated again, because somebody waits for its end.
+    ///
+    /// # Errors
+    /// The last loss was not finite, or the checkpoint was not written.
+    pub(crate) fn finish(mut self, mut boundary: Boundary<'_>) -> Result<Outcome> {
+        self.log.flush()?;
+        let reason = boundary.end();
+        let step = self.state.step;
+        if step != self.saved {
+            let scores = match reason {
+                StopReason::Completed | StopReason::Requested => self.evaluate(&mut boundary)?,
+                _ => Vec::new(),
+            };
+            self.save(scores, &mut boundary)?;
+        }
+        self.writer.finish()?;
+        self.skipped_data.report(step);
+        Ok(Outcome { reason, step })
+    }
+}
