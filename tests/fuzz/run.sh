@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fuzzes the readers of untrusted input: `run.sh [SECONDS [TARGET...]]`, SECONDS for each target. Starts from
 # the committed corpus and keeps new inputs in target/fuzz. KEEP=1 adds those that reach new code to the committed
-# corpus. Stops at the first failing input and prints the command that repeats it.
+# corpus. SEED is libFuzzer's; without it each run is another, which may find what the last did not. Stops at the first failing input and prints the command that repeats it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 readonly seconds=${1:-24}
@@ -49,7 +49,7 @@ for target in "${targets[@]}"; do
 	kept=tests/fuzz/corpus/$target found=target/fuzz/corpus/$target crashes=target/fuzz/crashes/$target-
 	mkdir -p "$kept" "$found" "${crashes%/*}"
 	printf '== fuzz %s, %d inputs, %d s\n' "$target" "$(find "$kept" -type f | wc -l)" "$seconds"
-	target/release/fuzz-"$target" "$found" "$kept" -artifact_prefix="$crashes" -max_total_time="$seconds" \
+	target/release/fuzz-"$target" "$found" "$kept" -artifact_prefix="$crashes" -max_total_time="$seconds" -seed="${SEED:-0}" \
 		-max_len=8192 -timeout=60 -rss_limit_mb=2048 -malloc_limit_mb=1024 -print_final_stats=1 \
 		2>target/fuzz/"$target".log || {
 		tail -60 target/fuzz/"$target".log

@@ -2,6 +2,9 @@ use std::path::{Path, PathBuf};
 
 use host_core::{Error, Result};
 
+use rusqlite::Connection;
+
+use crate::chunk::{self, Malformed};
 use crate::reader::ReadError;
 use crate::schema::{self, Mark};
 use crate::{FILE, Reader, fault};
@@ -65,7 +68,8 @@ fn examine(run_dir: &Path, path: &Path) -> Result<(), ReadError> {
         let columns = "SELECT name, created_us, config_json, last_seq, last_step, last_time_us";
         tx.query_row(&format!("{columns} FROM run JOIN head"), [], |_| Ok(()))?;
         // The next events would get the numbers of those beyond the head.
-        reader.check_complete(tx)
+        reader.check_complete(tx)?;
+        check_chunks(tx)
     })?;
     let mut cursor = 0;
     loop {
@@ -75,6 +79,39 @@ fn examine(run_dir: &Path, path: &Path) -> Result<(), ReadError> {
             None => return Ok(()),
         }
     }
+}
+
+/// Compares what the chunks' rows say of them with the chunks themselves: a page is looked for by that.
+fn check_chunks(connection: &Connection) -> Result<(), ReadError> {
+    let mut chunks = connection
+        .prepare("SELECT id, rows, first_seq, last_seq, min_step, max_step, axis FROM chunks")?;
+    let mut rows = chunks.query([])?;
+    while let Some(row) = rows.next()? {
+        let id: i64 = row.get(0)?;
+        let damaged = || ReadError::damaged(format!("chunk {id}"));
+        let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
+        let mut places = Vec::new();
+        chunk::decode_axis(row.get_ref(6)?.as_blob()?, row.get(1)?, &mut places)
+            .map_err(|Malformed| damaged())?;
+        let seqs = places.iter().map(|place| place.seq);
+        let steps = places.iter().map(|place| place.step);
+        let stated = (
+            Some(number(2)?),
+            Some(number(3)?),
+            Some(number(4)?),
+            Some(number(5)?),
+        );
+        let found = (
+            seqs.clone().min(),
+            seqs.clone().max(),
+            steps.clone().min(),
+            steps.max(),
+        );
+        if stated != found || !seqs.is_sorted() {
+            return Err(damaged());
+        }
+    }
+    Ok(())
 }
 
 /// When the run was made, if as much of a damaged store can be read.
@@ -193,6 +230,13 @@ mod tests {
             "DELETE FROM chunks WHERE id = 1",
             "DELETE FROM columns WHERE chunk = 1 AND place = 0",
             "UPDATE chunks SET rows = rows + 1 WHERE id = 1",
+            "UPDATE chunks SET first_seq = first_seq - 1 WHERE id = 1",
+            "UPDATE chunks SET first_seq = first_seq + 1 WHERE id = 1",
+            "UPDATE chunks SET last_seq = last_seq - 1 WHERE id = 1",
+            "UPDATE chunks SET last_seq = last_seq + 1 WHERE id = 1",
+            "UPDATE chunks SET min_step = min_step - 1 WHERE id = 1",
+            "UPDATE chunks SET max_step = max_step + 1 WHERE id = 1",
+            "INSERT INTO columns SELECT chunk, place + 100, data FROM columns WHERE chunk = 1 LIMIT 1",
             "UPDATE events SET seq = 900 WHERE seq = 2",
             "UPDATE events SET kind = 'other' WHERE seq = 2",
             "UPDATE events SET body = '{' WHERE seq = 2",

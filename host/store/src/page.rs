@@ -102,6 +102,9 @@ impl Reader {
                         values.push(MetricValue::new(name.clone(), column.get(row)));
                     }
                 }
+                if columns.next()?.is_some() {
+                    return Err(damaged(Malformed));
+                }
                 for (values, row) in bodies.into_iter().zip(rows) {
                     page.put(places[row], EventBody::Metrics { values })?;
                 }
