@@ -24,7 +24,7 @@ test-gpu: ## the tests whose results depend on the device, and the benchmark, on
 	tests/gpu/run.sh
 
 .PHONY: fuzz
-fuzz: build ## fuzzes the readers of untrusted input for two minutes; SECONDS_EACH=3600 runs each of the five targets longer, KEEP=1 adds new inputs to the corpus
+fuzz: build ## fuzzes the readers of untrusted input for two minutes; SECONDS_EACH=3600 runs each of the five targets longer, KEEP=1 adds new inputs to the corpus, SEED=1 repeats what CI tries
 	tests/fuzz/run.sh $(or $(SECONDS_EACH),24)
 
 .PHONY: bench

@@ -190,7 +190,7 @@ impl<'a> Boundary<'a> {
     }
 
     /// The next request to carry out before the step, recorded: first of the observers, then of clients.
-    /// A paused loop waits for one. None when there is none, or a signal stops the run.
+    /// A paused loop waits for one. Returns `None` if nothing is requested or a signal stops the run.
     fn next_request(&mut self, training: &mut Training<'_>) -> Option<Request> {
         let was_paused = self.is_paused;
         let asked = loop {

@@ -33,8 +33,8 @@ pub enum Start {
 
 impl Trainer {
     /// Reads the configuration, finds the data, trains or loads the tokenizer, builds the model.
-    /// `cache` is a folder for what is worth keeping between runs. `say` is told what takes long,
-    /// in half a sentence.
+    /// `cache` is the folder for files that later runs reuse. `say` receives a short phrase before each
+    /// step that takes long.
     ///
     /// # Errors
     /// Anything in the configuration or the data that would fail later.

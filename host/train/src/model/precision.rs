@@ -10,9 +10,9 @@ use crate::config::Precision;
 /// | f64 | f64 | f64 | f64 |
 /// | bf16 | f32 | bf16 | f32 |
 ///
-/// Every layer states what it takes and returns in these terms, and casts its parameters itself. So another
-/// mixed precision, such as parameters in bf16 with a master copy, is another row of this table: neither
-/// layers nor optimizer know the rows.
+/// Every layer states what it takes and returns in these terms, and casts its parameters itself. Another
+/// compute type is another row of this table. The optimizer updates the parameters themselves, so a master
+/// copy in another type than theirs would also change `optimizer.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Dtypes {
     /// The parameters as the layers see them, their gradients, and the residual stream between the layers:
