@@ -9,8 +9,17 @@ import pathlib
 import sys
 
 WANTED = {
-    "anyhow", "bytes", "clap_builder", "indexmap", "itertools", "memchr", "serde", "serde_core",
-    "serde_json", "toml", "walkdir",
+    "anyhow",
+    "bytes",
+    "clap_builder",
+    "indexmap",
+    "itertools",
+    "memchr",
+    "serde",
+    "serde_core",
+    "serde_json",
+    "toml",
+    "walkdir",
 }
 
 # Of a crate in several versions the newest: its twin would tell the evaluation's answers.
@@ -18,6 +27,8 @@ newest = {}
 for package in json.load(sys.stdin)["packages"]:
     if package["name"] in WANTED:
         version = [int(part) for part in package["version"].split("+")[0].split(".")]
-        newest[package["name"]] = max((version, package["manifest_path"]), newest.get(package["name"], ([], "")))
+        newest[package["name"]] = max(
+            (version, package["manifest_path"]), newest.get(package["name"], ([], ""))
+        )
 for _, manifest in sorted(newest.values(), key=lambda entry: entry[1]):
     print(pathlib.Path(manifest).parent / "src")

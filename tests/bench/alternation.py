@@ -26,8 +26,13 @@ class Alternation:
         self.stopped = [[] for _ in range(groups)]
         self.periods, self.sends, self.delivered = [], {}, 0
         with tempfile.TemporaryFile("w+") as said:
-            self.host = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True,
-                                         env={**os.environ, "OMP_NUM_THREADS": "2"})
+            self.host = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "2"},
+            )
             with self.host, contextlib.ExitStack() as end:
                 end.callback(self.signal, signal.SIGCONT)  # also of one that is cut off
                 for line in self.host.stdout:
@@ -39,8 +44,14 @@ class Alternation:
             if self.host.returncode != 0:
                 said.seek(0)
                 sys.exit(f"error: {command[0]} ended with {self.host.returncode}: {said.read()[-2000:]}")
-        self.ratios = [statistics.mean(ours) / statistics.mean(base) for ours, base in zip(self.at_work, self.stopped)]
-        common = sum(max(0, min(end, until) - max(begin, since)) for begin, end in self.periods for since, until in self.sends.values())
+        self.ratios = [
+            statistics.mean(ours) / statistics.mean(base) for ours, base in zip(self.at_work, self.stopped)
+        ]
+        common = sum(
+            max(0, min(end, until) - max(begin, since))
+            for begin, end in self.periods
+            for since, until in self.sends.values()
+        )
         self.sending = common / sum(end - begin for begin, end in self.periods)
 
     def step(self, step, event):

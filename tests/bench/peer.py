@@ -32,7 +32,12 @@ def products():
     """The model's matrix products alone: of every linear layer, of attention and of the head, forward
     and both backward ones, in their shapes. Returns seconds for one step's worth of them."""
     rows, width, layers, heads = batch * length, config["n_embd"], config["n_layer"], config["n_head"]
-    linear = [(rows, width, 3 * width), (rows, width, width), (rows, width, 4 * width), (rows, 4 * width, width)]
+    linear = [
+        (rows, width, 3 * width),
+        (rows, width, width),
+        (rows, width, 4 * width),
+        (rows, 4 * width, width),
+    ]
     shapes = linear * layers + [(batch * (length - 1), width, config["vocab_size"])]
     matrices = [(torch.randn(n, k), torch.randn(k, m), torch.randn(n, m)) for n, k, m in shapes]
     outputs = [(torch.empty(n, m), torch.empty(n, k), torch.empty(k, m)) for n, k, m in shapes]
@@ -140,5 +145,9 @@ if kind == "checkpoint":
     print(json.dumps(checkpoint()))
     sys.exit()
 seconds, first = products() if kind in ("mm", "onednn") else train()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if on_cpu else torch.cuda.max_memory_reserved(device)
+peak = (
+    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if on_cpu
+    else torch.cuda.max_memory_reserved(device)
+)
 print(json.dumps({"step_secs": seconds, "peak_mb": peak / 2**20, "first_step_secs": first}))

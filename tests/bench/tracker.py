@@ -20,7 +20,20 @@ PEERS = {"tensorboard": 2000, "wandb": 2000, "mlflow": 300, "trackio": 2000}
 
 def bench(*parts):
     kept = folder / "tracker-part.json"
-    command = ["cargo", "bench", "--quiet", "--locked", "-p", "host-serve", "--bench", "tracker", "--", "--json", kept, *parts]
+    command = [
+        "cargo",
+        "bench",
+        "--quiet",
+        "--locked",
+        "-p",
+        "host-serve",
+        "--bench",
+        "tracker",
+        "--",
+        "--json",
+        kept,
+        *parts,
+    ]
     subprocess.run(command, cwd=root, check=True)
     return json.loads(kept.read_text())
 
@@ -30,7 +43,9 @@ def peer(tool, calls):
     scratch = tempfile.mkdtemp(prefix=f"bench-{tool}-")
     script = pathlib.Path(__file__).with_name("tracker_peer.py")
     try:
-        done = subprocess.run([sys.executable, script, tool, str(calls), scratch], capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [sys.executable, script, tool, str(calls), scratch], capture_output=True, text=True, timeout=300
+        )
     except subprocess.TimeoutExpired:
         return "it does not end in 300 s"
     finally:

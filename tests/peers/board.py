@@ -16,17 +16,61 @@ SOURCES = pathlib.Path(__file__).resolve().parents[2] / "host" / "core" / "src"
 
 def training(host, runs, name, steps, *more):
     """The command of a small run that says on its output what it does, as JSON."""
-    return [host, "run", "--json", "--data", SOURCES, "--extensions", "rs", "--valid-every", 3, "--model", "tiny",
-            "--vocab-size", 300, "--seq-length", 32, "--train-batch-size", 4, "--valid-batch-size", 4,
-            "--max-eval-steps", 2, "--save-checkpoint-steps", 50, "--keep-checkpoints", 1,
-            "--gradient-accumulation-steps", 1, "--num-warmup-steps", 5, "--max-train-steps", steps,
-            "--runs-dir", runs, "--name", name, "--device", "cpu", "--plugin", "perplexity", *more]
+    return [
+        host,
+        "run",
+        "--json",
+        "--data",
+        SOURCES,
+        "--extensions",
+        "rs",
+        "--valid-every",
+        3,
+        "--model",
+        "tiny",
+        "--vocab-size",
+        300,
+        "--seq-length",
+        32,
+        "--train-batch-size",
+        4,
+        "--valid-batch-size",
+        4,
+        "--max-eval-steps",
+        2,
+        "--save-checkpoint-steps",
+        50,
+        "--keep-checkpoints",
+        1,
+        "--gradient-accumulation-steps",
+        1,
+        "--num-warmup-steps",
+        5,
+        "--max-train-steps",
+        steps,
+        "--runs-dir",
+        runs,
+        "--name",
+        name,
+        "--device",
+        "cpu",
+        "--plugin",
+        "perplexity",
+        *more,
+    ]
 
 
 @contextlib.contextmanager
 def tensorboard(grpc, log):
     """TensorBoard that reads the host at a gRPC address: where its page is."""
-    command = [sys.executable, "-m", "tensorboard.main", f"--grpc_data_provider={grpc}", "--host=127.0.0.1", "--port=0"]
+    command = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        f"--grpc_data_provider={grpc}",
+        "--host=127.0.0.1",
+        "--port=0",
+    ]
     with running(command, log):
         yield wait_for("TensorBoard", lambda: re.search(r"http://([^/\s]+)/", log.read_text())).group(1)
 

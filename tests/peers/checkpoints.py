@@ -19,12 +19,35 @@ valid = sources / "param.rs"
 
 def train(name, *arguments):
     """Trains on this project's own sources and returns the run as `host runs show` knows it."""
-    common = ["--data", sources, "--valid-data", valid, "--extensions", "rs", "--seq-length", LENGTH,
-              "--train-batch-size", 4, "--gradient-accumulation-steps", 1, "--num-warmup-steps", 5,
-              "--learning-rate", 3e-3, "--runs-dir", folder / "runs", "--name", name, "--device", "cpu"]
+    common = [
+        "--data",
+        sources,
+        "--valid-data",
+        valid,
+        "--extensions",
+        "rs",
+        "--seq-length",
+        LENGTH,
+        "--train-batch-size",
+        4,
+        "--gradient-accumulation-steps",
+        1,
+        "--num-warmup-steps",
+        5,
+        "--learning-rate",
+        3e-3,
+        "--runs-dir",
+        folder / "runs",
+        "--name",
+        name,
+        "--device",
+        "cpu",
+    ]
     command = [host, "run", *common, *arguments, "--plugin", "perplexity"]
     subprocess.run([str(word) for word in command], check=True)
-    shown = subprocess.run([host, "runs", "show", "--json", folder / "runs" / name], check=True, capture_output=True)
+    shown = subprocess.run(
+        [host, "runs", "show", "--json", folder / "runs" / name], check=True, capture_output=True
+    )
     return json.loads(shown.stdout)
 
 
@@ -35,7 +58,7 @@ def metric(run, name):
 def reference_loss(model, tokenizer):
     """The loss over the validation file as the host packs it: constant length, the tail dropped."""
     tokens = tokenizer(valid.read_text())["input_ids"] + [tokenizer.eos_token_id]
-    rows = torch.tensor(tokens[:len(tokens) // LENGTH * LENGTH]).view(-1, LENGTH)
+    rows = torch.tensor(tokens[: len(tokens) // LENGTH * LENGTH]).view(-1, LENGTH)
     with torch.no_grad():
         return model(rows, labels=rows).loss.item()
 
@@ -47,10 +70,18 @@ def compare(what, ours, theirs):
 
 
 # Ours to theirs, for each shape that a preset has.
-for name, model in (("plain", "tiny"), ("inverse", folder / "inverse.json"), ("untied", folder / "untied.json")):
+for name, model in (
+    ("plain", "tiny"),
+    ("inverse", folder / "inverse.json"),
+    ("untied", folder / "untied.json"),
+):
     sizes = dict(n_embd=48, n_layer=3, n_head=4, n_positions=LENGTH, vocab_size=600)
     if name != "plain":
-        extra = {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True} if name == "inverse" else {"tie_word_embeddings": False}
+        extra = (
+            {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}
+            if name == "inverse"
+            else {"tie_word_embeddings": False}
+        )
         model.parent.mkdir(parents=True, exist_ok=True)
         model.write_text(json.dumps(GPT2Config(**sizes, **extra).to_dict()))
     run = train(name, "--model", model, "--vocab-size", 600, "--max-train-steps", 30)
@@ -62,13 +93,18 @@ for name, model in (("plain", "tiny"), ("inverse", folder / "inverse.json"), ("u
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if tokenizer.decode(tokenizer(valid.read_text())["input_ids"]) != valid.read_text():
         sys.exit("error: the tokenizer does not give the text back")
-    compare(f"{name}: ours read by transformers", metric(run, "loss/eval")["value"], reference_loss(loaded.eval(), tokenizer))
+    compare(
+        f"{name}: ours read by transformers",
+        metric(run, "loss/eval")["value"],
+        reference_loss(loaded.eval(), tokenizer),
+    )
 
 # Theirs to ours: one file and in shards, beginning from the weights.
 for name, shard in (("whole", "5GB"), ("shards", "200KB")):
     torch.manual_seed(1)
-    config = GPT2Config(n_embd=48, n_layer=3, n_head=4, n_positions=LENGTH, vocab_size=600,
-                        bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        n_embd=48, n_layer=3, n_head=4, n_positions=LENGTH, vocab_size=600, bos_token_id=0, eos_token_id=0
+    )
     theirs, saved = GPT2LMHeadModel(config).eval(), folder / f"theirs-{name}"
     for parameter in theirs.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
@@ -76,6 +112,19 @@ for name, shard in (("whole", "5GB"), ("shards", "200KB")):
     tokenizer.save_pretrained(saved)
     if (saved / "model.safetensors.index.json").exists() != (name == "shards"):
         sys.exit(f"error: transformers did not write {name}")
-    run = train(f"from-{name}", "--model", saved, "--max-train-steps", 1, "--learning-rate", 1e-12,
-                "--save-checkpoint-steps", 1)
-    compare(f"{name}: transformers' read by ours", metric(run, "loss/eval")["value"], reference_loss(theirs, tokenizer))
+    run = train(
+        f"from-{name}",
+        "--model",
+        saved,
+        "--max-train-steps",
+        1,
+        "--learning-rate",
+        1e-12,
+        "--save-checkpoint-steps",
+        1,
+    )
+    compare(
+        f"{name}: transformers' read by ours",
+        metric(run, "loss/eval")["value"],
+        reference_loss(theirs, tokenizer),
+    )

@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 
 host, folder = sys.argv[1], pathlib.Path(sys.argv[2])
-documents = [f"fn f_{n}() -> &'static str {{\n    \"é {n}\"\n}}\n" * (n % 7 + 1) for n in range(500)]
+documents = [f'fn f_{n}() -> &\'static str {{\n    "é {n}"\n}}\n' * (n % 7 + 1) for n in range(500)]
 whole = "".join(json.dumps({"content": text}) + "\n" for text in documents)
 
 
@@ -51,17 +51,30 @@ for codec in ("none", "snappy", "gzip", "brotli", "lz4", "zstd"):
     for version in ("1.0", "2.0"):
         for dictionary in (True, False):
             path = folder / f"{codec}-{version}-{dictionary}.parquet"
-            pyarrow.parquet.write_table(table, path, compression=codec, data_page_version=version,
-                                        use_dictionary=dictionary, row_group_size=170, data_page_size=4096)
+            pyarrow.parquet.write_table(
+                table,
+                path,
+                compression=codec,
+                data_page_version=version,
+                use_dictionary=dictionary,
+                row_group_size=170,
+                data_page_size=4096,
+            )
             check(path)
             count += 1
 for encoding in ("PLAIN", "DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"):
     path = folder / f"{encoding}.parquet"
-    pyarrow.parquet.write_table(table, path, use_dictionary=False, column_encoding={"content": encoding, "id": "PLAIN"})
+    pyarrow.parquet.write_table(
+        table, path, use_dictionary=False, column_encoding={"content": encoding, "id": "PLAIN"}
+    )
     check(path)
 texts = table["content"]
-for name, column in (("large", texts.cast(pyarrow.large_string())), ("binary", texts.cast(pyarrow.binary())),
-                     ("view", texts.cast(pyarrow.string_view())), ("categories", texts.dictionary_encode())):
+for name, column in (
+    ("large", texts.cast(pyarrow.large_string())),
+    ("binary", texts.cast(pyarrow.binary())),
+    ("view", texts.cast(pyarrow.string_view())),
+    ("categories", texts.dictionary_encode()),
+):
     path = folder / f"{name}.parquet"
     pyarrow.parquet.write_table(table.set_column(1, "content", column), path)
     check(path)
@@ -77,10 +90,14 @@ if tokens(nulls, "--tokenizer", folder / "kept.json") != wanted:
     sys.exit("error: other tokens beside empty shards")
 
 # Python's json writes numbers that JSON does not have, and Windows a mark and other line ends.
-rows = [{"score": number, "content": text, "inner": [math.inf, {"x": math.nan}]}
-        for number, text in zip([math.nan, -math.inf, 1.5] * 200, documents)]
+rows = [
+    {"score": number, "content": text, "inner": [math.inf, {"x": math.nan}]}
+    for number, text in zip([math.nan, -math.inf, 1.5] * 200, documents)
+]
 lines = folder / "python.jsonl"
-lines.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8-sig", newline="\r\n")
+lines.write_text(
+    "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8-sig", newline="\r\n"
+)
 check(lines)
 frame = folder / "pandas.jsonl"
 pandas.DataFrame(rows).to_json(frame, orient="records", lines=True, force_ascii=False)
@@ -88,7 +105,7 @@ check(frame)
 zipped = folder / "members.jsonl.gz"
 with open(zipped, "wb") as out:
     for at in range(0, len(whole), 5000):
-        out.write(gzip.compress(whole[at:at + 5000].encode()))
+        out.write(gzip.compress(whole[at : at + 5000].encode()))
     out.write(bytes(1024))
 check(zipped)
 if shutil.which("zstd"):

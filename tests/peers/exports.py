@@ -42,11 +42,50 @@ def single(value):
 
 folder.mkdir(parents=True, exist_ok=True)
 # The learning rate makes the model diverge: its perplexity is infinite, and then nothing is a number.
-said = run("run", "--json", "--data", sources, "--extensions", "rs", "--valid-every", 3, "--model", "tiny", "--vocab-size", 300,
-           "--seq-length", 32, "--train-batch-size", 4, "--valid-batch-size", 4, "--max-eval-steps", 2,
-           "--gradient-accumulation-steps", 1, "--num-warmup-steps", 1, "--learning-rate", 1e3, "--max-grad-norm", 0,
-           "--on-nonfinite", "continue", "--max-train-steps", 30, "--save-checkpoint-steps", 2, "--runs-dir", runs,
-           "--name", "wild", "--device", "cpu", "--plugin", "perplexity")
+said = run(
+    "run",
+    "--json",
+    "--data",
+    sources,
+    "--extensions",
+    "rs",
+    "--valid-every",
+    3,
+    "--model",
+    "tiny",
+    "--vocab-size",
+    300,
+    "--seq-length",
+    32,
+    "--train-batch-size",
+    4,
+    "--valid-batch-size",
+    4,
+    "--max-eval-steps",
+    2,
+    "--gradient-accumulation-steps",
+    1,
+    "--num-warmup-steps",
+    1,
+    "--learning-rate",
+    1e3,
+    "--max-grad-norm",
+    0,
+    "--on-nonfinite",
+    "continue",
+    "--max-train-steps",
+    30,
+    "--save-checkpoint-steps",
+    2,
+    "--runs-dir",
+    runs,
+    "--name",
+    "wild",
+    "--device",
+    "cpu",
+    "--plugin",
+    "perplexity",
+)
 first = json.loads(run("runs", "show", "wild", "--json", "--runs-dir", runs))
 said += run("resume", runs / "wild", "--json", "--from", "step-000010", "--max-train-steps", 40)
 
@@ -68,13 +107,18 @@ if len(stored["loss/train"]) != 40 or first["last_step"] != 30:
 
 
 def compare(reader, theirs, convert=bits):
-    ours = {name: [(step, time, convert(value)) for step, time, value in points] for name, points in stored.items()}
+    ours = {
+        name: [(step, time, convert(value)) for step, time, value in points]
+        for name, points in stored.items()
+    }
     if set(theirs) != set(ours):
         sys.exit(f"error: {reader} has other metrics: {sorted(set(theirs) ^ set(ours))}")
     for name, points in ours.items():
         if theirs[name] != points:
             differ = [pair for pair in zip(theirs[name], points) if pair[0] != pair[1]]
-            sys.exit(f"error: {reader} reads {name} as {len(theirs[name])} points, of {len(points)}; {differ[:1]}")
+            sys.exit(
+                f"error: {reader} reads {name} as {len(theirs[name])} points, of {len(points)}; {differ[:1]}"
+            )
     print(f"{reader}: {sum(map(len, ours.values()))} points of {len(ours)} metrics, all equal")
 
 
@@ -88,7 +132,10 @@ def by_metric(frame):
 for extension in ("csv", "parquet", "tensorboard"):
     run("runs", "export", runs / "wild", "--format", extension, "--out", folder / f"wild.{extension}")
 frame = pandas.read_csv(folder / "wild.csv", parse_dates=["time"])
-if str(frame["time"].dtype).split(",")[0] not in ("datetime64[us", "datetime64[ns") or frame["value"].dtype != "float64":
+if (
+    str(frame["time"].dtype).split(",")[0] not in ("datetime64[us", "datetime64[ns")
+    or frame["value"].dtype != "float64"
+):
     sys.exit(f"error: pandas has taken the columns for {dict(frame.dtypes)}")
 compare("pandas, csv", by_metric(frame))
 compare("pandas, parquet", by_metric(pandas.read_parquet(folder / "wild.parquet")))
@@ -100,8 +147,12 @@ if types != ["uint64", "timestamp[us, tz=UTC]", "string", "double"]:
 
 events = EventAccumulator(str(folder / "wild.tensorboard"), size_guidance={"scalars": 0})
 events.Reload()
-scalars = {tag: [(scalar.step, round(scalar.wall_time * 1e6), single(scalar.value)) for scalar in events.Scalars(tag)]
-           for tag in events.Tags()["scalars"]}
+scalars = {
+    tag: [
+        (scalar.step, round(scalar.wall_time * 1e6), single(scalar.value)) for scalar in events.Scalars(tag)
+    ]
+    for tag in events.Tags()["scalars"]
+}
 
 
 def as_single(value):

@@ -11,7 +11,6 @@ from concurrent import futures
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "examples" / "clients" / "python"))
 import grpc
-
 from host_run import pb, services
 
 points = json.loads(sys.argv[1])
@@ -27,9 +26,16 @@ def events():
             by_step.setdefault((step, time_us), []).append(pb.MetricValue(name=name, value=value))
     for (step, time_us), values in sorted(by_step.items(), key=lambda item: item[0]):
         yield {"step": step, "time_us": time_us, "metrics": pb.Metrics(values=values)}
-    yield {"step": step, "time_us": time_us, "checkpoint_written": pb.CheckpointWritten(name=f"step-{step:06}")}
-    yield {"step": step, "time_us": time_us, "delivery": pb.Delivery(
-        sink="local-disk", checkpoint_step=step, state=pb.DELIVERY_STATE_DELIVERED)}
+    yield {
+        "step": step,
+        "time_us": time_us,
+        "checkpoint_written": pb.CheckpointWritten(name=f"step-{step:06}"),
+    }
+    yield {
+        "step": step,
+        "time_us": time_us,
+        "delivery": pb.Delivery(sink="local-disk", checkpoint_step=step, state=pb.DELIVERY_STATE_DELIVERED),
+    }
 
 
 log = [pb.Event(**{"seq": seq, "time_us": begun} | event) for seq, event in enumerate(events(), 1)]
@@ -37,10 +43,12 @@ log = [pb.Event(**{"seq": seq, "time_us": begun} | event) for seq, event in enum
 
 class Fake(services.TrackerServiceServicer):
     def GetRun(self, request, context):
-        return pb.GetRunResponse(run=pb.Run(name="wild", created_time_us=begun), config_json=json.dumps(config))
+        return pb.GetRunResponse(
+            run=pb.Run(name="wild", created_time_us=begun), config_json=json.dumps(config)
+        )
 
     def WatchEvents(self, request, context):
-        yield pb.WatchEventsResponse(events=log[request.after_seq:], cursor=len(log))
+        yield pb.WatchEventsResponse(events=log[request.after_seq :], cursor=len(log))
         if request.follow:
             threading.Event().wait()
         yield pb.WatchEventsResponse(cursor=len(log), end=pb.WatchEnd(reason=pb.WATCH_END_REASON_CAUGHT_UP))

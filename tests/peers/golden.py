@@ -16,14 +16,24 @@ from transformers import GPT2Config, GPT2LMHeadModel, get_scheduler
 
 STEPS, ACCUMULATION, BATCH = 20, 2, 3
 NO_DECAY = ["bias", "ln_1.weight", "ln_2.weight", "ln_f.weight"]
-SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
-             "warmup_stable_decay"]
+SCHEDULES = [
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "warmup_stable_decay",
+]
 CONFIGS = {
     "tied": dict(vocab_size=61, n_positions=16, n_embd=24, n_layer=2, n_head=3),
     "untied": dict(vocab_size=40, n_positions=12, n_embd=16, n_layer=3, n_head=2, tie_word_embeddings=False),
-    "odd": dict(vocab_size=53, n_positions=11, n_embd=21, n_layer=2, n_head=3, n_inner=37, layer_norm_epsilon=1e-6),
-    "inverse": dict(vocab_size=61, n_positions=16, n_embd=16, n_layer=4, n_head=4,
-                    scale_attn_by_inverse_layer_idx=True),
+    "odd": dict(
+        vocab_size=53, n_positions=11, n_embd=21, n_layer=2, n_head=3, n_inner=37, layer_norm_epsilon=1e-6
+    ),
+    "inverse": dict(
+        vocab_size=61, n_positions=16, n_embd=16, n_layer=4, n_head=4, scale_attn_by_inverse_layer_idx=True
+    ),
 }
 
 
@@ -60,7 +70,7 @@ def golden(config, dtype):
     losses = []
     for step in range(STEPS):
         total = 0.0
-        for batch in tokens[step * ACCUMULATION:(step + 1) * ACCUMULATION]:
+        for batch in tokens[step * ACCUMULATION : (step + 1) * ACCUMULATION]:
             loss = mean_loss(model(batch).logits, batch) / ACCUMULATION
             loss.backward()
             total += loss.item()
@@ -90,7 +100,15 @@ folder = pathlib.Path(sys.argv[1])
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "schedules.json").write_text(json.dumps({name: schedule(name) for name in SCHEDULES}))
 for name, sizes in CONFIGS.items():
-    config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="sdpa")
+    config = GPT2Config(
+        **sizes,
+        bos_token_id=0,
+        eos_token_id=0,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        attn_implementation="sdpa",
+    )
     for short, dtype in (("f32", torch.float32), ("f64", torch.float64)):
         data = {key: value.contiguous() for key, value in golden(config, dtype).items()}
         save_file(data, folder / f"{name}-{short}.safetensors")

@@ -26,22 +26,57 @@ for name, part in (("train", documents[1::2]), ("valid", documents[0::2])):
     lines = (json.dumps({"content": text}) + "\n" for text in part)
     (folder / f"{name}.jsonl").write_text("".join(lines))
 
-arguments = ["--data", folder / "train.jsonl", "--valid-data", folder / "valid.jsonl", "--model", "tiny",
-             "--vocab-size", 600, "--seq-length", LENGTH, "--train-batch-size", 4, "--valid-batch-size", 3,
-             "--gradient-accumulation-steps", 1, "--num-warmup-steps", 5, "--learning-rate", 3e-3,
-             "--max-train-steps", STEPS, "--runs-dir", folder, "--name", "metrics", "--device", "cpu",
-             "--plugin", f"token-accuracy:top_k=[{','.join(map(str, TOP_K))}]", "--plugin", "bits-per-byte"]
+arguments = [
+    "--data",
+    folder / "train.jsonl",
+    "--valid-data",
+    folder / "valid.jsonl",
+    "--model",
+    "tiny",
+    "--vocab-size",
+    600,
+    "--seq-length",
+    LENGTH,
+    "--train-batch-size",
+    4,
+    "--valid-batch-size",
+    3,
+    "--gradient-accumulation-steps",
+    1,
+    "--num-warmup-steps",
+    5,
+    "--learning-rate",
+    3e-3,
+    "--max-train-steps",
+    STEPS,
+    "--runs-dir",
+    folder,
+    "--name",
+    "metrics",
+    "--device",
+    "cpu",
+    "--plugin",
+    f"token-accuracy:top_k=[{','.join(map(str, TOP_K))}]",
+    "--plugin",
+    "bits-per-byte",
+]
 subprocess.run([str(word) for word in (host, "run", *arguments)], check=True)
 shown = subprocess.run([host, "runs", "show", "--json", folder / "metrics"], check=True, capture_output=True)
 ours = {series["name"]: series["value"] for series in json.loads(shown.stdout)["metrics"]}
 
 checkpoint = folder / "metrics" / "checkpoints" / f"step-{STEPS:06}"
-model, tokenizer = AutoModelForCausalLM.from_pretrained(checkpoint).eval(), AutoTokenizer.from_pretrained(checkpoint)
+model, tokenizer = (
+    AutoModelForCausalLM.from_pretrained(checkpoint).eval(),
+    AutoTokenizer.from_pretrained(checkpoint),
+)
 
 # The bytes of each token, proven by giving every document back.
 byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
-text_of = {index: bytes(byte_of[character] for character in token)
-           for token, index in tokenizer.get_vocab().items() if index != tokenizer.eos_token_id}
+text_of = {
+    index: bytes(byte_of[character] for character in token)
+    for token, index in tokenizer.get_vocab().items()
+    if index != tokenizer.eos_token_id
+}
 text_of[tokenizer.eos_token_id] = b""
 tokens = []
 for text in documents[0::2]:
@@ -50,7 +85,7 @@ for text in documents[0::2]:
         sys.exit("error: the tokens' bytes are not the document's")
     tokens += [*ids, tokenizer.eos_token_id]
 
-rows = torch.tensor(tokens[:len(tokens) // LENGTH * LENGTH]).view(-1, LENGTH)
+rows = torch.tensor(tokens[: len(tokens) // LENGTH * LENGTH]).view(-1, LENGTH)
 labels = rows[:, 1:].flatten()
 with torch.no_grad():
     logits = model(rows).logits[:, :-1].flatten(0, 1)

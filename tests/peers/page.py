@@ -13,24 +13,44 @@ import pathlib
 import sys
 import tempfile
 
+from board import curve, printed, tensorboard, training
 from PIL import Image, ImageColor
+from program import fail, live_address, running, serving, wait_for
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
-
-from board import curve, printed, tensorboard, training
-from program import fail, live_address, running, serving, wait_for
 
 TAG = "loss/train"
 FEWEST = 20  # points of a line, for it to be a curve
 RATES = {"first": 2e-3, "second": 2e-4}  # the runs and their learning rates
 # Without the graphics card's interfaces the Time Series tab draws SVG, as the Scalars tab always does.
-OPTIONS = ["--headless", "--disable-gpu", "--disable-3d-apis", "--disable-quic", "--no-first-run",
-           "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-           "--window-size=1400,1000"] + ["--no-sandbox"] * (os.geteuid() == 0)
+OPTIONS = [
+    "--headless",
+    "--disable-gpu",
+    "--disable-3d-apis",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--window-size=1400,1000",
+] + ["--no-sandbox"] * (os.geteuid() == 0)
 # By tab: a card, its title, the curves as they were measured (not smoothed), and the labels of the axes.
 CHARTS = {
-    "scalars": ("tf-scalar-card", ".name", ".line-plot.ghost path", ".x-axis .tick-label", ".y-axis .tick-label"),
-    "timeseries": ("scalar-card", ".tag", '.series-view path[style*="opacity: 0.25"]', "[axis=x] text", "[axis=y] text"),
+    "scalars": (
+        "tf-scalar-card",
+        ".name",
+        ".line-plot.ghost path",
+        ".x-axis .tick-label",
+        ".y-axis .tick-label",
+    ),
+    "timeseries": (
+        "scalar-card",
+        ".tag",
+        '.series-view path[style*="opacity: 0.25"]',
+        "[axis=x] text",
+        "[axis=y] text",
+    ),
 }
 RUNS = {"scalars": ".item-label-container", "timeseries": "[data-id] .table-column-run"}
 # Parts of the page are in shadow roots, which no selector of the document goes into.
@@ -38,7 +58,9 @@ ALL = """const all = (what, root = document) => [...root.querySelectorAll(what),
     ...[root, ...root.querySelectorAll("*")].flatMap(one => one.shadowRoot ? all(what, one.shadowRoot) : [])];
 const text = one => one.textContent.trim().replace(/\\s+/g, " ");
 """
-READ_CHART = ALL + """const [tag, card, title, curves, x, y] = arguments;
+READ_CHART = (
+    ALL
+    + """const [tag, card, title, curves, x, y] = arguments;
 const chart = all(card).find(one => all(title, one).some(name => text(name).replaceAll(" ", "") == tag));
 if (!chart) return null;
 const number = label => Number(text(label.firstChild).replace("−", "-").replaceAll(",", "").replace(/k$/, "e3"));
@@ -46,11 +68,15 @@ const axis = (labels, at) => all(labels, chart).map(label => [Number(label.getAt
 return {chart, x: axis(x, "x"), y: axis(y, "y"), curves: all(curves, chart).map(path => ({
     colour: getComputedStyle(path).stroke,
     points: (path.getAttribute("d") ?? "").split(/[ML]/).slice(1).map(point => point.split(",").map(Number))}))};"""
+)
 READ_RUNS = ALL + """return all(arguments[0]).map(text)"""
-READ_COLUMN = ALL + """const cells = all("vaadin-grid-cell-content").map(cell => [text(cell), cell.getBoundingClientRect()]);
+READ_COLUMN = (
+    ALL
+    + """const cells = all("vaadin-grid-cell-content").map(cell => [text(cell), cell.getBoundingClientRect()]);
 const head = cells.find(([name]) => name == arguments[0])?.[1];
 return cells.filter(([_, place]) => head && place.width && place.left == head.left && place.top > head.top)
     .map(([value]) => Number(value));"""
+)
 
 host, folder, chromium, driver = sys.argv[1], *map(pathlib.Path, sys.argv[2:])
 
@@ -88,9 +114,16 @@ def drawn(chrome, tab):
 
 def curves_on(chrome, tab, count, beyond=0):
     """That many curves, each past a step."""
+
     def enough():
         found = drawn(chrome, tab)
-        return found and len(found[0]) == count and min(line[-1][0] for line in found[0].values()) > beyond and found
+        return (
+            found
+            and len(found[0]) == count
+            and min(line[-1][0] for line in found[0].values()) > beyond
+            and found
+        )
+
     return wait_for(f"{count} curves of {TAG} beyond step {beyond} in {tab}", enough, 60)
 
 
@@ -109,7 +142,9 @@ def check_colour(tab, card, colour):
     picture = Image.open(io.BytesIO(card.screenshot_as_png)).convert("RGB")
     ink = sum(count for count, pixel in picture.getcolors(1 << 24) if pixel == ImageColor.getrgb(colour))
     if ink < picture.width / 2:
-        fail(f"{tab} has {ink} points of the colour {colour} in a card of {picture.width} by {picture.height}")
+        fail(
+            f"{tab} has {ink} points of the colour {colour} in a card of {picture.width} by {picture.height}"
+        )
 
 
 def open_tab(chrome, page, tab):
@@ -142,14 +177,18 @@ def check_settings(chrome, page, runs):
 
 
 def train(name, steps):
-    return training(host, folder / "runs", name, steps, "--learning-rate", RATES[name], "--lr-scheduler-type", "constant")
+    return training(
+        host, folder / "runs", name, steps, "--learning-rate", RATES[name], "--lr-scheduler-type", "constant"
+    )
 
 
 folder.mkdir(parents=True, exist_ok=True)
 logs = {run: folder / f"{run}.log" for run in RATES}
 with browser() as chrome:
-    with running(train("first", 1_000_000), logs["first"]), \
-            tensorboard(live_address(folder / "runs", "first"), folder / "tensorboard.log") as page:
+    with (
+        running(train("first", 1_000_000), logs["first"]),
+        tensorboard(live_address(folder / "runs", "first"), folder / "tensorboard.log") as page,
+    ):
         for tab in CHARTS:
             wait_for("a curve", lambda: len(curve(page, TAG, "first")) > 2 * FEWEST)
             open_tab(chrome, page, tab)
@@ -163,14 +202,18 @@ with browser() as chrome:
             check_runs(chrome, tab, ["first"])
             keep(chrome, f"live-{tab}")
             run_of(tab, line)
-            print(f"live: {tab} drew {TAG} as far as step {before:.0f}, and after a refresh {line[-1][0]:.0f}")
+            print(
+                f"live: {tab} drew {TAG} as far as step {before:.0f}, and after a refresh {line[-1][0]:.0f}"
+            )
         check_settings(chrome, page, ["first"])
         keep(chrome, "live-hparams")
     with running(train("second", 300), logs["second"]) as process:
         if process.wait() != 0:
             fail(f"the second run ended with {process.returncode}: {logs['second'].read_text()[-2000:]}")
-    with serving(host, folder / "runs", folder / "serve.log") as grpc, \
-            tensorboard(grpc, folder / "tensorboard.log") as page:
+    with (
+        serving(host, folder / "runs", folder / "serve.log") as grpc,
+        tensorboard(grpc, folder / "tensorboard.log") as page,
+    ):
         for tab in CHARTS:
             open_tab(chrome, page, tab)
             seen, card = curves_on(chrome, tab, len(RATES))

@@ -27,8 +27,12 @@ def wait_for(what, find, seconds=240):
 def running(command, log, **variables):
     """A program that is stopped at the end, with what it prints in a file."""
     with open(log, "w") as out:
-        process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=subprocess.STDOUT,
-                                   env=os.environ | {key: str(value) for key, value in variables.items()})
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {key: str(value) for key, value in variables.items()},
+        )
         try:
             yield process
         finally:

@@ -21,7 +21,9 @@ runs, log = folder / "runs", folder / "run.log"
 with running(training(host, runs, "live", 1_000_000), log) as process:
     with tensorboard(live_address(runs, "live"), folder / "tensorboard.log") as page:
         first = wait_for("the first points", lambda: curve(page, "loss/train"))[-1]
-        later = wait_for("growth", lambda: (points := curve(page, "loss/train"))[-1][1] > first[1] and points)[-1]
+        later = wait_for(
+            "growth", lambda: (points := curve(page, "loss/train"))[-1][1] > first[1] and points
+        )[-1]
         wait_for("an evaluation", lambda: curve(page, "perplexity"))
     process.send_signal(signal.SIGINT)
     if process.wait() != INTERRUPTED:

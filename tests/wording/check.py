@@ -27,7 +27,9 @@ RUST = re.compile(
 PYTHON = re.compile(r'"""(?P<long>.*?)"""|"(?P<string>(?:\\.|[^"\\\n])*)"|(?P<comment>\#[^\n]*)', re.S)
 SHELL = re.compile(r"'(?P<single>[^'\n]*)'|\"(?P<string>(?:\\.|[^\"\\\n])*)\"|(?P<comment>(?<!\S)\#[^\n]*)")
 TESTS = re.compile(r"#\[cfg\(test\)\]\s*(?:#\[[^\n]*\]\s*)?mod \w+ \{.*", re.S)
-HELP = re.compile(r"clap::(?:Args|Parser|Subcommand|ValueEnum)|derive\([^)]*\b(?:Args|Parser|Subcommand|ValueEnum)\b")
+HELP = re.compile(
+    r"clap::(?:Args|Parser|Subcommand|ValueEnum)|derive\([^)]*\b(?:Args|Parser|Subcommand|ValueEnum)\b"
+)
 
 
 def is_test(path):
@@ -100,7 +102,10 @@ def main():
     names = ["*.rs", "*.py", "*.sh", "host/templates/*"]
     files = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *names],
-        cwd=ROOT, check=True, capture_output=True, text=True,
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.split()
     count = bad = 0
     for path in files:
@@ -112,7 +117,9 @@ def main():
                 print(f"{path}:{line}: {' '.join(text.split())}")
             for said, better in faults(text, listed):
                 bad += 1
-                print(f"{path}:{line}: “{said}”: write {better}: {' '.join(text.split())[:90]}", file=sys.stderr)
+                print(
+                    f"{path}:{line}: “{said}”: write {better}: {' '.join(text.split())[:90]}", file=sys.stderr
+                )
     print(f"wording: {count} texts of {len(files)} files, {bad} faults")
     return 1 if bad else 0
 

@@ -6,6 +6,7 @@ Run it from the repository, or give PROTO=folder of the .proto files. `Run.watch
 `Run.batches` is for bridges that write them elsewhere: it leaves out what a resume superseded, and it resumes from
 a cursor.
 """
+
 import argparse
 import hashlib
 import ipaddress
@@ -47,8 +48,12 @@ def connect(doc, *options):
     usage.add_argument("address", help="what `host run` or `host serve` prints; https://… where it has TLS")
     usage.add_argument("run", nargs="?", default="", help="may be left out where the server has one run only")
     usage.add_argument("--token-env", metavar="NAME", help="the variable that has the token to read")
-    usage.add_argument("--tls-ca", metavar="FILE", help="who signed the certificate, if not a public authority: "
-                       "with --tls self-signed, the run's tls-cert.pem")
+    usage.add_argument(
+        "--tls-ca",
+        metavar="FILE",
+        help="who signed the certificate, if not a public authority: "
+        "with --tls self-signed, the run's tls-cert.pem",
+    )
     for flag, default, about in options:
         usage.add_argument(flag, default=default, type=type(default), help=f"{about} (default: {default})")
     args = usage.parse_args()
@@ -76,18 +81,24 @@ class Names:
         if name not in self.known:
             self.known[name] = self.written(name)
             if self.known[name] != name:
-                print(f"note: {self.tool} does not take the name {name!r}: there it is {self.known[name]!r}", file=sys.stderr)
+                print(
+                    f"note: {self.tool} does not take the name {name!r}: there it is {self.known[name]!r}",
+                    file=sys.stderr,
+                )
         return self.known[name]
 
     def written(self, name):
         escaped = "".join(char if self.taken(char) and char != ":" else f":{ord(char):x}:" for char in name)
         parts = escaped.split("/") if self.paths else [escaped]
-        parts = [part.replace(".", ":2e:") if self.paths and part in (".", "..") else part or "::" for part in parts]
+        parts = [
+            part.replace(".", ":2e:") if self.paths and part in (".", "..") else part or "::"
+            for part in parts
+        ]
         whole = "/".join(parts)
         if self.reserved(whole):
             whole = f":{ord(whole[0]):x}:{whole[1:]}"
         if self.most and len(whole) > self.most:
-            whole = f"{whole[:self.most - 18]}:{hashlib.sha256(name.encode()).hexdigest()[:16]}:"
+            whole = f"{whole[: self.most - 18]}:{hashlib.sha256(name.encode()).hexdigest()[:16]}:"
         return whole
 
 
@@ -109,7 +120,9 @@ class Batch:
                 facts["checkpoint"] = event.checkpoint_written.name
             if kind == "delivery":
                 delivery = event.delivery
-                facts[f"delivery.{delivery.sink}"] = f"step {delivery.checkpoint_step} {delivery_state(event)}"
+                facts[f"delivery.{delivery.sink}"] = (
+                    f"step {delivery.checkpoint_step} {delivery_state(event)}"
+                )
             if trouble(kind, event):
                 facts["trouble"] = trouble(kind, event)
         return facts
@@ -126,7 +139,10 @@ class Run:
             channel = grpc.secure_channel(self.address, grpc.ssl_channel_credentials(roots), ALIVE)
         else:
             if token and not is_this_machine(self.address):
-                fail(f"a token does not go in the clear beyond this machine: {address}", "give the address as https://…")
+                fail(
+                    f"a token does not go in the clear beyond this machine: {address}",
+                    "give the address as https://…",
+                )
             channel = grpc.insecure_channel(self.address, ALIVE)
         self.metadata = [("authorization", f"Bearer {token}")] if token else []
         self.service = services.TrackerServiceStub(channel)
@@ -145,8 +161,11 @@ class Run:
             grpc.StatusCode.NOT_FOUND: "`host runs list` has the names",
             grpc.StatusCode.INVALID_ARGUMENT: "name the run after the address",
         }
-        hint = hints.get(error.code(), "grpc.addr in a live run's folder has its address; `host serve` shows finished runs, "
-                         "and this resumes there from its cursor")
+        hint = hints.get(
+            error.code(),
+            "grpc.addr in a live run's folder has its address; `host serve` shows finished runs, "
+            "and this resumes there from its cursor",
+        )
         if "CERTIFICATE" in error.details():
             hint = "--tls-ca FILE says who signed it: with --tls self-signed, the run's tls-cert.pem"
         fail(f"{error.details()}: {self.address}", hint, kind)
@@ -194,7 +213,11 @@ class Run:
 
         def add(batch, piece, upto=None):
             for event in piece.events:
-                if upto and event.seq > upto or any(event.seq < seq and event.step > step for seq, step in back):
+                if (
+                    upto
+                    and event.seq > upto
+                    or any(event.seq < seq and event.step > step for seq, step in back)
+                ):
                     continue
                 kind = event.WhichOneof("body")
                 if kind == "metrics":
@@ -256,7 +279,9 @@ def effective(config):
     def named(tables):
         made, ids = {}, []
         for place, table in enumerate(tables):  # one that was asked for by its path has its id in the record
-            ids.append(table.get("id") or (found[place].get("id") if place < len(found) else None) or "unknown")
+            ids.append(
+                table.get("id") or (found[place].get("id") if place < len(found) else None) or "unknown"
+            )
             again = ids.count(ids[-1])
             made[ids[-1] + (f"-{again}" if again > 1 else "")] = table
         return made
@@ -274,10 +299,15 @@ def effective(config):
 
 def flat(config):
     """A configuration as one table: what is inside of a table is behind a dot, and of a plugin as `plugin/hub-git/repo`."""
+
     def leaves(value, key):
         if not isinstance(value, dict):
             return {key: value}
-        return {name: leaf for word, inner in value.items() for name, leaf in leaves(inner, f"{key}.{word}").items()}
+        return {
+            name: leaf
+            for word, inner in value.items()
+            for name, leaf in leaves(inner, f"{key}.{word}").items()
+        }
 
     made = {}
     for key, value in config.items():

@@ -14,6 +14,7 @@ largest number there is, NaN as NaN. A metric's name that MLflow does not take i
 MLflow's run is always closed: as FAILED when the run's process is gone or something fails here, as KILLED
 when this is stopped. Started again, it is RUNNING as soon as there is something new.
 """
+
 import contextlib
 import re
 
@@ -27,13 +28,17 @@ STATUS = {"COMPLETED": "FINISHED", "REQUESTED": "FINISHED", "INTERRUPTED": "KILL
 
 
 def cut(items, most):
-    return [items[at:at + most] for at in range(0, len(items), most)]
+    return [items[at : at + most] for at in range(0, len(items), most)]
 
 
 def create(client, experiment, run):
     tags = {"host.run": run.name, "host.id": run.id, "host.cursor": "0"}
-    made = client.create_run(experiment, start_time=run.created_us // 1000, run_name=run.name, tags=tags).info.run_id
-    for some in cut([Param(name(key), str(value)[:6000]) for key, value in host_run.flat(run.config).items()], MOST[1]):
+    made = client.create_run(
+        experiment, start_time=run.created_us // 1000, run_name=run.name, tags=tags
+    ).info.run_id
+    for some in cut(
+        [Param(name(key), str(value)[:6000]) for key, value in host_run.flat(run.config).items()], MOST[1]
+    ):
         client.log_batch(made, params=some)
     return made
 
@@ -50,11 +55,16 @@ def follow(run, start):
         if (batch.metrics or batch.others) and not at_work:
             client.update_run(mirror, status="RUNNING")
             at_work = True
-        points = [Metric(name(value.name), value.value, event.time_us // 1000, event.step)
-                  for event in batch.metrics for value in event.metrics.values]
+        points = [
+            Metric(name(value.name), value.value, event.time_us // 1000, event.step)
+            for event in batch.metrics
+            for value in event.metrics.values
+        ]
         for some in cut(points, MOST[0]):
             client.log_batch(mirror, some)
-        tags = {key: str(value)[:5000] for key, value in batch.facts().items()} | {"host.cursor": str(batch.cursor)}
+        tags = {key: str(value)[:5000] for key, value in batch.facts().items()} | {
+            "host.cursor": str(batch.cursor)
+        }
         client.log_batch(mirror, tags=[RunTag(key, value) for key, value in tags.items()])
         for kind, event in batch.others:
             if kind == "run_started":

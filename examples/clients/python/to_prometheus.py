@@ -13,6 +13,7 @@ beside it keep its history. Started again it shows the same, the counters includ
 are not in them. After the run's end, or when its process is gone without a word, `host_up` is 0, and the last values
 are there for --linger seconds.
 """
+
 import collections
 import re
 import sys
@@ -22,7 +23,6 @@ import time
 import host_run
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
 
 # What is beside the metrics, and the names that its samples have.
 OWN = {"step", "up", "last_event_timestamp_seconds"}
@@ -64,19 +64,33 @@ class Exporter:
 
     def families(self):
         up = int(not self.ended and self.is_connected())
-        for name, about, value in (("step", "Optimizer steps finished", self.step), ("up", "1 while the run is live", up),
-                                   ("last_event_timestamp_seconds", "Time of the last event", self.time_us / 1e6)):
+        for name, about, value in (
+            ("step", "Optimizer steps finished", self.step),
+            ("up", "1 while the run is live", up),
+            ("last_event_timestamp_seconds", "Time of the last event", self.time_us / 1e6),
+        ):
             yield family(GaugeMetricFamily, name, about, ["run"], {(): value}, self.run)
-        yield family(CounterMetricFamily, "events", "Events that count, by kind", ["run", "kind"],
-                     {(kind,): count for kind, count in self.events.items()}, self.run)
-        yield family(CounterMetricFamily, "deliveries", "What became of deliveries", ["run", "sink", "state"],
-                     self.deliveries, self.run)
+        yield family(
+            CounterMetricFamily,
+            "events",
+            "Events that count, by kind",
+            ["run", "kind"],
+            {(kind,): count for kind, count in self.events.items()},
+            self.run,
+        )
+        yield family(
+            CounterMetricFamily,
+            "deliveries",
+            "What became of deliveries",
+            ["run", "sink", "state"],
+            self.deliveries,
+            self.run,
+        )
         same = collections.defaultdict(dict)  # `a/b` and `a_b` are one name to Prometheus
         for name, value in self.values.items():
             same[self.family_name(name)][name,] = value
         for name, values in same.items():
             yield family(GaugeMetricFamily, name, "The last value", ["run", "metric"], values, self.run)
-
 
     def family_name(self, metric):
         name = re.sub("[^a-zA-Z0-9]+", "_", metric)
@@ -84,7 +98,10 @@ class Exporter:
             return name
         if metric not in self.told:
             self.told.add(metric)
-            print(f"note: the metric {metric!r} is host_{name}_metric: host_{name} is something else", file=sys.stderr)
+            print(
+                f"note: the metric {metric!r} is host_{name}_metric: host_{name} is something else",
+                file=sys.stderr,
+            )
         return f"{name}_metric"
 
 
@@ -95,8 +112,12 @@ def family(kind, name, about, labels, values, run):
     return made
 
 
-run, args = host_run.connect(__doc__, ("--port", 9464, "where Prometheus asks; 0 takes a free one"),
-                            ("--host", "127.0.0.1", "0.0.0.0 lets others ask"), ("--linger", 60, "seconds after the end"))
+run, args = host_run.connect(
+    __doc__,
+    ("--port", 9464, "where Prometheus asks; 0 takes a free one"),
+    ("--host", "127.0.0.1", "0.0.0.0 lets others ask"),
+    ("--linger", 60, "seconds after the end"),
+)
 exporter, registry = Exporter(run), CollectorRegistry()
 registry.register(exporter)
 try:

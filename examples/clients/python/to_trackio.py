@@ -13,6 +13,7 @@ points that trackio has, they are removed: the run is deleted there and written 
 trackio needs for itself is renamed and reported. When the run's process is gone or something fails here, that is an
 alert, too.
 """
+
 import contextlib
 from datetime import datetime, timezone
 
@@ -28,8 +29,17 @@ def iso(time_us):
 def alert(events):
     """Each is (title, text, step, time, id)."""
     titles, texts, steps, times, ids = map(list, zip(*events))
-    SQLiteStorage.bulk_alert(args.project, run.name, run_id=run.id, titles=titles, texts=texts, levels=["warn"] * len(events),
-                             steps=steps, timestamps=[iso(time) for time in times], alert_ids=ids)
+    SQLiteStorage.bulk_alert(
+        args.project,
+        run.name,
+        run_id=run.id,
+        titles=titles,
+        texts=texts,
+        levels=["warn"] * len(events),
+        steps=steps,
+        timestamps=[iso(time) for time in times],
+        alert_ids=ids,
+    )
 
 
 run, args = host_run.connect(__doc__, ("--project", "host", "trackio's project"))
@@ -42,12 +52,28 @@ try:
         if batch.start_over:
             SQLiteStorage.delete_run(args.project, run.name, run.id)
         SQLiteStorage.bulk_log(
-            args.project, run.name, run_id=run.id, config=config | {"cursor": batch.cursor},
-            metrics_list=[{name(value.name): value.value for value in event.metrics.values} for event in batch.metrics],
-            steps=[event.step for event in batch.metrics], timestamps=[iso(event.time_us) for event in batch.metrics],
-            log_ids=[f"{run.id}-{event.seq}" for event in batch.metrics])
-        troubles = [(event.WhichOneof("body"), host_run.trouble(kind, event), event.step, event.time_us, f"{run.id}-{event.seq}")
-                    for kind, event in batch.others if host_run.trouble(kind, event)]
+            args.project,
+            run.name,
+            run_id=run.id,
+            config=config | {"cursor": batch.cursor},
+            metrics_list=[
+                {name(value.name): value.value for value in event.metrics.values} for event in batch.metrics
+            ],
+            steps=[event.step for event in batch.metrics],
+            timestamps=[iso(event.time_us) for event in batch.metrics],
+            log_ids=[f"{run.id}-{event.seq}" for event in batch.metrics],
+        )
+        troubles = [
+            (
+                event.WhichOneof("body"),
+                host_run.trouble(kind, event),
+                event.step,
+                event.time_us,
+                f"{run.id}-{event.seq}",
+            )
+            for kind, event in batch.others
+            if host_run.trouble(kind, event)
+        ]
         if troubles:
             alert(troubles)
         for event in [event for _, event in batch.others] + batch.metrics:

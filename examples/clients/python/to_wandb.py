@@ -16,6 +16,7 @@ again from the same folder it resumes from the cursor, which it keeps there in w
 a point back: when a resume supersedes points that it has, a new run of the same name in the same group has all that
 counts; the older one is the one whose id ends in the lower number.
 """
+
 import json
 import os
 import pathlib
@@ -28,7 +29,9 @@ OWN = ("step", "checkpoint", "trouble")  # what this file puts beside the metric
 run, args = host_run.connect(__doc__, ("--project", os.environ.get("WANDB_PROJECT", "host"), "W&B's project"))
 kept = pathlib.Path(os.environ.get("WANDB_DIR", ".")) / "wandb" / f"{run.id}.json"
 place = json.loads(kept.read_text()) if kept.exists() else {"take": 1, "cursor": 0}
-name = host_run.Names("W&B", lambda char: char not in "\\*\0", lambda name: name.startswith(("_", "delivery.")) or name in OWN)
+name = host_run.Names(
+    "W&B", lambda char: char not in "\\*\0", lambda name: name.startswith(("_", "delivery.")) or name in OWN
+)
 mirror = None
 try:
     for batch in run.batches(place["cursor"]):
@@ -37,9 +40,15 @@ try:
                 mirror.finish()
             mirror, place["take"] = None, place["take"] + 1
         if not mirror and batch.metrics:  # nothing new, nothing written
-            mirror = wandb.init(project=args.project, id=f"{run.id}-{place['take']}", name=run.name, group=run.name,
-                                resume="allow", config=run.config,
-                                settings=wandb.Settings(x_disable_stats=True, console="off", silent=True))
+            mirror = wandb.init(
+                project=args.project,
+                id=f"{run.id}-{place['take']}",
+                name=run.name,
+                group=run.name,
+                resume="allow",
+                config=run.config,
+                settings=wandb.Settings(x_disable_stats=True, console="off", silent=True),
+            )
             mirror.define_metric("step")
             mirror.define_metric("*", step_metric="step")
         for event in batch.metrics:

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Prints a run while it happens, or one that is over:  watch.py ADDRESS [RUN]
 
-    pip install grpcio grpcio-tools
+pip install grpcio grpcio-tools
 """
+
 import host_run
 
 run, _ = host_run.connect(__doc__)
