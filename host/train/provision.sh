@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
 # Brings libtorch 2.13 to .libtorch/site-packages, where .cargo/config.toml expects it.
 #
-# In this order: the folder LIBTORCH names; a python3 that has torch 2.13; a fresh install by pip.
-# What is already there is kept: a second run only looks.
+# In this order: the folder LIBTORCH names; a python3 that has torch 2.13; a fresh install by pip, of files
+# whose hashes are known (libtorch/*.txt). What is already there is kept: a second run only looks.
+#
+# A fresh install has what a training on the CPU needs, and CUDA's libraries where this machine has an
+# NVIDIA driver. `--cuda` asks for them all the same; `--python` also for what `import torch` needs.
 set -euo pipefail
 
 readonly version=2.13.0
-readonly need_gb=10 # 4.7 GB installed, as much again while pip unpacks it
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 readonly root store=$root/.libtorch
 readonly site=$store/site-packages
+readonly lists=$root/host/train/libtorch
 
 fail() { # fail WHAT HINT
 	printf 'error: %s\nhint: %s\n' "$1" "$2" >&2
@@ -41,20 +44,44 @@ link() {
 	printf 'libtorch %s: using %s\n' "$version" "$1"
 }
 
-pip_for() { # makes `$1 -m pip` work, or fails
-	"$1" -m pip --version >/dev/null 2>&1 && return
-	printf 'this python3 has no pip: installing it\n'
-	"$1" -m ensurepip --user >/dev/null 2>&1 || "$1" -m ensurepip >/dev/null 2>&1 || true
-	"$1" -m pip --version >/dev/null 2>&1 && return
-	if command -v apt-get >/dev/null; then
-		local as=()
-		[ "$(id -u)" = 0 ] || as=(sudo -n)
-		"${as[@]}" apt-get update -qq >/dev/null 2>&1 || true
-		"${as[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-pip >/dev/null 2>&1 || true
-		"$1" -m pip --version >/dev/null 2>&1 && return
+# The lists of packages that this machine needs.
+lists_for() { # lists_for [--cuda|--python]
+	echo cpu
+	if [ "$*" = --python ]; then
+		echo cuda python
+	elif [ "$*" = --cuda ] || [ -e /proc/driver/nvidia/version ] || [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; then
+		echo cuda
 	fi
-	fail "python3 has no pip, and it could not be installed" \
-		"install pip with your package manager (Debian: apt-get install python3-pip), or set LIBTORCH to a libtorch $version"
+}
+
+# Whether every package of a list is installed.
+has() { # has LIST
+	local name release
+	while IFS='=' read -r name _ release; do
+		[ -d "$site/${name//-/_}-${release%% *}.dist-info" ] || return
+	done < <(grep '==' "$lists/$1.txt")
+}
+
+# pip installs lists of packages into a folder. A python3 that has none gets one for the moment.
+pip=()
+install() { # install FOLDER LIST...
+	local folder=$1 list files=()
+	shift
+	for list in "$@"; do files+=(--requirement "$lists/$list.txt"); done
+	if [ ${#pip[@]} = 0 ]; then
+		if "$python" -m pip --version >/dev/null 2>&1; then
+			pip=("$python" -m pip)
+		else
+			"$python" "$lists/fetch_pip.py" "$store/pip.whl" ||
+				fail "python3 has no pip, and it could not be fetched" \
+					"install pip with your package manager (Debian: apt-get install python3-pip), or set LIBTORCH to a libtorch $version"
+			pip=("$python" "$store/pip.whl/pip")
+		fi
+	fi
+	TMPDIR=$partial/tmp "${pip[@]}" install --quiet --disable-pip-version-check --no-warn-conflicts --root-user-action=ignore \
+		--no-deps --require-hashes --only-binary :all: --target "$folder" "${files[@]}" ||
+		fail "pip could not install libtorch $version (its own words are above)" \
+			"look at the network and at the disk, and run this again; or set LIBTORCH to a libtorch $version"
 }
 
 if [ -n "${LIBTORCH:-}" ] && [ "$(readlink -f "$LIBTORCH")" != "$(readlink -f "$site/torch" 2>/dev/null || true)" ]; then
@@ -63,8 +90,15 @@ if [ -n "${LIBTORCH:-}" ] && [ "$(readlink -f "$LIBTORCH")" != "$(readlink -f "$
 	link "$(readlink -f "$LIBTORCH")"
 	exit
 fi
+read -r -a wanted <<<"$(lists_for "$@" | tr '\n' ' ')"
+missing=()
 if usable "$site/torch"; then
-	exit
+	# What LIBTORCH or python3 had before is its owner's.
+	[ -L "$site" ] || [ -L "$site/torch" ] && exit
+	for list in "${wanted[@]}"; do has "$list" || missing+=("$list"); done
+	[ ${#missing[@]} = 0 ] && exit
+else
+	missing=("${wanted[@]}")
 fi
 if [ "$(uname -s)-$(uname -m)" != Linux-x86_64 ]; then
 	fail "this project is built for Linux x86-64 only, not $(uname -s) $(uname -m)" \
@@ -73,26 +107,30 @@ fi
 python=$(command -v python3) || fail "python3 is missing: libtorch comes as a Python package" \
 	"install python3, or set LIBTORCH to a libtorch $version"
 
-found=$("$python" -c 'import importlib.util as u; s = u.find_spec("torch"); print(s.submodule_search_locations[0] if s else "")' 2>/dev/null || true)
-if [ -n "$found" ] && usable "$found"; then
-	link "$(readlink -f "$found")"
-	exit
+if ! usable "$site/torch"; then
+	found=$("$python" -c 'import importlib.util as u; s = u.find_spec("torch"); print(s.submodule_search_locations[0] if s else "")' 2>/dev/null || true)
+	if [ -n "$found" ] && usable "$found"; then
+		link "$(readlink -f "$found")"
+		exit
+	fi
 fi
 
 mkdir -p "$store"
+gigabytes=3 # 1.3 GB installed, as much again while pip unpacks it
+case " ${missing[*]} " in *" cuda "*) gigabytes=10 ;; esac
 free_gb=$(df -Pk "$store" | awk 'NR == 2 { print int($4 / 1048576) }')
-[ "$free_gb" -ge "$need_gb" ] || fail "libtorch needs $need_gb GB of disk to install, $free_gb GB are free: $store" \
+[ "$free_gb" -ge "$gigabytes" ] || fail "libtorch needs $gigabytes GB of disk to install, $free_gb GB are free: $store" \
 	"free some space, or set LIBTORCH to a libtorch $version elsewhere"
-pip_for "$python"
 partial=$store/partial
 rm -rf "$partial"
 mkdir -p "$partial/tmp"
-printf 'libtorch %s: installing (about 2.5 GB to fetch, 4.7 GB on disk)\n' "$version"
-TMPDIR=$partial/tmp "$python" -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --root-user-action=ignore \
-	--target "$partial/site-packages" "torch==$version" ||
-	fail "pip could not install torch $version (its own words are above)" \
-		"look at the network and at the disk, and run this again; or set LIBTORCH to a libtorch $version"
+printf 'libtorch %s: installing for %s\n' "$version" "$(printf '%s, ' "${missing[@]}" | sed 's/, $//')"
+install "$partial/site-packages" "${missing[@]}"
+if usable "$site/torch"; then
+	# The packages share folders: what was there comes along, by links.
+	cp -al "$site/." "$partial/site-packages/"
+fi
 rm -rf "$site"
 mv "$partial/site-packages" "$site" # one rename: what is there is whole
-rm -rf "$partial"
+rm -rf "$partial" "$store/pip.whl"
 usable "$site/torch" || fail "the installed torch is not a libtorch $version: $site" "remove $store and run this again"

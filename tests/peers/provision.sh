@@ -20,7 +20,7 @@ fail() { # fail WHAT HINT
 }
 
 [ "$(cat "$store/wanted" 2>/dev/null || true)" = "$wanted $alone" ] && exit
-"$root/host/train/provision.sh"
+"$root/host/train/provision.sh" --python
 [ -e "$root/.libtorch/site-packages/torch/__init__.py" ] ||
 	fail "the peers need torch as a Python package, and this libtorch is none: $root/.libtorch/site-packages/torch" \
 		"unset LIBTORCH, remove $root/.libtorch and run this again; or leave the comparisons out: make test-peers PEERS=skip"
