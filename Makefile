@@ -36,6 +36,8 @@ check: libtorch ## what a change must pass before its tests: format, wording, li
 	cargo fmt --all --check
 	python3 tests/wording/check.py
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets --features host-fuzz/fuzz -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc $(CARGO_FLAGS) --workspace --no-deps --document-private-items
+	tests/deny.sh
 
 .PHONY: bless
 bless: build ## rewrites what is generated: the C header, the gRPC code; appends to the ABI's lock
@@ -44,3 +46,7 @@ bless: build ## rewrites what is generated: the C header, the gRPC code; appends
 .PHONY: libtorch
 libtorch:
 	@host/train/provision.sh
+
+.PHONY: deny
+deny: ## licenses, sources, duplicates and advisories of the dependencies, by cargo-deny
+	tests/deny.sh

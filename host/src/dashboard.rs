@@ -23,7 +23,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use host_serve::{Client, WatchEnd};
 use host_store::Point;
 use jiff::Timestamp;
@@ -41,8 +41,8 @@ use terminal::Terminal;
 use theme::Theme;
 use view::Look;
 
-use crate::printer::Printer;
-use crate::target::Target;
+use crate::runs::target::Target;
+use crate::show::printer::Printer;
 
 /// Screens come at most this often.
 const FRAME: Duration = Duration::from_millis(100);
@@ -122,7 +122,7 @@ fn last_words(model: &Model) -> String {
             format!("run {name} was last seen at step {step}: its server is gone")
         }
         RunState::Ended(reason) => {
-            let word = crate::event_line::reason_word(reason);
+            let word = crate::show::event_line::reason_word(reason);
             format!("run {name} {word} at step {step}; `host runs show {name}` says more")
         }
         RunState::Crashed => format!(
@@ -290,7 +290,7 @@ fn read_keys(messages: SyncSender<Message>) -> Result<()> {
 /// The first signal leaves, the second at once. A stop gives the terminal back first.
 fn watch_signals(messages: SyncSender<Message>) -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGCONT])
-        .map_err(|e| Error::new(Kind::System, format!("cannot watch for signals: {e}")))?;
+        .map_err(|e| Error::new(ErrorKind::System, format!("cannot watch for signals: {e}")))?;
     feed::spawn("signals", move || {
         let mut is_leaving = false;
         for signal in signals.forever() {

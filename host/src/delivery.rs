@@ -15,8 +15,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use host_core::{
-    CheckpointDir, CheckpointSink, Control, Emitter, Error, Kind, QueuePolicy, Result, RunName,
-    Step, Supervised,
+    CheckpointDir, CheckpointSink, Control, Emitter, Error, ErrorKind, QueuePolicy, Result,
+    RunName, Step, Supervised,
 };
 
 use backlog::Owed;
@@ -25,7 +25,7 @@ use courier::Courier;
 use custody::Holders;
 use queue::Queue;
 
-use crate::run_dir::RunDir;
+use crate::runs::run_dir::RunDir;
 
 /// How long workers may take to notice that they were cancelled.
 const GRACE: Duration = Duration::from_secs(5);
@@ -168,7 +168,9 @@ impl Deliveries {
             let thread = std::thread::Builder::new()
                 .name(format!("sink {}", queue.label))
                 .spawn(move || courier.work())
-                .map_err(|e| Error::new(Kind::System, format!("cannot start a thread: {e}")))?;
+                .map_err(|e| {
+                    Error::new(ErrorKind::System, format!("cannot start a thread: {e}"))
+                })?;
             workers.push(Worker {
                 queue,
                 thread: Some(thread),
@@ -332,7 +334,7 @@ pub(crate) fn missed(undelivered: &[Undelivered], run: &str) -> Option<Error> {
             "the lines above say why; `host deliver {run}` tries again with what stands in the run folder"
         ),
     };
-    Some(Error::new(Kind::Delivery, message).hint(hint))
+    Some(Error::new(ErrorKind::Delivery, message).hint(hint))
 }
 
 /// Whether what the ledger says of a dropped checkpoint is that a newer one was wanted in its place.

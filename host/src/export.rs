@@ -14,10 +14,10 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use host_store::{Point, Reader};
 
-use crate::outlet;
+use crate::show::outlet;
 
 /// The formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -88,7 +88,7 @@ pub(crate) fn print(
     format: Format,
 ) -> Result<(u64, u64)> {
     let failed = |e: std::io::Error| {
-        Error::new(Kind::System, format!("cannot write to stdout: {e}"))
+        Error::new(ErrorKind::System, format!("cannot write to stdout: {e}"))
             .hint("free some disk space, or write the output elsewhere")
     };
     let out = Box::new(Stdout(outlet::stdout().map_err(failed)?));
@@ -143,7 +143,7 @@ pub(crate) fn export(
     if !folder.is_dir() {
         let path = folder.display();
         return Err(Error::new(
-            Kind::Config,
+            ErrorKind::Config,
             format!("there is no such folder for the export: {path}"),
         )
         .hint("make it first, or give --out another place"));
@@ -207,7 +207,7 @@ fn refuse_second(folder: &Path) -> Result<()> {
 
 fn is_there(path: &Path) -> Error {
     Error::new(
-        Kind::Config,
+        ErrorKind::Config,
         format!(
             "there is a file already, and it stays as it is: {}",
             path.display()

@@ -1,48 +1,17 @@
 //! The `host` command.
 #![forbid(unsafe_code)]
 
-mod cache;
 mod cli;
+mod config;
 mod dashboard;
-mod deliver;
 mod delivery;
-mod event_json;
-mod event_line;
 mod export;
-mod hub_model;
-mod json_stream;
-mod login_name;
-mod meter;
-mod narration;
-mod nearest;
-mod number;
-mod openmp;
-mod origin;
-mod outlet;
 mod plan;
-mod plugin_accounts;
 mod plugins;
-mod preflight;
-mod printable;
-mod printer;
-mod progress;
-mod resume_point;
 mod run;
-mod run_dir;
-mod run_file;
-mod scaffold;
-mod script_names;
+mod runs;
 mod service;
-mod settings;
-mod signals;
-mod sparkline;
-mod summary;
-mod system_metrics;
-mod table;
-mod target;
-mod terminal;
-mod verify_resume;
-mod warnings;
+mod show;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::process::ExitCode;
@@ -50,7 +19,7 @@ use std::process::ExitCode;
 use host_core::{Error, StopReason};
 
 use crate::cli::Command;
-use crate::printer::Printer;
+use crate::show::printer::Printer;
 
 fn main() -> ExitCode {
     report_panics();
@@ -69,7 +38,7 @@ fn main() -> ExitCode {
     // A terminal that takes nothing does not keep the process.
     Printer::flush_process();
     let code = match ended {
-        Ok(reason) => signals::leave(reason),
+        Ok(reason) => run::signals::leave(reason),
         Err(error) => error.kind().exit_code(),
     };
     host_plugin::end_process(code);

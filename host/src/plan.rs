@@ -1,19 +1,20 @@
 //! What a training shall be, with every argument checked once: nothing deeper checks them again.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+pub(crate) mod run_file;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use host_core::{Error, Kind, Result, RunName};
+use host_core::{Error, ErrorKind, Result, RunName};
 use host_plugin::{PluginLock, PluginSpec, SearchPath, Secrets, Target};
 use host_train::{SchedulerType, TrainConfig};
 use toml::Value;
 
-use crate::cli::TrainArgs;
-use crate::hub_model::HubModel;
-use crate::preflight::PreflightPolicy;
+use crate::config::HubModel;
+use crate::config::PreflightPolicy;
+use crate::config::TrainArgs;
+use crate::config::settings::{Given, HostConfig, Settings};
 use crate::service::Service;
-use crate::settings::{Given, HostConfig, Settings};
 
 /// The arguments of a training, checked.
 #[derive(Clone, Debug)]
@@ -151,21 +152,6 @@ fn lock_beside(file: Option<&Path>) -> Result<PathBuf> {
     std::path::absolute(&beside).map_err(|e| Error::io("find the plugin lock", &beside, &e))
 }
 
-/// An address to listen at, from `ADDR:PORT`.
-///
-/// # Errors
-/// It is not one, or names no address of this machine's resolver.
-pub(crate) fn listen_address(text: &str) -> Result<SocketAddr> {
-    let wrong = |why: String| {
-        Error::new(Kind::Config, format!("cannot listen at {text:?}: {why}"))
-            .hint("give an address and a port, as in 127.0.0.1:6006; port 0 is a free one")
-    };
-    text.to_socket_addrs()
-        .map_err(|e| wrong(e.to_string()))?
-        .next()
-        .ok_or_else(|| wrong("it has no address".to_owned()))
-}
-
 /// The file's plugins and the flags'; a flag takes the place of the file's plugin of the same id.
 fn plugin_specs(host: &HostConfig, flags: &[String]) -> Result<Vec<PluginSpec>> {
     let mut specs = host
@@ -180,7 +166,7 @@ fn plugin_specs(host: &HostConfig, flags: &[String]) -> Result<Vec<PluginSpec>> 
                 PluginSpec::from_table(settings.collect::<Result<_>>()?)
             }
             other => Err(Error::new(
-                Kind::Config,
+                ErrorKind::Config,
                 format!("plugin is {other}, but must be a table"),
             )
             .hint("write [[plugin]] and below it id = \"weight-decay\"")),
@@ -207,7 +193,7 @@ fn as_json(key: &str, value: &Value) -> Result<serde_json::Value> {
         Value::Float(number) if number.is_finite() => (*number).into(),
         Value::Float(_) => {
             let message = format!("{key} of a [[plugin]] is {value}, not a finite number");
-            return Err(Error::new(Kind::Config, message).hint("give a finite one"));
+            return Err(Error::new(ErrorKind::Config, message).hint("give a finite one"));
         }
         Value::Boolean(flag) => (*flag).into(),
         Value::Datetime(date) => date.to_string().into(),
@@ -224,7 +210,7 @@ fn as_json(key: &str, value: &Value) -> Result<serde_json::Value> {
 
 fn check(config: &TrainConfig) -> Result<()> {
     if config.data.is_empty() {
-        return Err(Error::new(Kind::Config, "no training data is given")
+        return Err(Error::new(ErrorKind::Config, "no training data is given")
             .hint("name a folder of source code: --data src"));
     }
     check_weights(config)?;
@@ -289,7 +275,7 @@ fn check_decay(config: &TrainConfig) -> Result<()> {
     let message = format!(
         "num_warmup_steps {warmup} and num_decay_steps {decay} are together more than max_train_steps {last}"
     );
-    Err(Error::new(Kind::Config, message)
+    Err(Error::new(ErrorKind::Config, message)
         .hint("lower --num-warmup-steps or --num-decay-steps, or raise --max-train-steps"))
 }
 
@@ -306,7 +292,7 @@ fn check_weights(config: &TrainConfig) -> Result<()> {
         weights.len(),
         config.data.len()
     );
-    Err(Error::new(Kind::Config, message)
+    Err(Error::new(ErrorKind::Config, message)
         .hint("give as many weights as data, in the same order, or none"))
 }
 
@@ -334,11 +320,11 @@ fn finite(key: &str, value: f64, range: &str, fits: impl Fn(f64) -> bool) -> Res
 
 fn out_of_range(key: &str, value: &str, range: &str) -> Error {
     let error = Error::new(
-        Kind::Config,
+        ErrorKind::Config,
         format!("{key} is {value}, but must be {range}"),
     );
     let flag = key.replace('_', "-");
-    match crate::settings::defaults().get(key) {
+    match crate::config::settings::defaults().get(key) {
         None | Some(serde_json::Value::Null) => error.hint(format!("leave --{flag} out")),
         Some(serde_json::Value::String(default)) => {
             error.hint(format!("the default is --{flag} {default}"))
@@ -372,7 +358,7 @@ mod tests {
     fn numbers_out_of_range_are_named_with_the_range_and_a_way() {
         let refusal = |change: fn(&mut TrainConfig)| {
             let error = check(&config(change)).expect_err("refused");
-            assert_eq!(error.kind(), Kind::Config);
+            assert_eq!(error.kind(), ErrorKind::Config);
             (
                 error.message().to_owned(),
                 error.hint_text().expect("a hint").to_owned(),
@@ -499,12 +485,5 @@ mod tests {
         ] {
             assert_eq!(read(setting).expect_err(said).message(), said);
         }
-    }
-
-    #[test]
-    fn an_address_has_a_port() {
-        assert!(listen_address("127.0.0.1:0").is_ok());
-        assert!(listen_address("127.0.0.1").is_err());
-        assert!(listen_address("").is_err());
     }
 }

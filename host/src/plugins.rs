@@ -1,11 +1,14 @@
 //! The plugins of a run: found, loaded and made before anything else happens.
 
+pub(crate) mod accounts;
+pub(crate) mod scaffold;
+
 mod destination;
 
 use std::path::{Path, PathBuf};
 
 use host_core::{
-    CheckpointSink, Error, GroupsRequest, Kind, Metric, Observer, ParamGroup, ParamInfo,
+    CheckpointSink, Error, ErrorKind, GroupsRequest, Metric, Observer, ParamGroup, ParamInfo,
     QueuePolicy, Result, Supervised, check_groups,
 };
 use host_plugin::{
@@ -14,10 +17,10 @@ use host_plugin::{
 };
 
 use crate::plan::Plan;
-use crate::plugin_accounts::PluginAccount;
-use crate::progress::Progress;
-use crate::run_file::{FoundPlugin, PluginEntry};
-use crate::warnings::Warnings;
+use crate::plan::run_file::{FoundPlugin, PluginEntry};
+use crate::plugins::accounts::PluginAccount;
+use crate::show::progress::Progress;
+use crate::show::warnings::Warnings;
 
 /// Decides the parameter groups when nobody else does.
 pub(crate) const DEFAULT_GROUPS: &str = "weight-decay";
@@ -72,14 +75,7 @@ impl Plugins {
             .collect::<Result<Vec<_>>>()?;
         let groups_chosen = check_groupers(&chosen)?;
         if !groups_chosen {
-            let spec = PluginSpec {
-                target: Target::Id(DEFAULT_GROUPS.to_owned()),
-                config: PluginConfig::default(),
-                mode: None,
-                on_error: None,
-                time_limit: None,
-                queue: None,
-            };
+            let spec = PluginSpec::by_id(DEFAULT_GROUPS, PluginConfig::default());
             chosen.push(Chosen::find(spec, &search)?);
         }
         check_metrics(&chosen)?;
@@ -222,7 +218,7 @@ impl Plugins {
         let kind = PluginKind::CheckpointSink;
         let sinks = self.supervised(kind, &is_wanted, Plugin::checkpoint_sink)?;
         let loaded = with_kind(&self.loaded, kind).filter(|loaded| is_wanted(&loaded.label));
-        let policies = loaded.map(|loaded| loaded.spec.queue.unwrap_or_default());
+        let policies = loaded.map(|loaded| loaded.spec.policy.queue.unwrap_or_default());
         Ok(sinks.into_iter().zip(policies).collect())
     }
 
@@ -244,7 +240,7 @@ impl Plugins {
             .filter(|loaded| is_wanted(&loaded.label))
             .map(|loaded| {
                 let port = make(&loaded.plugin).map_err(|error| hinted(error, &loaded.plugin))?;
-                let on_error = loaded.spec.on_error.unwrap_or_default();
+                let on_error = loaded.spec.policy.on_error.unwrap_or_default();
                 let supervised = Supervised::new(&*loaded.label, on_error, port);
                 Ok(supervised.named(shell_word(loaded.plugin.name())))
             })
@@ -268,10 +264,7 @@ impl Plugins {
                          ..
                      }: &Loaded| PluginEntry {
             target: spec.target.clone(),
-            mode: spec.mode,
-            on_error: spec.on_error,
-            time_limit: spec.time_limit,
-            queue: spec.queue,
+            policy: spec.policy,
             config: plugin.config().clone(),
             found: FoundPlugin {
                 id: plugin.id().to_owned(),
@@ -326,8 +319,8 @@ impl Loaded {
         let mut all: Vec<Self> = Vec::new();
         for Chosen { spec, found } in chosen {
             let serve = ServeCommand::this_host().with_secrets(secrets.clone());
-            let plugin = Plugin::load_isolated(&found, &spec.config, spec.mode, serve)?
-                .with_time_limit(spec.time_limit);
+            let plugin = Plugin::load_isolated(&found, &spec.config, spec.policy.mode, serve)?
+                .with_time_limit(spec.policy.time_limit);
             let label = label(plugin.id(), all.iter().map(|other| other.label.as_str()));
             all.push(Self {
                 spec,
@@ -358,7 +351,7 @@ fn check_groupers(chosen: &[Chosen]) -> Result<bool> {
                 "two plugins decide the parameter groups: {}",
                 groupers.join(", ")
             );
-            Err(Error::new(Kind::Config, message).hint("leave one of them out"))
+            Err(Error::new(ErrorKind::Config, message).hint("leave one of them out"))
         }
     }
 }
@@ -381,7 +374,7 @@ fn check_metrics(chosen: &[Chosen]) -> Result<()> {
             false => format!(", as {first} and as {second}"),
         };
         let message = format!("the metric {id} is given twice{which}");
-        return Err(Error::new(Kind::Config, message)
+        return Err(Error::new(ErrorKind::Config, message)
             .hint("its values would have the same names; leave one out"));
     }
     Ok(())
@@ -391,16 +384,16 @@ fn check_metrics(chosen: &[Chosen]) -> Result<()> {
 /// go on.
 fn check_policy(spec: &PluginSpec, id: &str, kinds: &[PluginKind]) -> Result<()> {
     let is_only_groups = kinds == [PluginKind::ParamGroups];
-    match spec.on_error {
+    match spec.policy.on_error {
         Some(OnError::Warn | OnError::DisableAfter(_)) if is_only_groups => {
             let message = format!(
                 "on_error of plugin {id} can only be fail: it decides the parameter groups, and without them nothing is trained"
             );
-            Err(Error::new(Kind::Config, message).hint("leave on_error out"))
+            Err(Error::new(ErrorKind::Config, message).hint("leave on_error out"))
         }
-        _ if spec.queue.is_some() && !kinds.contains(&PluginKind::CheckpointSink) => {
+        _ if spec.policy.queue.is_some() && !kinds.contains(&PluginKind::CheckpointSink) => {
             let message = format!("plugin {id} has no queue: it is no checkpoint sink");
-            Err(Error::new(Kind::Config, message).hint("leave queue out"))
+            Err(Error::new(ErrorKind::Config, message).hint("leave queue out"))
         }
         _ => Ok(()),
     }
@@ -419,7 +412,7 @@ pub(crate) fn changes(then: &[FoundPlugin], now: &[PluginEntry]) -> Result<Vec<S
         } else if let Some(now) = now.iter().find(|now| now.found.path == then.path) {
             let now = &now.found;
             return Err(Error::new(
-                Kind::Plugin,
+                ErrorKind::Plugin,
                 format!(
                     "plugin {} has become {}: {}",
                     then.id,
@@ -509,6 +502,8 @@ fn label<'a>(id: &str, taken: impl Iterator<Item = &'a str>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use host_plugin::Policy;
+
     use super::*;
 
     #[test]
@@ -536,10 +531,7 @@ mod tests {
     fn entry(id: &str, sha256: &str) -> PluginEntry {
         PluginEntry {
             target: Target::Id(id.to_owned()),
-            mode: None,
-            on_error: None,
-            time_limit: None,
-            queue: None,
+            policy: Policy::default(),
             config: serde_json::Map::new(),
             found: FoundPlugin {
                 id: id.to_owned(),

@@ -1,46 +1,49 @@
 //! A run, from the plan to the last word: plan → plugins → training → groups → store → preflight →
 //! serve → fit → drain the sinks → close the store → stop serving.
 
-use std::sync::{Arc, Mutex, PoisonError};
+pub(crate) mod cache;
+pub(crate) mod deliver;
+pub(crate) mod hub_fetch;
+mod live;
+pub(crate) mod origin;
+pub(crate) mod preflight;
+mod ready;
+pub(crate) mod resume_point;
+pub(crate) mod signals;
+pub(crate) mod summary;
+pub(crate) mod system_metrics;
+pub(crate) mod verify_resume;
+
+pub(crate) use ready::groups;
+
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use host_core::{
-    Control, Emitter, Error, EventBody, Inbox, Kind, Observer, RequestQueue, Requests, Result,
-    Step, StopReason, Supervised,
+    Control, Emitter, Error, ErrorKind, EventBody, Inbox, Requests, Result, Step, StopReason,
 };
-use host_plugin::{ProcessChange, ProcessWatch, on_exit_by_plugin};
-use host_serve::Source;
-use host_store::{Callbacks, Loss, Reader, RunRecord, RunStatus, Writer, sync_log};
-use host_train::{BoundaryPorts, CheckpointPorts, Observers, Outcome, Ports, Start, Trainer};
-use serde_json::json;
+use host_plugin::{ProcessWatch, on_exit_by_plugin};
+use host_store::{Loss, Reader, RunRecord, RunStatus, Writer, sync_log};
+use host_train::{BoundaryPorts, CheckpointPorts, Observers, Outcome, Ports, Start};
 
-use crate::cache::Cache;
 use crate::delivery::{Backlog, Deliveries, Destination, Retry, Undelivered, Wanted, missed};
-use crate::json_stream::JsonStream;
-use crate::origin::Origin;
 use crate::plan::Plan;
-use crate::plugin_accounts::PluginAccounts;
-use crate::plugins::{self, Grouping, Plugins};
-use crate::preflight::{self, CheckpointSize, Sink};
-use crate::progress::{Progress, Style};
-use crate::resume_point::ResumePoint;
-use crate::run_dir::RunDir;
-use crate::run_file::RunFile;
-use crate::service::Served;
-use crate::signals::{self, SignalWatch};
-use crate::summary::{Digest, how_to_name};
-use crate::system_metrics::SystemMetrics;
-use crate::warnings::Warnings;
-
-/// Events on their way to the store: some seconds of a fast training.
-const QUEUE: usize = 16_384;
+use crate::plan::run_file::RunFile;
+use crate::plugins::accounts::PluginAccounts;
+use crate::plugins::{self};
+use crate::run::live::{Live, emit_process_changes};
+use crate::run::origin::Origin;
+use crate::run::ready::Ready;
+use crate::run::resume_point::ResumePoint;
+use crate::runs::how_to_name;
+use crate::runs::run_dir::RunDir;
+use crate::show::console::Console;
+use crate::show::progress::Progress;
+use crate::show::warnings::Warnings;
 
 /// How long a checkpoint waits for the events before it: a store that the disk refuses holds none up
 /// for longer.
 const EVENTS_PATIENCE: Duration = Duration::from_secs(5);
-
-/// How long a process that a plugin ends waits for the events that say so.
-const LAST_EVENTS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the end of a run waits for its sinks.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -50,54 +53,54 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// # Errors
 /// Whatever keeps it from starting or ends it.
 pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
-    let progress = Progress::new(Style::choose(json), plan.train.max_train_steps);
-    let warnings = Warnings::new(&progress);
-    let ended = (|| {
-        if let Some(name) = &plan.name {
-            RunDir::check_free(&plan.runs_dir, name)?;
+    let console = Console::new(json, plan.train.max_train_steps);
+    let Console { progress, warnings } = &console;
+    if let Some(name) = &plan.name {
+        RunDir::check_free(&plan.runs_dir, name)?;
+    }
+    let Origin {
+        plan,
+        local,
+        start,
+        fetched: _fetched,
+    } = Origin::find(plan, progress, warnings)?;
+    let ready = Ready::prepare(&local, &start, progress, warnings)?;
+    let step = ready.trainer.step();
+    if step.0 >= plan.train.max_train_steps {
+        return Err(too_far(step, plan.train.max_train_steps, &start));
+    }
+    let dir = RunDir::create(&plan.runs_dir, plan.name.as_ref(), &plan.train.model)?;
+    match begin(&plan, &dir, ready, &console) {
+        Ok((live, requests, ready)) => {
+            let session = Session::begin(&dir, 0, progress);
+            train(ready, live, requests, &session, &Backlog::default())
         }
-        let Origin {
-            plan,
-            local,
-            start,
-            fetched: _fetched,
-        } = Origin::find(plan, &progress, &warnings)?;
-        let ready = Ready::prepare(&local, &start, &progress, &warnings)?;
-        let step = ready.trainer.step();
-        if step.0 >= plan.train.max_train_steps {
-            return Err(too_far(step, plan.train.max_train_steps, &start));
+        Err(error) => {
+            // Nothing has happened in it, and the user may want the name again.
+            let _ = std::fs::remove_dir_all(dir.path());
+            Err(error)
         }
-        let dir = RunDir::create(&plan.runs_dir, plan.name.as_ref(), &plan.train.model)?;
-        let begun = (|| {
-            let unused = dir.path().to_owned();
-            on_exit_by_plugin(Some(move |_: &str| {
-                let _ = std::fs::remove_dir_all(&unused);
-            }));
-            let used = ready.used(&plan);
-            let file = RunFile::new(&used, dir.name(), &ready.plugins.entries())?;
-            file.write(&dir.config_file())?;
-            let writer = Writer::create(dir.path(), &run_record(&dir, &file))?;
-            let ready = ready.check_sinks(&plan, &dir, &progress, &warnings)?;
-            Ok((
-                Live::open(&plan, &dir, writer, &progress, &warnings)?,
-                ready,
-            ))
-        })();
-        match begun {
-            Ok(((live, requests), ready)) => {
-                let session = Session::begin(&dir, 0, &progress);
-                train(ready, live, requests, &session, &Backlog::default())
-            }
-            Err(error) => {
-                // Nothing has happened in it, and the user may want the name again.
-                let _ = std::fs::remove_dir_all(dir.path());
-                Err(error)
-            }
-        }
-    })();
-    progress.end();
-    warnings.end();
-    ended
+    }
+}
+
+/// Makes the run's file and its store, asks the sinks, and opens the run to the world.
+fn begin(
+    plan: &Plan,
+    dir: &RunDir,
+    ready: Ready,
+    Console { progress, warnings }: &Console,
+) -> Result<(Live, Requests, Ready)> {
+    let unused = dir.path().to_owned();
+    on_exit_by_plugin(Some(move |_: &str| {
+        let _ = std::fs::remove_dir_all(&unused);
+    }));
+    let used = ready.used(plan);
+    let file = RunFile::new(&used, dir.name(), &ready.plugins.entries())?;
+    file.write(&dir.config_file())?;
+    let writer = Writer::create(dir.path(), &run_record(dir, &file))?;
+    let ready = ready.check_sinks(plan, dir, progress, warnings)?;
+    let (live, requests) = Live::open(plan, dir, writer, progress, warnings)?;
+    Ok((live, requests, ready))
 }
 
 /// Goes on with a run from its newest checkpoint, or from the one that `from` names.
@@ -110,61 +113,56 @@ pub(crate) fn resume(
     from: Option<&str>,
     json: bool,
 ) -> Result<StopReason> {
-    let progress = Progress::new(Style::choose(json), plan.train.max_train_steps);
-    let warnings = Warnings::new(&progress);
-    let ended = (|| {
-        let (file, recorded) = RunFile::read(&dir.config_file())?;
-        // The lock comes first: nobody else may be at work on this run.
-        let writer = open_store(&dir, &file, &warnings)?;
-        let reader = Reader::open(dir.path())?;
-        let row = reader.run()?;
-        // A store that was lost no longer knows how often the run went back.
-        let generation = 1 + row.generation.max(dir.generation_set_aside());
-        let point = ResumePoint::choose(&dir, &reader, from)?;
-        check_unfinished(&dir, row.status, point.step, plan.train.max_train_steps)?;
-        progress.say(&point.describe());
-        let Origin {
-            plan,
-            local,
-            start,
-            fetched: _fetched,
-        } = match point.start() {
-            Some(start) => Origin::resumed(plan, start, &row.config_json)?,
-            None => Origin::find(plan, &progress, &warnings)?,
-        };
-        let unmeasured = Plan {
-            train: point.unmeasured(&local.train),
-            ..local
-        };
-        let ready = Ready::prepare(&unmeasured, &start, &progress, &warnings)
-            .map_err(|error| point.explain(&dir, error))?;
-        // A run that began at a checkpoint of elsewhere begins there again.
-        let step = ready.trainer.step();
-        let entries = ready.plugins.entries();
-        for change in plugins::changes(&recorded.plugin, &entries)? {
-            warnings.warn(change);
-        }
-        if let Some(gap) = point.gap(&dir, &row) {
-            warnings.warn(gap);
-        }
-        RunFile::new(&ready.used(&plan), dir.name(), &entries)?.write(&dir.config_file())?;
-        for name in dir.set_aside_after(step, generation)? {
-            progress.say(&format!("set aside, and yours to remove: {name}"));
-        }
-        let labels = ready.plugins.sink_labels();
-        let backlog = Backlog::read(&dir, &reader, &labels, Some(step), Wanted::Missing)?;
-        let ready = ready.check_sinks(&plan, &dir, &progress, &warnings)?;
-        let learning_rate = ResumePoint::learning_rate_set(&reader, step)?;
-        let (live, mut requests) = Live::open(&plan, &dir, writer, &progress, &warnings)?;
-        if let Some(asked) = learning_rate {
-            requests.again(asked);
-        }
-        let session = Session::begin(&dir, generation, &progress);
-        train(ready, live, requests, &session, &backlog)
-    })();
-    progress.end();
-    warnings.end();
-    ended
+    let console = Console::new(json, plan.train.max_train_steps);
+    let Console { progress, warnings } = &console;
+    let (file, recorded) = RunFile::read(&dir.config_file())?;
+    // The lock comes first: nobody else may be at work on this run.
+    let writer = open_store(&dir, &file, warnings)?;
+    let reader = Reader::open(dir.path())?;
+    let row = reader.run()?;
+    // A store that was lost no longer knows how often the run went back.
+    let generation = 1 + row.generation.max(dir.generation_set_aside());
+    let point = ResumePoint::choose(&dir, &reader, from)?;
+    check_unfinished(&dir, row.status, point.step, plan.train.max_train_steps)?;
+    progress.say(&point.describe());
+    let Origin {
+        plan,
+        local,
+        start,
+        fetched: _fetched,
+    } = match point.start() {
+        Some(start) => Origin::resumed(plan, start, &row.config_json)?,
+        None => Origin::find(plan, progress, warnings)?,
+    };
+    let unmeasured = Plan {
+        train: point.unmeasured(&local.train),
+        ..local
+    };
+    let ready = Ready::prepare(&unmeasured, &start, progress, warnings)
+        .map_err(|error| point.explain(&dir, error))?;
+    // A run that began at a checkpoint of elsewhere begins there again.
+    let step = ready.trainer.step();
+    let entries = ready.plugins.entries();
+    for change in plugins::changes(&recorded.plugin, &entries)? {
+        warnings.warn(change);
+    }
+    if let Some(gap) = point.gap(&dir, &row) {
+        warnings.warn(gap);
+    }
+    RunFile::new(&ready.used(&plan), dir.name(), &entries)?.write(&dir.config_file())?;
+    for name in dir.set_aside_after(step, generation)? {
+        progress.say(&format!("set aside, and yours to remove: {name}"));
+    }
+    let labels = ready.plugins.sink_labels();
+    let backlog = Backlog::read(&dir, &reader, &labels, Some(step), Wanted::Missing)?;
+    let ready = ready.check_sinks(&plan, &dir, progress, warnings)?;
+    let learning_rate = ResumePoint::learning_rate_set(&reader, step)?;
+    let (live, mut requests) = Live::open(&plan, &dir, writer, progress, warnings)?;
+    if let Some(asked) = learning_rate {
+        requests.again(asked);
+    }
+    let session = Session::begin(&dir, generation, progress);
+    train(ready, live, requests, &session, &backlog)
 }
 
 fn run_record(dir: &RunDir, file: &RunFile) -> RunRecord {
@@ -205,7 +203,7 @@ fn check_unfinished(dir: &RunDir, status: RunStatus, step: Step, last_step: u64)
         "the run has come to step {step} of {last_step}: {}",
         dir.path().display()
     );
-    Err(Error::new(Kind::Config, message).hint("--max-train-steps N trains it to step N"))
+    Err(Error::new(ErrorKind::Config, message).hint("--max-train-steps N trains it to step N"))
 }
 
 /// A run that would begin where it ends.
@@ -215,192 +213,9 @@ fn too_far(step: Step, last_step: u64, start: &Start) -> Error {
         Start::Fresh => String::new(),
     };
     let message = format!("the checkpoint has come to step {step} of {last_step}{from}");
-    Error::new(Kind::Config, message).hint(format!(
+    Error::new(ErrorKind::Config, message).hint(format!(
         "--max-train-steps counts from the first step of all: give more than {step}"
     ))
-}
-
-/// The parameter groups that a plan leads to.
-///
-/// # Errors
-/// Whatever would keep the run from starting.
-pub(crate) fn groups(plan: &Plan) -> Result<Grouping> {
-    let progress = Progress::new(Style::choose(false), 0);
-    let warnings = Warnings::new(&progress);
-    plugins::show_logs(&progress, &warnings);
-    let grouping = (|| {
-        let plugins = Plugins::load(plan)?;
-        let origin = Origin::find(plan.clone(), &progress, &warnings)?;
-        let trainer = prepare(&origin.local, &origin.start, &progress)?;
-        let mut grouping = plugins.group(trainer.params(), plan.train.weight_decay)?;
-        grouping.warnings = [plugins.warnings(), grouping.warnings].concat();
-        Ok(grouping)
-    })();
-    progress.end();
-    warnings.end();
-    if let Ok(grouping) = &grouping {
-        grouping.warnings.iter().for_each(|w| warnings.warn(w));
-    }
-    grouping
-}
-
-/// Everything that can fail before there is a run.
-struct Ready {
-    plugins: Plugins,
-    sinks: Vec<Sink>,
-    observers: Vec<Supervised<dyn Observer>>,
-    trainer: Trainer,
-    grouping: Grouping,
-}
-
-impl Ready {
-    fn prepare(
-        plan: &Plan,
-        start: &Start,
-        progress: &Progress,
-        warnings: &Warnings,
-    ) -> Result<Self> {
-        plugins::show_logs(progress, warnings);
-        let plugins = Plugins::load(plan)?;
-        let metrics = plugins.metrics()?;
-        let sinks = plugins.sinks(|_| true)?;
-        let observers = plugins.observers()?;
-        for line in plugins.lines() {
-            progress.say(&line);
-        }
-        if let Some(lock) = &plan.plugin_lock {
-            progress.say(&format!("plugins are held to {}", lock.path().display()));
-        }
-        let mut trainer = prepare(plan, start, progress)?;
-        trainer.add_metrics(metrics)?;
-        let grouping = plugins.group(trainer.params(), plan.train.weight_decay)?;
-        let news = plugins.warnings().into_iter();
-        news.chain(grouping.warnings.iter().cloned())
-            .for_each(|warning| warnings.warn(warning));
-        Ok(Self {
-            plugins,
-            sinks,
-            observers,
-            trainer,
-            grouping,
-        })
-    }
-
-    /// The plan with the values that are used where it leaves them open: what a run's file says.
-    fn used(&self, plan: &Plan) -> Plan {
-        let train = self.trainer.used(&plan.train);
-        Plan {
-            train,
-            ..plan.clone()
-        }
-    }
-
-    /// Asks the sinks whether checkpoints will arrive.
-    fn check_sinks(
-        mut self,
-        plan: &Plan,
-        dir: &RunDir,
-        progress: &Progress,
-        warnings: &Warnings,
-    ) -> Result<Self> {
-        let size = CheckpointSize::of(self.trainer.params());
-        let (sinks, faults) = preflight::check(plan.preflight, dir, size, self.sinks, progress)?;
-        self.sinks = sinks;
-        faults.into_iter().for_each(|fault| warnings.warn(fault));
-        Ok(self)
-    }
-}
-
-fn prepare(plan: &Plan, start: &Start, progress: &Progress) -> Result<Trainer> {
-    let cache = Cache::find()?;
-    if let Some(warning) = &cache.warning {
-        progress.say(&format!("warning: {warning}"));
-    }
-    let say = &mut |what: &str| progress.busy(what);
-    let trainer = Trainer::prepare(&plan.train, start, cache.folder(), say)?;
-    progress.begin(trainer.step());
-    progress.say(&trainer.summary());
-    Ok(trainer)
-}
-
-/// The run as the world sees it: its store is written and served.
-struct Live {
-    emitter: Emitter,
-    writer: host_store::WriterThread,
-    serving: host_serve::Serving,
-    digest: Arc<Mutex<Digest>>,
-    json: Option<JsonStream>,
-    warnings: Warnings,
-    system_metrics: Option<Duration>,
-    control: Control,
-    signals: SignalWatch,
-}
-
-impl Live {
-    fn open(
-        plan: &Plan,
-        dir: &RunDir,
-        writer: Writer,
-        progress: &Progress,
-        warnings: &Warnings,
-    ) -> Result<(Self, Requests)> {
-        // Before anybody can know of the run, and so end it.
-        let control = Control::new();
-        let signals = SignalWatch::start(
-            control.clone(),
-            progress.clone(),
-            dir.transient_files(),
-            "ended at once; `host resume` resumes from the last checkpoint",
-        )?;
-        let (emitter, drafts) = Emitter::new(QUEUE);
-        let digest = Arc::<Mutex<Digest>>::default();
-        let (shown, failed, noted) = (progress.clone(), progress.clone(), Arc::clone(&digest));
-        let (queue, requests) = RequestQueue::new();
-        let answered = queue.clone();
-        let callbacks = Callbacks {
-            on_commit: Box::new(move |events| {
-                let mut digest = noted.lock().unwrap_or_else(PoisonError::into_inner);
-                events.iter().for_each(|event| digest.note(event));
-                shown.show(events);
-                events.iter().for_each(|event| answered.committed(event));
-            }),
-            // The store itself puts it on record when it can.
-            on_failure: Box::new(move |error| failed.insist(&format!("warning: {error}"))),
-        };
-        let writer = writer.spawn(drafts, callbacks)?;
-        let source = Source::Live {
-            run_dir: dir.path().to_owned(),
-            commits: writer.commits(),
-            requests: queue,
-        };
-        let warn = warnings.clone();
-        let served =
-            plan.service
-                .serve_run(dir, source, Box::new(move |message| warn.warn(message)))?;
-        let json = match progress.is_json() {
-            true => {
-                let (path, run) = (dir.path().to_owned(), how_to_name(dir));
-                let first = described(dir, Some(&served));
-                Some(JsonStream::start(first, path, run, writer.commits())?)
-            }
-            false => {
-                progress.opened(dir.name(), dir.path(), Some(&served));
-                None
-            }
-        };
-        let live = Self {
-            emitter,
-            writer,
-            serving: served.serving,
-            digest,
-            json,
-            warnings: warnings.clone(),
-            system_metrics: plan.system_metrics,
-            control,
-            signals,
-        };
-        Ok((live, requests))
-    }
 }
 
 /// What a training is called and how often it was resumed, and who watches.
@@ -409,70 +224,6 @@ struct Session<'a> {
     generation: u32,
     progress: &'a Progress,
     begun: Instant,
-}
-
-impl Live {
-    /// Begins to record how the machine does. Observers do not see it: what they see comes again when
-    /// the run is repeated.
-    fn watch_system(&self, dir: &RunDir, start: Step) -> Result<Option<SystemMetrics>> {
-        let Some(every) = self.system_metrics else {
-            return Ok(None);
-        };
-        let digest = Arc::clone(&self.digest);
-        let step = move || digest.lock().unwrap_or_else(PoisonError::into_inner).step();
-        SystemMetrics::start(every, dir.path(), self.emitter.clone(), start, step).map(Some)
-    }
-
-    /// Warnings are events from now on, of which observers do not hear those that plugins log.
-    fn warn_from(&self, unheard: Emitter, start: Step) {
-        let digest = Arc::clone(&self.digest);
-        let step = move || digest.lock().unwrap_or_else(PoisonError::into_inner).step();
-        let emitter = self.emitter.clone();
-        self.warnings
-            .begin(emitter, unheard, move || step().max(start));
-    }
-
-    /// When a plugin ends the process, the run ends as failed, by an event that says so.
-    fn tell_of_end_by_plugin(&self, dir: &RunDir) {
-        let (emitter, commits) = (self.emitter.clone(), self.writer.commits());
-        let (digest, stale) = (Arc::clone(&self.digest), dir.transient_files());
-        let tell = move |message: &str| {
-            let step = digest.lock().unwrap_or_else(PoisonError::into_inner).step();
-            let finished = EventBody::RunFinished {
-                reason: StopReason::Failed,
-                message: message.to_owned(),
-            };
-            emitter.emit(step, finished);
-            commits.wait_settled(emitter.emitted(), LAST_EVENTS_PATIENCE);
-            for file in &stale {
-                let _ = std::fs::remove_file(file);
-            }
-        };
-        on_exit_by_plugin(Some(tell));
-    }
-
-    /// The step that the store has come to, which may be a few milliseconds behind.
-    fn digest_step(&self) -> Step {
-        let digest = self.digest.lock().unwrap_or_else(PoisonError::into_inner);
-        digest.step()
-    }
-}
-
-/// Events of what plugins changed of the process.
-fn emit_process_changes(emitter: &Emitter, step: Step) {
-    for change in host_plugin::process_changes() {
-        let ProcessChange {
-            plugin,
-            call,
-            message,
-        } = change;
-        let fault = EventBody::PluginFault {
-            plugin,
-            call,
-            message,
-        };
-        emitter.emit(step, fault);
-    }
 }
 
 fn train(
@@ -663,19 +414,6 @@ impl<'a> Session<'a> {
         };
         stored.and(served).and(printed)
     }
-}
-
-/// Where a run is to be found, and how it is served, if it is, for programs.
-pub(crate) fn described(dir: &RunDir, served: Option<&Served>) -> serde_json::Value {
-    let path = dir.path().display().to_string();
-    let mut run = json!({ "kind": "run", "name": dir.name(), "path": path });
-    if let Some(served) = served {
-        run["listen"] = json!(served.serving.addr());
-        if let Some(fingerprint) = served.fingerprint {
-            run["tls_fingerprint"] = json!(fingerprint.to_string());
-        }
-    }
-    run
 }
 
 /// The error of the plugin that ended the run, if one did. A run that was ended from outside says so

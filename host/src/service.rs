@@ -3,18 +3,17 @@
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result, hex};
 use host_serve::{Access, Fingerprint, SelfSigned, Server, Serving, Source, TlsIdentity, Token};
 use toml::Table;
 
-use crate::plan::listen_address;
-use crate::run_dir::RunDir;
-use crate::settings::HostConfig;
-use crate::summary::quoted;
+use crate::config::settings::HostConfig;
+use crate::runs::quoted;
+use crate::runs::run_dir::RunDir;
 
 /// Characters that a server's token has at least, and how many different ones.
 const SHORTEST_TOKEN: usize = 16;
@@ -53,6 +52,13 @@ pub(crate) struct Served {
 }
 
 impl Served {
+    /// The address, and what a client needs beside it.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let mut lines = vec![format!("gRPC at {}", self.serving.addr())];
+        lines.extend(self.clients());
+        lines
+    }
+
     /// What a client needs beside the address, in lines: the certificate's fingerprint; without one and
     /// without a token, TensorBoard's command, which can give neither. The address of a run's own process
     /// goes with it, so it is told what shows the run afterwards.
@@ -80,18 +86,19 @@ impl Service {
     /// An argument that cannot be right, or an environment variable that is not set.
     pub(crate) fn new(config: &HostConfig) -> Result<Self> {
         let listen = listen_address(&config.listen)?;
-        let tls = match (&config.tls, &config.tls_cert, &config.tls_key) {
-            (None, None, None) => Tls::None,
-            (Some(how), None, None) if how == SELF_SIGNED => Tls::SelfSigned,
-            (None, Some(certificate), Some(key)) => {
-                Tls::Files(TlsIdentity::read(certificate, key)?)
-            }
-            _ => {
-                return Err(Error::new(Kind::Config, "conflicting TLS options").hint(
+        let tls =
+            match (&config.tls, &config.tls_cert, &config.tls_key) {
+                (None, None, None) => Tls::None,
+                (Some(how), None, None) if how == SELF_SIGNED => Tls::SelfSigned,
+                (None, Some(certificate), Some(key)) => {
+                    Tls::Files(TlsIdentity::read(certificate, key)?)
+                }
+                _ => {
+                    return Err(Error::new(ErrorKind::Config, "conflicting TLS options").hint(
                     "give --tls self-signed, or --tls-cert FILE together with --tls-key FILE",
                 ));
-            }
-        };
+                }
+            };
         let token = |name: &Option<String>| name.as_deref().map(server_secret).transpose();
         let access = Access {
             read: token(&config.read_token_env)?.as_deref().map(Token::new),
@@ -225,7 +232,7 @@ pub(crate) fn secret(name: &str) -> Result<String> {
     let value = std::env::var(name).unwrap_or_default();
     match value.trim() {
         "" => Err(Error::new(
-            Kind::Config,
+            ErrorKind::Config,
             format!("the environment variable {name} holds no token"),
         )
         .hint(format!("set it: export {name}=$(openssl rand -hex 32)"))),
@@ -242,7 +249,7 @@ fn server_secret(name: &str) -> Result<String> {
     match weakness(&secret) {
         None => Ok(secret),
         Some(why) => Err(Error::new(
-            Kind::Config,
+            ErrorKind::Config,
             format!("the token in the environment variable {name} {why}"),
         )
         .hint(format!("make one: export {name}=$(openssl rand -hex 32)"))),
@@ -271,7 +278,7 @@ fn random_secret() -> Result<String> {
     fs::File::open(source)
         .and_then(|mut file| file.read_exact(&mut bytes))
         .map_err(|e| Error::io("make a token from", source, &e))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&bytes))
 }
 
 /// Writes a new file that only this user reads.
@@ -290,6 +297,24 @@ fn remove(path: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, &e)),
         _ => Ok(()),
     }
+}
+
+/// An address to listen at, from `ADDR:PORT`.
+///
+/// # Errors
+/// It is not one, or names no address of this machine's resolver.
+fn listen_address(text: &str) -> Result<SocketAddr> {
+    let wrong = |why: String| {
+        Error::new(
+            ErrorKind::Config,
+            format!("cannot listen at {text:?}: {why}"),
+        )
+        .hint("give an address and a port, as in 127.0.0.1:6006; port 0 is a free one")
+    };
+    text.to_socket_addrs()
+        .map_err(|e| wrong(e.to_string()))?
+        .next()
+        .ok_or_else(|| wrong("it has no address".to_owned()))
 }
 
 #[cfg(test)]
@@ -361,5 +386,12 @@ mod tests {
             write_private(&path, &secret).is_err(),
             "never into another's file"
         );
+    }
+
+    #[test]
+    fn an_address_has_a_port() {
+        assert!(listen_address("127.0.0.1:0").is_ok());
+        assert!(listen_address("127.0.0.1").is_err());
+        assert!(listen_address("").is_err());
     }
 }

@@ -1,9 +1,13 @@
 //! Who may import whom, over `cargo metadata`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
+
+use crate::support::root;
 
 /// Every crate of the workspace and the crates of the workspace it may know.
 const ROOMS: &[(&str, &[&str])] = &[
@@ -13,6 +17,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("host-train", &["host-core"]),
     ("host-store", &["host-core"]),
     ("host-plugin", &["host-core", "host-plugin-abi"]),
+    (
+        "host-conformance",
+        &["host-core", "host-plugin", "host-plugin-abi"],
+    ),
     ("host-serve", &["host-core", "host-store", "host-proto"]),
     (
         "host",
@@ -20,6 +28,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "host-core",
             "host-train",
             "host-plugin",
+            "host-conformance",
             "host-store",
             "host-serve",
         ],
@@ -40,8 +49,8 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("rusqlite", &["host-store"]),
 ];
 
-/// Normal and build dependencies of every crate of the workspace. What only tests use does not count.
-fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+/// The crates of the workspace as `cargo metadata` has them.
+fn manifests() -> Vec<Value> {
     let output = Command::new(env!("CARGO"))
         .args([
             "metadata",
@@ -53,11 +62,17 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo runs");
-    let metadata: Value = serde_json::from_slice(&output.stdout).expect("metadata");
+    let mut metadata: Value = serde_json::from_slice(&output.stdout).expect("metadata");
+    match metadata["packages"].take() {
+        Value::Array(packages) => packages,
+        other => panic!("no packages: {other}"),
+    }
+}
+
+/// Normal and build dependencies of every crate of the workspace. What only tests use does not count.
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let text = |value: &Value| value.as_str().expect("a text").to_owned();
-    metadata["packages"]
-        .as_array()
-        .expect("packages")
+    manifests()
         .iter()
         .map(|package| {
             let names = package["dependencies"]
@@ -114,4 +129,132 @@ fn what_is_confined_to_a_room_stays_there() {
             assert!(lawful, "{name} uses {confined}, which belongs to {rooms:?}");
         }
     }
+}
+
+/// A crate's source folder, and its folders there by name, with the Rust text in each but for tests.
+fn folders(source: &str) -> BTreeMap<String, String> {
+    let root = root().join(source);
+    let mut folders = BTreeMap::new();
+    for entry in fs::read_dir(&root).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            let name = path.file_name().expect("a name").to_string_lossy();
+            let mut text = String::new();
+            read_all(&path, &mut text);
+            // `model.rs` belongs to `model/`.
+            if let Ok(own) = fs::read_to_string(path.with_extension("rs")) {
+                text += without_tests(&own);
+            }
+            folders.insert(name.into_owned(), text);
+        }
+    }
+    folders
+}
+
+fn read_all(folder: &Path, text: &mut String) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy();
+        if path.is_dir() {
+            read_all(&path, text);
+        } else if name.ends_with(".rs") && !name.ends_with("tests.rs") {
+            *text += without_tests(&fs::read_to_string(&path).expect("a text"));
+        }
+    }
+}
+
+fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests")
+        .next()
+        .expect("a part")
+}
+
+/// The folders whose names stand behind `crate::`, one by one or in braces.
+fn known<'a>(text: &str, folders: &'a BTreeMap<String, String>) -> BTreeSet<&'a str> {
+    let code = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
+    let code = code.collect::<Vec<_>>().join("\n");
+    let mut known = BTreeSet::new();
+    for part in code.split("crate::").skip(1) {
+        let named = match part.strip_prefix('{') {
+            Some(list) => list.split('}').next().expect("a part").split(',').collect(),
+            None => vec![part],
+        };
+        for name in named {
+            let is_word = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+            let name = name.trim_start();
+            let word = name.split(|letter| !is_word(letter)).next();
+            known.extend(
+                folders
+                    .get_key_value(word.expect("a part"))
+                    .map(|(name, _)| &**name),
+            );
+        }
+    }
+    known
+}
+
+#[test]
+fn no_folder_of_a_crate_is_in_a_circle() {
+    for source in ["host/src", "host/train/src"] {
+        let folders = folders(source);
+        assert!(folders.len() > 5, "{source}: {:?}", folders.keys());
+        let mut arrows: BTreeMap<&str, BTreeSet<&str>> = folders
+            .iter()
+            .map(|(name, text)| {
+                let mut known = known(text, &folders);
+                known.remove(&**name);
+                (&**name, known)
+            })
+            .collect();
+        assert!(arrows.values().any(|known| !known.is_empty()), "{source}");
+        // Takes away what knows none of the others, floor by floor.
+        loop {
+            let here: BTreeSet<&str> = arrows.keys().copied().collect();
+            let floors = arrows.len();
+            arrows.retain(|_, known| known.iter().any(|name| here.contains(name)));
+            if arrows.len() == floors {
+                break;
+            }
+        }
+        assert!(
+            arrows.is_empty(),
+            "{source}: these folders know one another in a circle: {arrows:?}"
+        );
+    }
+}
+
+#[test]
+fn every_path_in_the_map_is_there() {
+    let map = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("a text");
+    let rooms = ["host/", "plugins/", "proto/", "tests/", "examples/"];
+    let is_path = |text: &&str| {
+        rooms.iter().any(|room| text.starts_with(room)) && !text.contains(['*', ' ', '('])
+    };
+    let paths: Vec<&str> = map.split('`').skip(1).step_by(2).filter(is_path).collect();
+    assert!(paths.len() > 50, "{paths:?}");
+    let missing: Vec<&&str> = paths
+        .iter()
+        .filter(|path| !root().join(path).exists())
+        .collect();
+    assert!(missing.is_empty(), "ARCHITECTURE.md: {missing:?}");
+}
+
+#[test]
+fn every_dependency_has_its_line_and_every_line_its_dependency() {
+    let page = fs::read_to_string(root().join("host/docs/dependencies.md")).expect("a text");
+    let listed: BTreeSet<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+        .collect();
+    let manifests = manifests();
+    let is_ours = |name: &str| manifests.iter().any(|package| package["name"] == name);
+    let used: BTreeSet<&str> = manifests
+        .iter()
+        .flat_map(|package| package["dependencies"].as_array().expect("dependencies"))
+        .map(|dependency| dependency["name"].as_str().expect("a name"))
+        .filter(|name| !is_ours(name))
+        .collect();
+    assert_eq!(listed, used);
 }

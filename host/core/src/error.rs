@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// an `error:` line and a `hint:` line.
 #[derive(Debug)]
 pub struct Error {
-    kind: Kind,
+    kind: ErrorKind,
     message: String,
     hint: Option<String>,
     is_disk_full: bool,
@@ -19,7 +19,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Whose fault it is, which decides the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Kind {
+pub enum ErrorKind {
     /// The machine's: a full disk, a lost device. Exit code 1.
     System,
     /// The command line's, the configuration's or the data's. Exit code 2.
@@ -32,7 +32,7 @@ pub enum Kind {
     Training,
 }
 
-impl Kind {
+impl ErrorKind {
     /// The process's exit code.
     pub fn exit_code(self) -> u8 {
         match self {
@@ -47,7 +47,7 @@ impl Kind {
 
 impl Error {
     /// An error that says what failed and why, in one line, with the path last.
-    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
             kind,
             message: message.into(),
@@ -66,7 +66,7 @@ impl Error {
     /// A file operation that failed: `cannot VERB: REASON: PATH`.
     pub fn io(verb: &str, path: &std::path::Path, source: &std::io::Error) -> Self {
         let mut error = Self::new(
-            Kind::System,
+            ErrorKind::System,
             format!("cannot {verb}: {source}: {}", path.display()),
         );
         match source.kind() {
@@ -82,7 +82,7 @@ impl Error {
     }
 
     /// Whose fault it is.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 

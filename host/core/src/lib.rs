@@ -8,8 +8,10 @@ mod control;
 mod emitter;
 mod error;
 mod event;
+mod hex;
 mod metric;
 mod metric_name;
+mod nearest;
 mod observer;
 mod on_error;
 mod param;
@@ -25,12 +27,14 @@ pub use checkpoint::{
 };
 pub use control::{Control, StopReason};
 pub use emitter::{Draft, Emitter, Inbox};
-pub use error::{Error, Kind, Result};
+pub use error::{Error, ErrorKind, Result};
 pub use event::{DeliveryState, Event, EventBody, MetricValue};
+pub use hex::hex;
 pub use metric::{Device, Dtype, Metric, MetricBatch, Need, TensorView};
 pub use metric_name::{
     EVAL_LOSS, HOST_METRICS, HOST_PREFIXES, LONGEST_METRIC_NAME, metric_name_fault,
 };
+pub use nearest::nearest;
 pub use observer::{Ask, Observer, Request};
 pub use on_error::OnError;
 pub use param::{GroupsRequest, ParamGroup, ParamGroups, ParamInfo, check_groups};

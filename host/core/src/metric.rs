@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Kind, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// An input that a metric can ask for. Shapes are per evaluation batch; `time` is one less than the
 /// sequence length, since the first token is not predicted.
@@ -67,8 +67,11 @@ impl FromStr for Need {
             .find(|need| need.name() == name)
             .ok_or_else(|| {
                 let known = Self::ALL.map(Self::name).join(", ");
-                Error::new(Kind::Plugin, format!("no metric input is called {name:?}"))
-                    .hint(format!("there are: {known}"))
+                Error::new(
+                    ErrorKind::Plugin,
+                    format!("no metric input is called {name:?}"),
+                )
+                .hint(format!("there are: {known}"))
             })
     }
 }

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, EventBody, Kind, Result, Step};
+use crate::{Error, ErrorKind, EventBody, Result, Step};
 
 /// What may be asked of the loop. It takes effect at the next step boundary, never within a step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,14 +54,14 @@ impl Request {
         match self {
             Self::ScaleLearningRate { factor } if !(factor > 0.0 && factor <= 1.0) => {
                 Err(Error::new(
-                    Kind::Config,
+                    ErrorKind::Config,
                     format!("the learning rate cannot be scaled by {factor}"),
                 )
                 .hint("give a factor above 0 and at most 1"))
             }
             Self::SetLearningRate { factor } if !(factor > 0.0 && factor.is_finite()) => {
                 Err(Error::new(
-                    Kind::Config,
+                    ErrorKind::Config,
                     format!("the learning rate cannot be set to {factor} of the schedule's"),
                 )
                 .hint("give a factor above 0: 1 is the schedule itself"))

@@ -2,7 +2,7 @@ use std::str::FromStr;
 
 use serde_json::Value;
 
-use crate::{Error, Kind, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// What becomes of a run when a call into a plugin fails: its policy.
 ///
@@ -59,7 +59,7 @@ impl OnError {
 }
 
 fn refusal(text: &str) -> Error {
-    Error::new(Kind::Config, format!("on_error cannot be {text}")).hint(
+    Error::new(ErrorKind::Config, format!("on_error cannot be {text}")).hint(
         "use fail, warn or disable_after=N; in TOML \"fail\", \"warn\" or { disable_after = N }",
     )
 }

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{Dtype, Error, Kind, Result};
+use crate::{Dtype, Error, ErrorKind, Result};
 
 /// A trainable parameter of the model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,7 +122,7 @@ pub fn check_groups(by: &str, params: &[ParamInfo], groups: &[ParamGroup]) -> Re
 
 fn refusal(by: &str, fault: String) -> Error {
     Error::new(
-        Kind::Plugin,
+        ErrorKind::Plugin,
         format!("plugin {by} gave parameter groups that cannot be used: {fault}"),
     )
     .hint("every trainable parameter belongs in exactly one group; `host groups` prints the table")
@@ -164,7 +164,7 @@ mod tests {
             error.message(),
             "plugin x gave parameter groups that cannot be used: in no group: c; in more than one group: a (\"g\" and \"g\")"
         );
-        assert_eq!(error.kind(), Kind::Plugin);
+        assert_eq!(error.kind(), ErrorKind::Plugin);
     }
 
     #[test]

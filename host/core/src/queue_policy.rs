@@ -1,6 +1,6 @@
 use std::str::FromStr;
 
-use crate::{Error, Kind, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// What waits for a checkpoint sink that is slower than the checkpoints come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl FromStr for QueuePolicy {
             .find(|policy| policy.name() == text)
             .ok_or_else(|| {
                 Error::new(
-                    Kind::Config,
+                    ErrorKind::Config,
                     format!("queue of a plugin cannot be {text:?}"),
                 )
                 .hint("use all (every checkpoint) or latest (the newest of those that wait)")

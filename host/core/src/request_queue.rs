@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Ask, Error, Event, EventBody, Kind, Request, Result, Step};
+use crate::{Ask, Error, ErrorKind, Event, EventBody, Request, Result, Step};
 
 /// A request, who makes it, and why.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,7 +90,7 @@ impl RequestQueue {
         request.check()?;
         let mut state = self.state();
         if state.is_closed {
-            return Err(Error::new(Kind::System, "the training has ended"));
+            return Err(Error::new(ErrorKind::System, "the training has ended"));
         }
         // Those who went away leave their places.
         state.waiting.retain(|(_, asker)| asker.waits());

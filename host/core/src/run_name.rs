@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-use crate::{Error, Kind};
+use crate::{Error, ErrorKind};
 
 /// A run's name. It is also the name of a folder and of a git branch, so it has letters, digits,
 /// `.`, `_` and `-` only, begins with a letter or digit, holds no `..` and ends in no `.` or `.lock`.
@@ -35,7 +35,7 @@ impl FromStr for RunName {
         if fits {
             Ok(Self(text.to_owned()))
         } else {
-            Err(Error::new(Kind::Config, format!("{text:?} cannot name a run")).hint(format!(
+            Err(Error::new(ErrorKind::Config, format!("{text:?} cannot name a run")).hint(format!(
                 "use at most {LONGEST} letters, digits, '.', '_' and '-', beginning with a letter or digit"
             )))
         }

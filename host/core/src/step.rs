@@ -19,10 +19,36 @@ impl Step {
     pub fn is_multiple_of(self, period: u64) -> bool {
         self.0 > 0 && period > 0 && self.0.is_multiple_of(period)
     }
+
+    /// The name of a checkpoint's folder: `step-000100`. The digits keep names in the order of the steps.
+    pub fn checkpoint_name(self) -> String {
+        format!("step-{:06}", self.0)
+    }
+
+    /// The step of a checkpoint's folder by its name, of however many digits. None if it is not such a name.
+    pub fn of_checkpoint(name: &str) -> Option<Self> {
+        name.strip_prefix("step-")?.parse().ok().map(Self)
+    }
 }
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoints_name_leads_back_to_its_step() {
+        for (step, name) in [(100, "step-000100"), (12_345_678, "step-12345678")] {
+            assert_eq!(Step(step).checkpoint_name(), name);
+            assert_eq!(Step::of_checkpoint(name), Some(Step(step)));
+        }
+        for other in ["step-", "step-x", "100", ".step-000100.partial"] {
+            assert_eq!(Step::of_checkpoint(other), None, "{other}");
+        }
     }
 }

@@ -144,10 +144,10 @@ impl<P: ?Sized> fmt::Debug for Supervised<P> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Kind, StopReason};
+    use crate::{ErrorKind, StopReason};
 
     fn error() -> Error {
-        Error::new(Kind::Plugin, "plugin x failed in update: no")
+        Error::new(ErrorKind::Plugin, "plugin x failed in update: no")
     }
 
     fn under(on_error: OnError) -> Supervised<u8> {

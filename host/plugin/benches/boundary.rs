@@ -212,7 +212,8 @@ fn through_the_table() -> (Update, *mut c_void) {
     unsafe {
         let library = libloading::Library::new(library()).expect("loaded");
         let library = std::mem::ManuallyDrop::new(library);
-        let entry = library.get::<host_plugin_abi::HostPluginEntry>(host_plugin_abi::ENTRY_SYMBOL);
+        let entry = library
+            .get::<host_plugin_abi::HostPluginEntry>(host_plugin_abi::ENTRY_SYMBOL.as_bytes());
         let plugin = (entry.expect("an entry"))(api);
         let table = (*(*plugin).items).vtable.cast::<HostMetric>();
         let mut instance = std::ptr::null_mut();

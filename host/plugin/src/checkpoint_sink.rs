@@ -29,16 +29,20 @@ const LONGEST_FINDING: usize = 4 << 10;
 
 /// A plugin's functions for a sink, all there.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct CheckpointSinkFunctions {
-    pub(crate) create: HostCreate,
-    pub(crate) destroy: HostDestroy,
-    pub(crate) publish:
+#[expect(
+    missing_docs,
+    reason = "the fields of the ABI's table have their documentation there"
+)]
+pub struct CheckpointSinkFunctions {
+    pub create: HostCreate,
+    pub destroy: HostDestroy,
+    pub publish:
         unsafe extern "C" fn(*mut c_void, *const HostCheckpoint, *const HostOut) -> HostStatus,
-    pub(crate) cancel: unsafe extern "C" fn(*mut c_void),
+    pub cancel: unsafe extern "C" fn(*mut c_void),
     /// Absent in plugins of ABI 1.0, and in those that have nothing to look at.
-    pub(crate) preflight: Option<PreflightFunction>,
+    pub preflight: Option<PreflightFunction>,
     /// Absent in plugins of ABI 1.1 and before, and in those that bring nothing back.
-    pub(crate) fetch: Option<FetchFunction>,
+    pub fetch: Option<FetchFunction>,
 }
 
 pub(crate) type PreflightFunction =
@@ -285,7 +289,11 @@ fn metrics_json(metrics: &[MetricValue]) -> String {
     Value::Object(values).to_string()
 }
 
-pub(crate) fn receipt(bytes: Vec<u8>) -> Result<Receipt, String> {
+/// What a sink gave for a receipt.
+///
+/// # Errors
+/// Says in which way it is no receipt.
+pub fn receipt(bytes: Vec<u8>) -> Result<Receipt, String> {
     if bytes.len() > LONGEST_RECEIPT {
         return Err(format!(
             "its receipt has {} bytes, more than {} KiB",
@@ -301,7 +309,7 @@ pub(crate) fn receipt(bytes: Vec<u8>) -> Result<Receipt, String> {
 }
 
 /// What a receipt says was brought back: a folder within the sink's own.
-pub(crate) fn fetched(receipt: &Receipt, state_dir: &Path) -> Result<Fetched, String> {
+pub fn fetched(receipt: &Receipt, state_dir: &Path) -> Result<Fetched, String> {
     let receipt: Map<String, Value> =
         serde_json::from_str(&receipt.0).map_err(|error| format!("its receipt: {error}"))?;
     let text = |key: &str| receipt.get(key).and_then(Value::as_str);
@@ -321,7 +329,7 @@ pub(crate) fn fetched(receipt: &Receipt, state_dir: &Path) -> Result<Fetched, St
 }
 
 /// What a preflight found, if it says so.
-pub(crate) fn finding(bytes: Option<Vec<u8>>) -> Result<Option<String>, String> {
+pub fn finding(bytes: Option<Vec<u8>>) -> Result<Option<String>, String> {
     let Some(bytes) = bytes else { return Ok(None) };
     if bytes.len() > LONGEST_FINDING {
         return Err(format!(

@@ -1,4 +1,4 @@
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result, nearest};
 use jsonschema::ValidationError;
 use jsonschema::error::ValidationErrorKind;
 use serde_json::{Map, Value};
@@ -55,7 +55,7 @@ impl PluginConfig {
         };
         let validator = schema::compile(schema).map_err(|why| {
             Error::new(
-                Kind::Plugin,
+                ErrorKind::Plugin,
                 format!("plugin {id} has a settings schema that is not a JSON Schema: {why}"),
             )
         })?;
@@ -156,7 +156,7 @@ fn types<'a>(schema: &'a Value, root: &'a Value) -> Vec<&'a str> {
 }
 
 /// Follows `$ref`s inside the document. A circle ends after a few rounds.
-pub(crate) fn resolved<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
+pub fn resolved<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
     let mut schema = schema;
     for _ in 0..8 {
         let target = schema
@@ -194,7 +194,7 @@ fn refusal(id: &str, name: &str, schema: &Value, fault: &ValidationError<'_>) ->
                 .map(|properties| properties.keys().map(String::as_str).collect())
                 .unwrap_or_default();
             let error = config_error(id, format!("has no setting {key}{inside}"));
-            match nearest(key, &known) {
+            match nearest(key, known.iter().copied()) {
                 Some(near) => error.hint(format!("did you mean {near}?")),
                 None if known.is_empty() => error.hint("leave it out"),
                 None => error.hint(format!("its settings are: {}", known.join(", "))),
@@ -228,16 +228,6 @@ fn refusal(id: &str, name: &str, schema: &Value, fault: &ValidationError<'_>) ->
     }
 }
 
-/// The known name that a mistyped one most likely meant.
-pub(crate) fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
-    known
-        .iter()
-        .map(|&near| (strsim::damerau_levenshtein(name, near), near))
-        .min_by_key(|&(distance, _)| distance)
-        .filter(|&(distance, _)| distance <= (name.len() / 3).max(2))
-        .map(|(_, near)| near)
-}
-
 /// The command that shows what a plugin takes.
 pub(crate) fn describe(name: &str) -> String {
     format!("`host plugin info {}` lists its settings", shell_word(name))
@@ -254,7 +244,7 @@ pub fn shell_word(text: &str) -> String {
 
 /// What is wrong with the plugin itself, whatever its user does.
 fn own_fault(id: &str, fault: &str) -> Error {
-    Error::new(Kind::Plugin, format!("plugin {id} {fault}"))
+    Error::new(ErrorKind::Plugin, format!("plugin {id} {fault}"))
         .hint("its author must correct the schema in its manifest")
 }
 
@@ -265,7 +255,7 @@ fn bad_default(fault: &ValidationError<'_>) -> String {
 }
 
 fn config_error(id: &str, fault: String) -> Error {
-    Error::new(Kind::Config, format!("plugin {id} {fault}"))
+    Error::new(ErrorKind::Config, format!("plugin {id} {fault}"))
 }
 
 #[cfg(test)]
@@ -352,7 +342,7 @@ mod tests {
             ),
             (
                 "local-disk:dir=x,keep=some",
-                "plugin local-disk cannot use the setting keep: \"some\" is not of types \"null\", \"integer\"",
+                "plugin local-disk cannot use the setting keep: \"some\" is not of types \"integer\", \"null\"",
                 "`host plugin info local-disk` lists its settings",
             ),
             (
@@ -369,7 +359,7 @@ mod tests {
             let error = resolve(spec).expect_err(spec);
             assert_eq!(error.message(), message);
             assert_eq!(error.hint_text(), Some(hint));
-            assert_eq!(error.kind(), Kind::Config);
+            assert_eq!(error.kind(), ErrorKind::Config);
         }
     }
 
@@ -402,7 +392,7 @@ mod tests {
         });
         let manifest = manifest(Some(schema));
         let error = PluginConfig::default().resolve(&manifest).expect_err("bad");
-        assert_eq!(error.kind(), Kind::Plugin);
+        assert_eq!(error.kind(), ErrorKind::Plugin);
         assert_eq!(
             error.message(),
             "plugin local-disk has a default that its own schema refuses, of the setting level: \"high\" is not of type \"number\""
@@ -411,7 +401,7 @@ mod tests {
         assert!(spec.config.resolve(&manifest).is_ok());
         let wrong: crate::PluginSpec = "local-disk:level=x".parse().expect("a spec");
         let error = wrong.config.resolve(&manifest).expect_err("the user's");
-        assert_eq!(error.kind(), Kind::Config);
+        assert_eq!(error.kind(), ErrorKind::Config);
     }
 
     #[test]
@@ -454,7 +444,7 @@ mod tests {
         let error = config.resolve(&manifest(Some(schema()))).expect_err("text");
         assert_eq!(
             error.message(),
-            "plugin local-disk cannot use the setting keep: \"3\" is not of types \"null\", \"integer\""
+            "plugin local-disk cannot use the setting keep: \"3\" is not of types \"integer\", \"null\""
         );
     }
 

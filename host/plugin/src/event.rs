@@ -96,7 +96,7 @@ impl EventKind {
 }
 
 /// Shows an event as the ABI's struct, for the time of a call.
-pub(crate) fn with_view<R>(step: Step, event: &EventBody, call: impl FnOnce(&HostEvent) -> R) -> R {
+pub fn with_view<R>(step: Step, event: &EventBody, call: impl FnOnce(&HostEvent) -> R) -> R {
     let mut values: Vec<HostValue> = Vec::new();
     let mut view = HostEvent::new(EventKind::of(event).number(), step.0);
     match event {

@@ -20,7 +20,7 @@ pub(crate) use exit::loaded;
 pub use exit::{end_process, on_exit_by_plugin};
 use process_state::Numbers;
 pub use process_state::ProcessWatch;
-pub(crate) use process_state::{FloatingPoint, ProcessState, environment, locale, umask};
+pub use process_state::{FloatingPoint, ProcessState, environment, locale, umask};
 pub(crate) use signal::remember;
 pub(crate) use under_way::{PluginName, UnderWay, name_of};
 

@@ -28,7 +28,7 @@ struct Context {
 
 /// The host as the plugin `id` sees it. It lives until the process ends, as the ABI promises, since
 /// a library is never unloaded; there is one for each library.
-pub(crate) fn host_api(id: &str) -> &'static HostApi {
+pub fn host_api(id: &str) -> &'static HostApi {
     let context: &'static Context = Box::leak(Box::new(Context {
         plugin: id.to_owned(),
         flow: Flow::default(),
@@ -47,7 +47,7 @@ pub(crate) fn host_api(id: &str) -> &'static HostApi {
 }
 
 /// The reason that was given on this thread since the last call of this, as one line.
-pub(crate) fn take_error() -> Option<String> {
+pub fn take_error() -> Option<String> {
     if !HAS_ERROR.replace(false) {
         return None;
     }
@@ -71,8 +71,8 @@ pub(crate) unsafe fn bytes_of<'a>(text: HostStr, longest: usize) -> Option<&'a [
 /// A plugin's message for people: cut to a sensible length, with what is not UTF-8 replaced.
 ///
 /// # Safety
-/// As for [`bytes_of`].
-pub(crate) unsafe fn message_of(text: HostStr) -> String {
+/// `text` must be readable during the call.
+pub unsafe fn message_of(text: HostStr) -> String {
     let kept = HostStr {
         ptr: text.ptr,
         len: text.len.min(LONGEST_MESSAGE),

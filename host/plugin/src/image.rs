@@ -1,18 +1,17 @@
 use std::ffi::CString;
-use std::fmt::Write as _;
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result, hex};
 use sha2::{Digest, Sha256};
 
 use crate::inspect::LARGEST_FILE;
 
 /// A library's bytes, read once: what is hashed is what is looked at and what is loaded.
-pub(crate) struct Image {
+pub struct Image {
     bytes: Vec<u8>,
     digest: [u8; 32],
 }
@@ -28,7 +27,7 @@ pub(crate) enum Mapped {
 
 impl Image {
     /// Reads the library.
-    pub(crate) fn read(path: &Path) -> Result<Self> {
+    pub fn read(path: &Path) -> Result<Self> {
         let (file, size) = open(path)?;
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
         file.take(LARGEST_FILE)
@@ -38,7 +37,8 @@ impl Image {
         Ok(Self { bytes, digest })
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
@@ -53,13 +53,7 @@ impl Image {
 
     /// The digest in lower-case hexadecimal.
     pub(crate) fn sha256(&self) -> String {
-        self.digest
-            .iter()
-            .fold(String::with_capacity(64), |mut text, byte| {
-                // Writing to a String cannot fail.
-                let _ = write!(text, "{byte:02x}");
-                text
-            })
+        hex(&self.digest)
     }
 
     /// Puts the bytes where the loader can map them. `name` is what debuggers and `/proc/PID/maps`
@@ -134,8 +128,11 @@ fn copy_path(dir: &tempfile::TempDir, name: &str) -> PathBuf {
 /// one takes the file's place in that moment the opening does not wait for its other end.
 pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
     let wrong = |reason: &str| {
-        Error::new(Kind::Config, format!("plugin {reason}: {}", path.display()))
-            .hint("give the path of the plugin's .so file, or its id")
+        Error::new(
+            ErrorKind::Config,
+            format!("plugin {reason}: {}", path.display()),
+        )
+        .hint("give the path of the plugin's .so file, or its id")
     };
     let open = || {
         if !path.metadata()?.is_file() {
@@ -160,7 +157,7 @@ pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
         .len();
     if size > LARGEST_FILE {
         return Err(Error::new(
-            Kind::Plugin,
+            ErrorKind::Plugin,
             format!(
                 "plugin has {} MiB, more than {} MiB: {}",
                 size >> 20,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use host_core::{Error, Kind};
+use host_core::{Error, ErrorKind};
 use host_plugin_abi::{ENTRY_SYMBOL, HOST_ABI_MAJOR, MANIFEST_SECTION};
 use object::elf;
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, Sym};
@@ -50,7 +50,11 @@ impl Refusal {
 
     /// The error about the library at `path`.
     pub(crate) fn at(self, path: &Path) -> Error {
-        Error::new(Kind::Plugin, format!("{}: {}", self.reason, path.display())).hint(self.hint)
+        Error::new(
+            ErrorKind::Plugin,
+            format!("{}: {}", self.reason, path.display()),
+        )
+        .hint(self.hint)
     }
 }
 

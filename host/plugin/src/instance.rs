@@ -3,7 +3,7 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use host_plugin_abi::{
     HOST_CANCELLED, HOST_ERROR, HOST_OK, HOST_PANIC, HOST_TEMPORARY, HOST_UNSUPPORTED, HostApi,
     HostCreate, HostDestroy, HostStatus, HostStr,
@@ -250,7 +250,7 @@ impl Drop for Instance {
 
 pub(crate) fn failed(plugin: &str, call: &str, reason: &str) -> Error {
     Error::new(
-        Kind::Plugin,
+        ErrorKind::Plugin,
         format!("plugin {plugin} failed in {call}: {reason}"),
     )
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use host_plugin_abi::{ENTRY_SYMBOL, HostApi, HostPlugin, HostPluginEntry, HostPluginItem};
 use libloading::os::unix as dl;
 
@@ -22,15 +22,21 @@ use crate::{PluginKind, PluginManifest, vtable};
 
 /// A loaded library. It is never unloaded: threads, thread-locals and addresses of it may live on.
 #[derive(Debug)]
-pub(crate) struct Library {
-    pub(crate) manifest: PluginManifest,
-    pub(crate) api: &'static HostApi,
-    pub(crate) param_groups: Option<ParamGroupsFunctions>,
-    pub(crate) metric: Option<MetricFunctions>,
-    pub(crate) checkpoint_sink: Option<CheckpointSinkFunctions>,
-    pub(crate) observer: Option<ObserverFunctions>,
+pub struct Library {
+    /// As the file has it.
+    pub manifest: PluginManifest,
+    /// What it was given to call the host by.
+    pub api: &'static HostApi,
+    /// Its functions, of each kind that it is.
+    pub param_groups: Option<ParamGroupsFunctions>,
+    /// See `param_groups`.
+    pub metric: Option<MetricFunctions>,
+    /// See `param_groups`.
+    pub checkpoint_sink: Option<CheckpointSinkFunctions>,
+    /// See `param_groups`.
+    pub observer: Option<ObserverFunctions>,
     /// What its constructors and its entry function took.
-    pub(crate) load_time: Duration,
+    pub load_time: Duration,
 }
 
 /// The libraries of this process by the digest of their bytes: the same bytes are loaded once.
@@ -46,7 +52,7 @@ const LARGEST_ITEM: usize = 4096;
 
 impl Library {
     /// Loads the bytes that were hashed. `path` is only named.
-    pub(crate) fn load(image: &Image, path: &Path) -> Result<&'static Self> {
+    pub fn load(image: &Image, path: &Path) -> Result<&'static Self> {
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         let loaded = loaded.get_or_insert_default();
         if let Some(library) = loaded.get(&image.digest()) {
@@ -149,10 +155,10 @@ impl Library {
 }
 
 /// Maps the image into the process for good and gives its entry function.
-pub(crate) fn open(image: &Image, id: &str, path: &Path) -> Result<HostPluginEntry> {
+pub fn open(image: &Image, id: &str, path: &Path) -> Result<HostPluginEntry> {
     let fail = |reason: &str| {
         Error::new(
-            Kind::Plugin,
+            ErrorKind::Plugin,
             format!("plugin {id} cannot be loaded: {reason}: {}", path.display()),
         )
         .hint("`ldd -r` on the library shows what it links and what of that is missing")
@@ -182,7 +188,7 @@ pub(crate) fn open(image: &Image, id: &str, path: &Path) -> Result<HostPluginEnt
     }
     let library = ManuallyDrop::new(library);
     // SAFETY: the symbol's name stands for the type.
-    let entry = unsafe { library.get::<HostPluginEntry>(ENTRY_SYMBOL) }
+    let entry = unsafe { library.get::<HostPluginEntry>(ENTRY_SYMBOL.as_bytes()) }
         .map_err(|error| fail(&reason(&error)))?;
     guard::remember(name, *entry as *const () as usize);
     Ok(*entry)
@@ -199,7 +205,7 @@ fn reason(error: &libloading::Error) -> String {
 ///
 /// # Safety
 /// `at` points to a description with the size that its first four bytes say.
-pub(crate) unsafe fn description(at: *const HostPlugin) -> Result<HostPlugin, String> {
+pub unsafe fn description(at: *const HostPlugin) -> Result<HostPlugin, String> {
     // SAFETY: the caller's promise.
     let size = unsafe { at.cast::<u32>().read_unaligned() } as usize;
     if size < size_of::<HostPlugin>() {

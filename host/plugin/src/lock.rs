@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Deserializer, de};
 use toml::Table;
 
@@ -71,7 +71,7 @@ impl PluginLock {
             {
                 let differences = other.differences(&plugin);
                 return Err(Error::new(
-                    Kind::Config,
+                    ErrorKind::Config,
                     format!(
                         "two different plugins have the id {}: {differences}",
                         plugin.id
@@ -90,7 +90,7 @@ impl PluginLock {
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|error| {
             let why = format!("cannot read the plugin lock: {error}: {}", path.display());
-            Error::new(Kind::Config, why).hint("`host plugin lock` writes one")
+            Error::new(ErrorKind::Config, why).hint("`host plugin lock` writes one")
         })?;
         Self::parse(&text, path)
     }
@@ -103,7 +103,7 @@ impl PluginLock {
         let wrong = |why: String, line: Option<usize>| {
             let line = line.map(|line| format!(":{line}")).unwrap_or_default();
             let message = format!("not a plugin lock: {why}: {}{line}", path.display());
-            Error::new(Kind::Config, message)
+            Error::new(ErrorKind::Config, message)
                 .hint("remove it, and write it again with `host plugin lock`")
         };
         let malformed = |error: toml::de::Error| {
@@ -117,7 +117,7 @@ impl PluginLock {
             Some(FORMAT) => {}
             Some(newer) if newer > FORMAT => {
                 return Err(Error::new(
-                    Kind::Config,
+                    ErrorKind::Config,
                     format!(
                         "the plugin lock has format {newer}, this host reads format {FORMAT}: {}",
                         path.display()
@@ -194,7 +194,7 @@ impl PluginLock {
             },
         };
         let message = format!("{fault}: {}", library.display());
-        Err(Error::new(Kind::Plugin, message).hint(format!(
+        Err(Error::new(ErrorKind::Plugin, message).hint(format!(
             "`host plugin lock --file {}`, with the run's own arguments, accepts it, if you trust the new file",
             crate::shell_word(&lock.to_string())
         )))
@@ -345,7 +345,7 @@ size = 100
         ] {
             let error = lock().check(&found, library).expect_err("refused");
             assert_eq!(error.message(), fault);
-            assert_eq!(error.kind(), Kind::Plugin);
+            assert_eq!(error.kind(), ErrorKind::Plugin);
             assert_eq!(
                 error.hint_text(),
                 Some(
@@ -419,7 +419,7 @@ size = 100
             let error = PluginLock::parse(&text, Path::new("/l")).expect_err(&said);
             assert_eq!(error.message(), said);
             assert!(error.hint_text().is_some());
-            assert_eq!(error.kind(), Kind::Config);
+            assert_eq!(error.kind(), ErrorKind::Config);
         }
         let error = PluginLock::read(Path::new("/none/plugins.lock")).expect_err("no file");
         assert!(error.message().starts_with("cannot read the plugin lock: "));

@@ -5,8 +5,8 @@ use host_plugin_abi as abi;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::Policy;
 use crate::inspect::Refusal;
-use crate::spec::RESERVED_KEYS;
 use crate::{EventKind, schema};
 
 /// What a plugin's library says about itself before any of its code runs.
@@ -203,7 +203,8 @@ fn check_schema(schema: &Value) -> Result<(), Refusal> {
     }
     let properties = schema.get("properties").and_then(Value::as_object);
     let taken = |key: &&str| properties.is_some_and(|properties| properties.contains_key(*key));
-    match RESERVED_KEYS.iter().find(|&key| taken(key)) {
+    let reserved = ["id", "path"].into_iter().chain(Policy::KEYS);
+    match reserved.into_iter().find(taken) {
         None => Ok(()),
         Some(key) => Err(Refusal::new(
             format!("the plugin's manifest has a setting {key}, which is a key of the host"),

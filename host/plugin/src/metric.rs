@@ -2,7 +2,7 @@ use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::ptr;
 
-use host_core::{Device, Error, Kind, Metric, MetricBatch, Need, Result, TensorView};
+use host_core::{Device, Error, ErrorKind, Metric, MetricBatch, Need, Result, TensorView};
 use host_plugin_abi::{
     DLDevice, DLTensor, HOST_TENSOR_READ_ONLY, HostBatch, HostCreate, HostDestroy, HostMetric,
     HostOut, HostStatus, HostStr, HostTensor,
@@ -18,14 +18,18 @@ type Put = unsafe extern "C" fn(*mut c_void, *const HostOut) -> HostStatus;
 
 /// A plugin's functions for a metric, all there.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct MetricFunctions {
-    pub(crate) create: HostCreate,
-    pub(crate) destroy: HostDestroy,
-    pub(crate) reset: unsafe extern "C" fn(*mut c_void) -> HostStatus,
-    pub(crate) update: unsafe extern "C" fn(*mut c_void, *const HostBatch) -> HostStatus,
-    pub(crate) export_state: Put,
-    pub(crate) merge_state: unsafe extern "C" fn(*mut c_void, HostStr) -> HostStatus,
-    pub(crate) compute: Put,
+#[expect(
+    missing_docs,
+    reason = "the fields of the ABI's table have their documentation there"
+)]
+pub struct MetricFunctions {
+    pub create: HostCreate,
+    pub destroy: HostDestroy,
+    pub reset: unsafe extern "C" fn(*mut c_void) -> HostStatus,
+    pub update: unsafe extern "C" fn(*mut c_void, *const HostBatch) -> HostStatus,
+    pub export_state: Put,
+    pub merge_state: unsafe extern "C" fn(*mut c_void, HostStr) -> HostStatus,
+    pub compute: Put,
 }
 
 impl MetricFunctions {
@@ -211,7 +215,7 @@ pub(crate) fn input<'a>(batch: &MetricBatch<'a>, need: Need) -> Result<&'a Tenso
 /// A mistake of the host itself, which must not become a plugin's crash.
 pub(crate) fn host_fault(need: Need, fault: &str) -> Error {
     Error::new(
-        Kind::System,
+        ErrorKind::System,
         format!("the metric input {} {fault}", need.name()),
     )
     .hint("this is a mistake in the host; please report it")

@@ -2,7 +2,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 
 use crate::PluginKind;
 
@@ -49,7 +49,7 @@ impl FromStr for Mode {
             .into_iter()
             .find(|mode| mode.name() == text)
             .ok_or_else(|| {
-                Error::new(Kind::Config, format!("mode of a plugin cannot be {text:?}"))
+                Error::new(ErrorKind::Config, format!("mode of a plugin cannot be {text:?}"))
                     .hint("use process or in_process; sinks are in a process of their own, the others not")
             })
     }

@@ -24,18 +24,26 @@ type Observe =
 
 /// A plugin's functions for an observer, all there.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ObserverFunctions {
-    pub(crate) create: HostCreate,
-    pub(crate) destroy: HostDestroy,
-    pub(crate) observe: Observe,
-    pub(crate) state: Option<StateFunctions>,
+#[expect(
+    missing_docs,
+    reason = "the fields of the ABI's table have their documentation there"
+)]
+pub struct ObserverFunctions {
+    pub create: HostCreate,
+    pub destroy: HostDestroy,
+    pub observe: Observe,
+    pub state: Option<StateFunctions>,
 }
 
 /// Both or neither: a state that nobody can read again is a mistake.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct StateFunctions {
-    pub(crate) export_state: unsafe extern "C" fn(*mut c_void, *const HostOut) -> HostStatus,
-    pub(crate) import_state: unsafe extern "C" fn(*mut c_void, HostStr) -> HostStatus,
+#[expect(
+    missing_docs,
+    reason = "the fields of the ABI's table have their documentation there"
+)]
+pub struct StateFunctions {
+    pub export_state: unsafe extern "C" fn(*mut c_void, *const HostOut) -> HostStatus,
+    pub import_state: unsafe extern "C" fn(*mut c_void, HostStr) -> HostStatus,
 }
 
 impl ObserverFunctions {
@@ -142,7 +150,7 @@ impl Observer for PluginObserver {
 
 /// What a call asks for. It lives on the host's stack for the length of one call.
 #[derive(Debug, Default)]
-pub(crate) struct Requests {
+pub struct Requests {
     asks: Vec<Ask>,
     /// The first thing that was wrong; it fails the call whatever the plugin makes of it.
     fault: Option<String>,
@@ -156,7 +164,7 @@ impl Collector for Requests {
 
 impl Requests {
     /// The callback that fills this. It holds its address: do not touch it until the call returns.
-    pub(crate) fn callbacks(&mut self) -> HostRequestsOut {
+    pub fn callbacks(&mut self) -> HostRequestsOut {
         HostRequestsOut {
             struct_size: size_of::<HostRequestsOut>() as u32,
             reserved: 0,
@@ -165,7 +173,11 @@ impl Requests {
         }
     }
 
-    pub(crate) fn into_result(self) -> Result<Vec<Ask>, String> {
+    /// What was asked for.
+    ///
+    /// # Errors
+    /// Says what was wrong with the first faulty request.
+    pub fn into_result(self) -> Result<Vec<Ask>, String> {
         match self.fault {
             Some(fault) => Err(fault),
             None => Ok(self.asks),

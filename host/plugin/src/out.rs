@@ -15,7 +15,7 @@ pub(crate) const MOST_BYTES: usize = 64 << 20;
 
 /// What a call puts. It lives on the host's stack for the length of one call.
 #[derive(Debug, Default)]
-pub(crate) struct Output {
+pub struct Output {
     values: Vec<(String, f64)>,
     bytes: Option<Vec<u8>>,
     /// The first thing that was wrong; it fails the call whatever the plugin makes of it.
@@ -30,7 +30,7 @@ impl Collector for Output {
 
 impl Output {
     /// The callbacks that fill this. They hold its address: do not touch it until the call returns.
-    pub(crate) fn callbacks(&mut self) -> HostOut {
+    pub fn callbacks(&mut self) -> HostOut {
         HostOut {
             struct_size: size_of::<HostOut>() as u32,
             reserved: 0,
@@ -41,7 +41,7 @@ impl Output {
     }
 
     /// The named values, if nothing was wrong.
-    pub(crate) fn into_values(self) -> Result<Vec<(String, f64)>, String> {
+    pub fn into_values(self) -> Result<Vec<(String, f64)>, String> {
         match (self.fault, self.bytes) {
             (Some(fault), _) => Err(fault),
             (None, Some(_)) => Err("it put bytes where values belong".to_owned()),
@@ -50,13 +50,13 @@ impl Output {
     }
 
     /// The bytes, if nothing was wrong.
-    pub(crate) fn into_bytes(self) -> Result<Vec<u8>, String> {
+    pub fn into_bytes(self) -> Result<Vec<u8>, String> {
         self.into_any_bytes()?
             .ok_or_else(|| "it succeeded but put nothing".to_owned())
     }
 
     /// The bytes of a call that may put none.
-    pub(crate) fn into_any_bytes(self) -> Result<Option<Vec<u8>>, String> {
+    pub fn into_any_bytes(self) -> Result<Option<Vec<u8>>, String> {
         match self.fault {
             Some(fault) => Err(fault),
             None if !self.values.is_empty() => Err("it put values where bytes belong".to_owned()),

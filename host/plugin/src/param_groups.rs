@@ -21,10 +21,14 @@ const LONGEST_WARNING: usize = 4096;
 
 /// A plugin's functions for grouping, all there.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ParamGroupsFunctions {
-    pub(crate) create: HostCreate,
-    pub(crate) destroy: HostDestroy,
-    pub(crate) group: unsafe extern "C" fn(
+#[expect(
+    missing_docs,
+    reason = "the fields of the ABI's table have their documentation there"
+)]
+pub struct ParamGroupsFunctions {
+    pub create: HostCreate,
+    pub destroy: HostDestroy,
+    pub group: unsafe extern "C" fn(
         *mut c_void,
         *const HostGroupsRequest,
         *const HostGroupsOut,
@@ -78,7 +82,7 @@ impl ParamGroups for PluginParamGroups {
 }
 
 /// A view of the parameter, which must outlive it.
-pub(crate) fn param(param: &ParamInfo) -> HostParam {
+pub fn param(param: &ParamInfo) -> HostParam {
     HostParam {
         struct_size: size_of::<HostParam>() as u32,
         flags: 0,
@@ -107,7 +111,7 @@ pub(crate) fn dl_dtype(dtype: Dtype) -> DLDataType {
 
 /// What a call adds. It lives on the host's stack for the length of one call.
 #[derive(Debug)]
-pub(crate) struct Groups {
+pub struct Groups {
     n_params: usize,
     assigned: usize,
     groups: Vec<ParamGroup>,
@@ -123,7 +127,8 @@ impl Collector for Groups {
 }
 
 impl Groups {
-    pub(crate) fn new(n_params: usize) -> Self {
+    /// For that many parameters, none of them in a group yet.
+    pub fn new(n_params: usize) -> Self {
         Self {
             n_params,
             assigned: 0,
@@ -134,7 +139,7 @@ impl Groups {
     }
 
     /// The callbacks that fill this. They hold its address: do not touch it until the call returns.
-    pub(crate) fn callbacks(&mut self) -> HostGroupsOut {
+    pub fn callbacks(&mut self) -> HostGroupsOut {
         HostGroupsOut {
             struct_size: size_of::<HostGroupsOut>() as u32,
             reserved: 0,
@@ -145,7 +150,11 @@ impl Groups {
         }
     }
 
-    pub(crate) fn into_result(self) -> Result<(Vec<ParamGroup>, Vec<String>), String> {
+    /// The groups and the warnings.
+    ///
+    /// # Errors
+    /// Says what was wrong with the first faulty call.
+    pub fn into_result(self) -> Result<(Vec<ParamGroup>, Vec<String>), String> {
         match self.fault {
             Some(fault) => Err(fault),
             None => Ok((self.groups, self.warnings)),

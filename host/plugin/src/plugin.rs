@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use host_core::{CheckpointSink, Error, Kind, Metric, Observer, ParamGroups, Result};
+use host_core::{CheckpointSink, Error, ErrorKind, Metric, Observer, ParamGroups, Result};
 use serde_json::{Map, Value};
 
 use crate::checkpoint_sink::PluginCheckpointSink;
@@ -115,7 +115,7 @@ impl Plugin {
                 "the settings of plugin {} are no JSON: {error}",
                 manifest.id
             );
-            Error::new(Kind::System, message)
+            Error::new(ErrorKind::System, message)
         })?;
         Self::make(image, path, manifest, config, None)
     }
@@ -342,7 +342,7 @@ impl Plugin {
     fn is_no(&self, kind: PluginKind) -> Error {
         let kinds: Vec<_> = self.kinds().iter().map(|kind| kind.name()).collect();
         Error::new(
-            Kind::Config,
+            ErrorKind::Config,
             format!(
                 "plugin {} is no {kind} but {}: {}",
                 self.id(),
@@ -373,7 +373,7 @@ fn examine(
     let manifest = crate::inspect(image.bytes(), path)?;
     if manifest.id != found.manifest.id {
         return Err(Error::new(
-            Kind::Plugin,
+            ErrorKind::Plugin,
             format!(
                 "plugin {} has become {}: {}",
                 found.manifest.id,

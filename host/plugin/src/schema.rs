@@ -32,10 +32,9 @@ const NAMED: [&str; 5] = [
 ///
 /// # Errors
 /// Says why it is no JSON Schema, or none that the host takes.
-pub(crate) fn compile(schema: &Value) -> Result<Validator, String> {
+pub fn compile(schema: &Value) -> Result<Validator, String> {
     Unfolding::check(schema)?;
     jsonschema::options()
-        .offline()
         .with_pattern_options(PatternOptions::regex().size_limit(LARGEST_PATTERN))
         .build(schema)
         .map_err(|error| error.to_string())

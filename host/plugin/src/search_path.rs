@@ -5,10 +5,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result, nearest};
 use object::ReadCache;
 
-use crate::config::nearest;
 use crate::image::{Image, open};
 use crate::inspect::{Inspection, look};
 use crate::{LockedPlugin, PluginLock, PluginManifest, Target};
@@ -271,11 +270,11 @@ impl SearchPath {
     }
 
     fn not_found(&self, id: &str, others: &[String]) -> Error {
-        let error = Error::new(Kind::Config, format!("no plugin has the id {id:?}"));
+        let error = Error::new(ErrorKind::Config, format!("no plugin has the id {id:?}"));
         let mut known: Vec<&str> = others.iter().map(String::as_str).collect();
         known.sort_unstable();
         known.dedup();
-        if let Some(near) = nearest(id, &known) {
+        if let Some(near) = nearest(id, known.iter().copied()) {
             return error.hint(format!("did you mean {near}?"));
         }
         let dirs: Vec<_> = self

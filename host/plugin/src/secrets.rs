@@ -59,6 +59,16 @@ impl Secrets {
         all.into_iter().flatten()
     }
 
+    /// The variables that are kept from a plugin with these settings.
+    pub fn hidden_from(
+        &self,
+        manifest: &PluginManifest,
+        given: &PluginConfig,
+    ) -> impl Iterator<Item = String> + use<> {
+        let config = given.resolve(manifest).unwrap_or_default();
+        self.shares(manifest, given, &config).hidden.into_iter()
+    }
+
     /// The variables that a plugin gets, and those that are kept from it. One that takes a secret and is
     /// not told which may read the Hub's.
     pub(crate) fn shares(

@@ -1,15 +1,11 @@
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
 
-use host_core::{Error, Kind, QueuePolicy, Result};
+use host_core::{Error, ErrorKind, Result};
 use serde_json::{Map, Value};
 
-use crate::{Mode, OnError, PluginConfig};
-
-/// Keys of a `[[plugin]]` table that are the host's; all others are the plugin's settings.
-pub(crate) const RESERVED_KEYS: [&str; 6] =
-    ["id", "path", "mode", "on_error", "time_limit_secs", "queue"];
+use crate::PluginConfig;
+use crate::policy::{Policy, table_error, text_of};
 
 /// Which plugin the user asks for, and with which settings.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,14 +14,8 @@ pub struct PluginSpec {
     pub target: Target,
     /// The plugin's settings, as they were written.
     pub config: PluginConfig,
-    /// Where its code runs, if the user said so; the default depends on the plugin's kind.
-    pub mode: Option<Mode>,
-    /// What a failing call means, if the user said so; the default depends on the plugin's kind.
-    pub on_error: Option<OnError>,
-    /// The longest that one call may take, if the user said so: beyond it the call has failed.
-    pub time_limit: Option<Duration>,
-    /// What waits for it if it is a sink, if the user said so.
-    pub queue: Option<QueuePolicy>,
+    /// How it is run, as far as the user said so.
+    pub policy: Policy,
 }
 
 /// How a plugin is named.
@@ -48,11 +38,9 @@ impl FromStr for PluginSpec {
             path if path.contains('/') || path.ends_with(".so") => Target::Path(path.into()),
             id => Target::Id(id.to_owned()),
         };
-        let mut mode = None;
-        let mut on_error = None;
-        let mut time_limit = None;
-        let mut queue = None;
+        let mut policy = Policy::default();
         let mut config: Vec<(String, String)> = Vec::new();
+        let mut seen = Vec::new();
         for setting in split_at_commas(settings) {
             let Some((key, value)) = setting.split_once('=') else {
                 return Err(spec_error(format!(
@@ -60,28 +48,12 @@ impl FromStr for PluginSpec {
                 )));
             };
             let (key, value) = (key.trim(), value.trim());
-            if config.iter().any(|(known, _)| known == key) {
+            if seen.contains(&key) {
                 return Err(spec_error(format!("{key} is given twice in {text:?}")));
             }
+            seen.push(key);
             match key {
-                "mode" if mode.is_some() => {
-                    return Err(spec_error(format!("mode is given twice in {text:?}")));
-                }
-                "mode" => mode = Some(value.parse()?),
-                "on_error" if on_error.is_some() => {
-                    return Err(spec_error(format!("on_error is given twice in {text:?}")));
-                }
-                "on_error" => on_error = Some(value.parse()?),
-                "time_limit_secs" if time_limit.is_some() => {
-                    return Err(spec_error(format!(
-                        "time_limit_secs is given twice in {text:?}"
-                    )));
-                }
-                "time_limit_secs" => time_limit = Some(limit_of(value.parse().ok(), value)?),
-                "queue" if queue.is_some() => {
-                    return Err(spec_error(format!("queue is given twice in {text:?}")));
-                }
-                "queue" => queue = Some(value.parse()?),
+                key if Policy::KEYS.contains(&key) => policy.set(key, value)?,
                 "" | "id" | "path" => {
                     return Err(spec_error(format!("{key:?} is no setting in {text:?}")));
                 }
@@ -91,30 +63,30 @@ impl FromStr for PluginSpec {
         Ok(Self {
             target,
             config: PluginConfig::Text(config),
-            mode,
-            on_error,
-            time_limit,
-            queue,
+            policy,
         })
     }
 }
 
 impl PluginSpec {
+    /// The plugin of this id, with its settings and nothing said of its policy.
+    pub fn by_id(id: &str, config: PluginConfig) -> Self {
+        Self {
+            target: Target::Id(id.to_owned()),
+            config,
+            policy: Policy::default(),
+        }
+    }
+
     /// A `[[plugin]]` table: `id` or `path`, perhaps `mode`, `on_error`, `time_limit_secs` and `queue`,
     /// and the plugin's settings beside them.
     ///
     /// # Errors
     /// Not exactly one of `id` and `path` is given, or one of the host's keys has a wrong value.
     pub fn from_table(mut table: Map<String, Value>) -> Result<Self> {
-        let text = |key: &str, value: Value| match value {
-            Value::String(text) if !text.is_empty() => Ok(text),
-            other => Err(table_error(format!(
-                "{key} of a [[plugin]] must be text, not {other}"
-            ))),
-        };
         let target = match (table.shift_remove("id"), table.shift_remove("path")) {
-            (Some(id), None) => Target::Id(text("id", id)?),
-            (None, Some(path)) => Target::Path(text("path", path)?.into()),
+            (Some(id), None) => Target::Id(text_of("id", id)?),
+            (None, Some(path)) => Target::Path(text_of("path", path)?.into()),
             (None, None) => {
                 return Err(table_error(
                     "a [[plugin]] has neither id nor path".to_owned(),
@@ -124,29 +96,11 @@ impl PluginSpec {
                 return Err(table_error("a [[plugin]] has both id and path".to_owned()));
             }
         };
-        let mode = table
-            .shift_remove("mode")
-            .map(|value| text("mode", value)?.parse())
-            .transpose()?;
-        let on_error = table
-            .shift_remove("on_error")
-            .map(|value| OnError::from_value(&value))
-            .transpose()?;
-        let time_limit = table
-            .shift_remove("time_limit_secs")
-            .map(|value| limit_of(value.as_f64(), &value.to_string()))
-            .transpose()?;
-        let queue = table
-            .shift_remove("queue")
-            .map(|value| text("queue", value)?.parse())
-            .transpose()?;
+        let policy = Policy::take_from(&mut table)?;
         Ok(Self {
             target,
             config: PluginConfig::Values(table),
-            mode,
-            on_error,
-            time_limit,
-            queue,
+            policy,
         })
     }
 }
@@ -175,30 +129,19 @@ pub(crate) fn split_at_commas(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// A time limit in seconds, where it is one.
-fn limit_of(secs: Option<f64>, text: &str) -> Result<Duration> {
-    secs.filter(|&secs| secs > 0.0)
-        .and_then(|secs| Duration::try_from_secs_f64(secs).ok())
-        .ok_or_else(|| {
-            Error::new(Kind::Config, format!("time_limit_secs cannot be {text}"))
-                .hint("give the seconds that one call may take, as in 0.5 or 60")
-        })
-}
-
 fn spec_error(message: String) -> Error {
-    Error::new(Kind::Config, message).hint(
+    Error::new(ErrorKind::Config, message).hint(
         "write ID:key=value,key=[a,b] or PATH:key=value; what holds a comma of its own goes in a [[plugin]] table",
     )
 }
 
-fn table_error(message: String) -> Error {
-    Error::new(Kind::Config, message)
-        .hint("write id = \"local-disk\" or path = \"./libmine.so\", and the settings beside it")
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::{Mode, OnError};
+    use host_core::QueuePolicy;
     use serde_json::json;
 
     fn text(pairs: &[(&str, &str)]) -> PluginConfig {
@@ -228,10 +171,7 @@ mod tests {
                 PluginSpec {
                     target,
                     config: text(&[]),
-                    mode: None,
-                    on_error: None,
-                    time_limit: None,
-                    queue: None,
+                    policy: Policy::default(),
                 }
             );
         }
@@ -252,22 +192,22 @@ mod tests {
     #[test]
     fn the_policy_is_not_a_setting() {
         let spec = parse("./a.so:k=1,on_error=disable_after=3,queue=latest,mode=process");
-        assert_eq!(spec.mode, Some(Mode::Process));
-        assert_eq!(spec.on_error, Some(OnError::DisableAfter(3)));
-        assert_eq!(spec.queue, Some(QueuePolicy::Latest));
+        assert_eq!(spec.policy.mode, Some(Mode::Process));
+        assert_eq!(spec.policy.on_error, Some(OnError::DisableAfter(3)));
+        assert_eq!(spec.policy.queue, Some(QueuePolicy::Latest));
         assert_eq!(spec.config, text(&[("k", "1")]));
     }
 
     #[test]
     fn a_time_limit_is_a_number_of_seconds_above_0() {
         let spec = parse("x:time_limit_secs=0.5,k=1");
-        assert_eq!(spec.time_limit, Some(Duration::from_millis(500)));
+        assert_eq!(spec.policy.time_limit, Some(Duration::from_millis(500)));
         assert_eq!(spec.config, text(&[("k", "1")]));
         let table = |limit: Value| {
             let table = json!({"id": "x", "time_limit_secs": limit});
             PluginSpec::from_table(table.as_object().expect("a table").clone())
         };
-        let limit = table(json!(60)).expect("a spec").time_limit;
+        let limit = table(json!(60)).expect("a spec").policy.time_limit;
         assert_eq!(limit, Some(Duration::from_secs(60)));
         for limit in ["0", "-1", "nan", "inf", "1e300", "long"] {
             let spec = format!("x:time_limit_secs={limit}");
@@ -295,7 +235,7 @@ mod tests {
         ] {
             let error = spec.parse::<PluginSpec>().expect_err(spec);
             assert_eq!(error.message(), message);
-            assert_eq!(error.kind(), Kind::Config);
+            assert_eq!(error.kind(), ErrorKind::Config);
             assert!(error.hint_text().is_some());
         }
     }
@@ -316,10 +256,11 @@ mod tests {
                         .expect("a table")
                         .clone()
                 ),
-                mode: Some(Mode::InProcess),
-                on_error: Some(OnError::Warn),
-                time_limit: None,
-                queue: None,
+                policy: Policy {
+                    mode: Some(Mode::InProcess),
+                    on_error: Some(OnError::Warn),
+                    ..Policy::default()
+                },
             }
         );
     }

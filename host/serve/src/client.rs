@@ -4,7 +4,7 @@ mod wire;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use host_core::{Error, Event, Kind, Result, RunName};
+use host_core::{Error, ErrorKind, Event, Result, RunName};
 use host_proto::tracker::v1 as proto;
 use host_store::{Delivery, Point, RunRow, Series};
 use proto::WatchEndReason;
@@ -55,7 +55,7 @@ impl Client {
             .enable_all()
             .thread_name("client")
             .build()
-            .map_err(|e| Error::new(Kind::System, format!("cannot start the client: {e}")))?;
+            .map_err(|e| Error::new(ErrorKind::System, format!("cannot start the client: {e}")))?;
         let wire = runtime.block_on(wire::connect(remote))?;
         Ok(Self {
             addr: remote.addr.clone(),
@@ -173,7 +173,7 @@ impl Client {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(self.error(&status)),
             Err(_) => Err(Error::new(
-                Kind::System,
+                ErrorKind::System,
                 format!("no answer from {}", self.addr),
             )),
         }
@@ -184,12 +184,16 @@ impl Client {
             Code::NotFound
             | Code::InvalidArgument
             | Code::OutOfRange
-            | Code::FailedPrecondition => Error::new(Kind::Config, status.message()),
-            Code::Unauthenticated | Code::PermissionDenied => {
-                Error::new(Kind::Config, format!("{}: {}", status.message(), self.addr))
-                    .hint("name the environment variable that holds the token with --token-env")
-            }
-            _ => Error::new(Kind::System, format!("{}: {}", status.message(), self.addr)),
+            | Code::FailedPrecondition => Error::new(ErrorKind::Config, status.message()),
+            Code::Unauthenticated | Code::PermissionDenied => Error::new(
+                ErrorKind::Config,
+                format!("{}: {}", status.message(), self.addr),
+            )
+            .hint("name the environment variable that holds the token with --token-env"),
+            _ => Error::new(
+                ErrorKind::System,
+                format!("{}: {}", status.message(), self.addr),
+            ),
         }
     }
 }

@@ -1,10 +1,10 @@
 use std::sync::Arc;
 
-use host_core::{Ask, Asker, CarriedOut, Request as Wish, RequestQueue};
+use host_core::{Ask, Asker, CarriedOut, Request, RequestQueue};
 use host_proto::tracker::v1 as proto;
 use proto::control_service_server::ControlService;
 use tokio::sync::oneshot;
-use tonic::{Request, Response, Status};
+use tonic::{Response, Status};
 
 use crate::source::{Runs, text};
 
@@ -26,7 +26,7 @@ impl Control {
         run: &str,
         by: &str,
         reason: String,
-        request: Wish,
+        request: Request,
     ) -> Result<CarriedOut, Status> {
         if by.len() > NAME_BYTES || !by.chars().all(|c| c.is_ascii_graphic()) {
             return Err(Status::invalid_argument(format!(
@@ -76,11 +76,11 @@ impl Asker for Caller {
 
 /// A method that asks for one thing and says when it was carried out.
 macro_rules! method {
-    ($self:ident, $request:ident, $response:ident, $wish:expr) => {{
+    ($self:ident, $request:ident, $response:ident, $make:expr) => {{
         let request = $request.into_inner();
-        let wish = $wish(&request);
+        let wanted = $make(&request);
         let CarriedOut { seq, step } = $self
-            .ask(&request.run, &request.by, request.reason, wish)
+            .ask(&request.run, &request.by, request.reason, wanted)
             .await?;
         Ok(Response::new(proto::$response { step: step.0, seq }))
     }};
@@ -90,48 +90,50 @@ macro_rules! method {
 impl ControlService for Control {
     async fn stop_run(
         &self,
-        request: Request<proto::StopRunRequest>,
+        request: tonic::Request<proto::StopRunRequest>,
     ) -> Result<Response<proto::StopRunResponse>, Status> {
-        method!(self, request, StopRunResponse, |_: &_| Wish::Stop)
+        method!(self, request, StopRunResponse, |_: &_| Request::Stop)
     }
 
     async fn write_checkpoint(
         &self,
-        request: Request<proto::WriteCheckpointRequest>,
+        request: tonic::Request<proto::WriteCheckpointRequest>,
     ) -> Result<Response<proto::WriteCheckpointResponse>, Status> {
         method!(self, request, WriteCheckpointResponse, |_: &_| {
-            Wish::Checkpoint
+            Request::Checkpoint
         })
     }
 
     async fn evaluate(
         &self,
-        request: Request<proto::EvaluateRequest>,
+        request: tonic::Request<proto::EvaluateRequest>,
     ) -> Result<Response<proto::EvaluateResponse>, Status> {
-        method!(self, request, EvaluateResponse, |_: &_| Wish::Evaluate)
+        method!(self, request, EvaluateResponse, |_: &_| Request::Evaluate)
     }
 
     async fn pause_run(
         &self,
-        request: Request<proto::PauseRunRequest>,
+        request: tonic::Request<proto::PauseRunRequest>,
     ) -> Result<Response<proto::PauseRunResponse>, Status> {
-        method!(self, request, PauseRunResponse, |_: &_| Wish::Pause)
+        method!(self, request, PauseRunResponse, |_: &_| Request::Pause)
     }
 
     async fn continue_run(
         &self,
-        request: Request<proto::ContinueRunRequest>,
+        request: tonic::Request<proto::ContinueRunRequest>,
     ) -> Result<Response<proto::ContinueRunResponse>, Status> {
-        method!(self, request, ContinueRunResponse, |_: &_| Wish::Continue)
+        method!(self, request, ContinueRunResponse, |_: &_| {
+            Request::Continue
+        })
     }
 
     async fn set_learning_rate(
         &self,
-        request: Request<proto::SetLearningRateRequest>,
+        request: tonic::Request<proto::SetLearningRateRequest>,
     ) -> Result<Response<proto::SetLearningRateResponse>, Status> {
-        let wish = |request: &proto::SetLearningRateRequest| Wish::SetLearningRate {
+        let make = |request: &proto::SetLearningRateRequest| Request::SetLearningRate {
             factor: request.factor,
         };
-        method!(self, request, SetLearningRateResponse, wish)
+        method!(self, request, SetLearningRateResponse, make)
     }
 }

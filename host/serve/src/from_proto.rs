@@ -1,5 +1,6 @@
 use host_core::{
-    DeliveryState, Error, Event, EventBody, Kind, MetricValue, Request, Result, Step, StopReason,
+    DeliveryState, Error, ErrorKind, Event, EventBody, MetricValue, Request, Result, Step,
+    StopReason,
 };
 use host_proto::tracker::v1 as proto;
 use host_store::{Delivery, Point, RunRow, RunStatus, Series};
@@ -7,7 +8,7 @@ use host_store::{Delivery, Point, RunRow, RunStatus, Series};
 /// A run; its error if the server could not read it.
 pub(crate) fn run(run: proto::Run, config_json: String) -> Result<RunRow> {
     if !run.error.is_empty() {
-        return Err(Error::new(Kind::System, run.error));
+        return Err(Error::new(ErrorKind::System, run.error));
     }
     let status = match run.state() {
         proto::RunState::Running => RunStatus::Running,

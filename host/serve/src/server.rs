@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use host_proto::tensorboard::data::tensor_board_data_provider_server::{
     self, TensorBoardDataProviderServer,
 };
@@ -16,6 +16,7 @@ use tonic_health::pb::health_server::HealthServer;
 
 use crate::access::{Access, Scope};
 use crate::budget::Budget;
+use crate::connection;
 use crate::connection::Door;
 use crate::control::Control;
 use crate::gate::{Gate, REQUEST_BYTES, TENSORBOARD_REQUEST_BYTES, Warn};
@@ -25,7 +26,7 @@ use crate::source::{Runs, Source};
 use crate::tensorboard::TensorBoard;
 use crate::tls::TlsIdentity;
 use crate::tracker::Tracker;
-use crate::{connection, feed};
+use crate::watch::feed;
 
 /// Connections that the system keeps until they are taken; beyond it a client waits for a second.
 const BACKLOG: u32 = 4096;
@@ -121,11 +122,13 @@ impl Server {
                 "--read-token-env NAME",
             ),
         };
-        Err(
-            Error::new(Kind::Config, format!("cannot listen on {listen}: {reason}")).hint(format!(
-                "give {missing} or listen on 127.0.0.1 and reach it from elsewhere through `ssh -L`"
-            )),
+        Err(Error::new(
+            ErrorKind::Config,
+            format!("cannot listen on {listen}: {reason}"),
         )
+        .hint(format!(
+            "give {missing} or listen on 127.0.0.1 and reach it from elsewhere through `ssh -L`"
+        )))
     }
 
     /// Begins to listen; port 0 takes a free one. Returns once clients can connect.
@@ -152,7 +155,7 @@ impl Server {
             .max_blocking_threads(READERS)
             .thread_name("serve-reader")
             .build()
-            .map_err(|e| Error::new(Kind::System, format!("cannot start the server: {e}")))?;
+            .map_err(|e| Error::new(ErrorKind::System, format!("cannot start the server: {e}")))?;
         let (listener, addr) = {
             let _within = runtime.enter();
             bind(listen).map_err(|e| cannot_listen(listen, &e))?
@@ -213,7 +216,7 @@ impl Serving {
         for thread in self.threads.drain(..) {
             let ended = thread
                 .join()
-                .unwrap_or_else(|_| Err(Error::new(Kind::System, "the server panicked")));
+                .unwrap_or_else(|_| Err(Error::new(ErrorKind::System, "the server panicked")));
             result = result.and(ended);
         }
         result
@@ -227,7 +230,7 @@ impl Serving {
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(work)
-            .map_err(|e| Error::new(Kind::System, format!("cannot start a thread: {e}")))?;
+            .map_err(|e| Error::new(ErrorKind::System, format!("cannot start a thread: {e}")))?;
         self.threads.push(thread);
         Ok(())
     }
@@ -257,7 +260,7 @@ fn serve(
     services: Services,
     stopping: watch::Receiver<bool>,
 ) -> Result<()> {
-    let failed = |e: &dyn std::fmt::Display| Error::new(Kind::System, format!("gRPC: {e}"));
+    let failed = |e: &dyn std::fmt::Display| Error::new(ErrorKind::System, format!("gRPC: {e}"));
     let result = runtime.block_on(async {
         let Services {
             runs,
@@ -357,6 +360,9 @@ fn bind(listen: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
 }
 
 fn cannot_listen(listen: SocketAddr, source: &std::io::Error) -> Error {
-    Error::new(Kind::Config, format!("cannot listen on {listen}: {source}"))
-        .hint("choose another port, or 0 for a free one")
+    Error::new(
+        ErrorKind::Config,
+        format!("cannot listen on {listen}: {source}"),
+    )
+    .hint("choose another port, or 0 for a free one")
 }

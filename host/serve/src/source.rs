@@ -2,12 +2,12 @@ use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use host_core::{Error, Kind, RequestQueue, Result, RunName};
+use host_core::{Error, ErrorKind, RequestQueue, Result, RunName};
 use host_store::{Commits, Progress, Reader, RunList, RunRow, RunStatus};
 use tokio::sync::Semaphore;
 use tonic::Status;
 
-use crate::feed::{self, Feed};
+use crate::watch::feed::{self, Feed};
 
 /// What a server shows.
 #[derive(Clone, Debug)]
@@ -257,7 +257,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 fn status(error: &Error) -> Status {
     match error.kind() {
         // The name is of a run, yet it is none, or none that this program can read.
-        Kind::Config => Status::failed_precondition(text(error)),
+        ErrorKind::Config => Status::failed_precondition(text(error)),
         _ => Status::data_loss(text(error)),
     }
 }

@@ -7,7 +7,7 @@ mod hparams;
 use std::sync::Arc;
 
 use futures_util::stream::Empty;
-use host_core::{Error, Kind, Result, RunName};
+use host_core::{Error, ErrorKind, Result, RunName};
 use host_proto::tensorboard::data as proto;
 use host_proto::tensorboard::{DataClass, SummaryMetadata, summary_metadata::PluginData};
 use host_store::{Reader, RunRow, Series};
@@ -112,7 +112,7 @@ impl Room {
         }
         match self.is_exceeded {
             true => Err(Error::new(
-                Kind::Config,
+                ErrorKind::Config,
                 "the answer is too large; ask for fewer runs, metrics or points",
             )),
             false => Ok(()),

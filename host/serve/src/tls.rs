@@ -2,7 +2,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
@@ -57,7 +57,7 @@ impl TlsIdentity {
         )
         .map_err(|why| {
             Error::new(
-                Kind::Config,
+                ErrorKind::Config,
                 format!(
                     "the certificate cannot be used: {why}: {}",
                     certificate.display()
@@ -113,7 +113,7 @@ impl SelfSigned {
     /// A name that cannot stand in a certificate.
     pub fn new(names: &[String]) -> Result<Self> {
         let failed = |e: &dyn fmt::Display| {
-            Error::new(Kind::System, format!("cannot make a certificate: {e}"))
+            Error::new(ErrorKind::System, format!("cannot make a certificate: {e}"))
         };
         let mut all = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
         all.extend(
@@ -135,8 +135,12 @@ impl SelfSigned {
     /// # Errors
     /// It is none that was made here.
     pub fn identity(&self) -> Result<TlsIdentity> {
-        TlsIdentity::from_pem(self.certificate.as_bytes(), self.key.as_bytes())
-            .map_err(|why| Error::new(Kind::System, format!("the certificate made here: {why}")))
+        TlsIdentity::from_pem(self.certificate.as_bytes(), self.key.as_bytes()).map_err(|why| {
+            Error::new(
+                ErrorKind::System,
+                format!("the certificate made here: {why}"),
+            )
+        })
     }
 }
 
@@ -157,7 +161,7 @@ impl Fingerprint {
     /// There is none.
     pub fn of_pem(pem: &[u8]) -> Result<Self> {
         let certificate = CertificateDer::from_pem_slice(pem)
-            .map_err(|e| Error::new(Kind::Config, format!("this is no certificate: {e}")))?;
+            .map_err(|e| Error::new(ErrorKind::Config, format!("this is no certificate: {e}")))?;
         Ok(Self::of(&certificate))
     }
 }
@@ -173,7 +177,7 @@ impl std::str::FromStr for Fingerprint {
 
     fn from_str(text: &str) -> Result<Self> {
         let wrong = || {
-            Error::new(Kind::Config, format!("{text:?} is no fingerprint"))
+            Error::new(ErrorKind::Config, format!("{text:?} is no fingerprint"))
                 .hint("give the 64 hexadecimal digits that the server's side printed")
         };
         let digits: Vec<u8> = text
@@ -198,8 +202,11 @@ impl Trust {
     /// The authorities are none.
     pub(crate) fn connector(&self) -> Result<TlsConnector> {
         let failed = |e: &dyn fmt::Display| {
-            Error::new(Kind::Config, format!("the authorities cannot be used: {e}"))
-                .hint("give a PEM file with the certificate of who signed the server's")
+            Error::new(
+                ErrorKind::Config,
+                format!("the authorities cannot be used: {e}"),
+            )
+            .hint("give a PEM file with the certificate of who signed the server's")
         };
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&version::TLS13])

@@ -11,10 +11,10 @@ use tonic::{Request, Response, Status};
 use crate::call::Call;
 use crate::compare;
 use crate::gate::Streams;
-use crate::pieces::Pieces;
 use crate::source::{Runs, blocking, text};
 use crate::to_proto;
 use crate::watch::Watcher;
+use crate::watch::pieces::Pieces;
 
 /// Runs on a page where the request does not say how many, and at most.
 const RUNS: (u32, u32) = (100, 1000);

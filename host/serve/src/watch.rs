@@ -1,3 +1,21 @@
+//! Streams of a run's events.
+//!
+//! ```text
+//! store's Commits --follow--> heard --pass_on--> Feed { news, newest page } --news--> Watcher --Pieces--> connection
+//!        [serve-commits]              [serve]                                 (a cursor)       [serve]
+//! ```
+//!
+//! Of the run that this process trains, a thread hears of commits, and a task on the server's own thread passes
+//! them on: to wake a watcher from another thread takes a system call each. Another process's log is polled.
+//!
+//! One [`Feed`] for each run that is watched wakes all its watchers by one channel, whose value holds the
+//! newest page: watchers at the end of the log take it from there, and those that are behind read the store
+//! for themselves. Each watcher makes its next piece when the connection asks for it. [`Pieces`] hands the
+//! pieces over and ends the stream of a client that takes none for too long.
+
+pub(crate) mod feed;
+pub(crate) mod pieces;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +28,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::feed::{Feed, News, Page};
-use crate::pieces::{Holds, Piece, Pieces, end};
+use self::feed::{Feed, News, Page};
+use self::pieces::{Holds, Piece, Pieces, end};
 use crate::source::Runs;
 
 /// One client that watches a run: a cursor. It holds one page at most, and that only while it is sent;

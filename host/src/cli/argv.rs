@@ -3,11 +3,10 @@
 use std::ffi::OsString;
 
 use clap::Command;
-use clap::error::ErrorKind;
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 
-use crate::script_names;
-use crate::terminal::can_draw;
+use crate::config::script_names;
+use crate::show::terminal::can_draw;
 
 /// Lets the training script's spelling through: `--train_batch_size 4`, `--gradient_checkpointing
 /// False`, `--save_dir out`. What is not a flag of the subcommand stays as it is.
@@ -80,7 +79,7 @@ fn is_boolean(word: &str) -> bool {
 pub(crate) fn outcome(error: &clap::Error, command: &Command, args: &[OsString]) -> Result<()> {
     if matches!(
         error.kind(),
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+        clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion
     ) {
         let text = error.render();
         let text = match can_draw(&std::io::stdout()) {
@@ -102,8 +101,8 @@ pub(crate) fn outcome(error: &clap::Error, command: &Command, args: &[OsString])
         "" => "`host --help` lists the commands".to_owned(),
         named => format!("`host {named}--help` lists the arguments"),
     };
-    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return Err(Error::new(Kind::Config, "no command is given").hint(help));
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return Err(Error::new(ErrorKind::Config, "no command is given").hint(help));
     }
     let text = error.render().to_string();
     let (said, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
@@ -114,7 +113,7 @@ pub(crate) fn outcome(error: &clap::Error, command: &Command, args: &[OsString])
         .lines()
         .filter_map(|line| line.trim().strip_prefix("tip: "))
         .find(|tip| tip.contains("similar"));
-    Err(Error::new(Kind::Config, message).hint(tip.map_or(help, str::to_owned)))
+    Err(Error::new(ErrorKind::Config, message).hint(tip.map_or(help, str::to_owned)))
 }
 
 #[cfg(test)]

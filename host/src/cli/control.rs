@@ -5,8 +5,8 @@ use serde_json::json;
 
 use super::remote::RemoteArgs;
 use super::{RunsDir, print, print_json};
-use crate::event_line;
-use crate::login_name::login_name;
+use crate::cli::login_name::login_name;
+use crate::show::event_line;
 
 const DETAILS: &str = "\
 The loop does it at the next step boundary; then this returns. It is an event of the run, with who asked
@@ -88,9 +88,9 @@ impl Control {
             let request = serde_json::to_value(request).unwrap_or_default();
             print_json(&json!({ "request": request, "step": done.step, "seq": done.seq }))
         } else {
-            let wish = event_line::wish(request);
+            let words = event_line::request_words(request);
             print(&format!(
-                "step {:<6}  asked {wish}: event {}\n",
+                "step {:<6}  asked {words}: event {}\n",
                 done.step, done.seq
             ))
         }

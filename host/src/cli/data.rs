@@ -7,10 +7,10 @@ use host_train::{TokenFile, TokenizeNews, TrainConfig, VOCAB_SIZE};
 use serde_json::json;
 
 use super::{print, print_json};
-use crate::cache::Cache;
-use crate::number::{bytes, count};
-use crate::progress::{Progress, Style};
-use crate::table::{Align, Table};
+use crate::run::cache::Cache;
+use crate::show::number::{bytes, count};
+use crate::show::progress::{Progress, Style};
+use crate::show::table::{Align, Table};
 
 /// Prepares data
 #[derive(Debug, clap::Args)]

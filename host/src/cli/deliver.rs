@@ -5,7 +5,7 @@ use host_core::{Result, StopReason};
 use super::RunsDir;
 use crate::delivery::Wanted;
 use crate::plan::plugins_of_run;
-use crate::run_dir::RunDir;
+use crate::runs::run_dir::RunDir;
 
 const DETAILS: &str = "\
 Every checkpoint that stands in the run folder goes to every sink that does not have it, in order, each
@@ -48,6 +48,6 @@ impl Deliver {
             false => Wanted::Missing,
         };
         let sinks = (&specs[..], &search, secrets);
-        crate::deliver::deliver(&dir, sinks, wanted, patience, self.json)
+        crate::run::deliver::deliver(&dir, sinks, wanted, patience, self.json)
     }
 }

@@ -2,14 +2,15 @@ use std::io::IsTerminal as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use host_plugin::{SearchPath, Secrets};
 
 use super::RunsDir;
-use crate::cache::Place;
-use crate::hub_model::HubModel;
-use crate::printable;
-use crate::run_dir::RunDir;
+use crate::config::HubModel;
+use crate::run::cache::Place;
+use crate::run::hub_fetch::fetch;
+use crate::runs::run_dir::RunDir;
+use crate::show::printable;
 
 /// Samples text from a checkpoint, so that a person can see what was learnt
 #[derive(Debug, clap::Args)]
@@ -102,7 +103,7 @@ impl Generate {
         let name = HubModel::resolved(&self.checkpoint, absolute);
         if let Some(model) = HubModel::parse(&name)? {
             let search = SearchPath::from_env();
-            let (fetched, place) = model.fetch(&[], (&search, &Secrets::default()), false)?;
+            let (fetched, place) = fetch(&model, &[], (&search, &Secrets::default()), false)?;
             if let Some(warning) = &place.warning {
                 eprintln!("warning: {}", printable::one_line(warning));
             }
@@ -113,7 +114,7 @@ impl Generate {
             .map(|(_, path)| (path, None))
             .ok_or_else(|| {
                 Error::new(
-                    Kind::Config,
+                    ErrorKind::Config,
                     format!(
                         "the run has no complete checkpoint yet: {}",
                         run.path().display()

@@ -3,10 +3,11 @@ use std::path::PathBuf;
 use host_core::{ParamGroup, ParamInfo, Result};
 use serde_json::json;
 
-use super::{TrainArgs, print, print_json};
-use crate::number::grouped;
+use super::{print, print_json};
+use crate::config::TrainArgs;
 use crate::plan::Plan;
-use crate::table::{Align, Table};
+use crate::show::number::grouped;
+use crate::show::table::{Align, Table};
 
 /// Prints the parameter groups of a training, which takes the same arguments as run
 #[derive(Debug, clap::Args)]

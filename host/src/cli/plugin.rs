@@ -7,9 +7,9 @@ use super::plugin_check::Check;
 use super::plugin_lock::Lock;
 use super::plugin_new::New;
 use super::{plugin_list, print, print_json};
-use crate::event_line::one_line;
 use crate::plugins::kind_word;
-use crate::table::{Align, Table};
+use crate::show::event_line::one_line;
+use crate::show::table::{Align, Table};
 
 /// Finds, inspects and checks plugins, and begins new ones
 #[derive(Debug, clap::Args)]

@@ -1,16 +1,16 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use host_core::{Error, Kind, Result};
-use host_plugin::{
-    CheckOptions, Finding, Outcome, PluginConfig, PluginManifest, PluginSpec, SearchPath, Target,
-    TestReport, check_plugin, conformance_tests,
+use host_conformance::{
+    CheckOptions, Finding, Outcome, TestReport, check_plugin, conformance_tests,
 };
+use host_core::{Error, ErrorKind, Result};
+use host_plugin::{PluginConfig, PluginManifest, PluginSpec, SearchPath, Target};
 use serde_json::{Value, json};
 
 use super::{print, print_json};
-use crate::event_line::one_line;
 use crate::plugins::kind_word;
+use crate::show::event_line::one_line;
 
 /// Widest line of what is said about a test.
 const WIDTH: usize = 100;
@@ -110,7 +110,7 @@ impl Check {
                     .map_or_else(|| "the plugin".to_owned(), |m| format!("plugin {}", m.id));
                 let tests = if failed == 1 { "test" } else { "tests" };
                 Err(Error::new(
-                    Kind::Plugin,
+                    ErrorKind::Plugin,
                     format!(
                         "{name} failed {failed} conformance {tests}: {}",
                         path.display()
@@ -141,7 +141,7 @@ impl Check {
 fn find(search: &SearchPath, target: &Target) -> Result<(PathBuf, Option<PluginManifest>)> {
     match (search.find(target), target) {
         (Ok(found), _) => Ok((found.path, Some(found.manifest))),
-        (Err(error), Target::Path(path)) if error.kind() == Kind::Plugin => {
+        (Err(error), Target::Path(path)) if error.kind() == ErrorKind::Plugin => {
             Ok((path.clone(), None))
         }
         (Err(error), _) => Err(error),

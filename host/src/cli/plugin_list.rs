@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::plugin::{kinds, manifest_json};
 use super::{print, print_json};
-use crate::event_line::one_line;
-use crate::table::{Align, Table};
+use crate::show::event_line::one_line;
+use crate::show::table::{Align, Table};
 
 /// Prints every library of the search path: what is taken, what is behind it, what cannot be used.
 ///
@@ -99,7 +99,7 @@ fn as_text(mut listed: Vec<Listed>) -> String {
 mod tests {
     use std::path::PathBuf;
 
-    use host_core::{Error, Kind};
+    use host_core::{Error, ErrorKind};
     use host_plugin::{PluginKind, PluginManifest};
 
     use super::*;
@@ -126,7 +126,8 @@ mod tests {
             outcome,
             shadowed_by: shadowed_by.map(PathBuf::from),
         };
-        let no_elf = Error::new(Kind::Plugin, "plugin is no ELF file: /a/x.so").hint("give a .so");
+        let no_elf =
+            Error::new(ErrorKind::Plugin, "plugin is no ELF file: /a/x.so").hint("give a .so");
         vec![
             row("/a/x.so", None, Err(no_elf), None),
             row(

@@ -1,14 +1,15 @@
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use host_plugin::{Found, LockedPlugin, PluginKind, PluginLock, PluginSpec, SearchPath, Target};
 use serde_json::{Value, json};
 
-use super::{TrainArgs, print, print_json};
-use crate::number::grouped;
+use super::{print, print_json};
+use crate::config::TrainArgs;
 use crate::plan::plugins_and_lock;
 use crate::plugins::DEFAULT_GROUPS;
-use crate::table::{Align, Table};
+use crate::show::number::grouped;
+use crate::show::table::{Align, Table};
 
 const DETAILS: &str = "\
 A run whose configuration has a plugins.lock beside it, or that is given one by --plugin-lock, refuses
@@ -83,7 +84,7 @@ impl Lock {
         let (path, count) = (file.display(), plugins.len());
         if self.check && !wrong.is_empty() {
             return Err(Error::new(
-                Kind::Plugin,
+                ErrorKind::Plugin,
                 format!(
                     "{} of {count} plugins are not as the lock says: {}: {path}",
                     wrong.len(),

@@ -1,12 +1,12 @@
 use std::fs;
-use std::io::ErrorKind;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use host_plugin::is_plugin_id;
 
 use super::print;
-use crate::scaffold::{self, Language, PluginKind, Sdk};
+use crate::plugins::scaffold::{self, Language, PluginKind, Sdk};
 
 /// What something of a project in Rust, or in C, is called already.
 const TAKEN_IN_RUST: [&str; 6] = [
@@ -59,11 +59,11 @@ impl New {
     fn check_name(&self) -> Result<()> {
         let name = &self.name;
         if !is_plugin_id(name) {
-            return Err(
-                Error::new(Kind::Config, format!("{name:?} cannot be a plugin's id")).hint(
-                    "use 1 to 64 lower-case letters, digits, - and _, beginning with a letter",
-                ),
-            );
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("{name:?} cannot be a plugin's id"),
+            )
+            .hint("use 1 to 64 lower-case letters, digits, - and _, beginning with a letter"));
         }
         let taken = match self.lang {
             Language::Rust => &TAKEN_IN_RUST[..],
@@ -71,7 +71,7 @@ impl New {
         };
         if taken.contains(&name.as_str()) {
             let message = format!("{name:?} is the name of something else in the project");
-            return Err(Error::new(Kind::Config, message).hint("choose another name"));
+            return Err(Error::new(ErrorKind::Config, message).hint("choose another name"));
         }
         Ok(())
     }
@@ -84,12 +84,12 @@ impl New {
         };
         if self.lang != Language::Rust {
             let message = format!("a plugin in {} does not use the SDK", self.lang.name());
-            return Err(Error::new(Kind::Config, message).hint("leave --sdk out"));
+            return Err(Error::new(ErrorKind::Config, message).hint("leave --sdk out"));
         }
         let path = fs::canonicalize(given).map_err(|e| Error::io("find folder", given, &e))?;
         if !scaffold::is_sdk(&path) || path.to_str().is_none() {
             let message = format!("this is not the crate host-plugin-sdk: {}", path.display());
-            return Err(Error::new(Kind::Config, message)
+            return Err(Error::new(ErrorKind::Config, message)
                 .hint("it is the folder plugins/sdk of the host's sources"));
         }
         Ok(Sdk::Path(path))
@@ -131,8 +131,8 @@ fn write(folder: &Path, files: &[(String, String)]) -> Result<()> {
         fs::create_dir_all(above).map_err(|error| Error::io("create folder", above, &error))?;
     }
     fs::create_dir(folder).map_err(|error| match error.kind() {
-        ErrorKind::AlreadyExists => Error::new(
-            Kind::Config,
+        io::ErrorKind::AlreadyExists => Error::new(
+            ErrorKind::Config,
             format!("the folder exists already: {}", folder.display()),
         )
         .hint("choose another by --path, or remove it"),

@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use host_serve::{Fingerprint, Remote, Trust};
 use rustix::fs::OFlags;
 use rustix::process::geteuid;
 
 use super::RunsDir;
-use crate::run_dir::RunDir;
-use crate::run_file::RunFile;
+use crate::plan::run_file::RunFile;
+use crate::runs::run_dir::RunDir;
 use crate::service::secret;
 
 /// Bytes of a token file that are read.
@@ -58,7 +58,7 @@ impl RemoteArgs {
         let dir = RunDir::find(&runs.runs_dir, target)?;
         let addr = dir.live_address()?.ok_or_else(|| {
             Error::new(
-                Kind::Config,
+                ErrorKind::Config,
                 format!("run {} is not live: {}", dir.name(), dir.path().display()),
             )
             .hint(format!(

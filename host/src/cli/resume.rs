@@ -1,8 +1,9 @@
 use host_core::Result;
 
-use super::{RunsDir, TrainArgs};
+use super::RunsDir;
+use crate::config::TrainArgs;
 use crate::plan::Plan;
-use crate::run_dir::RunDir;
+use crate::runs::run_dir::RunDir;
 
 const DETAILS: &str = "\
 A run that was ended before its first checkpoint begins again. A damaged checkpoint is refused, and the

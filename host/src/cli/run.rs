@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use host_core::Result;
 
-use super::TrainArgs;
+use crate::config::TrainArgs;
 use crate::plan::Plan;
 
 const EXAMPLES: &str = "\

@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 
 use super::{RunsDir, print, print_json, runs_compare, runs_export};
 use crate::delivery::is_superseded;
-use crate::event_json;
-use crate::event_line::{event_line, one_line, reason_word};
-use crate::number;
-use crate::printer::Printer;
-use crate::run_dir::RunDir;
-use crate::sparkline::sparkline;
-use crate::summary::how_to_name;
-use crate::table::{Align, Table};
+use crate::runs::how_to_name;
+use crate::runs::run_dir::RunDir;
+use crate::show::event_json;
+use crate::show::event_line::{event_line, one_line, reason_word};
+use crate::show::number;
+use crate::show::printer::Printer;
+use crate::show::sparkline::sparkline;
+use crate::show::table::{Align, Table};
 
 /// Shows what the store knows of runs, live or over
 #[derive(Debug, clap::Args)]
@@ -255,7 +255,7 @@ impl Shown {
                 let stands = self
                     .standing
                     .iter()
-                    .any(|step| *name == checkpoint_name(*step));
+                    .any(|step| *name == step.checkpoint_name());
                 Some((name.as_str(), *bytes, stands))
             }
             _ => None,
@@ -476,7 +476,7 @@ impl Shown {
     fn checkpoints_text(&self) -> String {
         let deliveries = self.deliveries();
         let line = |(name, bytes, stands): (&str, u64, bool)| {
-            let of_this = |entry: &&&Delivery| name == checkpoint_name(entry.checkpoint);
+            let of_this = |entry: &&&Delivery| name == entry.checkpoint.checkpoint_name();
             let told: Vec<String> = deliveries
                 .iter()
                 .filter(of_this)
@@ -519,10 +519,6 @@ impl<'a> SinkLedger<'a> {
         let entries = self.entries.iter();
         entries.filter(|entry| entry.state == DeliveryState::Dropped)
     }
-}
-
-fn checkpoint_name(step: Step) -> String {
-    format!("step-{:06}", step.0)
 }
 
 /// An entry of the ledger, behind the checkpoint's name.

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result, nearest};
 use host_store::{
     ConfigDifference, MetricComparison, Point, Reader, RunMetric, RunRow, config_differences,
 };
@@ -8,12 +8,11 @@ use serde_json::{Value, json};
 
 use super::runs::{config, is_paused, local_time, row_json, status_word};
 use super::{RunsDir, print, print_json};
-use crate::event_json;
-use crate::nearest::nearest;
-use crate::number;
-use crate::run_dir::RunDir;
-use crate::sparkline::sparklines;
-use crate::table::{Align, Table};
+use crate::runs::run_dir::RunDir;
+use crate::show::event_json;
+use crate::show::number;
+use crate::show::sparkline::sparklines;
+use crate::show::table::{Align, Table};
 
 /// Lays runs side by side: what differs in their configurations, and their metrics
 #[derive(Debug, clap::Args)]
@@ -264,7 +263,7 @@ fn is_of_training(name: &str) -> bool {
 /// The error for a metric that no run has.
 pub(super) fn no_metric<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Error {
     let error = Error::new(
-        Kind::Config,
+        ErrorKind::Config,
         format!("no run of these has the metric {name:?}"),
     );
     match nearest(name, known) {

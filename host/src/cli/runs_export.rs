@@ -1,16 +1,16 @@
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use host_store::Reader;
 use serde_json::json;
 
 use super::runs_compare::no_metric;
 use super::{RunsDir, print, print_json};
 use crate::export::{self, Format};
-use crate::number;
-use crate::printer::Printer;
-use crate::run_dir::RunDir;
+use crate::runs::run_dir::RunDir;
+use crate::show::number;
+use crate::show::printer::Printer;
 
 /// Writes a run's metrics to a file that other programs read
 #[derive(Debug, clap::Args)]
@@ -75,7 +75,7 @@ impl Export {
     /// The export on stdout, and beside it what it amounts to.
     fn print(&self, reader: &Reader, wanted: impl Fn(&str) -> bool) -> Result<()> {
         let refused =
-            |message: String, hint: &str| Err(Error::new(Kind::Config, message).hint(hint));
+            |message: String, hint: &str| Err(Error::new(ErrorKind::Config, message).hint(hint));
         if !self.format.is_one_file() {
             let format = self.format.extension();
             return refused(

@@ -1,12 +1,12 @@
 use std::path::PathBuf;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 
 use super::RunsDir;
-use crate::printer::Printer;
+use crate::config::settings::HostConfig;
+use crate::run::signals::EndSignal;
 use crate::service::Service;
-use crate::settings::HostConfig;
-use crate::signals::EndSignal;
+use crate::show::printer::Printer;
 
 /// Serves the runs of a folder over gRPC, live or over, until Ctrl-C
 #[derive(Debug, clap::Args)]
@@ -43,7 +43,7 @@ impl Serve {
         let dir = &self.runs.runs_dir;
         if !dir.is_dir() {
             let message = format!("there is no folder of runs: {}", dir.display());
-            return Err(Error::new(Kind::Config, message)
+            return Err(Error::new(ErrorKind::Config, message)
                 .hint("--runs-dir names it; `host run` makes it with its first run"));
         }
         let service = Service::new(&HostConfig {

@@ -2,10 +2,11 @@ use std::path::PathBuf;
 
 use host_core::Result;
 
-use super::{TrainArgs, print};
+use super::print;
+use crate::config::TrainArgs;
 use crate::plan::Plan;
-use crate::printer::Printer;
-use crate::verify_resume::verify_resume;
+use crate::run::verify_resume::verify_resume;
+use crate::show::printer::Printer;
 
 /// Proves for a training, which takes the same arguments as run, that a resume is exact: trains some
 /// steps twice, kills one of the runs in the middle, resumes it, and compares every byte

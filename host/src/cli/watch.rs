@@ -1,21 +1,22 @@
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use host_core::{Error, Event, Kind, Result};
+use host_core::{Error, ErrorKind, Event, Result};
 use host_serve::{Client, Remote, WatchEnd};
 use host_store::RunRow;
 use serde_json::Value;
 
 use super::RunsDir;
 use super::remote::{RemoteArgs, is_address};
-use crate::event_json::event_json;
-use crate::login_name::login_name;
-use crate::narration::Narration;
-use crate::printer::Printer;
-use crate::run_dir::RunDir;
-use crate::target::Target;
-use crate::terminal::can_draw;
-use crate::{dashboard, outlet, printable};
+use crate::cli::login_name::login_name;
+use crate::dashboard;
+use crate::runs::run_dir::RunDir;
+use crate::runs::target::Target;
+use crate::show::event_json::event_json;
+use crate::show::narration::Narration;
+use crate::show::printer::Printer;
+use crate::show::terminal::can_draw;
+use crate::show::{outlet, printable};
 
 /// How long a run that is there but does not answer is tried again, and how often.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -110,7 +111,7 @@ impl Watch {
                 give_up_at = None;
             }
             let give_up_at = *give_up_at.get_or_insert(now + PATIENCE);
-            if target.name().is_none() || error.kind() == Kind::Config || now >= give_up_at {
+            if target.name().is_none() || error.kind() == ErrorKind::Config || now >= give_up_at {
                 return Err(error);
             }
             std::thread::sleep(RETRY);
@@ -200,5 +201,5 @@ fn leave_when_unread() -> Result<()> {
         .name("stdout".to_owned())
         .spawn(wait)
         .map(drop)
-        .map_err(|e| Error::new(Kind::System, format!("cannot start a thread: {e}")))
+        .map_err(|e| Error::new(ErrorKind::System, format!("cannot start a thread: {e}")))
 }

@@ -4,12 +4,12 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use host_core::{Error, Event, Kind, Result};
+use host_core::{Error, ErrorKind, Event, Result};
 use host_serve::{Client, WatchEnd};
 use host_store::{Delivery, RunStatus, Series};
 
 use super::Message;
-use crate::target::Target;
+use crate::runs::target::Target;
 
 /// Waits between attempts to connect again.
 const RETRY: std::ops::RangeInclusive<Duration> =
@@ -94,7 +94,7 @@ impl Feed {
                     connected = self.resumed(client);
                     continue;
                 }
-                Err(error) if error.kind() == Kind::Config => {
+                Err(error) if error.kind() == ErrorKind::Config => {
                     return self.tell(News::Refused(error.message().to_owned()));
                 }
                 Err(error) => {
@@ -236,7 +236,10 @@ pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<
     let thread = std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(work);
-    thread
-        .map(|_| ())
-        .map_err(|e| Error::new(Kind::System, format!("cannot start the thread {name}: {e}")))
+    thread.map(|_| ()).map_err(|e| {
+        Error::new(
+            ErrorKind::System,
+            format!("cannot start the thread {name}: {e}"),
+        )
+    })
 }

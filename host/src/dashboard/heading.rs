@@ -1,6 +1,6 @@
 //! The lines above and below the panes: the run, its progress, the newest values, the status line.
 
-use host_core::{Request, StopReason};
+use host_core::{EVAL_LOSS, Request, StopReason};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::text::{Line, Span};
@@ -9,8 +9,8 @@ use super::model::{Connection, Model, RunState};
 use super::screen::Screen;
 use super::tables::{clipped_left, clipped_right};
 use super::view::{Look, metric_value};
-use crate::event_line::reason_word;
-use crate::number;
+use crate::show::event_line::reason_word;
+use crate::show::number;
 
 /// The run's name, whether it is at work, and where the connection goes.
 pub(super) fn draw_title(frame: &mut Frame<'_>, area: Rect, model: &Model, look: &Look<'_>) {
@@ -82,7 +82,7 @@ pub(super) fn draw_progress(frame: &mut Frame<'_>, area: Rect, model: &Model, lo
 /// The newest values that people look at, as many as there is room for.
 pub(super) fn values<'a>(model: &Model, width: u16, look: &Look<'_>) -> Line<'a> {
     let mut parts = Vec::new();
-    for (label, metric) in [("loss", "loss/train"), ("eval", "loss/eval"), ("lr", "lr")] {
+    for (label, metric) in [("loss", "loss/train"), ("eval", EVAL_LOSS), ("lr", "lr")] {
         if let Some(value) = model.value(metric) {
             parts.push((label.to_owned(), metric_value(metric, value)));
         }

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use host_core::{DeliveryState, Event, EventBody, Request, StopReason};
+use host_core::{DeliveryState, EVAL_LOSS, Event, EventBody, Request, StopReason};
 use host_store::{Delivery, Point, RunRow, RunStatus, Series};
 
 use super::curve::Curve;
 use super::ledger::{self, Ledger};
 use super::plugin_table::PluginRow;
-use crate::event_line::event_line;
-use crate::meter::Meter;
+use crate::show::event_line::event_line;
+use crate::show::meter::Meter;
 
 /// Metrics that are kept. A run has some dozens; what a plugin may add has a bound.
 const METRICS: usize = 512;
@@ -268,7 +268,7 @@ impl Model {
     pub(super) fn metric_names(&self) -> Vec<&Arc<str>> {
         const FIRST: [&str; 7] = [
             "loss/train",
-            "loss/eval",
+            EVAL_LOSS,
             "perplexity",
             "lr",
             "grad_norm",

@@ -11,8 +11,8 @@ use ratatui::widgets::{Cell, Paragraph, Row, Table};
 
 use super::model::{LogLine, Model};
 use super::view::Look;
-use crate::event_line::one_line;
-use crate::number;
+use crate::show::event_line::one_line;
+use crate::show::number;
 
 /// Columns that the table of the plugins needs for all but the last of its own.
 pub(super) const PLUGINS: u16 = 58;

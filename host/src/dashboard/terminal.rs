@@ -2,7 +2,7 @@
 
 use std::io::{BufWriter, Stdout, stdout};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use procfs::process::Process;
 use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::cursor::Show;
@@ -133,7 +133,7 @@ fn restore_on_panic() {
 
 fn refused(error: &std::io::Error) -> Error {
     Error::new(
-        Kind::System,
+        ErrorKind::System,
         format!("cannot draw on the terminal: {error}"),
     )
     .hint("--plain shows the run in lines")

@@ -13,7 +13,7 @@ use super::model::Model;
 use super::screen::{Pane, Screen};
 use super::tables;
 use super::theme::Theme;
-use crate::number;
+use crate::show::number;
 
 /// Below this height there is room for one pane.
 const LOW: u16 = 18;
@@ -359,5 +359,4 @@ fn draw_help(frame: &mut Frame<'_>, look: &Look<'_>) {
 }
 
 #[cfg(test)]
-#[path = "view_test.rs"]
 pub(super) mod tests;

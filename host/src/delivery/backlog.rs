@@ -6,7 +6,7 @@ use host_core::{CheckpointDir, DeliveryState, EventBody, MetricValue, Result, St
 use host_store::{Delivery, Reader};
 
 use super::{count, is_superseded};
-use crate::run_dir::RunDir;
+use crate::runs::run_dir::RunDir;
 
 /// Events looked at in one go.
 const PAGE: usize = 10_000;

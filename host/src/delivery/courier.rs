@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use host_core::{
-    CheckpointDir, Control, Error, EventBody, Kind, Publish, Receipt, RunName, SinkError, Step,
-    Verdict,
+    CheckpointDir, Control, Error, ErrorKind, EventBody, Publish, Receipt, RunName, SinkError,
+    Step, Verdict,
 };
 
 use super::custody::{Custody, Holders};
@@ -119,7 +119,7 @@ impl Courier {
         let label = &self.queue.label;
         let message = format!("plugin {label} failed in publish: {reason}");
         let lost = self.destination.sink.port().lost();
-        let error = Error::new(Kind::Plugin, message);
+        let error = Error::new(ErrorKind::Plugin, message);
         self.destination.sink.failed(error, lost)
     }
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use host_core::{CheckpointDir, FileEntry, Step};
+use host_core::{CheckpointDir, FileEntry, Step, hex};
 use sha2::{Digest, Sha256};
 
 /// Name of the one file that a manifest does not list.
@@ -338,7 +338,7 @@ fn sha256(file: &File) -> io::Result<String> {
         }
     }
     let digest = hash.finalize();
-    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&digest))
 }
 
 /// The files below a folder, by their paths in it, in order. What cannot be listed has none.

@@ -164,7 +164,7 @@ fn thinned(steps: Vec<Step>, max_points: usize) -> Vec<Step> {
 mod tests {
     use super::*;
     use crate::Writer;
-    use crate::model_test::{draft, metrics, record};
+    use crate::tests::{draft, metrics, record};
 
     fn curve(values: &[(u64, f64)]) -> Curve {
         let mut points = (1..).zip(values).map(|(seq, &(step, value))| Point {

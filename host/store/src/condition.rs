@@ -172,7 +172,7 @@ mod tests {
 
     use super::*;
     use crate::Writer;
-    use crate::model_test::{draft, metrics, record};
+    use crate::tests::{draft, metrics, record};
 
     /// A store of some pages, with chunks, rows and words, and its bytes.
     fn store(run_dir: &Path) -> Vec<u8> {

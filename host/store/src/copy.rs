@@ -3,7 +3,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use tempfile::TempDir;
 
 use crate::{FILE, lock};
@@ -60,7 +60,7 @@ impl Copy {
             "another program writes to the run store: {}",
             run_dir.join(FILE).display()
         );
-        Err(Error::new(Kind::System, message)
+        Err(Error::new(ErrorKind::System, message)
             .hint("read it as the user who trains, or over gRPC: `host watch ADDR`"))
     }
 

@@ -127,7 +127,7 @@ mod tests {
     use host_core::{Draft, StopReason};
 
     use super::*;
-    use crate::model_test::record;
+    use crate::tests::record;
     use crate::{RunStatus, Writer};
 
     fn draft(step: u64, body: EventBody) -> Draft {

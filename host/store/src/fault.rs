@@ -1,12 +1,12 @@
 use std::path::Path;
 
-use host_core::{Error, Kind};
+use host_core::{Error, ErrorKind};
 use rusqlite::ErrorCode;
 
 /// Words for an SQLite error: `cannot VERB: REASON: PATH`, with the way out where one is known.
 pub(crate) fn sql(verb: &str, path: &Path, source: &rusqlite::Error) -> Error {
     let error = Error::new(
-        Kind::System,
+        ErrorKind::System,
         format!("cannot {verb}: {source}: {}", path.display()),
     );
     match source.sqlite_error_code() {
@@ -48,7 +48,7 @@ pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
 /// The file contradicts itself.
 pub(crate) fn damaged(path: &Path, what: &str) -> Error {
     Error::new(
-        Kind::System,
+        ErrorKind::System,
         format!("the run store is damaged: {what}: {}", path.display()),
     )
     .hint("`sqlite3 events.db 'PRAGMA integrity_check'` says more")

@@ -25,8 +25,6 @@ mod frame;
 mod history;
 mod lock;
 mod migration;
-#[cfg(test)]
-mod model_test;
 mod page;
 mod reader;
 mod run_list;
@@ -35,6 +33,8 @@ mod schema;
 mod series;
 mod setting;
 mod supersession;
+#[cfg(test)]
+mod tests;
 mod writer;
 mod writer_thread;
 

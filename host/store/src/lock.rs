@@ -3,7 +3,7 @@ use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 
 /// The lock's file in a run folder.
 const FILE: &str = "writer.lock";
@@ -80,7 +80,7 @@ fn held(file: &mut File, path: &Path) -> Error {
         _ => "another process".to_owned(),
     };
     Error::new(
-        Kind::Config,
+        ErrorKind::Config,
         format!("{owner} is writing to this run: {}", path.display()),
     )
     .hint("wait until it ends or stop it, or choose another run name")

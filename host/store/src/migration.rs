@@ -37,7 +37,7 @@ fn pending<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model_test::{draft, metrics, record};
+    use crate::tests::{draft, metrics, record};
     use crate::{FILE, Reader, Writer};
 
     fn add_host(connection: &Connection) -> rusqlite::Result<()> {

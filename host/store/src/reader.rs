@@ -3,7 +3,7 @@ use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, EventBody, Kind, Request, Result, RunName, Step};
+use host_core::{Error, ErrorKind, EventBody, Request, Result, RunName, Step};
 use rusqlite::{Connection, Transaction};
 
 use crate::copy::Copy;
@@ -324,7 +324,7 @@ fn identity(file: &Metadata) -> (u64, u64) {
 
 fn no_run(run_dir: &Path) -> Error {
     Error::new(
-        Kind::Config,
+        ErrorKind::Config,
         format!("there is no run in the folder: {}", run_dir.display()),
     )
     .hint("`host runs list` shows the runs there are")

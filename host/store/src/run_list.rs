@@ -177,7 +177,7 @@ mod tests {
 
     use super::*;
     use crate::Writer;
-    use crate::model_test::{draft, metrics, record};
+    use crate::tests::{draft, metrics, record};
 
     #[test]
     fn a_list_that_is_kept_sees_runs_go_on_come_and_go() {

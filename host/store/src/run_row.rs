@@ -6,7 +6,7 @@ use crate::event_row;
 /// What a run is, said once when it is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunRecord {
-    /// The run's name; one that [`RunName`] accepts.
+    /// The run's name; one that [`RunName`](host_core::RunName) accepts.
     pub name: String,
     /// When it was made, in microseconds since the Unix epoch.
     pub created_us: i64,

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use rusqlite::{Connection, OpenFlags};
 
 use crate::copy::Copy;
@@ -206,7 +206,7 @@ pub(crate) fn recognise(connection: &Connection, path: &Path) -> Result<Found> {
         Mark::Blank => Ok(Found::Empty),
         Mark::Run => Ok(Found::Run),
         Mark::Newer(newer) => Err(Error::new(
-            Kind::Config,
+            ErrorKind::Config,
             format!(
                 "the run store has format {newer}, this program knows formats up to {VERSION}: {}",
                 path.display()
@@ -214,7 +214,7 @@ pub(crate) fn recognise(connection: &Connection, path: &Path) -> Result<Found> {
         )
         .hint("use the newer version of this program that wrote it")),
         Mark::Foreign => Err(Error::new(
-            Kind::Config,
+            ErrorKind::Config,
             format!("not a run store: {}", path.display()),
         )
         .hint("move the file away; a run folder's events.db must be the program's own")),

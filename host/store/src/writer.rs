@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use host_core::{Draft, Error, Event, EventBody, Kind, Result, RunName, Step};
+use host_core::{Draft, Error, ErrorKind, Event, EventBody, Result, RunName, Step};
 use rusqlite::{Connection, TransactionBehavior};
 
 use crate::chunk::{self, Place};
@@ -68,7 +68,7 @@ impl Writer {
         let connection = schema::open_to_write(&path)?;
         if schema::recognise(&connection, &path)? == Found::Run {
             return Err(Error::new(
-                Kind::Config,
+                ErrorKind::Config,
                 format!("the folder already has a run: {}", run_dir.display()),
             )
             .hint("choose another name, or resume that run with `host resume`"));
@@ -296,7 +296,7 @@ fn furthest(so_far: Step, event: &Event) -> Step {
 
 fn no_run(run_dir: &Path) -> Error {
     Error::new(
-        Kind::Config,
+        ErrorKind::Config,
         format!("there is no run in the folder: {}", run_dir.display()),
     )
     .hint("`host runs list` shows the runs there are")

@@ -2,7 +2,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use host_core::{Draft, Error, Event, EventBody, Kind, Result, Step};
+use host_core::{Draft, Error, ErrorKind, Event, EventBody, Result, Step};
 
 use crate::{Commits, Writer};
 
@@ -84,7 +84,7 @@ impl Writer {
                 log.run(&drafts);
                 log.finish()
             })
-            .map_err(|e| Error::new(Kind::System, format!("cannot start a thread: {e}")))?;
+            .map_err(|e| Error::new(ErrorKind::System, format!("cannot start a thread: {e}")))?;
         Ok(WriterThread { thread, commits })
     }
 }
@@ -107,7 +107,7 @@ impl WriterThread {
                 .or_else(|| panic.downcast_ref::<String>().cloned())
                 .unwrap_or_default();
             Err(Error::new(
-                Kind::System,
+                ErrorKind::System,
                 format!("the store's writer panicked: {why}"),
             ))
         })
@@ -268,7 +268,7 @@ impl Log {
             && !std::mem::replace(&mut failing.full, true)
         {
             let error = Error::new(
-                Kind::System,
+                ErrorKind::System,
                 format!(
                     "the run store cannot be written to, and events are being lost: {}",
                     self.writer.path().display()
@@ -287,8 +287,9 @@ impl Log {
             Ok(()) => {
                 self.failing = None;
                 self.committed_at = Some(Instant::now());
-                self.commits.advance(self.writer.last_seq(), self.taken);
+                // Who waits for events to settle finds them shown.
                 (self.callbacks.on_commit)(&self.pending);
+                self.commits.advance(self.writer.last_seq(), self.taken);
                 self.pending.clear();
                 self.has_warning = false;
             }
@@ -381,7 +382,7 @@ mod tests {
     use host_core::Emitter;
 
     use super::*;
-    use crate::model_test::{metrics, record};
+    use crate::tests::{metrics, record};
     use crate::{FILE, Journal, Reader};
 
     fn writer(dir: &std::path::Path) -> Writer {
@@ -475,7 +476,7 @@ mod tests {
         writer
             .append(
                 (1..=10)
-                    .map(|n| crate::model_test::draft(n, metrics(&[("a", 1.0)])))
+                    .map(|n| crate::tests::draft(n, metrics(&[("a", 1.0)])))
                     .collect(),
             )
             .expect("room");
@@ -501,16 +502,16 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let mut log = Log::new(writer(dir.path()), Callbacks::default(), Commits::new(0));
         for n in 0..METRICS_KEPT as u64 + 7 {
-            log.take(crate::model_test::draft(n, metrics(&[("a", 1.0)])));
+            log.take(crate::tests::draft(n, metrics(&[("a", 1.0)])));
         }
-        log.take(crate::model_test::draft(
+        log.take(crate::tests::draft(
             0,
             EventBody::Warning {
                 message: "kept".to_owned(),
             },
         ));
         assert_eq!(log.lost, 7);
-        log.last_error = Some(Error::new(Kind::System, "full"));
+        log.last_error = Some(Error::new(ErrorKind::System, "full"));
         let error = log.finish().expect_err("lost");
         assert_eq!(error.message(), "7 events were lost: full");
         let reader = Reader::open(dir.path()).expect("readable");

@@ -1,12 +1,12 @@
 //! What happens between two steps: observers, clients and signals decide what the loop does next.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use host_core::{Asked, Control, Emitter, EventBody, Request, Requests, Result, Step, StopReason};
-use tch::{Kind as TorchKind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::TrainConfig;
+use crate::checkpoint::BoundaryState;
 use crate::collective::Collective;
 use crate::config::OnNonfinite;
 use crate::observers::Observers;
@@ -49,15 +49,6 @@ pub(crate) struct Orders {
     pub(crate) learning_rate_factor: f64,
 }
 
-/// What a checkpoint keeps of the boundary.
-pub(crate) struct BoundaryState {
-    pub(crate) learning_rate_factor: f64,
-    /// The observers' states by label.
-    pub(crate) observers: BTreeMap<String, Vec<u8>>,
-    /// What observers asked for and did not get yet.
-    pub(crate) asked: Vec<Asked>,
-}
-
 impl Orders {
     /// Whether the optimizer leaves the weights as they are: 0-d f32, 1 for yes, on the norm's device.
     /// None where it never does.
@@ -67,7 +58,7 @@ impl Orders {
             OnNonfinite::Continue => return None,
             OnNonfinite::Stop | OnNonfinite::Skip => (loss + norm).isfinite().logical_not(),
         };
-        Some(skip.to_kind(TorchKind::Float))
+        Some(skip.to_kind(Kind::Float))
     }
 }
 

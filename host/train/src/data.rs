@@ -64,12 +64,12 @@ mod tests;
 
 pub(crate) use batch::Batch;
 pub(crate) use corpus::{Corpus, Source};
-pub(crate) use files::{Found, SourceFile, find, hex};
+pub(crate) use files::{Found, SourceFile, find};
 pub(crate) use fingerprint::Fingerprint;
 pub(crate) use format::{Compression, Format};
 pub(crate) use left_out::LeftOut;
-pub(crate) use loader::{Cursor, Loader};
-pub(crate) use packed::{Packer, Place, Position};
+pub(crate) use loader::{Loader, LoaderCursor};
+pub(crate) use packed::{Packer, PassageId, StreamCursor};
 pub(crate) use passage::Content;
 pub(crate) use reader::Reader;
 pub(crate) use stream::{Order, Stream};

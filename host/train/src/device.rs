@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use tch::{Cuda, Device};
 
 use crate::torch_shim;
@@ -18,7 +18,7 @@ pub(crate) fn parse(device: &str) -> Result<Device> {
             .strip_prefix("cuda:")
             .and_then(|index| index.parse().ok())
             .ok_or_else(|| {
-                Error::new(Kind::Config, format!("unknown device: {other}"))
+                Error::new(ErrorKind::Config, format!("unknown device: {other}"))
                     .hint("use cpu, cuda, cuda:N or auto")
             })?,
     };
@@ -40,7 +40,7 @@ pub(crate) fn parse(device: &str) -> Result<Device> {
 
 fn absent(device: &str, why: &str) -> Error {
     Error::new(
-        Kind::Config,
+        ErrorKind::Config,
         format!("device {device} is not available: {why}"),
     )
     .hint("use --device cpu, or look whether nvidia-smi shows the device")
@@ -50,7 +50,7 @@ fn absent(device: &str, why: &str) -> Error {
 fn cuda_devices() -> Result<usize> {
     if !torch_shim::has_cuda_driver() {
         return Err(Error::new(
-            Kind::Config,
+            ErrorKind::Config,
             "this machine has no NVIDIA driver (libcuda.so.1)",
         ));
     }

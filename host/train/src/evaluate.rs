@@ -4,7 +4,7 @@ mod inputs;
 use std::collections::BTreeMap;
 
 use host_core::{
-    Control, EVAL_LOSS, Emitter, Error, Kind, Metric, MetricBatch, MetricValue, Result, Step,
+    Control, EVAL_LOSS, Emitter, Error, ErrorKind, Metric, MetricBatch, MetricValue, Result, Step,
     Supervised, metric_name_fault,
 };
 use tch::{Device, Tensor, no_grad_guard};
@@ -37,7 +37,7 @@ impl Names {
     fn claim(&mut self, label: &str, values: &[(String, f64)]) -> Result<()> {
         let refused = |why: String, hint: String| {
             let message = format!("plugin {label} failed in compute: {why}");
-            Err(Error::new(Kind::Plugin, message).hint(hint))
+            Err(Error::new(ErrorKind::Plugin, message).hint(hint))
         };
         for (name, _) in values {
             if let Some(why) = metric_name_fault(name) {
@@ -125,7 +125,7 @@ impl Evaluation {
                 metric.name()
             ),
         };
-        Err(Error::new(Kind::Plugin, message).hint(hint))
+        Err(Error::new(ErrorKind::Plugin, message).hint(hint))
     }
 
     /// The values of at most so many batches of this process's share, joined with the others', and for
@@ -371,7 +371,7 @@ mod tests {
         }
         fn reset(&mut self) -> Result<()> {
             if self.fails {
-                return Err(Error::new(Kind::Plugin, "told to fail"));
+                return Err(Error::new(ErrorKind::Plugin, "told to fail"));
             }
             Ok(())
         }

@@ -1,8 +1,8 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use host_core::{Error, Kind, Result};
-use tch::{Kind as TorchKind, Tensor, no_grad_guard};
+use host_core::{Error, ErrorKind, Result};
+use tch::{Kind, Tensor, no_grad_guard};
 
 use crate::config::Precision;
 use crate::device;
@@ -36,7 +36,7 @@ pub struct Generate {
 pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<()> {
     if !(request.temperature.is_finite() && request.temperature >= 0.0) || request.top_k < 0 {
         return Err(Error::new(
-            Kind::Config,
+            ErrorKind::Config,
             "temperature and top-k must not be negative",
         ));
     }
@@ -47,7 +47,7 @@ pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str) -> ControlFlow<(
             "the folder has no weights: {}",
             request.checkpoint.display()
         );
-        return Err(Error::new(Kind::Config, message)
+        return Err(Error::new(ErrorKind::Config, message)
             .hint("name a checkpoint's folder, or a run that has one"));
     }
     let tokenizer = Tokenizer::read(&request.checkpoint, None)?;
@@ -58,7 +58,7 @@ pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str) -> ControlFlow<(
             source.config.shape.vocab_size,
             request.checkpoint.display()
         );
-        return Err(Error::new(Kind::Config, message)
+        return Err(Error::new(ErrorKind::Config, message)
             .hint("use the tokenizer that belongs to the model's weights"));
     }
     let mut model = Decoder::new(source.config, Dtypes::of(Precision::F32), device);
@@ -102,7 +102,7 @@ pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str) -> ControlFlow<(
 }
 
 fn choose(logits: &Tensor, request: &Generate) -> u32 {
-    let mut logits = logits.to_kind(TorchKind::Float).squeeze();
+    let mut logits = logits.to_kind(Kind::Float).squeeze();
     if request.temperature == 0.0 {
         return logits.argmax(-1, false).int64_value(&[]) as u32;
     }
@@ -113,7 +113,7 @@ fn choose(logits: &Tensor, request: &Generate) -> u32 {
         logits = logits.masked_fill(&logits.lt_tensor(&best.get(k - 1)), f64::NEG_INFINITY);
     }
     logits
-        .softmax(-1, TorchKind::Float)
+        .softmax(-1, Kind::Float)
         .multinomial(1, false)
         .int64_value(&[0]) as u32
 }

@@ -2,7 +2,7 @@
 //!
 //! The way in: [`Trainer::prepare`] reads a [`TrainConfig`] and the data, [`Trainer::params`] shows
 //! what there is to group, [`Trainer::fit`] trains and talks to the other rooms by the ports of
-//! `host-core` only. [`generate`] samples from a checkpoint.
+//! `host-core` only. [`generate()`] samples from a checkpoint.
 
 #![deny(unsafe_code)]
 
@@ -18,6 +18,7 @@ mod fit;
 #[doc(hidden)]
 pub mod fuzzing;
 mod generate;
+mod manifest;
 mod memory;
 mod model;
 mod ngram;
@@ -45,9 +46,9 @@ mod vocabulary;
 mod weight_files;
 mod weights;
 
-pub use checkpoint::{read_manifest, verify as verify_checkpoint};
 pub use config::{OnNonfinite, Precision, SchedulerType, TrainConfig};
 pub use generate::{Generate, generate};
+pub use manifest::{read as read_manifest, verify as verify_checkpoint};
 pub use observers::Observers;
 pub use ports::{BoundaryPorts, CheckpointPorts, Outcome, Ports};
 pub use prepare::Start;

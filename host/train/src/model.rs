@@ -14,11 +14,10 @@ mod source;
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
-use host_core::{Dtype, Error, Kind, ParamInfo, Result};
-use tch::{Device, Kind as TorchKind, Tensor, no_grad_guard};
+use host_core::{Dtype, Error, ErrorKind, ParamInfo, Result};
+use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use self::attention::Past as BlockPast;
-use self::config::Family;
 pub(crate) use self::config::{ModelConfig, Shape};
 use self::layers::{Block, Dropout, Embedding, Norm};
 pub(crate) use self::params::Param;
@@ -67,8 +66,7 @@ impl Decoder {
             kind: dtypes.param,
             device,
         };
-        let Family::Gpt2(family) = &config.family;
-        let layers = family.layers(dtypes, &mut maker);
+        let layers = config.family.layers(dtypes, &mut maker);
         Self {
             params: maker.params,
             config,
@@ -85,6 +83,8 @@ impl Decoder {
     /// A missing, misshapen or unreadable tensor, or a head that should be the embedding and is not.
     pub(crate) fn load(&mut self, folder: &Path) -> Result<()> {
         let _guard = no_grad_guard();
+        let family = &self.config.family;
+        let [head, _] = family.tied();
         let mut wanted: HashMap<&str, &mut Tensor> = self
             .params
             .iter_mut()
@@ -94,11 +94,11 @@ impl Decoder {
         let mut second_head = None;
         let wrong = |why: String| {
             let message = format!("{why}: {}", folder.display());
-            Error::new(Kind::Config, message)
+            Error::new(ErrorKind::Config, message)
                 .hint("the folder's config.json must be that of its weights")
         };
         weights::read(folder, &mut |name, stored| {
-            let full = gpt2::full_name(name);
+            let full = family.full_name(name);
             match wanted.remove(full.as_str()) {
                 // Whole numbers are weights that somebody packed, and stand for others.
                 Some(_) if !stored.is_floating_point() => Err(wrong(format!(
@@ -114,12 +114,12 @@ impl Decoder {
                     stored.size(),
                     tensor.size(),
                 ))),
-                None if full == gpt2::HEAD => {
+                None if full == head => {
                     second_head = Some(stored);
                     Ok(())
                 }
                 None => {
-                    if !gpt2::is_obsolete(&full) {
+                    if !family.is_obsolete(&full) {
                         unknown.insert(name.to_owned());
                     }
                     Ok(())
@@ -148,12 +148,12 @@ impl Decoder {
         if head.size() == embedding.size() && head.to_kind(embedding.kind()).equal(embedding) {
             return Ok(());
         }
-        let (head, embedding) = (gpt2::HEAD, gpt2::EMBEDDING);
+        let [head, embedding] = self.config.family.tied();
         let message = format!(
             "{head} is not {embedding}, though config.json ties the two: {}",
             folder.display()
         );
-        Err(Error::new(Kind::Config, message).hint(
+        Err(Error::new(ErrorKind::Config, message).hint(
             "\"tie_word_embeddings\": false in config.json keeps the head; without lm_head.weight the embedding takes its place",
         ))
     }
@@ -166,7 +166,7 @@ impl Decoder {
                 name: param.name.clone(),
                 shape: param.tensor.size(),
                 dtype: match self.dtypes.param {
-                    TorchKind::Double => Dtype::F64,
+                    Kind::Double => Dtype::F64,
                     _ => Dtype::F32,
                 },
             })
@@ -238,7 +238,7 @@ impl Decoder {
             &tokens.narrow(1, 1, length).reshape([-1]),
             (logits_at_once(self.device) / self.config.shape.vocab_size).max(64),
             scale,
-            self.dtypes.compute == TorchKind::BFloat16,
+            self.dtypes.compute == Kind::BFloat16,
         )?;
         torch_shim::backward_with(&normed, &gradient.view_as(&normed))?;
         Ok((loss, output.grad()))

@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 
-use host_core::{Error, Kind, ParamGroup, Result};
-use tch::{Kind as TorchKind, Tensor, no_grad_guard};
+use host_core::{Error, ErrorKind, ParamGroup, Result};
+use tch::{Kind, Tensor, no_grad_guard};
 
 use crate::model::Param;
 use crate::torch_shim::{self, AdamW};
@@ -64,7 +64,7 @@ impl Optimizer {
                 .iter()
                 .map(|param| param.tensor.shallow_clone())
                 .collect(),
-            step: Tensor::zeros([], (TorchKind::Float, device)),
+            step: Tensor::zeros([], (Kind::Float, device)),
         }
     }
 
@@ -129,7 +129,7 @@ impl Optimizer {
                 Some(value) if value.size() == tensor.size() => tensor.copy_(&value),
                 _ => {
                     return Err(Error::new(
-                        Kind::Config,
+                        ErrorKind::Config,
                         format!("the optimizer's state lacks {name} or has it in another shape"),
                     )
                     .hint(

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 
 thread_local! {
     /// Whether this thread is within [`explained`].
@@ -31,7 +31,7 @@ pub(crate) fn explained<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
 
 fn full(wanted: String) -> Error {
     Error::new(
-        Kind::System,
+        ErrorKind::System,
         format!("out of memory: an allocation of {wanted} failed"),
     )
     .hint(
@@ -73,7 +73,7 @@ fn be_silent_about_it() {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Kind as TorchKind, Tensor};
+    use tch::{Kind, Tensor};
 
     use super::*;
     use crate::device::tests::device;
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn too_large_a_tensor_is_an_error_and_another_panic_stays_one() {
         // 16 PiB, in whatever unit libtorch says it.
-        let make = || Ok(Tensor::zeros([1 << 54], (TorchKind::Uint8, device())));
+        let make = || Ok(Tensor::zeros([1 << 54], (Kind::Uint8, device())));
         let error = explained(make).expect_err("no machine has that");
         let start = "out of memory: an allocation of 1";
         assert!(error.message().starts_with(start), "{error}");
@@ -95,7 +95,7 @@ mod tests {
     fn cudas_words_are_understood() {
         let said =
             "libtorch failed: CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total";
-        let error = explained(|| -> Result<()> { Err(Error::new(Kind::System, said)) });
+        let error = explained(|| -> Result<()> { Err(Error::new(ErrorKind::System, said)) });
         let error = error.expect_err("full");
         assert_eq!(
             error.message(),

@@ -10,7 +10,9 @@ use host_core::{Result, Step};
 
 use self::origin::Origin;
 use crate::collective::Collective;
-use crate::data::{Corpus, Cursor, Fingerprint, Loader, Packer, Position, Validation, Workers};
+use crate::data::{
+    Corpus, Fingerprint, Loader, LoaderCursor, Packer, StreamCursor, Validation, Workers,
+};
 use crate::device;
 use crate::evaluate::{ByteTable, Evaluation};
 use crate::memory;
@@ -130,11 +132,13 @@ fn start_loader(
     config: &TrainConfig,
     corpus: &Corpus,
     workers: &Arc<Workers>,
-    resume: Option<(Cursor, Vec<Box<[u32]>>)>,
+    resume: Option<(LoaderCursor, Vec<Box<[u32]>>)>,
 ) -> Result<Loader> {
     let position = resume
         .as_ref()
-        .map_or_else(Position::default, |(cursor, _)| Loader::position(cursor));
+        .map_or_else(StreamCursor::default, |(cursor, _)| {
+            Loader::position(cursor)
+        });
     let seq_length = usize::try_from(config.seq_length).unwrap_or(0);
     let packer = Packer::endless(&corpus.train, workers, seq_length, config.seed, position);
     Loader::new(packer, config.shuffle_buffer, config.seed, resume)

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use host_core::{Result, Step};
-use tch::{Kind as TorchKind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::checkpoint::{CheckpointView, Setup, Stored, TrainerState};
 use crate::collective::Share;
@@ -41,7 +41,7 @@ impl State {
 
     /// Where a step's loss is added up: 0-d f64 on the device.
     pub(crate) fn zero_loss(&self) -> Tensor {
-        Tensor::zeros([], (TorchKind::Double, self.model.device))
+        Tensor::zeros([], (Kind::Double, self.model.device))
     }
 
     /// Takes over optimizer and random numbers of a checkpoint.

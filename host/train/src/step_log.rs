@@ -1,8 +1,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use host_core::{Emitter, Error, EventBody, Kind, MetricValue, Result, Step};
-use tch::{Device, Kind as TorchKind, Tensor};
+use host_core::{Emitter, Error, ErrorKind, EventBody, MetricValue, Result, Step};
+use tch::{Device, Kind, Tensor};
 
 use crate::TrainConfig;
 use crate::config::OnNonfinite;
@@ -124,7 +124,7 @@ impl StepLog {
         norm: Tensor,
         loader: &Loader,
     ) -> Result<()> {
-        let results = Tensor::stack(&[loss, norm.to_kind(TorchKind::Double)], 0);
+        let results = Tensor::stack(&[loss, norm.to_kind(Kind::Double)], 0);
         let sequences = loader.cursor().sequences;
         let given = Pending {
             step,
@@ -216,7 +216,7 @@ impl StepLog {
             OnNonfinite::Continue => "on_nonfinite is continue: the weights took it",
             OnNonfinite::Skip => "the step was skipped",
             OnNonfinite::Stop => {
-                return Err(Error::new(Kind::Training, format!("training diverged: {what}"))
+                return Err(Error::new(ErrorKind::Training, format!("training diverged: {what}"))
                     .hint("set a lower learning_rate, or on_nonfinite = \"skip\", in the run's run.toml: `host resume` resumes from the last checkpoint with it"));
             }
         };

@@ -5,11 +5,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 
 use crate::TrainConfig;
 use crate::data::{
-    Corpus, Format, Found, LeftOut, Order, Place, SourceFile, Stream, TokenHeader, TokenWriter,
+    Corpus, Format, Found, LeftOut, Order, PassageId, SourceFile, Stream, TokenHeader, TokenWriter,
     Workers, find,
 };
 use crate::tokenizer::Tokenizer;
@@ -93,7 +93,7 @@ pub fn tokenize(
     for (_, _, files, _) in &parts {
         if let Some(file) = files.iter().find(|file| file.format == Format::Tokens) {
             let message = format!("the data is tokenized already: {}", file.path.display());
-            return Err(Error::new(Kind::Config, message)
+            return Err(Error::new(ErrorKind::Config, message)
                 .hint("give the text that it was made from, or train on it as it is"));
         }
     }
@@ -130,7 +130,7 @@ pub fn tokenize(
         .map(|(what, path, files, order)| {
             news(TokenizeNews::Begins(&format!("tokenizing the {what}")));
             let left_out = Arc::new(LeftOut::default());
-            let place = Place::default();
+            let place = PassageId::default();
             let stream = Stream::new(
                 0,
                 files.clone(),

@@ -3,7 +3,6 @@
 mod byte_lengths;
 mod files;
 
-use std::fs;
 use std::path::Path;
 
 use host_core::{Error, Result};
@@ -12,11 +11,9 @@ use sha2::{Digest, Sha256};
 
 pub(crate) use self::byte_lengths::ByteLengths;
 use self::files::{TokenizerFiles, none_at, other_in, unusable};
-use crate::data::{SourceFile, hex};
-use crate::vocabulary::{self, Sample};
 
 /// GPT-2's one special token.
-const END_OF_TEXT: &str = "<|endoftext|>";
+pub(crate) const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// Text to token ids and back.
 #[derive(Debug)]
@@ -50,6 +47,19 @@ impl Tokenizer {
         })
     }
 
+    /// The same with something to warn of.
+    pub(crate) fn with_warning(self, warning: String) -> Self {
+        Self {
+            warning: Some(warning),
+            ..self
+        }
+    }
+
+    /// A file of a tokenizer that cannot be used, as an error.
+    pub(crate) fn unusable(why: &str, file: &Path) -> Error {
+        unusable(why, file)
+    }
+
     /// Whether a path names or has a tokenizer that can be read.
     pub(crate) fn is_at(path: &Path) -> bool {
         TokenizerFiles::find(path).is_some()
@@ -60,51 +70,7 @@ impl Tokenizer {
         other_in(folder).map(|_| none_at(folder))
     }
 
-    /// Trains a vocabulary of `vocab_size` on the files, or takes the one that was trained on the
-    /// same text before from `cache`.
-    ///
-    /// # Errors
-    /// Files without text, or a cache that cannot be written.
-    pub(crate) fn train(
-        files: &[SourceFile],
-        vocab_size: i64,
-        cache: &Path,
-        say: &mut dyn FnMut(&str),
-    ) -> Result<Self> {
-        let sample = Sample::of(files);
-        let mut hash = Sha256::new();
-        hash.update(format!("byte-level BPE {vocab_size}\0"));
-        sample.each(&mut |text| {
-            hash.update(text.len().to_le_bytes());
-            hash.update(text);
-        });
-        let folder = cache.join("tokenizers");
-        let file = folder.join(format!("{}.json", &hex(&hash.finalize())[..32]));
-        // One that cannot be read is made again.
-        if file.is_file()
-            && let Ok(known) = Self::read(&file, None)
-        {
-            return Ok(known);
-        }
-        say("training a tokenizer");
-        let text = vocabulary::train(&sample, vocab_size, END_OF_TEXT)?;
-        // Another run may do the same at this moment: each renames a whole file of its own.
-        let partial = folder.join(format!(".{}.partial", std::process::id()));
-        let kept = fs::create_dir_all(&folder)
-            .and_then(|()| fs::write(&partial, &text))
-            .and_then(|()| fs::rename(&partial, &file));
-        let mut trained = Self::from_json(text, None, None).map_err(|why| unusable(&why, &file))?;
-        if let Err(error) = kept {
-            let _ = fs::remove_file(&partial);
-            let folder = folder.display();
-            trained.warning = Some(format!(
-                "the tokenizer is not kept for the next run, since the cache cannot be written: {error}: {folder}"
-            ));
-        }
-        Ok(trained)
-    }
-
-    fn from_json(
+    pub(crate) fn from_json(
         text: String,
         config: Option<String>,
         end_of_text: Option<&str>,

@@ -11,8 +11,8 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::rc::Rc;
 
-use host_core::{Error, Kind, Result};
-use tch::{Kind as TorchKind, Tensor};
+use host_core::{Error, ErrorKind, Result};
+use tch::{Kind, Tensor};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
@@ -38,7 +38,7 @@ pub(crate) fn read_file(
     let bad = |why: String| {
         let path = file.display();
         let message = format!("the weights cannot be used: {why}: {path}");
-        Error::new(Kind::Config, message).hint(
+        Error::new(ErrorKind::Config, message).hint(
             "convert the model with transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)",
         )
     };
@@ -119,7 +119,7 @@ impl Archive {
 /// Where tensors' bytes are.
 #[derive(Clone, Debug, PartialEq)]
 struct Storage {
-    kind: TorchKind,
+    kind: Kind,
     key: Rc<str>,
     /// Elements.
     count: i64,
@@ -379,14 +379,14 @@ fn storage(id: &Value) -> Result<Storage, String> {
         return Err(MALFORMED.to_owned());
     };
     let kind = match &**class {
-        "FloatStorage" => TorchKind::Float,
-        "DoubleStorage" => TorchKind::Double,
-        "HalfStorage" => TorchKind::Half,
-        "BFloat16Storage" => TorchKind::BFloat16,
-        "LongStorage" => TorchKind::Int64,
-        "IntStorage" => TorchKind::Int,
-        "ByteStorage" => TorchKind::Uint8,
-        "BoolStorage" => TorchKind::Bool,
+        "FloatStorage" => Kind::Float,
+        "DoubleStorage" => Kind::Double,
+        "HalfStorage" => Kind::Half,
+        "BFloat16Storage" => Kind::BFloat16,
+        "LongStorage" => Kind::Int64,
+        "IntStorage" => Kind::Int,
+        "ByteStorage" => Kind::Uint8,
+        "BoolStorage" => Kind::Bool,
         _ => return Err(format!("its tensors have the type {class}")),
     };
     if &**what != "storage" || &**module != "torch" || *count < 0 || key.contains(['/', '\\']) {
@@ -565,7 +565,7 @@ mod tests {
         zip.finish().expect("finished");
         let mut found = Vec::new();
         read_file(&file, &mut |name, tensor| {
-            let values = tensor.reshape([-1]).to_kind(TorchKind::Double);
+            let values = tensor.reshape([-1]).to_kind(Kind::Double);
             let values = Vec::<f64>::try_from(&values).expect("values");
             found.push((name.to_owned(), tensor.size(), values));
             Ok(())

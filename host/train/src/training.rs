@@ -5,8 +5,8 @@ use std::thread::Scope;
 
 use host_core::{EventBody, MetricValue, Result, Step, StopReason};
 
-use crate::boundary::{Boundary, BoundaryState};
-use crate::checkpoint::{self, CheckpointWriter, Layout, Setup, Stored};
+use crate::boundary::Boundary;
+use crate::checkpoint::{self, BoundaryState, CheckpointWriter, Layout, Setup, Stored};
 use crate::collective::Collective;
 use crate::evaluate::Evaluation;
 use crate::optimizer::Optimizer;

@@ -5,11 +5,14 @@
 //! [`WORDS`], the rarest go until half is left, so a text without repetition takes no more memory than
 //! another. The training itself takes about a hundred bytes for each of these characters.
 
+use std::fs;
+use std::path::Path;
 use std::thread;
 
 use ahash::AHashMap;
 use compact_str::CompactString;
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result, hex};
+use sha2::{Digest, Sha256};
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{
@@ -17,6 +20,7 @@ use tokenizers::{
 };
 
 use crate::data::{Compression, Content, Format, Reader, SourceFile};
+use crate::tokenizer::{END_OF_TEXT, Tokenizer};
 
 /// Text that a vocabulary is trained on, about: more would take long and change little.
 const TEXT: u64 = 256 << 20;
@@ -28,6 +32,53 @@ const WORDS: usize = 16 << 20;
 const BATCH: usize = 8 << 20;
 /// Threads that take text apart at most.
 const THREADS: usize = 8;
+
+impl Tokenizer {
+    /// Trains a vocabulary of `vocab_size` on the files, or takes the one that was trained on the
+    /// same text before from `cache`.
+    ///
+    /// # Errors
+    /// Files without text, or a cache that cannot be written.
+    pub(crate) fn train(
+        files: &[SourceFile],
+        vocab_size: i64,
+        cache: &Path,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Self> {
+        let sample = Sample::of(files);
+        let mut hash = Sha256::new();
+        hash.update(format!("byte-level BPE {vocab_size}\0"));
+        sample.each(&mut |text| {
+            hash.update(text.len().to_le_bytes());
+            hash.update(text);
+        });
+        let folder = cache.join("tokenizers");
+        let file = folder.join(format!("{}.json", &hex(&hash.finalize())[..32]));
+        // One that cannot be read is made again.
+        if file.is_file()
+            && let Ok(known) = Self::read(&file, None)
+        {
+            return Ok(known);
+        }
+        say("training a tokenizer");
+        let text = train(&sample, vocab_size, END_OF_TEXT)?;
+        // Another run may do the same at this moment: each renames a whole file of its own.
+        let partial = folder.join(format!(".{}.partial", std::process::id()));
+        let kept = fs::create_dir_all(&folder)
+            .and_then(|()| fs::write(&partial, &text))
+            .and_then(|()| fs::rename(&partial, &file));
+        let mut trained =
+            Self::from_json(text, None, None).map_err(|why| Self::unusable(&why, &file))?;
+        if let Err(error) = kept {
+            let _ = fs::remove_file(&partial);
+            let folder = folder.display();
+            trained = trained.with_warning(format!(
+                "the tokenizer is not kept for the next run, since the cache cannot be written: {error}: {folder}"
+            ));
+        }
+        Ok(trained)
+    }
+}
 
 /// The text a vocabulary is trained on: some of each file, or of as many as there is room for. It is read
 /// from the files each time.
@@ -116,7 +167,7 @@ pub(crate) fn train_within(
 ) -> Result<String> {
     let failed = |why: &dyn std::fmt::Display| {
         let message = format!("training the tokenizer failed: {why}");
-        Error::new(Kind::System, message)
+        Error::new(ErrorKind::System, message)
     };
     let byte_level = ByteLevel::new(false, true, true);
     let words = Words::of(sample, byte_level, limit).map_err(|error| failed(&error))?;
@@ -144,7 +195,9 @@ pub(crate) fn train_within(
     .with_decoder(Some(byte_level))
     .build()
     .map_err(|error| failed(&error))?;
-    tokenizer.add_special_tokens(&special_tokens);
+    tokenizer
+        .add_special_tokens(special_tokens)
+        .map_err(|error| failed(&error))?;
     tokenizer.to_string(true).map_err(|error| failed(&error))
 }
 

@@ -10,7 +10,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use serde_json::Value;
 
 use crate::regular_file::{self, SMALL};
@@ -158,7 +158,7 @@ fn not_read(folder: &Path, first: &Path, count: usize) -> Error {
         "for new weights of its shape, --model {}",
         folder.join("config.json").display()
     );
-    Error::new(Kind::Config, message).hint(format!("{}; {new}", conversion(folder, &name)))
+    Error::new(ErrorKind::Config, message).hint(format!("{}; {new}", conversion(folder, &name)))
 }
 
 /// How a file of weights becomes one that is read.
@@ -220,7 +220,7 @@ fn shards(folder: &Path, index: &str) -> Result<Vec<PathBuf>> {
     let bad = |why: String| {
         let path = index.display();
         let message = format!("the list of weight files cannot be used: {why}: {path}");
-        Error::new(Kind::Config, message)
+        Error::new(ErrorKind::Config, message)
             .hint("fetch the model once more, or save it again with save_pretrained")
     };
     let text = regular_file::read(&index, SMALL)

@@ -6,9 +6,9 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use safetensors::{Dtype, SafeTensors, View};
-use tch::{Kind as TorchKind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::regular_file;
 use crate::torch_file;
@@ -19,7 +19,7 @@ use crate::weight_files::WeightFiles;
 pub(crate) fn read(folder: &Path, take: &mut dyn FnMut(&str, Tensor) -> Result<()>) -> Result<()> {
     let weights = WeightFiles::find(folder)?.ok_or_else(|| {
         let message = format!("the folder has no weights: {}", folder.display());
-        Error::new(Kind::Config, message)
+        Error::new(ErrorKind::Config, message)
             .hint("name a folder with model.safetensors, such as a checkpoint's")
     })?;
     weights
@@ -43,7 +43,7 @@ pub(crate) fn read_file(
     let refused = |why: String| {
         let path = file.display();
         Error::new(
-            Kind::Config,
+            ErrorKind::Config,
             format!("the weights cannot be used: {why}: {path}"),
         )
     };
@@ -76,7 +76,7 @@ pub(crate) fn read_file(
 
 /// A tensor's copy in main memory, kept between snapshots.
 #[derive(Debug)]
-pub(crate) struct HostTensor {
+pub(crate) struct CpuTensor {
     name: String,
     dtype: Dtype,
     shape: Vec<usize>,
@@ -90,18 +90,18 @@ enum Data {
     Made(Vec<u8>),
 }
 
-impl HostTensor {
+impl CpuTensor {
     /// A copy of `tensor`.
     pub(crate) fn copy_of(name: impl Into<String>, tensor: &Tensor) -> Result<Self> {
         let dtype = match tensor.kind() {
-            TorchKind::Float => Dtype::F32,
-            TorchKind::Double => Dtype::F64,
-            TorchKind::Int64 => Dtype::I64,
-            TorchKind::Int => Dtype::I32,
-            TorchKind::Uint8 => Dtype::U8,
+            Kind::Float => Dtype::F32,
+            Kind::Double => Dtype::F64,
+            Kind::Int64 => Dtype::I64,
+            Kind::Int => Dtype::I32,
+            Kind::Uint8 => Dtype::U8,
             kind => {
                 return Err(Error::new(
-                    Kind::System,
+                    ErrorKind::System,
                     format!("tensors of {kind:?} are not written"),
                 ));
             }
@@ -153,7 +153,7 @@ impl HostTensor {
     }
 }
 
-impl View for &HostTensor {
+impl View for &CpuTensor {
     fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -172,7 +172,7 @@ impl View for &HostTensor {
 }
 
 /// Writes tensors to a safetensors file as transformers expects it.
-pub(crate) fn write<'a>(file: &Path, tensors: impl Iterator<Item = &'a HostTensor>) -> Result<()> {
+pub(crate) fn write<'a>(file: &Path, tensors: impl Iterator<Item = &'a CpuTensor>) -> Result<()> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let named = tensors.map(|tensor| (tensor.name.as_str(), tensor));
     // safetensors renames a temporary file into place, which only its owner may read: give it the
@@ -186,7 +186,7 @@ pub(crate) fn write<'a>(file: &Path, tensors: impl Iterator<Item = &'a HostTenso
             Error::io("write the weights", file, &error)
         }
         error => Error::new(
-            Kind::System,
+            ErrorKind::System,
             format!("cannot write the weights: {error}: {}", file.display()),
         ),
     })?;
@@ -194,16 +194,16 @@ pub(crate) fn write<'a>(file: &Path, tensors: impl Iterator<Item = &'a HostTenso
         .map_err(|error| Error::io("write the weights", file, &error))
 }
 
-fn torch_kind(dtype: Dtype) -> Option<TorchKind> {
+fn torch_kind(dtype: Dtype) -> Option<Kind> {
     Some(match dtype {
-        Dtype::F32 => TorchKind::Float,
-        Dtype::F64 => TorchKind::Double,
-        Dtype::F16 => TorchKind::Half,
-        Dtype::BF16 => TorchKind::BFloat16,
-        Dtype::I64 => TorchKind::Int64,
-        Dtype::I32 => TorchKind::Int,
-        Dtype::U8 => TorchKind::Uint8,
-        Dtype::BOOL => TorchKind::Bool,
+        Dtype::F32 => Kind::Float,
+        Dtype::F64 => Kind::Double,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::I64 => Kind::Int64,
+        Dtype::I32 => Kind::Int,
+        Dtype::U8 => Kind::Uint8,
+        Dtype::BOOL => Kind::Bool,
         _ => return None,
     })
 }
@@ -214,7 +214,7 @@ pub(crate) fn read_u32_rows(file: &Path) -> Result<Vec<Box<[u32]>>> {
         .map_err(|error| Error::io("read the shuffle buffer", file, &error))?;
     let bad = |why: &str| {
         Error::new(
-            Kind::Config,
+            ErrorKind::Config,
             format!(
                 "the shuffle buffer cannot be used: {why}: {}",
                 file.display()

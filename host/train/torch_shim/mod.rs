@@ -9,7 +9,7 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::ptr;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
@@ -242,7 +242,7 @@ fn checked(status: c_int) -> Result<()> {
     let reason = unsafe { CStr::from_ptr(shim_error()) }.to_string_lossy();
     let first_line = reason.lines().next().unwrap_or_default();
     Err(Error::new(
-        Kind::System,
+        ErrorKind::System,
         format!("libtorch failed: {first_line}"),
     ))
 }
@@ -251,11 +251,11 @@ fn checked(status: c_int) -> Result<()> {
 mod tests {
     use super::*;
     use crate::device::tests::device;
-    use tch::Kind as TorchKind;
+    use tch::Kind;
 
     #[test]
     fn the_head_in_parts_gives_the_whole_ones_loss_and_gradients() {
-        let options = (TorchKind::Double, device());
+        let options = (Kind::Double, device());
         let hidden = Tensor::randn([10, 4], options).set_requires_grad(true);
         let weight = Tensor::randn([6, 4], options).set_requires_grad(true);
         let labels = Tensor::from_slice(&[0_i64, 5, 2, 2, 1, 4, 3, 0, 5, 1]).to_device(device());
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_conv1d_is_a_product_and_a_sum_with_their_gradients() {
-        for kind in [TorchKind::Float, TorchKind::Double] {
+        for kind in [Kind::Float, Kind::Double] {
             let options = (kind, device());
             let leaf = |shape: &[i64]| Tensor::randn(shape, options).set_requires_grad(true);
             let (x, weight, bias) = (leaf(&[7, 4]), leaf(&[4, 6]), leaf(&[6]));
@@ -302,7 +302,7 @@ mod tests {
     fn causal_attention_is_libtorchs_with_its_gradient() {
         // Shorter than, as long as and longer than what is computed of the scores at once.
         for (batch, time, heads, size) in [(2, 7, 3, 5), (1, 256, 2, 8), (2, 300, 1, 16)] {
-            let options = (TorchKind::Float, device());
+            let options = (Kind::Float, device());
             let width = heads * size;
             let qkv = Tensor::randn([batch, time, 3 * width], options).set_requires_grad(true);
             let above = Tensor::randn([batch, time, width], options);
@@ -329,12 +329,12 @@ mod tests {
 
     #[test]
     fn the_head_computes_in_bfloat16_where_it_is_asked_to() {
-        let options = (TorchKind::Float, device());
+        let options = (Kind::Float, device());
         let (a, b) = (
             Tensor::randn([8, 8], options),
             Tensor::randn([8, 8], options),
         );
-        let labels = Tensor::zeros([8], (TorchKind::Int64, device()));
+        let labels = Tensor::zeros([8], (Kind::Int64, device()));
         let loss = |bf16| {
             linear_cross_entropy(&a, &b, &labels, 8, 1.0, bf16)
                 .expect("computed")
@@ -347,7 +347,7 @@ mod tests {
 
     #[test]
     fn an_error_of_libtorch_is_told() {
-        let tensor = Tensor::zeros([2], (TorchKind::Float, Device::Cpu));
+        let tensor = Tensor::zeros([2], (Kind::Float, Device::Cpu));
         let error = clip_grad_norm(&[tensor], 1.0).expect_err("no gradient");
         assert!(
             error.message().contains("took no part in the loss"),
@@ -357,7 +357,7 @@ mod tests {
 
     #[test]
     fn random_numbers_come_again_with_their_state() {
-        let draw = || Tensor::rand([4], (TorchKind::Float, device()));
+        let draw = || Tensor::rand([4], (Kind::Float, device()));
         let comes_again = || {
             let state = rng_state(device()).expect("a state");
             let first = draw();

@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use host_plugin_sdk::FileEntry;
-use hub_git::{Publisher, Snapshot};
+use hub_git::{Publisher, PushedCheckpoint};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use test_hub::{TestHub, WRITE_TOKEN};
@@ -115,7 +115,7 @@ fn publish(
     };
     let config = serde_json::from_value(json!({ "repo": name })).expect("a configuration");
     let publisher = Publisher::new(config, &env, "git").expect("a publisher");
-    let snapshot = Snapshot {
+    let snapshot = PushedCheckpoint {
         step: 1,
         run: "bench",
         dir,

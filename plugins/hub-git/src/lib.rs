@@ -55,7 +55,7 @@ pub use config::{Config, LfsMode};
 pub use error::{Error, Result};
 pub use fetch::{Brought, Wanted};
 pub use preflight::Question;
-pub use publisher::{Publisher, Receipt, Snapshot};
+pub use publisher::{Publisher, PushedCheckpoint, Receipt};
 
 /// The sink as the host sees it.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ impl CheckpointSink for HubGit {
         checkpoint: &Checkpoint<'_>,
         cancel: &Cancel,
     ) -> host_plugin_sdk::Result<serde_json::Value> {
-        let snapshot = Snapshot {
+        let snapshot = PushedCheckpoint {
             step: checkpoint.step(),
             run: checkpoint.run(),
             dir: checkpoint.dir(),

@@ -39,7 +39,7 @@ struct Warn(Box<dyn Fn(&str) + Send + Sync>);
 
 /// A checkpoint to push.
 #[derive(Clone, Copy, Debug)]
-pub struct Snapshot<'a> {
+pub struct PushedCheckpoint<'a> {
     /// Its optimizer step.
     pub step: u64,
     /// The run's name.
@@ -124,10 +124,10 @@ impl Publisher {
     /// It did not arrive. No error holds the token.
     pub fn publish(
         &self,
-        snapshot: &Snapshot<'_>,
+        checkpoint: &PushedCheckpoint<'_>,
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<Receipt> {
-        self.within_limit(cancelled, |limit| self.deliver(snapshot, limit))
+        self.within_limit(cancelled, |limit| self.deliver(checkpoint, limit))
     }
 
     /// Does work for which there is a limit; neither its warnings nor its error hold the token.
@@ -160,15 +160,15 @@ impl Publisher {
         tokens.fold(text.to_owned(), |text, token| token.scrub(&text))
     }
 
-    fn deliver(&self, snapshot: &Snapshot<'_>, limit: &Limit<'_>) -> Result<Receipt> {
-        let branch = self.config.branch.as_deref().unwrap_or(snapshot.run);
-        let sources = self.sources(snapshot)?;
-        let key = self.key(snapshot, branch, &sources);
-        let mut journal = Journal::open(snapshot.state_dir)?;
+    fn deliver(&self, checkpoint: &PushedCheckpoint<'_>, limit: &Limit<'_>) -> Result<Receipt> {
+        let branch = self.config.branch.as_deref().unwrap_or(checkpoint.run);
+        let sources = self.sources(checkpoint)?;
+        let key = self.key(checkpoint, branch, &sources);
+        let mut journal = Journal::open(checkpoint.state_dir)?;
         let mut delivery = match journal.get(&key) {
             Some(delivery) => delivery.clone(),
             None => Delivery {
-                step: snapshot.step,
+                step: checkpoint.step,
                 branch: branch.to_owned(),
                 time_secs: now_secs(),
                 pending: None,
@@ -176,15 +176,15 @@ impl Publisher {
             },
         };
         if let Some(commit) = &delivery.commit {
-            return Ok(self.receipt(snapshot, branch, commit));
+            return Ok(self.receipt(checkpoint, branch, commit));
         }
         self.ensure_repository(limit)?;
         let token = self.token.as_ref();
-        let state_dir = snapshot.state_dir;
+        let state_dir = checkpoint.state_dir;
         let repository = Repository::open(&self.git, &self.remote, token, state_dir, limit)?;
         let task = Task {
             publisher: self,
-            snapshot,
+            checkpoint,
             branch,
             sources,
             repository,
@@ -197,14 +197,14 @@ impl Publisher {
         delivery.commit = Some(commit.clone());
         journal.set(&key, delivery)?;
         task.repository.forget_outgoing()?;
-        Ok(self.receipt(snapshot, branch, &commit))
+        Ok(self.receipt(checkpoint, branch, &commit))
     }
 
     /// What of the checkpoint is pushed.
-    fn sources<'s>(&self, snapshot: &Snapshot<'s>) -> Result<Vec<Source<'s>>> {
+    fn sources<'s>(&self, checkpoint: &PushedCheckpoint<'s>) -> Result<Vec<Source<'s>>> {
         let chosen = |name: &str| self.config.trainer || !name.starts_with(TRAINER);
         let mut sources = Vec::new();
-        for (name, entry) in snapshot.files.iter().filter(|(name, _)| chosen(name)) {
+        for (name, entry) in checkpoint.files.iter().filter(|(name, _)| chosen(name)) {
             let is_sha256 = entry.sha256.len() == 64
                 && entry
                     .sha256
@@ -217,21 +217,26 @@ impl Publisher {
             }
             sources.push(Source {
                 name,
-                path: snapshot.dir.join(name),
+                path: checkpoint.dir.join(name),
                 sha256: Cow::Borrowed(&entry.sha256),
                 size: entry.size,
             });
         }
         if self.config.trainer {
-            sources.extend(manifest(snapshot)?);
+            sources.extend(manifest(checkpoint)?);
         }
         Ok(sources)
     }
 
     /// Names a delivery: equal for the same files of the same step to the same branch.
-    fn key(&self, snapshot: &Snapshot<'_>, branch: &str, sources: &[Source<'_>]) -> String {
+    fn key(
+        &self,
+        checkpoint: &PushedCheckpoint<'_>,
+        branch: &str,
+        sources: &[Source<'_>],
+    ) -> String {
         let mut hash = Sha256::new();
-        let step = snapshot.step.to_string();
+        let step = checkpoint.step.to_string();
         let mut add = |text: &str| {
             hash.update(text.as_bytes());
             hash.update([0]);
@@ -250,8 +255,8 @@ impl Publisher {
             .collect()
     }
 
-    fn receipt(&self, snapshot: &Snapshot<'_>, branch: &str, commit: &str) -> Receipt {
-        let manifest = std::fs::read(snapshot.dir.join(MANIFEST));
+    fn receipt(&self, checkpoint: &PushedCheckpoint<'_>, branch: &str, commit: &str) -> Receipt {
+        let manifest = std::fs::read(checkpoint.dir.join(MANIFEST));
         Receipt {
             commit: commit.to_owned(),
             branch: branch.to_owned(),
@@ -263,8 +268,8 @@ impl Publisher {
 
 /// The manifest, which names all other files and so not itself. Whoever resumes from what was pushed
 /// proves the checkpoint by it.
-fn manifest<'a>(snapshot: &Snapshot<'a>) -> Result<Option<Source<'a>>> {
-    let path = snapshot.dir.join(MANIFEST);
+fn manifest<'a>(checkpoint: &PushedCheckpoint<'a>) -> Result<Option<Source<'a>>> {
+    let path = checkpoint.dir.join(MANIFEST);
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

@@ -10,7 +10,7 @@ use crate::http::Http;
 use crate::journal::Delivery;
 use crate::lfs_server::LfsServer;
 use crate::limit::Limit;
-use crate::publisher::{Publisher, Snapshot};
+use crate::publisher::{Publisher, PushedCheckpoint};
 use crate::repository::{Entry, Pushed, Repository, Tip, says_how};
 use crate::upload::{self, Source};
 use crate::{Error, Result, attributes, lfs, model_card};
@@ -18,7 +18,7 @@ use crate::{Error, Result, attributes, lfs, model_card};
 /// One delivery under way.
 pub(crate) struct Task<'a> {
     pub(crate) publisher: &'a Publisher,
-    pub(crate) snapshot: &'a Snapshot<'a>,
+    pub(crate) checkpoint: &'a PushedCheckpoint<'a>,
     pub(crate) branch: &'a str,
     pub(crate) sources: Vec<Source<'a>>,
     pub(crate) repository: Repository<'a>,
@@ -45,7 +45,7 @@ impl Task<'_> {
         delivery: &mut Delivery,
         keep: &mut dyn FnMut(&Delivery) -> Result<()>,
     ) -> Result<String> {
-        let message = format!("step {}", self.snapshot.step);
+        let message = format!("step {}", self.checkpoint.step);
         let mut tip = self.repository.tip(self.branch)?;
         if let Some(pending) = delivery.pending.clone()
             && self.arrived(&pending, &tip)?
@@ -139,9 +139,9 @@ impl Task<'_> {
             });
         }
         let readme = repository.read(base, "README.md")?;
-        let Snapshot {
+        let PushedCheckpoint {
             run, step, metrics, ..
-        } = *self.snapshot;
+        } = *self.checkpoint;
         if let Some(card) = model_card::update(readme.as_deref(), run, step, metrics) {
             let blob = repository.write(card.as_bytes())?;
             entries.push(Entry {

@@ -147,7 +147,7 @@ pub unsafe fn enter<P: Package>(
 /// assert_eq!(plugin.manifest()["kinds"], serde_json::json!(["metric", "observer"]));
 /// ```
 ///
-/// It also makes `PLUGIN`, a [`Plugin`](crate::Plugin) for the crate's own tests, and stops the
+/// It also makes `PLUGIN`, a [`Plugin`] for the crate's own tests, and stops the
 /// build under `panic = "abort"`, where a panic would end the training.
 #[macro_export]
 macro_rules! export_plugin {

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
-use host_core::Kind;
+use host_core::ErrorKind;
 
 use super::signal::{self, Line};
 use super::under_way::{self, Call, PluginName};
@@ -129,7 +129,7 @@ fn came_back(plugin: &'static PluginName, call: &'static str) -> ! {
     line.add(call);
     line.add(" and was ended\n");
     line.write();
-    end(c_int::from(Kind::Plugin.exit_code()))
+    end(c_int::from(ErrorKind::Plugin.exit_code()))
 }
 
 fn is_host() -> bool {
@@ -231,7 +231,7 @@ fn end(status: c_int) -> ! {
 
 /// Says who ended the process, lets the host write it down, and ends the process.
 fn by_plugin(how: &str, status: Option<c_int>) -> ! {
-    let code = c_int::from(Kind::Plugin.exit_code());
+    let code = c_int::from(ErrorKind::Plugin.exit_code());
     if IS_ENDED.swap(true, Ordering::Relaxed) {
         // Another thread is at it, or the hook itself ended here.
         end(code);

@@ -20,7 +20,7 @@ use crate::signal_name::signal_name;
 /// How numbers are rounded, whether tiny ones are kept, and which exceptions trap; not which exceptions
 /// have occurred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FloatingPoint {
+pub struct FloatingPoint {
     #[cfg(target_arch = "x86_64")]
     mxcsr: u32,
     #[cfg(target_arch = "x86_64")]
@@ -35,8 +35,9 @@ const OCCURRED: u32 = 0x3f;
 
 impl FloatingPoint {
     #[cfg(target_arch = "x86_64")]
+    /// Of this thread.
     #[inline]
-    pub(crate) fn now() -> Self {
+    pub fn now() -> Self {
         let mut mxcsr = 0u32;
         let mut x87 = 0u16;
         // SAFETY: each stores the register to the place it is given.
@@ -51,7 +52,8 @@ impl FloatingPoint {
     }
 
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn set(self) {
+    /// Sets this thread's.
+    pub fn set(self) {
         // SAFETY: each loads the register from its place; no exception is pending in what is loaded.
         unsafe {
             std::arch::asm!("fnclex", "fldcw [{}]", in(reg) &raw const self.x87, options(nostack));
@@ -60,8 +62,9 @@ impl FloatingPoint {
     }
 
     #[cfg(target_arch = "aarch64")]
+    /// Of this thread.
     #[inline]
-    pub(crate) fn now() -> Self {
+    pub fn now() -> Self {
         let fpcr: u64;
         // SAFETY: reads a register.
         unsafe { std::arch::asm!("mrs {}, fpcr", out(reg) fpcr, options(nomem, nostack)) };
@@ -69,19 +72,22 @@ impl FloatingPoint {
     }
 
     #[cfg(target_arch = "aarch64")]
-    pub(crate) fn set(self) {
+    /// Sets this thread's.
+    pub fn set(self) {
         // SAFETY: the value is one that the register had.
         unsafe { std::arch::asm!("msr fpcr, {}", in(reg) self.fpcr, options(nostack)) };
     }
 
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    /// Of this thread.
     #[inline]
-    pub(crate) fn now() -> Self {
+    pub fn now() -> Self {
         Self {}
     }
 
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    pub(crate) fn set(self) {}
+    /// Sets this thread's.
+    pub fn set(self) {}
 }
 
 impl fmt::Display for FloatingPoint {
@@ -96,7 +102,7 @@ impl fmt::Display for FloatingPoint {
 
 /// All that is looked at, at one moment. What belongs to a thread is this thread's.
 #[derive(Clone, Debug)]
-pub(crate) struct ProcessState {
+pub struct ProcessState {
     numbers: Numbers,
     signal_mask: u64,
     /// Of each signal, from 1 on.
@@ -268,7 +274,8 @@ static KEPT_STREAMS: LazyLock<[RawFd; 3]> = LazyLock::new(|| {
 });
 
 impl ProcessState {
-    pub(crate) fn now() -> Self {
+    /// As it is.
+    pub fn now() -> Self {
         LazyLock::force(&KEPT_STREAMS);
         Self {
             numbers: Numbers::now(),
@@ -293,7 +300,7 @@ impl ProcessState {
 
     /// Puts back what is otherwise now, as far as that is possible; what that was, in words. Of another
     /// thread's state the numbers may be another thread's: call it on the thread of [`ProcessState::now`].
-    pub(crate) fn put_back(&self) -> Vec<String> {
+    pub fn put_back(&self) -> Vec<String> {
         // First, since a look opens files.
         let mut changes = self.put_back_limits();
         let now = Self::now();
@@ -404,7 +411,7 @@ impl ProcessState {
     }
 
     /// The limits of all resources, in words.
-    pub(crate) fn resource_limits() -> String {
+    pub fn resource_limits() -> String {
         let limit = |(number, name): (usize, &&str)| {
             let (soft, hard) = resource_limit(number);
             format!("{name}={}/{}", Limit(soft), Limit(hard))
@@ -414,7 +421,7 @@ impl ProcessState {
     }
 
     /// Which files the standard streams are, in words.
-    pub(crate) fn streams() -> String {
+    pub fn streams() -> String {
         let stream = |(stream, name): (RawFd, &str)| match file_at(stream) {
             Some(file) => format!("{name}=file-{}:{}", file.device, file.number),
             None => format!("{name}=closed"),
@@ -423,7 +430,7 @@ impl ProcessState {
     }
 
     /// When and where this thread runs, in words.
-    pub(crate) fn scheduling() -> String {
+    pub fn scheduling() -> String {
         // SAFETY: both ask about this thread.
         let (nice, policy) = unsafe {
             (
@@ -443,12 +450,12 @@ impl ProcessState {
     }
 
     /// Which timers run that send a signal, in words.
-    pub(crate) fn timers() -> String {
+    pub fn timers() -> String {
         TIMERS.map(|timer| is_running(timer).to_string()).join(" ")
     }
 
     /// How parallel regions work, in words.
-    pub(crate) fn openmp() -> String {
+    pub fn openmp() -> String {
         OpenMp::now().to_string()
     }
 
@@ -564,7 +571,7 @@ fn set_signal_mask(mask: u64) -> bool {
 }
 
 /// Read from `/proc`: asking the system would set it for a moment, while other threads make files.
-pub(crate) fn umask() -> Option<u32> {
+pub fn umask() -> Option<u32> {
     let status = std::fs::read_to_string("/proc/thread-self/status").ok()?;
     let mask = status
         .lines()
@@ -572,7 +579,8 @@ pub(crate) fn umask() -> Option<u32> {
     u32::from_str_radix(mask.trim(), 8).ok()
 }
 
-pub(crate) fn locale() -> CString {
+/// The locale of the process, as `setlocale` names it.
+pub fn locale() -> CString {
     // SAFETY: a question; the answer is a C string until the next call.
     unsafe {
         let name = libc::setlocale(libc::LC_ALL, ptr::null());
@@ -663,7 +671,7 @@ fn stop(timer: c_int) -> bool {
 
 /// The variables' names, each with what tells one value from another and gives away none: some are
 /// secrets, and this may be shown.
-pub(crate) fn environment() -> BTreeMap<OsString, u64> {
+pub fn environment() -> BTreeMap<OsString, u64> {
     static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     std::env::vars_os()
         .map(|(name, value)| (name, KEY.hash_one(value.as_bytes())))

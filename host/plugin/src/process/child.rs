@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use host_core::{Error, Kind};
+use host_core::{Error, ErrorKind};
 use serde::Serialize;
 
 use super::channel::{Broken, GoOn, Receiver, Sender};
@@ -167,7 +167,7 @@ impl Child {
                 launch.plugin,
                 launch.serve.program.display()
             );
-            StartError::Refused(Error::new(Kind::System, message))
+            StartError::Refused(Error::new(ErrorKind::System, message))
         })?;
         let name = child.plugin;
         let under_way = UnderWay::in_child(name, LOAD, limits.start);
@@ -192,7 +192,7 @@ impl Child {
                 said(&ours),
                 launch.serve.program.display()
             );
-            return Err(StartError::Refused(Error::new(Kind::System, message)));
+            return Err(StartError::Refused(Error::new(ErrorKind::System, message)));
         }
         let open = Open {
             sha256: Cow::Borrowed(&launch.sha256),

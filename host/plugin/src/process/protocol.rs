@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use host_core::{
-    Ask, Dtype, Error, EventBody, Fetched, Kind, Manifest, MetricValue, Need, ParamGroup,
+    Ask, Dtype, Error, ErrorKind, EventBody, Fetched, Manifest, MetricValue, Need, ParamGroup,
     ParamInfo, Receipt, SinkError, Step,
 };
 use host_plugin_abi::{HOST_ABI_MAJOR, HOST_ABI_MINOR};
@@ -161,7 +161,7 @@ pub(super) enum Reply {
 /// An [`Error`] on its way.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Fault {
-    kind: Kind,
+    kind: ErrorKind,
     message: String,
     hint: Option<String>,
 }
@@ -309,12 +309,12 @@ mod tests {
 
     #[test]
     fn an_error_arrives_with_its_kind_and_hint() {
-        let sent = Error::new(Kind::Config, "what").hint("how");
+        let sent = Error::new(ErrorKind::Config, "what").hint("how");
         let bytes = rmp_serde::to_vec(&Fault::from(sent)).expect("encoded");
         let arrived = Error::from(rmp_serde::from_slice::<Fault>(&bytes).expect("decoded"));
         assert_eq!(
             (arrived.kind(), arrived.message(), arrived.hint_text()),
-            (Kind::Config, "what", Some("how"))
+            (ErrorKind::Config, "what", Some("how"))
         );
     }
 }

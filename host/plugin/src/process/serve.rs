@@ -13,8 +13,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use host_core::{
-    CheckpointDir, CheckpointSink, Device, Error, Fetch, GroupsRequest, Kind, Metric, MetricBatch,
-    Observer, ParamGroups, Preflight, Publish, Result, SinkError, TensorView,
+    CheckpointDir, CheckpointSink, Device, Error, ErrorKind, Fetch, GroupsRequest, Metric,
+    MetricBatch, Observer, ParamGroups, Preflight, Publish, Result, SinkError, TensorView,
 };
 
 use super::channel::{ALIGNMENT, Broken, Receiver, Sender};
@@ -38,7 +38,7 @@ pub fn serve(inherited: &str) -> Result<()> {
         image,
     } = Inherited::take(inherited).ok_or_else(|| {
         Error::new(
-            Kind::Config,
+            ErrorKind::Config,
             "this command is the host's own: it runs a plugin in a process of its own",
         )
         .hint("`host run --plugin SPEC` starts it where the plugin's mode is process")
@@ -213,7 +213,7 @@ impl Speaker {
         match self.say(&Said::Reply { reply, lost }, parts) {
             Err(Broken::TooLarge(bytes)) => {
                 let message = Broken::too_large("what it gave", bytes);
-                let reply = Reply::Failed(Error::new(Kind::Plugin, message).into());
+                let reply = Reply::Failed(Error::new(ErrorKind::Plugin, message).into());
                 self.say(&Said::Reply { reply, lost: None }, &[])
             }
             sent => sent,
@@ -228,7 +228,7 @@ fn patient() -> bool {
 
 fn no_thread(error: &io::Error) -> Error {
     Error::new(
-        Kind::System,
+        ErrorKind::System,
         format!("cannot serve a plugin's calls: {error}"),
     )
 }
@@ -298,7 +298,7 @@ impl Instance {
         let image = Image::read(Path::new(&path))?;
         if image.sha256() != open.sha256 {
             return Err(Error::new(
-                Kind::Plugin,
+                ErrorKind::Plugin,
                 format!(
                     "the plugin's bytes are not those that the host has looked at: {}",
                     open.path.display()
@@ -355,7 +355,7 @@ impl Instance {
             }
             (Self::Sink(sink), Call::Sink { call, .. }) => ask(&mut **sink, call),
             (_, call) => Err(Error::new(
-                Kind::System,
+                ErrorKind::System,
                 format!("the host called {} of another kind of plugin", call.name()),
             )),
         };
@@ -408,7 +408,7 @@ fn update(
         let elements = count.and_then(|bytes| behind.get(begin..begin.checked_add(bytes)?));
         let elements = elements.ok_or_else(|| {
             let message = format!("the elements of {} are not all there", need.name());
-            Error::new(Kind::System, message)
+            Error::new(ErrorKind::System, message)
         })?;
         end = begin + elements.len();
         views.push((

@@ -103,8 +103,8 @@ proptest! {
         let spec: PluginSpec = text.parse().unwrap();
         prop_assert_eq!(&spec.target, &target);
         prop_assert_eq!(&spec.config, &PluginConfig::Text(config.clone()));
-        prop_assert_eq!((spec.mode, spec.on_error), (mode, policy));
-        prop_assert_eq!(spec.time_limit.map(|limit| limit.as_secs()), limit.map(u64::from));
+        prop_assert_eq!((spec.policy.mode, spec.policy.on_error), (mode, policy));
+        prop_assert_eq!(spec.policy.time_limit.map(|limit| limit.as_secs()), limit.map(u64::from));
 
         let mut table: Map<String, Value> =
             config.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
@@ -119,8 +119,7 @@ proptest! {
         let same = PluginSpec::from_table(table).unwrap();
         prop_assert_eq!(&same.target, &spec.target);
         prop_assert_eq!(
-            (same.mode, same.on_error, same.time_limit),
-            (spec.mode, spec.on_error, spec.time_limit)
+            same.policy, spec.policy
         );
         let mut own = own;
         own.retain(|key, _| key != "id" && key != "path");

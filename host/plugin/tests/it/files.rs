@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use host_core::Kind;
+use host_core::ErrorKind;
 use host_plugin::{PluginConfig, PluginLock, SearchPath, Target};
 use serde_json::json;
 
@@ -23,7 +23,7 @@ fn tool(name: &str, args: &[&str]) {
 
 /// The file cannot be opened, be it asked for by its path or met in the search path.
 #[track_caller]
-fn assert_not_opened(path: &Path, reason: &str, hint: Option<&str>, kind: Kind) {
+fn assert_not_opened(path: &Path, reason: &str, hint: Option<&str>, kind: ErrorKind) {
     let error = find(&Target::Path(path.to_owned())).unwrap_err();
     assert_eq!(error.message(), format!("{reason}: {}", path.display()));
     assert_eq!(error.hint_text(), hint);
@@ -77,15 +77,15 @@ fn what_is_no_file_is_not_waited_for() {
             &at(name),
             "plugin is not a file",
             Some(NO_PATH),
-            Kind::Config,
+            ErrorKind::Config,
         );
     }
     symlink("loop.so", at("loop.so")).unwrap();
     symlink("nowhere", at("dangling.so")).unwrap();
     let reason = "cannot open the plugin: Too many levels of symbolic links (os error 40)";
-    assert_not_opened(&at("loop.so"), reason, None, Kind::System);
+    assert_not_opened(&at("loop.so"), reason, None, ErrorKind::System);
     let reason = "plugin does not exist";
-    assert_not_opened(&at("dangling.so"), reason, Some(NO_PATH), Kind::Config);
+    assert_not_opened(&at("dangling.so"), reason, Some(NO_PATH), ErrorKind::Config);
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn a_file_that_may_not_be_read() {
             unsafe { libc::setfsuid(65_534) };
             let reason = "cannot open the plugin: Permission denied (os error 13)";
             let hint = "check who owns the path, or choose another";
-            assert_not_opened(&path, reason, Some(hint), Kind::System);
+            assert_not_opened(&path, reason, Some(hint), ErrorKind::System);
         };
         nobody.spawn_scoped(scope, look).unwrap();
     });

@@ -2,7 +2,7 @@ use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use host_core::{Device, Dtype, Kind, Metric, MetricBatch, Need, TensorView};
+use host_core::{Device, Dtype, ErrorKind, Metric, MetricBatch, Need, TensorView};
 use host_plugin::PluginKind;
 use serde_json::{Value, json};
 
@@ -148,7 +148,7 @@ fn a_batch_that_the_host_got_wrong_does_not_reach_the_plugin() {
             error.message(),
             format!("the metric input token_count {fault}")
         );
-        assert_eq!(error.kind(), Kind::System);
+        assert_eq!(error.kind(), ErrorKind::System);
     }
     assert_eq!(plugin.account().summary().calls, 0);
 }
@@ -169,7 +169,7 @@ fn a_failing_create_is_the_plugins_error() {
             error.message(),
             format!("plugin {id} failed in create: {reason}")
         );
-        assert_eq!(error.kind(), Kind::Plugin);
+        assert_eq!(error.kind(), ErrorKind::Plugin);
     }
 }
 
@@ -188,7 +188,7 @@ fn a_failing_call_says_which_and_why() {
                 error.message(),
                 format!("plugin {how} failed in update: {reason}")
             );
-            assert_eq!(error.kind(), Kind::Plugin);
+            assert_eq!(error.kind(), ErrorKind::Plugin);
         }
         assert!(metric.compute().is_ok(), "a failure is not a panic");
     }
@@ -343,7 +343,7 @@ fn settings_are_checked_before_the_library_is_loaded() {
     let error = fails(json!({"kep": 3}));
     assert_eq!(error.message(), "plugin settings has no setting kep");
     assert_eq!(error.hint_text(), Some("did you mean keep?"));
-    assert_eq!(error.kind(), Kind::Config);
+    assert_eq!(error.kind(), ErrorKind::Config);
     let error = fails(json!({"keep": "three"}));
     assert_eq!(
         error.message(),

@@ -1,5 +1,5 @@
 use host_core::{
-    Ask, DeliveryState, EventBody, Kind, MetricValue, Observer, Request, Step, StopReason,
+    Ask, DeliveryState, ErrorKind, EventBody, MetricValue, Observer, Request, Step, StopReason,
 };
 use host_plugin::PluginKind;
 use serde_json::json;
@@ -157,7 +157,7 @@ fn a_request_that_cannot_be_fails_the_call_even_if_the_plugin_ignores_it() {
             error.message(),
             format!("plugin {id} failed in observe: {reason}")
         );
-        assert_eq!(error.kind(), Kind::Plugin);
+        assert_eq!(error.kind(), ErrorKind::Plugin);
     }
 }
 

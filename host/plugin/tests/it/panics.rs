@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use host_core::{
-    Ask, CheckpointDir, Device, Dtype, EventBody, GroupsRequest, Kind, Manifest, Metric,
+    Ask, CheckpointDir, Device, Dtype, ErrorKind, EventBody, GroupsRequest, Manifest, Metric,
     MetricBatch, MetricValue, Need, Observer, ParamInfo, Publish, Request, SinkError, Step,
     TensorView, check_groups,
 };
@@ -104,7 +104,7 @@ fn params() -> Vec<ParamInfo> {
 fn assert_plugin_error<T: std::fmt::Debug>(result: host_core::Result<T>, message: &str) {
     let error = result.unwrap_err();
     assert_eq!(error.message(), message);
-    assert_eq!(error.kind(), Kind::Plugin);
+    assert_eq!(error.kind(), ErrorKind::Plugin);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use host_core::{Dtype, GroupsRequest, Kind, ParamGroup, ParamInfo, Result, check_groups};
+use host_core::{Dtype, ErrorKind, GroupsRequest, ParamGroup, ParamInfo, Result, check_groups};
 use serde_json::json;
 
 use crate::fixture::{Fixture, dir};
@@ -59,7 +59,7 @@ fn what_is_left_out_or_there_twice_is_named() {
             error.message(),
             format!("plugin {id} gave parameter groups that cannot be used: {fault}")
         );
-        assert_eq!(error.kind(), Kind::Plugin);
+        assert_eq!(error.kind(), ErrorKind::Plugin);
     }
 }
 
@@ -83,6 +83,6 @@ fn a_group_or_index_that_cannot_be_fails_the_call() {
             error.message(),
             format!("plugin {id} failed in group: {reason}")
         );
-        assert_eq!(error.kind(), Kind::Plugin);
+        assert_eq!(error.kind(), ErrorKind::Plugin);
     }
 }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use host_core::{
-    CheckpointDir, CheckpointSink, Device, Dtype, EventBody, FileEntry, GroupsRequest, Kind,
+    CheckpointDir, CheckpointSink, Device, Dtype, ErrorKind, EventBody, FileEntry, GroupsRequest,
     Manifest, Metric, MetricBatch, MetricValue, Need, ParamInfo, Publish, Receipt, Request,
     SinkError, Step, TensorView,
 };
@@ -25,7 +25,7 @@ fn the_child() {
         Some(inherited) if inherited.contains(',') => serve(&inherited).unwrap(),
         _ => {
             let error = serve("0,1,2").unwrap_err();
-            assert_eq!(error.kind(), Kind::Config);
+            assert_eq!(error.kind(), ErrorKind::Config);
             assert!(
                 error
                     .message()
@@ -112,7 +112,7 @@ fn once(how: &str, dir: &TempDir) -> String {
 fn assert_failed<T: std::fmt::Debug>(result: host_core::Result<T>, message: &str) {
     let error = result.unwrap_err();
     assert_eq!(error.message(), message);
-    assert_eq!(error.kind(), Kind::Plugin);
+    assert_eq!(error.kind(), ErrorKind::Plugin);
 }
 
 /// What a plugin can do to its process, and what is said of it.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use host_core::{Error, Kind};
+use host_core::{Error, ErrorKind};
 use host_plugin::{Target, inspect};
 use host_plugin_abi::HOST_ABI_MINOR;
 use serde_json::json;
@@ -22,7 +22,7 @@ pub(crate) const NO_LIBRARY: &str =
 pub(crate) fn assert_error(error: Error, reason: &str, path: &Path, hint: &str) {
     assert_eq!(error.message(), format!("{reason}: {}", path.display()));
     assert_eq!(error.hint_text(), Some(hint));
-    assert_eq!(error.kind(), Kind::Plugin);
+    assert_eq!(error.kind(), ErrorKind::Plugin);
 }
 
 /// The look refuses the file, before any of its code runs.
@@ -76,7 +76,7 @@ fn no_file_at_all() {
             error.hint_text(),
             Some("give the path of the plugin's .so file, or its id")
         );
-        assert_eq!(error.kind(), Kind::Config);
+        assert_eq!(error.kind(), ErrorKind::Config);
     }
 }
 

@@ -1,6 +1,6 @@
 use std::fs;
 
-use host_core::Kind;
+use host_core::ErrorKind;
 use host_plugin::{PluginKind, SearchPath, Target};
 use serde_json::json;
 
@@ -65,7 +65,7 @@ fn an_unknown_id_names_the_nearest_or_all() {
     let dir = dir();
     let search = SearchPath::new([dir.path().to_owned()]);
     let error = search.find(&id("perplexity")).unwrap_err();
-    assert_eq!(error.kind(), Kind::Config);
+    assert_eq!(error.kind(), ErrorKind::Config);
     assert_eq!(error.message(), "no plugin has the id \"perplexity\"");
     let found = |what: &str| {
         format!(

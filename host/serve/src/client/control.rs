@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use host_core::{Ask, CarriedOut, Error, Kind, Request as Wish, Result, Step};
+use host_core::{Ask, CarriedOut, Error, ErrorKind, Request, Result, Step};
 use host_proto::tracker::v1 as proto;
 use proto::control_service_client::ControlServiceClient;
 use tonic::Code;
@@ -36,24 +36,24 @@ impl Client {
         let (run, by, reason) = (run.to_owned(), by.to_owned(), ask.reason);
         let call = async {
             match ask.request {
-                Wish::Stop => call!(service, stop_run, StopRunRequest { run, by, reason }),
-                Wish::Checkpoint => {
+                Request::Stop => call!(service, stop_run, StopRunRequest { run, by, reason }),
+                Request::Checkpoint => {
                     call!(
                         service,
                         write_checkpoint,
                         WriteCheckpointRequest { run, by, reason }
                     )
                 }
-                Wish::Evaluate => call!(service, evaluate, EvaluateRequest { run, by, reason }),
-                Wish::Pause => call!(service, pause_run, PauseRunRequest { run, by, reason }),
-                Wish::Continue => {
+                Request::Evaluate => call!(service, evaluate, EvaluateRequest { run, by, reason }),
+                Request::Pause => call!(service, pause_run, PauseRunRequest { run, by, reason }),
+                Request::Continue => {
                     call!(
                         service,
                         continue_run,
                         ContinueRunRequest { run, by, reason }
                     )
                 }
-                Wish::SetLearningRate { factor } => call!(
+                Request::SetLearningRate { factor } => call!(
                     service,
                     set_learning_rate,
                     SetLearningRateRequest {
@@ -63,7 +63,7 @@ impl Client {
                         factor
                     }
                 ),
-                Wish::SkipStep | Wish::ScaleLearningRate { .. } | Wish::RollBack => Err(
+                Request::SkipStep | Request::ScaleLearningRate { .. } | Request::RollBack => Err(
                     tonic::Status::invalid_argument("only an observer may ask for that"),
                 ),
             }
@@ -77,13 +77,13 @@ impl Client {
                 step: Step(step),
             }),
             Ok(Err(status)) if status.code() == Code::Unavailable => Err(Error::new(
-                Kind::System,
+                ErrorKind::System,
                 format!("{}: {}", status.message(), self.addr),
             )
             .hint("the run's events say whether it was carried out: `host runs show`")),
             Ok(Err(status)) => Err(self.error(&status)),
             Err(_) => Err(Error::new(
-                Kind::System,
+                ErrorKind::System,
                 format!(
                     "the loop did not come to a step boundary in time: {}",
                     self.addr

@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -94,7 +94,7 @@ pub(super) async fn connect(remote: &Remote) -> Result<Wire> {
     };
     if !has_tls && remote.token.is_some() && !is_this_machine(&host) {
         let message = format!("the token would go to {addr} for everybody on the way to read");
-        return Err(Error::new(Kind::Config, message).hint(
+        return Err(Error::new(ErrorKind::Config, message).hint(
             "give https://HOST:PORT and --tls-fingerprint as the server printed it, or --tls-ca FILE",
         ));
     }
@@ -107,7 +107,7 @@ pub(super) async fn connect(remote: &Remote) -> Result<Wire> {
         (false, _) => endpoint.connect().await,
         (true, None) => {
             return Err(
-                Error::new(Kind::Config, format!("cannot know who is at {addr}"))
+                Error::new(ErrorKind::Config, format!("cannot know who is at {addr}"))
                     .hint("give --tls-fingerprint as the server printed it, or --tls-ca FILE"),
             );
         }
@@ -127,7 +127,7 @@ pub(super) async fn connect(remote: &Remote) -> Result<Wire> {
     };
     let channel = channel.map_err(|e| {
         Error::new(
-            Kind::System,
+            ErrorKind::System,
             format!("cannot connect to {addr}: {}", innermost(&e)),
         )
         .hint("is the run still live? `host serve` shows runs that have ended")
@@ -138,7 +138,7 @@ pub(super) async fn connect(remote: &Remote) -> Result<Wire> {
         .map(|token| format!("Bearer {token}").parse());
     let mut bearer: Option<MetadataValue<Ascii>> = bearer.transpose().map_err(|_| {
         Error::new(
-            Kind::Config,
+            ErrorKind::Config,
             "the token has characters that no header can have",
         )
         .hint("give one of printable ASCII characters")
@@ -155,7 +155,7 @@ fn is_this_machine(host: &str) -> bool {
 }
 
 fn no_address(addr: &str, why: &dyn std::fmt::Display) -> Error {
-    Error::new(Kind::Config, format!("{addr:?} is no address: {why}"))
+    Error::new(ErrorKind::Config, format!("{addr:?} is no address: {why}"))
         .hint("give HOST:PORT, as `host run` prints it")
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use host_core::StopReason;
+use host_core::{EVAL_LOSS, StopReason};
 use host_proto::tensorboard::hparams as proto;
 use host_store::{RunRow, RunStatus, Series};
 use prost::Message as _;
@@ -44,7 +44,7 @@ const FIRST_SETTINGS: [&str; 5] = [
 ];
 
 /// The metrics that people look at first.
-const FIRST_METRICS: [&str; 3] = ["loss/train", "loss/eval", "perplexity"];
+const FIRST_METRICS: [&str; 3] = ["loss/train", EVAL_LOSS, "perplexity"];
 
 /// A run for the HParams plugin: its tags, each with the content that the plugin reads.
 pub(super) fn tags(run: &RunRow) -> Vec<(&'static str, Vec<u8>)> {
@@ -100,7 +100,7 @@ pub(super) fn experiment<'a>(
 
 /// The training loss, and what the last evaluation measured.
 fn results(series: &[Series]) -> impl Iterator<Item = &str> {
-    let evaluated = series.iter().find(|one| &*one.name == "loss/eval");
+    let evaluated = series.iter().find(|one| &*one.name == EVAL_LOSS);
     let evaluated = evaluated.map(|one| one.last.seq);
     series.iter().filter_map(move |one| {
         let is_first = FIRST_METRICS.contains(&&*one.name);

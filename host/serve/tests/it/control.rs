@@ -117,7 +117,7 @@ fn what_cannot_be_asked_is_refused_before_the_loop_hears_of_it() {
     let client = client(&serving.addr().to_string(), "controlling");
     let refusal = |run: &str, by: &str, ask: Ask| {
         let refused = client.ask(run, by, ask).expect_err("refused");
-        assert_eq!(refused.kind(), host_core::Kind::Config, "{refused}");
+        assert_eq!(refused.kind(), host_core::ErrorKind::Config, "{refused}");
         refused.message().to_owned()
     };
     for factor in [0.0, -1.0, f64::NAN, f64::INFINITY] {

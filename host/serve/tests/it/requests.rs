@@ -2,7 +2,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use host_core::{DeliveryState, EventBody, Kind, Step, StopReason};
+use host_core::{DeliveryState, ErrorKind, EventBody, Step, StopReason};
 use host_proto::tensorboard::data as tensorboard;
 use host_proto::tracker::v1 as proto;
 use host_serve::{Client, SelfSigned, Server, Source};
@@ -162,7 +162,7 @@ fn runs_are_listed_in_pages_and_a_broken_one_hides_none() {
     }));
     assert_eq!(
         client.run("broken").expect_err("broken").kind(),
-        Kind::System
+        ErrorKind::System
     );
     let error = client.run("").expect_err("which?");
     assert!(error.message().contains("several"), "{error}");
@@ -419,7 +419,7 @@ fn only_this_machine_may_listen() {
         let error = Server::new(addr.parse().expect("an address"), run.live())
             .start()
             .expect_err("refused");
-        assert_eq!(error.kind(), Kind::Config);
+        assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.hint_text().expect("a hint").contains("ssh -L"));
     }
     let serving = serve(run.live());

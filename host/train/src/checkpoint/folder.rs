@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use host_core::{Error, Result, Step};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::manifest::sync;
 use super::removal;
+use crate::manifest::sync;
 
 /// What ends the name of a folder that is no checkpoint yet.
 const PARTIAL: &str = ".partial";
@@ -32,15 +32,6 @@ pub(crate) struct Layout {
     pub(crate) stuck: BTreeSet<Step>,
 }
 
-/// A checkpoint's folder name. The digits keep the names in the steps' order.
-pub(super) fn name(step: Step) -> String {
-    format!("step-{:06}", step.0)
-}
-
-fn step_of(name: &str) -> Option<Step> {
-    name.strip_prefix("step-")?.parse().ok().map(Step)
-}
-
 /// Whether a folder is, or was, a checkpoint. What a user's files keep standing after the checkpoint was
 /// removed is none.
 fn is_checkpoint(folder: &Path) -> bool {
@@ -53,11 +44,11 @@ pub(crate) fn newest(folder: &Path, up_to: Step) -> Option<(Step, PathBuf)> {
     let entries = fs::read_dir(folder).ok()?;
     let steps = entries.filter_map(|entry| {
         let entry = entry.ok()?;
-        let step = step_of(&entry.file_name().to_string_lossy())?;
+        let step = Step::of_checkpoint(&entry.file_name().to_string_lossy())?;
         is_checkpoint(&entry.path()).then_some(step)
     });
     let newest = steps.filter(|&step| step <= up_to).max()?;
-    Some((newest, folder.join(name(newest))))
+    Some((newest, folder.join(newest.checkpoint_name())))
 }
 
 impl Layout {
@@ -67,7 +58,8 @@ impl Layout {
     }
 
     fn hidden(&self, step: Step, suffix: &str) -> PathBuf {
-        self.folder.join(format!(".{}{suffix}", name(step)))
+        self.folder
+            .join(format!(".{}{suffix}", step.checkpoint_name()))
     }
 
     /// Puts in order what a killed process left: checkpoints half written, half replaced or half
@@ -76,13 +68,13 @@ impl Layout {
         let mut warnings = Vec::new();
         for hidden in self.names() {
             let step_before =
-                |suffix: &str| step_of(hidden.strip_prefix('.')?.strip_suffix(suffix)?);
+                |suffix: &str| Step::of_checkpoint(hidden.strip_prefix('.')?.strip_suffix(suffix)?);
             let path = self.folder.join(&hidden);
             if let Some(step) = step_before(REPLACED)
-                && !self.folder.join(name(step)).exists()
+                && !self.folder.join(step.checkpoint_name()).exists()
             {
                 // Nothing has come in its place.
-                let _ = fs::rename(path, self.folder.join(name(step)));
+                let _ = fs::rename(path, self.folder.join(step.checkpoint_name()));
             } else if let Some(step) = step_before(PRUNED).or_else(|| step_before(REPLACED)) {
                 warnings.extend(self.dispose(&path, step));
             } else if let Some(step) = step_before(PARTIAL) {
@@ -100,7 +92,7 @@ impl Layout {
     /// Gives the folder `partial` its place in one step. Where a checkpoint of the same step stands,
     /// it goes; what in it is not the run's stays beside the new one, of which warnings come back.
     pub(super) fn put(&mut self, partial: &Path, step: Step) -> Result<(PathBuf, Vec<String>)> {
-        let path = self.folder.join(name(step));
+        let path = self.folder.join(step.checkpoint_name());
         let place = || -> io::Result<Option<PathBuf>> {
             let old = if path.symlink_metadata().is_err() {
                 fs::rename(partial, &path)?;
@@ -152,9 +144,12 @@ impl Layout {
         if self.keep == 0 {
             return Vec::new();
         }
-        let steps = self.names().into_iter().filter_map(|name| step_of(&name));
+        let steps = self
+            .names()
+            .into_iter()
+            .filter_map(|name| Step::of_checkpoint(&name));
         let mut steps: Vec<Step> = steps
-            .filter(|&step| is_checkpoint(&self.folder.join(name(step))))
+            .filter(|&step| is_checkpoint(&self.folder.join(step.checkpoint_name())))
             .collect();
         steps.sort_unstable();
         steps.truncate(steps.len().saturating_sub(self.keep));
@@ -163,7 +158,7 @@ impl Layout {
 
     /// Removes a checkpoint. It stops being one by a rename. Returns a warning if something is left.
     fn remove(&mut self, step: Step) -> Option<String> {
-        let path = self.folder.join(name(step));
+        let path = self.folder.join(step.checkpoint_name());
         let doomed = self.hidden(step, PRUNED);
         match fs::rename(&path, &doomed) {
             Ok(()) => self.dispose(&doomed, step),
@@ -203,7 +198,7 @@ impl Layout {
 
     /// A place for what is left of a checkpoint: under its name, unless another one has that.
     fn free_name(&self, step: Step) -> PathBuf {
-        let name = name(step);
+        let name = step.checkpoint_name();
         let beside = (1..).map(|number| match number {
             1 => format!("{name}.replaced"),
             number => format!("{name}.replaced-{number}"),
@@ -249,7 +244,7 @@ mod tests {
     use super::*;
     use host_core::Manifest;
 
-    use crate::checkpoint::manifest::hash;
+    use crate::manifest::hash;
 
     struct Scene {
         dir: tempfile::TempDir,
@@ -366,7 +361,7 @@ mod tests {
     fn what_is_needed_stays_until_there_is_no_room() {
         let mut scene = Scene::new(1);
         for step in [10, 20, 30, 40] {
-            scene.write(&name(Step(step)), "model");
+            scene.write(&Step(step).checkpoint_name(), "model");
         }
         let is_needed = |step: Step| step.0 < 30;
         assert_eq!(scene.layout.prune(Step(40), &is_needed), [""; 0]);
@@ -386,7 +381,7 @@ mod tests {
     fn what_is_left_of_a_pruned_checkpoint_is_said_once_and_counts_no_more() {
         let mut scene = Scene::new(2);
         for step in [10, 20, 30] {
-            scene.write(&name(Step(step)), "model");
+            scene.write(&Step(step).checkpoint_name(), "model");
         }
         fs::write(scene.path("step-000010/mine"), "mine").expect("written");
         let warnings = scene.layout.prune(Step(30), &|_| false);

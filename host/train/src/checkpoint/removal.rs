@@ -9,7 +9,7 @@ use std::path::{Component, Path};
 
 use host_core::{FileEntry, Manifest};
 
-use super::manifest::hash;
+use crate::manifest::hash;
 
 const MANIFEST: &str = "manifest.json";
 /// No manifest of ours comes near.

@@ -8,7 +8,7 @@
 
 use std::path::Path;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Precision, TrainConfig};
@@ -121,7 +121,7 @@ pub(crate) fn check<T: PartialEq + std::fmt::Display>(
     let place = folder.display();
     let flag = name.replace('_', "-");
     let message = format!("{name} is {now}, and the checkpoint was made with {then}: {place}");
-    Err(Error::new(Kind::Config, message).hint(format!(
+    Err(Error::new(ErrorKind::Config, message).hint(format!(
         "a resume needs the same --{flag}; a training with another one begins with --model {place}"
     )))
 }

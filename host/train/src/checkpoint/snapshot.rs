@@ -9,18 +9,18 @@ use tch::Tensor;
 
 use super::OBSERVER;
 use super::folder::Layout;
-use super::manifest::{hash, sync};
 use super::trainer_state::TrainerState;
-use crate::weights::{self, HostTensor};
+use crate::manifest::{hash, sync};
+use crate::weights::{self, CpuTensor};
 
 /// All that a training needs to go on, copied to main memory. The buffers are used again.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     pub(super) state: TrainerState,
-    model: Vec<HostTensor>,
-    optimizer: Vec<HostTensor>,
-    random: Vec<HostTensor>,
-    buffer: HostTensor,
+    model: Vec<CpuTensor>,
+    optimizer: Vec<CpuTensor>,
+    random: Vec<CpuTensor>,
+    buffer: CpuTensor,
     observers: BTreeMap<String, Vec<u8>>,
     metrics: Vec<MetricValue>,
     /// How long the loop waited for it.
@@ -46,12 +46,12 @@ impl Snapshot {
             model: view
                 .model
                 .iter()
-                .map(|(name, tensor)| HostTensor::copy_of(*name, tensor))
+                .map(|(name, tensor)| CpuTensor::copy_of(*name, tensor))
                 .collect::<Result<_>>()?,
             optimizer: view
                 .optimizer
                 .iter()
-                .map(|(name, tensor)| HostTensor::copy_of(name, tensor))
+                .map(|(name, tensor)| CpuTensor::copy_of(name, tensor))
                 .collect::<Result<_>>()?,
             state: view.state,
             observers: view.observers,
@@ -64,7 +64,7 @@ impl Snapshot {
         let model = view.model.iter().map(|(_, tensor)| *tensor);
         let optimizer = view.optimizer.iter().map(|(_, tensor)| tensor);
         let copies = self.model.iter_mut().chain(&mut self.optimizer);
-        HostTensor::refresh(copies.zip(model.chain(optimizer)))?;
+        CpuTensor::refresh(copies.zip(model.chain(optimizer)))?;
         self.random = random_tensors(&view.random)?;
         self.buffer = buffer_tensor(view.buffer);
         self.state = view.state;
@@ -149,14 +149,14 @@ impl Snapshot {
     }
 }
 
-fn buffer_tensor(buffer: &[Box<[u32]>]) -> HostTensor {
+fn buffer_tensor(buffer: &[Box<[u32]>]) -> CpuTensor {
     let length = buffer.first().map_or(0, |sequence| sequence.len());
-    HostTensor::of_u32("buffer", &buffer.concat(), [buffer.len(), length])
+    CpuTensor::of_u32("buffer", &buffer.concat(), [buffer.len(), length])
 }
 
-fn random_tensors(random: &[(&'static str, Tensor)]) -> Result<Vec<HostTensor>> {
+fn random_tensors(random: &[(&'static str, Tensor)]) -> Result<Vec<CpuTensor>> {
     random
         .iter()
-        .map(|(name, tensor)| HostTensor::copy_of(*name, tensor))
+        .map(|(name, tensor)| CpuTensor::copy_of(*name, tensor))
         .collect()
 }

@@ -3,15 +3,15 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use tch::Tensor;
 
+use super::OBSERVER;
 use super::setup::check as check_unchanged;
-use super::trainer_state::{FORMAT, TrainerState};
-use super::{OBSERVER, verify};
-use crate::boundary::BoundaryState;
+use super::trainer_state::{BoundaryState, FORMAT, TrainerState};
 use crate::config::TrainConfig;
 use crate::data::Source;
+use crate::manifest::verify;
 use crate::regular_file::{self, SMALL};
 use crate::weights;
 
@@ -41,7 +41,7 @@ impl Stored {
             .map_err(|error| Error::io("read the checkpoint", &file, &error))?;
         let state: TrainerState = serde_json::from_slice(&text).map_err(|error| {
             Error::new(
-                Kind::Config,
+                ErrorKind::Config,
                 format!(
                     "the checkpoint's state cannot be used: {error}: {}",
                     file.display()
@@ -51,7 +51,7 @@ impl Stored {
         })?;
         if state.format != FORMAT {
             return Err(Error::new(
-                Kind::Config,
+                ErrorKind::Config,
                 format!(
                     "the checkpoint's state has format {}, and this host reads {FORMAT}: {}",
                     state.format,
@@ -128,7 +128,7 @@ impl Stored {
             "the checkpoint's state cannot be used: {fault}: {}",
             file.display()
         );
-        Err(Error::new(Kind::Config, message)
+        Err(Error::new(ErrorKind::Config, message)
             .hint("use another copy of it, or an older checkpoint"))
     }
 }

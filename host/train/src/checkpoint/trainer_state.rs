@@ -1,8 +1,10 @@
+use std::collections::BTreeMap;
+
 use host_core::{Asked, Step};
 use serde::{Deserialize, Serialize};
 
 use super::Setup;
-use crate::data::{Cursor, Fingerprint};
+use crate::data::{Fingerprint, LoaderCursor};
 
 /// `trainer/state.json`: what is no tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -10,7 +12,7 @@ pub(crate) struct TrainerState {
     /// Of this file and its neighbours.
     pub(super) format: u32,
     pub(crate) step: Step,
-    pub(crate) data: Cursor,
+    pub(crate) data: LoaderCursor,
     /// With other data a training cannot go on.
     #[serde(flatten)]
     pub(crate) fingerprint: Fingerprint,
@@ -27,7 +29,12 @@ pub(super) const FORMAT: u32 = 2;
 
 impl TrainerState {
     /// The state at a step before observers asked for anything.
-    pub(crate) fn new(step: Step, data: Cursor, fingerprint: Fingerprint, setup: Setup) -> Self {
+    pub(crate) fn new(
+        step: Step,
+        data: LoaderCursor,
+        fingerprint: Fingerprint,
+        setup: Setup,
+    ) -> Self {
         Self {
             format: FORMAT,
             step,
@@ -38,4 +45,13 @@ impl TrainerState {
             asked: Vec::new(),
         }
     }
+}
+
+/// What a checkpoint keeps of the boundary between steps.
+pub(crate) struct BoundaryState {
+    pub(crate) learning_rate_factor: f64,
+    /// The observers' states by label.
+    pub(crate) observers: BTreeMap<String, Vec<u8>>,
+    /// What observers asked for and did not get yet.
+    pub(crate) asked: Vec<Asked>,
 }

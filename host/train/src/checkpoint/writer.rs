@@ -3,9 +3,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use host_core::{Emitter, Error, EventBody, Kind, Result};
+use host_core::{Emitter, Error, ErrorKind, EventBody, Result};
 
-use super::folder::{self, Layout};
+use super::folder::Layout;
 use super::snapshot::{CheckpointView, Snapshot};
 use crate::ports::CheckpointPorts;
 
@@ -69,7 +69,7 @@ impl<'scope> CheckpointWriter<'scope> {
                             emitter.emit(
                                 step,
                                 EventBody::CheckpointWritten {
-                                    name: folder::name(step),
+                                    name: step.checkpoint_name(),
                                     bytes: dir.manifest.total_bytes(),
                                     stall_secs: snapshot.stall.as_secs_f64(),
                                     write_secs: begin.elapsed().as_secs_f64(),
@@ -92,7 +92,7 @@ impl<'scope> CheckpointWriter<'scope> {
             })
             .map_err(|error| {
                 Error::new(
-                    Kind::System,
+                    ErrorKind::System,
                     format!("cannot start the checkpoint thread: {error}"),
                 )
             })?;
@@ -116,14 +116,14 @@ impl<'scope> CheckpointWriter<'scope> {
         let copied = snapshot.stall - waited;
         self.snapshots
             .send(snapshot)
-            .map_err(|_| Error::new(Kind::System, "the checkpoint thread ended"))?;
+            .map_err(|_| Error::new(ErrorKind::System, "the checkpoint thread ended"))?;
         Ok((waited, copied))
     }
 
     /// Waits until the last snapshot is written or has failed.
     pub(crate) fn settle(&mut self) -> Result<()> {
         if self.buffers.is_none() {
-            let ended = |_| Error::new(Kind::System, "the checkpoint thread ended");
+            let ended = |_| Error::new(ErrorKind::System, "the checkpoint thread ended");
             self.buffers = Some(self.returned.recv().map_err(ended)?);
         }
         Ok(())

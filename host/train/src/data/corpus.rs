@@ -3,7 +3,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use sha2::{Digest, Sha256};
 
 use super::files::{Found, HeldOut, Part, SourceFile, find, number};
@@ -40,7 +40,7 @@ impl Corpus {
     /// A path that is not there, nothing found, or records without the text column.
     pub(crate) fn find(config: &TrainConfig) -> Result<Self> {
         if config.data.is_empty() {
-            return Err(Error::new(Kind::Config, "there is no training data")
+            return Err(Error::new(ErrorKind::Config, "there is no training data")
                 .hint("name a folder of source files: --data src/"));
         }
         let pools: Vec<(f64, Found)> = if config.data_weights.is_empty() {
@@ -88,7 +88,7 @@ impl Corpus {
                 "one file cannot be split into training and evaluation"
             };
             let message = format!("{why}: {}", file.path.display());
-            return Err(Error::new(Kind::Config, message)
+            return Err(Error::new(ErrorKind::Config, message)
                 .hint("give more files, or a file to evaluate on: --valid-data FILE"));
         }
         notices.append(&mut valid.notices);
@@ -114,7 +114,7 @@ impl Corpus {
         for file in self.token_files() {
             if TokenHeader::read(&file.path)?.tokenizer != tokenizer.sha256() {
                 return Err(Error::new(
-                    Kind::Config,
+                    ErrorKind::Config,
                     format!(
                         "the token file was made with another tokenizer: {}",
                         file.path.display()
@@ -137,7 +137,7 @@ impl Corpus {
                 let path = file.path.display();
                 let message =
                     format!("the token file has ids up to {ids}, the model {rows} rows: {path}");
-                return Err(Error::new(Kind::Config, message)
+                return Err(Error::new(ErrorKind::Config, message)
                     .hint("write the file again with `host data tokenize`"));
             }
         }

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use glob::{MatchOptions, Pattern};
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 
 /// What is left out of folders, by patterns. One without a slash fits any name of a file or a folder
 /// (`*.min.js`, `node_modules`), one with a slash the path below the folder that was given
@@ -26,7 +26,7 @@ impl Exclude {
                 is_path: pattern.contains('/'),
                 pattern: Pattern::new(pattern.trim_start_matches('/')).map_err(|error| {
                     let message = format!("exclude is not a pattern: {error}: {text}");
-                    Error::new(Kind::Config, message).hint("for example: --exclude '*.min.js'")
+                    Error::new(ErrorKind::Config, message).hint("for example: --exclude '*.min.js'")
                 })?,
             })
         };

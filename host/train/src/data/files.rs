@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use glob::Pattern;
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 
 use super::exclude::Exclude;
 use super::format::{Compression, Format, has_extension};
@@ -104,7 +104,7 @@ pub(crate) fn find(what: &str, paths: &[PathBuf], config: &TrainConfig) -> Resul
             .map(|path| path.display().to_string())
             .collect();
         return Err(Error::new(
-            Kind::Config,
+            ErrorKind::Config,
             format!(
                 "{what} has no file{with} that is not empty: {}",
                 paths.join(", ")
@@ -174,7 +174,7 @@ impl Search<'_> {
     fn pattern(&mut self, path: &Path) -> Result<()> {
         let what = self.what;
         let absent = || {
-            Error::new(Kind::Config, format!("{what} is not there: {}", path.display()))
+            Error::new(ErrorKind::Config, format!("{what} is not there: {}", path.display()))
                 .hint("check the path; it is relative to the current folder on the command line, to the file in a configuration file")
         };
         // A folder's name may have the characters of a pattern, too.
@@ -194,7 +194,7 @@ impl Search<'_> {
         let parse = |pattern: &str| {
             Pattern::new(pattern).map_err(|error| {
                 let message = format!("{what} is not a pattern: {error}: {}", path.display());
-                Error::new(Kind::Config, message).hint("for example: --data 'src/**/*.rs'")
+                Error::new(ErrorKind::Config, message).hint("for example: --data 'src/**/*.rs'")
             })
         };
         let whole = parse(&parts.join("/"))?;
@@ -399,7 +399,7 @@ impl SourceFile {
 
     fn refused(&self, missing: &Missing) -> Error {
         let place = missing.place(&self.path);
-        let error = |why: &str| Error::new(Kind::Config, format!("{why}: {place}"));
+        let error = |why: &str| Error::new(ErrorKind::Config, format!("{why}: {place}"));
         let unusable = || {
             error(&format!(
                 "none of the first records can be used: {}",
@@ -436,11 +436,6 @@ impl SourceFile {
             Format::JsonLines(compression) => json_lines::first_fields(&self.path, compression),
         }
     }
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A number from a digest.

@@ -3,12 +3,12 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result, hex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::corpus::Corpus;
-use super::files::{Part, SourceFile, hex};
+use super::files::{Part, SourceFile};
 
 /// What tells the data of a training from other data, as part of a checkpoint: its files by name, size
 /// and content. Of more than 256 MiB the content is a sample, spread over all files and over each.
@@ -57,7 +57,7 @@ impl Fingerprint {
         let refused = |what: &str, why: &str| {
             let message =
                 format!("the {what} data is not what it was when the checkpoint was made{why}");
-            Err(Error::new(Kind::Config, message)
+            Err(Error::new(ErrorKind::Config, message)
                 .hint("bring the files back, or begin a new run with --model set to the checkpoint's folder"))
         };
         if then.data_files.is_empty() {

@@ -3,13 +3,13 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::corpus::Source;
 use super::left_out::LeftOut;
-use super::packed::{Packed, Packer, Position};
+use super::packed::{Packed, Packer, StreamCursor};
 use super::{below, random};
 use crate::collective::Share;
 
@@ -18,14 +18,14 @@ const AHEAD: usize = 256;
 
 /// Where the loader is, apart from the buffer's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Cursor {
-    position: Position,
+pub(crate) struct LoaderCursor {
+    position: StreamCursor,
     /// How far the buffer's random numbers were used.
     random: u64,
     pub(crate) sequences: u64,
 }
 
-impl Cursor {
+impl LoaderCursor {
     /// Whether it is a place in these sources.
     pub(crate) fn fits(&self, sources: &[Source]) -> bool {
         self.sequences <= MOST && self.position.fits(sources)
@@ -47,7 +47,7 @@ pub(crate) struct Loader {
     buffer: Vec<Box<[u32]>>,
     capacity: usize,
     random: ChaCha8Rng,
-    cursor: Cursor,
+    cursor: LoaderCursor,
     /// How long the loop waited for sequences.
     pub(crate) waited: Duration,
 }
@@ -63,12 +63,12 @@ impl Loader {
         packer: Packer,
         capacity: usize,
         seed: i64,
-        resume: Option<(Cursor, Vec<Box<[u32]>>)>,
+        resume: Option<(LoaderCursor, Vec<Box<[u32]>>)>,
     ) -> Result<Self> {
         let mut random = random(seed, BUFFER_STREAM);
         let (cursor, buffer) = resume.unwrap_or((
-            Cursor {
-                position: Position::default(),
+            LoaderCursor {
+                position: StreamCursor::default(),
                 random: 0,
                 sequences: 0,
             },
@@ -90,7 +90,7 @@ impl Loader {
     }
 
     /// The place that a packer must be set to so that a loader can go on from `cursor`.
-    pub(crate) fn position(cursor: &Cursor) -> Position {
+    pub(crate) fn position(cursor: &LoaderCursor) -> StreamCursor {
         cursor.position.clone()
     }
 
@@ -122,7 +122,7 @@ impl Loader {
     }
 
     /// Where the loader is.
-    pub(crate) fn cursor(&self) -> Cursor {
+    pub(crate) fn cursor(&self) -> LoaderCursor {
         self.cursor.clone()
     }
 
@@ -140,7 +140,7 @@ impl Loader {
         let begin = Instant::now();
         let packed = self.packed.as_ref().and_then(|packed| packed.recv().ok());
         self.waited += begin.elapsed();
-        packed.unwrap_or_else(|| Err(Error::new(Kind::System, "the data thread ended")))
+        packed.unwrap_or_else(|| Err(Error::new(ErrorKind::System, "the data thread ended")))
     }
 }
 
@@ -168,7 +168,7 @@ fn spawn(mut packer: Packer) -> Result<(Receiver<Result<Packed>>, JoinHandle<()>
         })
         .map_err(|error| {
             Error::new(
-                Kind::System,
+                ErrorKind::System,
                 format!("cannot start the data thread: {error}"),
             )
         })?;

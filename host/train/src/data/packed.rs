@@ -11,18 +11,18 @@ use super::workers::Workers;
 
 /// A place in the endless stream of tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Position {
+pub(crate) struct StreamCursor {
     /// Of each source.
-    sources: Vec<Progress>,
+    sources: Vec<SourceCursor>,
     /// The source that has begun a document and goes on until its end.
     current: Option<usize>,
 }
 
-impl Position {
+impl StreamCursor {
     /// Whether it is a place in these sources, with numbers that can be counted on.
     pub(crate) fn fits(&self, sources: &[Source]) -> bool {
-        let fits = |(progress, source): (&Progress, &Source)| {
-            let Place {
+        let fits = |(progress, source): (&SourceCursor, &Source)| {
+            let PassageId {
                 epoch,
                 file,
                 passage,
@@ -42,8 +42,8 @@ impl Position {
 
 /// How far a source was used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Progress {
-    place: Place,
+struct SourceCursor {
+    place: PassageId,
     /// How many tokens of the passage at the place were taken.
     token: usize,
     /// Tokens taken in all, by which the weights are kept.
@@ -52,7 +52,7 @@ struct Progress {
 
 /// The place of a passage in a source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Place {
+pub(crate) struct PassageId {
     /// How often all files were read.
     pub(crate) epoch: u64,
     /// How many files of this epoch were read.
@@ -65,7 +65,7 @@ pub(crate) struct Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Packed {
     pub(crate) tokens: Box<[u32]>,
-    pub(crate) after: Position,
+    pub(crate) after: StreamCursor,
 }
 
 /// Turns documents into sequences of constant length: the documents' tokens one after the other, each
@@ -85,7 +85,7 @@ pub(crate) struct Packer {
 struct Feed {
     stream: Stream,
     weight: f64,
-    progress: Progress,
+    progress: SourceCursor,
     /// The passage at the place; read when first needed.
     passage: Option<Tokens>,
 }
@@ -97,7 +97,7 @@ impl Packer {
         workers: &Arc<Workers>,
         seq_length: usize,
         seed: i64,
-        position: Position,
+        position: StreamCursor,
     ) -> Self {
         Self::new(sources, workers, seq_length, Order::Endless(seed), position)
     }
@@ -114,7 +114,7 @@ impl Packer {
             workers,
             seq_length,
             Order::Once,
-            Position::default(),
+            StreamCursor::default(),
         )
     }
 
@@ -123,7 +123,7 @@ impl Packer {
         workers: &Arc<Workers>,
         seq_length: usize,
         order: Order,
-        position: Position,
+        position: StreamCursor,
     ) -> Self {
         let left_out = Arc::new(LeftOut::default());
         let feed = |(number, source): (usize, &Source)| {
@@ -194,7 +194,7 @@ impl Packer {
         }
         Ok(Some(Packed {
             tokens: tokens.into_boxed_slice(),
-            after: Position {
+            after: StreamCursor {
                 sources: self.sources.iter().map(|feed| feed.progress).collect(),
                 current: self.current,
             },

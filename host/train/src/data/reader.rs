@@ -14,13 +14,13 @@ use super::token_file::TokenIds;
 
 /// The passages of a file, one after the other, in memory that does not grow with the file.
 pub(crate) struct Reader {
-    content: Content,
+    content: FormatReader,
     part: Part,
     /// What is left of a document that is longer than a passage.
     rest: Rest,
 }
 
-enum Content {
+enum FormatReader {
     Text(Text),
     JsonLines(JsonLines),
     Parquet(Box<ParquetRows>),
@@ -41,16 +41,16 @@ impl Reader {
         Ok(Self {
             content: match source.format {
                 Format::Text(compression) => {
-                    Content::Text(Text::new(text_part(source.part, compression, file)?))
+                    FormatReader::Text(Text::new(text_part(source.part, compression, file)?))
                 }
-                Format::JsonLines(compression) => Content::JsonLines(JsonLines::new(
+                Format::JsonLines(compression) => FormatReader::JsonLines(JsonLines::new(
                     compression.open(file)?,
                     source.column.clone(),
                 )),
                 Format::Parquet => {
-                    Content::Parquet(Box::new(ParquetRows::open(file, &source.column)?))
+                    FormatReader::Parquet(Box::new(ParquetRows::open(file, &source.column)?))
                 }
-                Format::Tokens => Content::Ids(Box::new(TokenIds::open(&source.path, file)?)),
+                Format::Tokens => FormatReader::Ids(Box::new(TokenIds::open(&source.path, file)?)),
                 Format::Unread { codec, .. } => {
                     return Err(Missing::from(Reason::Codec).because(codec));
                 }
@@ -64,10 +64,10 @@ impl Reader {
     pub(crate) fn next(&mut self) -> Option<Result<Passage, Missing>> {
         while self.rest.is_empty() {
             let document = match &mut self.content {
-                Content::Text(text) => return text.next(),
-                Content::Ids(ids) => return ids.next(),
-                Content::JsonLines(lines) => lines.next()?,
-                Content::Parquet(rows) => rows.next()?,
+                FormatReader::Text(text) => return text.next(),
+                FormatReader::Ids(ids) => return ids.next(),
+                FormatReader::JsonLines(lines) => lines.next()?,
+                FormatReader::Parquet(rows) => rows.next()?,
             };
             match document {
                 Err(missing) => return Some(Err(missing)),
@@ -81,7 +81,7 @@ impl Reader {
 
     /// Whether the file says that it has no row.
     pub(crate) fn has_no_row(&self) -> bool {
-        matches!(&self.content, Content::Parquet(rows) if rows.is_empty())
+        matches!(&self.content, FormatReader::Parquet(rows) if rows.is_empty())
     }
 
     /// Passes over so many passages and reasons.

@@ -1,11 +1,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 
 use super::files::SourceFile;
 use super::left_out::{LeftOut, Missing, Reason};
-use super::packed::Place;
+use super::packed::PassageId;
 use super::reader::Reader;
 use super::workers::{Pending, Workers};
 use super::{below, random};
@@ -39,7 +39,7 @@ pub(crate) struct Stream {
     /// The files of the epoch by their numbers.
     sequence: Vec<usize>,
     /// Where reading is, which is ahead of what was handed out.
-    place: Place,
+    place: PassageId,
     reader: Option<Reader>,
     /// Whether this epoch had a passage, or was not read from its beginning.
     fruitful: bool,
@@ -50,7 +50,7 @@ pub(crate) struct Stream {
 }
 
 struct Ahead {
-    place: Place,
+    place: PassageId,
     ends_document: bool,
     bytes: usize,
     tokens: Pending,
@@ -61,7 +61,7 @@ struct Ahead {
 pub(crate) struct Tokens {
     pub(crate) tokens: Vec<u32>,
     /// Where the passage stands.
-    pub(crate) place: Place,
+    pub(crate) place: PassageId,
     pub(crate) ends_document: bool,
 }
 
@@ -73,7 +73,7 @@ impl Stream {
         workers: Arc<Workers>,
         left_out: Arc<LeftOut>,
         order: Order,
-        place: Place,
+        place: PassageId,
     ) -> Self {
         let mut stream = Self {
             number,
@@ -84,7 +84,7 @@ impl Stream {
             sequence: Vec::new(),
             place,
             reader: None,
-            fruitful: place != Place::default(),
+            fruitful: place != PassageId::default(),
             ended: false,
             barren: false,
             ahead: VecDeque::new(),
@@ -184,9 +184,9 @@ impl Stream {
         self.ended = self.barren || !matches!(self.order, Order::Endless(_));
         self.fruitful = false;
         if !self.ended {
-            self.place = Place {
+            self.place = PassageId {
                 epoch: self.place.epoch + 1,
-                ..Place::default()
+                ..PassageId::default()
             };
             self.shuffle();
         }
@@ -204,7 +204,7 @@ impl Stream {
         }
     }
 
-    fn leave_out(&self, place: Place, missing: &Missing) {
+    fn leave_out(&self, place: PassageId, missing: &Missing) {
         // A file's number in a past epoch's order is not known any more: any file of it will do.
         let file = self.sequence.get(place.file).copied().unwrap_or(0);
         self.left_out
@@ -214,7 +214,7 @@ impl Stream {
     fn nothing(&self) -> Error {
         let why = self.left_out.message("data");
         let why = why.unwrap_or_else(|| "there is no document in its files".to_owned());
-        Error::new(Kind::Config, format!("nothing of the data can be used: {why}"))
+        Error::new(ErrorKind::Config, format!("nothing of the data can be used: {why}"))
             .hint("choose the files of a folder by --extensions, and the field of records by --text-column")
     }
 }

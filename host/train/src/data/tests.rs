@@ -108,7 +108,7 @@ impl Data {
         Packer::once(self.corpus.train_files(), &self.workers, SEQ_LENGTH)
     }
 
-    fn endless(&self, position: Position) -> Packer {
+    fn endless(&self, position: StreamCursor) -> Packer {
         Packer::endless(&self.corpus.train, &self.workers, SEQ_LENGTH, 1, position)
     }
 
@@ -151,7 +151,7 @@ fn the_shares_of_a_batch_are_the_whole_and_have_one_cursor() {
     write(folder.path(), "text");
     let data = open(folder.path(), 1, |_| ());
     let loader = || {
-        let packer = data.endless(Position::default());
+        let packer = data.endless(StreamCursor::default());
         Loader::new(packer, 32, 1, None).expect("started")
     };
     let mut whole = loader();
@@ -199,7 +199,7 @@ fn from_any_position_the_stream_goes_on_as_it_would_have() {
         write(folder.path(), format);
         let data = open(folder.path(), 2, |_| ());
         // Three epochs or so.
-        let whole = take(&mut data.endless(Position::default()), 300);
+        let whole = take(&mut data.endless(StreamCursor::default()), 300);
         for cut in [1, 2, 50, 99, 100, 101, 102, 200, 290] {
             let mut resumed = data.endless(whole[cut - 1].after.clone());
             assert_eq!(
@@ -216,13 +216,13 @@ fn a_position_survives_json() {
     let folder = folder();
     write(folder.path(), "jsonl.gz");
     let data = open(folder.path(), 1, |_| ());
-    let after = take(&mut data.endless(Position::default()), 70)
+    let after = take(&mut data.endless(StreamCursor::default()), 70)
         .pop()
         .expect("some")
         .after;
     let json = serde_json::to_string(&after).expect("written");
     assert_eq!(
-        serde_json::from_str::<Position>(&json).expect("read"),
+        serde_json::from_str::<StreamCursor>(&json).expect("read"),
         after
     );
 }
@@ -255,7 +255,7 @@ fn weights_are_shares_of_the_tokens() {
         config.data.push(b.path().to_owned());
         config.data_weights = vec![1.0, 3.0];
     });
-    let whole = take(&mut data.endless(Position::default()), 400);
+    let whole = take(&mut data.endless(StreamCursor::default()), 400);
     for packed in &whole {
         let position = serde_json::to_value(&packed.after).expect("written");
         let tokens = |source: usize| {
@@ -305,7 +305,7 @@ fn write_tokens(data: &Data, path: &Path) {
     let files = data.corpus.train_files();
     let order = Order::Shuffled(1);
     let left_out = Arc::new(LeftOut::default());
-    let place = Place::default();
+    let place = PassageId::default();
     let mut stream = Stream::new(0, files, data.workers.clone(), left_out, order, place);
     let end_of_text = data.tokenizer.end_of_text();
     let header = TokenHeader::new(300, end_of_text, data.tokenizer.sha256());
@@ -330,7 +330,7 @@ fn a_token_file_gives_the_sequences_of_the_first_epoch_and_resumes() {
         .expect("the same tokenizer");
     assert_eq!(data.corpus.token_folder().as_deref(), Some(tokens.path()));
     let sequences = |data: &Data, n| {
-        let packed = take(&mut data.endless(Position::default()), n);
+        let packed = take(&mut data.endless(StreamCursor::default()), n);
         packed
             .into_iter()
             .map(|packed| packed.tokens)
@@ -338,7 +338,7 @@ fn a_token_file_gives_the_sequences_of_the_first_epoch_and_resumes() {
     };
     let epoch = text.tokens(&documents()).len() / SEQ_LENGTH;
     assert!(sequences(&data, epoch) == sequences(&text, epoch));
-    let whole = take(&mut data.endless(Position::default()), 300);
+    let whole = take(&mut data.endless(StreamCursor::default()), 300);
     for cut in [1, 50, epoch, epoch + 1, 290] {
         let mut resumed = data.endless(whole[cut - 1].after.clone());
         assert_eq!(take(&mut resumed, 300 - cut), whole[cut..], "{cut}");
@@ -535,7 +535,7 @@ fn data_of_which_nothing_counts_is_an_error() {
     let folder = folder();
     fs::write(folder.path().join("a.txt"), b"a\xff").expect("written");
     let data = open(folder.path(), 1, |_| ());
-    let mut packer = data.endless(Position::default());
+    let mut packer = data.endless(StreamCursor::default());
     let error = packer.next().expect_err("refused");
     assert!(
         error

@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 
 use super::left_out::{Missing, Reason};
 use super::memory_map::MemoryMap;
@@ -63,7 +63,7 @@ impl TokenHeader {
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let refused = |why: &str| {
             Error::new(
-                Kind::Config,
+                ErrorKind::Config,
                 format!("the token file cannot be used: {why}: {}", path.display()),
             )
             .hint("write it again with `host data tokenize`")

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 
 use super::files::SourceFile;
 use super::left_out::LeftOut;
@@ -35,7 +35,7 @@ impl Validation {
         }
         if sequences.is_empty() {
             return Err(Error::new(
-                Kind::Config,
+                ErrorKind::Config,
                 format!("the evaluation data has fewer tokens than one sequence of {seq_length}"),
             )
             .hint("give more of it by --valid-data, hold out more by a smaller --valid-every, or use a smaller --seq-length"));

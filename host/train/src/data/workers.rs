@@ -3,7 +3,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 
 use super::passage::{Content, Passage};
 use crate::tokenizer::Tokenizer;
@@ -60,7 +60,7 @@ impl Workers {
                 .spawn(move || work(&incoming, &tokenizer))
                 .map_err(|error| {
                     let message = format!("cannot start a tokenizing thread: {error}");
-                    Error::new(Kind::System, message)
+                    Error::new(ErrorKind::System, message)
                 })?;
             workers.threads.push(thread);
         }

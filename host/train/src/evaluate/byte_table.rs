@@ -1,4 +1,4 @@
-use tch::{Device, Kind as TorchKind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::tokenizer::ByteLengths;
 
@@ -26,11 +26,11 @@ impl ByteTable {
         let look_up = |table: &Tensor, from: i64| {
             table.index_select(0, &tokens.narrow(1, from, length).reshape([-1]))
         };
-        let within = look_up(&self.within, 1).sum(TorchKind::Int64);
+        let within = look_up(&self.within, 1).sum(Kind::Int64);
         match &self.begins {
             None => within,
             Some((at_begin, ends)) => {
-                within + (look_up(at_begin, 1) * look_up(ends, 0)).sum(TorchKind::Int64)
+                within + (look_up(at_begin, 1) * look_up(ends, 0)).sum(Kind::Int64)
             }
         }
     }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 use host_core::{Device, Dtype, Need, TensorView};
-use tch::{Kind as TorchKind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::ByteTable;
 use crate::data::Batch;
@@ -49,7 +49,7 @@ impl<'a> Inputs<'a> {
             )
             .view_as(&labels);
         Self {
-            loss_sum: nll.sum(TorchKind::Double),
+            loss_sum: nll.sum(Kind::Double),
             token_count: batch.counted(),
             logits,
             labels,
@@ -96,12 +96,12 @@ impl<'a> Inputs<'a> {
         match need {
             Need::LossSum => self.loss_sum.shallow_clone(),
             Need::TokenCount => Tensor::from(self.token_count),
-            Need::Nll => self.nll.to_kind(TorchKind::Float),
+            Need::Nll => self.nll.to_kind(Kind::Float),
             Need::Labels => self.labels.contiguous(),
             Need::Argmax => self.logits.argmax(-1, false),
             Need::LabelRank => label_rank(&self.logits, &self.labels),
             Need::ByteCount => self.byte_lengths.count(&self.tokens),
-            Need::Logits => self.logits.to_kind(TorchKind::Float),
+            Need::Logits => self.logits.to_kind(Kind::Float),
         }
     }
 }
@@ -113,12 +113,12 @@ fn label_rank(logits: &Tensor, labels: &Tensor) -> Tensor {
     let vocab = logits.size()[logits.dim() - 1];
     let labels = labels.unsqueeze(-1);
     let of_label = logits.gather(-1, &labels, false);
-    let ids = Tensor::arange(vocab, (TorchKind::Int64, logits.device()));
+    let ids = Tensor::arange(vocab, (Kind::Int64, logits.device()));
     let tied = logits
         .eq_tensor(&of_label)
         .logical_and_(&ids.ge_tensor(&labels));
     let behind = logits.lt_tensor(&of_label).logical_or_(&tied);
-    vocab - behind.sum_dim_intlist(-1, false, TorchKind::Int64)
+    vocab - behind.sum_dim_intlist(-1, false, Kind::Int64)
 }
 
 /// A tensor as a metric sees it.
@@ -146,8 +146,8 @@ impl Shown {
             shape: &self.shape,
             strides: &self.strides,
             dtype: match self.tensor.kind() {
-                TorchKind::Double => Dtype::F64,
-                TorchKind::Int64 => Dtype::I64,
+                Kind::Double => Dtype::F64,
+                Kind::Int64 => Dtype::I64,
                 _ => Dtype::F32,
             },
             device: match self.tensor.device() {

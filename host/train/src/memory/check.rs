@@ -1,6 +1,6 @@
 //! Whether a training fits into memory, before it takes any.
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use tch::Device;
 
 use super::estimate::Estimate;
@@ -91,7 +91,7 @@ fn judge(places: &[Place], config: &TrainConfig, model: &Shape, device: Device) 
         );
         let hint = changes(config, model, &fits);
         if more as f64 * ACCURACY > place.room.free as f64 {
-            return Err(Error::new(Kind::Config, message).hint(hint));
+            return Err(Error::new(ErrorKind::Config, message).hint(hint));
         }
         need.warning = Some(format!("{message}; {hint}"));
     }

@@ -1,10 +1,12 @@
 use std::path::Path;
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use serde_json::Value;
 
 use super::gpt2::{self, Gpt2Config};
 use super::layers::Dropout;
+use super::params::ParamMaker;
+use super::{Dtypes, Layers};
 use crate::regular_file::{self, SMALL};
 
 /// A model's configuration: the `config.json` of its family, and the shape that it means.
@@ -18,6 +20,36 @@ pub(crate) struct ModelConfig {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Family {
     Gpt2(Gpt2Config),
+}
+
+impl Family {
+    /// The layers, with new weights.
+    pub(super) fn layers(&self, dtypes: Dtypes, maker: &mut ParamMaker) -> Layers {
+        match self {
+            Self::Gpt2(config) => config.layers(dtypes, maker),
+        }
+    }
+
+    /// The name of a tensor in full, where a file leaves a prefix out.
+    pub(super) fn full_name(&self, name: &str) -> String {
+        match self {
+            Self::Gpt2(_) => gpt2::full_name(name),
+        }
+    }
+
+    /// Whether a file may have a tensor of this name that is no weight.
+    pub(super) fn is_obsolete(&self, full_name: &str) -> bool {
+        match self {
+            Self::Gpt2(_) => gpt2::is_obsolete(full_name),
+        }
+    }
+
+    /// The name of the output layer, and of the embedding that it may be tied to.
+    pub(super) fn tied(&self) -> [&'static str; 2] {
+        match self {
+            Self::Gpt2(_) => [gpt2::HEAD, gpt2::EMBEDDING],
+        }
+    }
 }
 
 /// The sizes of a decoder, in no family's names.
@@ -106,7 +138,7 @@ impl ModelConfig {
         let unusable = |Unusable { fault, hint }| {
             let path = file.display();
             let message = format!("the model's configuration cannot be used: {fault}: {path}");
-            Error::new(Kind::Config, message).hint(hint)
+            Error::new(ErrorKind::Config, message).hint(hint)
         };
         if regular_file::is_lfs_pointer(&text) {
             let fault = "it is a pointer of Git LFS".to_owned();

@@ -1,4 +1,5 @@
-//! The layers of a decoder. `param` and `compute` in their contracts are those of [`Dtypes`].
+//! The layers of a decoder. `param` and `compute` in their contracts are those of
+//! [`Dtypes`](super::precision::Dtypes).
 
 use tch::{Kind, Tensor};
 

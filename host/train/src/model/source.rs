@@ -1,9 +1,9 @@
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 
 use super::config::ModelConfig;
-use crate::checkpoint::verify_part;
+use crate::manifest::verify_part;
 use crate::weight_files::{WeightFiles, is_weights};
 
 /// Where `model` points.
@@ -74,7 +74,7 @@ impl ModelSource {
         }
         if !is_folder && is_weights(&file.file_name().unwrap_or_default().to_string_lossy()) {
             let message = format!("model names a file of weights: {}", path.display());
-            return Err(Error::new(Kind::Config, message)
+            return Err(Error::new(ErrorKind::Config, message)
                 .hint("name the folder that has it and the model's config.json"));
         }
         let (config, states_vocabulary) = ModelConfig::read(&file)?;
@@ -97,13 +97,13 @@ fn no_config(path: &Path, is_folder: bool) -> Error {
     let model = path.display();
     if is_folder {
         let message = format!("the model's folder has no config.json: {model}");
-        return Error::new(Kind::Config, message)
+        return Error::new(ErrorKind::Config, message)
             .hint("fetch or write the config.json that belongs to its weights");
     }
     let presets: Vec<&str> = ModelConfig::presets().collect();
     let presets = presets.join(", ");
     Error::new(
-        Kind::Config,
+        ErrorKind::Config,
         format!("model is neither a preset nor a config.json nor a folder with one: {model}"),
     )
     .hint(format!("the presets are: {presets}"))

@@ -1,12 +1,12 @@
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, Kind, Result, Step};
+use host_core::{Error, ErrorKind, Result, Step};
 use tch::Device;
 
 use super::Start;
 use crate::TrainConfig;
 use crate::checkpoint::Stored;
-use crate::data::{Corpus, Cursor, Fingerprint};
+use crate::data::{Corpus, Fingerprint, LoaderCursor};
 use crate::model::{Decoder, Dtypes, ModelConfig, ModelSource};
 use crate::out_of_memory;
 use crate::tokenizer::Tokenizer;
@@ -99,7 +99,7 @@ impl Origin {
         if tokenizer.vocab_size() > model.shape.vocab_size {
             let (last, rows) = (tokenizer.vocab_size() - 1, model.shape.vocab_size);
             let message = format!("the tokenizer has ids up to {last}, the model rows for {rows}");
-            return Err(Error::new(Kind::Config, message)
+            return Err(Error::new(ErrorKind::Config, message)
                 .hint("use the tokenizer that belongs to the model's weights"));
         }
         corpus.check_rows(model.shape.vocab_size)?;
@@ -152,7 +152,7 @@ impl Origin {
 
     /// Where the checkpoint was in the data, with its shuffle buffer. The buffer is no longer in the
     /// checkpoint then.
-    pub(super) fn take_cursor(&mut self) -> Option<(Cursor, Vec<Box<[u32]>>)> {
+    pub(super) fn take_cursor(&mut self) -> Option<(LoaderCursor, Vec<Box<[u32]>>)> {
         let stored = &mut self.resumed.as_mut()?.stored;
         let buffer = std::mem::take(&mut stored.buffer);
         Some((stored.state.data.clone(), buffer))
@@ -195,7 +195,7 @@ fn find_tokenizer(
         if source.has_weights {
             let place = folder.display();
             let message = format!("the model has weights and no tokenizer: {place}");
-            return Err(Error::new(Kind::Config, message)
+            return Err(Error::new(ErrorKind::Config, message)
                 .hint("name the tokenizer that the weights were trained with: --tokenizer PATH"));
         }
     }
@@ -205,7 +205,7 @@ fn find_tokenizer(
         Some(name) => {
             let message =
                 format!("end_of_text is {name}, and a tokenizer trained here has another");
-            Err(Error::new(Kind::Config, message)
+            Err(Error::new(ErrorKind::Config, message)
                 .hint("leave --end-of-text out, or give the tokenizer that has it by --tokenizer"))
         }
         None => Ok(tokenizer),
@@ -262,7 +262,7 @@ fn check_model(config: &TrainConfig, folder: &Path, model: &ModelConfig) -> Resu
             let (model, place) = (&config.model, folder.display());
             let message =
                 format!("model is {model}, whose {name} is not that of the checkpoint: {place}");
-            Err(Error::new(Kind::Config, message).hint(leave_out))
+            Err(Error::new(ErrorKind::Config, message).hint(leave_out))
         }
         None => Ok(()),
     }
@@ -275,7 +275,7 @@ fn check_tokenizer(config: &TrainConfig, folder: &Path, tokenizer: &Tokenizer) -
         && tokenizer.id(name) != Some(tokenizer.end_of_text())
     {
         let message = format!("end_of_text is {name}, and the checkpoint has another: {place}");
-        return Err(Error::new(Kind::Config, message)
+        return Err(Error::new(ErrorKind::Config, message)
             .hint("leave --end-of-text out: the checkpoint knows its own"));
     }
     let Some(path) = &config.tokenizer else {
@@ -289,20 +289,21 @@ fn check_tokenizer(config: &TrainConfig, folder: &Path, tokenizer: &Tokenizer) -
     }
     let path = path.display();
     let message = format!("tokenizer is {path}, which is not that of the checkpoint: {place}");
-    Err(Error::new(Kind::Config, message).hint(leave_out))
+    Err(Error::new(ErrorKind::Config, message).hint(leave_out))
 }
 
 /// Whether sequences of this length can be trained on.
 fn check_length(config: &TrainConfig, model: &ModelConfig) -> Result<()> {
     if config.seq_length < 2 {
-        return Err(
-            Error::new(Kind::Config, format!("seq_length is {}", config.seq_length))
-                .hint("a sequence needs at least 2 tokens: one to predict the other from"),
-        );
+        return Err(Error::new(
+            ErrorKind::Config,
+            format!("seq_length is {}", config.seq_length),
+        )
+        .hint("a sequence needs at least 2 tokens: one to predict the other from"));
     }
     if config.seq_length > model.shape.positions {
         return Err(Error::new(
-            Kind::Config,
+            ErrorKind::Config,
             format!(
                 "seq_length {} is longer than the model's {} positions",
                 config.seq_length, model.shape.positions

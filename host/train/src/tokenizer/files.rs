@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use host_core::{Error, Kind, Result};
+use host_core::{Error, ErrorKind, Result};
 use serde_json::{Map, Value, json};
 
 use super::{END_OF_TEXT, token_name};
-use crate::checkpoint::verify_part;
+use crate::manifest::verify_part;
 use crate::regular_file::{self, SMALL};
 
 /// A tokenizer's files, not yet read.
@@ -105,11 +105,11 @@ pub(super) fn none_at(path: &Path) -> Error {
     let place = path.display();
     match other {
         Some(name) => Error::new(
-            Kind::Config,
+            ErrorKind::Config,
             format!("the tokenizer is in a format that is not read: {name}: {place}"),
         )
         .hint(conversion(path)),
-        None => Error::new(Kind::Config, format!("there is no tokenizer: {place}"))
+        None => Error::new(ErrorKind::Config, format!("there is no tokenizer: {place}"))
             .hint("name a tokenizer.json, or a folder with one"),
     }
 }
@@ -297,6 +297,6 @@ fn parse(text: &str, path: &Path) -> Result<Value> {
 /// The error of a file that is no tokenizer's.
 pub(super) fn unusable(why: &str, path: &Path) -> Error {
     let message = format!("the tokenizer cannot be used: {why}: {}", path.display());
-    Error::new(Kind::Config, message)
+    Error::new(ErrorKind::Config, message)
         .hint("it must be a tokenizer.json as transformers' fast tokenizers write it, or GPT-2's vocab.json and merges.txt")
 }

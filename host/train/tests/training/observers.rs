@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use host_core::{
-    Ask, Error, EventBody, Kind, Observer, OnError, Request, Result, Step, Supervised,
+    Ask, Error, ErrorKind, EventBody, Observer, OnError, Request, Result, Step, Supervised,
 };
 
 use super::*;
@@ -264,7 +264,7 @@ impl Observer for Failing {
         }
         if self.at.contains(&step.0) {
             self.panicked = self.panics;
-            return Err(Error::new(Kind::Plugin, "no"));
+            return Err(Error::new(ErrorKind::Plugin, "no"));
         }
         self.seen.lock().expect("not poisoned").push(step.0);
         Ok(Vec::new())
@@ -395,5 +395,5 @@ fn an_observer_whose_failure_ends_the_run_leaves_a_checkpoint() {
     );
     assert!(run.checkpoints.join("step-000003/manifest.json").is_file());
     let error = control.take_failure().expect("the plugin's error");
-    assert_eq!((error.message(), error.kind()), ("no", Kind::Plugin));
+    assert_eq!((error.message(), error.kind()), ("no", ErrorKind::Plugin));
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use host_plugin_sdk::FileEntry;
-use hub_git::{Error, Publisher, Receipt, Result, Snapshot};
+use hub_git::{Error, Publisher, PushedCheckpoint, Receipt, Result};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use test_hub::TestHub;
@@ -93,7 +93,7 @@ impl Run {
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<Receipt> {
         let state_dir = self.state_dir();
-        let snapshot = Snapshot {
+        let snapshot = PushedCheckpoint {
             step: checkpoint.step,
             run: &self.name,
             dir: &checkpoint.dir,

@@ -1,0 +1,138 @@
+//! How the host runs a plugin: the keys of a `[[plugin]]` table that are the host's own.
+
+use std::time::Duration;
+
+use host_core::{Error, ErrorKind, QueuePolicy, Result};
+use serde_json::{Map, Value, json};
+
+use crate::{Mode, OnError};
+
+/// What the user said of how a plugin is run. The defaults depend on the plugin's kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Policy {
+    /// Where its code runs.
+    pub mode: Option<Mode>,
+    /// What a failing call means.
+    pub on_error: Option<OnError>,
+    /// The longest that one call may take: beyond it the call has failed.
+    pub time_limit: Option<Duration>,
+    /// What waits for it if it is a sink.
+    pub queue: Option<QueuePolicy>,
+}
+
+impl Policy {
+    /// The keys, as they are written.
+    pub(crate) const KEYS: [&str; 4] = ["mode", "on_error", "time_limit_secs", "queue"];
+
+    /// Sets what one of the keys says on the command line.
+    ///
+    /// # Errors
+    /// The value is wrong.
+    pub(crate) fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        match key {
+            "mode" => self.mode = Some(value.parse()?),
+            "on_error" => self.on_error = Some(value.parse()?),
+            "time_limit_secs" => self.time_limit = Some(time_limit(value.parse().ok(), value)?),
+            _ => self.queue = Some(value.parse()?),
+        }
+        Ok(())
+    }
+
+    /// Takes the keys out of a `[[plugin]]` table.
+    ///
+    /// # Errors
+    /// A value is wrong.
+    pub(crate) fn take_from(table: &mut Map<String, Value>) -> Result<Self> {
+        let [mode, on_error, limit, queue] = Self::KEYS.map(|key| table.shift_remove(key));
+        Ok(Self {
+            mode: mode
+                .map(|value| text_of("mode", value)?.parse())
+                .transpose()?,
+            on_error: on_error
+                .map(|value| OnError::from_value(&value))
+                .transpose()?,
+            time_limit: limit
+                .map(|value| time_limit(value.as_f64(), &value.to_string()))
+                .transpose()?,
+            queue: queue
+                .map(|value| text_of("queue", value)?.parse())
+                .transpose()?,
+        })
+    }
+
+    /// The keys that were set, as [`PluginSpec::from_table`](crate::PluginSpec::from_table) reads them.
+    pub fn to_table(self) -> Map<String, Value> {
+        let on_error = self.on_error.map(|on_error| match on_error {
+            OnError::Fail => json!("fail"),
+            OnError::Warn => json!("warn"),
+            OnError::DisableAfter(n) => json!({ "disable_after": n }),
+        });
+        let values = [
+            self.mode.map(|mode| mode.name().into()),
+            on_error,
+            self.time_limit.map(|limit| limit.as_secs_f64().into()),
+            self.queue.map(|queue| queue.name().into()),
+        ];
+        let keys = Self::KEYS.map(str::to_owned).into_iter();
+        keys.zip(values)
+            .filter_map(|(key, value)| Some((key, value?)))
+            .collect()
+    }
+}
+
+/// A text of a `[[plugin]]` table.
+///
+/// # Errors
+/// The value is none, or an empty one.
+pub(crate) fn text_of(key: &str, value: Value) -> Result<String> {
+    match value {
+        Value::String(text) if !text.is_empty() => Ok(text),
+        other => Err(table_error(format!(
+            "{key} of a [[plugin]] must be text, not {other}"
+        ))),
+    }
+}
+
+pub(crate) fn table_error(message: String) -> Error {
+    Error::new(ErrorKind::Config, message)
+        .hint("write id = \"local-disk\" or path = \"./libmine.so\", and the settings beside it")
+}
+
+/// A time limit in seconds, where it is one.
+fn time_limit(secs: Option<f64>, text: &str) -> Result<Duration> {
+    secs.filter(|&secs| secs > 0.0)
+        .and_then(|secs| Duration::try_from_secs_f64(secs).ok())
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::Config,
+                format!("time_limit_secs cannot be {text}"),
+            )
+            .hint("give the seconds that one call may take, as in 0.5 or 60")
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_set_is_written_and_read_again() {
+        for policy in [
+            Policy::default(),
+            Policy {
+                mode: Some(Mode::Process),
+                on_error: Some(OnError::DisableAfter(3)),
+                time_limit: Some(Duration::from_millis(2500)),
+                queue: Some(QueuePolicy::Latest),
+            },
+            Policy {
+                on_error: Some(OnError::Warn),
+                ..Policy::default()
+            },
+        ] {
+            let mut table = policy.to_table();
+            assert_eq!(Policy::take_from(&mut table).expect("a policy"), policy);
+            assert!(table.is_empty());
+        }
+    }
+}

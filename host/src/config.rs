@@ -1,0 +1,11 @@
+//! The arguments of a run: flags, TOML file, defaults.
+
+pub(crate) mod hub_model;
+mod preflight_policy;
+pub(crate) mod script_names;
+pub(crate) mod settings;
+mod train_args;
+
+pub(crate) use self::hub_model::HubModel;
+pub(crate) use self::preflight_policy::PreflightPolicy;
+pub(crate) use self::train_args::TrainArgs;

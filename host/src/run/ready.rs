@@ -1,0 +1,115 @@
+//! Everything that can fail before there is a run.
+
+use host_core::{Observer, Result, Supervised};
+use host_train::{Start, Trainer};
+
+use super::cache::Cache;
+use super::origin::Origin;
+use super::preflight::{self, CheckpointSize, Sink};
+use crate::plan::Plan;
+use crate::plugins::{self, Grouping, Plugins};
+use crate::runs::run_dir::RunDir;
+use crate::show::console::Console;
+use crate::show::progress::Progress;
+use crate::show::warnings::Warnings;
+
+/// The parameter groups that a plan leads to.
+///
+/// # Errors
+/// Whatever would keep the run from starting.
+pub(crate) fn groups(plan: &Plan) -> Result<Grouping> {
+    let console = Console::new(false, 0);
+    let grouping = grouping(plan, &console)?;
+    let warnings = console.end();
+    grouping.warnings.iter().for_each(|w| warnings.warn(w));
+    Ok(grouping)
+}
+
+fn grouping(plan: &Plan, Console { progress, warnings }: &Console) -> Result<Grouping> {
+    plugins::show_logs(progress, warnings);
+    let plugins = Plugins::load(plan)?;
+    let origin = Origin::find(plan.clone(), progress, warnings)?;
+    let trainer = prepare(&origin.local, &origin.start, progress)?;
+    let mut grouping = plugins.group(trainer.params(), plan.train.weight_decay)?;
+    grouping.warnings = [plugins.warnings(), grouping.warnings].concat();
+    Ok(grouping)
+}
+
+/// A training that can begin.
+pub(super) struct Ready {
+    pub(super) plugins: Plugins,
+    pub(super) sinks: Vec<Sink>,
+    pub(super) observers: Vec<Supervised<dyn Observer>>,
+    pub(super) trainer: Trainer,
+    pub(super) grouping: Grouping,
+}
+
+impl Ready {
+    pub(super) fn prepare(
+        plan: &Plan,
+        start: &Start,
+        progress: &Progress,
+        warnings: &Warnings,
+    ) -> Result<Self> {
+        plugins::show_logs(progress, warnings);
+        let plugins = Plugins::load(plan)?;
+        let metrics = plugins.metrics()?;
+        let sinks = plugins.sinks(|_| true)?;
+        let observers = plugins.observers()?;
+        for line in plugins.lines() {
+            progress.say(&line);
+        }
+        if let Some(lock) = &plan.plugin_lock {
+            progress.say(&format!("plugins are held to {}", lock.path().display()));
+        }
+        let mut trainer = prepare(plan, start, progress)?;
+        trainer.add_metrics(metrics)?;
+        let grouping = plugins.group(trainer.params(), plan.train.weight_decay)?;
+        let news = plugins.warnings().into_iter();
+        news.chain(grouping.warnings.iter().cloned())
+            .for_each(|warning| warnings.warn(warning));
+        Ok(Self {
+            plugins,
+            sinks,
+            observers,
+            trainer,
+            grouping,
+        })
+    }
+
+    /// The plan with the values that are used where it leaves them open: what a run's file says.
+    pub(super) fn used(&self, plan: &Plan) -> Plan {
+        let train = self.trainer.used(&plan.train);
+        Plan {
+            train,
+            ..plan.clone()
+        }
+    }
+
+    /// Asks the sinks whether checkpoints will arrive.
+    pub(super) fn check_sinks(
+        mut self,
+        plan: &Plan,
+        dir: &RunDir,
+        progress: &Progress,
+        warnings: &Warnings,
+    ) -> Result<Self> {
+        let size = CheckpointSize::of(self.trainer.params());
+        let (sinks, faults) = preflight::check(plan.preflight, dir, size, self.sinks, progress)?;
+        self.sinks = sinks;
+        faults.into_iter().for_each(|fault| warnings.warn(fault));
+        Ok(self)
+    }
+}
+
+fn prepare(plan: &Plan, start: &Start, progress: &Progress) -> Result<Trainer> {
+    let cache = Cache::find()?;
+    if let Some(warning) = &cache.warning {
+        progress.say(&format!("warning: {warning}"));
+    }
+    let say = &mut |what: &str| progress.busy(what);
+    let trainer = Trainer::prepare(&plan.train, start, cache.folder(), say)?;
+    progress.begin(trainer.step());
+    progress.say(&trainer.summary());
+    Ok(trainer)
+}

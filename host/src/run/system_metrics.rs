@@ -1,0 +1,85 @@
+//! How the machine does while a run is on it, as `system/` metrics.
+
+mod gpu;
+mod machine;
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use host_core::{Emitter, Error, ErrorKind, EventBody, MetricValue, Result, Step};
+
+use gpu::Gpus;
+use machine::Machine;
+
+/// A thread that looks at the machine from time to time. It ends with this.
+pub(crate) struct SystemMetrics {
+    /// Hanging it up is the sign to end.
+    stop: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl SystemMetrics {
+    /// Begins to look. A look is recorded at the step that the run has come to by then; if that is
+    /// still the step of the look before, or `start`, it is left out, since a metric has one value a
+    /// step.
+    ///
+    /// # Errors
+    /// If the system has no thread left.
+    pub(crate) fn start(
+        every: Duration,
+        run_dir: &Path,
+        emitter: Emitter,
+        start: Step,
+        step: impl Fn() -> Step + Send + 'static,
+    ) -> Result<Self> {
+        let (stop, stopped) = sync_channel(0);
+        let run_dir = run_dir.to_owned();
+        let thread = std::thread::Builder::new()
+            .name("system-metrics".to_owned())
+            .spawn(move || watch(every, run_dir, &stopped, &emitter, start, &step))
+            .map_err(|e| Error::new(ErrorKind::System, format!("cannot start a thread: {e}")))?;
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for SystemMetrics {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            // A run does not fail because of what it says of the machine.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn watch(
+    every: Duration,
+    run_dir: PathBuf,
+    stopped: &Receiver<()>,
+    emitter: &Emitter,
+    start: Step,
+    step: &impl Fn() -> Step,
+) {
+    let gpus = Gpus::find();
+    let mut machine = Machine::new(run_dir);
+    let mut recorded = start;
+    while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+        let now = step();
+        if now <= recorded {
+            continue;
+        }
+        recorded = now;
+        let mut values = machine.look();
+        values.extend(gpus.look());
+        let values = values
+            .into_iter()
+            .map(|(name, value)| MetricValue::new(format!("system/{name}"), value))
+            .collect();
+        emitter.emit(now, EventBody::Metrics { values });
+    }
+}

@@ -1,0 +1,234 @@
+//! The proof that a resume is exact, for a configuration of the user's: a run that is killed and
+//! resumed against one that nothing happened to.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use host_core::{Error, ErrorKind, Manifest, Result, RunName, Step};
+use host_store::{Point, Reader};
+use serde_json::Value;
+
+use crate::plan::Plan;
+use crate::plan::run_file::RunFile;
+use crate::plugins::Plugins;
+
+/// What was found equal.
+#[derive(Debug)]
+pub(crate) struct Proof {
+    /// Files of the last checkpoint.
+    pub(crate) files: usize,
+    /// Metrics with the same points.
+    pub(crate) metrics: usize,
+    /// Steps of each run.
+    pub(crate) steps: u64,
+}
+
+/// Trains `2 * steps` steps twice, once with a SIGKILL after the checkpoint in the middle and a
+/// resume, and compares every file of the last checkpoint and every metric that measures no time.
+/// The sinks are left out: nothing is delivered anywhere. `say` is told what goes on.
+///
+/// # Errors
+/// A run that fails, or the first difference.
+pub(crate) fn verify_resume(
+    mut plan: Plan,
+    steps: u64,
+    say: &mut dyn FnMut(&str),
+) -> Result<Proof> {
+    plan.train.max_train_steps = 2 * steps;
+    plan.train.save_checkpoint_steps = steps;
+    plan.train.keep_checkpoints = 0;
+    if plan.resume_from_checkpoint.take().is_some() {
+        say("beginning at step 0, without resume_from_checkpoint");
+    }
+    if plan.train.max_eval_steps <= 0 {
+        plan.train.max_eval_steps = 4;
+    }
+    let io = |e: std::io::Error| Error::io("make a folder for the proof", &plan.runs_dir, &e);
+    std::fs::create_dir_all(&plan.runs_dir).map_err(io)?;
+    let folder = tempfile::Builder::new()
+        .prefix(".verify-resume-")
+        .tempdir_in(&plan.runs_dir)
+        .map_err(io)?;
+    let folder = folder.path();
+    let config = folder.join("proof.toml");
+    write_config(&plan, &config)?;
+
+    say(&format!("training {} steps", 2 * steps));
+    let whole = folder.join("runs/whole");
+    finish(
+        host(&["run", &text(&config), "--name", "whole"])
+            .spawn()
+            .map_err(cannot_start)?,
+    )?;
+    say(&format!(
+        "training again, and killing it after step {steps}"
+    ));
+    let killed = folder.join("runs/killed");
+    kill_after_checkpoint(host(&["run", &text(&config), "--name", "killed", "--json"]))?;
+    say("resuming");
+    finish(
+        host(&["resume", &text(&killed)])
+            .spawn()
+            .map_err(cannot_start)?,
+    )?;
+
+    Ok(Proof {
+        files: equal_files(&whole, &killed, 2 * steps)?,
+        metrics: equal_metrics(&whole, &killed)?,
+        steps: 2 * steps,
+    })
+}
+
+/// The plan as a configuration file, without the sinks.
+fn write_config(plan: &Plan, config: &Path) -> Result<()> {
+    let plugins = Plugins::load(plan)?.without_sinks();
+    let name: RunName = "proof".parse()?;
+    let plan = Plan {
+        runs_dir: config.with_file_name("runs"),
+        ..plan.clone()
+    };
+    RunFile::new(&plan, &name, &plugins.entries())?.write(config)
+}
+
+/// This program with other arguments; it says nothing unless it fails.
+fn host(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap_or_else(|_| "host".into()));
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Waits for a run, and hands on what it said if it failed.
+fn finish(child: Child) -> Result<()> {
+    let output = child.wait_with_output().map_err(cannot_start)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let last = |prefix: &str| {
+        said.lines()
+            .rev()
+            .find_map(|line| line.strip_prefix(prefix))
+    };
+    let error = Error::new(
+        ErrorKind::System,
+        format!(
+            "a run of the proof failed: {}",
+            last("error: ").unwrap_or("it said nothing")
+        ),
+    );
+    Err(match last("hint: ") {
+        Some(hint) => error.hint(hint),
+        None => error,
+    })
+}
+
+/// Starts a run and ends it by SIGKILL once its first checkpoint is written.
+fn kill_after_checkpoint(mut command: Command) -> Result<()> {
+    // What it says beside the events would fill a pipe that nobody reads.
+    let mut child = command
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(cannot_start)?;
+    let events = child.stdout.take().map(BufReader::new);
+    for line in events
+        .into_iter()
+        .flat_map(BufRead::lines)
+        .map_while(std::io::Result::ok)
+    {
+        let event: Value = serde_json::from_str(&line).unwrap_or_default();
+        if event["kind"] == "checkpoint_written" {
+            child.kill().map_err(cannot_start)?;
+            child.wait().map_err(cannot_start)?;
+            return Ok(());
+        }
+    }
+    finish(child)?;
+    Err(Error::new(
+        ErrorKind::System,
+        "a run of the proof ended before it could be killed",
+    ))
+}
+
+fn equal_files(whole: &Path, killed: &Path, step: u64) -> Result<usize> {
+    let manifest = |run: &Path| {
+        let path = run.join("checkpoints").join(Step(step).checkpoint_name());
+        host_train::verify_checkpoint(&path)
+    };
+    let (Manifest { files: whole }, Manifest { files: killed }) =
+        (manifest(whole)?, manifest(killed)?);
+    let different: Vec<&str> = whole
+        .iter()
+        .filter(|(name, entry)| killed.get(*name) != Some(entry))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    if different.is_empty() && whole.len() == killed.len() {
+        return Ok(whole.len());
+    }
+    Err(not_exact(format!(
+        "these files of the last checkpoint differ: {}",
+        different.join(", ")
+    )))
+}
+
+fn equal_metrics(whole: &Path, killed: &Path) -> Result<usize> {
+    let (whole, killed) = (Reader::open(whole)?, Reader::open(killed)?);
+    let mut equal = 0;
+    for series in whole
+        .series()?
+        .iter()
+        .filter(|series| !measures_cost(&series.name))
+    {
+        let points = |reader: &Reader| -> Result<Vec<(u64, u64)>> {
+            let history = reader
+                .history(&series.name, usize::MAX)?
+                .unwrap_or_default();
+            Ok(history
+                .iter()
+                .map(|Point { step, value, .. }| (step.0, value.to_bits()))
+                .collect())
+        };
+        let (whole, killed) = (points(&whole)?, points(&killed)?);
+        if whole != killed {
+            let step = std::iter::zip(&whole, &killed)
+                .find(|(a, b)| a != b)
+                .map_or(whole.len().min(killed.len()) as u64, |(a, _)| a.0);
+            return Err(not_exact(format!(
+                "{} differs from step {step} on",
+                series.name
+            )));
+        }
+        equal += 1;
+    }
+    Ok(equal)
+}
+
+/// Whether a metric says what something cost in time or memory, which is never the same twice.
+fn measures_cost(name: &str) -> bool {
+    name.ends_with("_secs")
+        || name == "peak_memory_bytes"
+        || name.ends_with("_per_second")
+        || name == "mfu"
+        || name.starts_with("plugin/")
+        || name.starts_with("system/")
+}
+
+fn not_exact(what: String) -> Error {
+    Error::new(ErrorKind::Training, format!("the resume is not exact: {what}"))
+        .hint("on CUDA set deterministic = true; a metric plugin may keep something that no checkpoint holds")
+}
+
+fn cannot_start(error: std::io::Error) -> Error {
+    Error::new(
+        ErrorKind::System,
+        format!("cannot run this program again: {error}"),
+    )
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

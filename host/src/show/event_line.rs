@@ -1,0 +1,263 @@
+//! What happened, in a line for people.
+
+use host_core::{DeliveryState, EVAL_LOSS, Event, EventBody, MetricValue, Request};
+
+use crate::show::number;
+pub(crate) use crate::show::printable::one_line;
+
+/// The event in a line, if it is worth one: the steps of the training are not, the meter shows them.
+pub(crate) fn event_line(event: &Event) -> Option<String> {
+    let at = format!("step {:<6}", event.step);
+    let line = match &event.body {
+        EventBody::RunStarted { generation: 0 } => return None,
+        EventBody::RunStarted { generation } => {
+            format!("{at}  training resumed (resume {generation})")
+        }
+        EventBody::Superseded { from_step, .. } => {
+            format!("step {from_step:<6}  what was recorded after this step no longer counts")
+        }
+        EventBody::Metrics { values } => {
+            let told: Vec<String> = values
+                .iter()
+                .filter(|metric| is_evaluation(values) && !metric.name.ends_with("_secs"))
+                .map(|metric| format!("{} {}", metric.name, number::value(metric.value)))
+                .collect();
+            if told.is_empty() {
+                return None;
+            }
+            format!("{at}  {}", told.join("  "))
+        }
+        EventBody::CheckpointWritten {
+            name,
+            bytes,
+            write_secs,
+            ..
+        } => format!(
+            "{at}  checkpoint {name}: {} in {}",
+            number::bytes(*bytes),
+            number::duration(*write_secs)
+        ),
+        EventBody::CheckpointFailed { reason } => format!("{at}  no checkpoint: {reason}"),
+        EventBody::Delivery {
+            sink,
+            checkpoint,
+            state,
+            detail,
+            retry_time_us,
+        } => match state {
+            DeliveryState::Queued | DeliveryState::Sending => return None,
+            DeliveryState::Delivered => {
+                format!(
+                    "step {checkpoint:<6}  delivered by {sink}{}",
+                    receipt(detail)
+                )
+            }
+            DeliveryState::Failed => {
+                let again = if retry_time_us.is_some() {
+                    "not yet"
+                } else {
+                    "not"
+                };
+                format!("step {checkpoint:<6}  {again} delivered by {sink}: {detail}")
+            }
+            DeliveryState::Dropped => {
+                format!("step {checkpoint:<6}  dropped for {sink}: {detail}")
+            }
+        },
+        // The delivery's own events say how it ended; a try that will be repeated is no news.
+        EventBody::PluginFault { call, .. } if call == "publish" => return None,
+        EventBody::PluginFault {
+            plugin,
+            call,
+            message,
+        } => {
+            let start = format!("plugin {plugin} failed in {call}: ");
+            // An error of a call says so itself.
+            let reason = message.strip_prefix(&start).unwrap_or(message);
+            format!("warning: {start}{reason}")
+        }
+        EventBody::Request {
+            by,
+            request,
+            reason,
+        } => match reason.as_str() {
+            "" => format!("{at}  {by} asked {}", request_words(*request)),
+            reason => format!("{at}  {by} asked {}: {reason}", request_words(*request)),
+        },
+        EventBody::Warning { message } => format!("warning: {message}"),
+        EventBody::RunFinished { reason, message } => {
+            let reason = reason_word(*reason);
+            if message.is_empty() {
+                format!("{at}  {reason}")
+            } else {
+                format!("{at}  {reason}: {message}")
+            }
+        }
+    };
+    Some(one_line(&line))
+}
+
+/// What was asked for, behind `asked`.
+pub(crate) fn request_words(request: Request) -> String {
+    match request {
+        Request::Stop => "to stop".to_owned(),
+        Request::Checkpoint => "for a checkpoint".to_owned(),
+        Request::SkipStep => "to skip a step".to_owned(),
+        Request::ScaleLearningRate { factor } => {
+            format!("for {factor} of the learning rate")
+        }
+        Request::RollBack => "to go back to the last checkpoint".to_owned(),
+        Request::Evaluate => "for an evaluation".to_owned(),
+        Request::Pause => "to pause".to_owned(),
+        Request::Continue => "to continue".to_owned(),
+        Request::SetLearningRate { factor } => {
+            format!("for {factor} times the schedule's learning rate")
+        }
+    }
+}
+
+/// How a run ended, in a word.
+pub(crate) fn reason_word(reason: host_core::StopReason) -> &'static str {
+    match reason {
+        host_core::StopReason::Completed => "completed",
+        host_core::StopReason::Interrupted => "interrupted",
+        host_core::StopReason::Terminated => "terminated",
+        host_core::StopReason::Requested => "stopped as requested",
+        host_core::StopReason::Failed => "failed",
+    }
+}
+
+fn is_evaluation(values: &[MetricValue]) -> bool {
+    let tells =
+        |name: &str| name == EVAL_LOSS || name == "perplexity" || name.starts_with("baseline/");
+    values.iter().any(|metric| tells(&metric.name))
+}
+
+/// The texts and numbers of a receipt: `: path /c, files 3`. Nothing if there are none. Digests are for
+/// programs.
+pub(crate) fn receipt(json: &str) -> String {
+    let Ok(serde_json::Value::Object(receipt)) = serde_json::from_str(json) else {
+        return String::new();
+    };
+    let told: Vec<String> = receipt
+        .iter()
+        .filter(|(key, _)| !key.ends_with("sha256"))
+        .filter_map(|(key, value)| match value {
+            serde_json::Value::String(text) => Some(format!("{key} {text}")),
+            serde_json::Value::Number(number) => Some(format!("{key} {number}")),
+            _ => None,
+        })
+        .collect();
+    if told.is_empty() {
+        return String::new();
+    }
+    format!(": {}", told.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use host_core::{Step, StopReason};
+
+    fn line(step: u64, body: EventBody) -> Option<String> {
+        event_line(&Event {
+            seq: 1,
+            time_us: 0,
+            step: Step(step),
+            body,
+        })
+    }
+
+    #[test]
+    fn evaluations_have_a_line_and_steps_have_none() {
+        let metrics = |names: &[(&str, f64)]| EventBody::Metrics {
+            values: names
+                .iter()
+                .map(|&(name, value)| MetricValue::new(name, value))
+                .collect(),
+        };
+        assert_eq!(line(1, metrics(&[("loss/train", 3.0), ("lr", 1e-4)])), None);
+        assert_eq!(
+            line(
+                100,
+                metrics(&[("loss/eval", 4.2109), ("perplexity", 67.4212)])
+            )
+            .as_deref(),
+            Some("step 100     loss/eval 4.2109  perplexity 67.421")
+        );
+    }
+
+    #[test]
+    fn a_failure_says_once_which_plugin_failed_in_which_call() {
+        for message in ["no room", "plugin x failed in update: no room"] {
+            let fault = EventBody::PluginFault {
+                plugin: "x".to_owned(),
+                call: "update".to_owned(),
+                message: message.to_owned(),
+            };
+            let expected = "warning: plugin x failed in update: no room";
+            assert_eq!(line(1, fault).as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn deliveries_show_their_receipt_or_reason_on_one_line() {
+        let delivery = |state, detail: &str| EventBody::Delivery {
+            sink: "local-disk".to_owned(),
+            checkpoint: Step(100),
+            state,
+            detail: detail.to_owned(),
+            retry_time_us: None,
+        };
+        assert_eq!(line(120, delivery(DeliveryState::Sending, "")), None);
+        assert_eq!(
+            line(
+                120,
+                delivery(DeliveryState::Delivered, r#"{"path":"/c/step-000100"}"#)
+            )
+            .as_deref(),
+            Some("step 100     delivered by local-disk: path /c/step-000100")
+        );
+        assert_eq!(
+            line(120, delivery(DeliveryState::Failed, "a\u{1b}[2J\nb")).as_deref(),
+            Some("step 100     not delivered by local-disk: a [2J b")
+        );
+    }
+
+    #[test]
+    fn a_request_says_who_asked_for_what_and_why() {
+        let asked = |request| {
+            let (by, reason) = ("loss-guard".to_owned(), "loss/train is NaN".to_owned());
+            line(
+                7,
+                EventBody::Request {
+                    by,
+                    request,
+                    reason,
+                },
+            )
+            .expect("a line")
+        };
+        assert_eq!(
+            asked(Request::Stop),
+            "step 7       loss-guard asked to stop: loss/train is NaN"
+        );
+        assert_eq!(
+            asked(Request::ScaleLearningRate { factor: 0.5 }),
+            "step 7       loss-guard asked for 0.5 of the learning rate: loss/train is NaN"
+        );
+    }
+
+    #[test]
+    fn the_end_says_why() {
+        let end = |reason, message: &str| {
+            let message = message.to_owned();
+            line(9, EventBody::RunFinished { reason, message }).expect("a line")
+        };
+        assert_eq!(end(StopReason::Completed, ""), "step 9       completed");
+        assert_eq!(
+            end(StopReason::Failed, "loss is NaN"),
+            "step 9       failed: loss is NaN"
+        );
+    }
+}

@@ -1,0 +1,326 @@
+//! Where the training stands, from its events.
+
+use host_core::{Event, EventBody, Request, Step};
+
+use crate::show::number;
+
+/// The last values of a training and how long the rest will take.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Meter {
+    last_step: u64,
+    step: u64,
+    loss: Option<f64>,
+    lr: Option<f64>,
+    /// A mean in which older steps fade.
+    tokens_per_second: Option<f64>,
+    curve: Curve,
+    /// Time and step of the first event that this meter saw of the training; the time is later by
+    /// what was spent in pauses since.
+    begun: Option<(i64, u64)>,
+    paused_us: Option<i64>,
+    /// When the training is expected to end, and when that was.
+    expected: Option<Expected>,
+    now_us: i64,
+}
+
+/// When a training is expected to end.
+#[derive(Clone, Copy, Debug)]
+struct Expected {
+    end_us: f64,
+    at_us: i64,
+}
+
+/// The expected end follows the mean speed within this share of the time that the training took so
+/// far, or will still take if that is less: an evaluation makes the mean slower at once, and would make
+/// the end jump.
+const FOLLOWS_IN: f64 = 0.5;
+
+impl Meter {
+    /// A meter for a training of this many steps; 0 if that is not known.
+    pub(crate) fn new(last_step: u64) -> Self {
+        Self {
+            last_step,
+            ..Self::default()
+        }
+    }
+
+    /// Takes note of an event; true if it finished a step.
+    pub(crate) fn note(&mut self, event: &Event) -> bool {
+        self.now_us = event.time_us;
+        match &event.body {
+            EventBody::RunStarted { .. } => {
+                // The clock starts anew: an earlier generation says nothing about this one's speed.
+                self.begun = Some((event.time_us, event.step.0));
+                self.step = event.step.0;
+                (self.paused_us, self.expected) = (None, None);
+                false
+            }
+            EventBody::Superseded { from_step, .. } => {
+                self.step = from_step.0;
+                self.expected = None;
+                false
+            }
+            EventBody::Request { request, .. } => {
+                match request {
+                    Request::Pause => self.paused_us = Some(event.time_us),
+                    Request::Continue => self.go_on(event.time_us),
+                    _ => {}
+                }
+                false
+            }
+            EventBody::Metrics { values } => {
+                let mut is_step = false;
+                for metric in values {
+                    match &*metric.name {
+                        "loss/train" => {
+                            self.loss = Some(metric.value);
+                            self.curve.push(metric.value);
+                            is_step = true;
+                        }
+                        "lr" => self.lr = Some(metric.value),
+                        "tokens_per_second" => {
+                            let mean = self.tokens_per_second.unwrap_or(metric.value);
+                            self.tokens_per_second = Some(mean + 0.1 * (metric.value - mean));
+                        }
+                        _ => {}
+                    }
+                }
+                if is_step {
+                    self.step = event.step.0;
+                    self.begun.get_or_insert((event.time_us, event.step.0));
+                    self.expect();
+                }
+                is_step
+            }
+            _ => false,
+        }
+    }
+
+    /// The step that was finished last.
+    pub(crate) fn step(&self) -> Step {
+        Step(self.step)
+    }
+
+    /// Steps finished since the training was first seen.
+    pub(crate) fn steps_done(&self) -> u64 {
+        let begun_at = self.begun.map_or(self.step, |(_, step)| step);
+        self.step.saturating_sub(begun_at)
+    }
+
+    /// The time of the newest event, in microseconds since 1970.
+    pub(crate) fn time_us(&self) -> i64 {
+        self.now_us
+    }
+
+    /// A pause has ended: it took no time.
+    fn go_on(&mut self, now_us: i64) {
+        let Some(paused_us) = self.paused_us.take() else {
+            return;
+        };
+        let pause_us = now_us - paused_us;
+        if let Some((begun_us, _)) = &mut self.begun {
+            *begun_us += pause_us;
+        }
+        if let Some(expected) = &mut self.expected {
+            expected.end_us += pause_us as f64;
+            expected.at_us += pause_us;
+        }
+    }
+
+    /// Takes into account the step that was just finished.
+    fn expect(&mut self) {
+        let mean = || {
+            let (begun_us, begun_at) = self.begun?;
+            let done = self.step.checked_sub(begun_at).filter(|&done| done > 0)?;
+            let left = self.last_step.checked_sub(self.step)?;
+            let spent_us = (self.now_us - begun_us) as f64;
+            let left_us = spent_us / done as f64 * left as f64;
+            Some((spent_us.min(left_us), self.now_us as f64 + left_us))
+        };
+        let Some((shorter_us, mean_us)) = mean() else {
+            self.expected = None;
+            return;
+        };
+        let end_us = self.expected.map_or(mean_us, |before| {
+            let passed_us = (self.now_us - before.at_us) as f64;
+            let kept = (-passed_us / (FOLLOWS_IN * shorter_us).max(1.0)).exp();
+            mean_us + kept * (before.end_us - mean_us)
+        });
+        let at_us = self.now_us;
+        self.expected = Some(Expected { end_us, at_us });
+    }
+
+    /// Seconds until the end, at the mean speed so far, evaluations and checkpoints included and pauses
+    /// not.
+    pub(crate) fn seconds_left(&self) -> Option<f64> {
+        let end_us = self.expected?.end_us;
+        Some((end_us - self.now_us as f64).max(0.0) / 1e6)
+    }
+
+    /// `loss 3.4127  lr 2.00e-4  12.3k tokens/s  3m10s left`, as far as it is known.
+    pub(crate) fn values(&self) -> String {
+        let parts = [
+            self.loss
+                .map(|loss| format!("loss {}", number::value(loss))),
+            self.lr.map(|lr| format!("lr {}", number::value(lr))),
+            self.tokens_per_second
+                .map(|speed| format!("{} tokens/s", number::count(speed))),
+            self.seconds_left()
+                .filter(|_| self.last_step > self.step)
+                .map(|secs| format!("{} left", number::duration(secs))),
+        ];
+        parts.into_iter().flatten().collect::<Vec<_>>().join("  ")
+    }
+
+    /// The loss so far.
+    pub(crate) fn curve(&self) -> &[f64] {
+        &self.curve.values
+    }
+
+    /// `step 120/2000  loss …`.
+    pub(crate) fn line(&self) -> String {
+        let of = match self.last_step {
+            0 => String::new(),
+            last => format!("/{last}"),
+        };
+        let at = format!("step {}{of}", self.step);
+        format!("{at:<11}  {}", self.values()).trim_end().to_owned()
+    }
+}
+
+/// Values of any number in bounded room: when it is full, each two become their mean, and so do those
+/// that come later.
+#[derive(Clone, Debug)]
+struct Curve {
+    values: Vec<f64>,
+    /// Values that make one.
+    width: u32,
+    sum: f64,
+    count: u32,
+}
+
+/// Room for a curve; even.
+const ROOM: usize = 256;
+
+impl Default for Curve {
+    fn default() -> Self {
+        Self {
+            values: Vec::new(),
+            width: 1,
+            sum: 0.0,
+            count: 0,
+        }
+    }
+}
+
+impl Curve {
+    fn push(&mut self, value: f64) {
+        self.sum += value;
+        self.count += 1;
+        if self.count < self.width {
+            return;
+        }
+        self.values.push(self.sum / f64::from(self.count));
+        (self.sum, self.count) = (0.0, 0);
+        if self.values.len() == ROOM {
+            let halved = self
+                .values
+                .chunks(2)
+                .map(|pair| pair.iter().sum::<f64>() / 2.0);
+            self.values = halved.collect();
+            self.width = self.width.saturating_mul(2);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use host_core::MetricValue;
+
+    fn step(step: u64, secs: i64) -> Event {
+        Event {
+            seq: 1,
+            time_us: secs * 1_000_000,
+            step: Step(step),
+            body: EventBody::Metrics {
+                values: vec![
+                    MetricValue::new("loss/train", 3.5),
+                    MetricValue::new("lr", 2e-4),
+                    MetricValue::new("tokens_per_second", 12_345.0),
+                ],
+            },
+        }
+    }
+
+    #[test]
+    fn the_time_left_is_that_of_this_generation() {
+        let mut meter = Meter::new(200);
+        meter.note(&step(1, 0));
+        let start = EventBody::RunStarted { generation: 1 };
+        meter.note(&Event {
+            body: start,
+            ..step(100, 1000)
+        });
+        assert_eq!(meter.seconds_left(), None);
+        assert!(meter.note(&step(110, 1020)));
+        assert_eq!(meter.seconds_left(), Some(180.0));
+        assert_eq!(
+            meter.line(),
+            "step 110/200  loss 3.5000  lr 2.00e-4  12.3k tokens/s  3m00s left"
+        );
+    }
+
+    #[test]
+    fn an_evaluation_or_a_pause_makes_no_jump_of_the_time_left() {
+        let mut meter = Meter::new(1000);
+        for n in 0..=100 {
+            meter.note(&step(n, n as i64));
+        }
+        assert_eq!(meter.seconds_left(), Some(900.0));
+        // The mean speed alone would say 1080.
+        meter.note(&step(101, 121));
+        let left = meter.seconds_left().expect("known");
+        assert!((880.0..950.0).contains(&left), "{left}");
+
+        let asked = |request, secs| Event {
+            body: EventBody::Request {
+                by: "client:ann".to_owned(),
+                request,
+                reason: String::new(),
+            },
+            ..step(101, secs)
+        };
+        meter.note(&asked(Request::Pause, 121));
+        meter.note(&asked(Request::Continue, 9121));
+        let after = meter.seconds_left().expect("known");
+        assert!((after - left).abs() < 1e-3, "{left} and then {after}");
+        for n in 102..=900 {
+            meter.note(&step(n, 9121 + (n as i64 - 101)));
+        }
+        let left = meter.seconds_left().expect("known");
+        assert!((98.0..108.0).contains(&left), "{left}");
+    }
+
+    #[test]
+    fn an_unknown_end_has_no_time_left() {
+        let mut meter = Meter::new(0);
+        meter.note(&step(1, 0));
+        meter.note(&step(2, 1));
+        assert_eq!(
+            meter.line(),
+            "step 2       loss 3.5000  lr 2.00e-4  12.3k tokens/s"
+        );
+    }
+
+    #[test]
+    fn a_curve_of_any_length_has_bounded_room_and_keeps_its_shape() {
+        let mut curve = Curve::default();
+        for n in 0..100_000 {
+            curve.push(f64::from(n));
+        }
+        assert!(curve.values.len() < ROOM && curve.values.len() >= ROOM / 2);
+        assert!(curve.values.is_sorted());
+        assert!(curve.values[0] < 1000.0 && *curve.values.last().expect("values") > 99_000.0);
+    }
+}

@@ -1,0 +1,152 @@
+//! A run's events as plain lines: what happened, and now and then where the training stands.
+
+use host_core::Event;
+
+use crate::show::event_line::event_line;
+use crate::show::meter::Meter;
+use crate::show::number;
+
+/// A line about the training comes at most this often.
+const LINE_EVERY_US: i64 = 10_000_000;
+
+/// Steps after which the speed says when the training will end.
+const FORECAST_AFTER: u64 = 10;
+
+/// Makes lines of events, which come in order.
+#[derive(Debug)]
+pub(crate) struct Narration {
+    meter: Meter,
+    /// When the meter was last in a line.
+    shown_us: i64,
+    has_forecast: bool,
+}
+
+impl Narration {
+    /// Of a training of this many steps; 0 if that is not known.
+    pub(crate) fn new(last_step: u64) -> Self {
+        Self {
+            meter: Meter::new(last_step),
+            shown_us: 0,
+            has_forecast: false,
+        }
+    }
+
+    /// The steps up to this time are history: they have no lines. The next one has.
+    pub(crate) fn catch_up(&mut self, time_us: i64) {
+        self.shown_us = time_us.saturating_sub(LINE_EVERY_US) + 1;
+    }
+
+    /// Where the training stands.
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// Takes note of an event; true if it finished a step.
+    pub(crate) fn note(&mut self, event: &Event) -> bool {
+        self.meter.note(event)
+    }
+
+    /// When the training will end, once: as soon as ten steps of it were seen.
+    pub(crate) fn forecast(&mut self) -> Option<String> {
+        if self.has_forecast || self.meter.steps_done() < FORECAST_AFTER {
+            return None;
+        }
+        self.has_forecast = true;
+        let secs = self.meter.seconds_left().filter(|secs| *secs > 0.0)?;
+        let left = number::duration(secs);
+        Some(match end_time(self.meter.time_us(), secs) {
+            Some(time) => format!("the training ends in about {left}, at {time}"),
+            None => format!("the training ends in about {left}"),
+        })
+    }
+
+    /// Takes note of an event, and says it in lines.
+    pub(crate) fn lines(&mut self, event: &Event) -> impl Iterator<Item = String> {
+        let is_due = self.note(event) && event.time_us - self.shown_us >= LINE_EVERY_US;
+        let step = is_due.then(|| {
+            self.shown_us = event.time_us;
+            self.meter.line()
+        });
+        step.into_iter().chain(event_line(event))
+    }
+}
+
+/// The local time `secs` after a moment: with its day, if that is another than the moment's.
+fn end_time(now_us: i64, secs: f64) -> Option<String> {
+    let now = jiff::Timestamp::from_microsecond(now_us).ok()?;
+    let end_us = now_us.checked_add((secs * 1e6) as i64)?;
+    let end = jiff::Timestamp::from_microsecond(end_us).ok()?;
+    let zone = jiff::tz::TimeZone::system();
+    let (now, end) = (
+        now.to_zoned_datetime(zone.clone()),
+        end.to_zoned_datetime(zone),
+    );
+    let format = if now.date() == end.date() {
+        "%H:%M"
+    } else {
+        "%Y-%m-%d %H:%M"
+    };
+    Some(end.strftime(format).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use host_core::{EventBody, MetricValue, Step};
+
+    #[test]
+    fn after_ten_steps_there_is_a_forecast_once() {
+        let mut narration = Narration::new(1000);
+        let event = |seq: u64, body| Event {
+            seq,
+            time_us: 1_000_000 * i64::try_from(seq).expect("small"),
+            step: Step(seq),
+            body,
+        };
+        narration.note(&event(0, EventBody::RunStarted { generation: 0 }));
+        let mut lines = Vec::new();
+        for step in 1..=20 {
+            let values = vec![MetricValue::new("loss/train", 2.0)];
+            narration.note(&event(step, EventBody::Metrics { values }));
+            lines.extend(narration.forecast().map(|line| format!("{step}: {line}")));
+        }
+        let start = "10: the training ends in about 16m30s, at ";
+        assert_eq!(lines.len(), 1);
+        assert!(lines[0].starts_with(start), "{lines:?}");
+    }
+
+    #[test]
+    fn an_end_on_another_day_has_its_date() {
+        assert_eq!(end_time(0, 60.0).expect("a time").len(), "00:01".len());
+        let days = end_time(0, 200_000.0).expect("a time");
+        assert_eq!(days.len(), "1970-01-03 07:33".len(), "{days}");
+    }
+
+    #[test]
+    fn steps_have_a_line_every_ten_seconds_and_none_before_they_are_new() {
+        let mut narration = Narration::new(100);
+        let mut at = |secs: i64, step| {
+            let values = vec![MetricValue::new("loss/train", 2.0)];
+            let event = Event {
+                seq: step,
+                time_us: secs * 1_000_000,
+                step: Step(step),
+                body: EventBody::Metrics { values },
+            };
+            narration.lines(&event).count()
+        };
+        assert_eq!([at(100, 1), at(105, 2), at(111, 3)], [1, 0, 1]);
+        narration.catch_up(200_000_000);
+        let mut at = |secs: i64| {
+            let values = vec![MetricValue::new("loss/train", 2.0)];
+            let event = Event {
+                seq: 1,
+                time_us: secs * 1_000_000,
+                step: Step(1),
+                body: EventBody::Metrics { values },
+            };
+            narration.lines(&event).count()
+        };
+        assert_eq!([at(150), at(200), at(201), at(202)], [0, 0, 1, 0]);
+    }
+}

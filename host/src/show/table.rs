@@ -1,0 +1,74 @@
+//! Columns of text for people.
+
+use crate::show::printable::one_line;
+
+/// Which side of its column a cell keeps to.
+#[derive(Clone, Copy)]
+pub(crate) enum Align {
+    /// Words.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// A table whose columns are as wide as their widest cell, two spaces apart.
+pub(crate) struct Table {
+    columns: Vec<Align>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with a heading for each column.
+    pub(crate) fn new<const N: usize>(columns: [(&str, Align); N]) -> Self {
+        Self {
+            columns: columns.iter().map(|&(_, align)| align).collect(),
+            rows: vec![columns.iter().map(|(name, _)| (*name).to_owned()).collect()],
+        }
+    }
+
+    /// Adds a row, which has a cell for each column. A cell is one line, whatever is in it.
+    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
+        debug_assert_eq!(N, self.columns.len());
+        self.rows.push(cells.map(|cell| one_line(&cell)).to_vec());
+    }
+
+    /// The lines, each ended.
+    pub(crate) fn render(&self) -> String {
+        let width = |column: usize| {
+            let cells = self.rows.iter().map(|row| row[column].chars().count());
+            cells.max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let cells: Vec<String> = row
+                .iter()
+                .zip(&self.columns)
+                .zip(&widths)
+                .map(|((cell, align), &width)| match align {
+                    Align::Left => format!("{cell:<width$}"),
+                    Align::Right => format!("{cell:>width$}"),
+                })
+                .collect();
+            text.push_str(cells.join("  ").trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up_and_no_line_ends_in_spaces() {
+        let mut table = Table::new([("group", Align::Left), ("params", Align::Right)]);
+        table.row(["decay".to_owned(), "1,234".to_owned()]);
+        table.row(["no_decay".to_owned(), "5".to_owned()]);
+        assert_eq!(
+            table.render(),
+            "group     params\ndecay      1,234\nno_decay       5\n"
+        );
+    }
+}
