@@ -29,8 +29,8 @@ use host_train::{BoundaryPorts, CheckpointPorts, Observers, Outcome, Ports, Star
 use crate::delivery::{Backlog, Deliveries, Destination, Retry, Undelivered, Wanted, missed};
 use crate::plan::Plan;
 use crate::plan::run_file::RunFile;
+use crate::plugins;
 use crate::plugins::accounts::PluginAccounts;
-use crate::plugins::{self};
 use crate::run::live::{Live, emit_process_changes};
 use crate::run::origin::Origin;
 use crate::run::ready::Ready;
@@ -116,7 +116,7 @@ pub(crate) fn resume(
     let console = Console::new(json, plan.train.max_train_steps);
     let Console { progress, warnings } = &console;
     let (file, recorded) = RunFile::read(&dir.config_file())?;
-    // The lock comes first: nobody else may be at work on this run.
+    // The lock comes first: only one process works on a run.
     let writer = open_store(&dir, &file, warnings)?;
     let reader = Reader::open(dir.path())?;
     let row = reader.run()?;

@@ -1,4 +1,4 @@
-"""Measures what it costs to push checkpoints to a repository while the training goes on."""
+"""Measures the cost of pushing checkpoints to a repository during training."""
 
 import json
 import os

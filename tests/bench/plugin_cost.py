@@ -11,8 +11,8 @@ PLUGINS = ["perplexity", "token-accuracy", "bits-per-byte", "early-stopping:pati
 
 
 def plugins(rounds):
-    """What the plugins cost: a call across the boundary and into a process, a load, and a training with
-    all of them beside two without, of which the difference between the two is none."""
+    """Measures the cost of plugins: a call across the boundary and into a process, a load, and a training with all
+    of them against two without, whose ratio shows the noise."""
     report = {}
     for bench in ("boundary", "round_trip", "load"):
         kept = folder / f"{bench}.json"

@@ -57,7 +57,7 @@ fn a_warning_is_an_event_and_the_run_goes_on() {
     let recorded = std::fs::read_to_string(home.run_dir("run").join("run.toml"));
     assert!(recorded.expect("a file").contains("preflight = \"warn\""));
 
-    // Nobody is asked again, and a flag of resume's is stronger than the file.
+    // A flag of `resume` overrides the file, so no sink is checked.
     let resume = ["resume", "run", "--max-train-steps", "25"];
     let strict = [&resume[..], &["--preflight", "fail"]].concat();
     home.host_with(&env, &strict).failed_with(3);

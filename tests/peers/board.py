@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import pathlib
 import re
 import struct
 import sys
@@ -10,54 +9,6 @@ import urllib.parse
 import urllib.request
 
 from program import running, wait_for
-
-SOURCES = pathlib.Path(__file__).resolve().parents[2] / "host" / "core" / "src"
-
-
-def training(host, runs, name, steps, *more):
-    """The command of a small run that says on its output what it does, as JSON."""
-    return [
-        host,
-        "run",
-        "--json",
-        "--data",
-        SOURCES,
-        "--extensions",
-        "rs",
-        "--valid-every",
-        3,
-        "--model",
-        "tiny",
-        "--vocab-size",
-        300,
-        "--seq-length",
-        32,
-        "--train-batch-size",
-        4,
-        "--valid-batch-size",
-        4,
-        "--max-eval-steps",
-        2,
-        "--save-checkpoint-steps",
-        50,
-        "--keep-checkpoints",
-        1,
-        "--gradient-accumulation-steps",
-        1,
-        "--num-warmup-steps",
-        5,
-        "--max-train-steps",
-        steps,
-        "--runs-dir",
-        runs,
-        "--name",
-        name,
-        "--device",
-        "cpu",
-        "--plugin",
-        "perplexity",
-        *more,
-    ]
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from grpcurl import readme
 from program import fail, live_address, running, serving, wait_for
 from run_events import events, that_count
 from trackers import Prometheus, Renamed, bridges
+from training import DIVERGING, training
 from watchers import Watch
 
 INTERRUPTED = 130  # exit code of a run that was asked to end by Ctrl-C
@@ -232,57 +233,21 @@ def hard_names_and_a_kill():
 
 
 folder.mkdir(parents=True, exist_ok=True)
-train = [
+train = training(
     host,
-    "run",
-    "--json",
-    "--data",
-    root / "host" / "core" / "src",
-    "--extensions",
-    "rs",
-    "--valid-every",
-    3,
-    "--model",
-    "tiny",
-    "--vocab-size",
-    300,
-    "--seq-length",
-    32,
-    "--train-batch-size",
-    4,
-    "--valid-batch-size",
-    4,
-    "--max-eval-steps",
-    2,
-    "--gradient-accumulation-steps",
-    1,
-    "--num-warmup-steps",
-    1,
-    "--learning-rate",
-    1e3,
-    "--max-grad-norm",
-    0,
-    "--on-nonfinite",
-    "continue",
-    "--max-train-steps",
+    runs,
+    "wild",
     1_000_000,
+    *DIVERGING,
     "--save-checkpoint-steps",
     2,
     "--keep-checkpoints",
     1000,
     "--system-metrics-secs",
     1,
-    "--runs-dir",
-    runs,
-    "--name",
-    "wild",
-    "--device",
-    "cpu",
-    "--plugin",
-    "perplexity",
     "--plugin",
     f"local-disk:dir={folder}/checkpoints,keep=1",
-]
+)
 resume_while_watched()
 hard_names_and_a_kill()
 first = bridges(folder / "first")

@@ -14,7 +14,9 @@ import struct
 import subprocess
 import sys
 
-sys.path.pop(0)  # beside this lies another tensorboard.py
+from training import DIVERGING, training
+
+sys.path.pop(0)  # this folder has a tensorboard.py, too
 
 import pandas
 import pyarrow
@@ -22,7 +24,6 @@ import pyarrow.parquet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 host, folder = sys.argv[1], pathlib.Path(sys.argv[2])
-sources = pathlib.Path(__file__).resolve().parents[2] / "host" / "core" / "src"
 runs = folder / "runs"
 
 
@@ -41,51 +42,8 @@ def single(value):
 
 
 folder.mkdir(parents=True, exist_ok=True)
-# The learning rate makes the model diverge: its perplexity is infinite, and then nothing is a number.
-said = run(
-    "run",
-    "--json",
-    "--data",
-    sources,
-    "--extensions",
-    "rs",
-    "--valid-every",
-    3,
-    "--model",
-    "tiny",
-    "--vocab-size",
-    300,
-    "--seq-length",
-    32,
-    "--train-batch-size",
-    4,
-    "--valid-batch-size",
-    4,
-    "--max-eval-steps",
-    2,
-    "--gradient-accumulation-steps",
-    1,
-    "--num-warmup-steps",
-    1,
-    "--learning-rate",
-    1e3,
-    "--max-grad-norm",
-    0,
-    "--on-nonfinite",
-    "continue",
-    "--max-train-steps",
-    30,
-    "--save-checkpoint-steps",
-    2,
-    "--runs-dir",
-    runs,
-    "--name",
-    "wild",
-    "--device",
-    "cpu",
-    "--plugin",
-    "perplexity",
-)
+flags = [*DIVERGING, "--save-checkpoint-steps", 2, "--keep-checkpoints", 0]
+said = run(*training(host, runs, "wild", 30, *flags)[1:])
 first = json.loads(run("runs", "show", "wild", "--json", "--runs-dir", runs))
 said += run("resume", runs / "wild", "--json", "--from", "step-000010", "--max-train-steps", 40)
 

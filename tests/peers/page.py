@@ -13,11 +13,12 @@ import pathlib
 import sys
 import tempfile
 
-from board import curve, printed, tensorboard, training
+from board import curve, printed, tensorboard
 from PIL import Image, ImageColor
 from program import fail, live_address, running, serving, wait_for
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from training import training
 
 TAG = "loss/train"
 FEWEST = 20  # points of a line, for it to be a curve

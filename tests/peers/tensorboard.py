@@ -10,8 +10,9 @@ import pathlib
 import signal
 import sys
 
-from board import curve, get, printed, tensorboard, training
+from board import curve, get, printed, tensorboard
 from program import fail, live_address, running, serving, wait_for
+from training import training
 
 INTERRUPTED = 130  # exit code of a run that was asked to end by Ctrl-C
 host, folder = sys.argv[1], pathlib.Path(sys.argv[2])

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{Mode, OnError};
 
-/// What the user said of how a plugin is run. The defaults depend on the plugin's kind.
+/// The user's settings for how the host runs a plugin. The defaults depend on the plugin's kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Policy {
     /// Where its code runs.
@@ -24,18 +24,19 @@ impl Policy {
     /// The keys, as they are written.
     pub(crate) const KEYS: [&str; 4] = ["mode", "on_error", "time_limit_secs", "queue"];
 
-    /// Sets what one of the keys says on the command line.
+    /// Sets the value of one of the keys, from the command line. Returns false for any other key.
     ///
     /// # Errors
-    /// The value is wrong.
-    pub(crate) fn set(&mut self, key: &str, value: &str) -> Result<()> {
+    /// Returns an error if the value is invalid.
+    pub(crate) fn set(&mut self, key: &str, value: &str) -> Result<bool> {
         match key {
             "mode" => self.mode = Some(value.parse()?),
             "on_error" => self.on_error = Some(value.parse()?),
             "time_limit_secs" => self.time_limit = Some(time_limit(value.parse().ok(), value)?),
-            _ => self.queue = Some(value.parse()?),
+            "queue" => self.queue = Some(value.parse()?),
+            _ => return Ok(false),
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Takes the keys out of a `[[plugin]]` table.
@@ -80,10 +81,10 @@ impl Policy {
     }
 }
 
-/// A text of a `[[plugin]]` table.
+/// Returns the text of a key in a `[[plugin]]` table.
 ///
 /// # Errors
-/// The value is none, or an empty one.
+/// Returns an error if the value is not text, or is empty.
 pub(crate) fn text_of(key: &str, value: Value) -> Result<String> {
     match value {
         Value::String(text) if !text.is_empty() => Ok(text),
@@ -114,6 +115,23 @@ fn time_limit(secs: Option<f64>, text: &str) -> Result<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_key_can_be_set_and_no_other() {
+        for (key, value) in [
+            ("mode", "process"),
+            ("on_error", "fail"),
+            ("time_limit_secs", "1"),
+            ("queue", "latest"),
+        ] {
+            let mut policy = Policy::default();
+            assert!(policy.set(key, value).expect(key));
+            assert_eq!(policy.to_table().keys().collect::<Vec<_>>(), [key]);
+        }
+        let mut policy = Policy::default();
+        assert!(!policy.set("dir", "x").expect("not a key of the host"));
+        assert_eq!(policy, Policy::default());
+    }
 
     #[test]
     fn what_was_set_is_written_and_read_again() {

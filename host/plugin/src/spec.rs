@@ -52,12 +52,11 @@ impl FromStr for PluginSpec {
                 return Err(spec_error(format!("{key} is given twice in {text:?}")));
             }
             seen.push(key);
-            match key {
-                key if Policy::KEYS.contains(&key) => policy.set(key, value)?,
-                "" | "id" | "path" => {
-                    return Err(spec_error(format!("{key:?} is no setting in {text:?}")));
-                }
-                _ => config.push((key.to_owned(), value.to_owned())),
+            if matches!(key, "" | "id" | "path") {
+                return Err(spec_error(format!("{key:?} is no setting in {text:?}")));
+            }
+            if !policy.set(key, value)? {
+                config.push((key.to_owned(), value.to_owned()));
             }
         }
         Ok(Self {

@@ -9,6 +9,6 @@ pub(crate) enum PreflightPolicy {
     Fail,
     /// A warning.
     Warn,
-    /// Nobody is asked.
+    /// No sink is checked.
     Off,
 }
