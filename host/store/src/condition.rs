@@ -5,6 +5,7 @@ use host_core::{Error, Result};
 use rusqlite::Connection;
 
 use crate::chunk::{self, Malformed};
+use crate::frame::FrameIndex;
 use crate::reader::ReadError;
 use crate::schema::{self, Mark};
 use crate::{FILE, Reader, fault};
@@ -65,8 +66,8 @@ fn examine(run_dir: &Path, path: &Path) -> Result<(), ReadError> {
     let reader = Reader::of(schema::open_existing(path)?, run_dir)
         .map_err(|e| ReadError::damaged(e.to_string()))?;
     reader.attempt(|tx| {
-        let columns = "SELECT name, created_us, config_json, last_seq, last_step, last_time_us";
-        tx.query_row(&format!("{columns} FROM run JOIN head"), [], |_| Ok(()))?;
+        reader.run_row(tx, false)?;
+        FrameIndex::load(tx)?;
         // The next events would get the numbers of those beyond the head.
         reader.check_complete(tx)?;
         check_chunks(tx)
@@ -240,6 +241,14 @@ mod tests {
             "UPDATE events SET seq = 900 WHERE seq = 2",
             "UPDATE events SET kind = 'other' WHERE seq = 2",
             "UPDATE events SET body = '{' WHERE seq = 2",
+            "UPDATE events SET body = CAST(x'22ff22' AS TEXT) WHERE seq = 2",
+            "UPDATE events SET kind = CAST(x'ff' AS TEXT) WHERE seq = 2",
+            "UPDATE run SET name = CAST(x'ff' AS TEXT)",
+            "UPDATE run SET config_json = CAST(x'7bff7d' AS TEXT)",
+            "UPDATE series SET name = CAST(x'ff' AS TEXT) WHERE name = 'a'",
+            "INSERT INTO series(name) VALUES (CAST(x'ff' AS TEXT))",
+            "DELETE FROM run",
+            "DELETE FROM head",
         ] {
             let dir = tempfile::tempdir().expect("a folder");
             store(dir.path());

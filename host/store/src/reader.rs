@@ -96,35 +96,7 @@ impl Reader {
     /// If the file cannot be read.
     pub fn run(&self) -> Result<RunRow> {
         let alive = lock::is_held(&self.run_dir);
-        self.snapshot(|tx| {
-            let (generation, end) = beginning_and_end(tx)?;
-            let status = status(alive, end);
-            let mut run = tx.query_row(
-                "SELECT name, created_us, config_json, last_seq, last_step, last_time_us
-                 FROM run JOIN head",
-                [],
-                |row| {
-                    Ok(RunRow {
-                        name: row.get(0)?,
-                        created_us: row.get(1)?,
-                        config_json: row.get(2)?,
-                        status,
-                        generation,
-                        last_seq: row.get::<_, i64>(3)?.cast_unsigned(),
-                        last_step: Step(row.get::<_, i64>(4)?.cast_unsigned()),
-                        last_time_us: row.get(5)?,
-                    })
-                },
-            )?;
-            // A folder that was copied or renamed is another run, whatever it was called when it was made.
-            if let Some(name) = folder_name(&self.run_dir)
-                && run.name != name
-            {
-                run.config_json = renamed(&run.config_json, &name);
-                run.name = name;
-            }
-            Ok(run)
-        })
+        self.snapshot(|tx| Ok(self.run_row(tx, alive)?))
     }
 
     /// Whether the loop stands still until it is asked to continue: by what was asked since it last
@@ -205,6 +177,37 @@ impl Reader {
 }
 
 impl Reader {
+    /// [`Reader::run`] within one look at the file. `alive`: whether a writer holds the run.
+    pub(crate) fn run_row(&self, tx: &Connection, alive: bool) -> rusqlite::Result<RunRow> {
+        let (generation, end) = beginning_and_end(tx)?;
+        let status = status(alive, end);
+        let mut run = tx.query_row(
+            "SELECT name, created_us, config_json, last_seq, last_step, last_time_us
+             FROM run JOIN head",
+            [],
+            |row| {
+                Ok(RunRow {
+                    name: row.get(0)?,
+                    created_us: row.get(1)?,
+                    config_json: row.get(2)?,
+                    status,
+                    generation,
+                    last_seq: row.get::<_, i64>(3)?.cast_unsigned(),
+                    last_step: Step(row.get::<_, i64>(4)?.cast_unsigned()),
+                    last_time_us: row.get(5)?,
+                })
+            },
+        )?;
+        // A folder that was copied or renamed is another run, whatever it was called when it was made.
+        if let Some(name) = folder_name(&self.run_dir)
+            && run.name != name
+        {
+            run.config_json = renamed(&run.config_json, &name);
+            run.name = name;
+        }
+        Ok(run)
+    }
+
     /// One look at the file.
     pub(crate) fn attempt<T>(
         &self,
