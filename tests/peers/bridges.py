@@ -1,10 +1,11 @@
-"""The clients of examples/clients against the tools that they write to: MLflow, W&B, trackio, Prometheus's parser.
+"""Tests the clients in examples/clients, which are called bridges here. The test uses the tools that the bridges write
+to: MLflow, W&B, trackio and Prometheus's parser.
 
-A run that diverges, so that infinity and NaN are among its values, is followed live by every client at once, and
-interrupted. Then it is resumed from an older checkpoint, so that points which the tools have no longer count, and
-read again through `host serve`; then once more, which must change nothing, and by clients that never saw it. Each
-time the tool's own reader must give the points that the run printed: each metric's steps, times and values.
-Usage: bridges.py HOST FOLDER; the Rust client is beside HOST in examples/.
+All clients follow a live run at the same time. The run diverges, so some of its values are infinite or NaN. It is
+interrupted, and then resumed from an older checkpoint, so some written points no longer count. The same clients then
+read the run twice through `host serve`. The second time must change nothing. Finally, new clients read the run.
+Each time, each tool's own reader must return all points that the run printed, with the same steps, times and values.
+Usage: bridges.py HOST FOLDER. The Rust client is beside HOST in examples/.
 """
 
 import contextlib
@@ -17,14 +18,13 @@ import signal
 import subprocess
 import sys
 
-from grpcurl import readme
 from program import fail, live_address, running, serving, wait_for
 from run_events import events, that_count
 from trackers import Prometheus, Renamed, bridges
 from training import DIVERGING, training
 from watchers import Watch
 
-INTERRUPTED = 130  # exit code of a run that was asked to end by Ctrl-C
+INTERRUPTED = 130  # exit code of a run that was interrupted by Ctrl-C
 root = pathlib.Path(__file__).resolve().parents[2]
 host, folder = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]).resolve()
 clients, runs = root / "examples" / "clients", folder / "runs"
@@ -46,7 +46,7 @@ def python(script):
 
 
 def follow(stack, bridge, address, name):
-    """Starts a bridge; its process."""
+    """Starts a bridge and returns its process."""
     bridge.out = folder / f"{name}-{bridge.script}.out"
     return stack.enter_context(
         running([*python(bridge.script), address, *bridge.words], bridge.out, **bridge.settings)
@@ -59,7 +59,7 @@ def ended(name, process, out):
 
 
 def check_all(all_bridges, address, name, ours):
-    """All bridges at once over what the server has, to their end, and what their tools have then."""
+    """Runs all bridges at the same time until they end, and checks the points in their tools."""
     print(f"-- {name}")
     with contextlib.ExitStack() as stack:
         for bridge, process in [(bridge, follow(stack, bridge, address, name)) for bridge in all_bridges]:
@@ -68,14 +68,14 @@ def check_all(all_bridges, address, name, ours):
             bridge.check(ours)
 
 
-# ---- one error
+# ---- errors
 
 
 def wrong_address(all_bridges):
     tries = [(bridge.script, bridge.settings, ["127.0.0.1:1"], "127.0.0.1:1") for bridge in all_bridges]
     tries += [
         ("watch.py", {}, ["127.0.0.1:1"], "127.0.0.1:1"),
-        ("watch.py", {}, ["gpu1:6006", "--token-env", "HOME"], "in the clear"),
+        ("watch.py", {}, ["gpu1:6006", "--token-env", "HOME"], "unencrypted"),
     ]
     for script, settings, words, about in tries:
         done = subprocess.run(
@@ -92,14 +92,14 @@ def wrong_address(all_bridges):
             or about not in lines[0]
         ):
             fail(f"{script} {words} ended with {done.returncode}: {done.stderr}")
-    print("a wrong address, and a token in the clear: an error and a hint each")
+    print("a wrong address, and an unencrypted token: an error and a hint each")
 
 
-# ---- a resume under a watcher's eyes
+# ---- a resume during a watch
 
 
 def resume_while_watched():
-    """A piece that supersedes what was given makes the bridges start over; one that takes nothing away does not."""
+    """Checks that bridges start over if, and only if, a resume supersedes events that were already yielded."""
     sys.path.insert(0, str(clients / "python"))
     import host_run
 
@@ -114,7 +114,7 @@ def resume_while_watched():
 
     class Scripted(host_run.Run):
         def __init__(self, known, log):
-            self.known, self.log = known, log  # the first `known` events are there when the watch begins
+            self.known, self.log = known, log  # the first `known` events exist when the watch begins
 
         def watch(self, after=0, follow=True):
             until = len(self.log) if follow else max(self.known, after)
@@ -133,24 +133,24 @@ def resume_while_watched():
     point, cut = (lambda step: (step, False)), (lambda step: (step, True))
     back = [point(1), point(2), point(3), cut(1), point(2), point(3)]
     for known, after, what, wanted in (
-        (6, 0, back, ([1, 5, 6], 0)),  # it was over before
-        (6, 3, back, ([1, 5, 6], 1)),  # 2 and 3 were given by an earlier call
-        (6, 4, back, (["kept 4", 5, 6], 0)),  # it was given that, too
+        (6, 0, back, ([1, 5, 6], 0)),  # the resume was before the watch
+        (6, 3, back, ([1, 5, 6], 1)),  # 2 and 3 were yielded by an earlier call
+        (6, 4, back, (["kept 4", 5, 6], 0)),  # the earlier call also yielded the resume
         (
             6,
             3,
             [point(1), point(2), point(3), cut(3), point(4)],
             (["kept 3", 5], 0),
-        ),  # nothing was taken away
-        (5, 0, [*back, cut(2), point(3)], ([1, 5, 8], None)),
-    ):  # it happens while the watch goes on
+        ),  # no event was superseded
+        (5, 0, [*back, cut(2), point(3)], ([1, 5, 8], None)),  # the second resume is during the watch
+    ):
         points, over = kept(known, after, *what)
         if points != wanted[0] or wanted[1] not in (over, None):
-            fail(f"after {after} a bridge is left with {points}, begun again {over} times, and not {wanted}")
-    print("a resume while it is watched: what counts, each once")
+            fail(f"after cursor {after} a bridge has {points} after {over} restarts, expected {wanted}")
+    print("a resume during a watch: each event that counts, once")
 
 
-# ---- names that tools do not take, and a server that is killed
+# ---- names that tools do not accept, and a killed server
 
 NAMES = [
     "a//b",
@@ -195,7 +195,8 @@ NAMES = [
 
 
 def hard_names_and_a_kill():
-    """Each name has its points in each tool. When the server is killed, no tool is left with a run at work."""
+    """Checks that each tool has the points of each name, and that no tool shows the run as live after the
+    server is killed."""
     at = 1_700_000_000_000_000
     points = {
         name: [(step, at + step * 1_000_000, 100.0 * place + step) for step in (1, 2, 3)]
@@ -214,7 +215,7 @@ def hard_names_and_a_kill():
             wait_for(f"step 3 in {type(bridge).__name__}", lambda: bridge.step() >= 3)
         for tool in at_work[0][0].status(), at_work[-1][0].value("host_up", run="wild"):
             if tool not in ("RUNNING", 1):
-                fail(f"the fake run is at work, and a tool has it as {tool}")
+                fail(f"the fake run is live, but a tool shows it as {tool}")
         server.kill()
         for bridge, process in at_work:
             if isinstance(bridge, Prometheus):
@@ -224,11 +225,11 @@ def hard_names_and_a_kill():
             bridge.check(points if isinstance(bridge, Prometheus) else Renamed(points))
             notes = [line for line in bridge.out.read_text().splitlines() if line.startswith("note: ")]
             if not notes or len(set(notes)) != len(notes):
-                fail(f"{bridge.script} does not tell each changed name once: {notes}")
+                fail(f"{bridge.script} does not report each changed name once: {notes}")
     if all_bridges[0].status() != "FAILED":
-        fail(f"MLflow has a run whose process was killed as {all_bridges[0].status()}")
+        fail(f"MLflow shows a run whose process was killed as {all_bridges[0].status()}")
     print(
-        f"{len(NAMES)} names that tools do not take, and a kill: each has its points, and no run is left at work"
+        f"{len(NAMES)} names that tools do not accept, and a kill: each has its points, and no run is shown as live"
     )
 
 
@@ -259,8 +260,9 @@ with contextlib.ExitStack() as stack:
     process = stack.enter_context(running(train, said))
     address = live_address(runs, "wild")
     wait_for("step 40", lambda: '"step":40,' in said.read_text().replace(" ", ""))
-    # The clients take seconds to begin: the run waits for them, or it would be thousands of steps away.
-    run("control", "wild", "pause", "--reason", "the clients come", "--runs-dir", runs)
+    # Pause the run until the clients have started, which takes seconds. Otherwise, the run would be thousands
+    # of steps ahead.
+    run("control", "wild", "pause", "--reason", "the clients are starting", "--runs-dir", runs)
     at_work = [(bridge, follow(stack, bridge, address, "live")) for bridge in first]
     for watcher, command in zip(watchers, ([*python("watch.py"), address], [rust, address])):
         watcher.out = folder / f"{watcher.name.replace(' ', '-')}.out"
@@ -280,20 +282,19 @@ with contextlib.ExitStack() as stack:
             ended(type(follower).__name__, child, follower.out)
         follower.check(history if isinstance(follower, Watch) else that_count(history))
     if first[0].status() != "KILLED":
-        fail(f"MLflow has the run as {first[0].status()}")
+        fail(f"MLflow shows the run as {first[0].status()}")
 flat = [value for of in that_count(history).values() for _, _, value in of]
 if not any(map(math.isnan, flat)) or not any(map(math.isinf, flat)):
-    fail("the comparison shows nothing: every value is a number")
+    fail("the comparison is meaningless: every value is finite")
 
 last = max(event["step"] for event in history)
 history += events(run("resume", runs / "wild", "--json", "--from", "step-000020", "--max-train-steps", 60))
 if last <= 20:
-    fail(f"the comparison shows nothing: the run came to step {last} only")
+    fail(f"the comparison is meaningless: the run reached only step {last}")
 ours = that_count(history)
 with serving(host, runs, folder / "serve.out") as address:
     check_all(first, address, "resumed from an older checkpoint", ours)
     check_all(first, address, "once more", ours)
     if first[0].status() != "FINISHED":
-        fail(f"MLflow has the run as {first[0].status()}")
+        fail(f"MLflow shows the run as {first[0].status()}")
     check_all(bridges(folder / "fresh"), address, "afterwards", ours)
-    readme(clients / "README.md", address)

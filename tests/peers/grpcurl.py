@@ -1,59 +1,61 @@
-"""Makes the calls that a README gives as lines for grpcurl, and sees that each gives something."""
+"""Replaces grpcurl where it is not installed: `grpcurl.py -plaintext [-H HEADER] [-d JSON] ADDRESS CALL`. It finds the
+methods by the server's reflection, as grpcurl does. It reads a stream for at most two seconds."""
 
-import shlex
-import shutil
-import subprocess
+import argparse
+import sys
 
 import grpc
 from google.protobuf import descriptor_pool, json_format, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from program import fail
+
+STREAM_SECS = 2
 
 
 def call(channel, pool, method, body, metadata=()):
-    """A call as grpcurl makes it, by what the server's reflection says of the method; the answers."""
+    """Makes a call. Yields the responses."""
     service, _, name = method.rpartition("/")
     about = pool.FindServiceByName(service).FindMethodByName(name)
     request, answer = map(message_factory.GetMessageClass, (about.input_type, about.output_type))
     begin = channel.unary_stream if about.server_streaming else channel.unary_unary
+    timeout = STREAM_SECS if about.server_streaming else 60
     done = begin(f"/{method}", request.SerializeToString, answer.FromString)(
-        json_format.Parse(body, request()), metadata=metadata, timeout=60
+        json_format.Parse(body, request()), metadata=metadata, timeout=timeout
     )
-    return list(done) if about.server_streaming else [done]
+    if not about.server_streaming:
+        yield done
+        return
+    try:
+        yield from done
+    except grpc.RpcError as error:
+        if error.code() != grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise
 
 
-def readme(path, address):
-    """Each line of the README does something: by grpcurl itself, where there is one, else by the server's reflection."""
-    text = path.read_text().replace('"demo"', '"wild"')
-    lines = [
-        shlex.split(line.replace("$ADDRESS", address))
-        for line in text.splitlines()
-        if line.startswith("grpcurl ")
-    ]
-    if len(lines) < 8:
-        fail(f"the README has {len(lines)} lines for grpcurl")
-    program = shutil.which("grpcurl")
-    with grpc.insecure_channel(address) as channel:
+def answers(arguments):
+    """Yields the texts that grpcurl would print."""
+    with grpc.insecure_channel(arguments.address) as channel:
         pool = descriptor_pool.DescriptorPool(database := ProtoReflectionDescriptorDatabase(channel))
-        for words in lines:
-            if program:
-                done = subprocess.run([program, *words[1:]], capture_output=True, text=True, timeout=60)
-                if done.returncode != 0 or not done.stdout:
-                    fail(f"{shlex.join(words)}: {done.stderr}")
-                continue
-            body = words.pop(words.index("-d") + 1) if "-d" in words else "{}"
-            words = [word for word in words[1:] if word not in ("-d", "-plaintext")]
-            if words[0] != address:
-                fail(f"the README has a line of another form: {words}")
-            match words[1:]:
-                case ["list"]:
-                    good = {"tracker.v1.TrackerService", "grpc.health.v1.Health"} <= set(
-                        database.get_services()
-                    )
-                case ["describe", name]:
-                    good = pool.FindServiceByName(name).methods
-                case [method]:
-                    good = call(channel, pool, method, body)
-            if not good:
-                fail(f"the README's {shlex.join(words)} gives nothing")
-    print(f"{program or 'reflection'}: the README's {len(lines)} lines for grpcurl")
+        match arguments.call:
+            case ["list"]:
+                yield from database.get_services()
+            case ["describe", name]:
+                yield from (method.full_name for method in pool.FindServiceByName(name).methods)
+            case [method]:
+                headers = [tuple(header.split(": ", 1)) for header in arguments.header]
+                for answer in call(channel, pool, method, arguments.data, headers):
+                    yield json_format.MessageToJson(answer)
+
+
+def main():
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("-plaintext", action="store_true", required=True)
+    parser.add_argument("-H", dest="header", action="append", default=[])
+    parser.add_argument("-d", dest="data", default="{}")
+    parser.add_argument("address")
+    parser.add_argument("call", nargs="+")
+    for answer in answers(parser.parse_args()):
+        print(answer)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Compares the host with programs that others made: installs them, and runs the comparisons.
+# Installs other programs, and compares the host with them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 if [ "${PEERS:-}" = skip ]; then
-	echo 'PEERS=skip: the comparisons with outside programs did not run'
+	echo 'PEERS=skip: the comparisons with other programs did not run'
 	exit
 fi
 tests/peers/provision.sh
@@ -23,3 +23,4 @@ python3 tests/peers/exports.py target/release/host target/peers/exports
 python3 tests/peers/data.py target/release/host target/peers/data
 cargo build --release --locked --quiet -p host-proto --example watch
 python3 tests/peers/bridges.py target/release/host target/peers/bridges
+python3 tests/peers/pages.py target/release/host target/peers/pages

@@ -1,13 +1,13 @@
-/// What a reader does with a block of the guide, as its language and the paragraph before it say:
+/// A code block of a page. Its language and the paragraph before it determine what the reader does:
 ///
-/// - `sh` is run. `console` has commands behind `$ `, and what they print.
-/// - Anything else is a file, or a part of one. Behind "`PATH`:" it is the new content of that file,
-///   behind "From `PATH`:" the file has these lines.
-/// - Commands behind a paragraph that speaks of another terminal run while those before still do.
+/// - `sh` is run. `console` contains commands after `$ ` and their output.
+/// - Any other block is a file or a part of a file. After "`PATH`:" it is the new content of the file; after
+///   "From `PATH`:" the file must contain these lines.
+/// - If the paragraph mentions another terminal, the commands are run while the previous commands still run.
 #[derive(Debug)]
 pub(super) struct Block {
-    /// Where it begins in the guide.
-    pub(super) line: usize,
+    /// The page, and the line at which the block begins: `plugins/README.md:12`.
+    pub(super) place: String,
     pub(super) deed: Deed,
 }
 
@@ -15,7 +15,7 @@ pub(super) struct Block {
 pub(super) enum Deed {
     Run {
         commands: Vec<Shown>,
-        /// While those of the block before still run.
+        /// Whether the commands of the previous block are still running.
         beside: bool,
     },
     Write {
@@ -28,20 +28,24 @@ pub(super) enum Deed {
     },
 }
 
-/// A command, or several, and what they print if the guide shows it.
+/// One or more commands, and their output if the page shows it.
 #[derive(Debug, PartialEq)]
 pub(super) struct Shown {
     pub(super) command: String,
     pub(super) prints: Option<Vec<String>>,
 }
 
-/// The blocks of the guide, in order.
+/// Programs that `make test-peers` installs. Blocks with a command of one of these programs are run only by
+/// tests/peers/pages.py.
+const PEERS: [&str; 3] = ["grpcurl", "tensorboard", "python3"];
+
+/// Returns the blocks of a page in order. Omits blocks that need one of the programs in `PEERS`.
 ///
 /// # Panics
-/// One is nothing that a reader would know what to do with.
-pub(super) fn blocks(guide: &str) -> Vec<Block> {
+/// Panics if it is not clear what a reader does with a block.
+pub(super) fn blocks(page: &str, text: &str) -> Vec<Block> {
     let mut blocks = Vec::new();
-    let mut lines = guide.lines().enumerate();
+    let mut lines = text.lines().enumerate();
     let mut paragraph = String::new();
     while let Some((at, line)) = lines.next() {
         let Some(language) = line.strip_prefix("```") else {
@@ -61,10 +65,15 @@ pub(super) fn blocks(guide: &str) -> Vec<Block> {
             .map(|(_, line)| line)
             .take_while(|line| *line != "```")
             .collect();
-        let line = at + 1;
-        let deed = deed(language, paragraph.trim(), &text)
-            .unwrap_or_else(|why| panic!("plugins/README.md:{line}: {why}"));
-        blocks.push(Block { line, deed });
+        let needs_peer = |line: &&str| PEERS.iter().any(|name| line.starts_with(name));
+        if language == "sh" && text.iter().any(needs_peer) {
+            paragraph.clear();
+            continue;
+        }
+        let place = format!("{page}:{}", at + 1);
+        let deed =
+            deed(language, paragraph.trim(), &text).unwrap_or_else(|why| panic!("{place}: {why}"));
+        blocks.push(Block { place, deed });
         paragraph.clear();
     }
     blocks
@@ -100,13 +109,11 @@ fn deed(language: &str, paragraph: &str, text: &[&str]) -> Result<Deed, String> 
                 false => Deed::Write { path, text },
             })
         }
-        _ => Err(format!(
-            "nobody knows what to do with a block of {language:?}"
-        )),
+        _ => Err(format!("unknown language of a block: {language:?}")),
     }
 }
 
-/// Commands of a `console` block and what each prints. A command goes on behind a backslash.
+/// Returns the commands of a `console` block and their output. A command continues after a backslash.
 fn shown(text: &[&str]) -> Result<Vec<Shown>, String> {
     let mut all: Vec<Shown> = Vec::new();
     for line in text {
@@ -118,7 +125,7 @@ fn shown(text: &[&str]) -> Result<Vec<Shown>, String> {
             continue;
         }
         let Some(Shown { command, prints }) = all.last_mut() else {
-            return Err("a console begins with a command behind $".to_owned());
+            return Err("a console block begins with a command after $".to_owned());
         };
         let prints = prints.get_or_insert_default();
         if command.ends_with('\\') && prints.is_empty() {
@@ -131,8 +138,9 @@ fn shown(text: &[&str]) -> Result<Vec<Shown>, String> {
     Ok(all)
 }
 
-/// Whether the lines were printed: `…` stands for anything within a line and, alone, for any lines.
-/// How wide a gap between words is does not matter.
+/// Whether the printed lines match the expected lines. An expected line that is only `…` matches any number
+/// of lines. Elsewhere, `…` matches any text within its line. The number of spaces between words does not
+/// matter.
 pub(super) fn is_printed(expected: &[String], printed: &[&str]) -> bool {
     let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
     let expected: Vec<String> = expected.iter().map(|line| words(line)).collect();
@@ -155,8 +163,9 @@ fn is_like(pattern: &str, text: &str) -> bool {
     fits_in_order(&parts, text.len(), str::len, is_at)
 }
 
-/// Whether the parts stand in something of this length in their order, with anything between them, the
-/// first at its beginning and the last at its end. Taking the first place that fits is enough.
+/// Whether the parts occur in this order in a sequence of `len` elements. The first part must be at the
+/// beginning and the last part at the end; anything can be between the parts. A greedy search for the first
+/// position of each part is sufficient.
 fn fits_in_order<T: ?Sized>(
     parts: &[&T],
     len: usize,
@@ -164,7 +173,7 @@ fn fits_in_order<T: ?Sized>(
     is_at: impl Fn(&T, usize) -> bool,
 ) -> bool {
     let [first, middle @ .., last] = parts else {
-        // Nothing between, before or behind: it is the whole.
+        // A single part must be the whole sequence.
         return parts
             .iter()
             .all(|whole| len_of(whole) == len && is_at(whole, 0));
@@ -184,10 +193,13 @@ fn fits_in_order<T: ?Sized>(
 }
 
 #[test]
-fn a_block_is_what_its_paragraph_says() {
+fn a_block_is_read_as_its_paragraph_says() {
     let guide = "First `a`.\n\nA file,\n`x/y.c`:\n\n```c\nint x;\n```\n\nFrom\n`z.rs`:\n\n```rust\nfn z() {}\n```\n\
                  In another terminal:\n```console\n$ a \\\n  b\none\n\ntwo\n$ c\n```\n";
-    let deeds: Vec<Deed> = blocks(guide).into_iter().map(|block| block.deed).collect();
+    let deeds: Vec<Deed> = blocks("page.md", guide)
+        .into_iter()
+        .map(|block| block.deed)
+        .collect();
     let shown = |command: &str, prints: &[&str]| Shown {
         command: command.to_owned(),
         prints: Some(prints.iter().map(|&line| line.to_owned()).collect()),
@@ -212,7 +224,7 @@ fn a_block_is_what_its_paragraph_says() {
 }
 
 #[test]
-fn a_block_that_nobody_knows_is_refused() {
+fn an_unknown_block_is_an_error() {
     for (language, paragraph) in [("", "A:"), ("python", "`a.py`:"), ("rust", "Like this:")] {
         assert!(deed(language, paragraph, &["x"]).is_err(), "{language}");
     }
@@ -220,7 +232,7 @@ fn a_block_that_nobody_knows_is_refused() {
 }
 
 #[test]
-fn dots_stand_for_what_differs() {
+fn an_ellipsis_matches_anything() {
     let is = |expected: &str, printed: &str| {
         let expected: Vec<String> = expected.lines().map(str::to_owned).collect();
         is_printed(&expected, &printed.lines().collect::<Vec<_>>())

@@ -1,24 +1,25 @@
-//! The author's guide, `plugins/README.md`: a reader who does what it says, in its order.
-
-mod block;
-mod reader;
+//! Follows the guide for plugin authors (`plugins/README.md`) and then the reference
+//! (`plugins/reference.md`), step by step.
 
 use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
 
+use super::block::blocks;
+use super::reader::{self, Reader};
 use crate::support::{Fixture, curve, root};
-use block::blocks;
-use reader::Reader;
 
 #[test]
-fn a_reader_who_does_what_the_guide_says_gets_what_it_says() {
-    let guide = fs::read_to_string(root().join("plugins/README.md")).expect("the guide");
+fn following_the_guide_gives_the_results_that_it_shows() {
     let reader = Reader::new();
-    reader.read(&blocks(&guide));
+    for page in ["plugins/README.md", "plugins/reference.md"] {
+        let text = fs::read_to_string(root().join(page)).expect("a page");
+        reader.read(&blocks(page, &text));
+    }
 
-    // What the guide's metric is, in Rust and in C, beside a plugin that writes down what it sees.
+    // Compares the values of the guide's metric, which exists in Rust and in C, with expected values. To
+    // compute these, the test uses a plugin that dumps its input.
     let dump = Fixture::dump("dump").build(&reader.folder());
     let written = reader.folder().join("dump");
     let mut host = reader.command("host");
@@ -39,7 +40,7 @@ fn a_reader_who_does_what_the_guide_says_gets_what_it_says() {
     for (run, metric) in [
         ("again", "repeat_rate"),
         ("again", "repeat_rate_c"),
-        // The reader's own, which are the same training.
+        // The guide's own runs, which train in the same way.
         ("mine", "repeat_rate"),
         ("both", "repeat_rate"),
         ("both", "repeat_rate_c"),
@@ -55,7 +56,8 @@ fn a_reader_who_does_what_the_guide_says_gets_what_it_says() {
     assert_eq!(rate.expect("the guide's metric")["value"], expected[3].1);
 }
 
-/// The metric as its first sentence defines it, at each step, of what the dump says.
+/// Computes the guide's metric from the dump, as the guide's first sentence defines it. Returns a value for
+/// each step.
 fn repeat_rates(dump: &Path) -> Vec<(u64, f64)> {
     let mut rates: Vec<(u64, u64, u64)> = Vec::new();
     for line in fs::read_to_string(dump).expect("a dump").lines() {
@@ -78,7 +80,7 @@ fn repeat_rates(dump: &Path) -> Vec<(u64, f64)> {
         *repeats += pairs().filter(|(guess, before)| guess == before).count() as u64;
         *count += pairs().count() as u64;
     }
-    // Step 0 is the rehearsal on one batch, which is no evaluation.
+    // Step 0 is the trial batch before the training, not an evaluation.
     rates.retain(|rate| rate.0 > 0);
     let rate = |(step, repeats, count): (u64, u64, u64)| (step, repeats as f64 / count as f64);
     rates.into_iter().map(rate).collect()

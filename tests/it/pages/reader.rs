@@ -8,7 +8,8 @@ use tempfile::TempDir;
 use super::block::{Block, Deed, Shown, is_printed};
 use crate::support::built;
 
-/// A person with an empty home, a built host, a compiler and no network.
+/// A simulated reader of the pages. The reader has a built host and a compiler, but an empty home and no
+/// network.
 pub(super) struct Reader(TempDir);
 
 impl Reader {
@@ -20,17 +21,22 @@ impl Reader {
         reader
     }
 
-    /// Where the reader's plugins are.
+    /// Returns the reader's home.
+    pub(super) fn home(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Returns the folder of the reader's plugins.
     pub(super) fn folder(&self) -> PathBuf {
         self.0.path().join("plugins")
     }
 
-    /// Where what is printed goes.
+    /// Returns the folder for the output of commands.
     fn notes(&self) -> PathBuf {
         self.0.path().join("notes")
     }
 
-    /// A program that the reader starts in that folder.
+    /// Returns a command that runs a program in the folder of the plugins.
     pub(super) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(match program {
             "host" => built("host"),
@@ -57,17 +63,18 @@ impl Reader {
             .env("CARGO_HOME", tools("CARGO_HOME", ".cargo"))
             .env("RUSTUP_HOME", tools("RUSTUP_HOME", ".rustup"))
             .env("CARGO_NET_OFFLINE", "true")
-            // The SDK is built once for all projects, and for the next time.
+            // With this folder, the SDK is built only once, for all projects and for later test runs.
             .env("CARGO_BUILD_BUILD_DIR", built("guide"))
             .env("RUSTFLAGS", "-Dwarnings")
             .env("CFLAGS", "-O1 -Wall -Wextra -Werror");
         command
     }
 
-    /// Does what the blocks say, in one shell.
+    /// Follows the blocks in one shell.
     ///
     /// # Panics
-    /// A command fails, or prints something else, or a file does not have what it is to have.
+    /// Panics if a command fails or does not print what its block shows, or if a file lacks the expected
+    /// lines.
     pub(super) fn read(&self, blocks: &[Block]) {
         let script = self.0.path().join("script.sh");
         fs::write(&script, self.script(blocks)).expect("written");
@@ -77,8 +84,8 @@ impl Reader {
             .output()
             .expect("bash runs");
         let block = |number: usize| {
-            let line = blocks[number].line;
-            format!("plugins/README.md:{line}: {:?}", blocks[number].deed)
+            let Block { place, deed } = &blocks[number];
+            format!("{place}: {deed:?}")
         };
         if !output.status.success() {
             let reached = fs::read_to_string(self.notes().join("block")).expect("a number");
@@ -154,8 +161,9 @@ impl Reader {
         script
     }
 
-    /// A command whose output goes into the file. What `goes_on` is a training, which lets itself be
-    /// watched from when its address is there.
+    /// Appends a command to the script, with its output redirected to the file `printed`. If `goes_on` is
+    /// set, the command is a run that continues in the background, and the script waits until the run has
+    /// printed its address.
     fn run(&self, script: &mut String, shown: &Shown, printed: &Path, goes_on: bool) {
         let Shown { command, prints } = shown;
         let to = format!("> {} 2>&1", printed.display());
@@ -177,7 +185,7 @@ impl Reader {
     }
 }
 
-/// What the command prints to stdout; it must succeed.
+/// Runs a command, which must succeed, and returns its stdout.
 #[track_caller]
 pub(super) fn succeed(command: &mut Command) -> String {
     let output = command.output().expect("the program starts");
