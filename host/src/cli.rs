@@ -1,4 +1,4 @@
-//! The command line: one file for each command.
+//! The command line. Each command has its own file.
 
 mod argv;
 mod control;
@@ -6,6 +6,7 @@ mod data;
 mod deliver;
 mod generate;
 mod groups;
+mod help;
 mod login_name;
 mod openmp;
 mod plugin;
@@ -37,23 +38,28 @@ use crate::show::{outlet, printable};
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0    done
-  1    the machine: a full disk, a lost device
-  2    the command line, the configuration or the data
-  3    a plugin
-  4    the run went well, but a checkpoint did not reach every sink
-  5    the training: a loss that is not finite
-  129  ended by SIGHUP (a terminal that is gone), after a checkpoint; ignored behind nohup
-  130  ended by Ctrl-C, after a checkpoint; a second Ctrl-C or SIGTERM ends at once
-  131  ended by SIGQUIT, after a checkpoint: by the signal itself, with a core where those are kept
-  138  ended by SIGUSR1, a scheduler's warning, after a checkpoint
-  140  ended by SIGUSR2, the same
-  143  ended by SIGTERM, after a checkpoint
+  0    success
+  1    system error, such as a full disk or a lost device
+  2    error in the command line, the configuration or the data
+  3    plugin error
+  4    the run succeeded, but a checkpoint did not reach every sink
+  5    training error, such as a loss that is not finite
+  129  stopped by SIGHUP (closed terminal), after a checkpoint; ignored under nohup
+  130  stopped by Ctrl-C, after a checkpoint; a second Ctrl-C or SIGTERM exits immediately
+  131  killed by SIGQUIT, after a checkpoint, with a core dump if core dumps are enabled
+  138  stopped by SIGUSR1 (warning from a job scheduler), after a checkpoint
+  140  stopped by SIGUSR2 (warning from a job scheduler), after a checkpoint
+  143  stopped by SIGTERM, after a checkpoint
 
-A signal n that ends a run gives 128 + n. SIGPIPE ends no run: training continues when the output is
-closed. A command that prints results ends quietly when its pipe is closed.";
+For details, run `host help exit-codes` or `host help metrics`.
 
-/// Trains a GPT-2 on source code; extended by plugins, read live over gRPC
+A run stopped by signal n exits with 128 + n. SIGPIPE is ignored: training continues when the output \
+is closed. A command that prints results exits quietly when its pipe is closed.
+
+Example:
+  host run --data ~/src --extensions rs --model tiny --max-train-steps 100";
+
+/// Trains GPT-2 models on source code, with plugins, and serves the metrics live over gRPC
 #[derive(Debug, Parser)]
 #[command(name = "host", version, after_help = EXIT_CODES, arg_required_else_help = true)]
 struct Cli {
@@ -61,7 +67,7 @@ struct Cli {
     command: Command,
 }
 
-/// What the program does.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(run::Run),
@@ -70,7 +76,7 @@ pub(crate) enum Command {
     Other(Other),
 }
 
-/// What it does besides training.
+/// The commands other than `run` and `resume`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Other {
     Deliver(deliver::Deliver),
@@ -86,7 +92,7 @@ pub(crate) enum Other {
 }
 
 impl Command {
-    /// Whether this process computes with libtorch for longer than a moment.
+    /// Whether this process computes with libtorch for a long time.
     fn computes(&self) -> bool {
         matches!(
             self,
@@ -96,10 +102,10 @@ impl Command {
 }
 
 impl Other {
-    /// Does it.
+    /// Runs the command.
     ///
     /// # Errors
-    /// What keeps it from being done; `main` prints the error.
+    /// Returns the command's error, which `main` prints.
     pub(crate) fn execute(&self) -> Result<StopReason> {
         match self {
             Self::Deliver(deliver) => return deliver.execute(),
@@ -117,10 +123,10 @@ impl Other {
     }
 }
 
-/// Where runs are looked for.
+/// The folder that is searched for runs.
 #[derive(Clone, Debug, clap::Args)]
 struct RunsDir {
-    /// Folder that holds the runs' folders
+    /// Folder that contains the run folders
     #[arg(
         long,
         visible_alias = "runs",
@@ -131,11 +137,15 @@ struct RunsDir {
     runs_dir: PathBuf,
 }
 
-/// Reads the command line. None where it asks for help or for the version, which is printed.
+/// Parses the command line. Returns `None` after printing the help or the version.
 ///
 /// # Errors
-/// It cannot be understood; `main` prints the error.
+/// Returns an error if the command line is invalid; `main` prints it.
 pub(crate) fn parse(args: Vec<OsString>) -> Result<Option<Command>> {
+    if let Some(page) = help::topic(&args) {
+        print(&page)?;
+        return Ok(None);
+    }
     let args = argv::normalize(&command(), args)?;
     let cli = command()
         .try_get_matches_from(&args)
@@ -153,12 +163,13 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Option<Command>> {
     Ok(Some(cli.command))
 }
 
-/// clap's description of the command line, with the configuration's defaults in the help.
+/// Builds clap's description of the command line, with the configuration's defaults in the help.
 fn command() -> clap::Command {
     let describe = |command: clap::Command| {
         let defaults = settings::defaults();
         command.mut_args(|mut arg| {
-            // Given twice, the last counts, so that a script can lay its own over a user's.
+            // If a flag is repeated, the last value counts. So a script can append its own flags to the
+            // user's.
             if matches!(arg.get_action(), ArgAction::Set) && !arg.is_positional() {
                 let id = arg.get_id().clone();
                 arg = arg.overrides_with(id);
@@ -181,26 +192,26 @@ fn command() -> clap::Command {
         .mut_subcommand("verify-resume", describe)
 }
 
-/// Writes a result to stdout, where a terminal finds nothing in it to obey. A closed pipe, as behind
-/// `| head`, is not an error.
+/// Writes a result to stdout, without control characters. A closed pipe, as with `| head`, is not an
+/// error.
 ///
 /// # Errors
-/// It cannot be written, as to a full disk.
+/// Returns an error if the write fails, for example on a full disk.
 fn print(text: &str) -> Result<()> {
     write(printable::lines(text).as_bytes()).map(drop)
 }
 
-/// A JSON value on stdout, for programs and people.
+/// Writes a JSON value to stdout, indented.
 fn print_json(value: &serde_json::Value) -> Result<()> {
     write(printable::json(&format!("{value:#}\n")).as_bytes()).map(drop)
 }
 
-/// Writes to stdout; false if the pipe is closed.
+/// Writes to stdout. Returns false if the pipe is closed.
 ///
 /// # Errors
-/// It cannot be written, as to a full disk.
+/// Returns an error if the write fails, for example on a full disk.
 fn write(bytes: &[u8]) -> Result<bool> {
-    // What was said before stands before it on a terminal.
+    // On a terminal, messages that were written earlier must appear first.
     Printer::flush_process();
     match outlet::write(std::io::stdout().as_fd(), bytes, &|| {}) {
         Ok(()) => Ok(true),
@@ -217,12 +228,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn claps_own_checks_hold() {
+    fn clap_accepts_the_definition() {
         command().debug_assert();
     }
 
     #[test]
-    fn of_a_flag_given_twice_the_last_counts_and_lists_grow() {
+    fn the_last_of_a_repeated_flag_counts_and_lists_grow() {
         let args = [
             "host", "run", "--seed", "1", "--data", "a", "--seed", "2", "--data", "b",
         ];
@@ -271,7 +282,7 @@ mod tests {
                 has_default,
                 "{help}"
             );
-            // The configuration's own list of choices is in what it says to a wrong one.
+            // For an unknown choice, the error of the configuration lists the known choices.
             let wrong = serde_json::json!({ &key: "?" });
             let known = match serde_json::from_value::<host_train::TrainConfig>(wrong) {
                 Err(error) if error.to_string().contains("unknown variant") => error.to_string(),

@@ -1,4 +1,4 @@
-//! The command line before clap reads it, and clap's errors in the house's form.
+//! Normalizes the command line for clap, and converts clap's errors.
 
 use std::ffi::OsString;
 
@@ -8,11 +8,12 @@ use host_core::{Error, ErrorKind, Result};
 use crate::config::script_names;
 use crate::show::terminal::can_draw;
 
-/// Lets the training script's spelling through: `--train_batch_size 4`, `--gradient_checkpointing
-/// False`, `--save_dir out`. What is not a flag of the subcommand stays as it is.
+/// Accepts the flags of CodeParrot's training script, for example `--train_batch_size 4`,
+/// `--gradient_checkpointing False` and `--save_dir out`. Arguments that are not flags of the subcommand stay
+/// unchanged.
 ///
 /// # Errors
-/// A flag of the script's that has no place here.
+/// Returns an error for a flag of the script that has no equivalent.
 pub(crate) fn normalize(command: &Command, args: Vec<OsString>) -> Result<Vec<OsString>> {
     let Some(subcommand) = args
         .iter()
@@ -45,7 +46,7 @@ pub(crate) fn normalize(command: &Command, args: Vec<OsString>) -> Result<Vec<Os
             })
         };
         let Some(known) = takes(&ours) else {
-            // `seed` is one of the arguments wherever the training's are.
+            // A command with a `--seed` flag is treated as one that accepts training arguments.
             match script_names::refusal(&key) {
                 Some(refusal) if takes("seed").is_some() => return Err(refusal),
                 _ => out.push(arg),
@@ -55,7 +56,8 @@ pub(crate) fn normalize(command: &Command, args: Vec<OsString>) -> Result<Vec<Os
         let mut normal = format!("--{ours}");
         let value = match value {
             Some(value) => Some(value.to_owned()),
-            // A switch that may have a value has it behind `=`, or the word after it would be eaten.
+            // The optional value of a switch must follow `=`, since clap would not accept the next word as
+            // the value.
             None if known.is_require_equals_set() => args
                 .next_if(|next| next.to_str().is_some_and(is_boolean))
                 .and_then(|next| next.into_string().ok()),
@@ -75,7 +77,7 @@ fn is_boolean(word: &str) -> bool {
     ["true", "false", "yes", "no", "on", "off"].contains(&word.to_lowercase().as_str())
 }
 
-/// What clap has to say: help and version are printed, all else is an error.
+/// Prints clap's help or version; converts any other outcome to an error.
 pub(crate) fn outcome(error: &clap::Error, command: &Command, args: &[OsString]) -> Result<()> {
     if matches!(
         error.kind(),
@@ -88,7 +90,7 @@ pub(crate) fn outcome(error: &clap::Error, command: &Command, args: &[OsString])
         };
         return super::write(text.as_bytes()).map(drop);
     }
-    // `plugin check`: as deep as the arguments name commands.
+    // The innermost command in the arguments, such as `plugin check`.
     let mut named = String::new();
     let mut at = command;
     for arg in args.iter().skip(1) {
@@ -98,17 +100,18 @@ pub(crate) fn outcome(error: &clap::Error, command: &Command, args: &[OsString])
         }
     }
     let help = match named.as_str() {
-        "" => "`host --help` lists the commands".to_owned(),
-        named => format!("`host {named}--help` lists the arguments"),
+        "" => "run `host --help` for a list of commands".to_owned(),
+        named => format!("run `host {named}--help` for a list of arguments"),
     };
     if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return Err(Error::new(ErrorKind::Config, "no command is given").hint(help));
+        return Err(Error::new(ErrorKind::Config, "missing command").hint(help));
     }
     let text = error.render().to_string();
     let (said, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
     let said = said.strip_prefix("error: ").unwrap_or(said);
     let message = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    // Only the tips that name something similar tell more than the help.
+    // A tip that suggests a similar name replaces the hint to run `--help`. Other tips are less useful than
+    // that hint.
     let tip = rest
         .lines()
         .filter_map(|line| line.trim().strip_prefix("tip: "))
@@ -129,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_scripts_spelling_becomes_ours() {
+    fn the_scripts_spelling_is_normalized() {
         assert_eq!(
             normal("host run --train_batch_size 4 --save_dir=out c_d.toml"),
             "host run --train-batch-size 4 --runs-dir=out c_d.toml"
@@ -149,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_script_had_and_we_have_not_is_refused_with_a_way() {
+    fn unsupported_flags_of_the_script_are_rejected_with_a_hint() {
         let args = ["host", "run", "--tokenized", "x"].map(OsString::from);
         let error = normalize(&cli::command(), args.to_vec()).expect_err("refused");
         assert!(
@@ -161,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn claps_errors_are_one_line_and_one_hint() {
+    fn clap_errors_have_one_line_and_one_hint() {
         let refused = |line: &str| {
             let command = cli::command();
             let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
@@ -182,12 +185,15 @@ mod tests {
             message.starts_with("invalid value 'abc' for '--seed <N>'"),
             "{message}"
         );
-        assert_eq!(hint, "`host run --help` lists the arguments");
+        assert_eq!(hint, "run `host run --help` for a list of arguments");
         let (_, hint) = refused("host plugin check x --time-limit 0");
-        assert_eq!(hint, "`host plugin check --help` lists the arguments");
+        assert_eq!(
+            hint,
+            "run `host plugin check --help` for a list of arguments"
+        );
         let (message, hint) = refused("host nope");
         assert!(message.contains("'nope'"), "{message}");
-        assert_eq!(hint, "`host --help` lists the commands");
+        assert_eq!(hint, "run `host --help` for a list of commands");
         let (message, _) = refused("host run --precision f16");
         assert!(
             message.contains("[possible values: f32, f64, bf16]"),

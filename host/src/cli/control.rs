@@ -9,26 +9,27 @@ use crate::cli::login_name::login_name;
 use crate::show::event_line;
 
 const DETAILS: &str = "\
-The loop does it at the next step boundary; then this returns. It is an event of the run, with who asked
-and why. The token is in the folder of a live run of yours (control.token); of one that was started with
---control-token-env, give --token-env; of a run elsewhere, the address and --tls-fingerprint, too.
+The training loop accepts the request at the next step boundary; then this command returns. The results, \
+such as a checkpoint, are later events of the run. The request is also an event, with --by and --reason. The token is read from control.token in the \
+folder of your own live run. If the run was started with --control-token-env, pass --token-env. For a \
+run on another machine, pass its address, --token-env and --tls-fingerprint.
 
 Examples:
   host control demo pause --reason \"the GPU is needed\"
   host control demo set-lr 0.5
   host control https://gpu1:6006 stop --token-env HOST_TOKEN --tls-fingerprint 3f…";
 
-/// Asks a live run to stop, pause, continue, evaluate, write a checkpoint or change its learning rate
+/// Controls a live run: stop, pause, continue, evaluate, write a checkpoint, set the learning rate
 #[derive(Debug, clap::Args)]
 #[command(after_help = DETAILS)]
 pub(crate) struct Control {
-    /// A run's name or folder, or the address of its server
+    /// Run name or folder, or the address of its server
     target: String,
 
     #[command(subcommand)]
     verb: Verb,
 
-    /// Why, for the run's events
+    /// Reason to record in the run's events
     #[arg(
         long,
         value_name = "TEXT",
@@ -38,11 +39,11 @@ pub(crate) struct Control {
     )]
     reason: String,
 
-    /// Who asks, for the run's events; without it, this user
+    /// Name to record in the run's events [default: the current user]
     #[arg(long, value_name = "NAME", global = true)]
     by: Option<String>,
 
-    /// Write the outcome to stdout as JSON
+    /// Print the result as JSON
     #[arg(long, global = true)]
     json: bool,
 
@@ -55,19 +56,25 @@ pub(crate) struct Control {
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 enum Verb {
-    /// Ends the training, with an evaluation and a checkpoint
+    /// Stops training, with an evaluation and a checkpoint
+    #[command(after_help = "Example:\n  host control demo stop")]
     Stop,
     /// Writes a checkpoint
+    #[command(after_help = "Example:\n  host control demo checkpoint")]
     Checkpoint,
     /// Evaluates the model
+    #[command(after_help = "Example:\n  host control demo evaluate")]
     Evaluate,
-    /// Stands still at the step boundary
+    /// Pauses training at the next step boundary
+    #[command(after_help = "Example:\n  host control demo pause --reason \"the GPU is needed\"")]
     Pause,
     /// Continues after a pause
+    #[command(after_help = "Example:\n  host control demo continue")]
     Continue,
     /// Sets the learning rate to a multiple of the schedule's
+    #[command(after_help = "Example:\n  host control demo set-lr 0.5")]
     SetLr {
-        /// What the schedule's rate is multiplied by from now on; 1 is the schedule itself
+        /// Factor for the schedule's rate from now on; 1 restores the schedule
         #[arg(allow_negative_numbers = true)]
         factor: f64,
     },
@@ -90,7 +97,7 @@ impl Control {
         } else {
             let words = event_line::request_words(request);
             print(&format!(
-                "step {:<6}  asked {words}: event {}\n",
+                "step {:<6}  {by} requested {words} (event {})\n",
                 done.step, done.seq
             ))
         }
@@ -122,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_about_the_server_may_stand_behind_the_verb() {
+    fn server_options_are_accepted_after_the_verb() {
         let fingerprint = "3f".repeat(32);
         let flags = [
             ["--token-env", "HOST_TOKEN"],

@@ -12,8 +12,11 @@ use crate::show::number::{bytes, count};
 use crate::show::progress::{Progress, Style};
 use crate::show::table::{Align, Table};
 
-/// Prepares data
+/// Prepares training data
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  host data tokenize --data ~/src --extensions rs --output tokens"
+)]
 pub(crate) struct Data {
     #[command(subcommand)]
     command: Command,
@@ -25,81 +28,97 @@ enum Command {
 }
 
 const EXAMPLES: &str = "\
-A training tokenizes text while it runs, ahead of the loop. Token files save that work when the
-same data is trained on again and again, or by many processes: they are mapped into memory, two
-bytes a token, or four if the vocabulary has more than 65536.
+`host run` can tokenize text while it trains. Token files save that work when many runs or \
+processes use the same data: they are mapped into memory, with two bytes per token, or four if the \
+vocabulary has more than 65536 tokens.
 
-A folder receives train.tokens, valid.tokens and the tokenizer; an output that ends in .tokens is
-one file of all the data. The training documents stand in the order in which the first epoch of a
-training with the same seed meets them, so its batches are the same as from the text. Documents
-that cannot be used are left out and counted. A file appears under its name when it is whole.
+If --output ends in .tokens, it is one file of all the data. Otherwise it is a folder for \
+train.tokens, valid.tokens and the tokenizer. The training documents are in the order in which the \
+first epoch of a run with the same seed reads them, so token files give the same batches as the \
+text. Unusable documents are left out and counted. A file gets its final name once it is complete.
 
 Example:
   host data tokenize --data ~/src --extensions rs --vocab-size 8192 --output tokens
   host run --data tokens/train.tokens --valid-data tokens/valid.tokens --model demo";
 
-/// Trains a BPE tokenizer, or takes one, and writes the data as token files
+/// Writes data as token files, with an existing tokenizer or a newly trained BPE tokenizer
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 struct Tokenize {
-    /// Folder, file or quoted pattern ('src/**/*.rs'): text or JSON lines (.jsonl), also compressed
-    /// (.gz, .zst), or Parquet; links below a folder are followed, and each file counts once; give it
-    /// again for more
-    #[arg(long, value_name = "PATH", required = true)]
+    /// Folder, file or quoted pattern ('src/**/*.rs') to tokenize: text, JSON lines (.jsonl) or Parquet;
+    /// repeat for more. Text and JSON lines can be compressed (.gz, .zst); links below a folder are
+    /// followed, and each file is read once
+    #[arg(long, value_name = "PATH", required = true, help_heading = "Data")]
     data: Vec<PathBuf>,
 
-    /// The same for evaluation; without it, one file in `valid-every` of the data is held out
-    #[arg(long, value_name = "PATH")]
+    /// Folder, file or quoted pattern to evaluate on, like --data [default: a part of the data is held
+    /// out, see --valid-every]
+    #[arg(long, value_name = "PATH", help_heading = "Data")]
     valid_data: Vec<PathBuf>,
 
-    /// Folder for train.tokens, valid.tokens and tokenizer.json; or one file for all, NAME.tokens
+    /// Folder for train.tokens, valid.tokens and tokenizer.json; or NAME.tokens, one file for all data
     #[arg(long, value_name = "PATH")]
     output: PathBuf,
 
-    /// A tokenizer.json, GPT-2's vocab.json with its merges.txt, or a folder with either; without it, one
-    /// is trained on the data
-    #[arg(long, value_name = "PATH", conflicts_with = "vocab_size")]
+    /// A tokenizer.json, a GPT-2 vocab.json with merges.txt next to it, or a folder with either
+    /// [default: a tokenizer trained on the data]
+    #[arg(
+        long,
+        value_name = "PATH",
+        conflicts_with = "vocab_size",
+        help_heading = "Tokenizer"
+    )]
     tokenizer: Option<PathBuf>,
 
-    /// The token between documents; without it, the one that the tokenizer's configuration says
-    #[arg(long, value_name = "TOKEN", requires = "tokenizer")]
+    /// Token between documents [default: from the tokenizer's configuration]
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        requires = "tokenizer",
+        help_heading = "Tokenizer"
+    )]
     end_of_text: Option<String>,
 
-    /// Tokens in a vocabulary trained here
-    #[arg(long, value_name = "TOKENS", default_value_t = VOCAB_SIZE, value_parser = clap::value_parser!(i64).range(257..))]
+    /// Vocabulary size of a tokenizer trained on the data
+    #[arg(long, value_name = "TOKENS", default_value_t = VOCAB_SIZE, value_parser = clap::value_parser!(i64).range(257..), help_heading = "Tokenizer")]
     vocab_size: i64,
 
-    /// Take the name of a special token in the data, such as <|endoftext|>, as text like any other
-    #[arg(long)]
+    /// Treat names of special tokens in the data, such as <|endoftext|>, as plain text
+    #[arg(long, help_heading = "Tokenizer")]
     split_special_tokens: bool,
 
-    /// Which files of a folder count, by extension (rs,py); without it, all
-    #[arg(long, value_name = "EXT,…", value_delimiter = ',')]
+    /// Extensions of the files to read in a folder (rs,py) [default: all files]
+    #[arg(
+        long,
+        value_name = "EXT,…",
+        value_delimiter = ',',
+        help_heading = "Data"
+    )]
     extensions: Vec<String>,
 
-    /// Leave out what fits this pattern: a name of files or folders ('*.min.js', node_modules), or with
-    /// a slash a path below a data folder ('docs/**'); give it again for more
-    #[arg(long, value_name = "PATTERN")]
+    /// Exclude files and folders by name ('*.min.js', node_modules), or by path below a data folder if
+    /// the pattern contains a slash ('docs/**'); repeat for more
+    #[arg(long, value_name = "PATTERN", help_heading = "Data")]
     exclude: Vec<String>,
 
-    /// Field of a JSON line, or column of a Parquet file, that has the text
-    #[arg(long, value_name = "NAME", default_value_t = TrainConfig::default().text_column)]
+    /// JSON field or Parquet column that contains the text
+    #[arg(long, value_name = "NAME", default_value_t = TrainConfig::default().text_column, help_heading = "Data")]
     text_column: String,
 
-    /// One file in this many is held out for evaluation, by its name; of a single file with records
-    /// one record in this many, of a single text its last part
-    #[arg(long, value_name = "FILES", default_value_t = TrainConfig::default().valid_every, value_parser = clap::value_parser!(u64).range(2..))]
+    /// Hold out one in this many files for evaluation, chosen by name. If there is only one file, hold
+    /// out one in this many of its records, or the end of its text
+    #[arg(long, value_name = "FILES", default_value_t = TrainConfig::default().valid_every, value_parser = clap::value_parser!(u64).range(2..), help_heading = "Data")]
     valid_every: u64,
 
-    /// Seeds the order of the training files
+    /// Seed for the order of the training files
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = TrainConfig::default().seed)]
     seed: i64,
 
-    /// Threads that tokenize; without it, one for each core, at most 16
+    /// Threads that tokenize [default: one per core, at most 16]
     #[arg(long, value_name = "THREADS", value_parser = clap::value_parser!(u64).range(1..))]
     data_workers: Option<u64>,
 
-    /// Print what was written as JSON
+    /// Print a list of the written files as JSON
     #[arg(long)]
     json: bool,
 }

@@ -8,25 +8,27 @@ use crate::plan::plugins_of_run;
 use crate::runs::run_dir::RunDir;
 
 const DETAILS: &str = "\
-Every checkpoint that stands in the run folder goes to every sink that does not have it, in order, each
-once; what was delivered before is not sent again. The sinks are those of the run's run.toml: one that
-was added there gets all checkpoints, one that was removed gets none, and one whose address was changed gets
-all with --all. `host resume` does the same beside
-the training.";
+Sends every checkpoint in the run folder, in order, to every sink that does not have it yet. The sinks \
+are those in the run's run.toml: a sink that was added there gets all checkpoints, and a removed sink \
+gets none. After changing a sink's address, use --all. `host resume` makes the same deliveries while \
+it trains.
 
-/// Finishes the deliveries that a stopped run left
+Example:
+  host deliver demo --timeout 3600";
+
+/// Delivers the checkpoints that a stopped run did not deliver
 #[derive(Debug, clap::Args)]
 #[command(after_help = DETAILS)]
 pub(crate) struct Deliver {
-    /// The run's name or folder
+    /// Run name or folder
     run: String,
 
-    /// Offer every checkpoint that stands, those that were delivered as well: to a sink whose address was
-    /// changed. What it has it does not take twice
+    /// Also send checkpoints that were delivered before, for example to a sink whose address was changed. A
+    /// sink skips a checkpoint that it already has
     #[arg(long)]
     all: bool,
 
-    /// Give up after this many seconds; what is not delivered stays queued
+    /// Give up after this many seconds; undelivered checkpoints stay queued
     #[arg(long, value_name = "SECS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     timeout: u64,
 

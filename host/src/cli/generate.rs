@@ -12,10 +12,15 @@ use crate::run::hub_fetch::fetch;
 use crate::runs::run_dir::RunDir;
 use crate::show::printable;
 
-/// Samples text from a checkpoint, so that a person can see what was learnt
+const EXAMPLE: &str = "\
+Example:
+  host generate demo --prompt \"fn main() {\" --max-new-tokens 64";
+
+/// Generates text from a checkpoint
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
 pub(crate) struct Generate {
-    /// A checkpoint's folder, a run, of which the newest checkpoint is taken, or hub:USER/NAME@BRANCH
+    /// Checkpoint folder, run name or folder (for its newest checkpoint), or hub:USER/NAME@BRANCH
     checkpoint: String,
 
     /// Text to continue
@@ -27,28 +32,39 @@ pub(crate) struct Generate {
     )]
     prompt: String,
 
-    /// Tokens to make at most
+    /// Maximum number of tokens to generate
     #[arg(long, value_name = "TOKENS", default_value_t = 128)]
     max_new_tokens: usize,
 
-    /// How bold the choice is; 0 takes the likeliest token each time
-    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    /// Sampling temperature; 0 always takes the most likely token
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.8,
+        help_heading = "Sampling"
+    )]
     temperature: f64,
 
-    /// Sample among this many likeliest tokens; 0 takes all
-    #[arg(long, value_name = "TOKENS", default_value_t = 50)]
+    /// Sample from this many most likely tokens; 0: from all
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        default_value_t = 50,
+        help_heading = "Sampling"
+    )]
     top_k: i64,
 
-    /// Seeds the choice
+    /// Seed for sampling
     #[arg(
         long,
         value_name = "N",
         default_value_t = 1,
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        help_heading = "Sampling"
     )]
     seed: i64,
 
-    /// cpu, cuda, cuda:N, or auto: a GPU where there is one
+    /// Device to run on: cpu, cuda, cuda:N, or auto (a GPU if there is one)
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
 
@@ -68,7 +84,7 @@ impl Generate {
             seed: self.seed,
             device: self.device.clone(),
         };
-        // A terminal does not obey what a model has made up; a program gets it as it is.
+        // On a terminal, control characters are replaced; a file or another program gets the text unchanged.
         let is_terminal = std::io::stdout().is_terminal();
         let write = |piece: &str| match is_terminal {
             true => super::write(printable::lines(piece).as_bytes()),
@@ -90,7 +106,8 @@ impl Generate {
         Ok(())
     }
 
-    /// The folder to sample from, and what keeps it there.
+    /// Returns the checkpoint's folder. For a fetched checkpoint, also returns the folder's owner. The owner
+    /// keeps the folder from being deleted.
     fn folder(&self) -> Result<(PathBuf, Option<Place>)> {
         let path = Path::new(&self.checkpoint);
         if path.join("config.json").is_file() {
@@ -120,7 +137,7 @@ impl Generate {
                         run.path().display()
                     ),
                 )
-                .hint("one is written every save_checkpoint_steps and at the end")
+                .hint("wait for one: a checkpoint is written every save_checkpoint_steps steps and at the end")
             })
     }
 }

@@ -9,10 +9,17 @@ use crate::plan::Plan;
 use crate::show::number::grouped;
 use crate::show::table::{Align, Table};
 
-/// Prints the parameter groups of a training, which takes the same arguments as run
+const EXAMPLE: &str = "\
+Takes the same arguments as `host run`, and prints the groups without training.
+
+Example:
+  host groups --data ~/src --model demo --plugin weight-decay";
+
+/// Prints the parameter groups that a run would use
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
 pub(crate) struct Groups {
-    /// A TOML file with any of the arguments below
+    /// TOML file with any of the arguments below
     config: Option<PathBuf>,
 
     #[command(flatten)]
@@ -147,7 +154,7 @@ no_decay
     }
 
     #[test]
-    fn the_json_has_the_same() {
+    fn the_json_has_the_same_values() {
         let (params, groups) = example();
         let json = as_json("weight-decay", &params, &groups);
         assert_eq!(json["groups"][0]["elements"], 2000);

@@ -1,9 +1,9 @@
-//! Who sits at this program, as far as the machine knows.
+//! The current user's login name.
 
 use std::os::unix::fs::MetadataExt as _;
 
-/// This user's login name as the service takes it: what the session says, or else whom the machine's
-/// list of users has. Empty if neither knows.
+/// Returns the user's login name in the form that a run's gRPC service accepts. It is read from `USER` or
+/// `LOGNAME`, otherwise from `/etc/passwd`. Returns an empty name if none of them contains it.
 pub(crate) fn login_name() -> String {
     let said = ["USER", "LOGNAME"]
         .into_iter()
@@ -14,7 +14,7 @@ pub(crate) fn login_name() -> String {
     said.next().or_else(listed).unwrap_or_default()
 }
 
-/// The name beside this process's user id. A container's shell often sets no variable.
+/// Looks up the user id in `/etc/passwd`: a container's shell often sets neither `USER` nor `LOGNAME`.
 fn listed() -> Option<String> {
     let uid = std::fs::metadata("/proc/self").ok()?.uid();
     let users = std::fs::read_to_string("/etc/passwd").ok()?;
@@ -29,7 +29,8 @@ fn name_of(uid: u32, users: &str) -> Option<&str> {
     })
 }
 
-/// What of a name the service takes.
+/// Removes the characters that the gRPC service does not accept, and shortens the name to the service's
+/// limit.
 fn taken(name: &str) -> String {
     let graphic = name.chars().filter(char::is_ascii_graphic);
     graphic.take(64).collect()
@@ -48,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_what_the_service_takes() {
+    fn a_name_is_reduced_to_what_the_service_accepts() {
         assert_eq!(taken("ann b\u{e9}\n"), "annb");
         assert_eq!(taken(&"x".repeat(100)).len(), 64);
     }

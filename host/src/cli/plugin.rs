@@ -11,8 +11,22 @@ use crate::plugins::kind_word;
 use crate::show::event_line::one_line;
 use crate::show::table::{Align, Table};
 
-/// Finds, inspects and checks plugins, and begins new ones
+const EXAMPLES: &str = "\
+Examples:
+  host plugin new worst-line --kind metric --lang rust
+  host plugin check ./worst-line/target/release/libworst_line.so";
+
+const LIST_EXAMPLE: &str = "\
+Example:
+  HOST_PLUGIN_PATH=~/plugins host plugin list";
+
+const INFO_EXAMPLE: &str = "\
+Example:
+  host plugin info local-disk";
+
+/// Lists, inspects, checks, locks and creates plugins
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Plugin {
     #[command(subcommand)]
     command: Command,
@@ -20,15 +34,17 @@ pub(crate) struct Plugin {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Lists the libraries where plugins are found by id, also those that are shadowed or refused
+    /// Lists the plugins that are found by id, and the shadowed and unusable libraries
+    #[command(after_help = LIST_EXAMPLE)]
     List {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Shows what a plugin says about itself and which settings it takes
+    /// Shows a plugin's manifest and settings, without running its code
+    #[command(after_help = INFO_EXAMPLE)]
     Info {
-        /// Its id or path
+        /// Plugin id or path
         spec: String,
         /// Print JSON
         #[arg(long)]
@@ -37,10 +53,10 @@ enum Command {
     Check(Check),
     New(New),
     Lock(Lock),
-    /// The child of a plugin whose mode is process; the host starts it
+    /// Runs a plugin in a child process, for mode=process; the host starts it
     #[command(hide = true)]
     Serve {
-        /// The descriptors that the host has given to it
+        /// File descriptors inherited from the host
         inherited: String,
     },
 }
@@ -98,14 +114,14 @@ fn info_text(Found { path, manifest, .. }: &Found, sha256: &str) -> String {
     text
 }
 
-/// The settings of a JSON Schema's object, as far as it is of the plain kind.
+/// Formats the settings that a JSON Schema describes. Reads only the top-level properties.
 fn settings_text(schema: Option<&Value>) -> String {
     let properties = schema
         .and_then(|schema| schema.get("properties"))
         .and_then(Value::as_object)
         .filter(|properties| !properties.is_empty());
     let Some(properties) = properties else {
-        return "it takes no settings\n".to_owned();
+        return "no settings\n".to_owned();
     };
     let required = schema
         .and_then(|schema| schema.get("required"))
@@ -171,6 +187,6 @@ mod tests {
              dir      string   (required)  Where to\n\
              keep     integer  3\n"
         );
-        assert_eq!(settings_text(None), "it takes no settings\n");
+        assert_eq!(settings_text(None), "no settings\n");
     }
 }

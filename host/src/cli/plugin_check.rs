@@ -12,26 +12,32 @@ use super::{print, print_json};
 use crate::plugins::kind_word;
 use crate::show::event_line::one_line;
 
-/// Widest line of what is said about a test.
+/// Maximum width of a line of a test report.
 const WIDTH: usize = 100;
-/// Most lines of a plugin's stderr that are shown.
+/// Maximum number of lines of a plugin's stderr that are shown.
 const MOST_STDERR_LINES: usize = 12;
 
-/// Checks that a plugin keeps the promises of the ABI, each in a child process
+const EXAMPLE: &str = "\
+Example:
+  host plugin check ./target/release/libmy_plugin.so --set threshold=3";
+
+/// Runs the conformance tests of the plugin ABI, each in a child process
 ///
-/// Tests of kinds that the plugin is not are left out. A test that cannot be tried is skipped, with
-/// the reason. The exit code is 3 if a test failed.
+/// Only the tests for the plugin's kinds are run. A test that cannot run is skipped, with the reason.
+/// The exit code is 3 if a test fails.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
 pub(super) struct Check {
-    /// Its id or path, perhaps with settings as in `local-disk:dir={tmp}/out`
+    /// Plugin id or path, optionally with settings: local-disk:dir={tmp}/out
     #[arg(required_unless_present = "list")]
     spec: Option<PluginSpec>,
 
-    /// A setting; {tmp} in it is a scratch folder, and a {tmp}/….git an empty bare repository
+    /// Plugin setting; {tmp} stands for a scratch folder, in which {tmp}/….git is an empty bare git
+    /// repository; repeat for more
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     set: Vec<(String, String)>,
 
-    /// Run this test alone; may be given again
+    /// Run only this test; repeat for more
     #[arg(long, value_name = "NAME", action = clap::ArgAction::Append)]
     only: Vec<String>,
 
@@ -39,15 +45,15 @@ pub(super) struct Check {
     #[arg(long)]
     list: bool,
 
-    /// What the random inputs come from, to try the same ones again
+    /// Seed of the random inputs, to repeat an earlier check [default: random]
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
 
-    /// Longest time for one test, in seconds
+    /// Time limit for each test, in seconds
     #[arg(long, value_name = "SECS", default_value = "20", value_parser = clap::value_parser!(u64).range(1..=3600))]
     time_limit: u64,
 
-    /// Run the tests in this process, for a debugger; a crash ends it
+    /// Run the tests in this process, for a debugger; a crash ends the check
     #[arg(long)]
     in_process: bool,
 
@@ -59,7 +65,7 @@ pub(super) struct Check {
 fn setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("write KEY=VALUE".to_owned()),
+        _ => Err("expected KEY=VALUE".to_owned()),
     }
 }
 
@@ -117,14 +123,14 @@ impl Check {
                     ),
                 )
                 .hint(format!(
-                    "--only NAME --seed {} runs one again; --in-process lets a debugger at it",
+                    "repeat one test with --only NAME --seed {}; to debug it, add --in-process",
                     options.seed
                 )))
             }
         }
     }
 
-    /// Those of the SPEC, and `--set` over them.
+    /// Returns the settings from the SPEC, overridden by those from `--set`.
     fn settings(&self, spec: &PluginSpec) -> Result<Vec<(String, String)>> {
         let PluginConfig::Text(mut settings) = spec.config.clone() else {
             unreachable!("a SPEC of the command line is text");
@@ -137,7 +143,8 @@ impl Check {
     }
 }
 
-/// A refused library is found too, if its file was named: its gate test gives the reason.
+/// Finds the plugin. If a library was given by its path but cannot be used, returns the path without a
+/// manifest. The inspection test then reports the reason.
 fn find(search: &SearchPath, target: &Target) -> Result<(PathBuf, Option<PluginManifest>)> {
     match (search.find(target), target) {
         (Ok(found), _) => Ok((found.path, Some(found.manifest))),
@@ -148,7 +155,7 @@ fn find(search: &SearchPath, target: &Target) -> Result<(PathBuf, Option<PluginM
     }
 }
 
-/// Another one each time; it is printed, so that nothing is lost by that.
+/// Returns a seed that is different each time. The seed is printed, so that the check can be repeated.
 fn a_seed() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(1, |now| u64::from(now.subsec_nanos()))
@@ -195,7 +202,7 @@ fn title(manifest: Option<&PluginManifest>, path: &std::path::Path) -> String {
     }
 }
 
-/// A test's line and, unless it passed, what there is to say about it.
+/// Formats a test's line and, unless the test passed, the details.
 fn lines(report: &TestReport, is_new_topic: bool) -> String {
     let mut text = match is_new_topic {
         true => format!("\n{}\n", report.topic),
@@ -241,7 +248,7 @@ fn lines(report: &TestReport, is_new_topic: bool) -> String {
     text
 }
 
-/// A label and words behind it, in lines of a sensible width.
+/// Formats a label and a text, wrapped to `WIDTH` columns.
 fn paragraph(label: &str, words: &str) -> String {
     const INDENT: usize = 11;
     let hang = match label {
@@ -272,7 +279,7 @@ fn paragraph(label: &str, words: &str) -> String {
     text
 }
 
-/// How many tests ended how.
+/// Counts the tests by outcome.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Tally {
     passed: usize,
@@ -310,7 +317,7 @@ impl Tally {
     }
 }
 
-/// A test that warned has passed; `warned` counts it once more.
+/// Returns the report as JSON. A test with a warning counts as passed and as warned.
 fn report_json(manifest: Option<&PluginManifest>, seed: u64, reports: &[TestReport]) -> Value {
     let tally = Tally::of(reports);
     let tests: Vec<Value> = reports
@@ -353,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_says_what_was_done_what_was_expected_and_how_to_fix_it() {
+    fn a_failure_is_reported_with_expectation_and_fix() {
         let finding = Finding {
             did: "computed one thing ".to_owned() + &"and another ".repeat(7),
             expected: "the order does not matter".to_owned(),
@@ -379,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn the_counts_leave_out_what_there_is_none_of() {
+    fn zero_counts_are_left_out() {
         let skipped = || Outcome::Skipped("no reason".to_owned());
         let reports = [
             report(Outcome::Passed),

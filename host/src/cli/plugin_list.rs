@@ -7,10 +7,10 @@ use super::{print, print_json};
 use crate::show::event_line::one_line;
 use crate::show::table::{Align, Table};
 
-/// Prints every library of the search path: what is taken, what is behind it, what cannot be used.
+/// Prints every library on the search path, including shadowed and unusable libraries.
 ///
 /// # Errors
-/// Stdout cannot be written.
+/// Returns an error if stdout cannot be written.
 pub(super) fn list(search: &SearchPath, json: bool) -> Result<()> {
     let listed = search.list();
     if json {
@@ -22,10 +22,11 @@ pub(super) fn list(search: &SearchPath, json: bool) -> Result<()> {
         .map(|dir| dir.display().to_string())
         .collect();
     let text = as_text(listed);
-    print(&format!("{text}\nlooked in {}\n", dirs.join(", ")))
+    print(&format!("{text}\nsearched in {}\n", dirs.join(", ")))
 }
 
-/// What a library is for those who ask by its id.
+/// Returns one word for the library's state: "found" if a lookup by id finds the library, otherwise the
+/// reason why not.
 fn state(listed: &Listed) -> &'static str {
     match (&listed.shadowed_by, &listed.outcome) {
         (Some(_), _) => "shadowed",
@@ -50,10 +51,11 @@ fn as_json(listed: &Listed) -> Value {
     entry
 }
 
-/// A row for each library, by id and then in the order of the search, so that what is shadowed stands
-/// below what is taken in its stead. Why one is refused is too long for a row and stands below.
+/// Formats a table with one row per library, sorted by id. Libraries with the same id are in search order, so
+/// a shadowed library comes after the library that shadows it. The errors of refused libraries follow the
+/// table.
 fn as_text(mut listed: Vec<Listed>) -> String {
-    // Those without an id last.
+    // Libraries without an id come last.
     listed.sort_by(|a, b| (a.id.is_none(), &a.id).cmp(&(b.id.is_none(), &b.id)));
     let mut table = Table::new([
         ("id", Align::Left),
@@ -81,7 +83,7 @@ fn as_text(mut listed: Vec<Listed>) -> String {
     }
     let mut text = table.render();
     if listed.iter().any(|listed| listed.shadowed_by.is_some()) {
-        text += "\nshadowed: by its id the first is taken; ask for another by its path\n";
+        text += "\nshadowed: an id selects the first library; use the path to select another\n";
     }
     for error in listed
         .iter()
@@ -127,7 +129,7 @@ mod tests {
             shadowed_by: shadowed_by.map(PathBuf::from),
         };
         let no_elf =
-            Error::new(ErrorKind::Plugin, "plugin is no ELF file: /a/x.so").hint("give a .so");
+            Error::new(ErrorKind::Plugin, "plugin is not an ELF file: /a/x.so").hint("use a .so");
         vec![
             row("/a/x.so", None, Err(no_elf), None),
             row(
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shadowed_stands_below_what_is_taken() {
+    fn a_shadowed_library_follows_the_one_that_shadows_it() {
         assert_eq!(
             as_text(listed()),
             "\
@@ -157,20 +159,20 @@ zeta  1.2.0    metric            /a/zeta.so
 zeta  1.1.0    metric  shadowed  /b/z.so
 ?                      refused   /a/x.so
 
-shadowed: by its id the first is taken; ask for another by its path
+shadowed: an id selects the first library; use the path to select another
 
-refused: plugin is no ELF file: /a/x.so
-hint: give a .so
+refused: plugin is not an ELF file: /a/x.so
+hint: use a .so
 "
         );
     }
 
     #[test]
-    fn the_json_has_all_in_the_order_of_the_search() {
+    fn the_json_is_in_search_order() {
         let entries: Vec<Value> = listed().iter().map(as_json).collect();
         let states: Vec<&Value> = entries.iter().map(|entry| &entry["state"]).collect();
         assert_eq!(states, ["refused", "found", "found", "shadowed"]);
-        assert_eq!(entries[0]["error"], "plugin is no ELF file: /a/x.so");
+        assert_eq!(entries[0]["error"], "plugin is not an ELF file: /a/x.so");
         assert_eq!(entries[3]["shadowed_by"], "/a/zeta.so");
     }
 }

@@ -12,27 +12,31 @@ use crate::show::number::grouped;
 use crate::show::table::{Align, Table};
 
 const DETAILS: &str = "\
-A run whose configuration has a plugins.lock beside it, or that is given one by --plugin-lock, refuses
-every plugin that is not in the lock or is another file than it says, before any code of it runs. The
-lock is written for the plugins that the run would load, weight-decay for the parameter groups
-included if no other one is named. No code of a plugin runs here.";
+A run with a plugins.lock next to its configuration, or with --plugin-lock, rejects every plugin that \
+is not in the lock or does not match it, before any code of the plugin runs. The lock covers \
+all plugins that the run would load, including the default weight-decay if no plugin provides the \
+parameter groups. This command runs no plugin code.
 
-/// Writes down which plugins a run may load, byte for byte
+Examples:
+  host plugin lock run.toml
+  host plugin lock run.toml --check";
+
+/// Writes or checks the lock file of a run, which pins the exact files of its plugins
 #[derive(Debug, clap::Args)]
 #[command(after_help = DETAILS)]
 pub(super) struct Lock {
-    /// The run's TOML file
+    /// TOML file of the run
     config: Option<PathBuf>,
 
-    /// Id or path of a plugin of the run, as in `host run`; give it again for more
+    /// Plugin id or path, as for `host run`; repeat for more
     #[arg(long, value_name = "SPEC")]
     plugin: Vec<String>,
 
-    /// The lock; without it, plugins.lock beside the TOML file, else in the current folder
+    /// Lock file [default: plugins.lock next to the TOML file, else in the current folder]
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
 
-    /// Write nothing: compare, and fail if a plugin is not as the lock says
+    /// Write nothing; fail if a plugin does not match the lock
     #[arg(long)]
     check: bool,
 
@@ -41,7 +45,7 @@ pub(super) struct Lock {
     json: bool,
 }
 
-/// A plugin beside what the lock had for it.
+/// A plugin, with its new entry and its previous entry in the lock file.
 struct Pinned {
     path: PathBuf,
     now: LockedPlugin,
@@ -57,7 +61,8 @@ impl Lock {
                 .map_err(|error| Error::io("find the plugin lock", file, &error))?,
             None => usual,
         };
-        // What is no lock is not overwritten, either.
+        // An existing file is read first. The read fails if the file is not a lock file, so such a file is
+        // never overwritten.
         let before = match self.check || file.symlink_metadata().is_ok() {
             true => PluginLock::read(&file)?,
             false => PluginLock::new(&file, [])?,
@@ -86,17 +91,17 @@ impl Lock {
             return Err(Error::new(
                 ErrorKind::Plugin,
                 format!(
-                    "{} of {count} plugins are not as the lock says: {}: {path}",
+                    "{} of {count} plugins do not match the lock: {}: {path}",
                     wrong.len(),
                     wrong.join(", ")
                 ),
             )
-            .hint("the same command without --check accepts them, if you trust the new files"));
+            .hint("if you trust the new files, run the same command without --check"));
         }
         if !self.json {
             let plugins = if count == 1 { "plugin" } else { "plugins" };
             print(&match self.check {
-                true => format!("as locked: {count} {plugins}: {path}\n"),
+                true => format!("the lock matches {count} {plugins}: {path}\n"),
                 false => format!("locked {count} {plugins}: {path}\n"),
             })?;
         }
@@ -114,7 +119,7 @@ impl Pinned {
     }
 }
 
-/// The files of the plugins that a run with these would load, sorted by id, each once.
+/// Returns the plugins that a run with `specs` would load, sorted by id, without duplicates.
 fn pin(specs: &[PluginSpec], search: &SearchPath, before: &PluginLock) -> Result<Vec<Pinned>> {
     let mut found = specs
         .iter()
@@ -136,13 +141,13 @@ fn pin(specs: &[PluginSpec], search: &SearchPath, before: &PluginLock) -> Result
         })
         .collect::<Result<Vec<Pinned>>>()?;
     plugins.sort_by(|a, b| a.now.id.cmp(&b.now.id));
-    // A plugin may be in a run twice, with other settings. Different files stay, for the lock to
-    // refuse.
+    // A run can use a plugin twice, with different settings. The list then contains the plugin once. If two
+    // different files have the same id, both stay in the list, so that the lock rejects them.
     plugins.dedup_by(|a, b| a.now == b.now);
     Ok(plugins)
 }
 
-/// Puts the lock there as a whole or not at all, and leaves one alone that is the same.
+/// Writes the lock file atomically. Does not touch a file that already has this text.
 fn write(file: &Path, text: &str) -> Result<()> {
     if std::fs::read_to_string(file).is_ok_and(|before| before == text) {
         return Ok(());
@@ -155,7 +160,7 @@ fn write(file: &Path, text: &str) -> Result<()> {
         .map_err(|error| {
             let _ = std::fs::remove_file(&partial);
             Error::io("write the plugin lock", file, &error)
-                .hint("--file names another place; its folder must exist")
+                .hint("choose another path with --file; its folder must exist")
         })
 }
 
@@ -182,7 +187,7 @@ fn as_text(plugins: &[Pinned], unused: &[&LockedPlugin], check: bool) -> String 
         row(&plugin.now, plugin.state());
     }
     for plugin in unused {
-        row(plugin, if check { "not used" } else { "taken out" });
+        row(plugin, if check { "not used" } else { "removed" });
     }
     let mut text = table.render() + "\n";
     for plugin in plugins {

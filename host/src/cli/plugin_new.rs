@@ -8,7 +8,7 @@ use host_plugin::is_plugin_id;
 use super::print;
 use crate::plugins::scaffold::{self, Language, PluginKind, Sdk};
 
-/// What something of a project in Rust, or in C, is called already.
+/// Names that a Rust or C project cannot use, because they already have a meaning there.
 const TAKEN_IN_RUST: [&str; 6] = [
     "host-plugin-sdk",
     "serde",
@@ -19,26 +19,31 @@ const TAKEN_IN_RUST: [&str; 6] = [
 ];
 const TAKEN_IN_C: [&str; 2] = ["test_plugin", "test-plugin"];
 
-/// Makes a small plugin of your own to begin with, complete with its test
+const EXAMPLE: &str = "\
+Example:
+  host plugin new worst-line --kind metric --lang rust";
+
+/// Creates a small working plugin with a test, as a starting point
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
 pub(super) struct New {
-    /// The plugin's id: lower-case letters, digits, - and _, beginning with a letter
+    /// Id of the plugin: lower-case letters, digits, - and _, starting with a letter
     name: String,
 
-    /// What it is to be
+    /// Kind of the plugin
     #[arg(long, value_enum)]
     kind: PluginKind,
 
-    /// What it is to be written in
+    /// Programming language
     #[arg(long, value_enum)]
     lang: Language,
 
-    /// The folder to make; without it, NAME in the current one
+    /// Folder to create [default: NAME in the current folder]
     #[arg(long, value_name = "DIR")]
     path: Option<PathBuf>,
 
-    /// Folder of the crate host-plugin-sdk, for Rust; without it, the one of the source tree in which
-    /// this program was built, or the registry's
+    /// Folder of the crate host-plugin-sdk, for a Rust plugin [default: the crate in the source tree that
+    /// this program was built in, or else the crate from the registry]
     #[arg(long, value_name = "DIR")]
     sdk: Option<PathBuf>,
 }
@@ -59,19 +64,19 @@ impl New {
     fn check_name(&self) -> Result<()> {
         let name = &self.name;
         if !is_plugin_id(name) {
-            return Err(Error::new(
-                ErrorKind::Config,
-                format!("{name:?} cannot be a plugin's id"),
-            )
-            .hint("use 1 to 64 lower-case letters, digits, - and _, beginning with a letter"));
+            return Err(
+                Error::new(ErrorKind::Config, format!("invalid plugin id: {name:?}")).hint(
+                    "use 1 to 64 lower-case letters, digits, - and _, starting with a letter",
+                ),
+            );
         }
         let taken = match self.lang {
             Language::Rust => &TAKEN_IN_RUST[..],
             Language::C | Language::Cpp => &TAKEN_IN_C,
         };
         if taken.contains(&name.as_str()) {
-            let message = format!("{name:?} is the name of something else in the project");
-            return Err(Error::new(ErrorKind::Config, message).hint("choose another name"));
+            let message = format!("reserved plugin id: {name:?}");
+            return Err(Error::new(ErrorKind::Config, message).hint("choose another id"));
         }
         Ok(())
     }
@@ -83,14 +88,14 @@ impl New {
             return Ok(beside.map_or(Sdk::Registry, Sdk::Path));
         };
         if self.lang != Language::Rust {
-            let message = format!("a plugin in {} does not use the SDK", self.lang.name());
-            return Err(Error::new(ErrorKind::Config, message).hint("leave --sdk out"));
+            let message = format!("plugins in {} do not use the SDK", self.lang.name());
+            return Err(Error::new(ErrorKind::Config, message).hint("remove --sdk"));
         }
         let path = fs::canonicalize(given).map_err(|e| Error::io("find folder", given, &e))?;
         if !scaffold::is_sdk(&path) || path.to_str().is_none() {
-            let message = format!("this is not the crate host-plugin-sdk: {}", path.display());
+            let message = format!("not the crate host-plugin-sdk: {}", path.display());
             return Err(Error::new(ErrorKind::Config, message)
-                .hint("it is the folder plugins/sdk of the host's sources"));
+                .hint("use the folder plugins/sdk of the host's sources"));
         }
         Ok(Sdk::Path(path))
     }
@@ -106,8 +111,8 @@ impl New {
                 format!("SDK    {}\n", path.display())
             }
             Sdk::Registry if self.lang == Language::Rust => format!(
-                "SDK    host-plugin-sdk {} from the registry, since no source tree of the host is around \
-                 this program; with --sdk from a folder\n",
+                "SDK    host-plugin-sdk {} from the registry, because this program is not in its source \
+                 tree; --sdk selects a local folder\n",
                 env!("CARGO_PKG_VERSION")
             ),
             _ => String::new(),
@@ -125,7 +130,8 @@ impl New {
     }
 }
 
-/// Writes a new folder: all of it, or an error and nothing but the folders above it.
+/// Writes the project into a new folder. If that fails, removes the folder, but not the parent folders that
+/// were created.
 fn write(folder: &Path, files: &[(String, String)]) -> Result<()> {
     if let Some(above) = folder.parent() {
         fs::create_dir_all(above).map_err(|error| Error::io("create folder", above, &error))?;
@@ -133,9 +139,9 @@ fn write(folder: &Path, files: &[(String, String)]) -> Result<()> {
     fs::create_dir(folder).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => Error::new(
             ErrorKind::Config,
-            format!("the folder exists already: {}", folder.display()),
+            format!("the folder already exists: {}", folder.display()),
         )
-        .hint("choose another by --path, or remove it"),
+        .hint("choose another folder with --path, or remove this one"),
         _ => Error::io("create folder", folder, &error),
     })?;
     for (path, text) in files {
@@ -143,7 +149,7 @@ fn write(folder: &Path, files: &[(String, String)]) -> Result<()> {
         let written = fs::create_dir_all(path.parent().unwrap_or(folder))
             .and_then(|()| fs::write(&path, text));
         if let Err(error) = written {
-            // Best effort; what matters is the error.
+            // An error here is ignored: the error that caused the removal is reported.
             let _ = fs::remove_dir_all(folder);
             return Err(Error::io("write", &path, &error));
         }

@@ -14,38 +14,47 @@ use crate::plan::run_file::RunFile;
 use crate::runs::run_dir::RunDir;
 use crate::service::secret;
 
-/// Bytes of a token file that are read.
+/// Maximum number of bytes read from the file of a control token.
 const LONGEST_TOKEN: u64 = 4096;
-/// Bytes of a certificate that are read.
+/// Maximum number of bytes read from a certificate.
 const LARGEST_CERTIFICATE: u64 = 1 << 20;
 
-/// What it takes to talk with a server. A live run's own folder has all of it.
+/// Credentials for a server. If the target is a run, the run's folder provides the defaults.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct RemoteArgs {
-    /// Environment variable with the token; without it, the token file in the folder of a run of yours on
-    /// this machine
-    #[arg(long, value_name = "NAME", global = true)]
+    /// Environment variable with the token [default: control.token in the folder of your own run on this
+    /// machine]
+    #[arg(long, value_name = "NAME", global = true, help_heading = "Connection")]
     token_env: Option<String>,
 
-    /// The server's certificate is the one with this SHA-256, as the server printed it
-    #[arg(long, value_name = "SHA256", conflicts_with = "tls_ca", global = true)]
+    /// SHA-256 fingerprint of the server's certificate, as printed by the server
+    #[arg(
+        long,
+        value_name = "SHA256",
+        conflicts_with = "tls_ca",
+        global = true,
+        help_heading = "Connection"
+    )]
     tls_fingerprint: Option<Fingerprint>,
 
-    /// An authority of this PEM file signed the server's certificate
-    #[arg(long, value_name = "FILE", global = true)]
+    /// PEM file with the certificate authorities to trust
+    #[arg(long, value_name = "FILE", global = true, help_heading = "Connection")]
     tls_ca: Option<PathBuf>,
 }
 
 impl RemoteArgs {
-    /// The server that `target`, a run's name or folder or an address, is about.
+    /// Resolves `target`, which is one of: a run's name, a run's folder, a server's address.
     ///
     /// # Errors
-    /// There is no such run, it is not live, or an argument cannot be right.
+    /// Returns an error if the run does not exist or is not live, or if an argument is invalid.
     pub(super) fn resolve(&self, target: &str, runs: &RunsDir) -> Result<Remote> {
         let token = self.token_env.as_deref().map(secret).transpose()?;
         let trust = match (&self.tls_fingerprint, &self.tls_ca) {
             (Some(fingerprint), _) => Some(Trust::Fingerprint(*fingerprint)),
-            (None, Some(file)) => Some(Trust::Authorities(read("the authorities", file)?)),
+            (None, Some(file)) => Some(Trust::Authorities(read(
+                "the certificate authorities",
+                file,
+            )?)),
             (None, None) => None,
         };
         if is_address(target) {
@@ -62,7 +71,7 @@ impl RemoteArgs {
                 format!("run {} is not live: {}", dir.name(), dir.path().display()),
             )
             .hint(format!(
-                "`host runs show {0}` shows what it did, `host resume {0}` resumes it",
+                "use `host runs show {0}` to see its results, or `host resume {0}` to resume it",
                 dir.name()
             ))
         })?;
@@ -78,13 +87,14 @@ impl RemoteArgs {
     }
 }
 
-/// Whether it is a server's address, and not a run's name or folder.
+/// Returns true if `target` is a server's address, not a run's name or folder.
 pub(super) fn is_address(target: &str) -> bool {
     target.contains(':') && !Path::new(target).exists()
 }
 
-/// The token that the run made for itself, if this user owns its folder and it runs on this machine. What
-/// else the folder says does not count: who made it would choose which secret goes where.
+/// Returns the control token that the run generated. Returns `None` if another user owns the run folder, or
+/// if the run is on another machine. The folder can name other sources of a token, but they are ignored.
+/// Otherwise the folder's creator could choose which secret is sent to which server.
 fn token_of(dir: &RunDir, addr: &str) -> Option<String> {
     let user = geteuid().as_raw();
     let is_own = |what: &Metadata| what.uid() == user;
@@ -93,7 +103,7 @@ fn token_of(dir: &RunDir, addr: &str) -> Option<String> {
     }
     let file = OpenOptions::new()
         .read(true)
-        // Neither another file in its place nor a pipe that is never written.
+        // Do not follow a link, and do not block on a pipe without a writer.
         .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
         .open(dir.control_token_file())
         .ok()?;
@@ -106,11 +116,12 @@ fn token_of(dir: &RunDir, addr: &str) -> Option<String> {
     Some(token.trim().to_owned()).filter(|token| !token.is_empty())
 }
 
-/// Whether an address, as a run's folder has it, is of this machine alone.
+/// Returns true if a connection to this address stays on this machine. The address comes from a run folder,
+/// so it can be any text.
 fn is_this_machine(addr: &str) -> bool {
     let place = addr.split_once("://").map_or(addr, |(_, place)| place);
     let place: Option<SocketAddr> = place.parse().ok();
-    // To connect to the address of all interfaces is to stay here.
+    // A connection to the unspecified address stays on this machine.
     place.is_some_and(|place| place.ip().is_loopback() || place.ip().is_unspecified())
 }
 
@@ -123,7 +134,7 @@ fn certificate_of(dir: &RunDir, file: &RunFile) -> Result<Trust> {
     Ok(Trust::Fingerprint(fingerprint))
 }
 
-/// Reads a regular file that is no larger than a certificate can be.
+/// Reads a regular file, up to `LARGEST_CERTIFICATE` bytes.
 fn read(what: &str, path: &Path) -> Result<Vec<u8>> {
     let read = || {
         let file = OpenOptions::new()
@@ -145,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_address_of_this_machine_gets_the_token_of_a_folder() {
+    fn only_addresses_of_this_machine_receive_a_folders_token() {
         for here in [
             "127.0.0.1:1",
             "https://127.8.0.1:1",

@@ -6,38 +6,41 @@ use crate::plan::Plan;
 use crate::runs::run_dir::RunDir;
 
 const DETAILS: &str = "\
-A run that was ended before its first checkpoint begins again. A damaged checkpoint is refused, and the
-one before it offered. With --from, what was recorded after that checkpoint no longer counts, and the
-later checkpoints stay in the run folder as step-000040.superseded-1; remove them when you like.";
+A run that stopped before its first checkpoint starts over. If a checkpoint is damaged, the error \
+names an undamaged one. With --from, everything recorded after that checkpoint no longer counts; the \
+later checkpoints are renamed, for example to step-000040.superseded-1, and can be deleted.
 
-/// Resumes a run from its newest checkpoint, exactly
+Example:
+  host resume demo --max-train-steps 2000";
+
+/// Resumes a run exactly where its newest checkpoint left off
 #[derive(Debug, clap::Args)]
 #[command(after_help = DETAILS)]
 pub(crate) struct Resume {
-    /// The run's name or folder
+    /// Run name or folder
     run: String,
 
     /// Go back to this checkpoint (step-000020, or 20) instead of the newest
     #[arg(long, value_name = "CHECKPOINT")]
     from: Option<String>,
 
-    /// Train to this optimizer step instead of the one the run was started with
+    /// Train to this optimizer step, instead of the run's setting
     #[arg(long, value_name = "STEPS")]
     max_train_steps: Option<u64>,
 
-    /// Where gRPC listens, instead of where the run was started with
+    /// Address of the gRPC service, instead of the run's setting
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<String>,
 
-    /// What comes of a sink that is not ready, instead of what the run was started with
+    /// What to do if a sink is not ready, instead of the run's setting
     #[arg(long, value_name = "WHAT", value_parser = ["fail", "warn", "off"])]
     preflight: Option<String>,
 
-    /// Device to train on, instead of the one that the run is on; see the run's --device
+    /// Device to train on, instead of the run's: cpu, cuda, cuda:N or auto
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
 
-    /// Threads of a CPU training, instead of as many as before
+    /// Threads for training on the CPU, instead of the run's setting
     #[arg(long, value_name = "THREADS")]
     threads: Option<usize>,
 
@@ -50,7 +53,7 @@ pub(crate) struct Resume {
 }
 
 impl Resume {
-    /// The plan that resumes the run, the run's folder, and where to go back to.
+    /// Returns the plan that resumes the run, the run's folder, and the checkpoint to go back to.
     pub(crate) fn plan(&self) -> Result<(Plan, RunDir, Option<&str>)> {
         let dir = RunDir::find(&self.runs.runs_dir, &self.run)?;
         let flags = TrainArgs::resuming(
@@ -60,7 +63,7 @@ impl Resume {
             (self.device.clone(), self.threads),
         );
         let plan = Plan {
-            // A run may have been moved.
+            // The run folder may have been moved since the configuration was written.
             runs_dir: dir.runs_dir().to_owned(),
             ..Plan::read(Some(&dir.config_file()), &flags)?
         };

@@ -6,16 +6,20 @@ use crate::config::TrainArgs;
 use crate::plan::Plan;
 
 const EXAMPLES: &str = "\
-CONFIG.toml has the same arguments with _ for - (max_train_steps = 100), and a [[plugin]] table for
-each plugin. Flags go before it, and it goes before the defaults. A relative path in it is relative
-to its own folder. The spelling of CodeParrot's script works as well: --train_batch_size 4.
+CONFIG accepts the same arguments, with _ for - (max_train_steps = 100), and a [[plugin]] table for \
+each plugin. Flags override CONFIG, and CONFIG overrides the defaults. A relative path in CONFIG is \
+relative to its folder. Flags in the spelling of CodeParrot's script, such as --train_batch_size 4, \
+are accepted too.
 
-Plugins are found by id in HOST_PLUGIN_PATH, beside this program, in $XDG_DATA_HOME/host/plugins and
-in /usr/lib/host/plugins. Without one for the parameter groups, weight-decay is used. Beside its
-settings a plugin takes on_error: warn (the default: a failure is an event, and it is called again),
-disable_after=N (not after N failures in a row) or fail (the run ends, after a checkpoint, with exit
-code 3); and time_limit_secs, beyond which a call has failed. A sink takes queue: all (the default:
-it gets every checkpoint, in order) or latest (of those that wait for it, only the newest).
+Plugins are found by id in HOST_PLUGIN_PATH, next to this program, in $XDG_DATA_HOME/host/plugins \
+and in /usr/lib/host/plugins. If no plugin provides the parameter groups, weight-decay is used. \
+In addition to its own settings, every plugin accepts:
+  on_error         what to do when a call fails: warn (default: record an event and continue),
+                   disable_after=N (stop calling the plugin after N failures in a row) or fail
+                   (stop the run, after a checkpoint, with exit code 3)
+  time_limit_secs  time limit of a call; a call that takes longer has failed
+  queue            for sinks: all (default: deliver every checkpoint, in order) or latest (of the
+                   waiting checkpoints, deliver only the newest)
 
 Example:
   host run --data ~/src --extensions rs --model demo --seq-length 256 --max-train-steps 400 \\
@@ -25,7 +29,7 @@ Example:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Run {
-    /// A TOML file with any of the arguments below
+    /// TOML file with any of the arguments below
     config: Option<PathBuf>,
 
     #[command(flatten)]
@@ -37,7 +41,7 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// What is to be trained.
+    /// Reads the plan of the training.
     pub(crate) fn plan(&self) -> Result<Plan> {
         Plan::read(self.config.as_deref(), &self.train)
     }

@@ -17,8 +17,22 @@ use crate::show::printer::Printer;
 use crate::show::sparkline::sparkline;
 use crate::show::table::{Align, Table};
 
-/// Shows what the store knows of runs, live or over
+const EXAMPLES: &str = "\
+Examples:
+  host runs list
+  host runs compare demo demo-2";
+
+const LIST_EXAMPLE: &str = "\
+Example:
+  host runs list --runs-dir /data/runs";
+
+const SHOW_EXAMPLE: &str = "\
+Example:
+  host runs show demo";
+
+/// Lists, shows, compares and exports runs, live or finished
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Runs {
     #[command(subcommand)]
     command: Command,
@@ -26,7 +40,8 @@ pub(crate) struct Runs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Lists the runs
+    /// Lists the runs, with their status and last step
+    #[command(after_help = LIST_EXAMPLE)]
     List {
         /// Print JSON
         #[arg(long)]
@@ -34,9 +49,10 @@ enum Command {
         #[command(flatten)]
         runs: RunsDir,
     },
-    /// Shows a run: configuration, status, metrics, checkpoints, deliveries
+    /// Shows a run: status, metrics, plugins, checkpoints, deliveries, warnings, configuration
+    #[command(after_help = SHOW_EXAMPLE)]
     Show {
-        /// The run's name or folder
+        /// Run name or folder
         run: String,
         /// Print JSON
         #[arg(long)]
@@ -68,7 +84,7 @@ impl Runs {
 fn list(runs_dir: &Path, json: bool) -> Result<()> {
     for folder in odd_folders(runs_dir) {
         Printer::of_process().say(&format!(
-            "left out: {folder:?} cannot name a run; rename the folder to see it"
+            "not shown: {folder:?} is not a valid run name; rename the folder to list the run"
         ));
     }
     let runs: Vec<Listed> = RunList::new(runs_dir)
@@ -89,20 +105,20 @@ fn list(runs_dir: &Path, json: bool) -> Result<()> {
     print(&list_text(&runs))
 }
 
-/// Folders whose names no run can have, such as a file manager's copies.
+/// Returns the run folders whose names are invalid, such as copies made by a file manager.
 fn odd_folders(runs_dir: &Path) -> Vec<String> {
     let entries = runs_dir.read_dir().into_iter().flatten().flatten();
     let mut odd: Vec<String> = entries
         .filter(|entry| entry.path().join(host_store::FILE).is_file())
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        // What begins with a dot is hidden on purpose.
+        // A leading dot hides a folder on purpose.
         .filter(|name| !name.starts_with('.') && name.parse::<RunName>().is_err())
         .collect();
     odd.sort();
     odd
 }
 
-/// A run of a list.
+/// A run in the list.
 struct Listed {
     name: RunName,
     row: Result<RunRow>,
@@ -123,9 +139,9 @@ impl Listed {
     }
 }
 
-/// Whether a run is paused on request.
+/// Returns true if a run is paused on request.
 pub(super) fn is_paused(reader: &Reader, row: &RunRow) -> bool {
-    // What cannot be read is told where more depends on it.
+    // Ignores a read error, which affects only one word of the output.
     row.status == RunStatus::Running && reader.is_paused().unwrap_or(false)
 }
 
@@ -134,7 +150,7 @@ fn list_text(runs: &[Listed]) -> String {
         ("run", Align::Left),
         ("status", Align::Left),
         ("step", Align::Right),
-        ("begun", Align::Left),
+        ("started", Align::Left),
         ("last event", Align::Left),
     ]);
     for listed in runs {
@@ -158,17 +174,17 @@ fn list_text(runs: &[Listed]) -> String {
     table.render()
 }
 
-/// What there is to show of a run.
+/// Everything that `host runs show` prints about a run.
 struct Shown {
     dir: RunDir,
     row: RunRow,
     is_paused: bool,
     metrics: Vec<Curve>,
-    /// Checkpoints, warnings: what counts of the events that are no metrics.
+    /// The checkpoints, warnings and other events, without metrics and without superseded events.
     events: Vec<Event>,
-    /// By sink and then by step.
+    /// Sorted by sink, then by step.
     deliveries: Vec<Delivery>,
-    /// The checkpoints that are in the run's folder.
+    /// The checkpoints that are in the run folder.
     standing: BTreeSet<Step>,
 }
 
@@ -181,11 +197,11 @@ struct Curve {
     values: Vec<f64>,
 }
 
-/// Points of a curve that are asked for, and bars of its line.
+/// Number of points read from each curve, and of bars in its sparkline.
 const POINTS: usize = 240;
 const BARS: usize = 24;
 
-/// Events in one page.
+/// Events per page.
 const PAGE: usize = 4096;
 
 impl Shown {
@@ -233,14 +249,14 @@ impl Shown {
         })
     }
 
-    /// The last state of each checkpoint's delivery to each sink, in the order of the checkpoints.
+    /// Returns the last state of each delivery, sorted by checkpoint.
     fn deliveries(&self) -> Vec<&Delivery> {
         let mut entries: Vec<&Delivery> = self.deliveries.iter().collect();
         entries.sort_by_key(|entry| entry.checkpoint);
         entries
     }
 
-    /// The delivery ledger by sink.
+    /// Returns the delivery ledger, grouped by sink.
     fn sinks(&self) -> impl Iterator<Item = SinkLedger<'_>> {
         let by_sink = self.deliveries.chunk_by(|a, b| a.sink == b.sink);
         by_sink.map(|entries| SinkLedger {
@@ -315,7 +331,7 @@ impl Shown {
     fn text(&self) -> String {
         let row = &self.row;
         let mut text = format!(
-            "{}  {} at step {}\n{}\nbegun {}, last event {}{}\n",
+            "{}  {} at step {}\n{}\nstarted {}, last event {}{}\n",
             one_line(&row.name),
             status_word(row.status, self.is_paused),
             row.last_step,
@@ -374,7 +390,7 @@ impl Shown {
         table.render()
     }
 
-    /// What the calls into the plugins cost.
+    /// Formats the cost of the calls into plugins.
     fn plugins_text(&self) -> String {
         let mut plugins: BTreeMap<&str, BTreeMap<&str, f64>> = BTreeMap::new();
         for curve in &self.metrics {
@@ -389,8 +405,8 @@ impl Shown {
             ("  name", Align::Left),
             ("calls", Align::Right),
             ("failed", Align::Right),
-            ("half within", Align::Right),
-            ("99 % within", Align::Right),
+            ("median", Align::Right),
+            ("p99", Align::Right),
         ]);
         for (plugin, values) in plugins {
             let secs = |what: &str| match values.get(what) {
@@ -409,14 +425,15 @@ impl Shown {
         table.render()
     }
 
-    /// What each sink has, and what it does not have and why.
+    /// Formats the deliveries of each sink. For each sink, states how many checkpoints were delivered, which
+    /// were not, and why not.
     fn sinks_text(&self) -> String {
         let mut text = String::new();
         let mut is_anything_left = false;
         for sink in self.sinks() {
             let has = match sink.delivered().last() {
                 Some(last) => format!(
-                    "{} delivered, the last of step {}",
+                    "{} delivered, last at step {}",
                     sink.delivered().count(),
                     last.checkpoint
                 ),
@@ -427,7 +444,7 @@ impl Shown {
                 .map(|entry| match entry.state {
                     _ if !self.standing.contains(&entry.checkpoint) => {
                         let step = entry.checkpoint;
-                        format!("step {step} was not delivered, and is gone from the run folder")
+                        format!("step {step} was not delivered, and is no longer in the run folder")
                     }
                     DeliveryState::Failed => {
                         format!(
@@ -437,7 +454,7 @@ impl Shown {
                             one_line(&entry.detail)
                         )
                     }
-                    _ => format!("step {} waits", entry.checkpoint),
+                    _ => format!("step {} is queued", entry.checkpoint),
                 })
                 .collect();
             is_anything_left |= sink.left().any(|e| self.standing.contains(&e.checkpoint));
@@ -446,7 +463,7 @@ impl Shown {
                 .partition(|entry| is_superseded(&entry.detail));
             let dropped = match superseded.len() {
                 0 => None,
-                n => Some(format!("{n} dropped for a newer one")),
+                n => Some(format!("{n} dropped in favor of newer ones")),
             };
             let lost = lost.into_iter().map(|entry| {
                 let why = one_line(&entry.detail);
@@ -458,12 +475,12 @@ impl Shown {
         }
         if is_anything_left && self.row.status != RunStatus::Running {
             let run = how_to_name(&self.dir);
-            text += &format!("  `host deliver {run}` delivers what is left\n");
+            text += &format!("  run `host deliver {run}` to deliver the rest\n");
         }
         text
     }
 
-    /// When a live run tries a failed delivery again.
+    /// Formats the time at which a live run retries a failed delivery.
     fn next_try(&self, entry: &Delivery) -> String {
         match entry.retry_time_us {
             Some(time) if self.row.status == RunStatus::Running => {
@@ -497,7 +514,7 @@ impl Shown {
     }
 }
 
-/// A sink's part of the delivery ledger, in the order of the steps.
+/// A sink's part of the delivery ledger, in step order.
 struct SinkLedger<'a> {
     label: &'a str,
     entries: &'a [Delivery],
@@ -521,27 +538,30 @@ impl<'a> SinkLedger<'a> {
     }
 }
 
-/// An entry of the ledger, behind the checkpoint's name.
+/// Formats an entry of the ledger as the text that follows the name of its checkpoint.
 fn delivery_words(entry: &Delivery) -> String {
     let sink = &entry.sink;
     match entry.state {
-        DeliveryState::Queued => format!("waits for {sink}"),
-        DeliveryState::Sending => format!("on its way to {sink}"),
+        DeliveryState::Queued => format!("queued for {sink}"),
+        DeliveryState::Sending => format!("being sent to {sink}"),
         DeliveryState::Delivered => {
             let at = local_time(entry.time_us);
             let place = entry
                 .location()
                 .map(|place| format!(" as {}", short(&place)));
-            format!("delivered by {sink}{} {at}", place.unwrap_or_default())
+            format!("delivered to {sink}{} {at}", place.unwrap_or_default())
         }
         DeliveryState::Failed => {
-            format!("not delivered by {sink}: {}", one_line(&entry.detail))
+            format!("not delivered to {sink}: {}", one_line(&entry.detail))
         }
-        DeliveryState::Dropped => format!("dropped for {sink}: {}", one_line(&entry.detail)),
+        DeliveryState::Dropped => format!(
+            "dropped, not delivered to {sink}: {}",
+            one_line(&entry.detail)
+        ),
     }
 }
 
-/// A commit's id as git shortens it; a path as it is.
+/// Shortens a commit id as git does; returns a path unchanged.
 fn short(location: &str) -> &str {
     let is_id = location.len() >= 40 && location.bytes().all(|b| b.is_ascii_hexdigit());
     if is_id { &location[..12] } else { location }
@@ -560,12 +580,12 @@ fn delivery_json(entry: &Delivery) -> Value {
     })
 }
 
-/// The plugin and the quantity of `plugin/hub-git/calls`.
+/// Splits `plugin/hub-git/calls` into the plugin and the quantity.
 fn plugin_metric(name: &str) -> Option<(&str, &str)> {
     name.strip_prefix("plugin/")?.split_once('/')
 }
 
-/// The configuration as the lines of its TOML.
+/// Formats the configuration as lines of TOML.
 fn config_text(config: &Value) -> String {
     let table = toml::Table::try_from(config).unwrap_or_default();
     let text = toml::to_string(&table).unwrap_or_default();
@@ -576,7 +596,8 @@ fn config_text(config: &Value) -> String {
     lines.collect()
 }
 
-/// What `run.toml` says, which a resume may have changed; else what the store recorded at first.
+/// Returns the configuration in `run.toml`, which can differ from the original after a resume. If the file is
+/// unreadable, returns the configuration that the store recorded at the start.
 pub(super) fn config(dir: &RunDir, row: &RunRow) -> Value {
     let file = std::fs::read_to_string(dir.config_file()).ok();
     let table = file.and_then(|text| text.parse::<toml::Table>().ok());
@@ -584,7 +605,7 @@ pub(super) fn config(dir: &RunDir, row: &RunRow) -> Value {
         Some(Ok(config)) => config,
         _ => serde_json::from_str(&row.config_json).unwrap_or_default(),
     };
-    // A run that was copied, renamed or moved is named by where it lies now.
+    // Uses the current name and folder, since the run may have been copied, renamed or moved.
     if let Value::Object(config) = &mut config {
         config.insert("name".to_owned(), json!(dir.name()));
         let runs_dir = dir.runs_dir().display().to_string();

@@ -14,16 +14,21 @@ use crate::show::number;
 use crate::show::sparkline::sparklines;
 use crate::show::table::{Align, Table};
 
-/// Lays runs side by side: what differs in their configurations, and their metrics
+const EXAMPLE: &str = "\
+Example:
+  host runs compare demo demo-2 --metrics loss/train,loss/eval";
+
+/// Compares runs: the settings that differ, and the metrics
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
 pub(super) struct Compare {
-    /// Names or folders of the runs
+    /// Run names or folders
     #[arg(required = true, num_args = 2.., value_name = "RUN")]
     of_runs: Vec<String>,
-    /// Metrics to compare; without it, all but those of the plugins' calls and of the machine
+    /// Metrics to compare [default: all, except those of plugin calls and of the machine]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     metrics: Vec<String>,
-    /// Common steps at which JSON has the values of each metric, at most
+    /// With --json, list the values of each metric at up to this many steps that the runs have in common
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     points: usize,
     /// Print JSON
@@ -33,7 +38,7 @@ pub(super) struct Compare {
     runs: RunsDir,
 }
 
-/// Bars of a curve.
+/// Bars in a sparkline.
 const BARS: usize = 24;
 
 impl Compare {
@@ -48,11 +53,11 @@ impl Compare {
 
 struct Compared {
     rows: Vec<RunRow>,
-    /// Which of them stand still.
+    /// For each run, whether it is paused.
     paused: Vec<bool>,
     differences: Vec<ConfigDifference>,
     metrics: Vec<MetricComparison>,
-    /// Metrics that were not asked for by name.
+    /// Number of metrics left out by default.
     left_out: usize,
 }
 
@@ -92,7 +97,7 @@ impl Compared {
         };
         let points = match asked.json {
             true => asked.points,
-            // The means of a bar are of many values.
+            // Each bar of a sparkline is the mean of up to 100 values.
             false => 100 * BARS,
         };
         let metric = |name: std::sync::Arc<str>| {
@@ -140,12 +145,12 @@ impl Compared {
                 text += &format!("\n{heading}\n{body}");
             }
         };
-        section("configuration that differs", self.config_text());
+        section("settings that differ", self.config_text());
         section("metrics", self.metrics_text());
         if self.left_out > 0 {
             let n = self.left_out;
             text += &format!(
-                "\n{n} metrics of the plugins' calls and of the machine are left out; --metrics names them\n"
+                "\n{n} metrics of plugin calls and of the machine are not shown; select them with --metrics\n"
             );
         }
         text
@@ -185,7 +190,7 @@ impl Compared {
             }
         }
         match self.differences.is_empty() {
-            true => "  nothing\n".to_owned(),
+            true => "  none\n".to_owned(),
             false => table.render(),
         }
     }
@@ -197,7 +202,7 @@ impl Compared {
             ("last", Align::Right),
             ("lowest", Align::Right),
             ("highest", Align::Right),
-            ("at common step", Align::Right),
+            ("at last common step", Align::Right),
             ("", Align::Left),
         ]);
         for metric in &self.metrics {
@@ -228,7 +233,7 @@ impl Compared {
     }
 }
 
-/// The text in the first of some rows.
+/// Returns the text if this is the first row, and an empty cell for any other row.
 fn first_only(row: usize, text: impl Fn() -> String) -> String {
     match row {
         0 => text(),
@@ -236,7 +241,7 @@ fn first_only(row: usize, text: impl Fn() -> String) -> String {
     }
 }
 
-/// A value and where it was.
+/// Formats a value and its step.
 fn at(point: &Option<Point>) -> String {
     point.map_or_else(String::new, |point| {
         format!("{} @{}", number::value(point.value), point.step)
@@ -255,19 +260,16 @@ fn run_json(run: &RunMetric) -> Value {
     })
 }
 
-/// Whether a metric says something of the training, rather than of what surrounds it.
+/// Returns true for a metric of the training, and false for a metric of plugin calls or of the machine.
 fn is_of_training(name: &str) -> bool {
     !name.starts_with("plugin/") && !name.starts_with("system/")
 }
 
-/// The error for a metric that no run has.
+/// Returns the error for a metric that none of the runs has.
 pub(super) fn no_metric<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Error {
-    let error = Error::new(
-        ErrorKind::Config,
-        format!("no run of these has the metric {name:?}"),
-    );
+    let error = Error::new(ErrorKind::Config, format!("unknown metric: {name:?}"));
     match nearest(name, known) {
         Some(known) => error.hint(format!("did you mean {known}?")),
-        None => error.hint("`host runs show RUN` names the metrics of a run"),
+        None => error.hint("use `host runs show RUN` to list a run's metrics"),
     }
 }

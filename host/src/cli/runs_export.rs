@@ -12,20 +12,25 @@ use crate::runs::run_dir::RunDir;
 use crate::show::number;
 use crate::show::printer::Printer;
 
-/// Writes a run's metrics to a file that other programs read
+const EXAMPLE: &str = "\
+Example:
+  host runs export demo --format parquet --out demo.parquet";
+
+/// Exports a run's metrics as CSV, Parquet or TensorBoard files
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
 pub(super) struct Export {
-    /// The run's name or folder
+    /// Run name or folder
     run: String,
-    /// What to write. csv and parquet have a row for each point: step, time, metric, value;
-    /// tensorboard is a folder with an event file, whose values have single precision
+    /// Format. csv and parquet have one row per point: step, time, metric, value; tensorboard is a folder
+    /// with an event file, whose values have single precision
     #[arg(long, value_enum, default_value_t = Format::Csv)]
     format: Format,
-    /// Where to write it, where nothing may be yet, or - for stdout; without it, RUN.csv, RUN.parquet or the folder
-    /// RUN.tensorboard in the current folder
+    /// Path to write to, which must not exist, or - for stdout [default: RUN.csv, RUN.parquet or the folder
+    /// RUN.tensorboard in the current folder]
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
-    /// Metrics to write; without it, all
+    /// Metrics to export [default: all]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     metrics: Vec<String>,
     /// Print JSON
@@ -72,26 +77,26 @@ impl Export {
         }
     }
 
-    /// The export on stdout, and beside it what it amounts to.
+    /// Writes the export to stdout, and a summary to stderr.
     fn print(&self, reader: &Reader, wanted: impl Fn(&str) -> bool) -> Result<()> {
         let refused =
             |message: String, hint: &str| Err(Error::new(ErrorKind::Config, message).hint(hint));
         if !self.format.is_one_file() {
             let format = self.format.extension();
             return refused(
-                format!("a {format} export is a folder, which stdout cannot be"),
-                "--out names the folder; --format csv and parquet go to stdout",
+                format!("a {format} export is a folder and cannot be written to stdout"),
+                "set --out to a folder, or use --format csv or parquet",
             );
         }
         if self.json {
             return refused(
-                "--json and --out - both want stdout".to_owned(),
-                "leave one of them out",
+                "--json and --out - both write to stdout".to_owned(),
+                "remove one of them",
             );
         }
         if self.format == Format::Parquet && std::io::stdout().is_terminal() {
             return refused(
-                "a parquet export is binary, and this is a terminal".to_owned(),
+                "a parquet export is binary, but stdout is a terminal".to_owned(),
                 "write it to a file or a pipe: `… --out - > run.parquet`",
             );
         }

@@ -8,43 +8,58 @@ use crate::run::signals::EndSignal;
 use crate::service::Service;
 use crate::show::printer::Printer;
 
-/// Serves the runs of a folder over gRPC, live or over, until Ctrl-C
+const EXAMPLE: &str = "\
+Example:
+  host serve --runs-dir runs --listen 127.0.0.1:6006";
+
+/// Serves the live and finished runs of a folder over gRPC, until Ctrl-C
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
 pub(crate) struct Serve {
     #[command(flatten)]
     runs: RunsDir,
 
-    /// Where to listen; port 0 is a free one, which is printed. Beyond this machine it takes TLS and
-    /// --read-token-env
+    /// Address to listen on; port 0 selects a free port. The actual address is printed. To be reachable
+    /// from other machines, it requires TLS and --read-token-env
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:0")]
     listen: String,
 
-    /// Environment variable with the token that reading takes
-    #[arg(long, value_name = "NAME")]
+    /// Environment variable with the token that clients need for reading
+    #[arg(long, value_name = "NAME", help_heading = "Security")]
     read_token_env: Option<String>,
 
-    /// self-signed: TLS with a certificate made for this time, whose fingerprint is printed
-    #[arg(long, value_name = "HOW", value_parser = ["self-signed"])]
+    /// self-signed: use TLS with a newly generated certificate, and print its fingerprint
+    #[arg(long, value_name = "HOW", value_parser = ["self-signed"], help_heading = "Security")]
     tls: Option<String>,
 
-    /// TLS with the certificate of this PEM file
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    /// Use TLS with the certificate in this PEM file
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_key",
+        help_heading = "Security"
+    )]
     tls_cert: Option<PathBuf>,
 
-    /// The certificate's key, a PEM file
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    /// PEM file with the private key of --tls-cert
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_cert",
+        help_heading = "Security"
+    )]
     tls_key: Option<PathBuf>,
 }
 
 impl Serve {
     pub(super) fn execute(&self) -> Result<()> {
-        // A burst of requests may take 100 MB.
+        // Returns freed memory to the system, because a burst of requests can allocate 100 MB.
         host_train::return_freed_memory();
         let dir = &self.runs.runs_dir;
         if !dir.is_dir() {
-            let message = format!("there is no folder of runs: {}", dir.display());
+            let message = format!("no such folder of runs: {}", dir.display());
             return Err(Error::new(ErrorKind::Config, message)
-                .hint("--runs-dir names it; `host run` makes it with its first run"));
+                .hint("set --runs-dir, or create the folder by starting a run"));
         }
         let service = Service::new(&HostConfig {
             listen: self.listen.clone(),
@@ -54,7 +69,8 @@ impl Serve {
             tls_key: self.tls_key.clone(),
             ..HostConfig::default()
         })?;
-        // Before the address is known, so that who reads it may end this at once.
+        // Handles signals before the address is printed: a client that reads the address may stop the server
+        // right away.
         let end = EndSignal::new()?;
         let warn = |message| {
             Printer::of_process().insist(&format!("warning: {message}"));
@@ -65,7 +81,7 @@ impl Serve {
         for line in served.clients() {
             lines += &format!("{line}\n");
         }
-        // A terminal that takes nothing does not keep a signal from ending this.
+        // Does not block: a signal must stop the server even if the terminal is frozen.
         Printer::of_process().conclude(&lines);
         end.wait();
         served.serving.stop()

@@ -8,17 +8,25 @@ use crate::plan::Plan;
 use crate::run::verify_resume::verify_resume;
 use crate::show::printer::Printer;
 
-/// Proves for a training, which takes the same arguments as run, that a resume is exact: trains some
-/// steps twice, kills one of the runs in the middle, resumes it, and compares every byte
+const DETAILS: &str = "\
+Takes the same arguments as `host run`. Trains twice for 2 * --steps optimizer steps, kills the second \
+training halfway, resumes it, and compares the files of the last checkpoints and the metrics of both. \
+The runs are deleted afterwards, and nothing is sent to sinks.
+
+Example:
+  host verify-resume --data ~/src --model tiny --steps 4";
+
+/// Checks that a killed and resumed training equals an uninterrupted one, byte for byte
 #[derive(Debug, clap::Args)]
+#[command(after_help = DETAILS)]
 pub(crate) struct VerifyResume {
-    /// A TOML file with any of the arguments below
+    /// TOML file with any of the arguments below
     config: Option<PathBuf>,
 
     #[command(flatten)]
     train: TrainArgs,
 
-    /// Optimizer steps before the kill, and as many after it
+    /// Optimizer steps before the kill, and again after it
     #[arg(long, value_name = "STEPS", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=1_000_000), help_heading = "Run")]
     steps: u64,
 }
@@ -29,7 +37,7 @@ impl VerifyResume {
         let printer = Printer::of_process();
         let proof = verify_resume(plan, self.steps, &mut |what| printer.say(what))?;
         print(&format!(
-            "the resume is exact: {} files of the last checkpoint and {} metrics are equal after {} steps\n",
+            "the resume is exact: {} files of the last checkpoint and {} metrics are identical after {} steps\n",
             proof.files, proof.metrics, proof.steps
         ))
     }

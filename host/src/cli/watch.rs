@@ -18,23 +18,27 @@ use crate::show::printer::Printer;
 use crate::show::terminal::can_draw;
 use crate::show::{outlet, printable};
 
-/// How long a run that is there but does not answer is tried again, and how often.
+/// How long, and at what interval, to retry a run that exists but does not answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(250);
 
 const KEYS: &str = "\
-In a terminal it is a dashboard, of a live run or of a finished one; `?` there names the keys. Some ask
-the run for something: to stop, to pause, for a checkpoint or an evaluation. That takes the control token,
-which a live run's folder has; of a run elsewhere, give the address and --token-env.";
+In a terminal, shows a dashboard of a live or finished run; `?` lists the keys. Some keys send a request \
+to the run: stop, pause, write a checkpoint, evaluate. Requests need the control token. It is read from \
+the folder of a live run on this machine; for other runs, pass the address and --token-env.
 
-/// Shows a run over gRPC: in a terminal as a dashboard, else in lines
+Examples:
+  host watch demo
+  host watch https://gpu1:6006 --token-env HOST_TOKEN --tls-fingerprint 3f…";
+
+/// Follows a run over gRPC: as a dashboard in a terminal, otherwise as lines
 #[derive(Debug, clap::Args)]
 #[command(after_help = KEYS)]
 pub(crate) struct Watch {
-    /// A run's name or folder, or the address of a server
+    /// Run name or folder, or the address of a server
     target: String,
 
-    /// Which of the server's runs, if there are several
+    /// Run to show, if the server has several
     #[arg(
         long,
         value_name = "NAME",
@@ -43,7 +47,7 @@ pub(crate) struct Watch {
     )]
     run: String,
 
-    /// Show only what comes after this event, by its sequence number
+    /// Show only the events after this sequence number
     #[arg(long, value_name = "SEQ", default_value_t = 0)]
     after: u64,
 
@@ -51,7 +55,7 @@ pub(crate) struct Watch {
     #[arg(long)]
     json: bool,
 
-    /// Write lines in a terminal, too
+    /// Write lines even in a terminal
     #[arg(long, conflicts_with = "json")]
     plain: bool,
 
@@ -70,12 +74,12 @@ impl Watch {
         }
     }
 
-    /// Whether there is a screen to draw on, and lines were not asked for.
+    /// Returns true if stdout is a screen and neither --plain nor --json is set.
     fn is_dashboard(&self) -> bool {
         !self.plain && !self.json && can_draw(&std::io::stdout())
     }
 
-    /// What is connected to, and connected to again.
+    /// Returns the server to connect to. Each connection looks up the address again.
     fn target(&self) -> Result<Target> {
         let (remote, target, runs) = (self.remote.clone(), self.target.clone(), self.runs.clone());
         let remote: Box<dyn Fn() -> Result<Remote> + Send> =
@@ -105,7 +109,8 @@ impl Watch {
                 Ok(None) => return Ok(()),
                 Err(error) => error,
             };
-            // A run by its name may be read elsewhere: from its folder, or where it was resumed.
+            // Reconnects only if the run was given by name or folder: after a resume, the run's folder
+            // contains the new address.
             let now = Instant::now();
             if cursor > before {
                 give_up_at = None;
@@ -129,7 +134,7 @@ impl Watch {
     }
 }
 
-/// Writes the events of one connection; none if the pipe is closed.
+/// Writes the events of one connection. Returns `None` if the pipe is closed.
 fn follow(
     client: &Client,
     target: &Target,
@@ -139,7 +144,7 @@ fn follow(
 ) -> Result<Option<WatchEnd>> {
     let mut watch = client.watch(run, *cursor, true);
     if target.name().is_some() {
-        // Whether it is worth waiting for, its folder says.
+        // Does not retry here: the caller retries, because it can find the run's new address.
         watch = watch.patience(Duration::ZERO);
     }
     for event in &mut watch {
@@ -152,7 +157,7 @@ fn follow(
     Ok(Some(watch.end().unwrap_or(WatchEnd::CaughtUp)))
 }
 
-/// Events on stdout, as lines for people or for programs.
+/// Writes events to stdout, as lines for people or as JSON.
 struct EventLines {
     is_json: bool,
     narration: Narration,
@@ -166,7 +171,7 @@ impl EventLines {
         Self { is_json, narration }
     }
 
-    /// False if the pipe is closed.
+    /// Writes an event. Returns false if the pipe is closed.
     fn write(&mut self, event: &Event) -> Result<bool> {
         if self.is_json {
             let line = format!("{}\n", event_json(event));
@@ -180,7 +185,7 @@ impl EventLines {
         Ok(true)
     }
 
-    /// What is no event: beside those that are for programs.
+    /// Writes a line that is not an event. If the events are JSON, writes the line to stderr.
     fn say(&self, line: &str) -> Result<()> {
         match self.is_json {
             true => Printer::of_process().insist(line),
@@ -190,7 +195,7 @@ impl EventLines {
     }
 }
 
-/// Ends the process when stdout is closed, as behind `| head`: the next event may be far.
+/// Ends the process as soon as stdout is closed, for example by `| head`, and not only at the next event.
 fn leave_when_unread() -> Result<()> {
     let wait = || {
         if outlet::wait_for_no_reader(std::io::stdout().as_fd()).is_ok() {
