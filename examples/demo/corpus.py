@@ -1,5 +1,5 @@
-"""Prints the source folders of this project's own dependencies, as cargo keeps them: a few MB of
-Rust, the same on every machine that has the same Cargo.lock.
+"""Prints where cargo's registry keeps the sources of some of this project's dependencies. These sources are a few MB
+of Rust, identical on every machine with the same Cargo.lock.
 
 Usage: corpus.py < `cargo metadata` JSON
 """
@@ -22,7 +22,8 @@ WANTED = {
     "walkdir",
 }
 
-# Of a crate in several versions the newest: its twin would tell the evaluation's answers.
+# Only the newest version of each crate is used, because an older version would leak evaluation text into the training
+# data.
 newest = {}
 for package in json.load(sys.stdin)["packages"]:
     if package["name"] in WANTED:

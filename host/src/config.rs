@@ -1,4 +1,4 @@
-//! The arguments of a run: flags, TOML file, defaults.
+//! The arguments of a run: flags, TOML file and defaults.
 
 pub(crate) mod hub_model;
 mod preflight_policy;

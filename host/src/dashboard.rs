@@ -1,7 +1,8 @@
 //! `host watch` in a terminal: a dashboard of one run.
 //!
-//! One thread owns the model and draws (`[main]`); the others feed it through one bounded channel: the
-//! server's events, the histories that were asked for, the answers to requests, keys, signals.
+//! One thread owns the `Model` (the state of the run) and draws (`[main]`). The other threads send messages
+//! to this thread through one bounded channel. The messages are events from the server, requested histories,
+//! answers to requests, keys, and signals.
 
 mod axis;
 mod chart;
@@ -44,16 +45,16 @@ use view::Look;
 use crate::runs::target::Target;
 use crate::show::printer::Printer;
 
-/// Screens come at most this often.
+/// The minimum time between two frames.
 const FRAME: Duration = Duration::from_millis(100);
-/// How long a dashboard that was told to leave may take.
+/// The maximum time for the dashboard to end after a signal.
 const LEAVING: Duration = Duration::from_secs(2);
-/// Messages that wait to be drawn. Who sends more waits.
+/// Maximum number of queued messages. When the queue is full, a sending thread blocks.
 const MESSAGES: usize = 1024;
-/// Events before the last that the log and the speed are read from: a longer history comes thinned.
+/// Number of past events that are read in full, for the log and the speed. Older history is downsampled.
 const RECENT: u64 = 2000;
 
-/// What reaches the thread that draws.
+/// A message to the thread that draws.
 enum Message {
     News(News),
     History {
@@ -62,24 +63,26 @@ enum Message {
     },
     Input(Input),
     Answer(Answer),
-    /// The process is to be stopped.
+    /// The process must be suspended (SIGTSTP).
     Suspend,
-    /// It was continued.
+    /// The process was continued.
     Continued,
     Leave,
 }
 
-/// Shows a run until the user leaves; `run` says which of the server's, if it is not clear. Events up to
-/// `after` are history. The run is asked for what keys ask for as `by`.
+/// Shows a run until the user quits. `run` selects one of the server's runs if `target` does not name one.
+/// The log shows only events with a sequence number above `after`. Keys can trigger requests, which are sent
+/// in the name of `by`.
 ///
 /// # Errors
-/// If there is no such run, or the terminal or the server fails before anything is shown.
+/// Returns an error if the run does not exist, or if the terminal or the server fails before anything is
+/// shown.
 pub(crate) fn show(mut target: Target, run: &str, after: u64, by: String) -> Result<()> {
     let (client, address) = target.connect()?;
     let row = client.run(target.name().unwrap_or(run))?;
     let mut model = Model::new(&row, address.clone());
     let (messages, received) = sync_channel(MESSAGES);
-    // Kept until the end: histories are read when the events have ended, too.
+    // Keeps the target until the dashboard ends, because histories are read even after the last event.
     let target = Arc::new(Mutex::new(target));
     let feed = Feed {
         target: Arc::clone(&target),
@@ -111,7 +114,7 @@ pub(crate) fn show(mut target: Target, run: &str, after: u64, by: String) -> Res
     Ok(())
 }
 
-/// What is left on the terminal.
+/// Returns the line that stays on the terminal after the dashboard has ended.
 fn last_words(model: &Model) -> String {
     let (name, step) = (model.name(), model.step());
     match model.state() {
@@ -119,11 +122,13 @@ fn last_words(model: &Model) -> String {
             format!("run {name} continues at step {step}; `host watch {name}` shows it again")
         }
         RunState::Running | RunState::Paused => {
-            format!("run {name} was last seen at step {step}: its server is gone")
+            format!(
+                "run {name} was last seen at step {step}: the connection to its server was lost"
+            )
         }
         RunState::Ended(reason) => {
             let word = crate::show::event_line::reason_word(reason);
-            format!("run {name} {word} at step {step}; `host runs show {name}` says more")
+            format!("run {name} {word} at step {step}; `host runs show {name}` shows the results")
         }
         RunState::Crashed => format!(
             "run {name} crashed at step {step}; `host resume {name}` resumes it from its newest checkpoint"
@@ -140,13 +145,13 @@ struct Dashboard<'a> {
     client: Option<Arc<Client>>,
     histories: Histories,
     requests: Requests,
-    /// The metrics whose histories were asked for, and those that came.
+    /// The metrics whose histories were requested (`asked`), and those whose histories have arrived (`read`).
     asked: BTreeSet<String>,
     read: BTreeSet<String>,
 }
 
 impl Dashboard<'_> {
-    /// Draws what changed, and does what keys ask for, until one ends it.
+    /// Draws changes and carries out key actions, until a message ends the dashboard.
     fn run(mut self, mut terminal: Terminal, messages: &Receiver<Message>) -> Result<()> {
         let mut drawn: Option<Instant> = None;
         let mut has_changed = true;
@@ -156,7 +161,7 @@ impl Dashboard<'_> {
                 Some(at) if has_changed => (at + FRAME).saturating_duration_since(Instant::now()),
                 Some(at) => {
                     let tick = match &self.screen.answer {
-                        // It goes in time.
+                        // The answer disappears after a while.
                         Some(_) => Duration::from_secs(1),
                         None => self.model.ledger().tick(now_us()),
                     };
@@ -169,7 +174,7 @@ impl Dashboard<'_> {
                         return Ok(());
                     }
                     has_changed = true;
-                    // The rest of a burst is in the same screen.
+                    // Draws all messages of a burst in one frame.
                     if drawn.is_some_and(|at| at.elapsed() < FRAME) {
                         continue;
                     }
@@ -189,7 +194,7 @@ impl Dashboard<'_> {
         }
     }
 
-    /// Takes a message; true if it ends the dashboard.
+    /// Handles a message. Returns true if it ends the dashboard.
     fn take(&mut self, message: Message, terminal: &mut Terminal) -> Result<bool> {
         match message {
             Message::News(news) => self.take_news(news),
@@ -218,15 +223,16 @@ impl Dashboard<'_> {
         Ok(false)
     }
 
-    /// Stops the whole job, as the terminal does at Ctrl-Z: a script that waits for this process, too. This
-    /// process's own turn comes with the signal.
+    /// Suspends the whole process group, as the terminal does on Ctrl-Z. The group can include a script that
+    /// waits for this process. This process receives the signal too, and suspends itself when it handles the
+    /// signal.
     fn suspend_group(&mut self) {
         let stopped = match terminal::has_job_control() {
             true => kill_current_process_group(Signal::TSTP).is_ok(),
             false => false,
         };
         if !stopped {
-            let text = "Ctrl-Z needs a shell that can continue the job".to_owned();
+            let text = "Ctrl-Z needs a shell with job control".to_owned();
             self.screen.answer = Some(Answer::refusal(text));
         }
     }
@@ -256,7 +262,7 @@ impl Dashboard<'_> {
         }
     }
 
-    /// Of the metrics on the screen.
+    /// Requests the histories of the metrics on the screen.
     fn ask_for_histories(&mut self) {
         let Some(client) = &self.client else {
             return;
@@ -274,7 +280,8 @@ fn now_us() -> i64 {
     Timestamp::now().as_microsecond()
 }
 
-/// Keys and sizes, until the process ends: nothing else interrupts the wait for them.
+/// Starts a thread that reads keys and size changes. The thread runs until the process ends, because the read
+/// cannot be interrupted.
 fn read_keys(messages: SyncSender<Message>) -> Result<()> {
     feed::spawn("keys", move || {
         while let Ok(input) = event::read() {
@@ -282,12 +289,13 @@ fn read_keys(messages: SyncSender<Message>) -> Result<()> {
                 return;
             }
         }
-        // The terminal is gone.
+        // The terminal was closed.
         let _ = messages.send(Message::Leave);
     })
 }
 
-/// The first signal leaves, the second at once. A stop gives the terminal back first.
+/// Starts a thread that handles signals. The first signal ends the dashboard; the second ends the process
+/// immediately. On SIGTSTP, the terminal is restored before the process is suspended.
 fn watch_signals(messages: SyncSender<Message>) -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGCONT])
         .map_err(|e| Error::new(ErrorKind::System, format!("cannot watch for signals: {e}")))?;
@@ -307,7 +315,8 @@ fn watch_signals(messages: SyncSender<Message>) -> Result<()> {
                 leave_at_once(signal);
             }
             if leaves {
-                // One who draws on a terminal that takes nothing does not see the message.
+                // While the terminal is blocked, the thread that draws does not receive the message. If the
+                // process still runs after `LEAVING`, the thread that is started here ends the process.
                 feed::spawn("leaving", move || {
                     std::thread::sleep(LEAVING);
                     leave_at_once(signal);
@@ -318,7 +327,8 @@ fn watch_signals(messages: SyncSender<Message>) -> Result<()> {
     })
 }
 
-/// Ends the process, and gives the terminal back if it takes that.
+/// Restores the terminal and ends the process. If the terminal is not restored in time, ends the process
+/// anyway.
 fn leave_at_once(signal: i32) -> ! {
     let (done, wait) = sync_channel(1);
     let restored = feed::spawn("restoring", move || {

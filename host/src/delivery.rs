@@ -1,8 +1,8 @@
-//! The way of complete checkpoints to the sinks: a queue and a worker thread for each sink.
+//! Delivers complete checkpoints to the sinks, with a queue and a worker thread for each sink.
 //!
-//! A sink gets its checkpoints in order. One that fails for a while keeps its place and is tried again
-//! for as long as the run goes on, less and less often, and a few times more at the end. The training
-//! ends by it only where the sink's policy says so.
+//! A sink receives its checkpoints in order. After a temporary failure, a delivery is retried at growing
+//! intervals while the run lasts, and a few more times at the end. A failure stops the training only if the
+//! sink's policy is `fail`.
 
 mod backlog;
 mod courier;
@@ -27,32 +27,34 @@ use queue::Queue;
 
 use crate::runs::run_dir::RunDir;
 
-/// How long workers may take to notice that they were cancelled.
+/// How long to wait for workers to stop after cancelling them.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A wait that nobody needs to be told of.
+/// Shorter waits are not reported.
 const SHORT: Duration = Duration::from_millis(500);
 
-/// Why a checkpoint that was to be delivered cannot be.
-const GONE: &str = "its folder is gone from the run folder";
+/// The reason for not delivering a checkpoint whose folder no longer exists.
+const GONE: &str = "its folder is missing from the run folder";
 
-/// Why a checkpoint that a sink lacks was removed all the same.
-const NO_ROOM: &str = "it was removed from the run folder, whose disk had no room for the next one";
+/// The reason for not delivering a checkpoint that was removed.
+const NO_ROOM: &str =
+    "it was removed from the run folder to free disk space for the next checkpoint";
 
-/// How a delivery that failed is tried again.
+/// How failed deliveries are retried.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Retry {
-    /// Tries in a row that count as one failure to the sink's policy, and that are made at the end.
+    /// The sink's policy counts this number of consecutive failed attempts as one failure. Also, at the end
+    /// of the run, a sink's worker stops after this number of failed attempts to deliver the same checkpoint.
     pub(crate) tries: u32,
-    /// The first wait; each of the next is twice as long.
+    /// The first wait. Each following wait is twice as long.
     pub(crate) first_wait: Duration,
     /// The longest wait.
     pub(crate) longest_wait: Duration,
 }
 
 impl Retry {
-    /// How long to wait after so many failures in a row: up to a tenth more than the rule says, so that
-    /// runs that lost the same server do not all come back to it at one moment.
+    /// Returns the wait after this number of consecutive failures. Lengthens the wait by up to a tenth, so
+    /// that runs with the same server do not all retry at the same moment.
     fn wait(&self, failures: u32) -> Duration {
         let doubled = 2u32.saturating_pow(failures.saturating_sub(1));
         let wait = self.first_wait.saturating_mul(doubled);
@@ -73,21 +75,22 @@ impl Default for Retry {
     }
 }
 
-/// A sink, under the label that its events and its state folder have.
+/// A sink of a run. The sink's label appears in the sink's events, and is the name of the sink's state
+/// folder.
 pub(crate) struct Destination {
-    /// Its own folder, which exists.
+    /// The sink's state folder, which exists.
     pub(crate) state_dir: PathBuf,
-    /// What waits for it.
+    /// The policy of the sink's queue.
     pub(crate) queue: QueuePolicy,
-    /// The port.
+    /// The sink itself.
     pub(crate) sink: Supervised<dyn CheckpointSink>,
 }
 
 impl Destination {
-    /// The sinks of a run, each with its folder, which is made.
+    /// Returns the sinks of a run, and creates their state folders.
     ///
     /// # Errors
-    /// The file system refuses.
+    /// Returns an error if a folder cannot be created.
     pub(crate) fn all(
         dir: &RunDir,
         sinks: Vec<(Supervised<dyn CheckpointSink>, QueuePolicy)>,
@@ -97,7 +100,7 @@ impl Destination {
             .map(|(sink, queue)| {
                 let state_dir = dir.sink_state(sink.label());
                 std::fs::create_dir_all(&state_dir)
-                    .map_err(|e| Error::io("make the sink's folder", &state_dir, &e))?;
+                    .map_err(|e| Error::io("create the sink's folder", &state_dir, &e))?;
                 Ok(Self {
                     state_dir,
                     queue,
@@ -108,37 +111,39 @@ impl Destination {
     }
 }
 
-/// The deliveries of a run. `[any]` but for starting and draining.
+/// The deliveries of a run. `[any]`, except for `start`, `take_up` and `drain`.
 pub(crate) struct Deliveries {
     workers: Vec<Worker>,
-    /// Of sinks that the run no longer has: nobody works at them, but what they lack is known.
+    /// Queues of sinks that the run no longer has. These queues have no worker. They record the checkpoints
+    /// that the sinks did not receive.
     removed: Vec<Queue>,
 }
 
 struct Worker {
     queue: Arc<Queue>,
-    /// None once it was joined.
+    /// None after the thread was joined.
     thread: Option<JoinHandle<()>>,
 }
 
-/// What did not reach a sink.
+/// Checkpoints that were not delivered to a sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Undelivered {
     /// The sink's label.
     pub(crate) sink: String,
-    /// The checkpoints.
+    /// The checkpoints' steps.
     pub(crate) steps: Vec<Step>,
-    /// Why the last try failed.
+    /// Why the last attempt failed, or why the checkpoints are lost.
     pub(crate) reason: String,
-    /// Nothing can deliver them any more.
+    /// Whether the checkpoints can never be delivered.
     pub(crate) is_lost: bool,
 }
 
 impl Deliveries {
-    /// Starts a worker for each sink. One whose failure ends the run says so to `control`.
+    /// Starts a worker for each sink. If a sink fails and its policy is `fail`, the worker ends the run
+    /// through `control`.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// Returns an error if a thread cannot be started.
     pub(crate) fn start(
         run: &RunName,
         destinations: Vec<Destination>,
@@ -190,7 +195,8 @@ impl Deliveries {
         }
     }
 
-    /// Queues what an earlier process of the run left, before anything else is offered.
+    /// Queues the checkpoints that an earlier process of the run left undelivered. Must be called before
+    /// [`Self::offer`].
     pub(crate) fn take_up(&mut self, backlog: &Backlog, emitter: &Emitter) {
         for Worker { queue, .. } in &self.workers {
             for owed in backlog.of(&queue.label) {
@@ -218,14 +224,13 @@ impl Deliveries {
         self.removed.extend(removed);
     }
 
-    /// Whether a sink lacks the checkpoint of this step, whatever keeps it from it, so that the checkpoint
-    /// must stay in the run folder.
+    /// Whether the checkpoint of this step must stay in the run folder, because a sink has not received it.
     pub(crate) fn is_needed(&self, step: Step) -> bool {
         self.queues().any(|queue| queue.needs(step))
     }
 
-    /// Gives a checkpoint up that is needed, since the run folder's disk has no room for the next one. False
-    /// if a sink is sending it.
+    /// Gives up a checkpoint that a sink still needs. Called if the run folder's disk has no room for the
+    /// next checkpoint. If a sink is sending the checkpoint, does nothing and returns false.
     pub(crate) fn give_up(&self, step: Step) -> bool {
         let queues: Vec<&Queue> = self.queues().collect();
         queue::give_up(&queues, step, NO_ROOM)
@@ -236,20 +241,21 @@ impl Deliveries {
         workers.chain(&self.removed)
     }
 
-    /// How many checkpoints wait for each sink.
+    /// Returns the number of waiting checkpoints for each sink.
     pub(crate) fn waiting(&self) -> Vec<(String, usize)> {
         let waiting = |Worker { queue, .. }: &Worker| (queue.label.clone(), queue.depth());
         self.workers.iter().map(waiting).collect()
     }
 
-    /// What ends all deliveries soon. `[any]`, and good for longer than `self`.
+    /// Returns a function that cancels all deliveries. `[any]`; it may outlive `self`.
     pub(crate) fn canceller(&self) -> impl Fn() + Send + Sync + 'static {
         let queues: Vec<Arc<Queue>> = self.workers.iter().map(|w| Arc::clone(&w.queue)).collect();
         move || queues.iter().for_each(|queue| queue.cancel())
     }
 
-    /// Waits until every sink has what it can get, at most for `patience`, and says in half a
-    /// sentence what it waits for whenever that changes. Returns what did not arrive.
+    /// Waits for at most `patience` until all deliveries have ended. Reports through `say` which sinks it
+    /// waits for, and how many checkpoints each of them still has. Reports this again whenever it changes.
+    /// Returns the checkpoints that were not delivered.
     pub(crate) fn drain(
         &mut self,
         patience: Duration,
@@ -272,12 +278,13 @@ impl Deliveries {
                 said = waits;
             }
             for worker in at_work.clone().filter(|worker| worker.queue.is_cancelled()) {
-                // A sink is not told by one that came just before it began.
+                // Cancels repeatedly: a sink whose call starts just after a cancellation does not notice that
+                // cancellation.
                 worker.queue.cancel();
             }
             if Instant::now() >= deadline {
                 if cancelled {
-                    // A sink that does not listen keeps its thread until the process ends.
+                    // The thread of a sink that ignores the cancellation is left running.
                     break;
                 }
                 self.canceller()();
@@ -286,13 +293,14 @@ impl Deliveries {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        // The store waits for the last emitter to go, and a canceller may keep a queue for longer.
+        // Drops the emitters of the queues. The store closes only after all emitters are dropped, and a
+        // canceller can keep a queue alive.
         self.queues().for_each(Queue::mute);
         let undelivered = |worker: &Worker| worker.queue.undelivered();
         let undelivered = self.workers.iter().flat_map(undelivered).collect();
         for worker in &mut self.workers {
             let ended = worker.thread.take_if(|thread| thread.is_finished());
-            // A panic in a worker is a bug of ours; its checkpoints count as not delivered.
+            // A worker panics only because of a bug in the host. Its checkpoints count as not delivered.
             let _ = ended.map(JoinHandle::join);
         }
         undelivered
@@ -311,7 +319,7 @@ impl Worker {
     }
 }
 
-/// `hub-git (2 checkpoints)`.
+/// Formats as `hub-git (2 checkpoints)`.
 fn count(sink: &str, checkpoints: usize) -> String {
     match checkpoints {
         1 => format!("{sink} (1 checkpoint)"),
@@ -319,8 +327,8 @@ fn count(sink: &str, checkpoints: usize) -> String {
     }
 }
 
-/// The error of a run, which is named as other commands find it, of which not all arrived; none if all
-/// did.
+/// If checkpoints were not delivered, returns an error that names their sinks. `run` is the argument with
+/// which other commands find the run.
 pub(crate) fn missed(undelivered: &[Undelivered], run: &str) -> Option<Error> {
     let mut sinks: Vec<&str> = undelivered.iter().map(|left| left.sink.as_str()).collect();
     sinks.dedup();
@@ -329,15 +337,19 @@ pub(crate) fn missed(undelivered: &[Undelivered], run: &str) -> Option<Error> {
     }
     let message = format!("checkpoints did not reach {}", sinks.join(", "));
     let hint = match undelivered.iter().all(|left| left.is_lost) {
-        true => "the lines above say why; they are gone, and nothing can deliver them".to_owned(),
+        true => {
+            "see the lines above for the reasons; the checkpoints are lost and cannot be delivered"
+                .to_owned()
+        }
         false => format!(
-            "the lines above say why; `host deliver {run}` tries again with what stands in the run folder"
+            "see the lines above for the reasons; run `host deliver {run}` to retry what is in the run folder"
         ),
     };
     Some(Error::new(ErrorKind::Delivery, message).hint(hint))
 }
 
-/// Whether what the ledger says of a dropped checkpoint is that a newer one was wanted in its place.
+/// Whether a checkpoint was dropped because a newer one replaced it. `detail` is the ledger's text about the
+/// dropped checkpoint.
 pub(crate) fn is_superseded(detail: &str) -> bool {
     detail.ends_with(queue::TOOK_ITS_PLACE)
 }
@@ -352,7 +364,8 @@ mod tests {
         DeliveryState, Draft, EventBody, Manifest, OnError, Publish, Receipt, SinkError, StopReason,
     };
 
-    /// Answers as the script says, then with receipts; tells what it was given.
+    /// A sink for tests. Each call sends the checkpoint's step to `seen`, and returns the next error of
+    /// `answers`. If no error is left, the call returns a receipt.
     struct Scripted {
         answers: Box<dyn Iterator<Item = SinkError> + Send>,
         seen: SyncSender<u64>,
@@ -471,7 +484,7 @@ mod tests {
             ..
         } = scene(vec![temporary()], false);
         deliveries.offer(checkpoint(10));
-        // The second try goes well.
+        // The second attempt succeeds.
         assert_eq!(seen.iter().take(2).collect::<Vec<_>>(), [10, 10]);
         while deliveries.is_needed(Step(10)) {
             std::thread::yield_now();
@@ -491,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_says_when_the_next_try_is_and_the_last_that_there_is_none() {
+    fn a_failure_has_the_time_of_the_next_try_except_for_the_last() {
         let begun = jiff::Timestamp::now().as_microsecond();
         let always = Box::new(std::iter::repeat_with(temporary));
         let mut scene = scene_with(OnError::Warn, QueuePolicy::All, always, false);
@@ -533,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn of_what_waits_the_latest_is_kept_and_what_is_on_its_way() {
+    fn the_policy_latest_keeps_the_newest_waiting_checkpoint_and_the_one_being_sent() {
         let none = Box::new(std::iter::empty());
         let mut scene = scene_with(OnError::Warn, QueuePolicy::Latest, none, true);
         scene.deliveries.offer(checkpoint(10));
@@ -555,7 +568,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_sink_refuses_does_not_keep_the_next_from_it() {
+    fn a_rejected_checkpoint_does_not_block_the_next() {
         let no = SinkError::Permanent("no".to_owned());
         let mut scene = scene(vec![no], false);
         scene.deliveries.offer(checkpoint(10));
@@ -570,7 +583,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_sink_refused_is_needed_all_the_same() {
+    fn a_rejected_checkpoint_is_still_needed() {
         let mut scene = scene(vec![permanent()], false);
         scene.deliveries.offer(checkpoint(10));
         scene.deliveries.offer(checkpoint(20));
@@ -584,7 +597,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_up_is_lost_on_record_unless_it_is_on_its_way() {
+    fn a_checkpoint_that_is_given_up_is_recorded_as_lost_unless_it_is_being_sent() {
         let none = Box::new(std::iter::empty());
         let mut scene = scene_with(OnError::Warn, QueuePolicy::All, none, true);
         scene.deliveries.offer(checkpoint(10));
@@ -617,7 +630,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_sink_that_wants_the_latest_nothing_older_is_kept_though_it_was_refused() {
+    fn the_policy_latest_keeps_no_older_rejected_checkpoint() {
         let always = Box::new(std::iter::repeat_with(permanent));
         let mut scene = scene_with(OnError::Warn, QueuePolicy::Latest, always, false);
         for step in [10, 20] {
@@ -631,7 +644,7 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_for_a_while_is_tried_again_before_the_next() {
+    fn a_temporary_failure_is_retried_before_the_next_checkpoint() {
         let mut scene = scene(vec![temporary(), temporary()], false);
         scene.deliveries.offer(checkpoint(10));
         assert_eq!(scene.seen.iter().take(2).count(), 2);
@@ -641,7 +654,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_arrives_is_left_over_with_its_reason() {
+    fn undelivered_checkpoints_are_returned_with_the_reason() {
         let always = Box::new(std::iter::repeat_with(temporary));
         let mut scene = scene_with(OnError::Warn, QueuePolicy::All, always, false);
         scene.deliveries.offer(checkpoint(10));
@@ -657,7 +670,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_that_hangs_is_cancelled_when_patience_ends() {
+    fn a_sink_that_hangs_is_cancelled_after_the_patience() {
         let mut scene = scene(Vec::new(), true);
         scene.deliveries.offer(checkpoint(10));
         assert_eq!(scene.seen.recv().expect("it began"), 10);
@@ -672,7 +685,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_that_says_it_was_cancelled_and_was_not_has_failed() {
+    fn a_sink_that_reports_an_unrequested_cancellation_has_failed() {
         let scene = scene(vec![SinkError::Cancelled], false);
         scene.deliveries.offer(checkpoint(10));
         assert_eq!(scene.seen.iter().take(2).collect::<Vec<_>>(), [10, 10]);
@@ -682,7 +695,7 @@ mod tests {
             EventBody::PluginFault { message, .. } => Some(message),
             _ => None,
         });
-        let words = "it says that it was cancelled, and was not";
+        let words = "the sink reports that it was cancelled, but it was not";
         assert_eq!(fault.as_deref(), Some(words));
     }
 
@@ -697,7 +710,7 @@ mod tests {
         for step in [10, 20, 30] {
             scene.deliveries.offer(checkpoint(step));
         }
-        // The worker ends by itself, and takes its end of the channel with it.
+        // The worker ends and drops its sender of the channel, so the iteration ends, too.
         assert_eq!(scene.seen.iter().collect::<Vec<_>>(), [10, 20]);
         scene.deliveries.offer(checkpoint(40));
         assert!(scene.deliveries.is_needed(Step(40)));
@@ -715,7 +728,7 @@ mod tests {
         let [warning] = &warnings[..] else {
             panic!("{warnings:?}")
         };
-        let start = "plugin scripted is not called any more: it failed 2 times in a row; the ";
+        let start = "plugin scripted is disabled: it failed 2 times in a row; the ";
         assert!(warning.starts_with(start), "{warning}");
         let end = " stay queued in the run folder";
         assert!(warning.ends_with(end), "{warning}");
@@ -723,12 +736,12 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_for_good_ends_the_run_where_the_policy_says_so() {
+    fn a_failure_ends_the_run_if_the_policy_says_so() {
         let answers = vec![temporary(), temporary()];
         let mut scene = scene_under(OnError::Fail, answers, false);
         scene.deliveries.offer(checkpoint(10));
         assert_eq!(scene.seen.iter().take(2).count(), 2);
-        // It is tried again at the end, and then goes well; the run has failed all the same.
+        // The retry at the end succeeds, but the run has failed anyway.
         assert_eq!(scene.deliveries.drain(LONG, &mut |_| ()), []);
         assert_eq!(scene.control.stop_requested(), Some(StopReason::Failed));
         let error = scene.control.take_failure().expect("an error");

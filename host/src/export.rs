@@ -1,8 +1,7 @@
-//! A run's points in a file or on stdout for other programs, point by point: memory does not grow with the
-//! history.
+//! Exports a run's points to a file or stdout, one by one, so that memory use does not grow with the history.
 //!
-//! A file is written under another name and gets its own when it is whole. What is there already is
-//! never replaced.
+//! A file is written under a temporary name and renamed when it is complete. Existing files are never
+//! replaced.
 
 mod csv;
 mod parquet;
@@ -19,7 +18,7 @@ use host_store::{Point, Reader};
 
 use crate::show::outlet;
 
-/// The formats.
+/// The export formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Format {
     /// Comma-separated values
@@ -30,30 +29,30 @@ pub(crate) enum Format {
     Tensorboard,
 }
 
-/// The result.
+/// The result of an export to a file.
 pub(crate) struct Exported {
     /// The file.
     pub(crate) path: PathBuf,
-    /// Points in it.
+    /// Number of points.
     pub(crate) points: u64,
-    /// Metrics that they are of.
+    /// Number of metrics.
     pub(crate) metrics: u64,
 }
 
-/// Takes the points of a run, metric by metric.
+/// Writes the points of a run, metric by metric.
 trait PointWriter {
     /// Writes the next point.
     fn write(&mut self, metric: &str, point: Point) -> std::io::Result<()>;
 
-    /// Writes what is still held back.
+    /// Writes buffered data.
     fn finish(self: Box<Self>) -> std::io::Result<()>;
 }
 
-/// Where the bytes go.
+/// The destination of the bytes.
 type Output = Box<dyn Write + Send>;
 
 impl Format {
-    /// The file name's ending unless another is given.
+    /// Returns the extension of the default file name.
     pub(crate) fn extension(self) -> &'static str {
         match self {
             Self::Csv => "csv",
@@ -62,7 +61,7 @@ impl Format {
         }
     }
 
-    /// Whether what it makes is one file, which a pipe can take.
+    /// Whether the output is one file, so that it can be written to a pipe.
     pub(crate) fn is_one_file(self) -> bool {
         self != Self::Tensorboard
     }
@@ -77,11 +76,11 @@ impl Format {
     }
 }
 
-/// Writes the points of the metrics that are wanted to stdout, in a format of one file. Returns how many
-/// points there are, and of how many metrics.
+/// Writes the points of the wanted metrics to stdout. The format must consist of one file. Returns the
+/// numbers of points and metrics.
 ///
 /// # Errors
-/// If the store cannot be read, or stdout cannot be written.
+/// Returns an error if the store cannot be read, or stdout cannot be written.
 pub(crate) fn print(
     reader: &Reader,
     wanted: impl Fn(&str) -> bool,
@@ -98,7 +97,7 @@ pub(crate) fn print(
     write_points(reader, wanted, writer, failed)
 }
 
-/// The process's own. A closed pipe, as behind `| head`, ends the export without an error.
+/// The process's stdout. A closed pipe, as with `| head`, ends the process without an error.
 struct Stdout(File);
 
 impl Write for Stdout {
@@ -114,10 +113,11 @@ impl Write for Stdout {
     }
 }
 
-/// Writes the points of the metrics that are wanted.
+/// Writes the points of the wanted metrics to the file `out`. For TensorBoard, `out` is a folder, and the
+/// file is created in it.
 ///
 /// # Errors
-/// If there is something at `out` already, if the store cannot be read, or if the disk refuses.
+/// Returns an error if the file already exists, if it cannot be written, or if the store cannot be read.
 pub(crate) fn export(
     reader: &Reader,
     wanted: impl Fn(&str) -> bool,
@@ -128,7 +128,7 @@ pub(crate) fn export(
     let path = match format {
         Format::Tensorboard => {
             refuse_second(out)?;
-            std::fs::create_dir_all(out).map_err(|e| Error::io("make the folder", out, &e))?;
+            std::fs::create_dir_all(out).map_err(|e| Error::io("create the folder", out, &e))?;
             out.join(tensorboard::file_name(&run.name, run.created_us))
         }
         Format::Csv | Format::Parquet => out.to_owned(),
@@ -144,14 +144,14 @@ pub(crate) fn export(
         let path = folder.display();
         return Err(Error::new(
             ErrorKind::Config,
-            format!("there is no such folder for the export: {path}"),
+            format!("the folder for the export does not exist: {path}"),
         )
-        .hint("make it first, or give --out another place"));
+        .hint("create it, or choose another path with --out"));
     }
     let failed = |e: std::io::Error| Error::io("write the export", &path, &e);
     let file = tempfile::Builder::new()
         .prefix(".export-")
-        // What the umask leaves of it, as for any file that a person makes.
+        // The umask removes some of these permissions, as for any new file.
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(folder)
         .map_err(failed)?;
@@ -190,7 +190,7 @@ fn write_points(
     Ok((points, metrics))
 }
 
-/// TensorBoard would take two event files of a folder for one run.
+/// Rejects a folder that already has an event file, because TensorBoard would read both files as one run.
 fn refuse_second(folder: &Path) -> Result<()> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -209,11 +209,11 @@ fn is_there(path: &Path) -> Error {
     Error::new(
         ErrorKind::Config,
         format!(
-            "there is a file already, and it stays as it is: {}",
+            "the file already exists and is not replaced: {}",
             path.display()
         ),
     )
-    .hint("--out names another place")
+    .hint("choose another path with --out")
 }
 
 #[cfg(test)]
@@ -222,7 +222,7 @@ mod tests {
     use host_core::{Draft, EventBody, MetricValue, Step};
     use host_store::{RunRecord, Writer};
 
-    /// A run of two metrics, one of them with an odd name and odd values.
+    /// Creates a run with two metrics, one of them with an unusual name and unusual values.
     fn run(dir: &Path) -> Reader {
         let record = RunRecord {
             name: "r".to_owned(),
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_csv_file_quotes_names_and_has_values_that_are_no_numbers() {
+    fn a_csv_file_has_quoted_names_nan_and_infinities() {
         let dir = tempfile::tempdir().expect("a folder");
         let reader = run(&dir.path().join("r"));
         let out = dir.path().join("r.csv");
@@ -267,14 +267,14 @@ mod tests {
         );
         export(&reader, |_| true, Format::Csv, &out)
             .err()
-            .expect("there is one already");
+            .expect("it exists already");
         assert_eq!(std::fs::read_to_string(&out).expect("a file"), text);
         let left = std::fs::read_dir(dir.path()).expect("a folder").count();
-        assert_eq!(left, 2, "the run and the export, nothing half made");
+        assert_eq!(left, 2, "only the run and the export, no temporary file");
     }
 
     #[test]
-    fn one_metric_of_several_is_written_and_a_folder_keeps_its_first_event_file() {
+    fn only_wanted_metrics_are_written_and_a_second_event_file_is_an_error() {
         let dir = tempfile::tempdir().expect("a folder");
         let reader = run(&dir.path().join("r"));
         let out = dir.path().join("logs/r");
@@ -287,7 +287,7 @@ mod tests {
             .err()
             .expect("refused");
         assert!(
-            second.message().starts_with("there is a file already"),
+            second.message().starts_with("the file already exists"),
             "{second}"
         );
     }

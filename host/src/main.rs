@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     if let Err(error) = &ended {
         report(error, Printer::of_process());
     }
-    // A terminal that takes nothing does not keep the process.
+    // If the terminal accepts no output, this gives up after a short time.
     Printer::flush_process();
     let code = match ended {
         Ok(reason) => run::signals::leave(reason),
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-/// The one place where errors are printed.
+/// Prints an error and its hint. All errors are printed here.
 fn report(error: &Error, printer: &Printer) {
     printer.insist(&format!("error: {}", error.message()));
     if let Some(hint) = error.hint_text() {
@@ -53,7 +53,7 @@ fn report(error: &Error, printer: &Printer) {
     }
 }
 
-/// A panic, too, is said by the printer: one whose words a stuck terminal does not take still ends.
+/// Prints panics through the printer, so that a stuck terminal does not keep a panicking process alive.
 fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let printer = Printer::of_process();

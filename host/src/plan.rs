@@ -1,4 +1,5 @@
-//! What a training shall be, with every argument checked once: nothing deeper checks them again.
+//! The plan of a training run. Its arguments are checked only here. The code that uses them does not check
+//! them again.
 
 pub(crate) mod run_file;
 
@@ -16,38 +17,39 @@ use crate::config::TrainArgs;
 use crate::config::settings::{Given, HostConfig, Settings};
 use crate::service::Service;
 
-/// The arguments of a training, checked.
+/// The arguments of a training run, checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    /// The training's own; paths are absolute.
+    /// Arguments of the training; paths are absolute.
     pub(crate) train: TrainConfig,
-    /// Folder that holds the runs' folders; absolute.
+    /// Folder that contains the run folders; absolute.
     pub(crate) runs_dir: PathBuf,
-    /// None: a name is made.
+    /// The run's name. None: derived from the model and the time.
     pub(crate) name: Option<RunName>,
-    /// What comes of a sink that is not ready at the start.
+    /// What happens if a sink is not ready at the start.
     pub(crate) preflight: PreflightPolicy,
-    /// Time between two looks at the machine; none: it is not looked at.
+    /// Time between measurements of the machine. None: no measurements.
     pub(crate) system_metrics: Option<Duration>,
     /// How the run is served.
     pub(crate) service: Service,
-    /// How the training's model was given.
+    /// How `train.model` was given: by flag, in the file, or not at all.
     pub(crate) model_given: Given,
-    /// The checkpoint that a new run begins at: a folder, or `hub:REPO@REVISION`.
+    /// The checkpoint that a new run starts from: a folder, or `hub:REPO@REVISION`.
     pub(crate) resume_from_checkpoint: Option<String>,
     /// The plugins in the user's order.
     pub(crate) plugins: Vec<PluginSpec>,
-    /// What each plugin must be, if they are locked.
+    /// The lock that each plugin must match, if there is one.
     pub(crate) plugin_lock: Option<PluginLock>,
-    /// The variables that no plugin's child gets, beside those of the other plugins.
+    /// Environment variables that contain the service's tokens. They are hidden from the plugins' child
+    /// processes.
     pub(crate) secrets: Secrets,
 }
 
 impl Plan {
-    /// The plan of a TOML file, if any, with flags laid over it.
+    /// Reads the plan from the flags and, if there is one, a TOML file. The flags override the file.
     ///
     /// # Errors
-    /// The first argument that cannot be right.
+    /// Returns an error for the first invalid argument.
     pub(crate) fn read(file: Option<&Path>, flags: &TrainArgs) -> Result<Self> {
         let Settings {
             train,
@@ -78,7 +80,7 @@ impl Plan {
         })
     }
 
-    /// Where its plugins are found, and what each must be.
+    /// Returns the search path of the plugins. If there is a lock, the search path includes it.
     pub(crate) fn search_path(&self) -> SearchPath {
         match &self.plugin_lock {
             Some(lock) => SearchPath::from_env().with_lock(lock.clone()),
@@ -87,10 +89,10 @@ impl Plan {
     }
 }
 
-/// The plugins of a training, and where its lock is or, if it has none, would be.
+/// Returns the plugins of a training run, and the path of the run's lock file. The lock file need not exist.
 ///
 /// # Errors
-/// The file or a plugin's SPEC cannot be read.
+/// Returns an error if the TOML file or a plugin's SPEC is invalid.
 pub(crate) fn plugins_and_lock(
     file: Option<&Path>,
     flags: &TrainArgs,
@@ -120,11 +122,11 @@ fn secrets(host: &HostConfig) -> Secrets {
     Secrets::default().with_tokens(Service::token_variables(host))
 }
 
-/// The plugins that a run's file names, where they are found, and which variables are not for them. What
-/// else a training needs, such as its data, need not be there.
+/// Reads the plugins of a `run.toml`, their search path and the environment variables that are hidden from
+/// them. Other files of the training, such as its data, need not exist.
 ///
 /// # Errors
-/// The file, a plugin's SPEC or the lock cannot be read.
+/// Returns an error if the file, a plugin's SPEC or the lock is invalid.
 pub(crate) fn plugins_of_run(file: &Path) -> Result<(Vec<PluginSpec>, SearchPath, Secrets)> {
     let Settings { host, .. } = Settings::read(Some(file), &TrainArgs::default())?;
     let search = match lock_path(&host, Some(file))? {
@@ -134,8 +136,8 @@ pub(crate) fn plugins_of_run(file: &Path) -> Result<(Vec<PluginSpec>, SearchPath
     Ok((plugin_specs(&host, &[])?, search, secrets(&host)))
 }
 
-/// The lock of a training, if it has one. What stands beside the file counts even if it cannot be
-/// read: that is an error and not a training without a lock.
+/// Returns the path of the lock file of a training run, if there is one. A lock file next to the TOML file is
+/// included even if it is unreadable. It then causes an error instead of being ignored.
 fn lock_path(host: &HostConfig, file: Option<&Path>) -> Result<Option<PathBuf>> {
     if host.plugin_lock.is_some() || file.is_none() {
         return Ok(host.plugin_lock.clone());
@@ -152,7 +154,7 @@ fn lock_beside(file: Option<&Path>) -> Result<PathBuf> {
     std::path::absolute(&beside).map_err(|e| Error::io("find the plugin lock", &beside, &e))
 }
 
-/// The file's plugins and the flags'; a flag takes the place of the file's plugin of the same id.
+/// Merges the plugins of the file and the flags. A flag replaces the file's plugin with the same id.
 fn plugin_specs(host: &HostConfig, flags: &[String]) -> Result<Vec<PluginSpec>> {
     let mut specs = host
         .plugin
@@ -169,7 +171,7 @@ fn plugin_specs(host: &HostConfig, flags: &[String]) -> Result<Vec<PluginSpec>> 
                 ErrorKind::Config,
                 format!("plugin is {other}, but must be a table"),
             )
-            .hint("write [[plugin]] and below it id = \"weight-decay\"")),
+            .hint("write [[plugin]] and, on the next line, id = \"weight-decay\"")),
         })
         .collect::<Result<Vec<PluginSpec>>>()?;
     let flags = flags
@@ -184,8 +186,8 @@ fn plugin_specs(host: &HostConfig, flags: &[String]) -> Result<Vec<PluginSpec>> 
     Ok(specs)
 }
 
-/// A setting in the form in which plugins are given them, which has no dates, and no numbers that are
-/// not finite.
+/// Converts a setting to JSON, the form in which plugins receive it. JSON has no dates, so they become
+/// strings; infinities and NaN are errors.
 fn as_json(key: &str, value: &Value) -> Result<serde_json::Value> {
     Ok(match value {
         Value::String(text) => text.as_str().into(),
@@ -193,7 +195,7 @@ fn as_json(key: &str, value: &Value) -> Result<serde_json::Value> {
         Value::Float(number) if number.is_finite() => (*number).into(),
         Value::Float(_) => {
             let message = format!("{key} of a [[plugin]] is {value}, not a finite number");
-            return Err(Error::new(ErrorKind::Config, message).hint("give a finite one"));
+            return Err(Error::new(ErrorKind::Config, message).hint("use a finite number"));
         }
         Value::Boolean(flag) => (*flag).into(),
         Value::Datetime(date) => date.to_string().into(),
@@ -229,11 +231,11 @@ fn check(config: &TrainConfig) -> Result<()> {
     at_least("max_train_steps", config.max_train_steps, 1)?;
     at_least("shuffle_buffer", config.shuffle_buffer as u64, 1)?;
     if config.valid_data.is_empty() {
-        // With 1 nothing would be left to train on.
+        // With 1, all data would be held out, and none would be left to train on.
         at_least("valid_every", config.valid_every, 2)?;
     }
     if let Some(vocab_size) = config.vocab_size {
-        // Every byte is a token, and the end of a text.
+        // One token for each of the 256 values of a byte, and the end-of-text token.
         at_least("vocab_size", vocab_size, 257)?;
     }
     if let Some(threads) = config.threads {
@@ -258,12 +260,12 @@ fn check(config: &TrainConfig) -> Result<()> {
         } else {
             "device"
         };
-        return Err(out_of_range(key, "empty", "named"));
+        return Err(out_of_range(key, "empty", "a name"));
     }
     Ok(())
 }
 
-/// A warm-up that runs into the decay would leave the schedule without its end.
+/// Rejects a warm-up that overlaps with the decay, because the learning rate would not end at 0.
 fn check_decay(config: &TrainConfig) -> Result<()> {
     let (warmup, last) = (config.num_warmup_steps, config.max_train_steps);
     let decay = config.num_decay_steps.unwrap_or(last / 10);
@@ -273,7 +275,7 @@ fn check_decay(config: &TrainConfig) -> Result<()> {
         return Ok(());
     }
     let message = format!(
-        "num_warmup_steps {warmup} and num_decay_steps {decay} are together more than max_train_steps {last}"
+        "the sum of num_warmup_steps {warmup} and num_decay_steps {decay} exceeds max_train_steps {last}"
     );
     Err(Error::new(ErrorKind::Config, message)
         .hint("lower --num-warmup-steps or --num-decay-steps, or raise --max-train-steps"))
@@ -288,12 +290,12 @@ fn check_weights(config: &TrainConfig) -> Result<()> {
         return Ok(());
     }
     let message = format!(
-        "there are {} data_weights for {} data",
+        "data_weights has {} values, but data has {}",
         weights.len(),
         config.data.len()
     );
     Err(Error::new(ErrorKind::Config, message)
-        .hint("give as many weights as data, in the same order, or none"))
+        .hint("give one weight for each entry of data, in the same order, or none"))
 }
 
 fn at_least<N: PartialOrd + std::fmt::Display>(key: &str, value: N, least: N) -> Result<()> {
@@ -349,13 +351,13 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_with_data_are_good() {
+    fn the_defaults_with_data_are_valid() {
         assert!(check(&config(|_| ())).is_ok());
         assert!(check(&config(|c| c.data.clear())).is_err());
     }
 
     #[test]
-    fn numbers_out_of_range_are_named_with_the_range_and_a_way() {
+    fn a_number_out_of_range_is_an_error_with_the_range_and_a_hint() {
         let refusal = |change: fn(&mut TrainConfig)| {
             let error = check(&config(change)).expect_err("refused");
             assert_eq!(error.kind(), ErrorKind::Config);
@@ -420,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn every_data_has_a_weight_or_none_has() {
+    fn data_weights_are_none_or_one_for_each_data() {
         let refusal = |weights: &[f64]| {
             let weights = weights.to_vec();
             check(&config(|c| c.data_weights = weights.clone())).map_err(|e| e.message().to_owned())
@@ -428,14 +430,14 @@ mod tests {
         assert_eq!(refusal(&[2.0]), Ok(()));
         assert_eq!(
             refusal(&[0.7, 0.3]),
-            Err("there are 2 data_weights for 1 data".to_owned())
+            Err("data_weights has 2 values, but data has 1".to_owned())
         );
         let negative = "data_weights is -1, but must be a number above 0";
         assert_eq!(refusal(&[-1.0]), Err(negative.to_owned()));
     }
 
     #[test]
-    fn a_flag_replaces_the_files_plugin_of_its_id_and_joins_the_others() {
+    fn a_flag_replaces_the_files_plugin_with_its_id_or_adds_one() {
         let table: toml::Table = "plugin = [\"perplexity\", { id = \"local-disk\", keep = 2 }]"
             .parse()
             .expect("toml");
@@ -458,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_is_what_json_has_too() {
+    fn a_setting_is_converted_to_json() {
         let read = |setting: &str| {
             let table: toml::Table = format!("plugin = [{{ id = \"x\", {setting} }}]")
                 .parse()

@@ -1,4 +1,4 @@
-//! The plugins of a run: found, loaded and made before anything else happens.
+//! Finds and loads the plugins of a run and creates their instances, before the run starts.
 
 pub(crate) mod accounts;
 pub(crate) mod scaffold;
@@ -22,50 +22,52 @@ use crate::plugins::accounts::PluginAccount;
 use crate::show::progress::Progress;
 use crate::show::warnings::Warnings;
 
-/// Decides the parameter groups when nobody else does.
+/// The plugin that decides the parameter groups if the user gives no plugin for them.
 pub(crate) const DEFAULT_GROUPS: &str = "weight-decay";
 
 /// The loaded plugins, in the user's order.
 pub(crate) struct Plugins {
     loaded: Vec<Loaded>,
-    /// Whether the user named one for the parameter groups.
+    /// Whether the user gave a plugin for the parameter groups.
     groups_chosen: bool,
 }
 
 struct Loaded {
     spec: PluginSpec,
     plugin: Plugin,
-    /// Its id, and from the second of an id on a number behind it.
+    /// The plugin's id. If several plugins have the same id, all but the first have a number appended.
     label: String,
     warnings: Vec<String>,
-    /// The plugin of the same id that came with the host, where this one is taken in its stead.
+    /// The library of the host's own plugin with the same id, which this plugin replaces. `None` if there is
+    /// no such plugin.
     shadows: Option<PathBuf>,
 }
 
-/// The parameter groups, proven to hold each parameter once.
+/// Parameter groups that contain each parameter exactly once.
 #[derive(Clone, Debug)]
 pub(crate) struct Grouping {
-    /// The plugin's id.
+    /// The id of the plugin that decided the groups.
     pub(crate) by: String,
     /// The model's parameters.
     pub(crate) params: Vec<ParamInfo>,
     /// The groups.
     pub(crate) groups: Vec<ParamGroup>,
-    /// What the plugin has to say about them.
+    /// Warnings of the plugin.
     pub(crate) warnings: Vec<String>,
 }
 
-/// A plugin that was found, and of which nothing runs yet.
+/// A plugin that was found, but not loaded.
 struct Chosen {
     spec: PluginSpec,
     found: Found,
 }
 
 impl Plugins {
-    /// Loads what a training asks for, and the default for the parameter groups if that is missing.
+    /// Loads the plugins of a training run. If none of them decides the parameter groups, also loads the
+    /// default plugin for parameter groups.
     ///
     /// # Errors
-    /// The first plugin that is not found, refused, or one too many.
+    /// Returns an error if a plugin is not found or cannot be loaded, or if two plugins conflict.
     pub(crate) fn load(plan: &Plan) -> Result<Self> {
         let search = plan.search_path();
         let mut chosen = plan
@@ -85,10 +87,10 @@ impl Plugins {
         })
     }
 
-    /// Loads of what is asked for only the sinks, under the labels that they have in a training.
+    /// Loads the checkpoint sinks among these plugins. Their labels are the same as in a training run.
     ///
     /// # Errors
-    /// The first that is not found or refused.
+    /// Returns an error if a plugin is not found, or a sink cannot be loaded.
     pub(crate) fn load_sinks(
         specs: &[PluginSpec],
         search: &SearchPath,
@@ -108,10 +110,10 @@ impl Plugins {
         })
     }
 
-    /// Loads one plugin alone, which sees no secret of the others that the run has.
+    /// Loads only one plugin of a run. The secrets of the run's other plugins are hidden from it.
     ///
     /// # Errors
-    /// It is not found or refused.
+    /// Returns an error if the plugin is not found or cannot be loaded.
     pub(crate) fn load_alone(
         spec: PluginSpec,
         others: &[PluginSpec],
@@ -119,7 +121,7 @@ impl Plugins {
         mut secrets: Secrets,
     ) -> Result<Self> {
         for other in others {
-            // One that is not there is an error of the training, not of this.
+            // A plugin that is not found is ignored here. When a training loads it, that is an error.
             let found = search.find(&other.target).ok();
             secrets.add(found.as_ref().map(|found| &found.manifest), &other.config);
         }
@@ -129,8 +131,8 @@ impl Plugins {
         })
     }
 
-    /// What the user should know of the plugins before the training: who takes the place of whom, what
-    /// others can change, and which sinks deliver to one place.
+    /// Returns warnings about the plugins. Each warning is about one of these: a library that replaces a
+    /// plugin of the host; a library that other users can change; sinks that deliver to the same place.
     pub(crate) fn warnings(&self) -> Vec<String> {
         let of_each = self.loaded.iter().flat_map(|loaded| &loaded.warnings);
         let sinks: Vec<_> = with_kind(&self.loaded, PluginKind::CheckpointSink)
@@ -142,13 +144,14 @@ impl Plugins {
             .collect()
     }
 
-    /// The sinks' labels.
+    /// Returns the sinks' labels.
     pub(crate) fn sink_labels(&self) -> Vec<String> {
         let sinks = with_kind(&self.loaded, PluginKind::CheckpointSink);
         sinks.map(|sink| sink.label.clone()).collect()
     }
 
-    /// A line for each plugin, and about what nobody was named for.
+    /// Returns a line for each plugin. Adds a line if the user gave no plugin for parameter groups, and a
+    /// line if the user gave no sink.
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = self
             .loaded
@@ -161,7 +164,7 @@ impl Plugins {
             .collect();
         if !self.groups_chosen {
             lines.push(format!(
-                "no plugin was named for the parameter groups: {DEFAULT_GROUPS} is used"
+                "no plugin is given for the parameter groups: {DEFAULT_GROUPS} is used"
             ));
         }
         if with_kind(&self.loaded, PluginKind::CheckpointSink)
@@ -176,10 +179,10 @@ impl Plugins {
     /// Groups the parameters.
     ///
     /// # Errors
-    /// The plugin fails, or its groups do not hold each parameter once.
+    /// Returns an error if the plugin fails, or its groups do not contain each parameter exactly once.
     pub(crate) fn group(&self, params: &[ParamInfo], weight_decay: f64) -> Result<Grouping> {
         let grouper = with_kind(&self.loaded, PluginKind::ParamGroups).next();
-        let plugin = &grouper.expect("load saw to it").plugin;
+        let plugin = &grouper.expect("load adds a default").plugin;
         let mut grouper = plugin
             .param_groups()
             .map_err(|error| hinted(error, plugin))?;
@@ -199,18 +202,18 @@ impl Plugins {
         })
     }
 
-    /// The evaluation's metrics.
+    /// Creates the evaluation's metrics.
     ///
     /// # Errors
-    /// A plugin fails to make one.
+    /// Returns an error if a plugin fails to create its metric.
     pub(crate) fn metrics(&self) -> Result<Vec<Supervised<dyn Metric>>> {
         self.supervised(PluginKind::Metric, |_| true, Plugin::metric)
     }
 
-    /// The sinks, each with what waits for it.
+    /// Creates the sinks whose label `is_wanted` accepts, each with the policy of its queue.
     ///
     /// # Errors
-    /// A plugin fails to make one.
+    /// Returns an error if a plugin fails to create its sink.
     pub(crate) fn sinks(
         &self,
         is_wanted: impl Fn(&str) -> bool,
@@ -222,10 +225,10 @@ impl Plugins {
         Ok(sinks.into_iter().zip(policies).collect())
     }
 
-    /// The observers.
+    /// Creates the observers.
     ///
     /// # Errors
-    /// A plugin fails to make one.
+    /// Returns an error if a plugin fails to create its observer.
     pub(crate) fn observers(&self) -> Result<Vec<Supervised<dyn Observer>>> {
         self.supervised(PluginKind::Observer, |_| true, Plugin::observer)
     }
@@ -247,14 +250,14 @@ impl Plugins {
             .collect()
     }
 
-    /// Leaves out what does nothing but deliver checkpoints.
+    /// Removes the plugins whose only kind is checkpoint sink.
     pub(crate) fn without_sinks(mut self) -> Self {
         self.loaded
             .retain(|loaded| loaded.plugin.kinds() != [PluginKind::CheckpointSink]);
         self
     }
 
-    /// What goes into `run.toml`.
+    /// Returns the entries for `run.toml`.
     pub(crate) fn entries(&self) -> Vec<PluginEntry> {
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or(path.to_owned());
         let entry = |Loaded {
@@ -277,7 +280,7 @@ impl Plugins {
         self.loaded.iter().map(entry).collect()
     }
 
-    /// The accounts of the calls, which go on counting.
+    /// Returns each plugin's account of its calls. The plugin's later calls are added to the same account.
     pub(crate) fn accounts(&self) -> Vec<PluginAccount> {
         let account = |Loaded { plugin, label, .. }: &Loaded| {
             let account = plugin.account().clone();
@@ -298,7 +301,7 @@ impl Chosen {
         self.found.manifest.kinds.contains(&kind)
     }
 
-    /// Its id, and its path where the id would not say which it is.
+    /// Returns the plugin's id, with the path if the user gave a path.
     fn describe(&self) -> String {
         let id = &self.found.manifest.id;
         match &self.spec.target {
@@ -309,7 +312,7 @@ impl Chosen {
 }
 
 impl Loaded {
-    /// Loads them in order. Before anything of them runs, `/proc` shows none of the secrets any more.
+    /// Loads the plugins in order. Hides all secrets from `/proc` before any of the plugins' code runs.
     fn all(chosen: Vec<Chosen>, mut secrets: Secrets) -> Result<Vec<Self>> {
         guard_process();
         for Chosen { spec, found } in &chosen {
@@ -334,10 +337,10 @@ impl Loaded {
     }
 }
 
-/// Whether one of the plugins decides the parameter groups.
+/// Returns whether a plugin decides the parameter groups.
 ///
 /// # Errors
-/// Two do.
+/// Returns an error if more than one plugin decides the parameter groups.
 fn check_groupers(chosen: &[Chosen]) -> Result<bool> {
     let groupers: Vec<String> = chosen
         .iter()
@@ -356,8 +359,7 @@ fn check_groupers(chosen: &[Chosen]) -> Result<bool> {
     }
 }
 
-/// # Errors
-/// Two metrics have one id, and so give values of the same names.
+/// Rejects two metrics with the same id, because their values would have the same names.
 fn check_metrics(chosen: &[Chosen]) -> Result<()> {
     let metrics: Vec<&Chosen> = chosen
         .iter()
@@ -375,35 +377,35 @@ fn check_metrics(chosen: &[Chosen]) -> Result<()> {
         };
         let message = format!("the metric {id} is given twice{which}");
         return Err(Error::new(ErrorKind::Config, message)
-            .hint("its values would have the same names; leave one out"));
+            .hint("leave one out; their values would have the same names"));
     }
     Ok(())
 }
 
-/// Refuses a policy that cannot mean anything: without parameter groups there is no training that could
-/// go on.
+/// Rejects policies that make no sense: a training run cannot continue without parameter groups, and only
+/// sinks have queues.
 fn check_policy(spec: &PluginSpec, id: &str, kinds: &[PluginKind]) -> Result<()> {
     let is_only_groups = kinds == [PluginKind::ParamGroups];
     match spec.policy.on_error {
         Some(OnError::Warn | OnError::DisableAfter(_)) if is_only_groups => {
             let message = format!(
-                "on_error of plugin {id} can only be fail: it decides the parameter groups, and without them nothing is trained"
+                "on_error of plugin {id} must be \"fail\": training is not possible without its parameter groups"
             );
             Err(Error::new(ErrorKind::Config, message).hint("leave on_error out"))
         }
         _ if spec.policy.queue.is_some() && !kinds.contains(&PluginKind::CheckpointSink) => {
-            let message = format!("plugin {id} has no queue: it is no checkpoint sink");
+            let message = format!("plugin {id} has no queue: it is not a checkpoint sink");
             Err(Error::new(ErrorKind::Config, message).hint("leave queue out"))
         }
         _ => Ok(()),
     }
 }
 
-/// A warning for each plugin that is not what it was when the run was recorded, or takes no part any
-/// more. One that is new needs none: whoever wrote it into the run's file knows.
+/// Returns a warning for each plugin whose library has changed since the run was recorded, or that is no
+/// longer part of the run. A new plugin needs no warning: the user added it to `run.toml`.
 ///
 /// # Errors
-/// The library of one of the recorded is another plugin now.
+/// Returns an error if the library of a recorded plugin now contains a different plugin.
 pub(crate) fn changes(then: &[FoundPlugin], now: &[PluginEntry]) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     for then in then {
@@ -414,24 +416,21 @@ pub(crate) fn changes(then: &[FoundPlugin], now: &[PluginEntry]) -> Result<Vec<S
             return Err(Error::new(
                 ErrorKind::Plugin,
                 format!(
-                    "plugin {} has become {}: {}",
+                    "plugin {} was replaced by {}: {}",
                     then.id,
                     now.id,
                     now.path.display()
                 ),
             )
-            .hint("put the library back that the run was started with"));
+            .hint("restore the library that the run was started with"));
         } else {
-            warnings.push(format!(
-                "plugin {} takes no part in the run any more",
-                then.id
-            ));
+            warnings.push(format!("plugin {} is no longer part of the run", then.id));
         }
     }
     Ok(warnings)
 }
 
-/// A warning for each of some plugins of a run that is not what it was when the run was recorded.
+/// Returns a warning for each of these plugins whose library has changed since the run was recorded.
 pub(crate) fn replaced(then: &[FoundPlugin], now: &[PluginEntry]) -> Vec<String> {
     let then_of = |now: &PluginEntry| then.iter().find(|then| then.id == now.found.id);
     now.iter()
@@ -442,7 +441,7 @@ pub(crate) fn replaced(then: &[FoundPlugin], now: &[PluginEntry]) -> Vec<String>
 fn replaced_by(then: &FoundPlugin, now: &FoundPlugin) -> Option<String> {
     (then.sha256 != now.sha256).then(|| {
         format!(
-            "plugin {} is another file than before: version {} then, {} now: {}",
+            "the library of plugin {} has changed: version {} before, {} now: {}",
             now.id,
             then.version,
             now.version,
@@ -451,7 +450,7 @@ fn replaced_by(then: &FoundPlugin, now: &FoundPlugin) -> Option<String> {
     })
 }
 
-/// Shows what plugins log; what is a warning, or worse, is one of the run.
+/// Shows the plugins' log messages. Warnings and errors become warnings of the run.
 pub(crate) fn show_logs(progress: &Progress, warnings: &Warnings) {
     let (progress, warnings) = (progress.clone(), warnings.clone());
     set_log(Level::Info, move |record: &LogRecord<'_>| {
@@ -464,7 +463,7 @@ pub(crate) fn show_logs(progress: &Progress, warnings: &Warnings) {
     });
 }
 
-/// A plugin's kind, for people.
+/// Returns the user-facing name of a plugin kind.
 pub(crate) fn kind_word(kind: PluginKind) -> &'static str {
     match kind {
         PluginKind::ParamGroups => "parameter groups",
@@ -474,7 +473,7 @@ pub(crate) fn kind_word(kind: PluginKind) -> &'static str {
     }
 }
 
-/// A plugin's own words, and where to look if they leave one at a loss.
+/// Adds a hint to a plugin's error if the error has no hint.
 fn hinted(error: Error, plugin: &Plugin) -> Error {
     match error.hint_text() {
         Some(_) => error,
@@ -497,7 +496,7 @@ fn label<'a>(id: &str, taken: impl Iterator<Item = &'a str>) -> String {
     let mut names = std::iter::once(id.to_owned()).chain(numbered);
     names
         .find(|name| !taken.contains(&name.as_str()))
-        .expect("numbers do not end")
+        .expect("an unused number always exists")
 }
 
 #[cfg(test)]
@@ -507,14 +506,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_of_an_id_has_a_number() {
+    fn a_second_plugin_with_the_same_id_has_a_number() {
         assert_eq!(label("a", [].into_iter()), "a");
         assert_eq!(label("a", ["b", "a"].into_iter()), "a-2");
         assert_eq!(label("a", ["a", "a-2"].into_iter()), "a-3");
     }
 
     #[test]
-    fn groups_cannot_fail_and_the_training_go_on() {
+    fn parameter_groups_must_fail_on_error() {
         let check = |on_error: &str, kinds: &[PluginKind]| {
             let spec = format!("x:on_error={on_error}").parse().expect("a spec");
             check_policy(&spec, "x", kinds)
@@ -522,7 +521,7 @@ mod tests {
         let groups = [PluginKind::ParamGroups];
         for refused in ["warn", "disable_after=3"] {
             let error = check(refused, &groups).expect_err("refused");
-            assert!(error.message().contains("can only be fail"), "{error}");
+            assert!(error.message().contains("must be \"fail\""), "{error}");
             assert!(check(refused, &[PluginKind::ParamGroups, PluginKind::Metric]).is_ok());
         }
         assert!(check("fail", &groups).is_ok());
@@ -544,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_library_is_a_warning_and_another_plugin_an_error() {
+    fn a_changed_library_is_a_warning_and_a_different_plugin_is_an_error() {
         let then = [entry("a", "1").found];
         let changes = |now: &[PluginEntry]| changes(&then, now);
         assert!(changes(&[entry("a", "1")]).expect("same").is_empty());
@@ -553,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plugin_may_come_and_go_anywhere_in_the_list() {
+    fn plugins_can_be_added_and_removed_anywhere_in_the_list() {
         let mut new = entry("b", "1");
         new.found.path = "/b.so".into();
         let now = [new, entry("a", "1")];
@@ -562,7 +561,7 @@ mod tests {
         let gone = changes(&[now[0].found.clone(), then[0].clone()], &now[1..]);
         assert_eq!(
             gone.expect("one less"),
-            ["plugin b takes no part in the run any more"]
+            ["plugin b is no longer part of the run"]
         );
     }
 }

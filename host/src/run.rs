@@ -1,5 +1,5 @@
-//! A run, from the plan to the last word: plan → plugins → training → groups → store → preflight →
-//! serve → fit → drain the sinks → close the store → stop serving.
+//! A run from the plan to the summary: plan → plugins → training → groups → store → preflight → serve →
+//! fit → drain the sinks → close the store → stop serving.
 
 pub(crate) mod cache;
 pub(crate) mod deliver;
@@ -41,8 +41,8 @@ use crate::show::console::Console;
 use crate::show::progress::Progress;
 use crate::show::warnings::Warnings;
 
-/// How long a checkpoint waits for the events before it: a store that the disk refuses holds none up
-/// for longer.
+/// Maximum time that a checkpoint waits until earlier events are stored. If the store cannot be written, the
+/// checkpoint is delayed by at most this time.
 const EVENTS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long the end of a run waits for its sinks.
@@ -51,7 +51,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Trains a new run.
 ///
 /// # Errors
-/// Whatever keeps it from starting or ends it.
+/// Returns an error if the run cannot start or fails.
 pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
     let console = Console::new(json, plan.train.max_train_steps);
     let Console { progress, warnings } = &console;
@@ -76,14 +76,14 @@ pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
             train(ready, live, requests, &session, &Backlog::default())
         }
         Err(error) => {
-            // Nothing has happened in it, and the user may want the name again.
+            // Nothing was trained, so the folder is removed. The user can then reuse the name.
             let _ = std::fs::remove_dir_all(dir.path());
             Err(error)
         }
     }
 }
 
-/// Makes the run's file and its store, asks the sinks, and opens the run to the world.
+/// Creates `run.toml` and the store, runs the preflight and starts to serve the run.
 fn begin(
     plan: &Plan,
     dir: &RunDir,
@@ -103,10 +103,10 @@ fn begin(
     Ok((live, requests, ready))
 }
 
-/// Goes on with a run from its newest checkpoint, or from the one that `from` names.
+/// Resumes a run from its newest checkpoint, or from the checkpoint named `from`.
 ///
 /// # Errors
-/// It is damaged or not there, or whatever keeps the run from starting or ends it.
+/// Returns an error if the checkpoint is missing or damaged, or if the run cannot start or fails.
 pub(crate) fn resume(
     plan: Plan,
     dir: RunDir,
@@ -116,11 +116,13 @@ pub(crate) fn resume(
     let console = Console::new(json, plan.train.max_train_steps);
     let Console { progress, warnings } = &console;
     let (file, recorded) = RunFile::read(&dir.config_file())?;
-    // The lock comes first: only one process works on a run.
+    // Locks the run first, so that no other process trains it or delivers its checkpoints.
     let writer = open_store(&dir, &file, warnings)?;
     let reader = Reader::open(dir.path())?;
     let row = reader.run()?;
-    // A store that was lost no longer knows how often the run went back.
+    // The store's generation alone can be too low, because a store that replaces a lost store starts at
+    // generation 0. So the checkpoints that were set aside are considered too. Their names contain their
+    // generations.
     let generation = 1 + row.generation.max(dir.generation_set_aside());
     let point = ResumePoint::choose(&dir, &reader, from)?;
     check_unfinished(&dir, row.status, point.step, plan.train.max_train_steps)?;
@@ -140,7 +142,7 @@ pub(crate) fn resume(
     };
     let ready = Ready::prepare(&unmeasured, &start, progress, warnings)
         .map_err(|error| point.explain(&dir, error))?;
-    // A run that began at a checkpoint of elsewhere begins there again.
+    // `step` can differ from `point.step`, because a run can start from a checkpoint of another run.
     let step = ready.trainer.step();
     let entries = ready.plugins.entries();
     for change in plugins::changes(&recorded.plugin, &entries)? {
@@ -151,7 +153,9 @@ pub(crate) fn resume(
     }
     RunFile::new(&ready.used(&plan), dir.name(), &entries)?.write(&dir.config_file())?;
     for name in dir.set_aside_after(step, generation)? {
-        progress.say(&format!("set aside, and yours to remove: {name}"));
+        progress.say(&format!(
+            "a later checkpoint was set aside; delete it if you do not need it: {name}"
+        ));
     }
     let labels = ready.plugins.sink_labels();
     let backlog = Backlog::read(&dir, &reader, &labels, Some(step), Wanted::Missing)?;
@@ -173,8 +177,8 @@ fn run_record(dir: &RunDir, file: &RunFile) -> RunRecord {
     }
 }
 
-/// The store of a run that goes on. One that was ended while it was being made has none yet. Where there is
-/// a checkpoint to go on from, a store that is damaged or gone does not prevent it.
+/// Opens the store of a run that is resumed. If the run ended before its store was created, creates the
+/// store. If the run has a checkpoint, a missing or damaged store is replaced by a new one, with a warning.
 fn open_store(dir: &RunDir, file: &RunFile, warnings: &Warnings) -> Result<Writer> {
     let record = run_record(dir, file);
     if dir.newest_checkpoint().is_none() {
@@ -183,42 +187,42 @@ fn open_store(dir: &RunDir, file: &RunFile, warnings: &Warnings) -> Result<Write
     }
     let (writer, loss) = Writer::restore(dir.path(), &record)?;
     if let Some(Loss { why, kept_as }) = loss {
-        let kept = kept_as.map_or_else(String::new, |name| format!("; its file is kept as {name}"));
+        let kept = kept_as.map_or_else(String::new, |name| format!("; the old one is {name}"));
         warnings.warn(format!(
-            "the run store is damaged, and a new one begins: {why}{kept}: {}",
+            "the run store could not be used ({why}) and was replaced by a new one{kept}: {}",
             dir.path().display()
         ));
     }
     Ok(writer)
 }
 
-/// Whether there is anything left to do. A run that did all its steps and was killed before it could
-/// say so goes on, and says so.
+/// Returns an error if no steps are left. There is one exception: a run can be killed after its last step and
+/// before it is recorded as finished. Such a run may resume to record its end.
 fn check_unfinished(dir: &RunDir, status: RunStatus, step: Step, last_step: u64) -> Result<()> {
     let is_closed = status == RunStatus::Finished(StopReason::Completed);
     if step.0 < last_step || (step.0 == last_step && !is_closed) {
         return Ok(());
     }
     let message = format!(
-        "the run has come to step {step} of {last_step}: {}",
+        "the run is already at step {step} of {last_step}: {}",
         dir.path().display()
     );
-    Err(Error::new(ErrorKind::Config, message).hint("--max-train-steps N trains it to step N"))
+    Err(Error::new(ErrorKind::Config, message).hint("train it to step N with --max-train-steps N"))
 }
 
-/// A run that would begin where it ends.
+/// Returns the error for a run that would start at or after its last step.
 fn too_far(step: Step, last_step: u64, start: &Start) -> Error {
     let from = match start {
         Start::From(folder) => format!(": {}", folder.display()),
         Start::Fresh => String::new(),
     };
-    let message = format!("the checkpoint has come to step {step} of {last_step}{from}");
+    let message = format!("the checkpoint is already at step {step} of {last_step}{from}");
     Error::new(ErrorKind::Config, message).hint(format!(
-        "--max-train-steps counts from the first step of all: give more than {step}"
+        "set --max-train-steps above {step}; it counts from step 0"
     ))
 }
 
-/// What a training is called and how often it was resumed, and who watches.
+/// The run of this process: its folder, how often it was resumed, and where its progress is shown.
 struct Session<'a> {
     dir: &'a RunDir,
     generation: u32,
@@ -283,8 +287,7 @@ fn train(
         folder: dir.checkpoints(),
         await_events: Box::new(|| {
             commits.wait_settled(emitter.emitted(), EVENTS_PATIENCE);
-            // A disk that refuses does not refuse the checkpoint. Were its history lost by that, the resume
-            // would say so.
+            // A write error here does not prevent the checkpoint. If events are lost, a resume warns of it.
             let _ = sync_log(dir.path());
         }),
         on_checkpoint: Box::new(|checkpoint| deliveries.offer(checkpoint)),
@@ -302,13 +305,14 @@ fn train(
     accounts.loop_ended();
     live.signals.draining();
     let undelivered = deliveries.drain(PATIENCE, &mut |what| {
-        progress.say(&format!("{what}; Ctrl-C leaves them"));
+        progress.say(&format!("{what}; press Ctrl-C to stop waiting"));
     });
     let reached = match &outcome {
         Ok(outcome) => outcome.step,
         Err(_) => live.digest_step().max(start),
     };
-    // The sinks' last calls are in it: there is one report of a step, and this is the last step's.
+    // The plugins' metrics are reported only once for each step. For the last step, they are reported here,
+    // and not earlier, so that they include the last calls into the sinks.
     let report = accounts.report(reached, &deliveries.waiting());
     report
         .into_iter()
@@ -351,7 +355,7 @@ impl<'a> Session<'a> {
         emitter.emit(start, EventBody::RunStarted { generation });
     }
 
-    /// Writes down how it ended, closes the store, stops serving and says what was made.
+    /// Records how the run ended, closes the store, stops serving and prints the summary.
     fn close(
         &self,
         live: Live,
@@ -366,7 +370,7 @@ impl<'a> Session<'a> {
             digest,
             json,
             warnings,
-            // Signals are answered until the last word.
+            // Handles signals until the summary is printed.
             signals: _signals,
             ..
         } = live;
@@ -386,7 +390,7 @@ impl<'a> Session<'a> {
         emitter.emit(reached, EventBody::RunFinished { reason, message });
         on_exit_by_plugin(None::<fn(&str)>);
         drop(emitter);
-        // It has an emitter, and the store closes when all are gone.
+        // Drops the emitter of the warnings, because the store closes only after all emitters are dropped.
         warnings.end();
         let stored = writer.join();
         for file in self.dir.transient_files() {
@@ -402,7 +406,7 @@ impl<'a> Session<'a> {
             json.finish(&signals::have_come, &mut |line| progress.insist(line))
         });
         let printed = match reason {
-            // The exit code says which signal ended the run; what stdout lacks is a warning.
+            // The exit code must tell which signal ended the run, so missing output is only a warning.
             StopReason::Interrupted | StopReason::Terminated => {
                 if let Err(error) = &printed {
                     let hint = error.hint_text().unwrap_or_default();
@@ -416,8 +420,8 @@ impl<'a> Session<'a> {
     }
 }
 
-/// The error of the plugin that ended the run, if one did. A run that was ended from outside says so
-/// whatever else there is to say.
+/// Replaces the outcome with the error of the plugin that ended the run, if any. A run that a signal ended
+/// keeps its outcome.
 fn with_failure(outcome: Result<Outcome>, control: &Control) -> Result<Outcome> {
     let outcome = outcome?;
     match outcome.reason {
@@ -426,7 +430,7 @@ fn with_failure(outcome: Result<Outcome>, control: &Control) -> Result<Outcome> 
     }
 }
 
-/// A run that was ended from outside says so whatever else there is to say.
+/// Returns why the run ended, or an error if it ended normally but checkpoints were not delivered.
 fn ending(outcome: Outcome, undelivered: &[Undelivered], dir: &RunDir) -> Result<StopReason> {
     let is_done = matches!(
         outcome.reason,

@@ -1,4 +1,4 @@
-//! Runs on disk: their folders, how they are found, and how commands name them.
+//! Runs on disk: their folders, how to find them, and their names in commands.
 
 mod naming;
 pub(crate) mod run_dir;

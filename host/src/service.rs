@@ -1,4 +1,4 @@
-//! How runs are served: where, to whom, and as whom.
+//! The gRPC service of the program: its address, its tokens and its certificate.
 
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
@@ -15,14 +15,14 @@ use crate::config::settings::HostConfig;
 use crate::runs::quoted;
 use crate::runs::run_dir::RunDir;
 
-/// Characters that a server's token has at least, and how many different ones.
+/// Minimum number of characters in a server's token, and minimum number of different characters.
 const SHORTEST_TOKEN: usize = 16;
 const LEAST_DIFFERENT: usize = 6;
 
-/// Tells what the owner of a server should know. It may be called on any thread.
+/// A function that receives warnings for the owner of the server. Can be called on any thread.
 pub(crate) type Warn = Box<dyn Fn(String) + Send + Sync>;
 
-/// The one value of `tls`.
+/// The only value that the argument `tls` can have.
 const SELF_SIGNED: &str = "self-signed";
 
 /// The arguments of the service, checked.
@@ -31,7 +31,8 @@ pub(crate) struct Service {
     pub(crate) listen: SocketAddr,
     access: Access,
     tls: Tls,
-    /// The arguments as they were given, for `run.toml`. They name secrets and hold none.
+    /// The arguments as given, for `run.toml`. They name the environment variables that contain secrets, but
+    /// contain no secrets.
     given: Table,
 }
 
@@ -42,26 +43,27 @@ enum Tls {
     Files(TlsIdentity),
 }
 
-/// A server at work, and how its clients know it.
+/// A running server, and what its clients need to connect.
 pub(crate) struct Served {
     pub(crate) serving: Serving,
     pub(crate) fingerprint: Option<Fingerprint>,
     takes_token: bool,
-    /// The runs' folder, if it is a run's own process that serves.
+    /// If this process trains the served run: the folder that contains the run.
     of_run_in: Option<PathBuf>,
 }
 
 impl Served {
-    /// The address, and what a client needs beside it.
+    /// Returns lines with the address and everything else that a client needs.
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines = vec![format!("gRPC at {}", self.serving.addr())];
         lines.extend(self.clients());
         lines
     }
 
-    /// What a client needs beside the address, in lines: the certificate's fingerprint; without one and
-    /// without a token, TensorBoard's command, which can give neither. The address of a run's own process
-    /// goes with it, so it is told what shows the run afterwards.
+    /// Returns lines with what a client needs in addition to the address. With TLS, this is one line with the
+    /// certificate's fingerprint. With a read token but without TLS, there are no lines. With neither, the
+    /// first line contains the command for TensorBoard, which supports neither TLS nor tokens. If this
+    /// process trains the run, a second line contains the command that serves the run after its end.
     pub(crate) fn clients(&self) -> Vec<String> {
         if let Some(fingerprint) = self.fingerprint {
             return vec![format!("TLS fingerprint {fingerprint}")];
@@ -75,15 +77,17 @@ impl Served {
         )];
         lines.extend(self.of_run_in.as_ref().map(|runs| {
             let runs = quoted(runs);
-            format!("this address ends with the run; `host serve --runs {runs}` has one that stays")
+            format!("available only during the run; afterwards, use `host serve --runs {runs}`")
         }));
         lines
     }
 }
 
 impl Service {
+    /// Checks the arguments, and reads the certificate and the tokens.
+    ///
     /// # Errors
-    /// An argument that cannot be right, or an environment variable that is not set.
+    /// Returns an error if an argument is invalid, or an environment variable is not set.
     pub(crate) fn new(config: &HostConfig) -> Result<Self> {
         let listen = listen_address(&config.listen)?;
         let tls =
@@ -125,21 +129,21 @@ impl Service {
         })
     }
 
-    /// The environment variables that hold its tokens.
+    /// Returns the names of the environment variables with the tokens.
     pub(crate) fn token_variables(config: &HostConfig) -> impl Iterator<Item = String> {
         let names = [&config.read_token_env, &config.control_token_env];
         names.into_iter().flatten().cloned()
     }
 
-    /// The arguments, for a configuration.
+    /// Returns the arguments as keys of a configuration.
     pub(crate) fn as_table(&self) -> Table {
         self.given.clone()
     }
 
-    /// Serves the runs of a folder, of which this process trains none.
+    /// Serves the runs of a folder. This process trains none of them.
     ///
     /// # Errors
-    /// The address is taken, or no certificate can be made.
+    /// Returns an error if the address is in use, or the certificate cannot be generated.
     pub(crate) fn serve(&self, runs_dir: &Path, warn: Warn) -> Result<Served> {
         let tls = match &self.tls {
             Tls::SelfSigned => Some(self.self_signed()?.identity()?),
@@ -154,11 +158,11 @@ impl Service {
         )
     }
 
-    /// Serves the run that this process trains, and puts into its folder what this user's clients need:
-    /// the address, the control token if none was given, and a certificate that was made here.
+    /// Serves the run that this process trains. Writes files for this user's clients to the run folder: the
+    /// address, the control token (unless the user gave one) and the certificate (if it is self-signed).
     ///
     /// # Errors
-    /// The address is taken, or the folder cannot be written.
+    /// Returns an error if the address is in use, or the folder cannot be written.
     pub(crate) fn serve_run(&self, dir: &RunDir, source: Source, warn: Warn) -> Result<Served> {
         let mut access = self.access.clone();
         let token = dir.control_token_file();
@@ -201,8 +205,8 @@ impl Service {
         })
     }
 
-    /// The certificate in the run's folder, so that a resumed run is known by the same fingerprint; a
-    /// new one if there is none.
+    /// Reads the certificate in the run folder, so that a resumed run keeps its fingerprint. Generates one if
+    /// there is none.
     fn kept_identity(&self, dir: &RunDir) -> Result<TlsIdentity> {
         let (certificate, key) = (dir.certificate_file(), dir.key_file());
         if !(certificate.is_file() && key.is_file()) {
@@ -224,26 +228,27 @@ impl Service {
     }
 }
 
-/// What an environment variable holds.
+/// Reads a secret from an environment variable.
 ///
 /// # Errors
-/// It is not set, or empty.
+/// Returns an error if the variable is not set or is empty.
 pub(crate) fn secret(name: &str) -> Result<String> {
     let value = std::env::var(name).unwrap_or_default();
     match value.trim() {
         "" => Err(Error::new(
             ErrorKind::Config,
-            format!("the environment variable {name} holds no token"),
+            format!("the environment variable {name} contains no token"),
         )
         .hint(format!("set it: export {name}=$(openssl rand -hex 32)"))),
         secret => Ok(secret.to_owned()),
     }
 }
 
-/// The token that a server asks for.
+/// Reads the token that clients of a server must send.
 ///
 /// # Errors
-/// As [`secret`]; it could be guessed, or no client could send it.
+/// Returns an error in the same cases as [`secret`], and if the token is easy to guess or contains characters
+/// that clients cannot send.
 fn server_secret(name: &str) -> Result<String> {
     let secret = secret(name)?;
     match weakness(&secret) {
@@ -252,36 +257,39 @@ fn server_secret(name: &str) -> Result<String> {
             ErrorKind::Config,
             format!("the token in the environment variable {name} {why}"),
         )
-        .hint(format!("make one: export {name}=$(openssl rand -hex 32)"))),
+        .hint(format!(
+            "generate one: export {name}=$(openssl rand -hex 32)"
+        ))),
     }
 }
 
-/// Why a token is not good enough to keep others out.
+/// If a token cannot be used, returns the reason.
 fn weakness(secret: &str) -> Option<String> {
     let different = secret.bytes().collect::<BTreeSet<u8>>().len();
     if !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Some("has characters that no client can send".to_owned());
+        return Some("contains characters that clients cannot send".to_owned());
     }
     if secret.len() < SHORTEST_TOKEN {
         let length = secret.len();
         return Some(format!(
-            "is too short to be safe: {length} of at least {SHORTEST_TOKEN} characters"
+            "is too short to be secure: its length is {length}, but must be at least {SHORTEST_TOKEN} characters"
         ));
     }
-    (different < LEAST_DIFFERENT).then(|| "repeats too few characters to be safe".to_owned())
+    (different < LEAST_DIFFERENT)
+        .then(|| "has too few different characters to be secure".to_owned())
 }
 
-/// 256 bits of the system's, in hexadecimal.
+/// Returns 256 random bits from the system, in hexadecimal.
 fn random_secret() -> Result<String> {
     let source = Path::new("/dev/urandom");
     let mut bytes = [0; 32];
     fs::File::open(source)
         .and_then(|mut file| file.read_exact(&mut bytes))
-        .map_err(|e| Error::io("make a token from", source, &e))?;
+        .map_err(|e| Error::io("read random bytes for a token", source, &e))?;
     Ok(hex(&bytes))
 }
 
-/// Writes a new file that only this user reads.
+/// Creates a file that only this user can read. Fails if it exists.
 fn write_private(path: &Path, content: &str) -> Result<()> {
     OpenOptions::new()
         .write(true)
@@ -299,22 +307,22 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// An address to listen at, from `ADDR:PORT`.
+/// Parses an address to listen on, `ADDR:PORT`.
 ///
 /// # Errors
-/// It is not one, or names no address of this machine's resolver.
+/// Returns an error if the address is invalid, or its host name cannot be resolved.
 fn listen_address(text: &str) -> Result<SocketAddr> {
     let wrong = |why: String| {
         Error::new(
             ErrorKind::Config,
-            format!("cannot listen at {text:?}: {why}"),
+            format!("cannot listen on {text:?}: {why}"),
         )
-        .hint("give an address and a port, as in 127.0.0.1:6006; port 0 is a free one")
+        .hint("give an address and a port, as in 127.0.0.1:6006; port 0 selects a free port")
     };
     text.to_socket_addrs()
         .map_err(|e| wrong(e.to_string()))?
         .next()
-        .ok_or_else(|| wrong("it has no address".to_owned()))
+        .ok_or_else(|| wrong("no address was found".to_owned()))
 }
 
 #[cfg(test)]
@@ -335,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_this_machine_takes_tls_and_a_token() {
+    fn listening_for_other_machines_requires_tls_and_a_token() {
         let open = |config: &mut HostConfig| config.listen = "0.0.0.0:0".to_owned();
         assert!(refusal(open).contains("--tls self-signed"));
         let with_tls = |config: &mut HostConfig| {
@@ -346,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_certificate_and_a_token_that_is_not_there_are_refused() {
+    fn a_certificate_without_key_and_an_unset_token_are_errors() {
         let half = refusal(|config| config.tls_cert = Some("/c.pem".into()));
         assert!(half.contains("--tls-key"), "{half}");
         assert!(refusal(|config| config.tls = Some("yes".to_owned())).contains("self-signed"));
@@ -355,14 +363,17 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_can_be_guessed_or_not_be_sent_is_refused() {
+    fn a_token_that_is_easy_to_guess_or_cannot_be_sent_is_an_error() {
         for (token, why) in [
-            ("x", "1 of at least 16 characters"),
-            ("0123456789abcde", "15 of at least 16 characters"),
-            ("aaaaaaaaaaaaaaaaaaaaaaaa", "repeats"),
-            ("abababababababababababab", "repeats"),
-            ("a pass phrase of words", "no client can send"),
-            ("schlüsselschlüssel", "no client can send"),
+            ("x", "its length is 1, but must be at least 16"),
+            (
+                "0123456789abcde",
+                "its length is 15, but must be at least 16",
+            ),
+            ("aaaaaaaaaaaaaaaaaaaaaaaa", "too few different"),
+            ("abababababababababababab", "too few different"),
+            ("a pass phrase of words", "clients cannot send"),
+            ("schlüsselschlüssel", "clients cannot send"),
         ] {
             let said = weakness(token).expect("refused");
             assert!(said.contains(why), "{token}: {said}");
@@ -373,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_long_and_only_its_users() {
+    fn a_secret_is_long_and_only_its_user_can_read_it() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("token");
         let secret = random_secret().expect("random");
@@ -384,7 +395,7 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         assert!(
             write_private(&path, &secret).is_err(),
-            "never into another's file"
+            "an existing file is not overwritten"
         );
     }
 

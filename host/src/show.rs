@@ -1,4 +1,4 @@
-//! What a person or a program sees of a run, in a terminal or as lines.
+//! Output for people and programs: the terminal, plain lines, and JSON.
 
 pub(crate) mod console;
 pub(crate) mod event_json;

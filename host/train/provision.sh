@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Brings libtorch 2.13 to .libtorch/site-packages, where .cargo/config.toml expects it.
+# Installs or links libtorch 2.13 in .libtorch/site-packages, where .cargo/config.toml expects it.
 #
-# In this order: the folder LIBTORCH names; a python3 that has torch 2.13; a fresh install by pip, of files
-# whose hashes are known (libtorch/*.txt). What is already there is kept: a second run only looks.
+# If LIBTORCH is set, links the folder that it names. Otherwise, if python3 has torch 2.13, links that. Otherwise,
+# installs libtorch with pip. The files of a new installation are checked against known hashes (libtorch/*.txt). An
+# existing installation is kept.
 #
-# A fresh install has what a training on the CPU needs, and CUDA's libraries where this machine has an
-# NVIDIA driver. `--cuda` asks for them all the same; `--python` also for what `import torch` needs.
+# A new installation contains the libraries for training on the CPU, and CUDA's libraries if this machine has an NVIDIA
+# driver. `--cuda` always includes CUDA's libraries. `--python` includes them and what `import torch` needs.
 set -euo pipefail
 
 readonly version=2.13.0
@@ -19,7 +20,7 @@ fail() { # fail WHAT HINT
 	exit 1
 }
 
-# The version of the libtorch in folder $1, or nothing. A wheel has version.py, a zip build-version.
+# Prints the version of the libtorch in folder $1, if any. A wheel has a file version.py; a zip has build-version.
 version_of() {
 	if [ -f "$1/version.py" ]; then
 		sed -n "s/^__version__ = '\([0-9.]*\).*/\1/p" "$1/version.py"
@@ -30,8 +31,9 @@ version_of() {
 
 usable() { [ -e "$1/lib/libtorch_cpu.so" ] && [ "$(version_of "$1")" = "$version" ]; }
 
-# A wheel's libtorch finds CUDA in its sibling `nvidia` by $ORIGIN, which does not see through a
-# link: so the whole site-packages is linked, and `torch` alone only where it stands by itself.
+# A wheel's libtorch uses $ORIGIN to find CUDA in the folder `nvidia` next to it, and $ORIGIN does not follow links. The
+# wheel's whole folder site-packages is therefore linked. A libtorch folder that is not named `torch`, for example from
+# a zip, is linked alone.
 link() {
 	rm -rf "$site"
 	mkdir -p "$store"
@@ -44,7 +46,7 @@ link() {
 	printf 'libtorch %s: using %s\n' "$version" "$1"
 }
 
-# The lists of packages that this machine needs.
+# Prints the names of the package lists that this machine needs.
 lists_for() { # lists_for [--cuda|--python]
 	echo cpu
 	if [ "$*" = --python ]; then
@@ -62,7 +64,7 @@ has() { # has LIST
 	done < <(grep '==' "$lists/$1.txt")
 }
 
-# pip installs lists of packages into a folder. A python3 that has none gets one for the moment.
+# Installs lists of packages into a folder with pip. If python3 has no pip, downloads it temporarily.
 pip=()
 install() { # install FOLDER LIST...
 	local folder=$1 list files=()
@@ -73,27 +75,27 @@ install() { # install FOLDER LIST...
 			pip=("$python" -m pip)
 		else
 			"$python" "$lists/fetch_pip.py" "$store/pip.whl" ||
-				fail "python3 has no pip, and it could not be fetched" \
-					"install pip with your package manager (Debian: apt-get install python3-pip), or set LIBTORCH to a libtorch $version"
+				fail "python3 has no pip, and pip could not be downloaded" \
+					"install pip with your package manager (Debian: apt-get install python3-pip), or set LIBTORCH to the folder of a libtorch $version"
 			pip=("$python" "$store/pip.whl/pip")
 		fi
 	fi
 	TMPDIR=$partial/tmp "${pip[@]}" install --quiet --disable-pip-version-check --no-warn-conflicts --root-user-action=ignore \
 		--no-deps --require-hashes --only-binary :all: --target "$folder" "${files[@]}" ||
-		fail "pip could not install libtorch $version (its own words are above)" \
-			"look at the network and at the disk, and run this again; or set LIBTORCH to a libtorch $version"
+		fail "pip could not install libtorch $version (see its output above)" \
+			"check the network and the disk space and run this again, or set LIBTORCH to the folder of a libtorch $version"
 }
 
 if [ -n "${LIBTORCH:-}" ] && [ "$(readlink -f "$LIBTORCH")" != "$(readlink -f "$site/torch" 2>/dev/null || true)" ]; then
-	usable "$LIBTORCH" || fail "LIBTORCH holds no libtorch $version (found: $(version_of "$LIBTORCH" || true)): $LIBTORCH" \
-		"point LIBTORCH at a libtorch $version, or unset it to have one installed"
+	usable "$LIBTORCH" || fail "LIBTORCH does not contain libtorch $version (found: $(version_of "$LIBTORCH" || true)): $LIBTORCH" \
+		"set LIBTORCH to the folder of a libtorch $version, or unset it to install one"
 	link "$(readlink -f "$LIBTORCH")"
 	exit
 fi
 read -r -a wanted <<<"$(lists_for "$@" | tr '\n' ' ')"
 missing=()
 if usable "$site/torch"; then
-	# What LIBTORCH or python3 had before is its owner's.
+	# A linked libtorch is the folder of LIBTORCH or of python3: do not change it.
 	[ -L "$site" ] || [ -L "$site/torch" ] && exit
 	for list in "${wanted[@]}"; do has "$list" || missing+=("$list"); done
 	[ ${#missing[@]} = 0 ] && exit
@@ -101,11 +103,11 @@ else
 	missing=("${wanted[@]}")
 fi
 if [ "$(uname -s)-$(uname -m)" != Linux-x86_64 ]; then
-	fail "this project is built for Linux x86-64 only, not $(uname -s) $(uname -m)" \
-		"set LIBTORCH to a libtorch $version for your platform to try anyway"
+	fail "this project supports only Linux x86-64, not $(uname -s) $(uname -m)" \
+		"to try anyway, set LIBTORCH to the folder of a libtorch $version for your platform"
 fi
-python=$(command -v python3) || fail "python3 is missing: libtorch comes as a Python package" \
-	"install python3, or set LIBTORCH to a libtorch $version"
+python=$(command -v python3) || fail "python3 is missing; it is needed to install libtorch" \
+	"install python3, or set LIBTORCH to the folder of a libtorch $version"
 
 if ! usable "$site/torch"; then
 	found=$("$python" -c 'import importlib.util as u; s = u.find_spec("torch"); print(s.submodule_search_locations[0] if s else "")' 2>/dev/null || true)
@@ -116,21 +118,22 @@ if ! usable "$site/torch"; then
 fi
 
 mkdir -p "$store"
-gigabytes=3 # 1.3 GB installed, as much again while pip unpacks it
+gigabytes=3 # the result takes 1.3 GB, and the files that pip unpacks take 1.3 GB more
 case " ${missing[*]} " in *" cuda "*) gigabytes=10 ;; esac
 free_gb=$(df -Pk "$store" | awk 'NR == 2 { print int($4 / 1048576) }')
-[ "$free_gb" -ge "$gigabytes" ] || fail "libtorch needs $gigabytes GB of disk to install, $free_gb GB are free: $store" \
-	"free some space, or set LIBTORCH to a libtorch $version elsewhere"
+[ "$free_gb" -ge "$gigabytes" ] || fail "installing libtorch needs $gigabytes GB of disk space, but only $free_gb GB are free: $store" \
+	"free some space, or set LIBTORCH to the folder of an existing libtorch $version"
 partial=$store/partial
 rm -rf "$partial"
 mkdir -p "$partial/tmp"
 printf 'libtorch %s: installing for %s\n' "$version" "$(printf '%s, ' "${missing[@]}" | sed 's/, $//')"
 install "$partial/site-packages" "${missing[@]}"
 if usable "$site/torch"; then
-	# The packages share folders: what was there comes along, by links.
+	# A new and an installed package can have files in the same folder, so the two trees are merged:
+	# the installed files are added to the new tree, as hard links.
 	cp -al "$site/." "$partial/site-packages/"
 fi
 rm -rf "$site"
-mv "$partial/site-packages" "$site" # one rename: what is there is whole
+mv "$partial/site-packages" "$site" # one rename, so that an installation is never incomplete
 rm -rf "$partial" "$store/pip.whl"
-usable "$site/torch" || fail "the installed torch is not a libtorch $version: $site" "remove $store and run this again"
+usable "$site/torch" || fail "the installation does not contain libtorch $version: $site" "remove $store and run this again"

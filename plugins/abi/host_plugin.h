@@ -1,29 +1,28 @@
-// The C ABI between the host and its plugins, version 1. Generated from the crate beside it: do not
-// edit, run `make bless`.
+// The C ABI between the host and its plugins, version 1. Generated from the Rust crate in this folder:
+// do not edit, run `make bless`.
 //
-// A plugin is a shared library that exports one function, host_plugin_entry_v1, and embeds a JSON
-// manifest in the ELF section HOST_PLUGIN_MANIFEST_SECTION, which the host reads before it runs any
-// code of the plugin. Rules that hold for every type here:
+// A plugin is a shared library that exports one function, host_plugin_entry_v1, and contains a JSON
+// manifest in the ELF section HOST_PLUGIN_MANIFEST_SECTION. The host reads the manifest before it runs
+// any code of the plugin. Rules for all types:
 //
-// Growth: the major version is in the entry symbol's name. A minor version only appends fields.
-// Every struct but HostStr and the DLPack ones starts with struct_size; read the field f only if
+// Versions: the major version is part of the entry symbol's name. A minor version only appends fields.
+// Every struct except HostStr and the DLPack structs starts with struct_size. Read a field f only if
 // offsetof(f) + sizeof(f) <= struct_size.
 //
-// Ownership: who allocates frees, and nothing is freed across the boundary. What a call receives is
-// borrowed until it returns, unless its comment says otherwise. Output goes only through the host's
-// callbacks, which copy.
+// Ownership: each side frees only its own allocations. Arguments are borrowed until the call returns,
+// unless a comment says otherwise. Results are passed only to the host's callbacks, which copy them.
 //
-// Strings are UTF-8, pointer and length, without a terminating zero.
+// Strings are UTF-8, with pointer and length, and without a terminating zero.
 //
-// Threads: [main] the thread that set the host up. [inst] one thread at a time for an instance,
-// which may migrate between calls. [any] any thread at any time. [worker] a thread of the
-// instance's own on which it may block.
+// Threads: [main]: the thread that initialized the host. [inst]: one thread at a time per instance,
+// possibly another thread for each call. [any]: any thread at any time. [worker]: a thread of the
+// instance, which may block.
 //
-// Faults: no panic, exception or longjmp leaves a plugin. After HOST_PANIC the host only destroys
+// Faults: no panic, exception or longjmp may leave a plugin. After HOST_PANIC the host only destroys
 // the instance.
 //
-// A plugin does not link libtorch, and leaves alone signals, the environment, the working directory
-// and exit.
+// A plugin must not link libtorch, and must not change signals, the environment or the working
+// directory, or call exit.
 
 #ifndef HOST_PLUGIN_H
 #define HOST_PLUGIN_H
@@ -36,7 +35,7 @@
 extern "C" {
 #endif
 
-// The one symbol a plugin exports; its type is HostPluginEntry.
+// The only symbol that a plugin exports. Its type is HostPluginEntry.
 #define HOST_PLUGIN_ENTRY_SYMBOL "host_plugin_entry_v1"
 
 // The ELF section that holds the plugin's manifest: one JSON object in UTF-8.
@@ -44,23 +43,23 @@ extern "C" {
 //   { "abi": [1, 0], "id": "perplexity", "version": "0.1.0", "description": "...",
 //     "kinds": ["metric"], "needs": ["loss_sum"], "devices": ["cpu"], "config": { JSON Schema } }
 //
-// kinds has param_groups, metric, checkpoint_sink and observer. needs and devices are a metric's;
-// devices has cpu and cuda, and is ["cpu"] where it is absent. events are an observer's: run_started,
-// superseded, metrics, checkpoint_written, checkpoint_failed, delivery, plugin_fault, request,
-// warning, run_finished; it sees those alone, and all where it is absent. Without config the plugin
-// takes no settings. Zero bytes behind the object are ignored, so a string will do:
+// kinds: param_groups, metric, checkpoint_sink, observer. needs and devices apply to metrics; devices
+// can contain cpu and cuda, the default is ["cpu"]. events applies to observers: run_started,
+// superseded, metrics, checkpoint_written, checkpoint_failed, delivery, plugin_fault, request, warning,
+// run_finished. The observer receives only these kinds of events; the default is all. Without config
+// the plugin has no settings. Trailing zero bytes are ignored, so a string literal works:
 //
 //   __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used))
 //   static const char manifest[] = "{ ... }";
 #define HOST_PLUGIN_MANIFEST_SECTION ".host_manifest"
 
-// DLPack's own header declares these three too. Where it was included first, its own are used.
+// DLPack's own header also declares these three types. If it was included first, its types are used.
 #ifndef DLPACK_DLPACK_H_
 // DLPack's DLDevice: 1 is the CPU, 2 a CUDA device.
 typedef struct {
     // DLDeviceType.
     int32_t device_type;
-    // Which of them.
+    // Index of the device among those of its type.
     int32_t device_id;
 } DLDevice;
 
@@ -74,13 +73,13 @@ typedef struct {
     uint16_t lanes;
 } DLDataType;
 
-// DLPack 1's DLTensor, the layout that every array library reads.
+// DLTensor of DLPack 1, the layout that array libraries support.
 //
-// The element i lies at data + byte_offset + sum(i[d] * strides[d]) * bits / 8.
+// The address of element i is data + byte_offset + sum(i[d] * strides[d]) * bits / 8.
 typedef struct {
     // Start of the allocation; null if the tensor is empty.
     void *data;
-    // Where the data lies.
+    // Device of the data.
     DLDevice device;
     // Number of dimensions; 0 for a scalar.
     int32_t ndim;
@@ -96,13 +95,15 @@ typedef struct {
 #endif
 
 
-// Major version: part of the entry symbol's name; another major is another ABI.
+// Major version: part of the entry symbol's name. Different major versions are incompatible.
 #define HOST_ABI_MAJOR 1
 
-// Minor version: counts the appended fields.
+// Minor version: increases when fields are appended.
 #define HOST_ABI_MINOR 2
 
-// Kinds of a HostPluginItem. See HostParamGroups.
+// The next constants are the kinds of a HostPluginItem.
+//
+// See HostParamGroups.
 #define HOST_KIND_PARAM_GROUPS 1
 
 // See HostMetric.
@@ -114,123 +115,135 @@ typedef struct {
 // See HostObserver.
 #define HOST_KIND_OBSERVER 4
 
-// Levels of HostApi::log.
+// The next constants are the levels of HostApi::log.
+//
+// A failure.
 #define HOST_LOG_ERROR 1
 
-// Something is wrong, and the plugin goes on.
+// A problem. The plugin continues.
 #define HOST_LOG_WARN 2
 
-// What a user may like to know.
+// Information for users.
 #define HOST_LOG_INFO 3
 
-// What an author may like to know.
+// Information for plugin authors.
 #define HOST_LOG_DEBUG 4
 
-// Flag of HostFetch: all that a resume needs is wanted, not the model, its configuration and its
-// tokenizer alone. Since 1.2.
+// Flag of HostFetch: fetch everything that a resume needs, not only the model, its configuration
+// and its tokenizer. Since 1.2.
 #define HOST_FETCH_FOR_RESUME 1
 
 // Flag of HostTensor: the plugin must not write through `dl.data`.
 #define HOST_TENSOR_READ_ONLY 1
 
-// Kinds of a HostEvent. Training begins or, with a `generation` above 0, goes on.
+// The next constants are the kinds of a HostEvent.
+//
+// Training starts or, if `generation` is above 0, continues.
 #define HOST_EVENT_RUN_STARTED 1
 
-// What was recorded above `of_step` no longer counts; `generation`.
+// Earlier events at steps above `of_step` are no longer valid. `generation`: the number of
+// resumes.
 #define HOST_EVENT_SUPERSEDED 2
 
 // Measured `values`.
 #define HOST_EVENT_METRICS 3
 
-// A complete checkpoint stands: its folder's `name` and its `bytes`.
+// A checkpoint is complete. `name`: its folder. `bytes`: its size.
 #define HOST_EVENT_CHECKPOINT_WRITTEN 4
 
-// A checkpoint could not be written; `text`.
+// A checkpoint could not be written. `text`: the reason.
 #define HOST_EVENT_CHECKPOINT_FAILED 5
 
-// The checkpoint of `of_step` on its way to the sink `name`: how far it came is the `code`, a
-// `HOST_DELIVERY_*`; the receipt or reason is the `text`.
+// The delivery of the checkpoint of step `of_step` to the sink `name` has a new state. `code`: a
+// `HOST_DELIVERY_*`. `text`: the receipt or the reason.
 #define HOST_EVENT_DELIVERY 6
 
-// The plugin `name` failed in `call`; `text`.
+// The plugin `name` failed in `call`. `text`: the reason.
 #define HOST_EVENT_PLUGIN_FAULT 7
 
-// The loop carries out what `name` asked for: the `code` is a `HOST_REQUEST_*`, with its `factor`;
-// the reason is the `text`.
+// The training loop carries out a request from `name`. `code`: a `HOST_REQUEST_*`. `factor`: the
+// factor, if the request has one. `text`: the reason.
 #define HOST_EVENT_REQUEST 8
 
-// Something odd; `text`.
+// A warning. `text`: the message.
 #define HOST_EVENT_WARNING 9
 
-// Training ended: why is the `code`, a `HOST_STOP_*`; the error, if it was one, is the `text`.
+// Training ended. `code`: a `HOST_STOP_*`. `text`: the error, if an error ended it.
 #define HOST_EVENT_RUN_FINISHED 10
 
-// How far a delivery came. It waits for the sink.
+// The next constants are the states of a delivery.
+//
+// The checkpoint is in the sink's queue.
 #define HOST_DELIVERY_QUEUED 1
 
-// The sink is at work.
+// The sink is sending the checkpoint.
 #define HOST_DELIVERY_SENDING 2
 
-// The sink gave a receipt.
+// The sink returned a receipt.
 #define HOST_DELIVERY_DELIVERED 3
 
-// The sink gave up.
+// An attempt failed. The host can try again.
 #define HOST_DELIVERY_FAILED 4
 
-// A newer checkpoint took its place in a queue that keeps the latest alone. Since 1.1.
+// A newer checkpoint replaced this one in a queue that keeps only the latest. Since 1.1.
 #define HOST_DELIVERY_DROPPED 5
 
-// Why training ended. All steps were done.
+// The next constants are the reasons for the end of training.
+//
+// All steps are done.
 #define HOST_STOP_COMPLETED 1
 
-// A person interrupted it (SIGINT).
+// A user interrupted training (SIGINT).
 #define HOST_STOP_INTERRUPTED 2
 
-// The system asked it to end (SIGTERM).
+// The system ended training (SIGTERM).
 #define HOST_STOP_TERMINATED 3
 
-// An error.
+// An error ended training.
 #define HOST_STOP_FAILED 4
 
-// A request for it was carried out.
+// An observer or a client requested the end of training.
 #define HOST_STOP_REQUESTED 5
 
-// What may be asked of the loop. Training ends, with a checkpoint.
+// The next constants are the requests to the training loop.
+//
+// Ends training, with a checkpoint.
 #define HOST_REQUEST_STOP 1
 
-// A checkpoint is written, whatever the period says.
+// Writes a checkpoint, regardless of the configured interval.
 #define HOST_REQUEST_CHECKPOINT 2
 
-// The next step takes its batches and counts, but its update is not applied.
+// Does not apply the update of the next step. The step still counts and uses its batches.
 #define HOST_REQUEST_SKIP_STEP 3
 
-// The learning rate is the schedule's times the factor from now on; factors multiply.
+// Multiplies the learning rate by the factor from now on, in addition to earlier factors.
 #define HOST_REQUEST_SCALE_LEARNING_RATE 4
 
-// Weights and optimizer become those of the last complete checkpoint, and training goes on with
-// the batches behind those already seen.
+// Restores the weights and the optimizer from the last complete checkpoint. Batches that were
+// already seen are not repeated: training continues with the next batch.
 #define HOST_REQUEST_ROLL_BACK 5
 
-// The model is evaluated. This request and those after it are people's: observers see that they are
-// carried out, and are answered `HOST_UNSUPPORTED` if they ask for one.
+// Evaluates the model. Only clients can send this request and the following ones. Observers
+// receive the events of these requests, but `ask` returns `HOST_UNSUPPORTED` for the requests.
 #define HOST_REQUEST_EVALUATE 6
 
-// The loop stands still at the step boundary.
+// Pauses the loop at the step boundary.
 #define HOST_REQUEST_PAUSE 7
 
-// The loop goes on after a pause.
+// Ends a pause.
 #define HOST_REQUEST_CONTINUE 8
 
-// The learning rate is the schedule's times the factor from now on, whatever it was before; the
-// factor is above 0 and may be above 1.
+// From now on, the learning rate is the schedule's rate times the factor, regardless of earlier
+// factors. The factor is above 0 and can be above 1.
 #define HOST_REQUEST_SET_LEARNING_RATE 9
 
-// What a call ended with. An unknown value counts as HOST_ERROR.
+// The result of a call. Unknown values count as HOST_ERROR.
 typedef int32_t HostStatus;
 
-// UTF-8 text or, where a comment says so, bytes. Borrowed. `ptr` may be null only if `len` is 0.
+// A borrowed UTF-8 text. It contains arbitrary bytes only where the comment of a field or function allows
+// them. `ptr` can be null only if `len` is 0.
 //
-// Frozen: the one struct of the ABI without a size.
+// The layout is frozen, so this struct has no `struct_size`.
 typedef struct {
     // First byte.
     const uint8_t *ptr;
@@ -238,7 +251,7 @@ typedef struct {
     size_t len;
 } HostStr;
 
-// What the host gives to a plugin. It lives until the process ends.
+// The functions that the host provides to a plugin. Valid until the process ends.
 typedef struct {
     // Size of this struct in the host's build.
     uint32_t struct_size;
@@ -248,73 +261,76 @@ typedef struct {
     uint32_t abi_minor;
     // Zero.
     uint32_t reserved;
-    // Handed back as the first argument of each function below.
+    // The first argument to pass to each function below.
     void *ctx;
-    // `[any]` Whether a message of this level would be kept, for messages that are costly to make.
+    // `[any]` Returns whether messages of this level are logged, so that a plugin can avoid
+    // creating costly messages.
     bool (*log_enabled)(void *ctx, int32_t level);
-    // `[any]` Writes one line to the run's log. The host copies both texts. It cannot fail.
+    // `[any]` Writes one line to the run's log. The host copies both texts. Cannot fail.
     void (*log)(void *ctx, int32_t level, HostStr target, HostStr message);
-    // `[any]` Says why the call now running on this thread will fail, in one line. The host copies it;
-    // the last one before the call returns counts.
+    // `[any]` Sets a one-line reason for the failure of the current call on this thread. The host
+    // copies the message. If this is called several times, the host uses the last message before
+    // the call returns.
     void (*set_error)(void *ctx, HostStr message);
-    // `[any]` A named extension such as `host.retain-tensor/1`, or null if the host has none. What it
-    // points to is the host's and lives until the process ends.
+    // `[any]` Returns a named extension, such as `host.retain-tensor/1`, or null if the host does not have
+    // it. The extension belongs to the host and is valid until the process ends.
     const void *(*get_extension)(void *ctx, HostStr id);
 } HostApi;
 
-// `create` of every kind. `[main]` Reads the configuration (a JSON object that the host has
-// checked against the manifest's schema, with the schema's defaults filled in; `{}` without a schema)
-// and writes the new instance to `instance`, which is the plugin's until `destroy`. It may keep `api`,
-// but not the text. On a failure it leaves null there, and nothing to destroy.
+// The function `create` of every kind. `[main]` Creates an instance and writes it to `instance`.
+// `config_json` is a JSON object that the host has checked against the manifest's schema, with the
+// schema's defaults filled in; `{}` without a schema. The plugin owns the instance until
+// `destroy`. The plugin may keep `api`, but not the text of `config_json`. On failure, this
+// function writes null, and the host does not call `destroy`.
 typedef HostStatus (*HostCreate)(const HostApi *api, HostStr config_json, void **instance);
 
-// `destroy` of every kind. `[inst]` The last call of the instance, made once, also after a panic:
-// joins the instance's threads and frees it. It cannot fail.
+// The function `destroy` of every kind. `[inst]` Joins the instance's threads and frees the
+// instance. Called exactly once, as the last call, even after a panic. Cannot fail.
 typedef void (*HostDestroy)(void *instance);
 
-// One kind that a plugin implements.
+// A kind that a plugin implements.
 typedef struct {
-    // Size of this struct in the plugin's build; also the stride of the array it lies in.
+    // Size of this struct in the plugin's build; also the stride of `HostPlugin.items`.
     uint32_t struct_size;
     // One of the `HOST_KIND_*`.
     uint32_t kind;
     // A HostParamGroups, HostMetric,
     // HostCheckpointSink or
-    // HostObserver, as `kind` says.
+    // HostObserver, depending on `kind`.
     const void *vtable;
 } HostPluginItem;
 
-// What a plugin library is.
+// Description of a plugin library.
 typedef struct {
     // Size of this struct in the plugin's build.
     uint32_t struct_size;
-    // The major version it was built against.
+    // The major version that the plugin was built against.
     uint32_t abi_major;
-    // The minor version it was built against.
+    // The minor version that the plugin was built against.
     uint32_t abi_minor;
-    // The smallest minor version of a host that it can work with.
+    // The minimum minor version of a host that the plugin supports.
     uint32_t min_host_minor;
-    // As in the manifest.
+    // The plugin's id, as in the manifest.
     HostStr id;
-    // As in the manifest.
+    // The plugin's version, as in the manifest.
     HostStr version;
     // Length of `items`.
     size_t n_items;
-    // The kinds it implements, each at most once.
+    // The kinds that the plugin implements, each at most once.
     const HostPluginItem *items;
 } HostPlugin;
 
-// The entry function. `[main]` Returns a description that lives until the process ends, or null
-// to refuse this host after saying why by `set_error`. It may be called more than once.
+// The entry function. `[main]` Returns the plugin's description, which is valid until the process ends.
+// To reject the host, it calls `set_error` and returns null. Can be called more than once.
 typedef const HostPlugin *(*HostPluginEntry)(const HostApi *api);
 
 // A trainable parameter of the model. Tied weights appear once.
 typedef struct {
-    // Size of this struct in the host's build; also the stride of the array it lies in.
+    // Size of this struct in the host's build; also the stride of its array.
     uint32_t struct_size;
     // Zero.
     uint32_t flags;
-    // Its name as on the Hub: `transformer.h.0.ln_1.weight`.
+    // The parameter's name as on the Hub, such as `transformer.h.0.ln_1.weight`.
     HostStr name;
     // `ndim` sizes.
     const int64_t *shape;
@@ -324,7 +340,7 @@ typedef struct {
     DLDataType dtype;
 } HostParam;
 
-// What a grouping is made from.
+// The input of a grouping.
 typedef struct {
     // Size of this struct in the host's build.
     uint32_t struct_size;
@@ -334,36 +350,38 @@ typedef struct {
     const HostParam *params;
     // Length of `params`.
     size_t n_params;
-    // The run's `weight_decay`, for groups that decay and say no other.
+    // The run's `weight_decay`. Use it for groups with weight decay but without a value of their
+    // own.
     double weight_decay;
 } HostGroupsRequest;
 
-// Where the groups go. Valid until the call returns.
+// Receives the groups. Valid until the call returns.
 typedef struct {
     // Size of this struct in the host's build.
     uint32_t struct_size;
     // Zero.
     uint32_t reserved;
-    // Handed back as the first argument of each function below.
+    // The first argument to pass to each function below.
     void *ctx;
-    // `[inst]` Adds a group and writes its index to `group`. The learning rate of its parameters
-    // is the schedule's times `lr_multiplier`. The host copies the name. `HOST_ERROR` for one that
-    // cannot be a group's. Numbers that are not finite, or below 0, make the result unusable.
+    // `[inst]` Adds a group and writes its index to `group`. The learning rate of the group's
+    // parameters is the schedule's learning rate times `lr_multiplier`. The host copies the name.
+    // Returns `HOST_ERROR` for an invalid or duplicate name. The host rejects the result if a
+    // number is negative or not finite.
     HostStatus (*add_group)(void *ctx,
                             HostStr name,
                             double weight_decay,
                             double lr_multiplier,
                             uint32_t *group);
-    // `[inst]` Puts the parameter with this index of the request into a group. `HOST_ERROR` if there
-    // is no such parameter or group. The host refuses the result unless each parameter was put into
-    // one group once.
+    // `[inst]` Assigns the parameter with this index in the request to a group. Returns `HOST_ERROR` for
+    // an unknown parameter or group. The host rejects the result unless each parameter is assigned
+    // exactly once.
     HostStatus (*assign)(void *ctx, size_t param, uint32_t group);
-    // `[inst]` Tells the user of something odd, such as a pattern that matches nothing. The host
-    // copies the message. What it returns can be ignored.
+    // `[inst]` Reports a warning to the user, such as a pattern without matches. The host copies the
+    // message. The status can be ignored.
     HostStatus (*warn)(void *ctx, HostStr message);
 } HostGroupsOut;
 
-// Decides the optimizer's parameter groups.
+// Assigns the model's parameters to the optimizer's groups.
 typedef struct {
     // Size of this struct in the plugin's build.
     uint32_t struct_size;
@@ -373,23 +391,23 @@ typedef struct {
     HostCreate create;
     // See HostDestroy.
     HostDestroy destroy;
-    // `[inst]` Puts every parameter of the request into a group. The order of the parameters does
-    // not matter to the result. The request is borrowed until this returns. After a failure the run
+    // `[inst]` Assigns every parameter of the request to a group. The result must not depend on the
+    // order of the parameters. The request is borrowed until this returns. If the call fails, the run
     // does not start.
     HostStatus (*group)(void *instance, const HostGroupsRequest *request, const HostGroupsOut *out);
 } HostParamGroups;
 
 // A named tensor, borrowed until the call that received it returns.
 typedef struct {
-    // Size of this struct in the host's build; also the stride of the array it lies in.
+    // Size of this struct in the host's build; also the stride of an array of these structs.
     uint32_t struct_size;
     // `HOST_TENSOR_*`.
     uint32_t flags;
-    // Which input it is: a name of the manifest's `needs`.
+    // Name of the input, from the manifest's `needs`.
     HostStr name;
-    // The view itself.
+    // The tensor's layout and data.
     const DLTensor *dl;
-    // The CUDA stream on which the data is ready, or null: then it is ready already.
+    // The CUDA stream on which the data becomes ready. Null if it is ready already.
     void *stream;
 } HostTensor;
 
@@ -399,46 +417,49 @@ typedef struct {
     uint32_t struct_size;
     // Zero.
     uint32_t flags;
-    // The optimizer step at which the evaluation takes place.
+    // The optimizer step of the evaluation.
     uint64_t step;
-    // What the manifest's `needs` asked for, in any order.
+    // The inputs that the manifest's `needs` lists, in any order.
     //
-    // | name | shape and type | what |
+    // | name | shape and type | content |
     // |---|---|---|
     // | `loss_sum` | 0-d f64 | sum of the negative log likelihoods in nats |
     // | `token_count` | 0-d i64 | number of predicted tokens |
     // | `nll` | (batch, time) f32 | negative log likelihood of each predicted token, nats |
     // | `labels` | (batch, time) i64 | the predicted tokens' ids |
-    // | `argmax` | (batch, time) i64 | the most likely token |
-    // | `label_rank` | (batch, time) i64 | the label's place from 0, the likeliest first, of equal ones the lower id |
-    // | `byte_count` | 0-d i64 | UTF-8 bytes of the predicted tokens |
-    // | `logits` | (batch, time, vocabulary) f32 | all of them; large, so the last resort |
+    // | `argmax` | (batch, time) i64 | the most likely token's id |
+    // | `label_rank` | (batch, time) i64 | the label's rank by likelihood, from 0; ties are ordered by id |
+    // | `byte_count` | 0-d i64 | number of UTF-8 bytes of the predicted tokens |
+    // | `logits` | (batch, time, vocabulary) f32 | all logits; large, so use them only as a last resort |
     const HostTensor *tensors;
     // Length of `tensors`.
     size_t n_tensors;
 } HostBatch;
 
-// Where a call puts its results. Valid until the call returns; the functions copy.
+// Receives the results of a call. Valid until the call returns. The functions copy their arguments.
 typedef struct {
     // Size of this struct in the host's build.
     uint32_t struct_size;
     // Zero.
     uint32_t reserved;
-    // Handed back as the first argument of each function below.
+    // The first argument to pass to each function below.
     void *ctx;
-    // `[inst]` Adds a named number, at most 1,000 in a call. The host copies the name, which has 1 to 200
-    // bytes. `HOST_ERROR` for the same name twice, or one that cannot be a name; the call fails then,
-    // whatever it returns. It fails afterwards where a name is the host's (`lr`, `loss/train`, what
-    // begins with `system/`, `plugin/` or `baseline/`), looks like one of those, or is another plugin's.
+    // `[inst]` Adds a named number; a call can add at most 1,000. The name has 1 to 200 bytes; the
+    // host copies it. Returns `HOST_ERROR` for a duplicate or invalid name. The plugin's call then
+    // fails, regardless of the status that the plugin returns. When the plugin's call has
+    // returned, the host checks the names. The call fails if a name is one of these: a name of the
+    // host (`lr`, `loss/train`, names that start with `system/`, `plugin/` or `baseline/`); a name
+    // that resembles a name of the host; a name of another plugin.
     HostStatus (*put_f64)(void *ctx, HostStr name, double value);
-    // `[inst]` Sets the bytes of the result, which the host copies; the last call counts. `HOST_ERROR`
-    // for more than 64 MiB.
+    // `[inst]` Sets the bytes of the result. The host copies them. If this is called several
+    // times, the host uses the last bytes. Returns `HOST_ERROR` for more than 64 MiB.
     HostStatus (*put_bytes)(void *ctx, HostStr bytes);
 } HostOut;
 
-// An evaluation metric: a state that batches are added to and that merges across ranks.
+// An evaluation metric. The host adds batches to the state of an instance, and merges the states
+// of all ranks.
 //
-// Merging is associative and commutative: integers exactly, f64 sums to 1e-12.
+// Merging must be associative and commutative: exactly for integers, to 1e-12 for f64 sums.
 typedef struct {
     // Size of this struct in the plugin's build.
     uint32_t struct_size;
@@ -448,20 +469,22 @@ typedef struct {
     HostCreate create;
     // See HostDestroy.
     HostDestroy destroy;
-    // `[inst]` Makes the state that of a new instance. It comes before each evaluation.
+    // `[inst]` Resets the state to that of a new instance. Called before each evaluation.
     HostStatus (*reset)(void *instance);
-    // `[inst]` Adds a batch to the state. The batch and its tensors are the host's and are borrowed
-    // until this returns. Of an input that it cannot read it says `HOST_UNSUPPORTED`. After a failure
-    // the metric has no value in this evaluation.
+    // `[inst]` Adds a batch to the state. The batch and its tensors are borrowed until this
+    // returns. Returns `HOST_UNSUPPORTED` for an input that the metric cannot read. If the call
+    // fails, the metric has no value in this evaluation.
     HostStatus (*update)(void *instance, const HostBatch *batch);
-    // `[inst]` Puts the state as bytes by `put_bytes`, which copies. They say their own version.
+    // `[inst]` Passes the state as bytes to `put_bytes`, which copies them. The bytes must contain
+    // the version of their format.
     HostStatus (*export_state)(void *instance, const HostOut *out);
-    // `[inst]` Adds to the state one that another instance exported. The bytes are borrowed until this
-    // returns, and need not be aligned. Those that are no state are an error and leave this one's as
-    // it is.
+    // `[inst]` Merges a state that another instance exported into this state. The bytes are borrowed
+    // until this returns and can be unaligned. Returns an error for bytes that are not a valid state, and
+    // then leaves this state unchanged.
     HostStatus (*merge_state)(void *instance, HostStr state);
-    // `[inst]` Puts the named values of the state by `put_f64`, and leaves the state as it is. Infinity
-    // and NaN are values; where there is none, as of no batch, it fails.
+    // `[inst]` Passes the named values of the state to `put_f64`. Does not change the state.
+    // Values can be infinite or NaN. Fails if there is no value, for example because no batch was
+    // added.
     HostStatus (*compute)(void *instance, const HostOut *out);
 } HostMetric;
 
@@ -471,51 +494,52 @@ typedef struct {
     uint32_t struct_size;
     // Zero.
     uint32_t flags;
-    // The optimizer step it was taken at.
+    // The optimizer step of the checkpoint.
     uint64_t step;
     // The run's name: letters, digits, `.`, `_` and `-`; a valid branch name.
     HostStr run;
-    // Absolute path of the checkpoint's folder. Not to be written to.
+    // Absolute path of the checkpoint's folder. Do not write to it.
     HostStr dir;
     // The folder's `manifest.json`: `{"files": {"PATH": {"sha256": HEX, "size": BYTES}, …}}`.
     HostStr manifest_json;
-    // The evaluation's values at this step, `{"loss/eval": 1.5, …}`; those that are not finite
+    // The evaluation's values at this step: `{"loss/eval": 1.5, …}`. Values that are not finite
     // are strings (`"inf"`, `"nan"`).
     HostStr metrics_json;
-    // Absolute path of a folder of the sink's own, which exists, survives the run and is part of
-    // no checkpoint.
+    // Absolute path of the sink's own folder. It exists, is kept after the run, and is not part of any
+    // checkpoint.
     HostStr state_dir;
 } HostCheckpoint;
 
-// What a sink may know of a run before its first step.
+// Information about a run, available before its first step.
 typedef struct {
     // Size of this struct in the host's build.
     uint32_t struct_size;
     // Zero.
     uint32_t flags;
-    // The run's name, as its checkpoints will have it.
+    // The run's name, the same as in its checkpoints.
     HostStr run;
-    // Absolute path of the sink's own folder, as its checkpoints will have it.
+    // Absolute path of the sink's own folder: the `state_dir` of every HostCheckpoint of the run.
     HostStr state_dir;
-    // About how many bytes a checkpoint of the run takes, with all that a resume needs.
+    // Approximate size of a checkpoint of the run, with everything that a resume needs.
     uint64_t checkpoint_bytes;
-    // About how many of them are the model, its configuration and its tokenizer.
+    // Approximate size of the model, its configuration and its tokenizer within a checkpoint.
     uint64_t model_bytes;
 } HostPreflight;
 
-// Which checkpoint of a destination is wanted back, and where it may be kept.
+// A request to fetch a checkpoint from a sink's destination.
 typedef struct {
     // Size of this struct in the host's build.
     uint32_t struct_size;
     // HOST_FETCH_FOR_RESUME, or zero.
     uint32_t flags;
-    // Which one, in the destination's own words: a branch, a commit. Empty: the newest.
+    // The checkpoint to fetch, as the destination identifies it, for example a branch or a commit.
+    // If empty, the sink fetches the newest checkpoint.
     HostStr revision;
-    // Absolute path of a folder of the sink's own, which exists and survives the process.
+    // Absolute path of the sink's own folder. It exists and is kept after the process ends.
     HostStr state_dir;
 } HostFetch;
 
-// Delivers checkpoints somewhere. The host owns the queue and the ledger; the sink reports.
+// Delivers checkpoints to a destination. The host manages the queue and the ledger.
 typedef struct {
     // Size of this struct in the plugin's build.
     uint32_t struct_size;
@@ -525,95 +549,99 @@ typedef struct {
     HostCreate create;
     // See HostDestroy.
     HostDestroy destroy;
-    // `[worker]` Delivers the checkpoint and puts a receipt by `put_bytes`: a JSON object of the
-    // sink's, with what lets a person find it (`commit`, `path`). Delivering the same again changes
-    // nothing. The checkpoint is borrowed until this returns. After `HOST_TEMPORARY` and
-    // `HOST_CANCELLED` it stays queued and is tried again, after `HOST_PANIC` by another instance. Any
-    // other failure is final for it in this process; another that takes up the run offers it again.
+    // `[worker]` Delivers the checkpoint and passes a receipt to `put_bytes`: a JSON object by
+    // which users can find the checkpoint (`commit`, `path`). Delivering a checkpoint again must
+    // change nothing. The checkpoint is borrowed until this returns. After `HOST_TEMPORARY` or
+    // `HOST_CANCELLED`, the checkpoint stays queued and the host tries again. After `HOST_PANIC`,
+    // the host tries again with a new instance. Any other failure is final in this process, but a
+    // process that resumes the run tries again.
     HostStatus (*publish)(void *instance, const HostCheckpoint *checkpoint, const HostOut *out);
-    // `[any]` Asks the `publish` or `preflight` that is running, if any, to end soon with
-    // `HOST_CANCELLED`. Returns at once, and cannot fail.
+    // `[any]` Requests that the current call of `publish`, `preflight` or `fetch`, if there is
+    // one, end soon with `HOST_CANCELLED`. Returns immediately and cannot fail.
     void (*cancel)(void *instance);
-    // `[worker]` Since 1.1; may be null. Looks, before the first step of a run or of its resume,
-    // whether checkpoints will arrive: whether the destination is there, may be written to and has
-    // room. Delivers nothing. `HOST_OK` if so; what was found may be put by `put_bytes`, as a short
-    // text for people. `HOST_TEMPORARY` if the world is not ready (no network), any other failure if
-    // it never will be. `preflight` is borrowed until this returns.
+    // `[worker]` Since 1.1; can be null. Called before the first step of a new or resumed run.
+    // Checks that checkpoints can be delivered. For this, the destination must exist, be writable
+    // and have enough space. Delivers nothing. Returns `HOST_OK` if checkpoints can be delivered,
+    // and can pass a short text for users to `put_bytes`. Returns `HOST_TEMPORARY` if the
+    // destination is not ready (no network), and another failure if the destination will never be
+    // ready. `preflight` is borrowed until this returns.
     HostStatus (*preflight)(void *instance, const HostPreflight *preflight, const HostOut *out);
-    // `[worker]` Since 1.2; may be null, in a sink that brings nothing back. Brings a checkpoint that
-    // the destination has into a folder below `state_dir`, laid out as it was delivered, and puts a
-    // receipt by `put_bytes`: a JSON object whose `path` is the folder, absolute, and which says for
-    // people and for the next time what it is (`commit`). The folder is whole, and the host may read
-    // it for as long as it likes. Fetching the same again changes nothing. `HOST_TEMPORARY` if the
-    // world is not ready (no network), any other failure if the destination has no such checkpoint.
-    // `fetch` is borrowed until this returns. `cancel` ends it, too.
+    // `[worker]` Since 1.2; null if the sink cannot fetch. Copies a checkpoint from the
+    // destination into a folder below `state_dir`. The folder has the layout of a delivered
+    // checkpoint. Passes a receipt to `put_bytes`: a JSON object with the folder's absolute `path`
+    // and an identifier for users and for later fetches (`commit`). The folder must be complete
+    // and must be kept, since the host can read it at any later time. Fetching a checkpoint again
+    // must change nothing. Returns `HOST_TEMPORARY` if the destination is not ready (no network),
+    // and another failure if the destination does not have the checkpoint. `fetch` is borrowed
+    // until this returns.
     HostStatus (*fetch)(void *instance, const HostFetch *fetch, const HostOut *out);
 } HostCheckpointSink;
 
-// A named number.
+// A metric's name and value.
 typedef struct {
-    // Size of this struct in the host's build; also the stride of the array it lies in.
+    // Size of this struct in the host's build; also the stride of its array.
     uint32_t struct_size;
     // Zero.
     uint32_t flags;
-    // `loss/train`, `loss/eval`, `lr`.
+    // The metric's name, such as `loss/train`, `loss/eval` or `lr`.
     HostStr name;
-    // Infinity and NaN are values.
+    // The value; can be infinite or NaN.
     double value;
 } HostValue;
 
-// Something that happened in a run. The comment of each `HOST_EVENT_*` says which fields its kind
-// has; all others are zero or empty.
+// Something that happened in a run. The comment of each `HOST_EVENT_*` lists the fields of its kind;
+// all others are zero or empty.
 typedef struct {
     // Size of this struct in the host's build.
     uint32_t struct_size;
-    // One of the `HOST_EVENT_*`. A plugin skips those that it does not know: a newer host has more.
+    // One of the `HOST_EVENT_*`. A plugin must skip unknown kinds, which a newer host can add.
     uint32_t kind;
-    // The optimizer steps finished by then.
+    // Number of optimizer steps finished at the time of the event.
     uint64_t step;
-    // Measured values, each name once.
+    // Measured values. Each name appears once.
     const HostValue *values;
     // Length of `values`.
     size_t n_values;
-    // A checkpoint's folder (`step-000100`), or the id of the plugin that the event is about.
+    // A checkpoint's folder (`step-000100`), a plugin's id, or the sender of a request.
     HostStr name;
-    // The call that failed: `update`, `publish`.
+    // The call that failed, such as `update` or `publish`.
     HostStr call;
-    // A message or reason, for people; of a delivery that was made, the sink's receipt (JSON).
+    // A message or reason for users; for a completed delivery, the sink's receipt (JSON).
     HostStr text;
-    // Size of a checkpoint's files.
+    // Total size of a checkpoint's files.
     uint64_t bytes;
-    // Another step than the event's own.
+    // A step other than that of the event; see the kind.
     uint64_t of_step;
-    // How often the run was resumed.
+    // Number of times the run was resumed.
     uint32_t generation;
-    // A number whose meaning the kind says.
+    // A constant; see the kind.
     uint32_t code;
-    // What a request multiplies the learning rate by.
+    // The factor by which a request multiplies the learning rate.
     double factor;
 } HostEvent;
 
-// Where requests go. Valid until the call returns.
+// Receives requests. Valid until the call returns.
 typedef struct {
     // Size of this struct in the host's build.
     uint32_t struct_size;
     // Zero.
     uint32_t reserved;
-    // Handed back as the first argument of each function below.
+    // The first argument to pass to each function below.
     void *ctx;
-    // `[main]` Asks the loop for something, a `HOST_REQUEST_*`, which it does at the next step
-    // boundary. `factor` is in (0, 1] for `HOST_REQUEST_SCALE_LEARNING_RATE`, and not looked at
-    // otherwise. `reason` is for people and is recorded; it may not be empty. A host that does
-    // not know the request answers `HOST_UNSUPPORTED`, and the plugin may ask for another;
-    // `HOST_ERROR` is for a factor or a reason that cannot be. The host copies the reason.
+    // `[main]` Sends a request (a `HOST_REQUEST_*`) to the loop, which carries it out at the next step
+    // boundary. `factor` is in (0, 1] for `HOST_REQUEST_SCALE_LEARNING_RATE` and ignored otherwise.
+    // `reason` is for users and is recorded; it must not be empty. The host copies it. Returns
+    // `HOST_UNSUPPORTED` if the host does not support the request; the plugin can then send another.
+    // Returns `HOST_ERROR` for an invalid factor or reason.
     HostStatus (*ask)(void *ctx, uint32_t request, double factor, HostStr reason);
 } HostRequestsOut;
 
-// Sees what happens in a run, in order, and may ask for something.
+// Receives the events of a run in order and can send requests.
 //
-// It is the one kind with a state in the checkpoint: a metric is reset before each evaluation and
-// no checkpoint is taken within one, a grouping is made once, and a sink keeps what it must know
-// in its `state_dir`, since a checkpoint has the same bytes wherever it is delivered.
+// Only observers have state in the checkpoint. The other kinds do not need it: metrics are reset
+// before each evaluation, and no checkpoint is written during one; parameter groups are computed only
+// once. Sinks keep their state in `state_dir`, so that a checkpoint has the same bytes at every
+// destination.
 typedef struct {
     // Size of this struct in the plugin's build.
     uint32_t struct_size;
@@ -623,38 +651,40 @@ typedef struct {
     HostCreate create;
     // See HostDestroy.
     HostDestroy destroy;
-    // `[main]` Looks at an event of the kinds that the manifest's `events` names, of all if it has
-    // none. The event is borrowed until this returns. The training waits for it.
+    // `[main]` Receives an event. The manifest's `events` lists the kinds; the default is all. The event
+    // is borrowed until this returns. Training waits for this call.
     HostStatus (*observe)(void *instance, const HostEvent *event, const HostRequestsOut *out);
-    // `[main]` Puts the state as bytes by `put_bytes`, which copies. They say their own version;
-    // equal states are equal bytes. They go into the checkpoint; after a failure it has none of this
-    // plugin. Null, together with `import_state`, if there is no state.
+    // `[main]` Passes the state as bytes to `put_bytes`, which copies them, for the checkpoint.
+    // The bytes must contain the version of their format, and equal states must have equal bytes.
+    // If the call fails, the checkpoint has no state of this plugin. If the observer has no state,
+    // this and `import_state` must both be null.
     HostStatus (*export_state)(void *instance, const HostOut *out);
-    // `[main]` Makes the state one that an instance exported before, perhaps of another version of
-    // the plugin. The bytes are borrowed until this returns. Those that it cannot read are an error
-    // and leave the state as it is; the resume fails then.
+    // `[main]` Replaces the state with an exported state, possibly from another version of the
+    // plugin. The bytes are borrowed until this returns. If the bytes cannot be read, returns an
+    // error and leaves the state unchanged; the resume then fails.
     HostStatus (*import_state)(void *instance, HostStr state);
 } HostObserver;
 
-// The call did what it says.
+// The call succeeded.
 #define HOST_OK 0
 
-// It failed; the reason is what `set_error` was last told on this thread.
+// The call failed. The reason is the last message passed to `set_error` on this thread.
 #define HOST_ERROR 1
 
-// The plugin panicked; the instance is poisoned and may only be destroyed.
+// The plugin panicked. The instance is poisoned and can only be destroyed.
 #define HOST_PANIC 2
 
-// The plugin cannot do this, and asking again would not help: an unknown dtype, a missing field.
+// The call is not supported, and a retry would not help. Examples are an unknown dtype and a
+// missing field.
 #define HOST_UNSUPPORTED 3
 
 // The call ended early because `cancel` was called.
 #define HOST_CANCELLED 4
 
-// It failed for a reason that may pass (the network, a lock): the host may try again.
+// The call failed for a temporary reason, such as the network or a lock. The host can try again.
 #define HOST_TEMPORARY 5
 
-// What a plugin defines; see HostPluginEntry.
+// Defined by the plugin; see HostPluginEntry.
 __attribute__((visibility("default"))) const HostPlugin *host_plugin_entry_v1(const HostApi *api);
 
 #ifdef __cplusplus

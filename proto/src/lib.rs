@@ -1,8 +1,8 @@
-//! The messages and services of `proto/*/`, as Rust: generated, committed, and kept fresh by a test,
-//! so that nobody who builds this needs a generator. `make bless` writes them anew.
+//! The messages and services of `proto/*/` as Rust code. The code is generated and committed, so that a
+//! build needs no generator. A test checks that it is up to date; `make bless` regenerates it.
 #![forbid(unsafe_code)]
 
-/// Reads runs: `tracker/v1/tracker.proto`, where every name is explained.
+/// Reads and controls runs. Documented in `tracker/v1/tracker.proto` and `tracker/v1/control.proto`.
 pub mod tracker {
     /// Version 1.
     #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -11,7 +11,7 @@ pub mod tracker {
     }
 }
 
-/// What TensorBoard asks of a data provider: `tensorboard/data/data_provider.proto`.
+/// TensorBoard's data provider. Documented in `tensorboard/data/data_provider.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod tensorboard {
     include!("generated/tensorboard.rs");
@@ -21,11 +21,11 @@ pub mod tensorboard {
         include!("generated/tensorboard.data.rs");
     }
 
-    /// What the HParams plugin reads.
+    /// The messages that TensorBoard's HParams plugin reads.
     pub mod hparams {
         include!("generated/tensorboard.hparams.rs");
     }
 }
 
-/// All files of this crate in one `FileDescriptorSet`, encoded, for reflection.
+/// The encoded `FileDescriptorSet` of all files, for reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("generated/descriptors.bin");

@@ -1,4 +1,4 @@
-//! The generated code is what the `.proto` files say.
+//! Checks that the generated code matches the `.proto` files.
 #![allow(missing_docs)]
 
 use std::path::Path;
@@ -6,9 +6,9 @@ use std::path::Path;
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 
-/// Those that are ours to name.
+/// The `.proto` files of this project's own services.
 const OURS: [&str; 2] = ["tracker/v1/tracker.proto", "tracker/v1/control.proto"];
-/// Those that speak TensorBoard's language.
+/// The `.proto` files whose message names and field numbers come from TensorBoard.
 const TENSORBOARD: [&str; 3] = [
     "tensorboard/summary.proto",
     "tensorboard/hparams/plugin_data.proto",
@@ -41,7 +41,7 @@ fn generated_code_is_fresh() {
         .out_dir(out.path())
         .compile_fds(compile(true))
         .expect("generated");
-    // Comments are for people who read the file; a server need not carry them.
+    // The descriptors are used for reflection, which does not need comments.
     std::fs::write(
         out.path().join("descriptors.bin"),
         compile(false).encode_to_vec(),
@@ -58,13 +58,13 @@ fn generated_code_is_fresh() {
         let old = std::fs::read(committed.join(name)).unwrap_or_default();
         assert!(
             old == fresh,
-            "proto/src/generated/{name} is not what the .proto files say; run `make bless`"
+            "proto/src/generated/{name} does not match the .proto files; run `make bless`"
         );
     }
     let made = std::fs::read_dir(out.path()).expect("the folder").count();
     assert_eq!(
         made,
         GENERATED.len(),
-        "a file was generated that nobody commits"
+        "a generated file is missing in GENERATED"
     );
 }

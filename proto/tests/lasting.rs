@@ -1,5 +1,6 @@
-//! What `tracker.v1` said once on the wire, it says for as long as it is called v1: `tracker.lock`
-//! beside the `.proto` file lists every method, field and enum value, and is only ever appended to.
+//! Checks that `tracker.v1` stays compatible on the wire. The file `tracker.lock`, next to the `.proto`
+//! files, lists every method, field and enum value. Each line is a promise to clients. Lines are only ever
+//! appended.
 #![allow(missing_docs)]
 
 use std::collections::BTreeMap;
@@ -11,16 +12,17 @@ use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto};
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
 
 const HEAD: &str = "\
-# What tracker.v1 promised its clients, a line for each method, field and enum value. Lines are only
-# ever appended: `make bless` does it, and refuses to change one. A field or value that goes stays
-# `reserved` in the .proto file, by its number and its name.
+# The promises of tracker.v1 to its clients, one per line: each method, field and enum value.
+# Lines are only ever appended: `make bless` appends new promises and never changes a line. The number and the
+# name of a removed field or value stay `reserved` in the .proto file.
 ";
 
-/// What is promised, and its terms. The same subject has the same terms for ever.
+/// Promises to clients. The key is the subject of a promise, for example a field. The value is its terms, for
+/// example the field's type and name. The terms of a subject never change.
 type Promises = BTreeMap<String, String>;
 
 #[test]
-fn the_lock_is_fresh_and_what_it_promised_is_kept() {
+fn the_lock_is_complete_and_its_promises_are_kept() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tracker/v1/tracker.lock");
     let mut lock = std::fs::read_to_string(&path).unwrap_or_else(|_| HEAD.to_owned());
     let fresh = unrecorded(&lock, &now()).unwrap_or_else(|broken| panic!("{broken}"));
@@ -30,12 +32,12 @@ fn the_lock_is_fresh_and_what_it_promised_is_kept() {
         }
         std::fs::write(&path, lock).expect("the lock");
     } else if let Some((subject, _)) = fresh.first_key_value() {
-        panic!("tracker.lock does not know {subject}; run `make bless`");
+        panic!("{subject} is missing in tracker.lock; run `make bless`");
     }
 }
 
 #[test]
-fn a_promise_that_is_changed_or_gone_is_found() {
+fn changed_and_missing_promises_are_found() {
     let lock = "field Run.1 = string name\nvalue State.1 = STATE_ON\n";
     let promises = |lines: &[(&str, &str)]| -> Promises {
         let owned = |&(subject, terms): &(&str, &str)| (subject.to_owned(), terms.to_owned());
@@ -51,7 +53,8 @@ fn a_promise_that_is_changed_or_gone_is_found() {
     let fresh = unrecorded(lock, &more).expect("an addition");
     assert_eq!(fresh, promises(&[("field Run.2", "int64 steps")]));
 
-    // Another type, another name, and a number that is free again.
+    // Each of these breaks a promise: a changed type, a changed name, and a removed value whose number is not
+    // reserved.
     for broken in [
         promises(&[("field Run.1", "bytes name"), kept[1]]),
         promises(&[("field Run.1", "string title"), kept[1]]),
@@ -59,12 +62,15 @@ fn a_promise_that_is_changed_or_gone_is_found() {
     ] {
         assert!(unrecorded(lock, &broken).is_err(), "{broken:?}");
     }
-    // One that went, but whose number and name nobody can take.
+    // A value may be removed if its number and name are reserved.
     let reserved = promises(&[kept[0], ("value State.1", "reserved STATE_ON")]);
     assert_eq!(unrecorded(lock, &reserved), Ok(Promises::new()));
 }
 
-/// The promises that the lock does not have, or which of its own is broken.
+/// Returns the promises that are not in the lock.
+///
+/// # Errors
+/// If promises of the lock are broken, returns an error that contains the first of them.
 fn unrecorded(lock: &str, now: &Promises) -> Result<Promises, String> {
     let mut fresh = now.clone();
     for line in lock.lines().filter(|line| !line.starts_with('#')) {
@@ -76,22 +82,22 @@ fn unrecorded(lock: &str, now: &Promises) -> Result<Promises, String> {
             Some(terms) if terms == promised || is_retired(terms, promised) => {}
             Some(terms) => {
                 return Err(format!(
-                    "tracker.v1 promised {subject} = {promised}, and now it is {terms}"
+                    "tracker.v1 promised {subject} = {promised}, but it is now {terms}"
                 ));
             }
             None => {
                 return Err(format!(
-                    "tracker.v1 promised {subject} = {promised}, and it is gone: reserve it"
+                    "tracker.v1 promised {subject} = {promised}, but it was removed: reserve it"
                 ));
             }
         }
     }
-    // What is reserved promises nothing that a client could use.
+    // A reserved number needs no line in the lock.
     fresh.retain(|_, terms| !terms.starts_with("reserved"));
     Ok(fresh)
 }
 
-/// Whether these terms only keep others from what was promised.
+/// Whether these terms reserve the promised name.
 fn is_retired(terms: &str, promised: &str) -> bool {
     let names = terms.strip_prefix("reserved ").unwrap_or_default();
     let name = promised.rsplit(' ').next();
@@ -139,7 +145,7 @@ fn of_file(file: &FileDescriptorProto, promises: &mut Promises) {
 fn of_message(message: &DescriptorProto, short: &dyn Fn(&str) -> String, promises: &mut Promises) {
     let reserved = format!("reserved {}", message.reserved_name.join(" "));
     for range in &message.reserved_range {
-        // The end of a message's range is not in it.
+        // The end of a message's reserved range is exclusive.
         for number in range.start()..range.end() {
             let subject = format!("field {}.{number}", message.name());
             promises.insert(subject, reserved.clone());
@@ -155,7 +161,7 @@ fn of_message(message: &DescriptorProto, short: &dyn Fn(&str) -> String, promise
         );
         promises.insert(subject, terms);
     }
-    // The lock has no lines for messages within messages, so there are none.
+    // The lock has no lines for nested types, so nested types are not allowed.
     assert!(message.nested_type.is_empty(), "{}", message.name());
     assert!(message.enum_type.is_empty(), "{}", message.name());
 }
@@ -163,7 +169,7 @@ fn of_message(message: &DescriptorProto, short: &dyn Fn(&str) -> String, promise
 fn of_enum(kind: &EnumDescriptorProto, promises: &mut Promises) {
     let reserved = format!("reserved {}", kind.reserved_name.join(" "));
     for range in &kind.reserved_range {
-        // The end of an enum's range is in it.
+        // The end of an enum's reserved range is inclusive.
         for number in range.start()..=range.end() {
             promises.insert(format!("value {}.{number}", kind.name()), reserved.clone());
         }
@@ -174,7 +180,7 @@ fn of_enum(kind: &EnumDescriptorProto, promises: &mut Promises) {
     }
 }
 
-/// `repeated `, `optional `, `oneof body `, or nothing.
+/// Returns `repeated `, `optional `, `oneof body ` or the empty string.
 fn shape(field: &FieldDescriptorProto, message: &DescriptorProto) -> String {
     if field.label() == Label::Repeated {
         return "repeated ".to_owned();
@@ -190,11 +196,11 @@ fn shape(field: &FieldDescriptorProto, message: &DescriptorProto) -> String {
     })
 }
 
-/// A field's type as the `.proto` file has it.
+/// Returns a field's type as written in the `.proto` file.
 fn kind(field: &FieldDescriptorProto, short: &dyn Fn(&str) -> String) -> String {
     match field.r#type() {
         Type::Message | Type::Enum => short(field.type_name()),
-        // `TYPE_INT64` to `int64`.
+        // Converts `TYPE_INT64` to `int64`.
         scalar => scalar.as_str_name()["TYPE_".len()..].to_ascii_lowercase(),
     }
 }

@@ -1,4 +1,4 @@
-//! The style of our own `.proto` files: the rules that buf calls STANDARD, and a comment on everything.
+//! Checks the style of the `.proto` files: buf's STANDARD rules, and a comment on every element.
 #![allow(missing_docs)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,8 @@ use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorProto};
 use prost_types::{EnumOptions, FileDescriptorSet, ServiceDescriptorProto};
 
 const OURS: [&str; 2] = ["tracker/v1/tracker.proto", "tracker/v1/control.proto"];
-/// What speaks TensorBoard's language is not ours to name, but to explain.
+/// The files that use TensorBoard's names for messages and fields. In these files, only the comments are
+/// checked.
 const THEIRS: [&str; 3] = [
     "tensorboard/summary.proto",
     "tensorboard/hparams/plugin_data.proto",
@@ -17,7 +18,7 @@ const THEIRS: [&str; 3] = [
 ];
 
 #[test]
-fn our_files_have_no_fault() {
+fn our_files_have_no_faults() {
     let set = compile(Path::new(env!("CARGO_MANIFEST_DIR")), &OURS);
     assert_eq!(faults(&set), BTreeSet::new());
 }
@@ -31,7 +32,7 @@ fn every_element_of_theirs_has_a_comment() {
     }
 }
 
-/// A file without a fault, and what to write in it for each to be found.
+/// A file without faults. The test below plants faults in it.
 const SOUND: &str = r#"syntax = "proto3";
 package demo.v1;
 // Reads.
@@ -41,21 +42,21 @@ service ReadService {
 }
 // Request of ReadOne.
 message ReadOneRequest {
-  // Which.
+  // The run.
   string run_name = 1;
   reserved 2;
 }
 // Response of ReadOne.
 message ReadOneResponse {
-  // How it is.
+  // The state.
   oneof state {
-    // At work.
+    // The kind.
     Kind kind = 1;
   }
 }
 // A kind.
 enum Kind {
-  // Not known.
+  // Unknown.
   KIND_UNSPECIFIED = 0;
   // A good one.
   KIND_GOOD = 1;
@@ -63,7 +64,7 @@ enum Kind {
 "#;
 
 #[test]
-fn a_fault_of_each_kind_is_found() {
+fn every_kind_of_fault_is_found() {
     assert_eq!(faults_of("demo/v1/read.proto", SOUND), BTreeSet::new());
     for (from, to, fault) in [
         ("syntax = \"proto3\";", "syntax = \"proto2\";", "syntax"),
@@ -137,9 +138,9 @@ fn a_fault_of_each_kind_is_found() {
             "",
             "message ReadOneRequest: no comment",
         ),
-        ("  // Which.\n", "", "field run_name: no comment"),
-        ("  // How it is.\n", "", "oneof state: no comment"),
-        ("    // At work.\n", "", "field kind: no comment"),
+        ("  // The run.\n", "", "field run_name: no comment"),
+        ("  // The state.\n", "", "oneof state: no comment"),
+        ("    // The kind.\n", "", "field kind: no comment"),
         ("// A kind.\n", "", "enum Kind: no comment"),
         ("  // A good one.\n", "", "value KIND_GOOD: no comment"),
     ] {
@@ -151,7 +152,7 @@ fn a_fault_of_each_kind_is_found() {
                 "Kind kind"
             },
         );
-        // What stood in proto3 needs a label in proto2.
+        // In proto2, fields need a label.
         let planted = match to.contains("proto2") {
             true => planted.replace("string run_name", "required string run_name"),
             false => planted,
@@ -159,7 +160,7 @@ fn a_fault_of_each_kind_is_found() {
         let found = faults_of("demo/v1/read.proto", &planted);
         assert!(
             found.iter().any(|found| found.contains(fault)),
-            "{to:?} is to be {fault:?}: {found:?}"
+            "{to:?} should cause {fault:?}: {found:?}"
         );
     }
     let proto2 = SOUND
@@ -178,7 +179,7 @@ fn a_fault_of_each_kind_is_found() {
 }
 
 #[test]
-fn a_message_serves_one_method_and_a_package_one_folder() {
+fn a_message_belongs_to_one_method_and_a_package_to_one_folder() {
     let again = SOUND.replace(
         "  // Reads one.\n",
         "  // Reads all.\n  rpc ReadAll(ReadOneRequest) returns (ReadOneResponse);\n  // Reads one.\n",
@@ -227,7 +228,7 @@ fn compile(root: &Path, names: &[&str]) -> FileDescriptorSet {
     set
 }
 
-/// What is not as it should be, `what: why`.
+/// Returns the faults. Each has the form `element: rule`.
 fn faults(set: &FileDescriptorSet) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut used: BTreeMap<&str, u32> = BTreeMap::new();
@@ -246,7 +247,7 @@ fn faults(set: &FileDescriptorSet) -> BTreeSet<String> {
     found
 }
 
-/// A look at one file.
+/// Checks one file and collects its faults.
 struct Look<'a> {
     file: &'a FileDescriptorProto,
     faults: BTreeSet<String>,
@@ -323,7 +324,7 @@ impl<'a> Look<'a> {
             self.must(is_lower_snake(field.name()), &what, "lower_snake_case");
             self.must(field.label() != Label::Required, &what, "required");
         }
-        // `optional` makes a oneof of its own, `_name`.
+        // Each `optional` field has a synthetic oneof `_name`. The synthetic oneofs follow the real ones.
         let made = message
             .field
             .iter()
@@ -369,8 +370,8 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// Paths as descriptor.proto numbers them: messages 4 (fields 2, messages 3, enums 4, oneofs 8),
-    /// enums 5 (values 2), services 6 (methods 2).
+    /// Checks that every element has a comment. Paths use the numbers of descriptor.proto: messages 4
+    /// (fields 2, messages 3, enums 4, oneofs 8), enums 5 (values 2), services 6 (methods 2).
     fn comments(&mut self) {
         let info = self.file.source_code_info.as_ref().expect("asked for");
         for location in &info.location {
@@ -382,7 +383,7 @@ impl<'a> Look<'a> {
     }
 }
 
-/// What stands at a path, if that is something to explain.
+/// Returns the element at a path, or `None` if it does not need a comment.
 fn element(file: &FileDescriptorProto, path: &[i32]) -> Option<String> {
     let at = |index: i32| usize::try_from(index).expect("an index");
     match *path {
@@ -420,7 +421,7 @@ fn in_enum(kind: &EnumDescriptorProto, path: &[i32]) -> Option<String> {
     }
 }
 
-/// `lower_snake_case`, one underscore at a time.
+/// Whether a name is `lower_snake_case` without double underscores.
 fn is_lower_snake(name: &str) -> bool {
     name.split('_').all(|word| {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
@@ -428,13 +429,13 @@ fn is_lower_snake(name: &str) -> bool {
     }) && name.starts_with(|c: char| c.is_ascii_lowercase())
 }
 
-/// `PascalCase`.
+/// Whether a name is `PascalCase`.
 fn is_pascal(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_uppercase())
         && name.chars().all(|c| c.is_ascii_alphanumeric())
 }
 
-/// `RunState` to `RUN_STATE_`.
+/// Converts `RunState` to `RUN_STATE_`.
 fn screaming(name: &str) -> String {
     let mut screamed = String::new();
     for letter in name.chars() {

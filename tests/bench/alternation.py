@@ -1,5 +1,5 @@
-"""A training whose sinks' processes are stopped and let go in turn, so that what they cost is seen within one
-run: what else the machine does for longer than some seconds is the same on both sides."""
+"""Measures the cost of sinks within one run. The run's sink processes are alternately stopped and continued. If the
+machine has other load for longer than a few seconds, the load affects both phases equally."""
 
 import contextlib
 import json
@@ -12,14 +12,15 @@ import subprocess
 import sys
 import tempfile
 
-# A group of steps: the sinks are stopped in the first and the last five, and at work between.
+# In the first five and the last five steps of a group, the sinks are stopped. In the other steps, they run.
 GROUP, BEGIN, END = 20, 5, 15
 
 
 class Alternation:
-    """One training of `warm` steps, so many groups, and one step more. `ratios`: by group, how many times as
-    long a step takes while the sinks are at work; `sending`: the share of that time in which one is under way
-    with a checkpoint; `delivered`: how many arrived."""
+    """One run of `warm` steps, `groups` groups of steps, and one more step. It has three results.
+    `ratios`: for each group, the time of a step with running sinks, divided by the time with stopped sinks.
+    `sending`: the part of the sinks' running time during which a checkpoint was being sent, as a fraction.
+    `delivered`: the number of delivered checkpoints."""
 
     def __init__(self, command, warm, groups):
         self.at_work = [[] for _ in range(groups)]
@@ -34,7 +35,7 @@ class Alternation:
                 env={**os.environ, "OMP_NUM_THREADS": "2"},
             )
             with self.host, contextlib.ExitStack() as end:
-                end.callback(self.signal, signal.SIGCONT)  # also of one that is cut off
+                end.callback(self.signal, signal.SIGCONT)  # even if the run fails
                 for line in self.host.stdout:
                     event = json.loads(line)
                     if event.get("kind") == "delivery":
@@ -55,11 +56,12 @@ class Alternation:
         self.sending = common / sum(end - begin for begin, end in self.periods)
 
     def step(self, step, event):
-        """A step has ended. The first after a change is of neither side."""
+        """Handles the end of a step. If the sinks are stopped or continued at the end of a step, this step counts for
+        neither phase."""
         group, of_group = divmod(step, GROUP)
         now = event["time_us"]
         if group == len(self.stopped):
-            self.signal(signal.SIGCONT)  # the end: all that waits is delivered
+            self.signal(signal.SIGCONT)  # at the end, deliver all waiting checkpoints
         elif of_group == BEGIN:
             self.signal(signal.SIGCONT)
             self.begun = now
@@ -84,7 +86,7 @@ class Alternation:
             self.delivered += 1
 
     def signal(self, what):
-        """Sends it to the sinks' processes and all that they started."""
+        """Sends a signal to the sinks' processes and all their descendants."""
         found = children(self.host.pid)
         while found:
             process = found.pop()
@@ -102,7 +104,7 @@ def children(process):
 
 
 def mean_ratio(ratios):
-    """Their geometric mean, and between what it is with 95 % confidence."""
+    """Returns the geometric mean and its 95 % confidence interval."""
     logs = [math.log(ratio) for ratio in ratios]
     mean, error = statistics.mean(logs), 1.96 * statistics.stdev(logs) / math.sqrt(len(logs))
     return [math.exp(mean + side * error) for side in (0, -1, 1)]

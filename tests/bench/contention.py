@@ -11,7 +11,7 @@ from training import SHAPES, WARM, configuration, host, peer, token_files
 
 @contextlib.contextmanager
 def neighbors(count):
-    """Processes that each keep a core busy."""
+    """Runs processes that each keep a core busy."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -22,8 +22,8 @@ def neighbors(count):
 
 
 def contention(rounds):
-    """A step beside busy processes: as the host is, with the spinning of idle threads set by hand to the same
-    and to libgomp's own default, and Accelerate."""
+    """Measures a step while other processes are busy. Compares Accelerate with the host. The host runs with
+    three spin counts of idle threads: the host's default, the same value set explicitly, and libgomp's default."""
     sizes, batch, length, _ = SHAPES["small"]
     shape = (sizes, batch, length, 12)
     token_files(sizes["vocab_size"])
@@ -42,7 +42,7 @@ def contention(rounds):
                 for who, measure in contenders.items():
                     results[who].append(statistics.median(measure()["step_secs"][WARM:]))
         print(
-            f"\nbeside {count} busy processes, {os.cpu_count()} cores, {batch} x {length} tokens, {rounds} rounds in turn"
+            f"\nwith {count} busy processes, {os.cpu_count()} cores, {batch} x {length} tokens, {rounds} alternating rounds"
         )
         for who, seconds in results.items():
             ratio = statistics.median(
@@ -50,7 +50,7 @@ def contention(rounds):
             )
             print(
                 f"{who:28}{statistics.median(seconds):12.3f} s a step ({min(seconds):.3f}-{max(seconds):.3f}); "
-                f"with GOMP_SPINCOUNT=10000 by hand it is {ratio:.3f}x"
+                f"{ratio:.3f}x as fast as with GOMP_SPINCOUNT=10000"
             )
         report[count] = results
     return report

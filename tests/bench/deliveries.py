@@ -1,4 +1,4 @@
-"""Measures the cost of pushing checkpoints to a repository during training."""
+"""Measures the cost of pushing checkpoints to a repository during a run."""
 
 import json
 import os
@@ -12,8 +12,9 @@ from training import SHAPES, WARM, command, configuration, folder, root, run, to
 
 
 def deliveries(rounds):
-    """What a push costs, and what it costs the training beside it, which writes a checkpoint of every fifth
-    step and always pushes one; beside a training without a sink, in which nothing alternates."""
+    """Measures a push. Then measures a run that writes a checkpoint every fifth step. The result is the time of a
+    step while the sink's process runs, divided by the time of a step while that process is stopped. A run without a
+    sink is measured in the same way: its ratio differs from 1 only by noise."""
     kept = folder / "push.json"
     print("\npush", flush=True)
     subprocess.run(
@@ -40,7 +41,7 @@ def deliveries(rounds):
     shape = (sizes, batch, length, groups * alternation.GROUP + 1)
     token_files(sizes["vocab_size"])
     config = configuration("small", sizes)
-    # In memory: the disk of another machine is not this one's.
+    # A real remote does not use the disk of this machine, so this one is in memory.
     remote = pathlib.Path("/dev/shm") / f"host-bench-{os.getpid()}.git"
     contenders = {
         "pushing": [f"hub-git:repo=file://{remote},lfs=always,trainer=true,queue=latest"],
@@ -55,7 +56,7 @@ def deliveries(rounds):
             shutil.rmtree(remote)
             shutil.rmtree(folder / "runs")
     print(
-        f"\na training that pushes in turn, {batch} x {length} tokens, a checkpoint every 5 steps, {rounds} rounds of {groups} times 10 steps"
+        f"\na training with alternating pushes, {batch} x {length} tokens, a checkpoint every 5 steps, {rounds} rounds of {groups} times 10 steps"
     )
     report = {}
     for who, trainings in results.items():
@@ -65,6 +66,6 @@ def deliveries(rounds):
         sending = statistics.mean(training.sending for training in trainings)
         delivered = sum(training.delivered for training in trainings)
         print(
-            f"{who:28}{ratio:8.3f}x of a step without ({low:.3f}-{high:.3f} with 95 % confidence); sending {sending:.0%} of that time, {delivered} delivered"
+            f"{who:28}{ratio:8.3f}x the time of a step without ({low:.3f}-{high:.3f} with 95 % confidence); sending {sending:.0%} of that time, {delivered} delivered"
         )
     return {"push": json.loads(kept.read_text()), "step_ratio": report}

@@ -1,15 +1,15 @@
-"""Measures what gradient checkpointing saves in memory, and what it costs in time."""
+"""Measures the memory that gradient checkpointing saves, and the time that it costs."""
 
 import statistics
 
 from training import WARM, configuration, host, token_files
 
-# What gradient checkpointing is for: most of the memory is what the blocks keep.
+# A shape for which gradient checkpointing is useful: the blocks' activations take most of the memory.
 DEEP = (dict(n_layer=8, n_embd=256, n_head=4, vocab_size=1024, n_positions=512), 8, 512, 4)
 
 
 def gradient_checkpointing(rounds):
-    """The peak memory of one shape with and without it, and what it costs in time."""
+    """Measures the peak memory and the step time of one shape with and without gradient checkpointing."""
     sizes, batch, length, _ = DEEP
     token_files(sizes["vocab_size"])
     config = configuration("deep", sizes)

@@ -1,8 +1,9 @@
-"""The script that users would write instead: transformers' GPT-2 with SDPA, Accelerate, AdamW(fused=True).
+"""The script that users would write instead of using the host: transformers' GPT-2 with SDPA, Accelerate,
+AdamW(fused=True).
 
 Usage: peer.py CONFIG.json BATCH SEQUENCE STEPS plain|compiled|mm|onednn|checkpoint
 DEVICE=cuda:0 runs it on a GPU.
-Prints one line of JSON: seconds of each step, peak memory, seconds from start to the first step's end.
+Prints one line of JSON: seconds of each step, peak memory, seconds from the start to the first step's end.
 """
 
 import time
@@ -23,14 +24,14 @@ on_cpu = device.type == "cpu"
 
 
 def wait():
-    """Until the device has done what it was given."""
+    """Waits until the device has finished all queued work."""
     if not on_cpu:
         torch.cuda.synchronize(device)
 
 
 def products():
-    """The model's matrix products alone: of every linear layer, of attention and of the head, forward
-    and both backward ones, in their shapes. Returns seconds for one step's worth of them."""
+    """Runs only the model's matrix products, in their real shapes: the forward product and both backward
+    products of the linear layers, attention and the head. Returns the seconds that they take in each step."""
     rows, width, layers, heads = batch * length, config["n_embd"], config["n_layer"], config["n_head"]
     linear = [
         (rows, width, 3 * width),
@@ -51,7 +52,7 @@ def products():
         start = time.perf_counter()
         for (x, w, y), (forward, to_x, to_w) in zip(matrices, outputs):
             if kind == "onednn":
-                # The library that the host uses; it returns its results.
+                # The host uses oneDNN, too. Unlike torch.mm with out=, oneDNN's functions allocate their results.
                 one_dnn(x, w.t())
                 one_dnn(y, w)
                 one_dnn(x.t(), y.t())
@@ -62,10 +63,10 @@ def products():
         for query, key, weights, value in attention:
             torch.bmm(query, key.mT, out=scores)
             torch.bmm(weights, value, out=part)
-            torch.bmm(weights.mT, value, out=part)  # the values' gradient
-            torch.bmm(value, key.mT, out=scores)  # the weights'
-            torch.bmm(weights, key, out=part)  # the queries'
-            torch.bmm(weights.mT, query, out=part)  # the keys'
+            torch.bmm(weights.mT, value, out=part)  # gradient of the values
+            torch.bmm(value, key.mT, out=scores)  # gradient of the weights
+            torch.bmm(weights, key, out=part)  # gradient of the queries
+            torch.bmm(weights.mT, query, out=part)  # gradient of the keys
         wait()
         seconds.append(time.perf_counter() - start)
     return seconds, 0.0
@@ -76,8 +77,9 @@ def one_dnn(x, weight):
 
 
 def checkpoint():
-    """What a checkpoint costs the script's loop, save_pretrained and torch.save, and what a plain
-    memcpy of the same state (weights and both moments) into memory that was touched before costs."""
+    """Measures how long a checkpoint with save_pretrained and torch.save blocks the script's loop. For
+    comparison, measures a plain memcpy of the same state (weights and both moments) into memory that was
+    already touched."""
     import ctypes
     import tempfile
 
@@ -132,7 +134,7 @@ def train():
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        loss.item()  # a script logs its loss
+        loss.item()  # like a script that logs its loss
         seconds.append(time.perf_counter() - start)
         first = first or time.time() - begin
     return seconds, first

@@ -1,4 +1,4 @@
-"""Measures what plugins cost a training."""
+"""Measures the cost of plugins in a run."""
 
 import json
 import statistics
@@ -6,13 +6,15 @@ import subprocess
 
 from training import SHAPES, WARM, configuration, folder, host, root, token_files
 
-# All that is shipped but the sinks; the parameter groups are always somebody's. The patience is endless.
+# All shipped plugins except the sinks. weight-decay is not listed, because it is always loaded. With this
+# patience, early-stopping never ends the run.
 PLUGINS = ["perplexity", "token-accuracy", "bits-per-byte", "early-stopping:patience=1000000", "loss-guard"]
 
 
 def plugins(rounds):
-    """Measures the cost of plugins: a call across the boundary and into a process, a load, and a training with all
-    of them against two without, whose ratio shows the noise."""
+    """Measures the cost of plugins: a call across the boundary, a call into another process, a load, and a
+    run with all plugins. That run is compared with a run without plugins. The ratio of two runs without
+    plugins shows the noise."""
     report = {}
     for bench in ("boundary", "round_trip", "load"):
         kept = folder / f"{bench}.json"
@@ -39,7 +41,7 @@ def plugins(rounds):
     shape = (sizes, batch, length, 40)
     token_files(sizes["vocab_size"])
     config = configuration("small", sizes)
-    # An evaluation comes with each checkpoint.
+    # There is an evaluation with each checkpoint.
     contenders = {"without": (), "without, again": (), "with": PLUGINS}
     results = {who: [] for who in contenders}
     for _ in range(rounds):
@@ -50,7 +52,7 @@ def plugins(rounds):
     }
     shares = [statistics.mean(result["plugin_shares"]) for result in results["with"]]
     print(
-        f"\n{len(PLUGINS) + 1} plugins in a training, {batch} x {length} tokens, an evaluation every 10 steps, {rounds} rounds in turn"
+        f"\n{len(PLUGINS) + 1} plugins in a training, {batch} x {length} tokens, an evaluation every 10 steps, {rounds} alternating rounds"
     )
     for who, seconds in step.items():
         ratio = statistics.median(ours / base for ours, base in zip(seconds, step["without"]))
@@ -58,6 +60,6 @@ def plugins(rounds):
             f"{who:28}{statistics.median(seconds):12.4f} s a step ({min(seconds):.4f}-{max(seconds):.4f}){ratio:8.3f}x"
         )
     print(
-        f"accounted to the plugins inside the loop: {statistics.median(shares):.4%} of its time ({min(shares):.4%}-{max(shares):.4%})"
+        f"time of the plugins inside the loop: {statistics.median(shares):.4%} ({min(shares):.4%}-{max(shares):.4%})"
     )
     return {**report, "step_secs": step, "step_share": shares}

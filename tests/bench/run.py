@@ -1,6 +1,6 @@
-"""Trains one shape with the host and with what users would pick instead, in turn, and prints the
-medians and ratios. Usage: run.py [ROUNDS [SHAPE…]]; the table is kept as target/bench/train.json.
-DEVICE=cuda:0 runs it on a GPU; the table is then train-cuda.json beside it.
+"""Trains each shape with the host and with the alternatives, in alternating rounds, and prints
+medians and ratios. Usage: run.py [ROUNDS [SHAPE…]]; the table is saved as target/bench/train.json.
+DEVICE=cuda:0 trains on a GPU; the table is then train-cuda.json in the same folder.
 """
 
 import json

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains the same shapes with the host and with its peers, in turn, and prints the table; or measures the
-# tracker beside its peers.
+# Trains the same model shapes with the host and with its peers, in alternating rounds. Prints medians and ratios. With
+# the argument `tracker`, compares the tracker with its peers instead.
 # Usage: run.sh [ROUNDS [SHAPE…]] or run.sh tracker [ROUNDS]; DEVICE=cuda:0 trains on a GPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

@@ -1,10 +1,11 @@
-"""Measures how fast the host trains one shape, and in how much memory, beside what users would pick instead."""
+"""Compares the speed and memory of training in the host and in its peers, for one shape of the model."""
 
 import statistics
 
 from training import WARM, configuration, device, host, on_cpu, peer, token_files
 
-# The host's own settings of glibc's allocator, for the peer that shows how much they are worth.
+# The host's settings for glibc's allocator. Some peers use them, too. Two of the peers differ only in these
+# settings, which shows their effect.
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 62),
@@ -13,7 +14,7 @@ MALLOC = {
 
 
 def throughput(name, shape, rounds):
-    """The table of one shape, each contender in turn, and what a checkpoint costs there."""
+    """Measures one shape with all contenders in alternating rounds. Also measures the cost of a checkpoint."""
     sizes, batch, length, _ = shape
     token_files(sizes["vocab_size"])
     config = configuration(name, sizes)
@@ -47,7 +48,7 @@ def summary(name, shape, results, rounds):
     flops = batch * length * 6 * linear + 12 * layers * batch * length * length * width
     place = "2 threads" if on_cpu else device
     print(
-        f"\n{name}: {layers} layers, width {width}, vocabulary {vocab}, {batch} x {length} tokens, f32, {place}, {rounds} rounds in turn"
+        f"\n{name}: {layers} layers, width {width}, vocabulary {vocab}, {batch} x {length} tokens, f32, {place}, {rounds} alternating rounds"
     )
     print(
         f"FLOP of a step: tokens * 6 * (12 layers width^2 + width vocabulary) + 12 layers batch sequence^2 width = {flops / 1e9:.1f} G"
@@ -74,7 +75,8 @@ def summary(name, shape, results, rounds):
 
 
 def checkpoints(config, shape, rounds):
-    """What a checkpoint costs the loop: ours, a memcpy of the same bytes, and what the script does."""
+    """Measures how long a checkpoint blocks the training loop, in the host and in a peer's script. For comparison,
+    measures how long a plain memcpy of the checkpoint takes."""
     rounds_of = [
         (host(config, shape, checkpoint_steps=3)["copy_secs"], peer(config, shape, "checkpoint"))
         for _ in range(rounds)
@@ -85,7 +87,7 @@ def checkpoints(config, shape, rounds):
     save = statistics.median(statistics.median(found["save_secs"][1:]) for found in theirs)
     megabytes = theirs[0]["bytes"] / 1e6
     print(
-        f"a checkpoint of {megabytes:.0f} MB stops the loop for {copy * 1e3:.1f} ms; a memcpy of it takes {memcpy * 1e3:.1f} ms "
+        f"a checkpoint of {megabytes:.0f} MB blocks the loop for {copy * 1e3:.1f} ms; a memcpy of it takes {memcpy * 1e3:.1f} ms "
         f"({copy / memcpy:.2f}x); save_pretrained and torch.save take {save * 1e3:.0f} ms ({save / memcpy:.1f}x)"
     )
     return {"bytes": theirs[0]["bytes"], "copy_secs": copy, "memcpy_secs": memcpy, "save_secs": save}

@@ -1,6 +1,6 @@
-"""The tracker's figures: the host's own (cargo bench -p host-serve), and one log call beside TensorBoard's
-SummaryWriter, W&B offline, MLflow and trackio, in turn. Usage: tracker.py [ROUNDS]; the table is kept as
-target/bench/tracker.json.
+"""Measures the tracker (cargo bench -p host-serve), and compares one log call with TensorBoard's
+SummaryWriter, W&B offline, MLflow and trackio, in alternating rounds. Usage: tracker.py [ROUNDS]. Prints a
+table, and saves all results as target/bench/tracker.json.
 """
 
 import json
@@ -14,7 +14,7 @@ import tempfile
 root = pathlib.Path(__file__).resolve().parents[2]
 folder = root / "target" / "bench"
 rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-# Calls of a round: some seconds of the slowest.
+# Calls per round. The slowest tracker takes a few seconds for them.
 PEERS = {"tensorboard": 2000, "wandb": 2000, "mlflow": 300, "trackio": 2000}
 
 
@@ -39,7 +39,7 @@ def bench(*parts):
 
 
 def peer(tool, calls):
-    """Percentiles of a call in microseconds; why not, if the tool cannot be used here."""
+    """Returns percentiles of a call's duration in microseconds. If the tool cannot be used, returns the reason."""
     scratch = tempfile.mkdtemp(prefix=f"bench-{tool}-")
     script = pathlib.Path(__file__).with_name("tracker_peer.py")
     try:
@@ -47,7 +47,7 @@ def peer(tool, calls):
             [sys.executable, script, tool, str(calls), scratch], capture_output=True, text=True, timeout=300
         )
     except subprocess.TimeoutExpired:
-        return "it does not end in 300 s"
+        return "it did not end within 300 s"
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if done.returncode != 0:
@@ -64,7 +64,7 @@ def main():
         results["host"].append(bench("log")["log"])
         for tool, calls in PEERS.items():
             results[tool].append(peer(tool, calls))
-    print(f"\na log call of four values, {rounds} rounds in turn; medians of the rounds")
+    print(f"\na log call of four values, {rounds} alternating rounds; medians of the rounds")
     print(f"{'':14}{'p50 us':>12}{'p99 us':>12}{'p50: host is':>15}")
     ours = statistics.median(of["p50_us"] for of in results["host"])
     for who, of in results.items():

@@ -1,8 +1,8 @@
-"""One log call of four values with what users would pick instead.
+"""Measures one log call of four values with another tracker.
 
 Usage: tracker_peer.py tensorboard|wandb|mlflow|trackio CALLS FOLDER
-Prints one line of JSON: the microseconds of each call. What a tool does behind the call is not counted,
-as the host's writer is not.
+Prints one line of JSON: the microseconds of each call. Work in the background is not counted. The host's
+benchmark does not count it either.
 """
 
 import json
@@ -56,7 +56,7 @@ log, close = {"tensorboard": tensorboard, "wandb": wandb, "mlflow": mlflow, "tra
 us = []
 begun = time.perf_counter()
 for step in range(calls):
-    # At a thousand steps a second, as the host's.
+    # Log a thousand steps per second, like the host's benchmark.
     while time.perf_counter() < begun + step / 1000:
         pass
     value = step / 7

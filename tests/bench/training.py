@@ -1,4 +1,4 @@
-"""Starts one training, with the host or with a peer, and measures its steps and its memory."""
+"""Runs one training, with the host or with a peer, and measures its steps and its memory."""
 
 import json
 import os
@@ -16,7 +16,7 @@ SHAPES = {
     "small": (dict(n_layer=4, n_embd=256, n_head=4, vocab_size=8192, n_positions=256), 8, 256, 12),
     "large": (dict(n_layer=12, n_embd=768, n_head=12, vocab_size=32768, n_positions=512), 4, 512, 4),
 }
-WARM = 3  # steps of a round that do not count: buffers, compilation
+WARM = 3  # warm-up steps of a round; not counted, because they also allocate buffers and compile code
 
 
 def run(command, **environment):
@@ -34,7 +34,7 @@ def configuration(name, sizes):
 
 
 def token_files(vocab_size):
-    """The host's own sources as token files with that vocabulary."""
+    """Tokenizes the host's source code with a tokenizer of this vocabulary size, and writes the token files."""
     target = folder / f"tokenizer-{vocab_size}"
     if not (target / "tokenizer.json").exists():
         target.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def token_files(vocab_size):
 def peer(config, shape, kind, **environment):
     _, batch, length, steps = shape
     script = pathlib.Path(__file__).with_name("peer.py")
-    # The compiler needs a step or two of its own beyond the others' warm-up.
+    # The first steps of a peer can include compilation, so every peer and the host have the same warm-up steps.
     return json.loads(
         run([sys.executable, script, config, batch, length, steps + WARM, kind], **environment).splitlines()[
             -1
@@ -138,7 +138,7 @@ def host(config, shape, environment=(), **arguments):
             stderr=log,
             env={**os.environ, **dict(environment)},
         )
-        _, status, usage = os.wait4(process.pid, 0)  # the child's own accounting
+        _, status, usage = os.wait4(process.pid, 0)  # resource usage of this child only
         if status != 0:
             log.seek(0)
             sys.exit(f"error: host ended with status {status}: {log.read()[-2000:]}")

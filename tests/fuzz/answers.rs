@@ -1,8 +1,9 @@
 //! Input from servers: the output of git, repository addresses, and the responses of a Git LFS server.
 //!
-//! The first byte selects one of these. LFS responses are complete HTTP responses separated by zero bytes. A
-//! proxy on a real socket sends them, and receives every request. Whatever the responses contain, the secret
-//! must go to the LFS server only, and a successful download must have the requested content.
+//! The first byte selects which of these three the other bytes are. LFS responses are complete HTTP responses
+//! separated by zero bytes. A proxy on a real socket sends them, and receives every request. For any
+//! response, the secret must go to the LFS server only, and a successful download must have the requested
+//! content.
 #![no_main]
 
 mod folder;
@@ -31,18 +32,19 @@ static PROXY: LazyLock<String> = LazyLock::new(|| {
         .name("proxy".to_owned())
         .spawn(move || {
             for stream in listener.incoming().flatten() {
-                // The client handles broken connections.
+                // Ignores a broken connection, which the client must handle.
                 let _ = answer(&stream);
             }
         })
         .expect("a thread");
     format!("http://{address}")
 });
-/// The responses not sent yet.
+/// The responses that the proxy has not sent yet.
 static ANSWERS: Mutex<VecDeque<Vec<u8>>> = Mutex::new(VecDeque::new());
 /// Set when no response is left, or when the client starts to wait.
 static IS_OVER: AtomicBool = AtomicBool::new(false);
-/// Set when the secret went to another server. The proxy's thread cannot fail the test itself.
+/// Set when the secret went to a server other than the LFS server. The fuzz target checks this, because a
+/// panic on the proxy's thread would not fail the test.
 static IS_LEAKED: AtomicBool = AtomicBool::new(false);
 
 fuzz_target!(|input: &[u8]| {

@@ -1,8 +1,10 @@
-//! A checkpoint with one replaced file, read as a resume and a model loader read it.
+//! Replaces one file of a checkpoint. Then reads the checkpoint in the way that a resume reads it, and in the
+//! way that a model loader reads it.
 //!
-//! The first byte selects the file, the rest is its new content. The manifest is updated to match, as an
-//! attacker would do, unless the manifest itself is replaced. Finally the checkpoint is removed as a run
-//! removes it. Files outside its folder must not change.
+//! The first byte of the input selects the file; the rest is its new content. The manifest is updated to
+//! match the new content, because an attacker would do so, too. If the manifest itself is replaced, it is not
+//! updated. Finally, the checkpoint is removed in the same way as in a run. Files outside the checkpoint's
+//! folder must not change.
 #![no_main]
 
 mod contained;
@@ -20,7 +22,7 @@ use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
 use sha256::sha256;
 
-/// The files that can be replaced. The last two are not part of our checkpoints.
+/// The files that can be replaced. The host's own checkpoints do not contain the last two.
 const NAMES: [&str; 12] = [
     "manifest.json",
     "config.json",
@@ -37,7 +39,7 @@ const NAMES: [&str; 12] = [
 ];
 const CANARY: &[u8] = b"not the checkpoint's";
 
-/// The name and content of each file of a checkpoint, which `run.sh` made with a real run.
+/// The name and content of each file of a checkpoint. `run.sh` created the checkpoint with a real run.
 static WHOLE: LazyLock<BTreeMap<String, Vec<u8>>> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = folder.join("../../target/fuzz/run/checkpoints/step-000002");

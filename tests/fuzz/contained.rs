@@ -1,5 +1,6 @@
-//! Data and checkpoint readers catch the panics of libraries, which are no failures then. libFuzzer's panic
-//! hook aborts at every panic. This module replaces the hook, and aborts only if a panic escapes the reader.
+//! The readers of data and checkpoints catch panics of libraries, so these panics are not failures. However,
+//! libFuzzer's panic hook aborts at every panic. This module replaces the hook, and aborts only if a panic
+//! escapes the reader.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::sync::{Mutex, Once};

@@ -1,6 +1,6 @@
 //! Training data files in every supported format.
 //!
-//! The first byte selects the format, the rest is the file. Reading from the middle must give the same
+//! The first byte selects the format; the rest is the file. Reading from the middle must give the same
 //! passages as reading from the beginning. The passages of a plain text must add up to its bytes.
 #![no_main]
 
@@ -24,7 +24,7 @@ const NAMES: [&str; 8] = [
     "x.parquet",
     "x.tokens",
 ];
-/// The most passages that are read: a small file may decompress to a large one.
+/// Maximum number of passages to read. There is a limit because a small file can decompress to a large one.
 const MOST: usize = 2000;
 
 static FOLDER: LazyLock<Folder> = LazyLock::new(Folder::new);
@@ -54,7 +54,7 @@ fn test(input: &[u8]) {
             if name == "x.rs" {
                 let text = whole.iter().map(|read| match read {
                     Read::Text(text, _) => text.as_str(),
-                    _ => panic!("a text gives {read:?}"),
+                    _ => panic!("a text was read as {read:?}"),
                 });
                 assert_eq!(text.collect::<String>().as_bytes(), bytes);
             }
@@ -63,7 +63,7 @@ fn test(input: &[u8]) {
     fs::remove_file(path).expect("removed");
 }
 
-/// Checks that the last document of a file ends.
+/// Checks that the last passage of a file ends its document.
 fn check_ends(whole: &[Read]) {
     if let Some(Read::Text(_, ends) | Read::Ids(_, ends)) = whole.last() {
         assert!(ends, "the last document has no end");

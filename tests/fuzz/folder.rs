@@ -1,4 +1,5 @@
-//! A folder for the files of an input, reused for the next one. It is in memory where `/dev/shm` exists.
+//! A folder for the files of a fuzzer's input. All inputs use the same folder. It is in memory if `/dev/shm`
+//! exists.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use tempfile::TempDir;
 pub(crate) struct Folder(TempDir);
 
 impl Folder {
-    /// Makes it.
+    /// Creates the folder.
     pub(crate) fn new() -> Self {
         let memory = Path::new("/dev/shm");
         let place = match memory.is_dir() {
@@ -19,12 +20,12 @@ impl Folder {
         Self(tempfile::tempdir_in(place).expect("a folder"))
     }
 
-    /// A path below it.
+    /// Returns a path below the folder.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    /// Writes a file below it, replacing an old one.
+    /// Writes a file below the folder, replacing an old one.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, bytes).expect("written");

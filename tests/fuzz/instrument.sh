@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # RUSTC_WORKSPACE_WRAPPER for `make fuzz`: instruments the crates of this workspace with edge counters and
-# traced comparisons. Dependencies are not instrumented, so cargo does not rebuild them. Stable rustc passes
-# these options to LLVM; libFuzzer defines the functions that the instrumented code calls.
+# traced comparisons. Dependencies are not instrumented, so cargo does not rebuild them. The options at the end of this
+# file also work with stable rustc, which passes them to LLVM. libFuzzer defines the functions that the instrumented
+# code calls.
 set -euo pipefail
 case " $* " in
 *' --crate-name build_script_build '* | *' --crate-type proc-macro '* | *' -vV '*) exec "$@" ;;

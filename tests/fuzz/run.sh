@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Fuzzes the readers of untrusted input: `run.sh [SECONDS [TARGET...]]`, SECONDS for each target. Starts from
-# the committed corpus and keeps new inputs in target/fuzz. KEEP=1 adds those that reach new code to the committed
-# corpus. SEED is libFuzzer's; without it each run is another, which may find what the last did not. Stops at the first failing input and prints the command that repeats it.
+# Fuzzes the readers of untrusted input. Usage: `run.sh [SECONDS [TARGET...]]`. Each target runs for SECONDS. Starts
+# from the committed corpus and keeps new inputs in target/fuzz. With KEEP=1, new inputs are added to the committed
+# corpus if they reach new code. SEED is passed to libFuzzer; without it, each run uses a random seed. Stops at the
+# first failing input and prints the command that repeats it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 readonly seconds=${1:-24}
@@ -20,7 +21,8 @@ for target in "${targets[@]}"; do
 	}
 done
 
-# Train a checkpoint to damage. Its files are the first inputs: a byte that selects the file, then its content.
+# Train a model to get a checkpoint for the fuzzer. Each of the fuzzer's first inputs is made from one file of the
+# checkpoint. The input is a byte that selects the file, followed by the file's content.
 run=target/fuzz/run
 rm -rf "$run" target/fuzz/tiny
 mkdir -p target/fuzz/tiny

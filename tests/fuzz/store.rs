@@ -1,7 +1,8 @@
-//! A damaged run store: with changed bytes, or with changed rows in a database that SQLite accepts.
+//! Reads damaged run stores. Bytes of the file or rows of the database are changed.
 //!
-//! The input is a list of changes: one byte for the kind of change, then its operands. Two reads must give the
-//! same result. After a resume has opened the store or set it aside, the whole store must be readable.
+//! The input is a list of changes. Each change is one byte for its kind, followed by its operands. Two reads
+//! must give the same result. After a resume has opened the store or replaced it with a new one, the whole
+//! store must be readable.
 #![no_main]
 
 mod folder;
@@ -18,7 +19,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params};
 
 static FOLDER: LazyLock<Folder> = LazyLock::new(Folder::new);
-/// A store of a run with folded and other events.
+/// A run's store. Some of its events are folded into chunks, others are not.
 static WHOLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let run = FOLDER.path("whole");
     let mut writer = Writer::create(&run, &record()).expect("a store");
@@ -55,7 +56,7 @@ static WHOLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     writer.append(drafts.collect()).expect("appended");
     drop(writer);
     let connection = Connection::open(run.join(FILE)).expect("opened");
-    // One file, without a log beside it.
+    // Makes the store one file, without a log next to it.
     connection
         .query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(()))
         .expect("one file");
@@ -71,7 +72,7 @@ fn record() -> RunRecord {
     }
 }
 
-/// The columns that may be changed.
+/// The columns that can be changed.
 const COLUMNS: [(&str, &str); 22] = [
     ("run", "name"),
     ("run", "created_us"),
@@ -152,7 +153,7 @@ fuzz_target!(|input: &[u8]| {
     fs::remove_dir_all(run).expect("removed");
 });
 
-/// Everything that a client can read, as text.
+/// Returns everything that a client can read, as text.
 fn read(run: &Path) -> Result<String, String> {
     let words = |error: host_core::Error| error.message().to_owned();
     let reader = Reader::open(run).map_err(words)?;
@@ -187,7 +188,7 @@ fn read(run: &Path) -> Result<String, String> {
     Ok(said + &format!("{count} {deliveries:?} {requests:?}"))
 }
 
-/// A new value for a column of a row.
+/// A new value for one column in one row.
 struct Row {
     column: (&'static str, &'static str),
     row: i64,
@@ -212,7 +213,7 @@ impl Row {
     }
 }
 
-/// The rest of the input. Missing bytes read as zero.
+/// The part of the input that was not read yet. An operand's bytes after the end read as zero.
 struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {

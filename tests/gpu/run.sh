@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# On a CUDA device: parity with transformers, exact resume, bfloat16, where metrics find their inputs,
-# memory, and the benchmark. They are the CPU's tests with TEST_DEVICE set. Where there is no device,
-# it says so and is content; CUDA_VISIBLE_DEVICES chooses among several.
+# Tests on a CUDA device. They test parity with transformers, exact resume, bfloat16, the device of metric inputs, and
+# memory. The benchmark also runs. The same tests run on the CPU by default; TEST_DEVICE makes them use the device.
+# Without a device, prints that the tests were skipped and exits with 0. CUDA_VISIBLE_DEVICES selects one of several
+# devices.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 readonly device=cuda:0
@@ -11,7 +12,7 @@ skip() { # skip WHY
 	exit
 }
 
-# The driver's door on Linux, and within Windows.
+# The driver's device files: the first exists on Linux, and the second under WSL on Windows.
 [ -e /dev/nvidiactl ] || [ -e /dev/dxg ] || skip 'this machine has no NVIDIA driver (no /dev/nvidiactl)'
 make --no-print-directory build
 tests/peers/provision.sh
@@ -22,7 +23,7 @@ python3 -c "import torch; print('test-gpu:', torch.cuda.get_device_name('$device
 
 export TEST_DEVICE=$device GOLDEN=$PWD/target/golden
 python3 tests/peers/golden.py "$GOLDEN"
-# One after another: libtorch's random numbers are one stream, and the first test loads CUDA.
+# The tests run sequentially, because libtorch has one random number generator and the first test loads CUDA.
 cargo test --release --locked -p host-train --features peers --lib -- \
 	--test-threads 1 --show-output device evaluate memory parity torch_shim
 cargo test --release --locked -p host-train --test training

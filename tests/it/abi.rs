@@ -1,4 +1,4 @@
-//! The ABI: its C header, and what it promised once.
+//! The ABI: its C header, its layout, its promises, and other versions.
 
 mod header;
 mod layout;
@@ -7,7 +7,7 @@ mod versions;
 
 use std::path::{Path, PathBuf};
 
-/// In the order in which a reader wants to meet them.
+/// The source files of the ABI crate, in the order of their declarations in the header.
 const SOURCES: [&str; 11] = [
     "lib",
     "string",
@@ -22,12 +22,12 @@ const SOURCES: [&str; 11] = [
     "descriptor",
 ];
 
-/// The crate's folder.
+/// Returns the folder of the ABI crate.
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/abi")
 }
 
-/// The header as the crate's sources make it.
+/// Generates the header from the crate's sources.
 fn generate() -> String {
     let config =
         cbindgen::Config::from_file(folder().join("cbindgen.toml")).expect("cbindgen.toml");
@@ -41,7 +41,7 @@ fn generate() -> String {
     without_links(&String::from_utf8(header).expect("UTF-8"))
 }
 
-/// Rust's links between comments, [`X`] and [`X`](crate::X), as plain names.
+/// Replaces the links in Rust's doc comments, [`X`] and [`X`](crate::X), with plain names.
 fn without_links(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;

@@ -1,4 +1,5 @@
-//! Who may import whom, over `cargo metadata`.
+//! Checks the dependencies between crates, which `cargo metadata` prints. Also checks the dependencies
+//! between the folders of a crate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,7 +10,7 @@ use serde_json::Value;
 
 use crate::support::root;
 
-/// Every crate of the workspace and the crates of the workspace it may know.
+/// Each entry names a workspace crate, and the workspace crates that it may depend on.
 const ROOMS: &[(&str, &[&str])] = &[
     ("host-core", &[]),
     ("host-proto", &[]),
@@ -36,10 +37,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("host-plugin-sdk", &["host-plugin-abi"]),
 ];
 
-/// The tests' own crates.
+/// The crates that contain only tests.
 const TESTS: [&str; 3] = ["host-tests", "host-fuzz", "test-hub"];
 
-/// Crates that live in one room only.
+/// Each entry names an external crate, and the only workspace crates that may use it.
 const CONFINED: &[(&str, &[&str])] = &[
     ("tch", &["host-train"]),
     ("torch-sys", &["host-train"]),
@@ -49,7 +50,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("rusqlite", &["host-store"]),
 ];
 
-/// The crates of the workspace as `cargo metadata` has them.
+/// Returns the packages of the workspace from `cargo metadata`.
 fn manifests() -> Vec<Value> {
     let output = Command::new(env!("CARGO"))
         .args([
@@ -69,7 +70,7 @@ fn manifests() -> Vec<Value> {
     }
 }
 
-/// Normal and build dependencies of every crate of the workspace. What only tests use does not count.
+/// Returns the normal and build dependencies of every crate of the workspace, without dev-dependencies.
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let text = |value: &Value| value.as_str().expect("a text").to_owned();
     manifests()
@@ -88,7 +89,7 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
 }
 
 #[test]
-fn every_room_knows_only_those_it_may() {
+fn every_crate_has_only_the_allowed_dependencies() {
     let dependencies = dependencies();
     let mut faults = Vec::new();
     for (name, known) in &dependencies {
@@ -97,7 +98,7 @@ fn every_room_knows_only_those_it_may() {
             .filter(|known| dependencies.contains_key(*known));
         let allowed = match ROOMS.iter().find(|room| room.0 == name) {
             Some(room) => room.1,
-            // What the tests link is their own affair, but no other crate links them.
+            // Test crates may depend on any crate, but no other crate may depend on them.
             None if TESTS.contains(&name.as_str()) => continue,
             // Every other crate is a plugin.
             None => &["host-plugin-sdk"],
@@ -109,18 +110,18 @@ fn every_room_knows_only_those_it_may() {
     }
     assert!(
         faults.is_empty(),
-        "these arrows are not in ARCHITECTURE.md: {faults:?}"
+        "dependencies that ARCHITECTURE.md does not allow: {faults:?}"
     );
     for (room, _) in ROOMS {
         assert!(
             dependencies.contains_key(*room),
-            "no crate is called {room}: has it moved?"
+            "there is no crate {room}: was it renamed?"
         );
     }
 }
 
 #[test]
-fn what_is_confined_to_a_room_stays_there() {
+fn confined_crates_are_used_only_where_allowed() {
     for (name, known) in dependencies() {
         for (confined, rooms) in CONFINED {
             let lawful = !known.contains(*confined)
@@ -131,7 +132,8 @@ fn what_is_confined_to_a_room_stays_there() {
     }
 }
 
-/// A crate's source folder, and its folders there by name, with the Rust text in each but for tests.
+/// Returns the Rust code of each folder in a crate's source folder, without tests. The key is the folder's
+/// name.
 fn folders(source: &str) -> BTreeMap<String, String> {
     let root = root().join(source);
     let mut folders = BTreeMap::new();
@@ -141,7 +143,7 @@ fn folders(source: &str) -> BTreeMap<String, String> {
             let name = path.file_name().expect("a name").to_string_lossy();
             let mut text = String::new();
             read_all(&path, &mut text);
-            // `model.rs` belongs to `model/`.
+            // For example, `model.rs` belongs to the folder `model/`.
             if let Ok(own) = fs::read_to_string(path.with_extension("rs")) {
                 text += without_tests(&own);
             }
@@ -169,7 +171,8 @@ fn without_tests(text: &str) -> &str {
         .expect("a part")
 }
 
-/// The folders whose names stand behind `crate::`, one by one or in braces.
+/// Returns the names from `folders` that occur in the code in `text`, either as `crate::folder` or inside
+/// `crate::{folder, other}`.
 fn known<'a>(text: &str, folders: &'a BTreeMap<String, String>) -> BTreeSet<&'a str> {
     let code = text
         .lines()
@@ -196,7 +199,7 @@ fn known<'a>(text: &str, folders: &'a BTreeMap<String, String>) -> BTreeSet<&'a 
 }
 
 #[test]
-fn no_folder_of_a_crate_is_in_a_circle() {
+fn folders_of_a_crate_have_no_circular_dependencies() {
     for source in ["host/src", "host/train/src"] {
         let folders = folders(source);
         assert!(folders.len() > 5, "{source}: {:?}", folders.keys());
@@ -209,7 +212,7 @@ fn no_folder_of_a_crate_is_in_a_circle() {
             })
             .collect();
         assert!(arrows.values().any(|known| !known.is_empty()), "{source}");
-        // Takes away what knows none of the others, floor by floor.
+        // Repeatedly removes each folder that depends on no remaining folder.
         loop {
             let here: BTreeSet<&str> = arrows.keys().copied().collect();
             let floors = arrows.len();
@@ -220,13 +223,13 @@ fn no_folder_of_a_crate_is_in_a_circle() {
         }
         assert!(
             arrows.is_empty(),
-            "{source}: these folders know one another in a circle: {arrows:?}"
+            "{source}: these folders have circular dependencies: {arrows:?}"
         );
     }
 }
 
 #[test]
-fn every_path_in_the_map_is_there() {
+fn every_path_in_architecture_md_exists() {
     let map = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("a text");
     let rooms = ["host/", "plugins/", "proto/", "tests/", "examples/"];
     let is_path = |text: &&str| {
@@ -242,7 +245,7 @@ fn every_path_in_the_map_is_there() {
 }
 
 #[test]
-fn every_dependency_has_its_line_and_every_line_its_dependency() {
+fn the_dependency_page_lists_exactly_the_dependencies() {
     let page = fs::read_to_string(root().join("host/docs/dependencies.md")).expect("a text");
     let listed: BTreeSet<&str> = page
         .lines()

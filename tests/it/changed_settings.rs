@@ -1,5 +1,5 @@
-//! A resume with other settings than the checkpoint was made with: what its state depends on is refused by
-//! name, and what may change is recorded as it is.
+//! Resuming with changed settings. If the checkpoint's state depends on a changed setting, the error names
+//! the setting. The new values of all other settings are recorded.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 use crate::support::{Home, Output};
 
-/// A home with a run `first` and the path of its checkpoint at step 10.
+/// Returns a home with a run `first`, and the path of its checkpoint at step 10.
 fn trained() -> (Home, String) {
     let home = Home::new();
     home.train("first", &[]).succeeded();
@@ -28,7 +28,7 @@ fn recorded(home: &Home, run: &str) -> Table {
 }
 
 #[test]
-fn what_the_state_depends_on_is_refused_by_name() {
+fn settings_that_the_state_depends_on_are_rejected_by_name() {
     let (home, checkpoint) = trained();
     let other = home.text_path("other");
     let args = [
@@ -80,7 +80,7 @@ fn what_the_state_depends_on_is_refused_by_name() {
 }
 
 #[test]
-fn what_may_change_is_recorded_as_it_is() {
+fn changed_settings_are_recorded() {
     let (home, checkpoint) = trained();
     let more = [
         "--train-batch-size",
@@ -116,17 +116,18 @@ fn what_may_change_is_recorded_as_it_is() {
         ("learning_rate", 1e-4.into()),
         ("lr_scheduler_type", "linear".into()),
         ("resume_from_checkpoint", checkpoint.as_str().into()),
-        // The same shape, by the configuration's own name.
+        // `tiny` names only a shape, and the checkpoint's model has the same shape. So the model is recorded
+        // as `tiny`, not as the checkpoint.
         ("model", "tiny".into()),
     ] {
         assert_eq!(table[key], value, "{key}");
     }
-    // A larger buffer, too.
+    // A larger buffer is accepted, too.
     resume(&home, "larger", &checkpoint, &["--shuffle-buffer", "200"]).succeeded();
 }
 
 #[test]
-fn a_checkpoint_brings_its_model_along() {
+fn a_checkpoint_provides_its_model() {
     let (home, checkpoint) = trained();
     let text = fs::read_to_string(home.path("tiny.toml")).expect("a configuration");
     let without = text.replace("model = \"tiny\"\n", "");
@@ -138,7 +139,7 @@ fn a_checkpoint_brings_its_model_along() {
         recorded(&home, "second")["model"],
         Value::from(&*checkpoint)
     );
-    // What is recorded trains the same again.
+    // A run with the recorded configuration gives the same weights as the first run.
     let again = home.text_path("runs/second/run.toml");
     home.host(&["run", &again, "--name", "third"]).succeeded();
     let weights = |run: &str| fs::read(home.checkpoint(run, 20).join("model.safetensors"));
@@ -147,7 +148,7 @@ fn a_checkpoint_brings_its_model_along() {
         weights("first").expect("weights")
     );
 
-    // The configuration's own weights are not those of the checkpoint: a warning says so.
+    // If the configuration names weights that are not the checkpoint's, there is a warning.
     let other = home.text_path("runs/first/checkpoints/step-000020");
     let fine = format!("model = {other:?}\n{without}");
     fs::write(home.path("fine.toml"), fine).expect("written");
@@ -156,14 +157,14 @@ fn a_checkpoint_brings_its_model_along() {
     assert!(
         output
             .stderr
-            .contains("the weights are those of the checkpoint"),
+            .contains("using the weights of the checkpoint instead of"),
         "{output}"
     );
     assert_eq!(recorded(&home, "fine")["model"], Value::from(&*checkpoint));
 }
 
 #[test]
-fn an_edited_run_file_is_held_to_the_same() {
+fn an_edited_run_file_is_checked_in_the_same_way() {
     let (home, _) = trained();
     let file = home.run_dir("first").join("run.toml");
     let good = fs::read_to_string(&file).expect("run.toml");

@@ -1,4 +1,4 @@
-//! Arguments that cannot be right, and the way out of each.
+//! Invalid arguments, with the error and the hint for each.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::support::Home;
 
-/// Runs the tiny configuration with these arguments, which must be refused before anything happens;
+/// Runs the tiny configuration with these arguments, which must be rejected before a run is created. Returns
 /// the error and the hint.
 fn refusal(home: &Home, more: &[&str]) -> (String, String) {
     let output = home.train("refused", more);
@@ -17,7 +17,7 @@ fn refusal(home: &Home, more: &[&str]) -> (String, String) {
 }
 
 #[test]
-fn numbers_out_of_range_and_words_that_mean_nothing() {
+fn numbers_out_of_range_and_unknown_words_are_rejected() {
     let home = Home::new();
     for (argument, value, says, way) in [
         (
@@ -72,13 +72,13 @@ fn numbers_out_of_range_and_words_that_mean_nothing() {
         (
             "--name",
             "a/b",
-            "\"a/b\" cannot name a run",
+            "invalid run name: \"a/b\"",
             "letters, digits",
         ),
         (
             "--listen",
             "nowhere",
-            "cannot listen at \"nowhere\"",
+            "cannot listen on \"nowhere\"",
             "127.0.0.1",
         ),
         (
@@ -102,7 +102,7 @@ fn numbers_out_of_range_and_words_that_mean_nothing() {
         (
             "--tokenized",
             "True",
-            "tokenized is not an argument here",
+            "unsupported argument: tokenized",
             "`data`",
         ),
     ] {
@@ -113,7 +113,7 @@ fn numbers_out_of_range_and_words_that_mean_nothing() {
 }
 
 #[test]
-fn data_that_is_not_there_or_says_nothing() {
+fn missing_or_empty_data_is_rejected() {
     let home = Home::new();
     fs::create_dir(home.path("empty")).expect("made");
     fs::create_dir(home.path("binary")).expect("made");
@@ -141,21 +141,18 @@ fn data_that_is_not_there_or_says_nothing() {
     let (error, hint) = said("\"none\"", &[]);
     assert_eq!(
         error,
-        format!("data is not there: {}", home.text_path("none"))
+        format!("data does not exist: {}", home.text_path("none"))
     );
     assert!(hint.contains("check the path"), "{hint}");
     let (error, hint) = said("\"empty\"", &[]);
     assert_eq!(
         error,
-        format!(
-            "data has no file that is not empty: {}",
-            home.text_path("empty")
-        )
+        format!("data has no non-empty file: {}", home.text_path("empty"))
     );
     assert!(hint.contains("another folder"), "{hint}");
     let (error, _) = said("\"data\"", &["--extensions", "py"]);
     assert!(
-        error.starts_with("data has no file with the extension py"),
+        error.starts_with("data has no non-empty file with the extension py"),
         "{error}"
     );
     let (error, hint) = said("\"binary\"", &[]);
@@ -164,7 +161,7 @@ fn data_that_is_not_there_or_says_nothing() {
 }
 
 #[test]
-fn a_file_with_a_wrong_key_or_value() {
+fn a_file_with_a_wrong_key_or_value_is_rejected() {
     let home = Home::new();
     for (text, says, way) in [
         (
@@ -181,7 +178,7 @@ fn a_file_with_a_wrong_key_or_value() {
         ("seed =", "not TOML: ", "key = value"),
         (
             "tokenized = true",
-            "tokenized is not an argument here",
+            "unsupported argument: tokenized",
             "`data`",
         ),
         (
@@ -213,15 +210,15 @@ fn a_file_with_a_wrong_key_or_value() {
 }
 
 #[test]
-fn a_plugin_that_is_not_there_or_is_told_nonsense() {
+fn a_missing_plugin_or_an_invalid_setting_is_rejected() {
     let home = Home::new();
     for (spec, says, way) in [
         (
             "perplexit",
-            "no plugin has the id \"perplexit\"",
+            "unknown plugin: \"perplexit\"",
             "did you mean perplexity?",
         ),
-        ("xyz", "no plugin has the id \"xyz\"", "HOST_PLUGIN_PATH"),
+        ("xyz", "unknown plugin: \"xyz\"", "HOST_PLUGIN_PATH"),
         ("./none.so", "plugin does not exist: ./none.so", "its id"),
         (
             "local-disk",
@@ -257,14 +254,14 @@ fn a_plugin_that_is_not_there_or_is_told_nonsense() {
     assert_eq!(error, "the metric perplexity is given twice");
 }
 
-/// The configuration that a run of this name recorded.
+/// Returns the configuration that a run recorded.
 fn recorded(home: &Home, run: &str) -> Value {
     let shown = home.host(&["runs", "show", run, "--json"]).succeeded();
     shown.json()["config"].clone()
 }
 
 #[test]
-fn flags_go_before_the_file_and_the_file_before_the_defaults() {
+fn flags_override_the_file_and_the_file_overrides_the_defaults() {
     let home = Home::new();
     home.train("mixed", &["--seed", "3", "--max-train-steps", "6"])
         .succeeded();
@@ -277,7 +274,7 @@ fn flags_go_before_the_file_and_the_file_before_the_defaults() {
 }
 
 #[test]
-fn the_scripts_own_spelling_works() {
+fn the_argument_names_of_the_codeparrot_script_work() {
     let home = Home::new();
     let script = [
         "run",

@@ -1,4 +1,4 @@
-//! `host control`: what people ask of a live run, and who may.
+//! `host control`: requests to a live run, and the tokens that they need.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::support::{Home, curve, events_of};
 
-/// A training that only a request ends.
+/// Arguments for a run that trains until a request stops it.
 const ENDLESS: [&str; 5] = [
     "--max-train-steps",
     "1000000",
@@ -42,7 +42,7 @@ fn a_live_run_is_paused_changed_and_stopped() {
     assert_eq!(paused["request"], json!({ "kind": "pause" }));
     for verb in [&["set-lr", "0.5"][..], &["evaluate"], &["checkpoint"]] {
         let done = asked(verb);
-        assert_eq!(done["step"], paused["step"], "the loop stands still");
+        assert_eq!(done["step"], paused["step"], "the training is paused");
     }
     let step = paused["step"].as_u64().expect("a step");
     run.event(|event| event["kind"] == "checkpoint_written" && event["step"] == step);
@@ -51,7 +51,10 @@ fn a_live_run_is_paused_changed_and_stopped() {
     asked(&["stop"]);
     let output = run.output().succeeded();
     assert!(!output.stdout.contains(&secret) && !output.stderr.contains(&secret));
-    assert!(!token.exists(), "it ends with the run");
+    assert!(
+        !token.exists(),
+        "the token file is removed at the end of the run"
+    );
     assert!(
         home.checkpoint("live", step)
             .join("manifest.json")
@@ -83,7 +86,7 @@ fn a_live_run_is_paused_changed_and_stopped() {
     ];
     assert_eq!(requests, expected);
 
-    // No file of the run has the secret.
+    // No file of the run contains the secret.
     for file in ["run.toml", "events.db", "events.db-wal"] {
         let bytes = fs::read(home.run_dir("live").join(file)).unwrap_or_default();
         let found = bytes
@@ -97,9 +100,9 @@ fn a_live_run_is_paused_changed_and_stopped() {
 }
 
 #[test]
-fn a_rate_that_was_set_after_the_steps_checkpoint_is_not_lost() {
+fn a_learning_rate_set_after_the_steps_checkpoint_is_not_lost() {
     let home = Home::new();
-    // Every step has its checkpoint before anybody is listened to.
+    // Every step writes its checkpoint before requests are handled.
     let every = ["--save-checkpoint-steps", "1", "--keep-checkpoints", "3"];
     let run = home.start_training("set", &[&ENDLESS[..2], &every, &["--json"]].concat());
     run.event(|event| event["kind"] == "checkpoint_written");
@@ -121,7 +124,7 @@ fn a_rate_that_was_set_after_the_steps_checkpoint_is_not_lost() {
     run.terminate();
     run.output().ended_with(143);
     let after = next["values"]["lr"].as_f64().expect("a rate");
-    // The schedule itself is all but level over one step of a million.
+    // The schedule itself hardly changes the rate in one step, because it has a million steps.
     assert!(
         (after / before - 0.25).abs() < 0.01,
         "{after} after {before}"
@@ -129,9 +132,10 @@ fn a_rate_that_was_set_after_the_steps_checkpoint_is_not_lost() {
 }
 
 #[test]
-fn who_guesses_tokens_waits_and_is_on_record() {
+fn guessed_tokens_are_reported_and_weak_tokens_are_rejected() {
     let home = Home::new();
-    // Short enough that it is not beyond guessing.
+    // This token is accepted, although it is short. After wrong guesses, calls with a short token have to
+    // wait even if the token is correct.
     let token = [("CONTROL", "an-owner-9876543210")];
     let train = [
         "run",
@@ -159,7 +163,7 @@ fn who_guesses_tokens_waits_and_is_on_record() {
     };
     for guess in 0..10 {
         let refused = ask(&format!("guess-{guess}")).expect_err("refused");
-        assert!(refused.message().contains("not known"), "{refused}");
+        assert!(refused.message().contains("unknown token"), "{refused}");
     }
     let warned = run.event(|event| event["kind"] == "warning");
     let said = warned["message"].as_str().expect("a message");
@@ -167,7 +171,7 @@ fn who_guesses_tokens_waits_and_is_on_record() {
         said.starts_with("10 wrong tokens came from 127.0.0.1"),
         "{said}"
     );
-    // Its owner is not locked out.
+    // The owner is not locked out.
     ask(token[0].1).expect("stopped");
     run.output().succeeded();
 
@@ -181,12 +185,12 @@ fn who_guesses_tokens_waits_and_is_on_record() {
 }
 
 #[test]
-fn a_folder_does_not_choose_which_secret_goes_where() {
+fn a_run_folder_does_not_choose_which_secret_is_sent_where() {
     let home = Home::new();
     let run = home.start_training("mine", &ENDLESS);
     run.event(|event| event["values"]["loss/train"].is_number());
-    // A folder of somebody else's making: it names a variable of the user's, and a server that would like
-    // to have what is in it.
+    // An attacker's run folder. Its files name one of the user's environment variables, and a server to which
+    // the variable's value would be sent.
     let secret = "a-secret-of-the-user-s";
     let access = Access {
         read: Some(Token::new(secret)),
@@ -216,7 +220,8 @@ fn a_folder_does_not_choose_which_secret_goes_where() {
         assert!(error.contains("no token was given"), "{error}");
         assert!(hint.contains("--token-env"), "{hint}");
     }
-    // What the user says goes there; and a file in the folder, but only one of the user's own.
+    // A token is sent only in two cases: the user names its environment variable, or the run folder's token
+    // file contains it. This file must be a regular file that the user owns.
     let said = home.host_with(&env, &[&watch[..], &["--token-env", "SECRET"]].concat());
     let said = said.ended_with(2);
     assert!(said.stderr.contains("cursor 1000000"), "{said}");
@@ -238,7 +243,7 @@ fn a_folder_does_not_choose_which_secret_goes_where() {
 }
 
 #[test]
-fn beyond_this_machine_a_run_takes_tls_and_tokens() {
+fn serving_beyond_this_machine_requires_tls_and_tokens() {
     let home = Home::new();
     let refused = home.train("open", &["--listen", "0.0.0.0:0"]);
     let (_, hint) = refused.failed_with(2);
@@ -276,7 +281,10 @@ fn beyond_this_machine_a_run_takes_tls_and_tokens() {
         home.host_with(&tokens, &[&args[..], &[variable, verb]].concat())
     };
     let output = asks("READ", "pause");
-    assert!(output.failed_with(2).0.contains("may read"), "{output}");
+    assert!(
+        output.failed_with(2).0.contains("permits reading"),
+        "{output}"
+    );
     let output = home.host(&["control", &address, "pause"]);
     assert!(
         output.failed_with(2).1.contains("--tls-fingerprint"),

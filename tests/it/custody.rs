@@ -1,4 +1,4 @@
-//! A sink that writes to the checkpoint that it was given.
+//! A sink that modifies the checkpoint that it receives.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use host_core::{DeliveryState, EventBody};
 
 use crate::support::{Fixture, Home, events_of};
 
-/// The reasons of the sink's faults, and of deliveries that failed.
+/// Returns the messages of the sink's faults and of its failed deliveries.
 fn told(home: &Home, run: &str) -> (Vec<String>, Vec<String>) {
     let (mut faults, mut failures) = (Vec::new(), Vec::new());
     for event in events_of(&home.run_dir(run)) {
@@ -35,7 +35,7 @@ fn told(home: &Home, run: &str) -> (Vec<String>, Vec<String>) {
 }
 
 #[test]
-fn what_a_sink_changes_is_found_when_it_returns_and_put_back() {
+fn changes_by_a_sink_are_detected_when_it_returns_and_undone() {
     let home = Home::new();
     let library = Fixture::sink("careless").build(&home.path(""));
     for (how, mode, did) in [
@@ -49,13 +49,12 @@ fn what_a_sink_changes_is_found_when_it_returns_and_put_back() {
         let (error, _) = output.failed_with(4);
         assert_eq!(error, "checkpoints did not reach careless");
         let (faults, failures) = told(&home, &run);
-        let expected = format!(
-            "it wrote to the checkpoint that it was given: {did}; what was changed is put back"
-        );
-        // Four checkpoints, and none of them is tried again.
+        let expected =
+            format!("the sink wrote to the checkpoint: {did}; the changes were reverted");
+        // There are four checkpoints, and none of their deliveries is retried.
         assert_eq!(faults, vec![expected; 4], "{run}");
         assert_eq!(failures, faults);
-        // It is what its manifest says: another run can begin there.
+        // Another run can start from the checkpoint, because the checkpoint matches its manifest again.
         let checkpoint = home.checkpoint(&run, 20).display().to_string();
         let more = [
             "--resume-from-checkpoint",
@@ -68,14 +67,14 @@ fn what_a_sink_changes_is_found_when_it_returns_and_put_back() {
 }
 
 #[test]
-fn what_a_sink_changes_later_is_found_at_the_next_delivery() {
+fn later_changes_by_a_sink_are_detected_at_the_next_delivery() {
     let home = Home::new();
     let library = Fixture::sink("careless").build(&home.path(""));
     let plugin = format!("{}:how=late,mode=process", library.display());
     home.train("late", &["--plugin", &plugin]).succeeded();
     let (faults, failures) = told(&home, "late");
-    let expected = "after its delivery it wrote to the checkpoint that it was given: changed \
-                    tokenizer.json; what was changed is put back";
+    let expected = "after the delivery, the sink wrote to the checkpoint: changed tokenizer.json; \
+                    the changes were reverted";
     assert_eq!(faults, [expected; 3]);
     assert_eq!(failures, [""; 0]);
     for step in [5, 10, 15] {
@@ -88,9 +87,9 @@ fn what_a_sink_changes_later_is_found_at_the_next_delivery() {
     }
 }
 
-/// A sink that only reads and links is not suspected.
+/// A sink causes no fault if it only reads files or creates links to them.
 #[test]
-fn what_a_sink_links_is_no_change() {
+fn hard_links_made_by_a_sink_are_not_changes() {
     let home = Home::new();
     let kept = home.text_path("kept");
     let plugin = format!("local-disk:dir={kept},link=hard");

@@ -1,5 +1,5 @@
-//! Checkpoints that are not what was written: they are refused by the name of the file, and the run
-//! goes on from one that is whole.
+//! Damaged checkpoints: they are rejected with the name of the damaged file, and the run can continue from an
+//! intact checkpoint.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 
 use crate::support::{Home, curve, kill_at, manifest_of, sha256};
 
-/// A training in which a longer run does the same as a shorter one, as far as that goes.
+/// A learning rate schedule that does not depend on the run's number of steps, so that a longer run starts
+/// with the same steps as a shorter one.
 const STEADY: [&str; 2] = ["--lr-scheduler-type", "constant"];
-/// A step more than there is a checkpoint for.
+/// Resumes the run beyond its last checkpoint.
 const RESUME: [&str; 4] = ["resume", "run", "--max-train-steps", "25"];
 
-/// A run with checkpoints at 5, 10, 15 and 20, and its newest.
+/// Trains a run with checkpoints at steps 5, 10, 15 and 20. Returns its home and its newest checkpoint.
 fn trained() -> (Home, PathBuf) {
     let home = Home::new();
     home.train("run", &STEADY).succeeded();
@@ -30,7 +31,7 @@ fn flip(file: &Path, at: impl Fn(usize) -> usize) {
     fs::write(file, bytes).expect("written");
 }
 
-/// The resume is refused because of this file of the newest checkpoint, and the one before offered.
+/// Asserts that a resume is rejected because of this file, with a hint that names the previous checkpoint.
 #[track_caller]
 fn assert_refused(home: &Home, how: &str, file: &Path) {
     let output = home.host(&RESUME);
@@ -38,7 +39,7 @@ fn assert_refused(home: &Home, how: &str, file: &Path) {
     let expected = format!("the checkpoint is damaged: {how}");
     assert!(error.starts_with(&expected), "{error}");
     assert!(error.ends_with(&format!(": {}", file.display())), "{error}");
-    let way_on = "`host resume run --from step-000015` resumes from the one before, which is whole";
+    let way_on = "resume from an older, undamaged checkpoint: `host resume run --from step-000015`";
     assert_eq!(hint, way_on);
 }
 
@@ -51,10 +52,10 @@ fn a_changed_byte_in_any_file_is_found() {
         let file = checkpoint.join(name);
         let good = fs::read(&file).expect("a file");
         flip(&file, |length| length / 2);
-        assert_refused(&home, "a file is not what its manifest says", &file);
+        assert_refused(&home, "a file does not match its manifest", &file);
         fs::write(&file, good).expect("written");
     }
-    // A refusal changes nothing.
+    // A rejected resume changes nothing.
     assert_eq!(home.checkpoints("run"), [5, 10, 15, 20]);
     home.host(&RESUME).succeeded();
 }
@@ -67,15 +68,15 @@ fn a_changed_byte_in_the_manifest_is_found() {
     flip(&manifest, |_| 0);
     assert_refused(&home, "its manifest cannot be used: ", &manifest);
 
-    // In a hash: then it is the file that is not as it should be.
+    // If the hash of the weights in the manifest is changed, the weights no longer match it.
     fs::write(&manifest, &good).expect("written");
     let at = good.find("model.safetensors").expect("the weights");
     let hash = at + good[at..].find("sha256").expect("a hash") + "sha256\": \"".len();
     flip(&manifest, |_| hash);
     let weights = checkpoint.join("model.safetensors");
-    assert_refused(&home, "a file is not what its manifest says", &weights);
+    assert_refused(&home, "a file does not match its manifest", &weights);
 
-    // In a name: then there is no such file.
+    // If the name of a file in the manifest is changed, a file of the new name is missing.
     fs::write(&manifest, &good).expect("written");
     flip(&manifest, |_| at);
     let other = checkpoint.join("lodel.safetensors");
@@ -95,7 +96,7 @@ fn a_missing_file_is_found() {
 }
 
 #[test]
-fn the_offer_is_a_checkpoint_that_is_whole() {
+fn the_suggested_checkpoint_is_intact() {
     let (home, checkpoint) = trained();
     let weights = |step| home.checkpoint("run", step).join("model.safetensors");
     flip(&weights(20), |length| length - 1);
@@ -119,17 +120,19 @@ fn the_offer_is_a_checkpoint_that_is_whole() {
     let (_, hint) = output.failed_with(2);
     let again = home.run_dir("run").join("run.toml");
     let again = format!("`host run {} --name OTHER`", again.display());
-    assert!(hint.starts_with("no older checkpoint is whole; "), "{hint}");
+    let none = "repeat the run, which has no undamaged checkpoint: ";
+    assert!(hint.starts_with(none), "{hint}");
     assert!(hint.contains(&again), "{hint}");
 }
 
 #[test]
-fn a_run_goes_on_from_an_older_checkpoint_to_the_same_bytes() {
+fn a_run_continues_from_an_older_checkpoint_to_the_same_bytes() {
     let (home, checkpoint) = trained();
     flip(&checkpoint.join("model.safetensors"), |length| length / 2);
     let back = [&RESUME[..], &["--from", "step-000010"]].concat();
 
-    // Killed before it has a checkpoint of its own, it does not take one of those it left behind.
+    // If the resumed run is killed before its first new checkpoint, the next resume does not use the
+    // superseded checkpoints.
     let preload = kill_at(&home.path("")).display().to_string();
     let env = [
         ("LD_PRELOAD", &*preload),
@@ -146,7 +149,8 @@ fn a_run_goes_on_from_an_older_checkpoint_to_the_same_bytes() {
     for step in ["step-000015", "step-000020"] {
         let name = format!("{step}.superseded-1");
         assert!(left.join(&name).join("model.safetensors").is_file());
-        let said = format!("set aside, and yours to remove: {name}");
+        let said =
+            format!("a later checkpoint was set aside; delete it if you do not need it: {name}");
         assert!(killed.stderr.contains(&said), "{killed}");
     }
     let resumed = home.host(&RESUME).succeeded();
@@ -168,7 +172,7 @@ fn a_run_goes_on_from_an_older_checkpoint_to_the_same_bytes() {
 }
 
 #[test]
-fn a_checkpoint_that_is_not_there_is_no_place_to_go_on_from() {
+fn a_run_cannot_continue_from_a_missing_checkpoint() {
     let (home, _) = trained();
     let output = home.host(&[&RESUME[..], &["--from", "step-000012"]].concat());
     let (error, hint) = output.failed_with(2);
@@ -178,24 +182,25 @@ fn a_checkpoint_that_is_not_there_is_no_place_to_go_on_from() {
     );
     assert_eq!(
         hint,
-        "it has step-000005, step-000010, step-000015, step-000020"
+        "choose one of step-000005, step-000010, step-000015, step-000020"
     );
 
-    // A run that had checkpoints does not begin again because somebody removed them.
+    // A run whose checkpoints were removed does not start over.
     fs::remove_dir_all(home.run_dir("run").join("checkpoints")).expect("removed");
     let output = home.host(&RESUME);
     let (error, hint) = output.failed_with(2);
     assert!(
-        error.starts_with("the run's checkpoints are gone: "),
+        error.starts_with("the run's checkpoints are missing: "),
         "{error}"
     );
     assert!(hint.contains("--name OTHER"), "{hint}");
 }
 
 #[test]
-fn a_half_written_checkpoint_is_passed_over() {
+fn a_half_written_checkpoint_is_skipped() {
     let (home, newest) = trained();
-    // As two killed processes leave them, one of which never comes to that step again.
+    // Partial checkpoints, as left by two killed processes. After the resume, step 25 gets a checkpoint and
+    // step 23 does not.
     for name in [".step-000023.partial", ".step-000025.partial"] {
         let partial = newest.with_file_name(name);
         fs::create_dir(&partial).expect("made");
@@ -261,7 +266,7 @@ fn a_damaged_checkpoint_is_refused_by_every_command_that_reads_one() {
     }
 }
 
-/// Changes a file of a checkpoint, and its manifest with it: as somebody would who makes up a checkpoint.
+/// Replaces a file of a checkpoint and updates the manifest, as in a forged checkpoint.
 fn make_up(checkpoint: &Path, name: &str, content: &[u8]) {
     fs::write(checkpoint.join(name), content).expect("written");
     let mut manifest = manifest_of(checkpoint);
@@ -278,7 +283,7 @@ fn make_up(checkpoint: &Path, name: &str, content: &[u8]) {
 }
 
 #[test]
-fn a_state_that_no_training_has_is_an_error() {
+fn an_impossible_state_of_the_training_is_an_error() {
     let (home, checkpoint) = trained();
     let name = "trainer/state.json";
     let good: Value =
@@ -367,7 +372,7 @@ fn a_state_that_no_training_has_is_an_error() {
         );
         make_up(&checkpoint, &name, &whole);
     }
-    // A token in the buffer that the vocabulary does not have.
+    // The buffer contains a token that is not in the vocabulary.
     let name = "trainer/data.safetensors";
     let whole = fs::read(checkpoint.join(name)).expect("a file");
     let mut changed = whole.clone();
@@ -380,7 +385,7 @@ fn a_state_that_no_training_has_is_an_error() {
 }
 
 #[test]
-fn a_manifest_leads_nowhere_and_lists_all() {
+fn a_manifest_stays_within_its_folder_and_lists_all_files() {
     let (home, checkpoint) = trained();
     let manifest = checkpoint.join("manifest.json");
     let good = fs::read_to_string(&manifest).expect("text");
@@ -391,7 +396,7 @@ fn a_manifest_leads_nowhere_and_lists_all() {
         let output = home.host(&RESUME);
         let (error, _) = output.failed_with(2);
         assert!(error.starts_with("the checkpoint is damaged: "), "{error}");
-        // Nor is it sent anywhere.
+        // An attempt to deliver the damaged checkpoint does not panic.
         let deliver = home.host(&["deliver", "run"]);
         assert!(!deliver.stderr.contains("panicked"), "{deliver}");
     };
@@ -405,7 +410,7 @@ fn a_manifest_leads_nowhere_and_lists_all() {
         edited(&|files| files[name] = entry.clone());
     }
     edited(&|files| files["model.safetensors"]["size"] = json!(u64::MAX));
-    // An optimizer of another training, which the manifest does not speak of.
+    // A modified optimizer state that the manifest does not list.
     let optimizer = checkpoint.join("trainer/optimizer.safetensors");
     flip(&optimizer, |length| length - 1);
     edited(&|files| {
@@ -416,7 +421,7 @@ fn a_manifest_leads_nowhere_and_lists_all() {
     });
     flip(&optimizer, |length| length - 1);
 
-    // What stands in the place of a file.
+    // Replace a regular file with something else.
     fs::write(&manifest, &good).expect("written");
     let state = checkpoint.join("trainer/state.json");
     let whole = fs::read(&state).expect("a state");

@@ -1,11 +1,11 @@
-//! `host watch` in a terminal: what a person sees and types.
+//! `host watch` in a terminal: its screens and its keys.
 
 use host_core::{Draft, EventBody, MetricValue, Step};
 use host_store::{RunRecord, Writer};
 
 use crate::support::{Home, Process, Pty};
 
-/// A training that goes on until it is stopped, and says its events.
+/// Starts a run that trains until it is stopped, and that prints its events.
 fn start_endless(home: &Home, name: &str) -> Process {
     let steps = ["--json", "--max-train-steps", "1000000"];
     let saves = ["--save-checkpoint-steps", "1000000"];
@@ -15,23 +15,23 @@ fn start_endless(home: &Home, name: &str) -> Process {
 }
 
 #[test]
-fn a_live_run_is_seen_asked_and_stopped_from_a_terminal() {
+fn a_live_run_is_watched_controlled_and_stopped_from_a_terminal() {
     let home = Home::new();
     let run = start_endless(&home, "seen");
     let mut screen = Pty::start(&home.command(&["watch", "seen"]));
     screen.shows(&["seen  ● training", "/1000000 steps", "tokens/s"]);
 
-    // Paused, nothing of what the run says changes while it is compared.
+    // The values of a paused run do not change during the comparison.
     screen.press("p");
     screen.shows(&["seen  ‖ paused", "pause: carried out at step "]);
     screen.press("e");
     let evaluation = run.event(|event| event["values"]["loss/eval"].is_f64());
     let loss = evaluation["values"]["loss/eval"].as_f64().expect("a loss");
-    screen.shows(&[&format!("eval {loss:.4}"), "asked for an evaluation"]);
+    screen.shows(&[&format!("eval {loss:.4}"), "requested an evaluation"]);
     screen.press("c");
     screen.shows(&["checkpoint: carried out at step ", "checkpoint step-"]);
 
-    // Whoever has no token sees everything and may ask for nothing.
+    // A client without an access token sees everything, but cannot control the run.
     let address = std::fs::read_to_string(home.run_dir("seen").join("grpc.addr"));
     let address = address.expect("an address");
     let mut stranger = Pty::start(&home.command(&["watch", address.trim()]));
@@ -61,7 +61,7 @@ fn a_live_run_is_seen_asked_and_stopped_from_a_terminal() {
 }
 
 #[test]
-fn a_run_that_is_over_is_shown_as_it_ended_in_any_size_until_a_signal() {
+fn a_finished_run_is_shown_in_any_size_until_a_signal() {
     let home = Home::new();
     home.train("over", &["--plugin", "perplexity"]).succeeded();
     let mut screen = Pty::start(&home.command(&["watch", "over"]));
@@ -75,13 +75,14 @@ fn a_run_that_is_over_is_shown_as_it_ended_in_any_size_until_a_signal() {
     screen.shows(&["the run is not live"]);
 
     screen.resize(12, 40);
-    // A key that comes in one moment with a new size is seen by crossterm with the next key only.
+    // If a key arrives together with a new size, crossterm does not report the key until the next key
+    // arrives. So wait until the new size is shown.
     screen.shows(&["Tab pane"]);
     screen.press("\t");
     screen.shows(&["─ ▸ plugins", "calls"]);
     screen.resize(40, 140);
     let large = screen.shows(&["── metrics", "── deliveries", "── log"]);
-    // The curve has the history from its first step.
+    // The curve shows the history from the first step on.
     assert!(large.contains("loss/train"), "{large}");
 
     screen.terminate();
@@ -89,14 +90,14 @@ fn a_run_that_is_over_is_shown_as_it_ended_in_any_size_until_a_signal() {
 }
 
 #[test]
-fn a_killed_run_is_shown_as_crashed_and_how_it_goes_on() {
+fn a_killed_run_is_shown_as_crashed_with_the_command_that_continues_it() {
     let home = Home::new();
     let run = start_endless(&home, "killed");
     let mut screen = Pty::start(&home.command(&["watch", "killed"]));
     screen.shows(&["killed  ● training"]);
     run.kill();
     screen.shows(&["killed  crashed"]);
-    // Control-C is a key here.
+    // Control-C is a key here, not a signal.
     screen.press("\u{3}");
     screen.left_with("`host resume killed` resumes it from its newest checkpoint");
 }
@@ -127,7 +128,7 @@ fn a_killed_run_that_is_resumed_is_followed_again() {
     for screen in [&by_name, &by_address] {
         screen.shows(&["again  crashed"]);
     }
-    // In lines it is the end, which says how the run goes on.
+    // The plain output ends here, with the command that resumes the run.
     let lines = lines.output().succeeded();
     assert!(
         lines.stdout.contains("`host resume again` resumes it"),
@@ -153,7 +154,7 @@ fn a_killed_run_that_is_resumed_is_followed_again() {
 }
 
 #[test]
-fn control_z_gives_the_terminal_to_the_shell_and_fg_takes_it_again() {
+fn control_z_returns_the_terminal_to_the_shell_and_fg_shows_the_run_again() {
     let home = Home::new();
     let run = start_endless(&home, "stopped");
     let host = home.command(&[]);
@@ -180,37 +181,37 @@ fn control_z_gives_the_terminal_to_the_shell_and_fg_takes_it_again() {
     run.terminate();
     run.output().ended_with(143);
 
-    // Where no shell could continue it, it is not stopped.
+    // The dashboard ignores Ctrl-Z if there is no shell that could continue it.
     let mut alone = Pty::start(&home.command(&["watch", "stopped"]));
     alone.shows(&["stopped  terminated"]);
     alone.press("\u{1a}");
-    alone.shows(&["Ctrl-Z needs a shell that can continue the job"]);
+    alone.shows(&["Ctrl-Z needs a shell with job control"]);
     alone.press("q");
     alone.left_with("run stopped terminated at step ");
 }
 
 #[test]
-fn a_dashboard_on_a_terminal_that_takes_nothing_ends_at_a_signal() {
+fn a_dashboard_on_a_blocked_terminal_ends_at_a_signal() {
     let home = Home::new();
     home.train("over", &[]).succeeded();
     let mut stuck = Pty::start_stuck(&home.command(&["watch", "over"]));
-    // The thread that follows the run begins with the first screen.
+    // The thread that follows the run starts just before the first screen is drawn.
     stuck.has_thread("watch");
     stuck.terminate();
-    // The first, if the signal came before the screen did.
+    // The code is 0 if the signal arrived before the first screen was drawn.
     let code = stuck.ended();
     assert!(matches!(code, Some(0 | 143)), "{code:?}");
 }
 
 #[test]
-fn without_colours_and_in_lines_if_asked_for() {
+fn colors_can_be_turned_off_and_plain_lines_chosen() {
     let home = Home::new();
     home.train("plain", &[]).succeeded();
     let mut command = home.command(&["watch", "plain"]);
     command.env("NO_COLOR", "1");
     let mut screen = Pty::start(&command);
     screen.shows(&["plain  completed"]);
-    assert!(!screen.has_colours());
+    assert!(!screen.has_colors());
     screen.press("q");
     screen.left_with("run plain completed at step 20");
 
@@ -237,7 +238,7 @@ fn a_long_run_is_shown_from_its_first_step_at_once() {
     let steps: Vec<u64> = (1..=100_000).collect();
     for steps in steps.chunks(10_000) {
         let draft = |&step: &u64| {
-            // Only the beginning is above 5.
+            // Only the first losses are above 5.
             let loss = 5.0 + 50.0 * (0.5 - step as f64 / 1000.0).max(0.0);
             let values = vec![MetricValue::new("loss/train", loss)];
             Draft {
@@ -265,7 +266,7 @@ fn a_long_run_is_shown_from_its_first_step_at_once() {
 }
 
 #[test]
-fn a_connection_that_breaks_is_told_and_made_again() {
+fn a_broken_connection_is_reported_and_restored() {
     let home = Home::new();
     let _run = start_endless(&home, "cut");
     let serve = home.start(&["serve"]);
@@ -276,9 +277,9 @@ fn a_connection_that_breaks_is_told_and_made_again() {
     screen.shows(&["cut  ● training", &address, "tokens/s"]);
 
     serve.kill();
-    screen.shows(&[" to connect again: "]);
+    screen.shows(&["reconnecting, attempt "]);
     let _serve = home.start(&["serve", "--listen", &address]);
-    screen.hides(" to connect again: ");
+    screen.hides("reconnecting, attempt ");
     screen.shows(&["cut  ● training", &address]);
     screen.press("q");
     screen.left_with("run cut continues at step ");

@@ -1,4 +1,4 @@
-//! Data as people have it: links, patterns, shards of every kind, edited files.
+//! Data as users store it: links, patterns, shards of every kind, edited files.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::{Home, events_of};
 
-/// A record of a few hundred bytes.
+/// Returns a JSON Lines record of a few hundred bytes.
 fn record(n: usize) -> String {
     let text = format!("fn f_{n}(x: u32) -> u32 {{\n    x * {n}\n}}\n").repeat(20);
     json!({ "content": text }).to_string() + "\n"
@@ -19,7 +19,7 @@ const EMPTY_GZIP: [u8; 20] = [
     0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 ];
 
-/// The warnings on a run's record.
+/// Returns the warnings that a run recorded.
 fn warnings(home: &Home, run: &str) -> Vec<String> {
     let events = events_of(&home.run_dir(run)).into_iter();
     let warnings = events.filter_map(|event| match event.body {
@@ -29,7 +29,7 @@ fn warnings(home: &Home, run: &str) -> Vec<String> {
     warnings.collect()
 }
 
-/// The number of files that the run says it trains on.
+/// Finds the number of training files in a run's output. Returns the number as text.
 fn trained_on(said: &str) -> &str {
     let at = said.find(" files with ").expect("a summary");
     let begin = said[..at].rfind("; ").expect("its beginning") + 2;
@@ -59,17 +59,14 @@ fn links_below_a_folder_are_followed_and_each_file_counts_once() {
     assert_eq!(trained_on(&output.stderr), "3", "{output}");
     let warnings = warnings(&home, "links");
     assert_eq!(warnings.len(), 1, "{output}");
-    let said = "1 link of the data leads to no file (first: ";
+    let said = "1 symbolic link in the data is broken (first: ";
     assert!(warnings[0].starts_with(said), "{output}");
     let help = home.host(&["run", "--help"]).succeeded();
-    assert!(
-        help.stdout.contains("links below a folder are followed"),
-        "{help}"
-    );
+    assert!(help.stdout.contains("links are followed"), "{help}");
 }
 
 #[test]
-fn the_folder_of_a_configuration_is_no_pattern() {
+fn the_folder_of_a_configuration_is_not_a_pattern() {
     let home = Home::new();
     for folder in ["p[1]", "p1"] {
         fs::create_dir(home.path(folder)).expect("made");
@@ -92,7 +89,7 @@ fn the_folder_of_a_configuration_is_no_pattern() {
 }
 
 #[test]
-fn a_run_passes_over_empty_shards_and_reads_what_python_writes() {
+fn a_run_skips_empty_shards_and_reads_what_python_writes() {
     let home = Home::new();
     fs::create_dir(home.path("shards")).expect("made");
     let put = |name: &str, bytes: &[u8]| {
@@ -114,7 +111,7 @@ fn a_run_passes_over_empty_shards_and_reads_what_python_writes() {
 }
 
 #[test]
-fn few_records_and_a_single_text_are_split_and_one_record_is_not() {
+fn three_records_or_one_text_can_be_split_but_not_one_record() {
     let home = Home::new();
     let steps = ["--max-train-steps", "3"];
     fs::write(
@@ -133,7 +130,7 @@ fn few_records_and_a_single_text_are_split_and_one_record_is_not() {
     fs::write(home.path("one.jsonl"), record(1)).expect("written");
     let refused = home.train("one", &[&["--data", "one.jsonl"][..], &steps].concat());
     let (error, hint) = refused.failed_with(2);
-    assert!(error.contains("no two of them differ"), "{error}");
+    assert!(error.contains("they are all identical"), "{error}");
     assert!(hint.contains("--valid-data"), "{hint}");
 }
 
@@ -156,20 +153,20 @@ fn a_resume_refuses_a_file_that_was_edited_in_place() {
         let refused = home.host(&resume);
         let (error, hint) = refused.failed_with(2);
         let expected = format!(
-            "the {what} data is not what it was when the checkpoint was made: a file has another content: {}",
+            "the {what} data has changed since the checkpoint was written: a file has different content: {}",
             home.text_path(name)
         );
         assert_eq!(error, expected);
-        assert!(hint.contains("bring the files back"), "{hint}");
+        assert!(hint.contains("restore the files"), "{hint}");
         fs::write(home.path(name), good).expect("written");
     }
     home.host(&resume).succeeded();
 }
 
 #[test]
-fn a_folder_that_cannot_be_read_is_a_warning_and_what_is_excluded_is_none() {
+fn an_unreadable_folder_is_a_warning_unless_it_is_excluded() {
     let home = Home::new();
-    // Even a superuser cannot open a path of more than 4096 bytes. It is put together from two.
+    // Even root cannot open a path of more than 4096 bytes. The path is assembled from two shorter ones.
     let name = "d".repeat(200);
     let chain = |top: &str| (0..11).fold(home.path(top), |path, _| path.join(&name));
     let (upper, lower) = (chain("data"), chain("elsewhere"));

@@ -1,4 +1,4 @@
-//! What a run leaves undelivered is delivered afterwards, once.
+//! `host deliver`: checkpoints that a run left undelivered are delivered later, each exactly once.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ use crate::support::{Fixture, Home, bare_repository, files_of, git, kill_at};
 
 const STEPS: [u64; 4] = [5, 10, 15, 20];
 
-/// The subjects of a branch's commits, oldest first.
+/// Returns the subjects of a branch's commits, oldest first.
 fn pushed(remote: &Path, branch: &str) -> Vec<String> {
     let log = git(remote, &["log", "--reverse", "--format=%s", branch]);
     log.lines().map(str::to_owned).collect()
@@ -29,7 +29,7 @@ fn count_of(home: &Home, run: &str, state: &str) -> usize {
 }
 
 #[test]
-fn what_a_remote_that_was_away_missed_is_pushed_later() {
+fn checkpoints_that_an_unreachable_remote_missed_are_pushed_later() {
     let home = Home::new();
     let remote = bare_repository(&home);
     let sink = format!("hub-git:repo=file://{}", remote.display());
@@ -39,14 +39,17 @@ fn what_a_remote_that_was_away_missed_is_pushed_later() {
     let output = home.train("missed", &[&plugins[..], &["--preflight", "warn"]].concat());
     let (error, hint) = output.failed_with(4);
     assert_eq!(error, "checkpoints did not reach hub-git");
-    assert!(hint.contains("`host deliver missed` tries again"), "{hint}");
+    assert!(
+        hint.contains("run `host deliver missed` to retry"),
+        "{hint}"
+    );
     assert!(output.stdout.contains("next"), "{output}");
     assert!(output.stdout.contains("host deliver missed"), "{output}");
     let before = show(&home, "missed");
     assert_eq!(before["sinks"][0]["sink"], "hub-git");
     assert_eq!(before["sinks"][0]["last_delivered"], Value::Null);
 
-    // It is still away.
+    // The remote is still unreachable.
     let args = ["deliver", "missed"];
     home.host(&args).failed_with(4);
 
@@ -68,7 +71,7 @@ fn what_a_remote_that_was_away_missed_is_pushed_later() {
     assert_eq!(again.stdout, "nothing is left to deliver\n");
     assert_eq!(pushed(&remote, "missed"), expected);
 
-    // How the run ended is not touched.
+    // The record of how the run ended does not change.
     let after = show(&home, "missed");
     for field in ["status", "last_step", "generation"] {
         assert_eq!(before[field], after[field], "{field}");
@@ -80,7 +83,7 @@ fn what_a_remote_that_was_away_missed_is_pushed_later() {
 }
 
 #[test]
-fn a_killed_run_is_delivered_and_then_there_is_nothing_left() {
+fn the_checkpoints_of_a_killed_run_are_delivered_once() {
     let home = Home::new();
     let kept = home.text_path("kept");
     let sink = format!("local-disk:dir={kept},mode=in_process");
@@ -105,7 +108,7 @@ fn a_killed_run_is_delivered_and_then_there_is_nothing_left() {
 }
 
 #[test]
-fn a_sink_that_was_added_gets_all_and_one_that_was_removed_is_named() {
+fn an_added_sink_gets_all_checkpoints_and_a_removed_one_is_named() {
     let home = Home::new();
     let waiting = Fixture::sink("waiting").build(&home.path(""));
     let waiting = format!("{}:how=publish", waiting.display());
@@ -121,7 +124,7 @@ fn a_sink_that_was_added_gets_all_and_one_that_was_removed_is_named() {
     fs::write(&file, config.to_string()).expect("written");
 
     let output = home.host(&["deliver", "changed"]).succeeded();
-    let removed = "waiting is no longer a sink of this run, and did not get step 5, 10, 15, 20";
+    let removed = "waiting is no longer a sink of this run and did not receive step 5, 10, 15, 20";
     assert!(output.stderr.contains(removed), "{output}");
     for step in STEPS {
         let copy = home.path("kept/changed").join(format!("step-{step:06}"));
@@ -129,7 +132,7 @@ fn a_sink_that_was_added_gets_all_and_one_that_was_removed_is_named() {
     }
 }
 
-/// Rewrites the run's configuration.
+/// Edits a run's `run.toml`.
 fn edit_run_file(home: &Home, run: &str, edit: impl FnOnce(&mut toml::Table)) {
     let file = home.run_dir(run).join("run.toml");
     let text = fs::read_to_string(&file).expect("a file");
@@ -138,7 +141,7 @@ fn edit_run_file(home: &Home, run: &str, edit: impl FnOnce(&mut toml::Table)) {
     fs::write(&file, config.to_string()).expect("written");
 }
 
-/// What the fixture of a sink is told to do from now on.
+/// Sets the setting `how` of the fixture sink.
 fn told(config: &mut toml::Table, how: &str) {
     let plugins = config["plugin"].as_array_mut().expect("plugins");
     let sink = plugins
@@ -149,7 +152,7 @@ fn told(config: &mut toml::Table, how: &str) {
 }
 
 #[test]
-fn what_a_sink_lacks_is_not_pruned_whatever_made_it_fail() {
+fn undelivered_checkpoints_are_not_pruned_after_any_kind_of_failure() {
     let home = Home::new();
     let sink = Fixture::sink("needy").build(&home.path(""));
     for (run, how) in [
@@ -177,10 +180,10 @@ fn what_a_sink_lacks_is_not_pruned_whatever_made_it_fail() {
 }
 
 #[test]
-fn a_token_that_expires_in_the_run_loses_no_checkpoint() {
+fn a_token_that_expires_during_the_run_loses_no_checkpoint() {
     let home = Home::new();
     let remote = bare_repository(&home);
-    // The remote takes the first and then nothing more, as for a token that has expired.
+    // The remote accepts the first push and no more, as if the token had expired.
     let hook = "#!/bin/sh\n[ -z \"$(git for-each-ref)\" ] || { echo expired >&2; exit 1; }\n";
     let file = remote.join("hooks/pre-receive");
     fs::create_dir_all(remote.join("hooks")).expect("made");
@@ -202,7 +205,7 @@ fn a_token_that_expires_in_the_run_loses_no_checkpoint() {
 }
 
 #[test]
-fn what_a_removed_sink_lacks_stays_until_it_is_back() {
+fn checkpoints_that_a_removed_sink_lacks_stay_until_it_is_added_again() {
     let home = Home::new();
     let sink = Fixture::sink("needy").build(&home.path(""));
     let sink = format!("{}:how=publish", sink.display());
@@ -227,13 +230,13 @@ fn what_a_removed_sink_lacks_stays_until_it_is_back() {
 }
 
 #[test]
-fn of_what_only_the_newest_is_wanted_nothing_older_stays() {
+fn with_queue_latest_no_older_checkpoint_stays() {
     let home = Home::new();
     let sink = Fixture::sink("needy").build(&home.path(""));
     let sink = format!("{}:how=publish,queue=latest", sink.display());
     let keep = ["--keep-checkpoints", "1", "--plugin", &sink];
     home.train("run", &keep).failed_with(4);
-    // The one before may have been on its way when the last came.
+    // Checkpoint 15 was kept only if it was being delivered when checkpoint 20 was written.
     let standing = home.checkpoints("run");
     assert!(matches!(standing[..], [20] | [15, 20]), "{standing:?}");
     let shown = show(&home, "run");
@@ -242,7 +245,7 @@ fn of_what_only_the_newest_is_wanted_nothing_older_stays() {
 }
 
 #[test]
-fn what_was_removed_undelivered_is_not_promised() {
+fn removed_checkpoints_are_not_promised_to_be_delivered() {
     let home = Home::new();
     let sink = Fixture::sink("needy").build(&home.path(""));
     let sink = format!("{}:how=publish", sink.display());
@@ -251,14 +254,14 @@ fn what_was_removed_undelivered_is_not_promised() {
         fs::remove_dir_all(home.checkpoint("run", step)).expect("removed");
     }
     let text = home.host(&["runs", "show", "run"]).succeeded().stdout;
-    let gone = "step 5 was not delivered, and is gone from the run folder";
+    let gone = "step 5 was not delivered, and is no longer in the run folder";
     assert!(text.contains(gone), "{text}");
-    assert!(!text.contains("delivers what is left"), "{text}");
+    assert!(!text.contains("to deliver the rest"), "{text}");
     let output = home.host(&["deliver", "run"]);
     let (_, hint) = output.failed_with(4);
-    assert!(hint.contains("nothing can deliver them"), "{hint}");
+    assert!(hint.contains("cannot be delivered"), "{hint}");
     let again = home.host(&["deliver", "run"]).succeeded();
-    let said = "needy did not get step 5, 10, 15, 20, which the run folder no longer has";
+    let said = "needy did not receive step 5, 10, 15, 20, which the run folder no longer has";
     assert!(again.stderr.contains(said), "{again}");
     let shown = show(&home, "run");
     assert_eq!(shown["sinks"][0]["left"], json!([]));
@@ -266,14 +269,14 @@ fn what_was_removed_undelivered_is_not_promised() {
 }
 
 #[test]
-fn a_checkpoint_that_is_gone_is_said_once() {
+fn a_missing_checkpoint_is_reported_once() {
     let home = Home::new();
     let waiting = Fixture::sink("waiting").build(&home.path(""));
     let waiting = format!("{}:how=wait", waiting.display());
     let run = home.start_training("gone", &["--plugin", &waiting]);
     run.said("waiting for waiting (4 checkpoints)");
 
-    // While the run is at work, it delivers by itself.
+    // A live run makes its own deliveries.
     let output = home.host(&["deliver", "gone"]);
     let (error, _) = output.failed_with(2);
     let owner = format!("process {} is writing to this run", run.id());
@@ -287,14 +290,14 @@ fn a_checkpoint_that_is_gone_is_said_once() {
     }
     let output = home.host(&["deliver", "gone"]);
     output.failed_with(4);
-    let reason = "step 5, 10, 15, 20: its folder is gone from the run folder";
+    let reason = "step 5, 10, 15, 20: its folder is missing from the run folder";
     assert!(output.stdout.contains(reason), "{output}");
     let again = home.host(&["deliver", "gone"]).succeeded();
     assert_eq!(again.stdout, "nothing is left to deliver\n");
 }
 
 #[test]
-fn time_and_ctrl_c_end_it_and_leave_the_rest() {
+fn a_timeout_or_ctrl_c_ends_deliver_and_leaves_the_rest() {
     let home = Home::new();
     let waiting = Fixture::sink("waiting").build(&home.path(""));
     let waiting = format!("{}:how=wait", waiting.display());

@@ -1,12 +1,12 @@
-//! Plugins in the host's own process that end it: whatever they do, the process says which plugin and call
-//! it was, and never ends as if all were well.
+//! Runs plugins that end the host's own process. The host must always name the plugin and the call, and must
+//! never report success.
 
 use host_core::{EventBody, StopReason};
 use serde_json::json;
 
 use crate::support::{Fixture, Home, events_of};
 
-/// Builds a plugin and gives its SPEC with these settings.
+/// Builds a plugin and returns its SPEC with these settings.
 fn spec(home: &Home, fixture: &Fixture, settings: &str) -> String {
     format!("{}:{settings}", fixture.build(&home.path("")).display())
 }
@@ -22,7 +22,7 @@ fn a_plugin_that_ends_the_process_is_named_with_its_call() {
         (
             "metric",
             "thread-exit update",
-            "from a thread of its own: it called exit(0)",
+            "from its own thread: it called exit(0)",
         ),
         (
             "observer",
@@ -34,7 +34,7 @@ fn a_plugin_that_ends_the_process_is_named_with_its_call() {
             "_exit group",
             "in group: it called _exit(0)",
         ),
-        // The training goes on meanwhile.
+        // During `publish`, the training loop still runs.
         (
             "checkpoint_sink",
             "exit publish",
@@ -45,10 +45,10 @@ fn a_plugin_that_ends_the_process_is_named_with_its_call() {
         let plugin = spec(&home, &Fixture::breach(kind), &settings);
         let name = format!("ended-{}", how.replace(['_', ' '], "-"));
         let output = home.train(&name, &["--plugin", &plugin]);
-        // Lines that waited for the terminal may come behind it.
+        // Lines that are still queued may be printed after the error. So the error is not always at the end.
         let output = output.ended_with(3);
         let error =
-            format!("error: plugin breach ended the process {said}\nhint: with mode=process ");
+            format!("error: plugin breach ended the process {said}\nhint: run `host resume` ");
         assert!(output.stderr.contains(&error), "{output}");
     }
 }
@@ -63,10 +63,10 @@ fn a_constructor_that_ends_the_process_is_named() {
         error,
         "plugin breach ended the process in load: it called exit(0)"
     );
-    assert!(!home.path("runs").exists(), "it left a run");
+    assert!(!home.path("runs").exists(), "a run was created");
 }
 
-/// A destructor runs when the process ends, and could choose another exit code.
+/// A library's destructor runs when the process exits and could change the exit code.
 #[test]
 fn a_destructor_does_not_change_the_exit_code() {
     let home = Home::new();
@@ -78,7 +78,7 @@ fn a_destructor_does_not_change_the_exit_code() {
 }
 
 #[test]
-fn a_run_whose_process_a_plugin_ended_says_so_and_can_be_resumed() {
+fn a_run_ended_by_a_plugin_records_the_reason_and_can_be_resumed() {
     let home = Home::new();
     let plugin = spec(&home, &Fixture::breach("metric"), "how=exit update late");
     let output = home.train("ended", &["--plugin", &plugin]);
@@ -122,14 +122,14 @@ fn a_plugin_that_crashes_the_process_is_named_with_its_call() {
             "metric",
             "thread-crash update",
             11,
-            "in a thread of its own: SIGSEGV at address 0x8",
+            "in its own thread: SIGSEGV at address 0x8",
         ),
         ("observer", "trap observe", 4, "in observe: SIGILL"),
         (
             "param_groups",
             "overflow group",
             6,
-            "in group: SIGSEGV, its stack overflowed",
+            "in group: SIGSEGV, stack overflow",
         ),
     ] {
         let plugin = spec(&home, &Fixture::breach(kind), &format!("how={how}"));
@@ -147,15 +147,15 @@ fn a_plugin_that_crashes_the_process_is_named_with_its_call() {
     }
 }
 
-/// A program may fork; what comes back from a call twice is a second host.
+/// A plugin is allowed to fork, but a child that returned from the plugin's call would be a second host.
 #[test]
-fn a_process_that_a_plugin_forks_off_is_no_second_host() {
+fn a_process_forked_by_a_plugin_does_not_become_a_second_host() {
     let home = Home::new();
     for (how, is_ended) in [("forks update", false), ("fork-returns update", true)] {
         let plugin = spec(&home, &Fixture::breach("metric"), &format!("how={how}"));
         let name = how.replace(' ', "-");
         let output = home.train(&name, &["--plugin", &plugin]).succeeded();
-        let said = "made a second process of the host's (fork), which came back from update";
+        let said = "forked the host process; the child process returned from update";
         assert_eq!(output.stderr.contains(said), is_ended, "{output}");
         assert_eq!(home.checkpoints(&name), [5, 10, 15, 20]);
     }

@@ -1,4 +1,5 @@
-//! The example plugins, built as their comments say, and the shipped ones, in the real loader.
+//! Loads the shipped plugins and the example plugins with the real loader. The example plugins are built in
+//! the way that their comments describe.
 
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use tempfile::TempDir;
 use crate::support::built;
 
 #[test]
-fn the_example_in_c_is_built_by_the_command_in_its_head_and_computes() {
+fn the_c_example_builds_with_the_command_in_its_comment_and_computes() {
     let folder = root().join("examples/plugins/c");
     let source = folder.join("bits_per_byte.c");
     let text = std::fs::read_to_string(&source).expect("the example");
@@ -36,7 +37,7 @@ fn the_example_in_c_is_built_by_the_command_in_its_head_and_computes() {
         failure.message().contains("no text was evaluated"),
         "{failure}"
     );
-    // Two bits for each of 8 bytes, then none for as many.
+    // For the first 8 bytes, the loss is two bits for each byte. For the next 8 bytes, the loss is zero.
     let (nats, none, bytes) = (16.0 * 2f64.ln(), 0.0, 8i64);
     for (metric, loss_sum) in [(&mut one, &nats), (&mut two, &none)] {
         let loss_sum = (Need::LossSum, scalar(loss_sum, Dtype::F64));
@@ -61,7 +62,7 @@ fn the_example_in_c_is_built_by_the_command_in_its_head_and_computes() {
 }
 
 #[test]
-fn the_example_in_rust_is_built_and_computes() {
+fn the_rust_example_builds_and_computes() {
     let mut metric = metric(&load(&library("sequence-loss")));
     let nll = [1.0f32, 3.0, 0.0, 1.0];
     let view = TensorView {
@@ -106,7 +107,7 @@ fn the_shipped_perplexity_computes() {
 }
 
 #[test]
-fn the_shipped_weight_decay_groups() {
+fn the_shipped_weight_decay_groups_parameters() {
     let plugin = load(&library("weight-decay"));
     let mut grouper = plugin.param_groups().expect("a grouper");
     let params = ["wte.weight", "h.0.ln_1.weight"].map(|name| ParamInfo {
@@ -137,7 +138,7 @@ fn the_shipped_weight_decay_groups() {
 }
 
 #[test]
-fn the_shipped_local_disk_asks_for_its_folder() {
+fn the_shipped_local_disk_needs_its_folder() {
     let path = library("local-disk");
     let found = SearchPath::new([])
         .find(&Target::Path(path))
@@ -157,7 +158,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The library of a package of the workspace.
+/// Returns the library of a package of the workspace.
 fn library(package: &str) -> PathBuf {
     built(&format!("lib{}.so", package.replace('-', "_")))
 }

@@ -1,5 +1,4 @@
-//! A disk without room: what cannot be written is told, what was written stays, and the training goes
-//! on.
+//! A full disk: failed writes are reported, existing files stay intact, and the training continues.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +12,8 @@ use crate::support::{
     manifest_of,
 };
 
-/// A training that only a signal ends, with 20 MB a checkpoint: far more than all its events.
+/// Arguments of a run that trains until a signal ends it. A checkpoint takes 20 MB, far more than all events
+/// together.
 const ENDLESS: [&str; 8] = [
     "--model",
     "wide.json",
@@ -41,7 +41,7 @@ fn run<'a>(more: &[&'a str]) -> Vec<&'a str> {
     [&run[..], &ENDLESS, more].concat()
 }
 
-/// No file of the process may become larger than these bytes.
+/// Limits the size of the files that the process writes, in bytes. `None` removes the limit.
 fn limit_file_size(process: &Process, bytes: Option<u64>) {
     let pid = Pid::from_raw(process.id().cast_signed()).expect("a process");
     let limit = Rlimit {
@@ -62,21 +62,21 @@ fn checkpoint(run_dir: &Path, step: u64) -> PathBuf {
     run_dir.join(format!("checkpoints/step-{step:06}"))
 }
 
-/// Names in the folder of the checkpoints.
+/// Returns the names in the folder of the checkpoints.
 fn names(run_dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(run_dir.join("checkpoints")).expect("a folder");
     let names = entries.map(|entry| entry.expect("an entry").file_name().into_string());
     names.map(|name| name.expect("UTF-8")).collect()
 }
 
-/// The step of the newest checkpoint.
+/// Returns the step of the newest checkpoint.
 fn newest(run_dir: &Path) -> u64 {
     let names = names(run_dir).into_iter();
     let steps = names.filter_map(|name| name.strip_prefix("step-")?.parse().ok());
     steps.max().expect("a checkpoint")
 }
 
-/// The checkpoint of this step failed for this reason, and left nothing.
+/// Asserts that a checkpoint failed for this reason and left no files. Returns its step.
 #[track_caller]
 fn assert_failed(run_dir: &Path, failed: &Value, why: &str) -> u64 {
     let step = failed["step"].as_u64().expect("a step");
@@ -88,7 +88,8 @@ fn assert_failed(run_dir: &Path, failed: &Value, why: &str) -> u64 {
     step
 }
 
-/// All checkpoints are those of a run that always had room, and the newest is not older than this.
+/// Asserts that all checkpoints equal those of a run with enough room, and that the newest is from this step
+/// or later.
 #[track_caller]
 fn assert_as_with_room(home: &Home, run_dir: &Path, at_least: u64) {
     let newest = newest(run_dir);
@@ -113,7 +114,7 @@ fn assert_as_with_room(home: &Home, run_dir: &Path, at_least: u64) {
     }
 }
 
-/// Every step was recorded, once and in order.
+/// Asserts that every step was recorded, once and in order.
 #[track_caller]
 fn assert_recorded(output: &Output) {
     let events = output.events();
@@ -131,7 +132,7 @@ fn assert_recorded(output: &Output) {
 }
 
 #[test]
-fn a_checkpoint_without_room_is_an_event_and_the_next_is_written() {
+fn a_checkpoint_that_fails_on_a_full_disk_is_an_event_and_the_next_is_written() {
     let home = home();
     // Room for two checkpoints.
     let Some(disk) = SmallDisk::new(&home, 48) else {
@@ -191,7 +192,7 @@ fn a_run_without_room_for_its_last_checkpoint_fails_and_can_be_resumed() {
 }
 
 #[test]
-fn events_without_room_are_kept_until_there_is_some() {
+fn events_are_kept_until_the_disk_has_room() {
     let home = home();
     let Some(disk) = SmallDisk::new(&home, 500) else {
         return;
@@ -212,12 +213,12 @@ fn events_without_room_are_kept_until_there_is_some() {
 }
 
 #[test]
-fn events_that_find_no_room_are_counted_and_the_store_stays_whole() {
+fn lost_events_are_counted_and_the_store_stays_intact() {
     let home = home();
     let run_dir = home.run_dir("run");
     let process = home.start(&run(&[]));
     let written = written_after(&process, 0);
-    // Not even a place that the store has already may be written again, as it may on a full disk.
+    // Unlike a full disk, this limit also prevents writes to existing parts of a file.
     limit_file_size(&process, Some(0));
     process.said("warning: cannot write to the run store: ");
     process.terminate();
@@ -234,7 +235,7 @@ fn events_that_find_no_room_are_counted_and_the_store_stays_whole() {
         count.rsplit(' ').next()?.parse::<u64>().ok()
     });
     assert!(lost > Some(0), "{output}");
-    // What was committed is there.
+    // The store still has all committed events.
     let last = output.events().last().expect("events")["seq"].clone();
     let show = ["runs", "show", "run", "--json"];
     let shown = home.host(&show).succeeded().json();
@@ -255,7 +256,7 @@ fn events_that_find_no_room_are_counted_and_the_store_stays_whole() {
 }
 
 #[test]
-fn a_run_that_finds_no_room_at_its_start_leaves_nothing() {
+fn a_run_that_starts_on_a_full_disk_leaves_nothing() {
     let home = home();
     let Some(disk) = SmallDisk::new(&home, 48) else {
         return;
@@ -272,13 +273,13 @@ fn a_run_that_finds_no_room_at_its_start_leaves_nothing() {
 }
 
 #[test]
-fn a_limit_of_the_files_size_is_a_full_disk_and_not_the_end() {
+fn a_file_size_limit_is_handled_like_a_full_disk() {
     let home = home();
     let run_dir = home.run_dir("run");
     let process = home.start(&run(&[]));
     let first = written_after(&process, 0);
     let before = files_of(&checkpoint(&run_dir, first));
-    // The optimizer's state is larger, the store is not.
+    // The optimizer's state exceeds the limit; the store does not.
     limit_file_size(&process, Some(10 << 20));
     let failed = process.event(|event| event["kind"] == "checkpoint_failed");
     let step = assert_failed(&run_dir, &failed, "File too large");
@@ -291,7 +292,7 @@ fn a_limit_of_the_files_size_is_a_full_disk_and_not_the_end() {
 }
 
 #[test]
-fn a_push_without_room_is_made_when_there_is_some() {
+fn a_push_that_failed_on_a_full_disk_is_retried_when_there_is_room() {
     let home = home();
     // Room for a checkpoint, but not for a second copy of its model.
     let Some(disk) = SmallDisk::new(&home, 24) else {
@@ -299,7 +300,7 @@ fn a_push_without_room_is_made_when_there_is_some() {
     };
     let remote = bare_repository(&home);
     let sink = format!("hub-git:repo={}", remote.display());
-    // What this is about would be found before the first step.
+    // The preflight is off, because it would find the lack of room before the first step.
     let mut args = run(&["--plugin", &sink, "--preflight", "off"]);
     let endless = args.iter().position(|arg| *arg == "1000000");
     args[endless.expect("the steps of the endless one")] = "10";
@@ -317,7 +318,7 @@ fn a_push_without_room_is_made_when_there_is_some() {
 }
 
 #[test]
-fn a_sink_without_room_leaves_nothing_half_made_and_delivers_when_there_is_some() {
+fn a_sink_on_a_full_disk_leaves_no_partial_copy_and_delivers_when_there_is_room() {
     let home = home();
     // Room for two of the three checkpoints.
     let Some(disk) = SmallDisk::new(&home, 48) else {
@@ -327,7 +328,7 @@ fn a_sink_without_room_leaves_nothing_half_made_and_delivers_when_there_is_some(
     let more = ["--runs-dir", "room", "--plugin", &sink];
     let more = [&more[..], &["--max-train-steps", "30"]].concat();
     let mut args = run(&more);
-    // Given twice, the later would be refused.
+    // A repeated flag would be rejected, so the one in `ENDLESS` is removed.
     let endless = args.iter().position(|arg| *arg == "1000000");
     let endless = endless.expect("the steps of the endless one");
     args.drain(endless - 1..=endless);
@@ -357,10 +358,10 @@ fn a_sink_without_room_leaves_nothing_half_made_and_delivers_when_there_is_some(
     assert_eq!(names, ["step-000010", "step-000020", "step-000030"]);
 }
 
-/// As many checkpoints as there is room for wait for a sink that takes none; then the oldest are lost to it,
-/// on record, and the training goes on.
+/// The sink accepts no checkpoint. When undelivered checkpoints fill the disk, the oldest are dropped and
+/// recorded as dropped, and the training continues.
 #[test]
-fn a_disk_full_of_what_a_sink_lacks_loses_the_oldest_and_says_so() {
+fn a_disk_full_of_undelivered_checkpoints_drops_the_oldest_and_reports_them() {
     let home = home();
     // Room for three checkpoints.
     let Some(disk) = SmallDisk::new(&home, 72) else {
@@ -402,7 +403,7 @@ fn a_disk_full_of_what_a_sink_lacks_loses_the_oldest_and_says_so() {
     fs::write(&file, text.replace("\"publish\"", "\"deliver\"")).expect("written");
     let delivered = disk.host(&["deliver", "run"]).succeeded();
     let lost: Vec<String> = dropped.iter().map(ToString::to_string).collect();
-    let said = format!("needy did not get step {}, which", lost.join(", "));
+    let said = format!("needy did not receive step {}, which", lost.join(", "));
     assert!(delivered.stderr.contains(&said), "{delivered}");
     let shown = disk.host(&["runs", "show", "run", "--json"]).succeeded();
     let sink = &shown.json()["sinks"][0];

@@ -1,4 +1,4 @@
-//! The parameter groups of a training.
+//! The parameter groups of a run.
 
 use std::collections::BTreeSet;
 
@@ -39,7 +39,7 @@ fn the_table_has_every_parameter_once() {
     );
     let all: Vec<&str> = groups.iter().flat_map(names).collect();
     let distinct: BTreeSet<&str> = all.iter().copied().collect();
-    // Two embeddings, twelve in each of two blocks, two of the last norm.
+    // Two embeddings, twelve parameters in each of two blocks, two in the last norm.
     assert_eq!((all.len(), distinct.len()), (28, 28));
     for name in names(&groups[1]) {
         assert!(name.ends_with("bias") || name.contains("ln_"), "{name}");
@@ -57,7 +57,7 @@ fn the_table_has_every_parameter_once() {
 }
 
 #[test]
-fn the_plugins_settings_and_the_runs_rate_decide() {
+fn the_groups_follow_the_plugins_settings_and_the_runs_weight_decay() {
     let home = Home::new();
     let json = groups(
         &home,
@@ -83,7 +83,7 @@ fn the_plugins_settings_and_the_runs_rate_decide() {
 }
 
 #[test]
-fn two_plugins_for_the_groups_are_one_too_many() {
+fn two_plugins_for_the_groups_are_an_error() {
     let home = Home::new();
     let other = built("libmisbehaving.so");
     let other = other.to_str().expect("UTF-8");
@@ -97,7 +97,7 @@ fn two_plugins_for_the_groups_are_one_too_many() {
 }
 
 #[test]
-fn one_plugin_for_the_groups_is_used_and_nobody_else() {
+fn a_given_plugin_for_the_groups_replaces_the_default() {
     let home = Home::new();
     let other = built("libmisbehaving.so");
     let json = groups(&home, &["--plugin", other.to_str().expect("UTF-8")]);

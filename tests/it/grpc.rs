@@ -1,4 +1,4 @@
-//! What a gRPC client sees of a run, live and over.
+//! What a gRPC client receives from live and finished runs.
 
 use std::fs;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::support::{Home, Process, events_of};
 
-/// Starts a training that only a signal ends; its address.
+/// Starts a run that only a signal ends. Returns its process and its address.
 fn start_endless(home: &Home, name: &str) -> (Process, String) {
     let flags = [
         "--max-train-steps",
@@ -25,13 +25,13 @@ fn start_endless(home: &Home, name: &str) -> (Process, String) {
 }
 
 #[test]
-fn a_client_that_is_cut_sees_every_event_once() {
+fn a_client_that_reconnects_sees_every_event_once() {
     let home = Home::new();
     let (run, address) = start_endless(&home, "live");
     let file = fs::read_to_string(home.run_dir("live").join("grpc.addr")).expect("an address");
     assert_eq!(file.trim(), address);
 
-    // The first connection ends in the middle of the stream, whatever is under way in it.
+    // The first connection ends in the middle of the stream, with messages in transit.
     let mut seen: Vec<Event> = Vec::new();
     {
         let client = Client::connect(&address).expect("connected");
@@ -60,7 +60,7 @@ fn a_client_that_is_cut_sees_every_event_once() {
 }
 
 #[test]
-fn a_run_that_is_over_is_served_the_same() {
+fn a_finished_run_is_served_like_a_live_one() {
     let home = Home::new();
     home.train("over", &["--plugin", "perplexity"]).succeeded();
     let server = home.start(&["serve", "--runs", "runs"]);
@@ -100,7 +100,7 @@ fn a_run_that_is_over_is_served_the_same() {
     let metrics = client.series("over").expect("metrics");
     assert!(metrics.iter().any(|metric| &*metric.name == "perplexity"));
 
-    // A run that begins meanwhile is there as well, to the end.
+    // A run that starts later is served, too.
     home.train("later", &[]).succeeded();
     let later = client
         .watch("later", 0, true)
@@ -112,7 +112,7 @@ fn a_run_that_is_over_is_served_the_same() {
     server.interrupt();
     server.output().succeeded();
 
-    // TensorBoard can give no token.
+    // TensorBoard cannot send a token, so its command is not printed.
     let server = home.start_with(
         &[("READ", "a-reader-0123456789")],
         &["serve", "--read-token-env", "READ"],
@@ -123,15 +123,15 @@ fn a_run_that_is_over_is_served_the_same() {
     assert!(!output.stdout.contains("TensorBoard"), "{output}");
 }
 
-/// The smallest model there can be: its steps are so quick that a few seconds of them are more than
-/// a connection holds.
+/// The smallest possible model. Its steps are so quick that a few seconds of events fill a connection's
+/// buffers.
 const SMALLEST: &str = r#"{
     "model_type": "gpt2", "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 1,
     "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0
 }"#;
 
 #[test]
-fn a_client_that_does_not_read_holds_nobody_up() {
+fn a_client_that_does_not_read_delays_nothing() {
     let home = Home::new();
     fs::write(home.path("config.json"), SMALLEST).expect("written");
     let steps = 12_000;
@@ -153,17 +153,17 @@ fn a_client_that_does_not_read_holds_nobody_up() {
     let mut watch = client.watch("unread", 0, true).patience(Duration::ZERO);
     watch.next().expect("an event").expect("an event");
 
-    // It reads no more, and the run comes to its end all the same.
+    // The client stops reading, and the run still completes.
     let output = run.output().succeeded();
     let events = output.events();
     let trained = events
         .iter()
         .filter(|event| !event["values"]["loss/train"].is_null());
     assert_eq!(trained.count(), steps);
-    // Had the loop ever waited for the store, an event would say so.
+    // If the training loop had waited for the store, there would be a warning.
     let warnings = events.iter().filter(|event| event["kind"] == "warning");
     assert_eq!(warnings.count(), 0);
-    // The server had indeed not been able to send it everything.
+    // The server was indeed unable to send all events.
     let arrived = watch.by_ref().map_while(Result::ok).count();
     assert!(arrived < events.len(), "{arrived}: a longer run is needed");
 }

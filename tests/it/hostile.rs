@@ -1,4 +1,5 @@
-//! A live training under attack: it comes to the same bytes, and who watches it misses nothing.
+//! A live run under attack: its last checkpoint has the same content as without an attack, and its watchers
+//! miss no event.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -15,7 +16,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::support::{Home, Http2, Process, events_of, manifest_of};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Connections that are tried at once, while the loop stands still and while it trains.
+/// Numbers of connections that an attack attempts at once: the first number applies while the run is paused,
+/// the second while it trains.
 const CONNECTIONS: [u64; 2] = [10_000, 2_000];
 
 fn start(home: &Home, name: &str, steps: u64) -> Process {
@@ -66,21 +68,21 @@ fn hostile_clients_change_nothing() {
     };
     let watcher = watcher.expect("a thread");
 
-    // Every attack while it stands still, and again while it trains.
+    // Every attack is made once while the run is paused, and once while it trains.
     let before = resident_bytes(run.id());
     attack(&address, CONNECTIONS[0]);
-    ask(Request::Continue).expect("it goes on");
+    ask(Request::Continue).expect("continued");
     attack(&address, CONNECTIONS[1]);
     let grown = resident_bytes(run.id()).saturating_sub(before);
-    assert!(grown < 512 << 20, "it grew by {grown} bytes");
+    assert!(grown < 512 << 20, "its memory grew by {grown} bytes");
 
-    let steps = ask(Request::Stop).expect("it stops").step.0;
+    let steps = ask(Request::Stop).expect("stopped").step.0;
     run.output().succeeded();
     let (seen, end) = watcher.join().expect("no panic");
     assert_eq!(end, Some(WatchEnd::RunFinished));
     assert_eq!(seen, events_of(&home.run_dir("attacked")));
 
-    // As many steps that nobody disturbs.
+    // Another run trains for the same number of steps, without attacks.
     start(&home, "quiet", steps).output().succeeded();
     let [quiet, attacked] =
         ["quiet", "attacked"].map(|name| manifest_of(&home.checkpoint(name, steps)).files);
@@ -99,12 +101,13 @@ fn attack(address: &str, connections: u64) {
     drop((slow, unfinished, unread));
 }
 
-/// A message as gRPC sends it: whether it is compressed, its length, and itself.
+/// Returns a message in gRPC's framing: the compression flag, the length and the bytes.
 fn message(length: u32, bytes: &[u8]) -> Vec<u8> {
     [&[0], &length.to_be_bytes()[..], bytes].concat()
 }
 
-/// Calls of every service whose messages never end, on one connection each.
+/// Opens connections to several services, and makes many calls on each connection. Each call sends only a
+/// part of its message.
 fn unfinished(address: &str) -> Vec<Http2> {
     let services = [
         ("/grpc.health.v1.Health/Check", 4 << 20),
@@ -119,7 +122,7 @@ fn unfinished(address: &str) -> Vec<Http2> {
             4 << 20,
         ),
         ("/no.such.Service/Call", 4 << 20),
-        // Not longer than the services take.
+        // Unlike the messages above, these are within the services' size limits.
         ("/grpc.health.v1.Health/Check", 60 << 10),
         (
             "/tensorboard.data.TensorBoardDataProvider/ReadScalars",
@@ -133,14 +136,14 @@ fn unfinished(address: &str) -> Vec<Http2> {
             .map(|_| client.call(path, &announced, false))
             .collect();
         client.fill(&calls, most as usize - 16);
-        // In seconds, and not when the client is gone.
+        // The server must end the calls within seconds, while the client is still connected.
         client.wait_for_end(&calls);
         client
     };
     services.iter().map(begin).collect()
 }
 
-/// `ReadScalars` of all that there is, many times over, of which no answer is taken.
+/// Makes many `ReadScalars` calls for all data, and does not read the answers.
 fn unread(address: &str) -> Http2 {
     let request = b"\x12\x09\x0a\x07scalars\x22\x04\x08\xa0\x8d\x06";
     let length = u32::try_from(request.len()).expect("short");
@@ -151,12 +154,12 @@ fn unread(address: &str) -> Http2 {
             client.call(path, &message(length, request), true)
         })
         .collect();
-    // Until each is refused or the server hangs up.
+    // Wait until the server rejects each call or closes the connection.
     client.wait_for_end(&calls);
     client
 }
 
-/// A run with a long history: 100,000 points of each of eight metrics.
+/// Creates a run with a long history: 100,000 points of each of eight metrics.
 fn long_run(run_dir: &Path) {
     let record = RunRecord {
         name: "long".to_owned(),
@@ -184,25 +187,26 @@ fn long_run(run_dir: &Path) {
 }
 
 #[test]
-fn what_clients_without_a_token_take_is_bounded() {
+fn resources_used_by_clients_without_a_token_are_bounded() {
     let home = Home::new();
     long_run(&home.run_dir("long"));
     let server = home.start(&["serve"]);
     let line = server.printed("gRPC at ");
     let address = line.split([' ', ',']).nth(2).expect("an address");
     let address = address.trim_end_matches(':').to_owned();
-    // What it takes for itself.
+    // The memory is measured after an ordinary call, so that the memory for ordinary calls is not counted as
+    // growth.
     let client = Client::connect(&address).expect("connected");
     client.history("long", "metric/0", 1000).expect("a history");
     let before = resident_bytes(server.id());
 
     let clients = (unfinished(&address), unread(&address));
     let most = memory(server.id(), "VmHWM:").saturating_sub(before);
-    assert!(most < 400 << 20, "it grew by {most} bytes");
-    // It serves the others meanwhile.
+    assert!(most < 400 << 20, "its memory grew by {most} bytes");
+    // Other clients are served at the same time.
     assert_eq!(client.series("long").expect("metrics").len(), 8);
     drop(clients);
-    // The memory goes back to the system.
+    // The memory is returned to the system.
     let began = Instant::now();
     while resident_bytes(server.id()).saturating_sub(before) > 32 << 20 {
         let kept = resident_bytes(server.id()).saturating_sub(before) >> 20;
@@ -217,25 +221,25 @@ fn what_clients_without_a_token_take_is_bounded() {
 }
 
 #[test]
-fn whoever_has_the_control_token_is_served_when_all_connections_are_taken() {
+fn a_client_with_the_control_token_is_served_when_all_connections_are_taken() {
     let home = Home::new();
     let run = start(&home, "crowded", 1_000_000_000);
     let opened = run.event(|event| event["kind"] == "run");
     let address = opened["listen"].as_str().expect("an address").to_owned();
     run.event(|event| event["values"]["loss/train"].is_number());
 
-    // All places, and then those beyond them, by clients that speak HTTP/2 and call nothing.
+    // More idle HTTP/2 clients than the server accepts.
     raise_open_files();
     let _idle: Vec<Http2> = (0..1100).map(|_| Http2::connect(&address, 0)).collect();
     let refused = Client::connect(&address).and_then(|client| client.run(""));
-    assert!(refused.is_err(), "there is a place without a token");
+    assert!(refused.is_err(), "a client without a token was served");
     for verb in ["pause", "continue", "stop"] {
         home.host(&["control", "crowded", verb]).succeeded();
     }
     run.output().succeeded();
 }
 
-/// What is no HTTP/2, and what only begins like it.
+/// Sends bytes that are not HTTP/2, and bytes that only begin like HTTP/2.
 fn garbage(address: &str) {
     let junk: Vec<u8> = (0..4096_u32)
         .map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[3])
@@ -250,12 +254,12 @@ fn garbage(address: &str) {
             .set_read_timeout(Some(Duration::from_secs(60)))
             .expect("a socket");
         let _ = stream.write_all(said);
-        // It is hung up on, in order or not.
+        // The server closes or resets the connection.
         while matches!(stream.read(&mut [0; 4096]), Ok(1..)) {}
     }
 }
 
-/// Who begins to speak and does not go on.
+/// Opens connections that send only a part of the HTTP/2 preface.
 fn slow_loris(address: &str) -> Vec<TcpStream> {
     let begin = |length: usize| {
         let mut stream = TcpStream::connect(address).expect("connected");
@@ -285,15 +289,15 @@ fn oversize(address: &str) {
     client.run(&"x".repeat(8 << 20)).expect_err("refused");
 }
 
-/// Streams that are begun and left, and some that are begun and never read.
+/// Opens streams that are cancelled after one event, and streams that are no longer read after one event.
 fn cancelled(address: &str) {
     let client = Client::connect(address).expect("connected");
     for _ in 0..100 {
         let mut watch = client.watch("", 0, true);
         watch.next().expect("an event").expect("an event");
     }
-    // Each over a connection of its own: what waits unread on one stream keeps the others of its connection
-    // waiting, once it fills the connection's window.
+    // Each stream has its own connection, because unread data can fill the window of a connection and block
+    // its other streams.
     let clients = || Client::connect(address).expect("connected");
     let clients: Vec<Client> = std::iter::repeat_with(clients).take(100).collect();
     let mut unread: Vec<_> = clients
@@ -305,7 +309,7 @@ fn cancelled(address: &str) {
     }
 }
 
-/// More connections than there is room for.
+/// Opens more connections than the server has room for.
 fn crowd(address: &str, connections: u64) -> Vec<TcpStream> {
     raise_open_files();
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -317,14 +321,14 @@ fn crowd(address: &str, connections: u64) -> Vec<TcpStream> {
     crowd
 }
 
-/// As many as there may be.
+/// Raises the limit on open files to its maximum.
 fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         ..limit
     };
-    // Where that is not allowed, there are fewer.
+    // Without permission, fewer connections are opened.
     let _ = setrlimit(Resource::Nofile, raised);
 }
 
@@ -333,7 +337,7 @@ fn resident_bytes(pid: u32) -> u64 {
 }
 
 fn memory(pid: u32, which: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it is busy");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
     let line = status.lines().find_map(|line| line.strip_prefix(which));
     let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
     kibibytes.expect("a size").parse::<u64>().expect("a number") << 10

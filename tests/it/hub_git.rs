@@ -1,4 +1,4 @@
-//! Checkpoints on their way to a server as strict as the Hub.
+//! Pushing checkpoints to a server that is as strict as the Hub.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,12 +13,12 @@ use test_hub::{Fault, TestHub, TestProxy, TlsDoor, WRITE_TOKEN};
 use crate::support::{Home, files_of, git, sha256};
 
 #[test]
-fn a_run_that_is_killed_in_mid_upload_is_delivered_once() {
+fn a_run_killed_during_an_upload_is_delivered_once() {
     let home = Home::new();
     let hub = TestHub::start();
     let repo = hub.create_repo("user/model", &[(".gitattributes", "")]);
     let env = [("HF_ENDPOINT", hub.url()), ("HF_TOKEN", WRITE_TOKEN)];
-    // The first arrives, the second is still on its way when all ends.
+    // The first upload arrives. The second is still in progress when the run is killed.
     hub.fault("PUT", Fault::Slow(1 << 30), 1);
     hub.fault("PUT", Fault::Hang, 1);
     let plugin = ["--plugin", "hub-git:repo=user/model"];
@@ -59,8 +59,8 @@ fn a_run_that_is_killed_in_mid_upload_is_delivered_once() {
     git(&repo, &["fsck", "--strict"]);
 }
 
-/// An ssh that finds the other side on this machine: it runs there what it is given, and answers
-/// `git-lfs-authenticate` with a file. It writes down what it was asked.
+/// Writes a fake ssh that runs the remote command on this machine, answers `git-lfs-authenticate` with a
+/// file, and logs its arguments.
 fn fake_ssh(home: &Home) -> PathBuf {
     let path = home.path("ssh");
     let script = r#"#!/bin/sh
@@ -85,7 +85,7 @@ esac
 }
 
 #[test]
-fn large_files_go_by_lfs_over_ssh_too() {
+fn large_files_are_sent_by_lfs_over_ssh() {
     let home = Home::new();
     let hub = TestHub::start();
     let repo = hub.create_repo("user/model", &[(".gitattributes", "")]);
@@ -100,7 +100,8 @@ fn large_files_go_by_lfs_over_ssh_too() {
     let command = format!("{} -oBatchMode=yes", ssh.display());
     let sink = format!("hub-git:repo=git@example.org:{},lfs=always", repo.display());
     let args = ["run", "tiny.toml", "--name", "run", "--plugin", &sink];
-    // Both of git's variables, the one for the shell and the one for a program.
+    // Tests both variables that tell git how to run ssh. GIT_SSH_COMMAND is a command for the shell, whereas
+    // GIT_SSH names a program.
     let by_program = ["--max-train-steps", "10", "--name", "program"];
     let by_program = [&args[..2], &args[4..], &by_program].concat();
     home.host_with(&[("GIT_SSH_COMMAND", &command)], &args)
@@ -124,9 +125,9 @@ fn large_files_go_by_lfs_over_ssh_too() {
         "git@example.org git-lfs-authenticate {} upload\n",
         repo.display()
     );
-    // For each checkpoint, and once before the first step of each run.
+    // The command ran once for each checkpoint, and once before the first step of each run.
     assert_eq!(asked.matches(&expected).count(), 4 + 2 + 2, "{asked}");
-    // What the server gave is a secret as well.
+    // The credentials that the server returned are secret, too.
     for file in files_of(&home.path("runs")).into_keys() {
         let bytes = fs::read(home.path("runs").join(&file)).expect("a file");
         let found = bytes
@@ -137,7 +138,7 @@ fn large_files_go_by_lfs_over_ssh_too() {
 }
 
 #[test]
-fn a_server_without_lfs_over_ssh_is_told() {
+fn a_server_without_lfs_over_ssh_is_reported() {
     let home = Home::new();
     let hub = TestHub::start();
     let repo = hub.create_repo("user/model", &[(".gitattributes", "")]);
@@ -150,10 +151,14 @@ fn a_server_without_lfs_over_ssh_is_told() {
     let command = ssh.to_str().expect("a path");
     let output = home.host_with(&[("GIT_SSH_COMMAND", command)], &args);
     let (error, _) = output.failed_with(3);
-    assert!(error.contains("gives no Git LFS over ssh"), "{error}");
+    assert!(
+        error.contains("does not support Git LFS over ssh"),
+        "{error}"
+    );
 }
 
-/// The processes of this machine whose command lines hold the text.
+/// Searches the command lines of all processes of this machine for a text. Returns the command lines that
+/// contain it.
 fn processes(text: &str) -> Vec<String> {
     let processes = fs::read_dir("/proc").expect("/proc").flatten();
     let lines = processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
@@ -162,7 +167,7 @@ fn processes(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn git_ends_with_a_host_that_is_killed() {
+fn git_ends_when_the_host_is_killed() {
     for matching in [
         "GET /user/model/info/refs",
         "POST /user/model/git-receive-pack",
@@ -190,7 +195,8 @@ fn git_ends_with_a_host_that_is_killed() {
         assert!(!processes(hub.url()).is_empty());
         process.kill();
         assert_eq!(process.output().signal(), Some(9));
-        // The server still holds the connection, which git would give up after a minute.
+        // The server still keeps the connection open. If git were not killed too, git would end only after a
+        // minute without data.
         let ends = Instant::now() + Duration::from_secs(50);
         while !processes(hub.url()).is_empty() {
             assert!(Instant::now() < ends, "{:?}", processes(hub.url()));
@@ -199,7 +205,8 @@ fn git_ends_with_a_host_that_is_killed() {
     }
 }
 
-/// Writes what a user may have in git's files, and names in variables, that would change what is pushed.
+/// Writes git configuration files that would change what is pushed. Returns environment variables that would
+/// also change it.
 fn hostile_git(home: &Home) -> Vec<(&'static str, String)> {
     let text = |path: &str| home.path(path).display().to_string();
     let write = |path: &str, content: &str| {
@@ -234,7 +241,7 @@ fn hostile_git(home: &Home) -> Vec<(&'static str, String)> {
     write(".config/git/ignore", "*\n");
     write(".config/git/config", &config);
     write(".gitconfig", &config);
-    // The folder that the host runs in is a repository of its own.
+    // The host's working directory is itself a repository.
     git(&home.path("."), &["init", "--quiet"]);
     write(".git/config", &config);
     write(".git/info/attributes", attributes);
@@ -263,7 +270,7 @@ fn hostile_git(home: &Home) -> Vec<(&'static str, String)> {
 }
 
 #[test]
-fn what_a_user_has_set_for_git_changes_nothing_that_is_pushed() {
+fn the_users_git_settings_do_not_change_what_is_pushed() {
     let home = Home::new();
     let repo = home.path("remote.git");
     git(
@@ -296,7 +303,7 @@ fn what_a_user_has_set_for_git_changes_nothing_that_is_pushed() {
 }
 
 #[test]
-fn the_users_git_configuration_says_how_a_server_is_reached() {
+fn the_users_git_configuration_sets_the_proxy_and_the_certificates() {
     let home = Home::new();
     let hub = TestHub::start();
     let attributes = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n";
@@ -334,7 +341,7 @@ fn the_users_git_configuration_says_how_a_server_is_reached() {
 }
 
 #[test]
-fn a_folder_of_another_user_that_is_called_safe_takes_checkpoints() {
+fn a_safe_directory_of_another_user_accepts_checkpoints() {
     let home = Home::new();
     git(
         &home.path("."),
@@ -342,7 +349,7 @@ fn a_folder_of_another_user_that_is_called_safe_takes_checkpoints() {
     );
     let repo = home.path("remote.git");
     if std::os::unix::fs::chown(&repo, Some(12345), None).is_err() {
-        eprintln!("skipped: only root can give a folder to another user");
+        eprintln!("skipped: only root can change the owner of a folder");
         return;
     }
     let sink = format!("hub-git:repo={}", repo.display());
@@ -362,17 +369,17 @@ fn a_folder_of_another_user_that_is_called_safe_takes_checkpoints() {
     let config = format!("[safe]\n\tdirectory = {}\n", repo.display());
     fs::write(home.path(".gitconfig"), config).expect("a file");
     home.host(&args).succeeded();
-    std::os::unix::fs::chown(&repo, Some(0), None).expect("given back");
+    std::os::unix::fs::chown(&repo, Some(0), None).expect("owner restored");
     let log = git(&repo, &["log", "--format=%s", "run"]);
     assert_eq!(log, "step 5\n");
 }
 
 #[test]
-fn what_people_write_is_understood() {
+fn common_spellings_are_understood() {
     let home = Home::new();
     let hub = TestHub::start();
     let repo = hub.create_repo("user/model", &[(".gitattributes", "")]);
-    // The older name of the token's variable, and the address of a page.
+    // This test uses the older name of the token's environment variable, and the URL of a repository's page.
     let env = [
         ("HF_ENDPOINT", hub.url()),
         ("HUGGING_FACE_HUB_TOKEN", WRITE_TOKEN),
@@ -407,7 +414,7 @@ fn what_people_write_is_understood() {
     assert_eq!(log, "step 5\n");
 }
 
-/// All files of an object store, half sent ones among them.
+/// Returns all files of an object store, including partial uploads.
 fn objects(store: &std::path::Path) -> Vec<String> {
     files_of(store).into_keys().collect()
 }

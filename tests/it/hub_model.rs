@@ -1,4 +1,4 @@
-//! A training that begins with what another has pushed: its weights, or all of it.
+//! Tests runs that start from a pushed checkpoint, either from its weights or from its whole state.
 
 use std::fs;
 
@@ -8,7 +8,8 @@ use crate::support::{Home, curve, git, manifest_of};
 
 const PUSHES: [&str; 2] = ["--plugin", "hub-git:repo=user/model,trainer=true"];
 
-/// A run `first` of 20 steps that was pushed to the hub, and the commit of one of its steps.
+/// Trains a run `first` of 20 steps that pushes its checkpoints to a hub. Returns the hub and a function. For
+/// a step, the function returns the commit of that step's checkpoint.
 fn pushed(home: &Home) -> (TestHub, impl Fn(u64) -> String) {
     let hub = TestHub::start();
     let repo = hub.create_repo("user/model", &[(".gitattributes", "")]);
@@ -24,7 +25,7 @@ fn pushed(home: &Home) -> (TestHub, impl Fn(u64) -> String) {
     (hub, commit)
 }
 
-/// The line of a run's file that begins so.
+/// Returns the line of a run's `run.toml` that begins with this key.
 fn line(home: &Home, run: &str, key: &str) -> String {
     let file = home.path(&format!("runs/{run}/run.toml"));
     let text = fs::read_to_string(file).expect("run.toml");
@@ -36,7 +37,7 @@ fn line(home: &Home, run: &str, key: &str) -> String {
 }
 
 #[test]
-fn a_run_begins_with_the_weights_of_a_branch_and_knows_their_commit() {
+fn a_run_starts_with_the_weights_of_a_branch_and_records_their_commit() {
     let home = Home::new();
     let (hub, commit) = pushed(&home);
     let env = [("HF_ENDPOINT", hub.url()), ("HF_TOKEN", READ_TOKEN)];
@@ -46,7 +47,7 @@ fn a_run_begins_with_the_weights_of_a_branch_and_knows_their_commit() {
         [&run[..], &model].concat()
     };
     home.host_with(&env, &begin("second")).succeeded();
-    // The address of the branch's page will do, too.
+    // The URL of the branch's page is accepted, too.
     let page = format!("{}/tree/first", hub.repo_url("user/model"));
     let by_page = [
         "run",
@@ -60,7 +61,7 @@ fn a_run_begins_with_the_weights_of_a_branch_and_knows_their_commit() {
         .succeeded();
     let named = format!("model = \"hub:user/model@{}\"", commit(20));
     assert_eq!(line(&home, "second", "model = "), named);
-    // It goes on from what it was given, not from new weights.
+    // The run starts with the given weights, not with new ones.
     let losses = |run: &str| {
         let curve = curve(&home.run_dir(run), "loss/train");
         let values = curve.into_iter().map(|(_, bits)| f64::from_bits(bits));
@@ -70,7 +71,7 @@ fn a_run_begins_with_the_weights_of_a_branch_and_knows_their_commit() {
     let between = f64::midpoint(first[0], first[19]);
     assert!(second[0] < between, "{first:?} {second:?}");
 
-    // The commit is in the cache: the same again needs no network.
+    // The commit is in the cache: repeating the run needs no network.
     let gone = [("HF_ENDPOINT", "http://127.0.0.1:1")];
     let config = home.path("runs/second/run.toml");
     let config = config.to_str().expect("a path");
@@ -88,11 +89,11 @@ fn a_run_begins_with_the_weights_of_a_branch_and_knows_their_commit() {
         error.starts_with("cannot fetch user/model at first: cannot reach"),
         "{error}"
     );
-    assert!(hint.contains("may go well"), "{hint}");
+    assert!(hint.contains("try again"), "{hint}");
 }
 
 #[test]
-fn a_run_goes_on_elsewhere_from_what_was_pushed_to_the_same_bytes() {
+fn a_run_continues_elsewhere_from_a_pushed_checkpoint_to_the_same_bytes() {
     let home = Home::new();
     let (hub, commit) = pushed(&home);
     let env = [("HF_ENDPOINT", hub.url()), ("HF_TOKEN", READ_TOKEN)];
@@ -112,7 +113,7 @@ fn a_run_goes_on_elsewhere_from_what_was_pushed_to_the_same_bytes() {
         assert_eq!(manifest("first"), manifest("elsewhere"));
     }
 
-    // From a folder, too.
+    // A folder with a checkpoint works in the same way.
     let folder = home.checkpoint("first", 10);
     let folder = folder.to_str().expect("a path");
     let here = [
@@ -138,14 +139,14 @@ fn a_run_goes_on_elsewhere_from_what_was_pushed_to_the_same_bytes() {
     let far = home.host(&[&far[..], &["--max-train-steps", "10"]].concat());
     let (error, _) = far.failed_with(2);
     assert!(
-        error.starts_with("the checkpoint has come to step 10 of 10: "),
+        error.starts_with("the checkpoint is already at step 10 of 10: "),
         "{error}"
     );
     assert!(!home.run_dir("far").exists());
 }
 
 #[test]
-fn a_run_that_was_killed_before_its_first_checkpoint_begins_where_it_began() {
+fn a_run_killed_before_its_first_checkpoint_starts_over_from_the_same_checkpoint() {
     let home = Home::new();
     let (hub, commit) = pushed(&home);
     let env = [("HF_ENDPOINT", hub.url()), ("HF_TOKEN", READ_TOKEN)];
@@ -170,7 +171,7 @@ fn a_run_that_was_killed_before_its_first_checkpoint_begins_where_it_began() {
     process.kill();
     assert_eq!(process.output().signal(), Some(9));
     assert!(home.checkpoints("killed").is_empty());
-    // The commit lies in the cache.
+    // The commit is in the cache, so the resume needs no hub.
     home.host(&["resume", "killed", "--max-train-steps", "20"])
         .succeeded();
     let model = |run: &str| fs::read(home.checkpoint(run, 20).join("model.safetensors"));

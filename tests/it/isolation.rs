@@ -1,5 +1,5 @@
-//! Plugins in a process of their own do to it what they like: it costs an event and a new process,
-//! never the run, and no process is left.
+//! Tests plugins that harm their own process. Each fault causes an event, and a new process is started. No
+//! fault ends the run. No process is left at the end.
 
 use std::fs;
 
@@ -8,17 +8,17 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{Fixture, Home, Output, curve, events_of};
 
-/// What a plugin does, with which limit, and what is said of it.
+/// What a plugin does, its additional settings, and the end of the fault's message.
 const HARMS: [(&str, &str, &str); 7] = [
     ("segfault", "", "its process was killed by SIGSEGV"),
     ("abort", "", "its process was killed by SIGABRT"),
     ("exit", "", "its process ended with exit status 3"),
     ("leak", "", "its process was killed by SIGSEGV"),
-    ("garbage", "", "its process sent what is no message"),
+    ("garbage", "", "its process sent an invalid message"),
     (
         "close",
         "",
-        "its process closed the connection to the host, and was killed",
+        "its process closed the connection to the host and was killed",
     ),
     (
         "hang",
@@ -27,7 +27,7 @@ const HARMS: [(&str, &str, &str); 7] = [
     ),
 ];
 
-/// The failures of plugins in a run: which, in which call, why.
+/// Returns the faults of plugins in a run as (plugin, call, message).
 fn faults(home: &Home, run: &str) -> Vec<(String, String, String)> {
     let events = events_of(&home.run_dir(run)).into_iter();
     let fault = |event: host_core::Event| match event.body {
@@ -41,7 +41,7 @@ fn faults(home: &Home, run: &str) -> Vec<(String, String, String)> {
     events.filter_map(fault).collect()
 }
 
-/// The checkpoints that a sink has.
+/// Returns the steps of the delivered checkpoints.
 fn delivered(home: &Home, run: &str) -> Vec<u64> {
     let events = events_of(&home.run_dir(run)).into_iter();
     let delivered = |event: host_core::Event| match event.body {
@@ -55,7 +55,8 @@ fn delivered(home: &Home, run: &str) -> Vec<u64> {
     events.filter_map(delivered).collect()
 }
 
-/// A setting that does harm once in the home's life.
+/// Returns a value for the setting `how`. With this value, a plugin does harm only once in `home`, even after
+/// its process is restarted.
 fn once(home: &Home, how: &str) -> String {
     format!("{how} once:{}", home.text_path(&format!("{how}-done")))
 }
@@ -73,7 +74,7 @@ fn assert_whole(home: &Home, run: &str, output: Output) {
 }
 
 #[test]
-fn a_metric_that_harms_its_process_costs_an_evaluation() {
+fn a_metric_that_harms_its_process_costs_one_evaluation() {
     let home = Home::new();
     let library = Fixture::metric("harmful").build(&home.path(""));
     for (how, limit, death) in HARMS {
@@ -90,7 +91,7 @@ fn a_metric_that_harms_its_process_costs_an_evaluation() {
             message,
             &format!("plugin harmful failed in update: {death}")
         );
-        // The evaluation of step 5 lacks it, the others have it.
+        // The evaluation of step 5 lacks the metric. The other evaluations have it.
         let steps: Vec<u64> = curve(&home.run_dir(how), "loss/mean")
             .iter()
             .map(|point| point.0)
@@ -102,7 +103,7 @@ fn a_metric_that_harms_its_process_costs_an_evaluation() {
 }
 
 #[test]
-fn a_sink_is_in_a_process_of_its_own_and_delivers_after_its_death() {
+fn a_sink_runs_in_its_own_process_and_delivers_after_a_crash() {
     let home = Home::new();
     let library = Fixture::sink("harmful-sink").build(&home.path(""));
     for (how, limit, death) in HARMS {
@@ -117,7 +118,7 @@ fn a_sink_is_in_a_process_of_its_own_and_delivers_after_its_death() {
 }
 
 #[test]
-fn a_sink_that_always_dies_is_given_up_and_the_run_ends_as_one_with_undelivered_checkpoints() {
+fn a_sink_that_always_crashes_is_disabled_and_the_run_reports_undelivered_checkpoints() {
     let home = Home::new();
     let library = Fixture::sink("mortal").build(&home.path(""));
     let plugin = format!("{}:how=segfault", library.display());
@@ -130,7 +131,7 @@ fn a_sink_that_always_dies_is_given_up_and_the_run_ends_as_one_with_undelivered_
 }
 
 #[test]
-fn a_child_that_is_killed_from_outside_is_started_again() {
+fn a_child_killed_from_outside_is_started_again() {
     let home = Home::new();
     let library = Fixture::metric("stuck").build(&home.path(""));
     let how = once(&home, "hang later");
@@ -140,7 +141,7 @@ fn a_child_that_is_killed_from_outside_is_started_again() {
     let [child] = home.children()[..] else {
         panic!("one child");
     };
-    // Ctrl-C in a terminal goes to the host's group, and not to the child's.
+    // Ctrl-C in a terminal goes to the host's process group, which does not contain the child.
     let stat = fs::read_to_string(format!("/proc/{child}/stat")).expect("a process");
     let (_, fields) = stat.rsplit_once(") ").expect("fields");
     assert_eq!(fields.split(' ').nth(2), Some(&*child.to_string()));
@@ -168,7 +169,7 @@ fn no_child_outlives_a_host_that_is_killed() {
 }
 
 #[test]
-fn the_end_of_a_run_does_not_wait_for_a_sink_that_does_not_listen() {
+fn the_end_of_a_run_does_not_wait_for_a_sink_that_ignores_cancel() {
     let home = Home::new();
     let library = Fixture::sink("deaf").build(&home.path(""));
     let plugin = format!("{}:how=deaf", library.display());
@@ -184,7 +185,7 @@ fn the_end_of_a_run_does_not_wait_for_a_sink_that_does_not_listen() {
 }
 
 #[test]
-fn what_a_plugin_prints_does_not_mix_with_the_events() {
+fn the_output_of_a_plugin_does_not_mix_with_the_events() {
     let home = Home::new();
     let sink = Fixture::sink("printing").build(&home.path(""));
     let plugin = format!("{}:how=print", sink.display());
@@ -194,14 +195,14 @@ fn what_a_plugin_prints_does_not_mix_with_the_events() {
     assert!(output.stderr.contains("printed by a plugin"), "{output}");
 }
 
-/// Whoever types the hidden command by hand learns what it is for.
+/// A user who types the hidden command gets an explanation.
 #[test]
-fn the_childs_command_is_the_hosts_own() {
+fn the_command_of_a_child_is_internal() {
     let home = Home::new();
     let output = home.host(&["plugin", "serve", "3,4,5"]);
     let (error, hint) = output.failed_with(2);
     assert!(
-        error.starts_with("this command is the host's own"),
+        error.starts_with("this command is for internal use"),
         "{error}"
     );
     assert!(hint.contains("host run --plugin"), "{hint}");
@@ -209,12 +210,15 @@ fn the_childs_command_is_the_hosts_own() {
     assert!(!help.stdout.contains("serve"), "{help}");
 }
 
-/// Each call, not those of an instance alone; what takes long is told of meanwhile.
+/// The time limit also applies while a plugin is loaded, and while an instance is created or destroyed. Slow
+/// calls are reported while they run.
 #[test]
-fn the_time_limit_holds_for_loading_making_and_destroying() {
+fn the_time_limit_applies_to_load_create_and_destroy() {
     let home = Home::new();
     let limit = "mode=process,time_limit_secs=4";
-    let waits = |call: &str| format!("breach: the host waits for its {call}, 2 s of the 4 s");
+    let waits = |call: &str| {
+        format!("breach: the host is waiting for the plugin's {call}: 2 s of at most 4 s")
+    };
     for (call, flags) in [("create", None), ("load", Some("-DAT_LOAD=\"hang\""))] {
         let fixture = Fixture::breach("metric");
         let fixture = match flags {
@@ -238,7 +242,7 @@ fn the_time_limit_holds_for_loading_making_and_destroying() {
         let output = home.train(&run, &flags).succeeded();
         let end = match call {
             "destroy" => {
-                "breach: its destroy did not return within 4 s, and its process was killed"
+                "breach: its destroy function did not return within 4 s, and its process was killed"
             }
             _ => "breach failed in export_state: it did not return within 4 s and was killed",
         };

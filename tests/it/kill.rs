@@ -1,8 +1,9 @@
-//! A run that is killed at any moment of its work goes on to the same bytes.
+//! Tests that a run can be killed at any moment: after a resume, its results have the same bytes as those of
+//! a run that was not killed.
 //!
-//! The moments are not waited for but made: a preloaded library kills the program in the middle of an
-//! operation on a file, a hook of the remote repository in the middle of a push, a metric in the
-//! middle of an evaluation. `kill -9` does the same from outside, at a moment of its own choice.
+//! Each test chooses the exact moment. A preloaded library kills the program in the middle of a file
+//! operation. A hook of the remote repository kills it in the middle of a push. A metric kills it in the
+//! middle of an evaluation. The tests in `resume.rs` kill a run from outside.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +18,7 @@ use crate::support::{
     Fixture, Home, Output, bare_repository, curve, events_of, files_of, git, kill_at,
 };
 
-/// What is trained everywhere: all that a resume has to remember takes part.
+/// The arguments of all runs. They use everything that a resume has to restore.
 const FLAGS: [&str; 14] = [
     "--model",
     "dropout.json",
@@ -40,7 +41,7 @@ const DROPOUT: &str = r#"{
     "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1
 }"#;
 
-/// What a run comes to that nobody kills.
+/// The results of a run that is not killed.
 struct Undisturbed {
     /// Files of the last checkpoint, with their hashes.
     files: BTreeMap<String, String>,
@@ -59,7 +60,7 @@ fn undisturbed() -> &'static Undisturbed {
     })
 }
 
-/// All metrics of the run but those that measure time.
+/// Returns all metrics of the run except those that measure time, plugins or the machine.
 fn curves(home: &Home) -> BTreeMap<String, Vec<(u64, u64)>> {
     let dir = home.run_dir("run");
     let series = Reader::open(&dir).and_then(|reader| reader.series());
@@ -80,7 +81,7 @@ fn curves(home: &Home) -> BTreeMap<String, Vec<(u64, u64)>> {
         .collect()
 }
 
-/// A home in which a run is killed and goes on.
+/// A home in which a run is killed and resumed.
 struct Scene {
     home: Home,
     preload: String,
@@ -98,7 +99,7 @@ impl Scene {
         [&["run", "tiny.toml", "--name", "run"], &FLAGS[..], more].concat()
     }
 
-    /// Runs the program, and it is killed at this moment.
+    /// Runs the program and asserts that it is killed at this moment.
     #[track_caller]
     fn killed_at(&self, moment: &str, more_env: &[(&str, &str)], args: &[&str]) {
         let env = [("LD_PRELOAD", &*self.preload), ("KILL_AT", moment)];
@@ -111,18 +112,18 @@ impl Scene {
         assert_eq!(output.signal(), Some(9), "{output}");
     }
 
-    /// The step of the newest checkpoint.
+    /// Returns the step of the newest checkpoint.
     fn newest(&self) -> Option<u64> {
         self.home.checkpoints("run").last().copied()
     }
 
-    /// Resumes the run to its end, and finds it equal to the undisturbed one.
+    /// Resumes the run until it ends and asserts that its result equals that of an uninterrupted run.
     #[track_caller]
     fn goes_on_from(&self, step: u64, generation: u32) -> Output {
         assert_eq!(self.newest().unwrap_or(0), step);
         let resumed = self.home.host(&["resume", "run"]).succeeded();
         let said = match step {
-            0 => "beginning again: the run was ended before its first checkpoint".to_owned(),
+            0 => "starting again from step 0: the run ended before its first checkpoint".to_owned(),
             step => format!("resuming from step {step}: "),
         };
         assert!(resumed.stderr.contains(&said), "{resumed}");
@@ -151,7 +152,7 @@ impl Scene {
             (&shown["status"], &shown["generation"]),
             (&json!("completed"), &json!(generation))
         );
-        // Nothing half made is left.
+        // No partial checkpoint is left.
         let left = fs::read_dir(dir.join("checkpoints")).expect("a folder");
         let left = left.map(|entry| entry.expect("an entry").file_name());
         let odd: Vec<_> = left
@@ -162,7 +163,7 @@ impl Scene {
 }
 
 #[test]
-fn while_the_run_is_made() {
+fn while_the_run_is_created() {
     let scene = Scene::new();
     scene.killed_at("renamed /run.toml", &[], &scene.run(&[]));
     fs::create_dir_all(scene.home.run_dir("run").join("checkpoints")).expect("made");
@@ -180,7 +181,7 @@ fn in_the_first_checkpoint() {
 #[test]
 fn in_the_weights_of_a_checkpoint() {
     let scene = Scene::new();
-    // They are written under another name first.
+    // The weights are written under another name first.
     let moment = "write /.step-000020.partial/.tmp*";
     scene.killed_at(moment, &[], &scene.run(&[]));
     let partial = scene
@@ -201,15 +202,15 @@ fn before_a_checkpoint_has_its_manifest() {
 }
 
 #[test]
-fn before_a_checkpoint_has_its_name() {
+fn before_a_checkpoint_gets_its_name() {
     let scene = Scene::new();
     scene.killed_at("rename /step-000030", &[], &scene.run(&[]));
     scene.goes_on_from(20, 1);
 }
 
-/// The store is slow, so that a checkpoint that did not wait for it would stand before its events.
+/// The store is slow: a checkpoint that did not wait for the store would appear before its events.
 #[test]
-fn when_a_checkpoint_has_its_name() {
+fn after_a_checkpoint_gets_its_name() {
     let scene = Scene::new();
     let slow = [("DELAY_AT", "write /events.db-wal"), ("DELAY_MS", "5")];
     scene.killed_at("renamed /step-000020", &slow, &scene.run(&[]));
@@ -243,7 +244,7 @@ fn in_an_evaluation() {
         &[("KILL_AT_EVALUATION", "30")],
         &scene.run(&["--plugin", &metric]),
     );
-    // The checkpoint before may still have been under way.
+    // When the run was killed, the checkpoint of step 20 may not have been complete.
     scene.goes_on_from(scene.newest().expect("a checkpoint"), 1);
 }
 
@@ -258,7 +259,7 @@ fn while_a_sink_copies() {
     assert_kept(&scene);
 }
 
-/// The sink has its own process, which would go on writing beside the resumed run.
+/// The sink runs in its own process. If that process survived, it could write during the resumed run.
 #[test]
 fn while_the_process_of_a_sink_copies() {
     let scene = Scene::new();
@@ -272,7 +273,7 @@ fn while_the_process_of_a_sink_copies() {
     assert_kept(&scene);
 }
 
-/// The sink's folder has the last checkpoint, whole, and nothing half made.
+/// Asserts that the sink's folder has the complete last checkpoint and no partial copy.
 fn assert_kept(scene: &Scene) {
     let kept = files_of(&scene.home.path("kept/run"));
     let last: BTreeMap<_, _> = kept
@@ -287,12 +288,12 @@ fn assert_kept(scene: &Scene) {
     );
 }
 
-/// A run that a hook of the repository it pushes to kills, when `condition` (in sh) holds; then the
-/// hook goes `on`.
+/// Starts a run that is killed by a hook of its remote repository when `condition` (in sh) holds. The hook
+/// then runs the command `on`. Returns the repository.
 fn killed_by_hook(scene: &Scene, condition: &str, on: &str) -> PathBuf {
     let remote = bare_repository(&scene.home);
     let (pid, run) = (scene.home.text_path("pid"), scene.home.run_dir("run"));
-    // The first push only; and it waits for a test that is slow to say whom to kill.
+    // The hook acts on the first push only, and waits until the test has written the id of the process.
     let hook = format!(
         "#!/bin/sh\ncd {}\nwhile ! {{ [ -e {pid} ] && {condition}; }}; do sleep 0.01; done\n\
          [ -e {pid}.done ] && exit 0\ntouch {pid}.done\nkill -9 $(cat {pid})\n{on}\n",
@@ -303,7 +304,7 @@ fn killed_by_hook(scene: &Scene, condition: &str, on: &str) -> PathBuf {
     fs::write(&file, hook).expect("written");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("executable");
     let sink = format!("hub-git:repo=file://{}", remote.display());
-    // Checkpoints take longer than a push, so that the run is not over when the first is killed.
+    // Checkpoints take longer than a push, so that the run has not ended when the first push kills it.
     let slow = [
         ("LD_PRELOAD", &*scene.preload),
         ("DELAY_AT", "open /trainer/state.json"),
@@ -311,7 +312,7 @@ fn killed_by_hook(scene: &Scene, condition: &str, on: &str) -> PathBuf {
     ];
     let process = scene
         .home
-        // The hook is for a checkpoint, and not for the push that is tried before the first step.
+        // The hook must not act on the trial push of the preflight.
         .start_with(
             &slow,
             &scene.run(&["--plugin", &sink, "--preflight", "off"]),
@@ -324,8 +325,8 @@ fn killed_by_hook(scene: &Scene, condition: &str, on: &str) -> PathBuf {
     remote
 }
 
-/// The run goes on, and every checkpoint is pushed, those that the killed process left included, each
-/// once and in order.
+/// Resumes the run and asserts that every checkpoint is pushed once and in order. This includes checkpoints
+/// that the killed process left behind.
 #[track_caller]
 fn goes_on_pushing(scene: &Scene, remote: &Path) {
     let newest = scene.newest().unwrap_or(0);
@@ -333,15 +334,15 @@ fn goes_on_pushing(scene: &Scene, remote: &Path) {
     assert_eq!(pushed(remote), ["step 10", "step 20", "step 30", "step 40"]);
 }
 
-/// The subjects of the run's commits, oldest first.
+/// Returns the subjects of the run's commits, oldest first.
 fn pushed(remote: &Path) -> Vec<String> {
     let log = git(remote, &["log", "--reverse", "--format=%s", "run"]);
     log.lines().map(str::to_owned).collect()
 }
 
-/// The run does not go on, but its checkpoints are delivered, each once.
+/// The run is not resumed. Instead, `host deliver` delivers each of its checkpoints once.
 #[test]
-fn in_a_push_that_is_made_up_for() {
+fn in_a_push_that_host_deliver_completes() {
     for on in ["exit 0", "exit 1"] {
         let scene = Scene::new();
         let remote = killed_by_hook(&scene, "true", on);
@@ -355,7 +356,7 @@ fn in_a_push_that_is_made_up_for() {
 }
 
 #[test]
-fn in_a_push_that_arrives_all_the_same() {
+fn in_a_push_that_still_arrives() {
     let scene = Scene::new();
     let remote = killed_by_hook(&scene, "true", "exit 0");
     goes_on_pushing(&scene, &remote);

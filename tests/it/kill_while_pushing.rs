@@ -1,5 +1,5 @@
-//! A run that pushes its checkpoints and is killed again and again, at moments that nobody chose: each
-//! checkpoint is on the branch once, in order.
+//! A run pushes its checkpoints, and is killed repeatedly at random moments. Nevertheless, each checkpoint
+//! must be on the branch exactly once, and in order.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,7 +12,7 @@ use crate::support::{Home, git};
 const KILLS: usize = 20;
 const STEPS: usize = 60;
 
-/// Moments by xorshift (Marsaglia 2003), whose seed a failure shows.
+/// Random moments for the kills, from xorshift (Marsaglia 2003). A failed test shows the seed.
 struct Moments(u64);
 
 impl Moments {
@@ -23,21 +23,21 @@ impl Moments {
         Self(seed)
     }
 
-    /// How long a process lives.
+    /// Returns how long the next process lives.
     fn next(&mut self) -> Duration {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        // The first checkpoints come after about half a second.
+        // The first checkpoints are written after about half a second.
         Duration::from_millis(200 + self.0 % 1000)
     }
 }
 
 #[test]
-fn twenty_kills_at_any_moment_and_each_checkpoint_is_pushed_once() {
+fn after_twenty_kills_each_checkpoint_is_pushed_once() {
     let hub = TestHub::start();
     let remote = hub.create_repo("ann/model", &[("README.md", "# A model\n")]);
-    // Each move of a branch leaves a line.
+    // Each update of a branch is logged.
     git(&remote, &["config", "core.logAllRefUpdates", "always"]);
     let home = Home::new();
     let url = hub.url().to_owned();
@@ -59,7 +59,7 @@ fn twenty_kills_at_any_moment_and_each_checkpoint_is_pushed_once() {
         home.wait_for_no_child();
         match output.signal() {
             Some(9) => kills += 1,
-            // It was done first: the next begins.
+            // The run completed before the kill, so the next run starts.
             _ => {
                 output.succeeded();
                 runs.push(format!("run-{}", runs.len()));
@@ -79,14 +79,14 @@ fn twenty_kills_at_any_moment_and_each_checkpoint_is_pushed_once() {
     git(&remote, &["fsck", "--strict"]);
 }
 
-/// Begins the run, or goes on with it.
+/// Returns the arguments that start or resume the run.
 fn command<'a>(home: &Home, run: &'a str) -> Vec<&'a str> {
     if home.run_dir(run).join("run.toml").exists() {
         return vec!["resume", run];
     }
     let begin = ["run", "tiny.toml", "--name", run];
     let long = ["--max-train-steps", "60", "--save-checkpoint-steps", "1"];
-    // A preflight takes as long as a process lives here.
+    // In this test, a process is killed after about a second. A preflight alone would take that long.
     let unasked = ["--preflight", "off"];
     let sink = [
         "--max-eval-steps",
@@ -97,8 +97,9 @@ fn command<'a>(home: &Home, run: &'a str) -> Vec<&'a str> {
     [&begin[..], &long, &unasked, &sink].concat()
 }
 
-/// Each step has one commit on the branch, in order; the branch moved once for each; the ledger names
-/// them; and what they point to is there.
+/// Asserts that each step has one commit on the branch, in order. Asserts that the branch was updated once
+/// per commit. Asserts that the run's deliveries name the commits. Asserts that the LFS objects of the
+/// commits exist.
 fn check(home: &Home, hub: &TestHub, remote: &Path, run: &str) {
     let log = git(remote, &["log", "--reverse", "--format=%H %s", run]);
     let commits: Vec<(&str, &str)> = log

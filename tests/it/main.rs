@@ -1,4 +1,4 @@
-//! The outer ring of tests: they run the real binary with real plugins.
+//! End-to-end tests: they run the real binary with real plugins.
 
 mod support;
 
@@ -17,7 +17,6 @@ mod example_plugins;
 mod full_disk;
 mod groups;
 mod grpc;
-mod guide;
 mod hostile;
 mod hub_git;
 mod hub_model;
@@ -31,6 +30,7 @@ mod model_folders;
 mod nonfinite;
 mod observers;
 mod openmp;
+mod pages;
 mod plugin_check;
 mod plugin_lock;
 mod policies;

@@ -1,4 +1,4 @@
-//! The memory that a training takes.
+//! The memory that a run uses.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::{Home, Output, Process, curve};
 
-/// A shape of which most of the memory is what the blocks keep for the backward pass.
+/// With this shape, the values that the blocks keep for the backward pass take most of the memory.
 #[test]
 fn gradient_checkpointing_takes_less_memory() {
     let home = Home::new();
@@ -35,12 +35,14 @@ fn gradient_checkpointing_takes_less_memory() {
         let peak = curve(&home.run_dir(&name), "peak_memory_bytes");
         f64::from_bits(peak.last().expect("a peak").1)
     });
-    // Of 512 * 8 tokens a block keeps about 17 vectors of width 256, which is 70 MB, or one.
+    // For each of the 512 * 8 tokens, a block keeps about 17 vectors of width 256. This is 70 MB per block.
+    // With gradient checkpointing, a block keeps only one vector for each token.
     let saved = (kept - computed_again) / 1e6;
     assert!(saved > 150.0, "{saved:.0} MB less than {kept}");
 }
 
-/// The bytes that a run said it would need: "needs about 1.2 GB of 24.0 GB of memory".
+/// Returns the number of bytes that a run needs by its own estimate. The run prints the estimate as text:
+/// "needs about 1.2 GB of 24.0 GB of memory".
 fn estimated(output: &Output) -> f64 {
     let (_, after) = output
         .stderr
@@ -55,9 +57,9 @@ fn estimated(output: &Output) -> f64 {
     }
 }
 
-/// The larger presets are figures of the documentation, not tests: they take gigabytes and minutes.
+/// The larger presets are measured for the documentation but not tested: they take gigabytes and minutes.
 #[test]
-fn the_estimate_is_near_what_a_training_takes() {
+fn the_estimate_is_close_to_what_a_training_uses() {
     let home = Home::new();
     for (model, length, batch) in [
         ("tiny", "128", "4"),
@@ -88,9 +90,9 @@ fn the_estimate_is_near_what_a_training_takes() {
     }
 }
 
-/// The largest preset takes more than any machine that runs these tests may leave it: the limit makes it so.
+/// The address space is limited, so that the largest preset does not fit on any machine.
 #[test]
-fn what_cannot_fit_is_refused_before_there_is_a_run() {
+fn a_training_that_cannot_fit_is_rejected_before_a_run_is_created() {
     let home = Home::new();
     let host = home.command(&[
         "run",
@@ -114,7 +116,10 @@ fn what_cannot_fit_is_refused_before_there_is_a_run() {
     let output = Process::start(&mut limited).output();
     let (error, hint) = output.failed_with(2);
     assert!(error.contains("the training needs about "), "{error}");
-    assert!(error.contains(" are free (ulimit -v)"), "{error}");
-    assert!(hint.contains("it fits with --model "), "{hint}");
+    assert!(
+        error.contains(" are free (limited by ulimit -v)"),
+        "{error}"
+    );
+    assert!(hint.contains("use --model "), "{hint}");
     assert!(!home.path("runs").exists() || !home.run_dir("large").exists());
 }

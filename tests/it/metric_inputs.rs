@@ -1,13 +1,13 @@
-//! Where a metric finds its inputs.
+//! The device of a metric's inputs.
 
 use crate::support::{Fixture, Home, curve};
 
-/// DLPack's numbers.
+/// DLPack's numbers for the types of devices.
 const CPU: f64 = 1.0;
 const CUDA: f64 = 2.0;
 
 #[test]
-fn a_metric_finds_its_inputs_on_the_device_if_it_reads_that_and_else_on_the_cpu() {
+fn inputs_are_on_the_models_device_if_the_metric_supports_it_and_else_on_the_cpu() {
     let home = Home::new();
     let plugin = |fixture: Fixture| fixture.build(&home.path("")).display().to_string();
     let both = plugin(Fixture::place("both", &["cpu", "cuda"]));

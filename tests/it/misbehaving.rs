@@ -1,4 +1,4 @@
-//! Plugins that cannot be, or do not behave: each ends in the one error that names it.
+//! Tests invalid and misbehaving plugins. Each plugin leads to one error, which names the plugin.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::support::{Fixture, Home, built, events_of, fake_libtorch};
 
-/// Trains with a plugin, which must end it; the error.
+/// Trains with a plugin that must end the run. Returns the error.
 fn refusal(home: &Home, plugin: &str) -> String {
     let output = home.train("refused", &["--plugin", plugin]);
     let (error, hint) = output.failed_with(3);
@@ -15,13 +15,13 @@ fn refusal(home: &Home, plugin: &str) -> String {
     error.to_owned()
 }
 
-/// The path of the plugin that misbehaves as its setting says, and the setting.
+/// Returns the SPEC of the fixture `misbehaving` with a setting.
 fn misbehaving(setting: &str) -> String {
     format!("{}:{setting}", built("libmisbehaving.so").display())
 }
 
 #[test]
-fn what_cannot_be_a_plugin_is_refused_before_anything_happens() {
+fn an_invalid_plugin_is_rejected_before_a_run_is_created() {
     let home = Home::new();
     let dir = home.path("");
     let text = home.path("libnotes.so");
@@ -33,10 +33,13 @@ fn what_cannot_be_a_plugin_is_refused_before_anything_happens() {
         .flag("-DFAKE_TORCH")
         .flag(torch.to_str().expect("UTF-8"));
     for (library, reason) in [
-        (text, "plugin is no ELF file, not a shared library"),
+        (
+            text,
+            "plugin is a file without an ELF header, not a shared library",
+        ),
         (
             another_major.build(&dir),
-            "plugin another-major speaks ABI 2, this host speaks 1",
+            "plugin another-major uses ABI 2, but this host supports ABI 1",
         ),
         (
             no_entry.build(&dir),
@@ -44,7 +47,7 @@ fn what_cannot_be_a_plugin_is_refused_before_anything_happens() {
         ),
         (
             links_torch.build(&dir),
-            "plugin links-torch links libtorch_cpu.so, which is the host's alone",
+            "plugin links-torch links libtorch_cpu.so, which only the host may use",
         ),
     ] {
         let path = library.display();
@@ -57,7 +60,7 @@ fn what_cannot_be_a_plugin_is_refused_before_anything_happens() {
 }
 
 #[test]
-fn groups_that_cannot_be_used_name_the_parameter() {
+fn the_error_for_invalid_groups_names_the_parameter() {
     let home = Home::new();
     for (fault, what) in [
         (
@@ -67,7 +70,7 @@ fn groups_that_cannot_be_used_name_the_parameter() {
         ("leave_out", "in no group: transformer.wte.weight"),
     ] {
         let error = refusal(&home, &misbehaving(&format!("grouping={fault}")));
-        let by = "plugin misbehaving gave parameter groups that cannot be used";
+        let by = "plugin misbehaving returned unusable parameter groups";
         assert_eq!(error, format!("{by}: {what}"));
         assert!(!home.path("runs").exists(), "{fault} left a run");
     }
@@ -87,7 +90,7 @@ fn a_plugin_that_fails_or_panics_before_the_training_leaves_no_run() {
     }
 }
 
-/// A metric is shown one batch before the first step, so that it does not fail after hours.
+/// A metric is tried with one batch before the first step. Otherwise, it might fail only after hours.
 #[test]
 fn a_metric_that_cannot_work_ends_the_run_at_its_first_batch() {
     let home = Home::new();
@@ -108,9 +111,9 @@ fn a_metric_that_cannot_work_ends_the_run_at_its_first_batch() {
 }
 
 #[test]
-fn a_metric_may_not_take_a_name_of_the_hosts() {
+fn a_metric_may_not_use_a_name_of_the_host() {
     let home = Home::new();
-    let hosts = "is a name of the host's own";
+    let hosts = "is reserved for the host";
     for (run, name, why) in [
         ("a", "lr", hosts),
         ("b", "plugin/perplexity/calls", hosts),
@@ -118,29 +121,28 @@ fn a_metric_may_not_take_a_name_of_the_hosts() {
         (
             "d",
             "Loss/Train",
-            "looks like loss/train, a name of the host's own",
+            "is too similar to loss/train, which is reserved for the host",
         ),
-        ("e", "tokens ", "has white space that is not shown"),
-        ("f", "a\u{200b}b", "has characters that are not shown"),
+        ("e", "tokens ", "contains invisible white space"),
+        ("f", "a\u{200b}b", "contains invisible characters"),
     ] {
         let in_c = name.replace('\u{200b}', "\\342\\200\\213");
         let metric = Fixture::metric("borrower").flag(format!("-DTOKENS=\"{in_c}\""));
         let library = metric.build(&home.path("")).display().to_string();
         let output = home.train(run, &["--plugin", &library]);
         let (error, hint) = output.failed_with(3);
-        let start = "plugin borrower failed in compute: it gives a value called ";
+        let start = "plugin borrower failed in compute: the value name ";
         assert!(error.starts_with(start) && error.ends_with(why), "{error}");
         assert_eq!(
             hint,
-            "leave borrower out; its author must choose another name"
+            "remove plugin borrower; its author must rename the value"
         );
         assert!(!home.run_dir(run).exists(), "{name}");
     }
 }
 
-/// A name that is given later than at the first batch mixes with nothing either.
 #[test]
-fn two_metrics_that_give_one_name_are_both_named() {
+fn two_metrics_with_the_same_value_name_are_both_named() {
     let home = Home::new();
     let library = |id| {
         let path = Fixture::metric(id).build(&home.path(""));
@@ -151,9 +153,9 @@ fn two_metrics_that_give_one_name_are_both_named() {
     let (error, hint) = output.failed_with(3);
     assert_eq!(
         error,
-        "plugin other failed in compute: it gives a value called \"loss/mean\", and so does plugin one"
+        "plugin other failed in compute: the value name \"loss/mean\" is already used by plugin one"
     );
-    assert_eq!(hint, "leave other or one out");
+    assert_eq!(hint, "remove plugin other or one");
 }
 
 #[test]
@@ -165,7 +167,8 @@ fn a_sink_that_fails_or_panics_does_not_stop_the_training() {
             "publish was told to fail",
             &[5, 10, 15, 20][..],
         ),
-        // It is made anew three times for the first, which then waits as the others do.
+        // The sink is recreated three times for the first checkpoint. After that, all checkpoints stay
+        // queued.
         (
             "panic_in=publish",
             "panicked: publish was told to panic",
@@ -176,7 +179,7 @@ fn a_sink_that_fails_or_panics_does_not_stop_the_training() {
         let output = home.train(&name, &["--plugin", &misbehaving(setting)]);
         let (error, _) = output.failed_with(4);
         assert_eq!(error, "checkpoints did not reach misbehaving");
-        // Everything else is as ever.
+        // The training itself is not affected.
         assert_eq!(home.checkpoints(&name), [5, 10, 15, 20]);
         let shown = home
             .host(&["runs", "show", &name, "--json"])
@@ -213,7 +216,7 @@ fn a_sink_that_fails_or_panics_does_not_stop_the_training() {
 }
 
 #[test]
-fn a_plugin_that_panics_when_it_is_let_go_spoils_nothing() {
+fn a_plugin_that_panics_in_destroy_does_no_harm() {
     let home = Home::new();
     let plugin = misbehaving("panic_in=destroy");
     home.train("let-go", &["--plugin", &plugin]).succeeded();

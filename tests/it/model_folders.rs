@@ -1,5 +1,5 @@
-//! Models and tokenizers as others leave them: what can be read is read as it was meant, and all else is
-//! refused by the name of the file before there is a run.
+//! Models and tokenizers from other programs: supported files are read as those programs intend. All other
+//! files are rejected before a run is created, with an error that names the file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Home, Output, manifest_of};
 
-/// A home with a checkpoint, and `model`, a copy of it without its manifest and the trainer's state.
+/// Returns a home with a checkpoint, and the path of the folder `model`. This folder is a copy of the
+/// checkpoint, but without the manifest and the trainer's state.
 fn with_model() -> (Home, PathBuf) {
     let home = Home::new();
     home.train("first", &["--max-train-steps", "5"]).succeeded();
@@ -29,7 +30,7 @@ fn copy_model(from: &Path, to: &Path) {
     }
 }
 
-/// Trains two steps that begin with a model.
+/// Trains for two steps, starting from a model.
 fn begin(home: &Home, name: &str, model: &Path, more: &[&str]) -> Output {
     let model = model.to_str().expect("a path");
     let args = [
@@ -43,7 +44,7 @@ fn begin(home: &Home, name: &str, model: &Path, more: &[&str]) -> Output {
     home.train(name, &[&args[..], more].concat())
 }
 
-/// It is refused, and there is no run; the error and the hint.
+/// Asserts that the command failed without creating a run. Returns the error and the hint.
 #[track_caller]
 fn refused(home: &Home, output: &Output) -> (String, String) {
     let (error, hint) = output.failed_with(2);
@@ -63,7 +64,7 @@ fn read(file: &Path) -> Value {
     serde_json::from_slice(&fs::read(file).expect("a file")).expect("JSON")
 }
 
-/// A tensor of a file, as it is written to another.
+/// A tensor that was read from one file and can be written to another.
 struct Part(Dtype, Vec<usize>, Vec<u8>);
 
 impl View for &Part {
@@ -99,7 +100,7 @@ fn write(file: &Path, tensors: &[(String, Part)]) {
 }
 
 #[test]
-fn weights_in_another_format_never_mean_new_weights() {
+fn weights_in_another_format_are_never_replaced_by_new_weights() {
     let (home, model) = with_model();
     let whole = fs::read(model.join("model.safetensors")).expect("weights");
     fs::remove_file(model.join("model.safetensors")).expect("removed");
@@ -121,21 +122,25 @@ fn weights_in_another_format_never_mean_new_weights() {
         fs::create_dir_all(file.parent().expect("a folder")).expect("made");
         fs::write(&file, &whole).expect("written");
         let (error, hint) = refused(&home, &begin(&home, "refused", &model, &[]));
-        assert!(error.contains(&format!("not read: {name}")), "{error}");
+        assert!(
+            error.contains(&format!("unsupported format: {name}")),
+            "{error}"
+        );
         assert!(hint.contains(way), "{hint}");
         let (error, _) = refused(&home, &home.host(&["generate", "model"]));
         assert!(error.contains(name), "{error}");
         fs::remove_file(&file).expect("removed");
     }
-    // Without any weights it says so, and begins with new ones.
+    // If the folder has no weights, there is a warning, and the training starts with new weights.
     let output = begin(&home, "new", &model, &[]).succeeded();
     assert!(
         output
             .stderr
-            .contains("has no weights, and the training begins with new ones"),
+            .contains("has no weights; training starts with new ones"),
         "{output}"
     );
-    // In a checkpoint as it stands, too. What is called otherwise and is what it was is read.
+    // A checkpoint that still has its manifest can be used, too. Its weights can also have the name
+    // pytorch_model.bin.
     let checkpoint = home.checkpoint("first", 5);
     begin(&home, "whole", &checkpoint, &[]).succeeded();
     let rename = |from: &str, to: &str| {
@@ -152,7 +157,7 @@ fn weights_in_another_format_never_mean_new_weights() {
 }
 
 #[test]
-fn shards_are_the_whole_and_a_list_beside_the_whole_is_ignored() {
+fn shards_equal_the_single_file_and_a_list_next_to_the_single_file_is_ignored() {
     let (home, model) = with_model();
     begin(&home, "whole", &model, &[]).succeeded();
     let list = model.join("model.safetensors.index.json");
@@ -161,7 +166,7 @@ fn shards_are_the_whole_and_a_list_beside_the_whole_is_ignored() {
     assert!(
         output
             .stderr
-            .contains("the list of shards beside it is ignored"),
+            .contains("the list of shards next to it is ignored"),
         "{output}"
     );
 
@@ -202,7 +207,7 @@ fn weights_need_their_tokenizer() {
     let output = begin(&home, "refused", &model, &[]);
     let (error, hint) = output.failed_with(2);
     assert!(
-        error.starts_with("the model has weights and no tokenizer"),
+        error.starts_with("the model has weights but no tokenizer"),
         "{error}"
     );
     assert!(hint.contains("--tokenizer"), "{hint}");
@@ -211,7 +216,7 @@ fn weights_need_their_tokenizer() {
     let output = begin(&home, "refused", &model, &[]);
     let (error, hint) = output.failed_with(2);
     assert!(
-        error.contains("in a format that is not read: tokenizer.model"),
+        error.contains("in an unsupported format: tokenizer.model"),
         "{error}"
     );
     assert!(
@@ -220,7 +225,7 @@ fn weights_need_their_tokenizer() {
     );
     assert!(!home.run_dir("refused").exists());
 
-    // As transformers wrote it before there was a tokenizer.json.
+    // Old versions of transformers wrote these two files instead of tokenizer.json.
     fs::write(model.join("vocab.json"), json["model"]["vocab"].to_string()).expect("written");
     let merges = json["model"]["merges"].as_array().expect("merges");
     let line = |pair: &Value| match pair.as_array() {
@@ -243,7 +248,7 @@ fn weights_need_their_tokenizer() {
 }
 
 #[test]
-fn a_hole_in_a_tokenizers_ids_has_a_row_or_is_refused() {
+fn a_gap_in_a_tokenizers_ids_gets_a_row_or_is_rejected() {
     let (home, model) = with_model();
     let tokenizer = model.join("tokenizer.json");
     let given = ["--tokenizer", tokenizer.to_str().expect("a path")];
@@ -252,7 +257,7 @@ fn a_hole_in_a_tokenizers_ids_has_a_row_or_is_refused() {
     home.train("hole", &args).succeeded();
     let config = read(&home.checkpoint("hole", 2).join("config.json"));
     assert_eq!(config["vocab_size"], 701);
-    // The weights have no row for it.
+    // The weights have no row for the new id.
     let output = begin(&home, "refused", &model, &[]);
     let (error, _) = output.failed_with(2);
     assert!(
@@ -300,24 +305,27 @@ fn a_padded_vocabulary_keeps_its_rows() {
     home.host(&[&args[..], &["padded"]].concat()).succeeded();
     let rows = |run: &str| read(&home.checkpoint(run, 2).join("config.json"))["vocab_size"].clone();
     assert_eq!(rows("padded"), 384);
-    // Its weights keep their rows.
+    // A run that starts from these weights keeps all 384 rows.
     let padded = home.checkpoint("padded", 2);
     begin(&home, "again", &padded, &[]).succeeded();
     assert_eq!(rows("again"), 384);
-    // Where the file has fewer, the model gets a row for each id, and a warning says so.
+    // If config.json specifies fewer rows than the tokenizer has ids, the model gets a row for each id, and
+    // there is a warning.
     edit(&model.join("config.json"), |json| {
         json["vocab_size"] = 100.into();
     });
     let output = home.host(&[&args[..], &["grown"]].concat()).succeeded();
     assert!(
-        output.stderr.contains("and not the 100 of its config.json"),
+        output
+            .stderr
+            .contains("instead of the 100 in its config.json"),
         "{output}"
     );
     assert_eq!(rows("grown"), own);
 }
 
 #[test]
-fn a_head_that_is_not_the_embedding_is_not_dropped() {
+fn a_head_that_differs_from_the_embedding_is_not_dropped() {
     let (home, model) = with_model();
     let file = model.join("model.safetensors");
     let mut all = tensors(&file);
@@ -334,7 +342,7 @@ fn a_head_that_is_not_the_embedding_is_not_dropped() {
     let output = begin(&home, "refused", &model, &[]);
     let (error, hint) = output.failed_with(2);
     assert!(
-        error.starts_with("lm_head.weight is not wte.weight"),
+        error.starts_with("lm_head.weight differs from wte.weight"),
         "{error}"
     );
     assert!(hint.contains("tie_word_embeddings"), "{hint}");
@@ -352,7 +360,7 @@ fn a_head_that_is_not_the_embedding_is_not_dropped() {
 }
 
 #[test]
-fn a_cache_that_cannot_be_written_ends_no_run() {
+fn a_cache_that_cannot_be_written_does_not_end_a_run() {
     let home = Home::new();
     fs::write(home.path(".cache"), "").expect("written");
     let output = home.train("run", &["--max-train-steps", "2"]).succeeded();
@@ -379,14 +387,17 @@ fn a_cache_that_cannot_be_written_ends_no_run() {
 }
 
 #[test]
-fn a_schedule_without_its_peak_is_told_and_one_without_its_end_refused() {
+fn a_schedule_without_a_peak_is_a_warning_and_one_without_an_end_an_error() {
     let home = Home::new();
     let output = home.train(
         "warm",
         &["--max-train-steps", "2", "--num-warmup-steps", "2"],
     );
     let said = &output.succeeded().stderr;
-    assert!(said.contains("the learning rate only rises"), "{said}");
+    assert!(
+        said.contains("the learning rate never reaches its peak"),
+        "{said}"
+    );
     let args = [
         "--lr-scheduler-type",
         "warmup_stable_decay",
@@ -397,15 +408,12 @@ fn a_schedule_without_its_peak_is_told_and_one_without_its_end_refused() {
     ];
     let output = home.train("refused", &args);
     let (error, hint) = output.failed_with(2);
-    assert!(
-        error.contains("are together more than max_train_steps 20"),
-        "{error}"
-    );
+    assert!(error.contains("exceeds max_train_steps 20"), "{error}");
     assert!(hint.contains("--num-decay-steps"), "{hint}");
 }
 
 #[test]
-fn the_token_between_documents_can_be_named() {
+fn the_token_between_documents_can_be_set() {
     let (home, model) = with_model();
     edit(&model.join("tokenizer.json"), |json| {
         json["added_tokens"][0]["content"] = "<end>".into();

@@ -1,4 +1,5 @@
-//! A loss that is not finite: the run stops, skips the step or goes on, and says so by an event.
+//! Tests a loss that is not finite. Depending on `--on-nonfinite`, the run stops, skips the step or
+//! continues. In each case, it records an event.
 
 use std::fs;
 
@@ -16,7 +17,8 @@ const EACH_STEP: [&str; 4] = [
 ];
 const STEPS: u64 = 20;
 
-/// A home with a model in which one token is not a number: batches without it train well.
+/// Returns a home with a model in which the embedding of one token is NaN. Batches without the token train
+/// normally.
 pub(crate) fn poisoned() -> Home {
     let home = Home::new();
     let config = r#"{
@@ -28,7 +30,7 @@ pub(crate) fn poisoned() -> Home {
     home.train("good", &flags).succeeded();
     let model = home.path("model");
     fs::rename(home.checkpoint("good", 1), &model).expect("moved");
-    // With its manifest, the changed weights would be damage.
+    // If the manifest remained, the changed weights would count as damage.
     fs::remove_file(model.join("manifest.json")).expect("removed");
 
     let text = fs::read(model.join("tokenizer.json")).expect("a tokenizer");
@@ -47,7 +49,7 @@ pub(crate) fn poisoned() -> Home {
     }
     fs::write(file, bytes).expect("written");
 
-    // One sequence of each file has the token.
+    // Put the token once into each file, so that only one sequence of each file contains it.
     for entry in fs::read_dir(home.path("data")).expect("a folder") {
         let path = entry.expect("an entry").path();
         let text = fs::read_to_string(&path).expect("text");
@@ -62,7 +64,7 @@ fn train(home: &Home, name: &str, on_nonfinite: &str) -> Output {
     home.train(name, &[&EACH_STEP[..], &flags].concat())
 }
 
-/// The steps, from the events, at which the loss was not a number.
+/// Returns the steps at which the loss was NaN, according to the events.
 fn steps_without_a_number(output: &Output) -> Vec<u64> {
     let mut events = output.events();
     events.retain(|event| event["values"]["loss/train"] == "NaN");
@@ -72,7 +74,7 @@ fn steps_without_a_number(output: &Output) -> Vec<u64> {
         .collect()
 }
 
-/// The warnings of the training about its steps, as (step, text).
+/// Returns the warnings about NaN losses, as (step, text).
 fn warnings(output: &Output) -> Vec<(u64, String)> {
     let told = |event: &Value| {
         let message = event["message"].as_str()?;
@@ -83,7 +85,7 @@ fn warnings(output: &Output) -> Vec<(u64, String)> {
     output.events().iter().filter_map(told).collect()
 }
 
-/// The hash of a file of a step's checkpoint.
+/// Returns the hash of a file in the checkpoint of a step.
 fn hash(home: &Home, run: &str, step: u64, file: &str) -> String {
     manifest_of(&home.checkpoint(run, step)).files[file]
         .sha256
@@ -95,7 +97,7 @@ const OPTIMIZER: &str = "trainer/optimizer.safetensors";
 const STATE: &str = "trainer/state.json";
 
 #[test]
-fn a_skipped_step_changes_no_weight_and_is_told() {
+fn a_skipped_step_changes_no_weight_and_is_reported() {
     let home = poisoned();
     let output = train(&home, "skipping", "skip").succeeded();
     let odd = steps_without_a_number(&output);
@@ -110,16 +112,20 @@ fn a_skipped_step_changes_no_weight_and_is_told() {
     for step in 2..=STEPS {
         let kept = [WEIGHTS, OPTIMIZER].map(|file| hash(step, file) == hash(step - 1, file));
         assert_eq!(kept, [odd.contains(&step); 2], "step {step}");
-        assert_ne!(hash(step, STATE), hash(step - 1, STATE), "the data goes on");
+        assert_ne!(
+            hash(step, STATE),
+            hash(step - 1, STATE),
+            "the data position advances"
+        );
     }
 }
 
 #[test]
-fn a_run_that_stopped_can_be_told_to_skip_and_goes_on() {
+fn a_run_that_stopped_continues_when_set_to_skip() {
     let home = poisoned();
     let skipping = train(&home, "skipping", "skip").succeeded();
     let first = steps_without_a_number(&skipping)[0];
-    assert!(first > 1, "a step before it is trained");
+    assert!(first > 1, "there is a trained step before it");
 
     let output = train(&home, "stopping", "stop");
     let (error, hint) = output.failed_with(5);
@@ -133,7 +139,7 @@ fn a_run_that_stopped_can_be_told_to_skip_and_goes_on() {
         (&last["kind"], &last["reason"], &last["message"]),
         (&json!("run_finished"), &json!("failed"), &json!(error))
     );
-    // The step is on record, and there is no checkpoint of it.
+    // The step with the NaN loss is recorded, but has no checkpoint.
     assert_eq!(steps_without_a_number(&output), [first]);
     assert_eq!(home.checkpoints("stopping").last(), Some(&(first - 1)));
     assert_complete(&home.checkpoint("stopping", first - 1));
@@ -155,17 +161,17 @@ fn a_run_that_stopped_can_be_told_to_skip_and_goes_on() {
 }
 
 #[test]
-fn a_run_that_goes_on_says_that_the_weights_took_it() {
+fn a_run_that_continues_reports_that_the_weights_were_updated() {
     let home = poisoned();
     let output = train(&home, "going-on", "continue").succeeded();
     let odd = steps_without_a_number(&output);
-    // Nothing is a number any more after the first.
+    // After the first NaN, every loss is NaN.
     assert_eq!(odd, (odd[0]..=STEPS).collect::<Vec<_>>());
     let told = warnings(&output);
     assert_eq!(told.iter().map(|told| told.0).collect::<Vec<_>>(), odd);
     for (_, message) in told {
         assert!(
-            message.ends_with("on_nonfinite is continue: the weights took it"),
+            message.ends_with("the weights were updated, because on_nonfinite is continue"),
             "{message}"
         );
     }

@@ -1,4 +1,4 @@
-//! The shipped observers in real trainings: one ends it, one takes it back.
+//! The shipped observers in real runs: one ends a run, the other rolls a run back.
 
 use host_core::{Event, EventBody, Request};
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::nonfinite::poisoned;
 use crate::support::{Home, curve, events_of};
 
-/// What was asked for, as (step, who, request, reason).
+/// Returns the requests as (step, plugin, request, reason).
 fn requests(home: &Home, run: &str) -> Vec<(u64, String, Request, String)> {
     let request = |event: &Event| match &event.body {
         EventBody::Request {
@@ -20,7 +20,7 @@ fn requests(home: &Home, run: &str) -> Vec<(u64, String, Request, String)> {
     events.iter().filter_map(request).collect()
 }
 
-/// The losses in the order of the events, those that no longer count included.
+/// Returns the losses in the order of the events, including superseded ones.
 fn losses(home: &Home, run: &str) -> Vec<(u64, f64)> {
     let loss = |event: &Event| match &event.body {
         EventBody::Metrics { values } => {
@@ -41,7 +41,7 @@ fn shown(home: &Home, run: &str) -> Value {
 #[test]
 fn early_stopping_ends_a_training_that_no_longer_improves() {
     let home = Home::new();
-    // No improvement is large enough, so the second after the first ends it.
+    // No improvement is large enough, so the run ends at step 15, two evaluations after the first.
     let plugin = "early-stopping:patience=2,min_delta=10";
     let output = home
         .train("early", &["--plugin", plugin, "--json"])
@@ -67,7 +67,7 @@ fn early_stopping_ends_a_training_that_no_longer_improves() {
     let text = home.host(&["runs", "show", "early"]).succeeded().stdout;
     assert!(text.contains(reason.as_str()), "{text}");
 
-    // One that improves trains to its end.
+    // A run that keeps improving is not ended.
     let plugin = "early-stopping:patience=2";
     home.train("improving", &["--plugin", plugin]).succeeded();
     assert_eq!(requests(&home, "improving"), []);
@@ -75,7 +75,7 @@ fn early_stopping_ends_a_training_that_no_longer_improves() {
 }
 
 #[test]
-fn loss_guard_goes_back_and_on_past_the_batches() {
+fn loss_guard_rolls_back_and_skips_the_batches() {
     let home = poisoned();
     let flags = |on_nonfinite, period, plugin| {
         [
@@ -103,18 +103,19 @@ fn loss_guard_goes_back_and_on_past_the_batches() {
         assert_eq!((by.as_str(), *request), ("loss-guard", Request::RollBack));
         assert!(reason.contains("loss/train"), "{reason}");
     }
-    // It comes to its end, and what counts is a number at each step.
+    // The run completes, and its history has one loss for each step.
     assert_eq!(home.checkpoints("skip").last(), Some(&20));
     let counts = curve(&home.run_dir("skip"), "loss/train");
     let steps: Vec<u64> = counts.iter().map(|point| point.0).collect();
     assert_eq!(steps, (1..=20).collect::<Vec<_>>());
-    // It trained on more batches than there are steps: none was met again.
+    // The number of used batches equals the number of measured losses, including superseded losses. So no
+    // batch was repeated.
     let samples = curve(&home.run_dir("skip"), "samples");
     let last = samples.last().map(|(_, bits)| f64::from_bits(*bits));
     assert_eq!(last, Some(seen.len() as f64 * 4.0));
 
-    // Where the weights took it, the checkpoint gives them back: the loss is a number again. So it is
-    // where a checkpoint was due at that very step.
+    // If NaN got into the weights, a rollback restores them from the last checkpoint, and the loss is finite
+    // again. This holds even if a checkpoint was due at the same step.
     let plugin = "loss-guard:action=roll_back,max_roll_backs=1";
     for period in ["3", "1"] {
         let run = format!("continue-{period}");
@@ -125,10 +126,10 @@ fn loss_guard_goes_back_and_on_past_the_batches() {
         home.train(&run, &flags.concat()).succeeded();
         let seen = losses(&home, &run);
         let first = seen.iter().position(|(_, loss)| !loss.is_finite());
-        let first = first.expect("a loss that is no number");
+        let first = first.expect("a loss that is not finite");
         assert_eq!(requests(&home, &run)[0].2, Request::RollBack);
         let (step, loss) = seen[first + 1];
-        assert!(step <= seen[first].0, "it went back: {seen:?}");
+        assert!(step <= seen[first].0, "it did not roll back: {seen:?}");
         assert!(loss.is_finite(), "{seen:?}");
     }
 }

@@ -1,10 +1,10 @@
-//! How idle OpenMP threads of a training wait.
+//! Tests how the idle OpenMP threads of a training run wait.
 
 use std::fs;
 
 use crate::support::Home;
 
-/// The variables of a live training's process that begin with these words, and the process's name.
+/// Returns the GOMP_ and OMP_ environment variables of a live run's process, and the name of the process.
 fn while_training(home: &Home, env: &[(&str, &str)]) -> (Vec<String>, String) {
     let args = ["run", "tiny.toml", "--json", "--max-train-steps", "100000"];
     let training = home.start_with(env, &args);
@@ -25,9 +25,10 @@ fn while_training(home: &Home, env: &[(&str, &str)]) -> (Vec<String>, String) {
     (variables, name)
 }
 
-/// libgomp has no call for it, so the process that was started must have the variable itself.
+/// libgomp has no function that sets the spin count, so the environment variable must be set when the process
+/// starts.
 #[test]
-fn idle_threads_do_not_spin_for_long_unless_the_user_wants_it() {
+fn idle_threads_do_not_spin_for_long_unless_the_user_sets_it() {
     let home = Home::new();
     for (set, expected) in [
         (&[][..], &["GOMP_SPINCOUNT=10000"][..]),
@@ -43,7 +44,7 @@ fn idle_threads_do_not_spin_for_long_unless_the_user_wants_it() {
     }
 }
 
-/// The restart keeps every argument and the exit code.
+/// The program restarts itself to set the variable. The restart keeps every argument and the exit code.
 #[test]
 fn a_restart_changes_no_argument() {
     let home = Home::new();

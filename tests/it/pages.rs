@@ -39,7 +39,7 @@ fn cells(line: &str) -> Option<Vec<String>> {
     Some(row.split('|').map(cell).collect())
 }
 
-/// Returns the texts of a cell that are marked as code.
+/// Returns the parts of a cell's text that are marked as code.
 fn code(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }

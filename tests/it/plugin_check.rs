@@ -1,5 +1,5 @@
-//! `host plugin check`: every shipped plugin passes, and for each test there is a plugin that fails
-//! it, for that reason alone.
+//! `host plugin check`: every shipped plugin passes, and for each conformance test there is a plugin that
+//! fails only this test.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Fixture, Home, built};
 
-/// The fault of a metric, and the test that finds it. The names of the faults are the fixture's.
+/// The faults of a metric. Each entry contains the name that the fixture gives to a fault, and the test that
+/// finds the fault.
 const METRIC: [(&str, &str); 61] = [
     ("another-id", "description-matches-manifest"),
     ("crashes-at-load", "description-matches-manifest"),
@@ -73,7 +74,7 @@ const METRIC: [(&str, &str); 61] = [
     ("half-merges", "truncated-state"),
 ];
 
-/// Those of a metric's state.
+/// The faults of a metric's state.
 const STATE: [(&str, &str); 3] = [
     ("takes-foreign", "foreign-state"),
     ("random-state", "random-state"),
@@ -119,7 +120,8 @@ const OBSERVER: [(&str, &str); 12] = [
     ("silent-import", "observer-state-refusals-have-reasons"),
 ];
 
-/// The tests whose faults are tried on their own, below.
+/// The conformance tests that the tables above do not contain. Separate functions below check that these
+/// tests can fail.
 const ELSEWHERE: [&str; 3] = ["static-gate", "settings-schema", "batch-order"];
 
 #[test]
@@ -144,7 +146,7 @@ fn every_fault_of_an_observer_is_found_by_its_test() {
 }
 
 #[test]
-fn no_test_is_there_that_cannot_fail() {
+fn every_conformance_test_can_fail() {
     let home = Home::new();
     let listed = home.host(&["plugin", "check", "--list", "--json"]);
     let listed = listed.succeeded().json();
@@ -158,9 +160,9 @@ fn no_test_is_there_that_cannot_fail() {
     assert_eq!(listed, tried);
 }
 
-/// A metric in which the order of batches matters cannot keep the other laws.
+/// A metric that depends on the order of batches fails a second conformance test, too.
 #[test]
-fn a_metric_of_a_sequence_breaks_two_laws() {
+fn a_metric_that_depends_on_the_order_of_batches_breaks_two_laws() {
     let home = Home::new();
     let library = Fixture::defect("metric", "batch-order").build(&home.path(""));
     let (report, _) = check(&home, &library, &[]);
@@ -169,7 +171,7 @@ fn a_metric_of_a_sequence_breaks_two_laws() {
 }
 
 #[test]
-fn a_file_that_is_refused_fails_the_gate_and_nothing_of_it_runs() {
+fn a_rejected_file_fails_the_static_gate_and_its_code_does_not_run() {
     let home = Home::new();
     let library = Fixture::defect("metric", "none").flag("-DNO_MANIFEST");
     let library = library.build(&home.path(""));
@@ -186,7 +188,7 @@ fn a_file_that_is_refused_fails_the_gate_and_nothing_of_it_runs() {
     );
 }
 
-/// The report has it once, and what needs an instance or the library is not tried.
+/// The report lists the failure once. Tests that need the missing instance or library are not run.
 #[test]
 fn a_create_that_fails_is_one_failure() {
     let home = Home::new();
@@ -209,18 +211,17 @@ fn a_create_that_fails_is_one_failure() {
 
 /// A change of a signal's handler is reported with the names of the signal and the handler.
 #[test]
-fn a_signal_that_is_handled_is_named() {
+fn a_changed_signal_handler_is_named() {
     let home = Home::new();
     let library = Fixture::defect("metric", "signal-handlers").build(&home.path(""));
     let (report, _) = check(&home, &library, &["--only", "signal-handlers"]);
     let message = report["tests"][0]["message"].as_str().expect("a message");
-    let words = "changed what happens on a signal in the life of an instance: SIGUSR1: the default \
-                 became handled by a function of the plugin; expected";
+    let words = "changed the action for a signal during the life of an instance: SIGUSR1: default \
+                 -> handled by a function of the plugin; expected";
     assert!(message.contains(words), "{message}");
 }
 
-/// What the header promises is kept before a plugin is asked: settings that the schema refuses never reach
-/// `create`.
+/// Settings that the schema rejects never reach `create`, as the header promises.
 #[test]
 fn a_plugin_that_relies_on_checked_settings_passes() {
     let home = Home::new();
@@ -258,7 +259,7 @@ fn a_schema_that_refuses_its_own_default_is_found() {
 }
 
 #[test]
-fn a_failure_says_what_happened_and_how_to_fix_it() {
+fn a_failure_explains_what_happened_and_how_to_fix_it() {
     let home = Home::new();
     let dir = home.path("");
     for (defect, test, words) in [
@@ -270,22 +271,22 @@ fn a_failure_says_what_happened_and_how_to_fix_it() {
         (
             "zero-dim",
             "zero-dim-inputs",
-            "it was ended by SIGABRT in update, given inputs of no dimension",
+            "it was killed by SIGABRT in update, given zero-dimensional inputs",
         ),
         (
             "hangs-on-zero-dim",
             "zero-dim-inputs",
-            "it had not returned after 2 s in update, given inputs of no dimension",
+            "it did not return within 2 s in update, given zero-dimensional inputs",
         ),
         (
             "exits-on-zero-dim",
             "zero-dim-inputs",
-            "it ended the process with the status 7 in update",
+            "it ended the process with status 7 in update",
         ),
         (
             "panics-on-zero-dim",
             "zero-dim-inputs",
-            "it panicked in update, given inputs of no dimension: panicked: no matrix",
+            "it panicked in update, given zero-dimensional inputs: panicked: no matrix",
         ),
     ] {
         let library = Fixture::defect("metric", defect).build(&dir);
@@ -295,7 +296,7 @@ fn a_failure_says_what_happened_and_how_to_fix_it() {
         let (error, hint) = output.failed_with(3);
         assert!(error.starts_with("plugin defect failed 1 conformance test: "));
         assert!(hint.contains("--seed"), "{hint}");
-        // In lines of a sensible width, so without their ends.
+        // The output is wrapped, so it is compared without line breaks.
         let said: Vec<&str> = output.stdout.split_whitespace().collect();
         let said = said.join(" ");
         for part in [words, "expected", "fix", "1 failed"] {
@@ -338,7 +339,7 @@ fn every_shipped_plugin_and_example_passes() {
         assert_eq!(report["failed"], 0);
         assert!(report["passed"].as_u64() > Some(20), "{report}");
         for test in report["tests"].as_array().expect("tests") {
-            // Nothing is left out because the check could not set it up.
+            // A test that lacks a setting would be skipped with this message.
             let message = test["message"].as_str().expect("a message");
             assert!(!message.contains("needs the setting"), "{library}: {test}");
         }
@@ -346,7 +347,7 @@ fn every_shipped_plugin_and_example_passes() {
 }
 
 #[test]
-fn what_cannot_be_checked_is_said() {
+fn skipped_tests_have_reasons_and_invalid_arguments_are_rejected() {
     let home = Home::new();
     let path = built("liblocal_disk.so");
     let path = path.to_str().expect("UTF-8");
@@ -357,10 +358,13 @@ fn what_cannot_be_checked_is_said() {
         .filter(|test| test["outcome"] == "skipped")
         .map(|test| test["message"].as_str().expect("a reason"))
         .collect();
-    let needed = "the plugin needs the setting dir: give --set dir=…";
+    let needed = "the plugin needs the setting dir: pass --set dir=…";
     assert_eq!(reasons, BTreeSet::from([needed]));
     for (args, error) in [
-        (["--only", "merge-ordr"], "no test is called \"merge-ordr\""),
+        (
+            ["--only", "merge-ordr"],
+            "unknown conformance test: \"merge-ordr\"",
+        ),
         (
             ["--set", "keep=some"],
             "plugin local-disk cannot use the setting keep: \"some\" is not of type \"integer\"",
@@ -372,14 +376,14 @@ fn what_cannot_be_checked_is_said() {
     }
 }
 
-/// Builds a plugin for each fault and checks it: that test fails, and no other.
+/// Builds a plugin for each fault and asserts that only the expected test fails.
 fn each_is_found(kind: &'static str, defects: &[(&'static str, &str)]) {
     let home = Home::new();
     for &(defect, test) in defects {
         let library = Fixture::defect(kind, defect).build(&home.path(""));
         let (report, _) = check(&home, &library, &["--time-limit", "4"]);
         let mut found = found(&report);
-        // On a busy machine, every load is slow.
+        // On a busy machine, every load can be slow.
         found.extend(["loads-quickly"]);
         let expected = BTreeSet::from([test, "loads-quickly"]);
         assert_eq!(found, expected, "{kind} {defect}\n{report:#}");
@@ -391,7 +395,7 @@ fn each_is_found(kind: &'static str, defects: &[(&'static str, &str)]) {
     assert_eq!(report["failed"], 0, "{kind}\n{report:#}");
 }
 
-/// The report, and the error.
+/// Checks a plugin. Returns the report, and the error or an empty string.
 fn check(home: &Home, library: &Path, more: &[&str]) -> (Value, String) {
     let path = library.to_str().expect("UTF-8");
     let args = ["plugin", "check", path, "--json", "--seed", "1"];
@@ -407,7 +411,7 @@ fn check(home: &Home, library: &Path, more: &[&str]) -> (Value, String) {
     (report, error)
 }
 
-/// How a test ended.
+/// Returns the outcome of a test.
 fn outcome<'a>(report: &'a Value, name: &str) -> &'a str {
     let tests = report["tests"].as_array().expect("tests");
     let test = tests.iter().find(|test| test["name"] == name);
@@ -415,7 +419,7 @@ fn outcome<'a>(report: &'a Value, name: &str) -> &'a str {
         .expect("an outcome")
 }
 
-/// The tests that failed or warned.
+/// Returns the tests that failed or warned.
 fn found(report: &Value) -> BTreeSet<&str> {
     let tests = report["tests"].as_array().expect("tests");
     tests

@@ -1,4 +1,4 @@
-//! A run loads the plugins that were locked, byte for byte, or does not begin.
+//! A run loads the locked plugins, byte for byte, or does not start.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,8 @@ use crate::support::{Fixture, Home, sha256};
 
 const ID: &str = "locked-metric";
 
-/// Compiles the metric anew: other bytes under the same id and path. Its constructor leaves a file.
+/// Compiles another version of the metric, with the same id and path. When this version is loaded, its
+/// constructor function creates a file.
 fn replace(home: &Home) -> PathBuf {
     let (mark, source) = (home.path("constructed"), home.path("constructor.c"));
     let text = format!(
@@ -21,12 +22,13 @@ fn replace(home: &Home) -> PathBuf {
     Fixture::metric(ID).flag(source).build(&home.path(""))
 }
 
-/// What a lock has for a file.
+/// Returns the digest that a lock records for a file.
 fn digest(file: &Path) -> String {
     sha256(&fs::read(file).expect("a file"))
 }
 
-/// A home with a metric by its path in the configuration, and the configuration's lock.
+/// Returns a home folder, and the library of a metric in it. The folder also contains a configuration that
+/// names the metric by its path, and the lock file of this configuration.
 fn locked() -> (Home, PathBuf) {
     let home = Home::new();
     let library = Fixture::metric(ID).build(&home.path(""));
@@ -38,7 +40,7 @@ fn locked() -> (Home, PathBuf) {
 }
 
 #[test]
-fn a_lock_has_every_plugin_of_the_run_and_the_run_is_held_to_it() {
+fn a_lock_lists_every_plugin_of_the_run_and_the_run_must_match_it() {
     let (home, library) = locked();
     let lock: toml::Table = fs::read_to_string(home.path("plugins.lock"))
         .expect("a lock")
@@ -56,7 +58,7 @@ fn a_lock_has_every_plugin_of_the_run_and_the_run_is_held_to_it() {
     assert_eq!(entries[0]["size"].as_integer(), i64::try_from(size).ok());
 
     let trained = home.train("held", &[]).succeeded();
-    let said = format!("plugins are held to {}", home.text_path("plugins.lock"));
+    let said = format!("plugins are locked by {}", home.text_path("plugins.lock"));
     assert!(trained.stderr.contains(&said), "{trained}");
 }
 
@@ -71,9 +73,9 @@ fn a_replaced_plugin_is_refused_by_run_groups_and_resume_before_it_runs() {
     for args in [&["run", "tiny.toml"][..], &["groups", "tiny.toml"], &resume] {
         let output = home.host(args);
         let (error, hint) = output.failed_with(3);
-        let start = format!("plugin {ID} is not the one that is locked: ");
+        let start = format!("plugin {ID} differs from its entry in the lock: ");
         let end = format!(
-            "sha256 {now} instead of {then} (the lock is {lock}): {}",
+            "sha256 {now} instead of {then} (lock: {lock}): {}",
             library.display()
         );
         assert!(
@@ -81,7 +83,7 @@ fn a_replaced_plugin_is_refused_by_run_groups_and_resume_before_it_runs() {
             "{error}"
         );
         let way = format!(
-            "`host plugin lock --file {lock}`, with the run's own arguments, accepts it, if you trust the new file"
+            "if you trust the new file, run `host plugin lock --file {lock}` with the run's arguments"
         );
         assert_eq!(hint, way);
     }
@@ -93,13 +95,13 @@ fn a_replaced_plugin_is_refused_by_run_groups_and_resume_before_it_runs() {
     home.host(&["plugin", "lock", "tiny.toml"]).succeeded();
     assert!(!home.path("constructed").exists(), "its code has run");
     let resumed = home.host(&["resume", "run", "--max-train-steps", "30"]);
-    let changed = format!("plugin {ID} is another file than before");
+    let changed = format!("the library of plugin {ID} has changed");
     assert!(resumed.succeeded().stderr.contains(&changed));
     assert!(home.path("constructed").exists());
 }
 
 #[test]
-fn a_lock_may_lie_anywhere_and_have_more_than_a_run_needs() {
+fn a_lock_can_be_anywhere_and_list_more_plugins_than_a_run_needs() {
     let home = Home::new();
     let mine = Fixture::metric(ID).build(&home.path(""));
     let (mine, file) = (mine.to_str().expect("UTF-8"), home.text_path("my.lock"));
@@ -130,7 +132,7 @@ fn a_lock_may_lie_anywhere_and_have_more_than_a_run_needs() {
 }
 
 #[test]
-fn a_check_says_what_differs_and_writes_nothing() {
+fn a_check_reports_what_differs_and_writes_nothing() {
     let (home, library) = locked();
     let check = ["plugin", "lock", "tiny.toml", "--check"];
     home.host(&check).succeeded();
@@ -142,7 +144,7 @@ fn a_check_says_what_differs_and_writes_nothing() {
     let lock = home.text_path("plugins.lock");
     assert_eq!(
         error,
-        format!("1 of 2 plugins are not as the lock says: {ID}: {lock}")
+        format!("1 of 2 plugins do not match the lock: {ID}: {lock}")
     );
     let changed = format!("sha256 {} instead of {then}", digest(&library));
     assert!(output.stdout.contains(&changed), "{output}");
@@ -169,10 +171,10 @@ fn a_check_says_what_differs_and_writes_nothing() {
 }
 
 #[test]
-fn what_is_no_lock_is_neither_read_nor_overwritten() {
+fn a_file_that_is_not_a_lock_is_neither_read_nor_overwritten() {
     let home = Home::new();
     for (text, fault) in [
-        ("notes = 1\n", "not a plugin lock: it has no format = 1: "),
+        ("notes = 1\n", "not a plugin lock: format = 1 is missing: "),
         (
             "format = 7\n",
             "the plugin lock has format 7, this host reads format 1: ",
@@ -193,9 +195,9 @@ fn what_is_no_lock_is_neither_read_nor_overwritten() {
     }
 }
 
-/// The search path with a plugin twice, and a file that is none.
+/// The search path has a plugin twice, and a file that is not a plugin.
 #[test]
-fn the_list_shows_what_is_shadowed_and_what_is_refused() {
+fn the_list_shows_shadowed_and_refused_plugins() {
     let home = Home::new();
     let [first, second] = ["first", "second"].map(|name| {
         let dir = home.path(name);
@@ -223,7 +225,7 @@ fn the_list_shows_what_is_shadowed_and_what_is_refused() {
     assert!(lines[at(&none)].starts_with("?"), "{text}");
     assert!(lines[at(&none)].contains("  refused  "), "{text}");
     let reason = format!(
-        "refused: plugin is no ELF file, not a shared library: {}",
+        "refused: plugin is a file without an ELF header, not a shared library: {}",
         none.display()
     );
     assert!(lines.contains(&reason.as_str()), "{text}");

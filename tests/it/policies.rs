@@ -1,4 +1,4 @@
-//! `on_error` and `time_limit_secs`: what a plugin's failures make of a training.
+//! `on_error` and `time_limit_secs`: the effect of a plugin's failures on a run.
 
 use std::fs;
 
@@ -11,12 +11,13 @@ fn plugin(library: &str, settings: &str) -> String {
     format!("{}:{settings}", built(library).display())
 }
 
-/// A plugin of all kinds, whose calls misbehave as these settings say.
+/// Returns the SPEC of a plugin of three kinds (parameter groups, metric and sink) whose calls misbehave as
+/// these settings say.
 fn misbehaving(settings: &str) -> String {
     plugin("libmisbehaving.so", settings)
 }
 
-/// An observer, whose calls misbehave as these settings say.
+/// Returns the SPEC of an observer whose calls misbehave as these settings say.
 fn observer(settings: &str) -> String {
     plugin("libasking.so", settings)
 }
@@ -25,7 +26,7 @@ fn events(home: &Home, run: &str) -> Vec<Event> {
     events_of(&home.run_dir(run))
 }
 
-/// The faults as (step, call, message).
+/// Returns the faults as (step, call, message).
 fn faults(home: &Home, run: &str) -> Vec<(u64, String, String)> {
     let fault = |event: &Event| match &event.body {
         EventBody::PluginFault { call, message, .. } => {
@@ -40,10 +41,10 @@ fn steps(faults: &[(u64, String, String)]) -> Vec<u64> {
     faults.iter().map(|fault| fault.0).collect()
 }
 
-/// What is said of plugins that are not called any more, as (step, text).
+/// Returns the warnings about disabled plugins, as (step, text).
 fn disabled(home: &Home, run: &str) -> Vec<(u64, String)> {
     let warning = |event: &Event| match &event.body {
-        EventBody::Warning { message } if message.contains("is not called any more") => {
+        EventBody::Warning { message } if message.contains(" is disabled: ") => {
             Some((event.step.0, message.clone()))
         }
         _ => None,
@@ -51,13 +52,13 @@ fn disabled(home: &Home, run: &str) -> Vec<(u64, String)> {
     events(home, run).iter().filter_map(warning).collect()
 }
 
-/// The steps at which a metric has a value.
+/// Returns the steps at which a metric has a value.
 fn points(home: &Home, run: &str, metric: &str) -> Vec<u64> {
     let points = curve(&home.run_dir(run), metric);
     points.iter().map(|point| point.0).collect()
 }
 
-/// Sets the policy in a run's own configuration.
+/// Changes the policy in a run's `run.toml`.
 fn set_policy(home: &Home, run: &str, from: &str, to: &str) {
     let file = home.run_dir(run).join("run.toml");
     let text = fs::read_to_string(&file).expect("run.toml");
@@ -67,7 +68,7 @@ fn set_policy(home: &Home, run: &str, from: &str, to: &str) {
 }
 
 #[test]
-fn a_metric_that_failed_is_missing_and_tried_again() {
+fn a_metric_that_failed_is_missing_once_and_called_again() {
     let home = Home::new();
     for (name, how) in [
         ("update", "fail_in=update"),
@@ -86,32 +87,32 @@ fn a_metric_that_failed_is_missing_and_tried_again() {
         if name == "late" {
             let message = &faults[0].2;
             assert!(message.contains("update: it took "), "{message}");
-            let end = "over its time_limit_secs = 3";
+            let end = "longer than its time_limit_secs = 3";
             assert!(message.ends_with(end), "{message}");
         }
     }
 }
 
 #[test]
-fn a_metric_that_fails_in_a_row_is_disabled() {
+fn a_metric_that_fails_twice_in_a_row_is_disabled() {
     let home = Home::new();
     let settings = "fail_in=compute,from_step=10,on_error=disable_after=2";
     home.train("row", &["--plugin", &misbehaving(settings)])
         .succeeded();
     assert_eq!(steps(&faults(&home, "row")), [10, 15]);
     assert_eq!(points(&home, "row", "predicted_tokens"), [5]);
-    let why = "plugin misbehaving is not called any more: it failed 2 times in a row; its values are missing from here on";
+    let why = "plugin misbehaving is disabled: it failed 2 times in a row; its values are missing from here on";
     assert_eq!(disabled(&home, "row"), [(15, why.to_owned())]);
 }
 
 #[test]
-fn a_metric_that_panics_is_made_anew_three_times() {
+fn a_metric_that_panics_is_created_again_three_times() {
     let home = Home::new();
     let plugin = misbehaving("panic_in=update,from_step=5");
     let flags = ["--save-checkpoint-steps", "2", "--plugin", &plugin];
     home.train("panic", &flags).succeeded();
     assert_eq!(steps(&faults(&home, "panic")), [6, 8, 10, 12]);
-    let why = "plugin misbehaving is not called any more: it panicked in update, and was created again 3 times before; its values are missing from here on";
+    let why = "plugin misbehaving is disabled: it panicked in update after 3 restarts; its values are missing from here on";
     assert_eq!(disabled(&home, "panic"), [(12, why.to_owned())]);
     let restarts = curve(&home.run_dir("panic"), "plugin/misbehaving/restarts");
     let last = restarts
@@ -146,7 +147,7 @@ fn a_metric_whose_failure_ends_the_run_leaves_a_checkpoint_to_resume_from() {
     );
     assert_eq!(home.checkpoints("fatal"), [5, 10]);
 
-    // The policy is the run's: a resume has it, too.
+    // The policy belongs to the run: it applies to a resume, too.
     let (error, _) = (home.host(&["resume", "fatal"]), ());
     assert_eq!(error.failed_with(3).0, expected);
     assert_eq!(home.checkpoints("fatal"), [5, 10, 15]);
@@ -157,7 +158,7 @@ fn a_metric_whose_failure_ends_the_run_leaves_a_checkpoint_to_resume_from() {
 }
 
 #[test]
-fn an_observer_that_fails_is_shown_the_next_event() {
+fn an_observer_that_fails_gets_the_next_event() {
     let home = Home::new();
     let plugin = observer("fail_in=observe,from_step=15");
     home.train("failing", &["--plugin", &plugin]).succeeded();
@@ -170,10 +171,12 @@ fn an_observer_that_fails_is_shown_the_next_event() {
 #[test]
 fn an_observer_is_disabled_by_its_policy_or_by_a_panic() {
     let home = Home::new();
-    let means = "it sees nothing and asks for nothing from here on";
+    let means = "it receives no more events and makes no more requests";
     for (name, settings, count, why) in [
         (
-            // What comes late is of an earlier step, and a success: from the first on, all fail.
+            // The observer fails from step 1 on. If it failed only from a later step on, it could receive an
+            // event of an earlier step between two failures. That call would succeed, so the failures would
+            // not be in a row.
             "row",
             "fail_in=observe,from_step=1,on_error=disable_after=3",
             3,
@@ -183,7 +186,7 @@ fn an_observer_is_disabled_by_its_policy_or_by_a_panic() {
             "panic",
             "panic_in=observe,from_step=7",
             1,
-            "it panicked in observe, and what it had seen is lost",
+            "it panicked in observe, and its state is lost",
         ),
     ] {
         home.train(name, &["--plugin", &observer(settings)])
@@ -192,14 +195,14 @@ fn an_observer_is_disabled_by_its_policy_or_by_a_panic() {
         let [(_, said)] = &disabled(&home, name)[..] else {
             panic!("{:?}", disabled(&home, name))
         };
-        let expected = format!("plugin asking is not called any more: {why}; {means}");
+        let expected = format!("plugin asking is disabled: {why}; {means}");
         assert_eq!(*said, expected);
         assert_eq!(home.checkpoints(name), [5, 10, 15, 20]);
     }
 }
 
 #[test]
-fn an_observer_whose_failure_ends_the_run_ends_it_at_the_step_boundary() {
+fn an_observer_with_on_error_fail_ends_the_run_at_the_step_boundary() {
     let home = Home::new();
     for (name, how) in [("fails", "fail_in"), ("panics", "panic_in")] {
         let settings = format!("{how}=observe,from_step=7,on_error=fail");
@@ -212,7 +215,7 @@ fn an_observer_whose_failure_ends_the_run_ends_it_at_the_step_boundary() {
 }
 
 #[test]
-fn a_sink_that_fails_in_a_row_is_disabled_and_its_checkpoints_stay() {
+fn a_sink_that_fails_twice_in_a_row_is_disabled_and_its_checkpoints_stay() {
     let home = Home::new();
     for mode in ["in_process", "process"] {
         let settings = format!("fail_in=publish,on_error=disable_after=2,mode={mode}");
@@ -225,10 +228,11 @@ fn a_sink_that_fails_in_a_row_is_disabled_and_its_checkpoints_stay() {
         let [(_, said)] = &disabled(&home, mode)[..] else {
             panic!("{:?}", disabled(&home, mode))
         };
-        let start = "plugin misbehaving is not called any more: it failed 2 times in a row; the ";
+        let start = "plugin misbehaving is disabled: it failed 2 times in a row; the ";
         assert!(said.starts_with(start), "{said}");
         assert!(said.ends_with(" stay queued in the run folder"), "{said}");
-        // What was refused stays as well as what waits: `host deliver` offers it again.
+        // Queued checkpoints are kept so that `host deliver` can deliver them. For the same reason,
+        // checkpoints whose delivery failed are kept.
         assert_eq!(home.checkpoints(mode), [5, 10, 15, 20]);
         let delivery = |event: &Event| match event.body {
             EventBody::Delivery {
@@ -248,7 +252,7 @@ fn a_sink_that_fails_in_a_row_is_disabled_and_its_checkpoints_stay() {
 }
 
 #[test]
-fn a_sink_whose_failure_ends_the_run_ends_it() {
+fn a_sink_with_on_error_fail_ends_the_run() {
     let home = Home::new();
     let plugin = misbehaving("fail_in=publish,on_error=fail");
     let flags = ["--max-train-steps", "1000000", "--plugin", &plugin];
@@ -266,18 +270,15 @@ fn a_sink_whose_failure_ends_the_run_ends_it() {
 }
 
 #[test]
-fn a_policy_that_cannot_mean_anything_is_refused() {
+fn an_invalid_policy_is_rejected() {
     let home = Home::new();
     for (plugin, message) in [
         (
             "weight-decay:on_error=warn",
-            "on_error of plugin weight-decay can only be fail: it decides the parameter groups, and without them nothing is trained",
+            "on_error of plugin weight-decay must be \"fail\": training is not possible without its parameter groups",
         ),
         ("perplexity:on_error=ignore", "on_error cannot be ignore"),
-        (
-            "perplexity:time_limit_secs=0",
-            "time_limit_secs cannot be 0",
-        ),
+        ("perplexity:time_limit_secs=0", "invalid time_limit_secs: 0"),
     ] {
         let output = home.train("refused", &["--plugin", plugin]);
         assert_eq!(output.failed_with(2).0, message);
@@ -286,7 +287,7 @@ fn a_policy_that_cannot_mean_anything_is_refused() {
 }
 
 #[test]
-fn what_plugins_cost_has_one_point_at_a_step() {
+fn the_metrics_of_plugin_costs_have_one_point_per_step() {
     let home = Home::new();
     let sink = format!("local-disk:dir={}", home.text_path("disk"));
     let flags = ["--plugin", "perplexity", "--plugin", &sink];
@@ -312,8 +313,8 @@ fn what_plugins_cost_has_one_point_at_a_step() {
     }
     let calls = curve(&run, "plugin/local-disk/calls");
     let last = calls.last().map(|(_, bits)| f64::from_bits(*bits));
-    // Before the first step it was asked whether it is ready.
-    assert_eq!(last, Some(1.0 + 4.0), "the last delivery is in it");
+    // One call is the preflight before the first step. The other four calls are deliveries.
+    assert_eq!(last, Some(1.0 + 4.0), "the last delivery is counted");
     let names = home.host(&["runs", "show", "costs", "--json"]).succeeded();
     let text = names.json()["metrics"].to_string();
     assert!(!text.contains("plugin/local-disk/step_share"), "{text}");

@@ -1,5 +1,6 @@
-//! The power fails at fifty moments of a training: whatever the disk then holds, no checkpoint that was
-//! complete is lost, no history before it either, and a resume comes to the same bytes.
+//! The power fails at fifty moments of a run. In each resulting state of the disk, all complete checkpoints
+//! are intact, and so is the history before them. A resumed run ends with the same bytes as a run without a
+//! power failure.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,17 +10,18 @@ use crate::support::{
     Disk, Home, Operation, Unsynced, curve, files_of, read_record, record_writes,
 };
 
-/// Moments at which the power fails.
+/// The number of moments at which the power fails.
 const CUTS: usize = 50;
 
-/// Files below a folder with their bytes' hashes, but for SQLite's shared memory, which is made again.
+/// Returns the files below a folder with their hashes, except for SQLite's shared memory, which SQLite
+/// recreates.
 fn lasting(folder: &Path) -> BTreeMap<String, String> {
     let mut files = files_of(folder);
     files.retain(|name, _| !name.ends_with("-shm"));
     files
 }
 
-/// The step that a checkpoint's folder gets its name for, if this is the moment.
+/// Returns the step of a checkpoint if the operation gives the checkpoint's folder its final name.
 fn checkpoint_appears(operation: &Operation) -> Option<&str> {
     let Operation::Rename { to, .. } = operation else {
         return None;
@@ -28,7 +30,7 @@ fn checkpoint_appears(operation: &Operation) -> Option<&str> {
 }
 
 #[test]
-fn no_checkpoint_and_no_history_before_it_is_lost_with_the_power() {
+fn a_power_failure_loses_no_checkpoint_and_no_history_before_it() {
     let whole = Home::new();
     whole.train("run", &[]).succeeded();
     let files = files_of(&whole.checkpoint("run", 20));
@@ -51,7 +53,7 @@ fn no_checkpoint_and_no_history_before_it_is_lost_with_the_power() {
         .succeeded();
     let operations = read_record(&record, &root);
 
-    // The record is of all that happened: with nothing lost it is what lies there.
+    // The record is complete: replaying it without losses gives the same files.
     let mut disk = Disk::new(Path::new(&root));
     operations
         .iter()
@@ -90,7 +92,8 @@ fn no_checkpoint_and_no_history_before_it_is_lost_with_the_power() {
             let stands = home.run_dir("run").join("run.toml").exists();
             let output = home.host(&["resume", "run"]);
             let Some(safe) = &safe else {
-                // Before the first checkpoint there may be nothing to resume; then it says so.
+                // Before the first checkpoint there may be nothing to resume, which is an error and not a
+                // panic.
                 if !output.is_success() {
                     assert!(output.stderr.contains("error: "), "{what}: {output}");
                     assert!(!output.stderr.contains("panicked"), "{what}: {output}");
@@ -117,6 +120,7 @@ fn no_checkpoint_and_no_history_before_it_is_lost_with_the_power() {
             from_checkpoints += 1;
         }
     }
-    // Most of the record is of the time after the first checkpoint.
+    // In most of the states, a checkpoint was certain to survive on the disk, so the run resumed from a
+    // checkpoint.
     assert!(from_checkpoints > CUTS, "{from_checkpoints} of {resumed}");
 }

@@ -1,4 +1,5 @@
-//! Before the first step: what is not ready is found, and a run that does not start leaves nothing.
+//! The preflight before the first step: sinks that are not ready are found, and a run that does not start
+//! leaves no files.
 
 use serde_json::Value;
 use test_hub::{READ_TOKEN, TestHub, WRITE_TOKEN};
@@ -12,7 +13,7 @@ fn run<'a>(more: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn what_is_not_ready_keeps_the_run_from_starting_and_is_told_at_once() {
+fn all_sinks_that_are_not_ready_are_reported_and_the_run_does_not_start() {
     let home = Home::new();
     let hub = TestHub::start();
     hub.create_repo("ann/model", &[(".gitattributes", "")]);
@@ -31,7 +32,7 @@ fn what_is_not_ready_keeps_the_run_from_starting_and_is_told_at_once() {
     assert!(hint.contains("--preflight warn"), "{hint}");
     assert!(!home.run_dir("run").exists());
 
-    // The name is free, and with a token that may write all is well.
+    // The rejected run did not take the name: with a token for writing, a run of this name succeeds.
     let output = home.host_with(&env(WRITE_TOKEN), &run(&[])).succeeded();
     assert!(
         output.stderr.contains("hub-git is ready: branch run"),
@@ -40,7 +41,7 @@ fn what_is_not_ready_keeps_the_run_from_starting_and_is_told_at_once() {
 }
 
 #[test]
-fn a_warning_is_an_event_and_the_run_goes_on() {
+fn with_preflight_warn_there_is_a_warning_event_and_the_run_starts() {
     let home = Home::new();
     let hub = TestHub::start();
     hub.create_repo("ann/model", &[(".gitattributes", "")]);
@@ -57,7 +58,7 @@ fn a_warning_is_an_event_and_the_run_goes_on() {
     let recorded = std::fs::read_to_string(home.run_dir("run").join("run.toml"));
     assert!(recorded.expect("a file").contains("preflight = \"warn\""));
 
-    // A flag of `resume` overrides the file, so no sink is checked.
+    // A flag of `host resume` overrides the setting in the file. With `off`, there is no preflight.
     let resume = ["resume", "run", "--max-train-steps", "25"];
     let strict = [&resume[..], &["--preflight", "fail"]].concat();
     home.host_with(&env, &strict).failed_with(3);

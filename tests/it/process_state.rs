@@ -1,5 +1,5 @@
-//! What belongs to the process and a plugin changes all the same: the training does not notice, and an
-//! event names the plugin.
+//! Runs plugins that change the state of the process. The training must not be affected, and an event must
+//! name the plugin.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use host_core::EventBody;
 
 use crate::support::{Fixture, Home, events_of};
 
-/// What plugins changed, as (call, message).
+/// Returns the run's reports of changes that plugins made. Each report is a pair: (call, message).
 fn changes(home: &Home, run: &str) -> Vec<(String, String)> {
     let fault = |event: host_core::Event| match event.body {
         EventBody::PluginFault {
@@ -24,36 +24,41 @@ fn changes(home: &Home, run: &str) -> Vec<(String, String)> {
     events.into_iter().filter_map(fault).collect()
 }
 
-/// The weights after the last step of a run with a plugin that does this.
+/// Trains with these arguments and returns the weights after the last step.
 fn weights(home: &Home, run: &str, more: &[&str]) -> Vec<u8> {
     let flags = [&["--threads", "2"], more].concat();
     home.train(run, &flags).succeeded();
     fs::read(home.checkpoint(run, 20).join("model.safetensors")).expect("weights")
 }
 
-/// What a plugin does, what that changes, and what becomes of it.
+/// What a plugin does, and two texts that the message must contain: the changed state, and the outcome.
 const BREACHES: [(&str, &str, &str); 16] = [
-    ("rounding", "the floating-point environment", "put it back"),
-    ("denormals", "the floating-point environment", "put it back"),
-    ("traps", "the floating-point environment", "put it back"),
-    ("threads", "OpenMP", "put it back"),
-    ("dynamic", "how OpenMP works", "put it back"),
-    ("mask", "which signals are blocked", "put it back"),
-    ("deaf", "what happens on SIGINT", "put it back"),
-    ("handler", "what happens on SIGUSR2", "put it back"),
-    ("locale", "the locale", "put it back"),
-    ("umask", "the umask", "put it back"),
-    ("folder", "the working directory", "put it back"),
-    ("files", "the resource limit NOFILE", "put it back"),
-    // The host may have opened a file with this number in the meantime; the test below has no such file.
+    ("rounding", "the floating-point environment", "restored it"),
+    ("denormals", "the floating-point environment", "restored it"),
+    ("traps", "the floating-point environment", "restored it"),
+    ("threads", "OpenMP", "restored it"),
+    ("dynamic", "the OpenMP settings", "restored it"),
+    ("mask", "the blocked signals", "restored it"),
+    ("deaf", "the action for SIGINT", "restored it"),
+    ("handler", "the action for SIGUSR2", "restored it"),
+    ("locale", "the locale", "restored it"),
+    ("umask", "the umask", "restored it"),
+    ("folder", "the working directory", "restored it"),
+    ("files", "the resource limit NOFILE", "restored it"),
+    // An empty outcome matches any message. Here, the host cannot restore stdin if it has already reused the
+    // descriptor for a file. The test of `create` below requires that stdin is restored.
     ("stdin", "it closed or redirected stdin", ""),
-    ("processor", "the processors", ""),
-    ("alarm", "a timer that sends a signal", "put it back"),
-    ("variable", "the environment variable BREACH", "it stays so"),
+    ("processor", "the number of processors", ""),
+    ("alarm", "a timer that sends a signal", "restored it"),
+    (
+        "variable",
+        "the environment variable BREACH",
+        "did not restore it",
+    ),
 ];
 
 #[test]
-fn what_a_plugin_changes_of_the_process_changes_no_weight_and_is_an_event() {
+fn changes_of_the_process_by_a_plugin_affect_no_weight_and_are_events() {
     let home = Home::new();
     let metric = Fixture::breach("metric").build(&home.path(""));
     let plain = weights(&home, "plain", &[]);
@@ -81,9 +86,9 @@ fn what_a_plugin_changes_of_the_process_changes_no_weight_and_is_an_event() {
     assert!(calls.iter().any(|(call, _)| call == "update"), "{calls:?}");
 }
 
-/// Each alone, since one could hide another.
+/// Each change is tested alone, since one could hide another.
 #[test]
-fn numbers_are_the_same_after_each_change_of_how_they_are_made() {
+fn weights_are_the_same_after_each_change_of_the_arithmetic() {
     let home = Home::new();
     let metric = Fixture::breach("metric").build(&home.path(""));
     let plain = weights(&home, "plain", &[]);
@@ -97,31 +102,32 @@ fn numbers_are_the_same_after_each_change_of_how_they_are_made() {
     }
 }
 
-/// The process is checked right after `create`.
+/// The host checks the process right after `create`.
 #[test]
-fn a_stdin_that_is_closed_while_a_plugin_is_made_is_open_again() {
+fn stdin_closed_by_create_is_opened_again() {
     let home = Home::new();
     let groups = Fixture::breach("param_groups").build(&home.path(""));
     let plugin = format!("{}:how=stdin create", groups.display());
     home.train("stdin", &["--plugin", &plugin]).succeeded();
     let change = (
         "create".to_owned(),
-        "it closed or redirected stdin; the host has put it back".to_owned(),
+        "it closed or redirected stdin; the host restored it".to_owned(),
     );
     assert_eq!(changes(&home, "stdin"), [change]);
 }
 
-/// stderr's number may by then be a file of the host's.
+/// When the host detects the change, stderr's descriptor may already belong to a file of the host.
 #[test]
-fn a_closed_stderr_is_open_again_and_what_is_said_reaches_it() {
+fn a_closed_stderr_is_opened_again_and_receives_later_output() {
     let home = Home::new();
     let observer = Fixture::breach("observer").build(&home.path(""));
     let plugin = format!("{}:how=stderr observe", observer.display());
     let output = home.train("stderr", &["--plugin", &plugin]).succeeded();
     assert!(output.stderr.contains("checkpoint step-000020"), "{output}");
     let changes = changes(&home, "stderr");
-    // Before it is put back, a file of the host's may have had its number.
-    let said = "it closed or redirected stderr; the host has put it back";
+    // Earlier messages need not mention a restoration: the host cannot restore stderr while a file of the
+    // host has the descriptor.
+    let said = "it closed or redirected stderr; the host restored it";
     assert!(
         changes.iter().any(|(_, message)| message == said),
         "{changes:?}"

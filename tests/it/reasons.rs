@@ -1,10 +1,11 @@
-//! What a plugin says about its failure, and which limit it met, reaches the user from every call.
+//! If a call to a plugin fails, the user sees the plugin's own error message, or the limit that the plugin
+//! exceeded.
 
 use host_core::EventBody;
 
 use crate::support::{Fixture, Home, events_of};
 
-/// The failures of a run, as (call, message).
+/// Returns the plugin faults of a run, as (call, message).
 fn faults(home: &Home, run: &str) -> Vec<(String, String)> {
     let fault = |event: host_core::Event| match event.body {
         EventBody::PluginFault { call, message, .. } => Some((call, message)),
@@ -22,7 +23,7 @@ fn spec(home: &Home, kind: &'static str, settings: &str) -> String {
 const MODES: [&str; 2] = ["in_process", "process"];
 
 #[test]
-fn a_call_that_fails_before_the_training_gives_the_plugins_words() {
+fn a_failure_before_the_training_shows_the_plugins_message() {
     let home = Home::new();
     for mode in MODES {
         for (kind, call) in [
@@ -52,7 +53,7 @@ fn a_call_that_fails_before_the_training_gives_the_plugins_words() {
 }
 
 #[test]
-fn a_call_that_fails_in_a_run_gives_the_plugins_words_or_the_limit() {
+fn a_failure_in_a_run_shows_the_plugins_message_or_the_limit() {
     let home = Home::new();
     let too_much = "it put 104857600 bytes, more than 64 MiB";
     for mode in MODES {
@@ -87,7 +88,7 @@ fn a_call_that_fails_in_a_run_gives_the_plugins_words_or_the_limit() {
 }
 
 #[test]
-fn a_state_that_is_refused_at_a_resume_gives_the_plugins_words() {
+fn a_state_rejected_at_a_resume_shows_the_plugins_message() {
     let home = Home::new();
     let plugin = spec(&home, "observer", "how=fail import_state");
     home.train("first", &["--max-train-steps", "5", "--plugin", &plugin])
@@ -96,10 +97,14 @@ fn a_state_that_is_refused_at_a_resume_gives_the_plugins_words() {
     let (error, hint) = output.failed_with(3);
     let expected = "plugin breach failed in import_state: cannot do import_state";
     assert_eq!(error, expected);
-    assert!(hint.contains("another version of the plugin"), "{hint}");
+    assert!(
+        hint.contains("same version and settings of the plugin"),
+        "{hint}"
+    );
 }
 
-/// In a process of its own the child itself leaves lines out: they do not fill the channel.
+/// If the plugin runs in a child process, that process itself drops the excess lines, so that they do not
+/// fill its channel to the host.
 #[test]
 fn a_flood_of_log_lines_is_cut_and_counted() {
     let home = Home::new();
@@ -112,7 +117,7 @@ fn a_flood_of_log_lines_is_cut_and_counted() {
             let lines = output.stderr.lines();
             lines.filter(|line| line.contains(part)).count()
         };
-        // In two calls it logs 40,000 lines.
+        // The plugin logs 40,000 lines in two calls.
         let shown = count("breach: and another thing");
         assert!((200..10_001).contains(&shown), "{shown}");
         let numbers = output.stderr.lines().filter_map(|line| {

@@ -1,4 +1,4 @@
-//! A run that was cut goes on as if nothing had happened.
+//! An interrupted run resumes to the same result as an uninterrupted one.
 
 use std::fs;
 
@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Fixture, Home, Process, assert_complete, curve, events_of};
 
-/// A training that only a signal ends. The rate does not depend on the number of steps, so that a
-/// shorter one does the same as far as it goes.
+/// Arguments of a run that only a signal ends. The learning rate does not depend on the number of steps, so
+/// that a shorter run takes the same steps.
 const ENDLESS: [&str; 8] = [
     "--max-train-steps",
     "1000000",
@@ -19,7 +19,7 @@ const ENDLESS: [&str; 8] = [
     "perplexity",
 ];
 
-/// What equal trainings have equal: everything but times.
+/// Metrics whose values are the same if a run is repeated. Times are not among them.
 const MEASURED: [&str; 7] = [
     "loss/train",
     "lr",
@@ -30,14 +30,15 @@ const MEASURED: [&str; 7] = [
     "perplexity",
 ];
 
-/// Starts the endless training and waits until it is in the middle of its work.
+/// Starts the endless run and waits for its checkpoint of step 40.
 fn start_endless(home: &Home, name: &str) -> Process {
     let run = home.start_training(name, &[&ENDLESS[..], &["--json"]].concat());
     run.event(|event| event["kind"] == "checkpoint_written" && event["step"] == 40);
     run
 }
 
-/// Resumes the endless training for some steps more, and finds it equal to one that nobody disturbed.
+/// Resumes the endless run for 30 more steps and asserts that it equals an uninterrupted run of the same
+/// length.
 fn assert_goes_on_exactly(home: &Home, name: &str) {
     let newest = *home.checkpoints(name).last().expect("a checkpoint");
     let last_step = newest + 30;
@@ -65,7 +66,7 @@ fn assert_goes_on_exactly(home: &Home, name: &str) {
     for metric in MEASURED {
         assert_eq!(curve(&cut, metric), curve(&whole, metric), "{metric}");
     }
-    // Numbers go on, and what was done twice is told.
+    // The sequence numbers of the events continue without a gap, and `generation` counts the resume.
     let events = events_of(&cut);
     let numbers: Vec<u64> = events.iter().map(|event| event.seq).collect();
     assert_eq!(numbers, (1..=events.len() as u64).collect::<Vec<_>>());
@@ -80,7 +81,7 @@ fn assert_goes_on_exactly(home: &Home, name: &str) {
 }
 
 #[test]
-fn a_killed_run_goes_on_to_the_same_bytes() {
+fn a_killed_run_resumes_to_the_same_bytes() {
     let home = Home::new();
     let run = start_endless(&home, "killed");
     run.kill();
@@ -95,7 +96,7 @@ fn status(home: &Home, run: &str) -> Value {
 }
 
 #[test]
-fn ctrl_c_finishes_the_step_and_the_run_goes_on_to_the_same_bytes() {
+fn ctrl_c_finishes_the_step_and_the_run_resumes_to_the_same_bytes() {
     let home = Home::new();
     let run = start_endless(&home, "interrupted");
     run.interrupt();
@@ -106,7 +107,7 @@ fn ctrl_c_finishes_the_step_and_the_run_goes_on_to_the_same_bytes() {
 }
 
 #[test]
-fn sigterm_finishes_the_step_and_the_run_goes_on_to_the_same_bytes() {
+fn sigterm_finishes_the_step_and_the_run_resumes_to_the_same_bytes() {
     let home = Home::new();
     let run = start_endless(&home, "terminated");
     run.terminate();
@@ -115,7 +116,8 @@ fn sigterm_finishes_the_step_and_the_run_goes_on_to_the_same_bytes() {
     assert_goes_on_exactly(&home, "terminated");
 }
 
-/// The last step has a checkpoint, the last event says why, and nothing of the live run is left.
+/// Asserts that the last step has a checkpoint, that the last event has this reason, and that the files that
+/// exist only during a run are gone.
 fn assert_ended_in_order(home: &Home, name: &str, events: &[Value]) {
     let last = events.last().expect("events");
     assert_eq!(
@@ -128,7 +130,7 @@ fn assert_ended_in_order(home: &Home, name: &str, events: &[Value]) {
     assert!(!home.run_dir(name).join("grpc.addr").exists());
 }
 
-/// A sink that is at work until it is told to end.
+/// Returns the SPEC of a sink that delivers until it is cancelled.
 fn waiting_sink(home: &Home) -> String {
     let library = Fixture::sink("waiting").build(&home.path(""));
     format!("{}:how=wait", library.display())
@@ -138,7 +140,7 @@ fn waiting_sink(home: &Home) -> String {
 fn ctrl_c_after_the_last_step_leaves_the_deliveries() {
     let home = Home::new();
     let run = home.start_training("drained", &["--plugin", &waiting_sink(&home)]);
-    run.said("waiting for waiting (4 checkpoints); Ctrl-C leaves them");
+    run.said("waiting for waiting (4 checkpoints); press Ctrl-C to stop waiting");
     run.interrupt();
     let output = run.output();
     let (error, _) = output.failed_with(4);
@@ -160,8 +162,9 @@ fn a_second_ctrl_c_ends_at_once() {
     run.said("waiting for waiting");
     run.interrupt();
     let output = run.output().ended_with(130);
-    assert!(output.stderr.contains("ended at once"), "{output}");
-    // The first one's checkpoint stands, and it is as if the process had been killed since.
+    assert!(output.stderr.contains("stopped immediately"), "{output}");
+    // The run has the checkpoint that is written after the first Ctrl-C. In all other respects, it is like a
+    // killed run.
     let newest = *home.checkpoints("stuck").last().expect("a checkpoint");
     let steps = curve(&home.run_dir("stuck"), "loss/train");
     assert_eq!(steps.last().map(|point| point.0), Some(newest));
@@ -171,13 +174,13 @@ fn a_second_ctrl_c_ends_at_once() {
 }
 
 #[test]
-fn a_name_is_taken_once_and_a_live_run_has_one_process() {
+fn a_name_is_used_once_and_a_live_run_has_one_process() {
     let home = Home::new();
     let run = start_endless(&home, "live");
     let second = home.train("live", &[]);
     let (error, hint) = second.failed_with(2);
     assert!(
-        error.starts_with("there is a run live already: "),
+        error.starts_with("a run named live already exists: "),
         "{error}"
     );
     assert!(hint.contains("host resume live"), "{hint}");
@@ -186,19 +189,19 @@ fn a_name_is_taken_once_and_a_live_run_has_one_process() {
     let (error, _) = second.failed_with(2);
     let holder = format!("process {} is writing to this run: ", run.id());
     assert!(error.starts_with(&holder), "{error}");
-    // The live run has not noticed.
+    // The live run is not affected.
     run.terminate();
     run.output().ended_with(143);
 }
 
 #[test]
-fn what_cannot_go_on_says_why() {
+fn the_error_explains_why_a_run_cannot_be_resumed() {
     let home = Home::new();
     home.train("done", &[]).succeeded();
     let output = home.host(&["resume", "done"]);
     let (error, hint) = output.failed_with(2);
     assert!(
-        error.starts_with("the run has come to step 20 of 20: "),
+        error.starts_with("the run is already at step 20 of 20: "),
         "{error}"
     );
     assert!(hint.contains("--max-train-steps"), "{hint}");
@@ -209,9 +212,6 @@ fn what_cannot_go_on_says_why() {
     fs::write(home.path("data/00.rs"), "fn other() {}\n").expect("written");
     let output = home.host(&["resume", "done", "--max-train-steps", "25"]);
     let (error, hint) = output.failed_with(2);
-    assert!(
-        error.contains("the training data is not what it was"),
-        "{error}"
-    );
-    assert!(hint.contains("bring the files back"), "{hint}");
+    assert!(error.contains("the training data has changed"), "{error}");
+    assert!(hint.contains("restore the files"), "{hint}");
 }

@@ -1,4 +1,4 @@
-//! A whole training, and what it leaves.
+//! A whole run, and the files that it leaves.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use crate::support::{
 
 const STEPS: [u64; 4] = [5, 10, 15, 20];
 
-/// Trains with all four shipped plugins; `hub-git` gets these settings.
+/// Trains with four shipped plugins. The argument `hub_git` contains the settings of the plugin `hub-git`.
 fn train_with_all(home: &Home, name: &str, hub_git: &str) -> Output {
     let local_disk = format!("local-disk:dir={},keep=2", home.text_path("kept"));
     let hub_git = format!("hub-git:{hub_git}");
@@ -27,7 +27,7 @@ fn train_with_all(home: &Home, name: &str, hub_git: &str) -> Output {
 }
 
 #[test]
-fn every_sink_has_every_checkpoint() {
+fn every_sink_gets_every_checkpoint() {
     let home = Home::new();
     let remote = bare_repository(&home);
     let repo = format!("repo=file://{}", remote.display());
@@ -69,13 +69,13 @@ fn checkpoint_folders(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The best stays beside the newest, also when the run was resumed; by hard links, the kept files are
-/// the run's own.
+/// The best checkpoint is kept in addition to the newest one, even after a resume. With hard links, the
+/// sink's files have the same inodes as the run's.
 #[test]
 fn the_best_checkpoint_is_kept_however_old_it_is() {
     let home = Home::new();
     let kept = home.text_path("kept");
-    // The largest loss, since that of this training only falls: an old one has to stay.
+    // Here, the best loss is the largest one. Since the loss falls, an old checkpoint must be kept.
     let sink = format!("local-disk:dir={kept},link=hard,keep=1,keep_best=1,greater_is_better=true");
     let more = ["--plugin", &*sink, "--json", "--max-train-steps", "10"];
     let more = [&more[..], &["--lr-scheduler-type", "constant"]].concat();
@@ -115,8 +115,8 @@ fn the_best_checkpoint_is_kept_however_old_it_is() {
     assert!(receipt.contains(r#""link":"hard""#), "{delivered}");
 }
 
-/// The remote has a branch of the run's name with one commit for each checkpoint, and in each commit
-/// the checkpoint's files; the trainer's own are not pushed.
+/// Asserts that the remote's only branch has the run's name, and has one commit for each checkpoint. Asserts
+/// that each commit contains the checkpoint's files without the trainer's files.
 fn assert_pushed(home: &Home, remote: &Path, run: &str) {
     let branches = git(remote, &["branch", "--format=%(refname:short)"]);
     assert_eq!(branches.trim(), run);
@@ -142,7 +142,7 @@ fn assert_pushed(home: &Home, remote: &Path, run: &str) {
     assert!(readme.contains("perplexity"), "{readme}");
 }
 
-/// The files of a checkpoint that a hub gets, with their sha256.
+/// Returns the files of a checkpoint that are pushed to a hub, with their SHA-256.
 fn published(checkpoint: &Path) -> BTreeMap<String, String> {
     let files = manifest_of(checkpoint).files.into_iter();
     let files = files.filter(|(name, _)| !name.starts_with("trainer/"));
@@ -191,7 +191,7 @@ fn the_hub_gets_small_files_by_git_and_weights_by_lfs() {
         "initial commit"
     );
 
-    // The token is nowhere.
+    // The token is neither in the output nor in a file.
     assert!(!format!("{output}").contains(WRITE_TOKEN));
     assert_absent(&home.path(""), WRITE_TOKEN);
 }
@@ -214,7 +214,7 @@ fn a_plain_git_server_gets_plain_files() {
     assert_absent(&home.path(""), WRITE_TOKEN);
 }
 
-/// No file below the folder has this text in it.
+/// Asserts that no file below the folder contains this text.
 fn assert_absent(folder: &Path, text: &str) {
     for file in files_of(folder).keys() {
         let bytes = fs::read(folder.join(file)).expect("a file");
@@ -226,7 +226,7 @@ fn assert_absent(folder: &Path, text: &str) {
 }
 
 #[test]
-fn a_checkpoint_is_what_transformers_reads() {
+fn a_checkpoint_has_the_format_that_transformers_reads() {
     let home = Home::new();
     home.train("weights", &[]).succeeded();
     let checkpoint = home.checkpoint("weights", 20);
@@ -252,11 +252,12 @@ fn a_checkpoint_is_what_transformers_reads() {
             (name.to_owned(), tensor.shape().to_owned())
         })
         .collect();
-    // The head is the token embedding's matrix again, so it is not here.
+    // The head shares the matrix of the token embedding, so the file has no separate matrix for the head.
     assert_eq!(found, tiny_parameters(rows));
 }
 
-/// GPT-2's parameters with two layers of width 64, by transformers' names and shapes.
+/// Returns the parameters of a GPT-2 with two layers of width 64. The names and shapes are as in
+/// transformers.
 fn tiny_parameters(rows: usize) -> BTreeMap<String, Vec<usize>> {
     let mut parameters = BTreeMap::new();
     let mut add = |name: &str, shape: &[usize]| {
@@ -281,7 +282,7 @@ fn tiny_parameters(rows: usize) -> BTreeMap<String, Vec<usize>> {
 }
 
 #[test]
-fn what_the_store_shows_agrees_with_the_events() {
+fn runs_show_and_runs_list_agree_with_the_events() {
     let home = Home::new();
     let output = home
         .train("shown", &["--plugin", "perplexity", "--json"])
@@ -346,7 +347,7 @@ fn what_the_store_shows_agrees_with_the_events() {
 }
 
 #[test]
-fn the_runs_file_says_what_it_was_made_from_and_trains_the_same_again() {
+fn run_toml_records_the_configuration_and_reproduces_the_training() {
     let home = Home::new();
     let (metric, seed) = (["--plugin", "perplexity"], ["--seed", "7"]);
     home.train("first", &[metric, seed].concat()).succeeded();
@@ -361,7 +362,7 @@ fn the_runs_file_says_what_it_was_made_from_and_trains_the_same_again() {
     let data = home.text_path("data");
     assert_eq!(said("data"), toml::Value::Array(vec![data.into()]));
 
-    // `weight-decay` was not asked for, and is written down all the same.
+    // The plugin `weight-decay` is recorded too, although the command does not name it.
     let recorded = table["record"]["plugin"].as_array().expect("plugins");
     let ids: Vec<_> = recorded
         .iter()
@@ -382,7 +383,7 @@ fn the_runs_file_says_what_it_was_made_from_and_trains_the_same_again() {
 }
 
 #[test]
-fn only_the_newest_checkpoints_stay_when_told_so() {
+fn keep_checkpoints_keeps_only_the_newest() {
     let home = Home::new();
     home.train("pruned", &["--keep-checkpoints", "2"])
         .succeeded();
@@ -390,7 +391,7 @@ fn only_the_newest_checkpoints_stay_when_told_so() {
 }
 
 #[test]
-fn the_baselines_and_a_first_evaluation_come_before_the_first_step() {
+fn the_baselines_and_a_first_evaluation_are_recorded_before_the_first_step() {
     let home = Home::new();
     let flags = ["--eval-on-start", "--ngram-baselines", "--json"];
     let events = home.train("judged", &flags).succeeded().events();
@@ -404,7 +405,7 @@ fn the_baselines_and_a_first_evaluation_come_before_the_first_step() {
     let unigram = at_the_start("baseline/unigram_perplexity");
     let bigram = at_the_start("baseline/bigram_perplexity");
     assert!(1.0 < bigram && bigram < unigram, "{bigram} {unigram}");
-    // A model that knows nothing is as good as guessing among some 300 tokens.
+    // An untrained model is about as good as guessing among about 300 tokens.
     let loss = at_the_start("loss/eval");
     assert!((5.0..6.5).contains(&loss), "{loss}");
 }
@@ -414,7 +415,7 @@ fn without_plugins_there_are_groups_a_loss_and_checkpoints() {
     let home = Home::new();
     let output = home.train("bare", &["--json"]).succeeded();
     for line in [
-        "no plugin was named for the parameter groups: weight-decay is used",
+        "no plugin is given for the parameter groups: weight-decay is used",
         "no checkpoint sink: checkpoints stay in the run folder",
     ] {
         assert!(output.stderr.lines().any(|said| said == line), "{output}");

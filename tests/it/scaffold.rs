@@ -1,12 +1,12 @@
-//! `host plugin new`: every kind in every language is built, tested and checked as its README says,
-//! without a network, and then used in a training.
+//! `host plugin new`: every kind in every language is built, tested and checked as its README describes,
+//! without a network, and then used in a run.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::{Home, built, cargo, curve};
 
-/// What `--kind` takes, and the kind's name in a manifest.
+/// The values of `--kind`, each with the kind's name in a manifest.
 const KINDS: [(&str, &str); 4] = [
     ("metric", "metric"),
     ("groups", "param_groups"),
@@ -16,7 +16,7 @@ const KINDS: [(&str, &str); 4] = [
 
 #[test]
 fn plugins_in_rust_build_and_train() {
-    // One folder for all of them, and for the next time: the SDK is built once.
+    // All plugins and later test runs share one build folder, so that the SDK is built only once.
     let target = built("scaffold");
     each_kind("rust", |folder, identifier| {
         for command in ["test", "build"] {
@@ -44,36 +44,28 @@ fn plugins_in_cpp_build_and_train() {
 }
 
 #[test]
-fn a_project_that_cannot_be_is_refused_and_nothing_is_written() {
+fn an_invalid_project_is_rejected_and_nothing_is_written() {
     let home = Home::new();
     let new = |name: &str, more: &[&str]| {
         let args = ["plugin", "new", name, "--kind", "sink", "--lang"];
         home.host(&[&args, more].concat())
     };
     for (name, more, error) in [
-        ("../x", &["c"][..], "\"../x\" cannot be a plugin's id"),
-        ("Mine", &["c"], "\"Mine\" cannot be a plugin's id"),
-        (
-            "serde",
-            &["rust"],
-            "\"serde\" is the name of something else",
-        ),
-        (
-            "test-plugin",
-            &["c"],
-            "\"test-plugin\" is the name of something else",
-        ),
+        ("../x", &["c"][..], "invalid plugin id: \"../x\""),
+        ("Mine", &["c"], "invalid plugin id: \"Mine\""),
+        ("serde", &["rust"], "reserved plugin id: \"serde\""),
+        ("test-plugin", &["c"], "reserved plugin id: \"test-plugin\""),
         (
             "mine",
             &["c", "--sdk", "."],
-            "a plugin in C does not use the SDK",
+            "plugins in C do not use the SDK",
         ),
         (
             "mine",
             &["rust", "--sdk", "data"],
-            "this is not the crate host-plugin-sdk: ",
+            "not the crate host-plugin-sdk: ",
         ),
-        ("data", &["c"], "the folder exists already: data"),
+        ("data", &["c"], "the folder already exists: data"),
     ] {
         let output = new(name, more);
         let (said, _) = output.failed_with(2);
@@ -84,7 +76,7 @@ fn a_project_that_cannot_be_is_refused_and_nothing_is_written() {
     assert!(home.path("some/where/mine.c").is_file());
 }
 
-/// Makes a plugin of each kind in the language, builds it, and trains with all of them at once.
+/// Creates, builds and checks a plugin of each kind in the language, and trains with all of them at once.
 fn each_kind(language: &str, build: impl Fn(&Path, &str) -> PathBuf) {
     let home = Home::new();
     let mut plugins = Vec::new();
@@ -133,14 +125,14 @@ fn each_kind(language: &str, build: impl Fn(&Path, &str) -> PathBuf) {
     assert!(groups.stdout.contains("no_decay"), "{}", groups.stdout);
 }
 
-/// Builds and tests it with every warning an error.
+/// Builds and tests a project with warnings as errors. Returns the library.
 fn make(folder: &Path, identifier: &str) -> PathBuf {
     succeed(
         Command::new("make")
             .arg("test")
             .current_dir(folder)
             .env("CFLAGS", "-O1 -Wall -Wextra -Werror")
-            // Those of the make that may have started these tests.
+            // These variables are set if `make` started the tests, and would affect this `make`.
             .env_remove("MAKEFLAGS")
             .env_remove("MAKELEVEL"),
     );

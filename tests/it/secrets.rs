@@ -1,6 +1,7 @@
-//! The token of `hub-git` goes to its child process and to the git that needs it, and nowhere else.
+//! The token of `hub-git` reaches only the plugin's child process and the git processes that need the token.
 //!
-//! While a run works, all that its processes are called with is read; afterwards, every file that it left.
+//! The tests read the arguments and the environments of a run's processes, and every file that the run
+//! leaves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,10 +18,11 @@ use test_hub::{Fault, TestHub, WRITE_TOKEN};
 
 use crate::support::{Fixture, Home, Output};
 
-/// One that nobody accepts, with what is written differently in a URL.
+/// A token that the server rejects. It contains characters that are escaped in a URL.
 const WRONG_TOKEN: &str = "hf_Wrong/Token+Of%The=Tests";
 
-/// The shapes in which a token could be found: as it is, as HTTP sends it, as a URL would hold it.
+/// Returns the forms in which a token could be found: unchanged, encoded in Base64 without and with a user
+/// name (as in HTTP headers), and escaped for a URL.
 fn shapes(token: &str) -> [String; 4] {
     let escaped = token.replace('%', "%25");
     let escaped = escaped.replace('/', "%2F").replace('+', "%2B");
@@ -39,10 +41,10 @@ fn holds(text: &[u8], token: &str) -> bool {
     })
 }
 
-/// The first call of git that goes to the server.
+/// The first git command that contacts the server.
 const FIRST_CALL: &str = "git ls-remote";
 
-/// What was seen of a process.
+/// An observed process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Seen {
     pid: u32,
@@ -51,7 +53,7 @@ struct Seen {
     environment: Vec<u8>,
 }
 
-/// The processes that this one has started, and those that they have, at this moment.
+/// Returns the current descendants of a process.
 fn descendants(of: u32) -> BTreeSet<Seen> {
     let mut parents = BTreeMap::new();
     for entry in fs::read_dir("/proc").expect("/proc").flatten() {
@@ -60,7 +62,7 @@ fn descendants(of: u32) -> BTreeSet<Seen> {
             continue;
         };
         let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        // The name of the program is in brackets, and may hold anything.
+        // The name of the program is in parentheses, and can contain any characters.
         let parent = stat.rsplit_once(") ").and_then(|(_, rest)| {
             let mut fields = rest.split(' ');
             fields.nth(1)?.parse::<u32>().ok()
@@ -83,7 +85,7 @@ fn descendants(of: u32) -> BTreeSet<Seen> {
             let proc = PathBuf::from(format!("/proc/{pid}"));
             let command = fs::read(proc.join("cmdline")).ok()?;
             let environment = fs::read(proc.join("environ")).ok()?;
-            // Between fork and exec it is still its parent by all that is to be seen.
+            // Between fork and exec, a process still has its parent's command line.
             let again = fs::read(proc.join("cmdline")).ok()?;
             let command_text = String::from_utf8_lossy(&command).replace('\0', " ");
             (command == again && !command.is_empty()).then_some(Seen {
@@ -96,7 +98,7 @@ fn descendants(of: u32) -> BTreeSet<Seen> {
         .collect()
 }
 
-/// A run that pushes, beside other plugins in processes of their own.
+/// A run that pushes its checkpoints. Its other plugins also have their own processes.
 struct Scene {
     home: Home,
     hub: TestHub,
@@ -111,12 +113,13 @@ impl Scene {
         Self { home, hub, repo }
     }
 
-    /// Lets it work to its end while it is watched, and looks into everything that is left.
+    /// Runs to the end, and observes the processes during the run. Then searches for the token in everything
+    /// that the run left.
     fn run(&self, token: &str, settings: &str, preflight: &str) -> Output {
         self.run_with(token, settings, preflight, &[])
     }
 
-    /// The same with more arguments.
+    /// Like `run`, with more arguments.
     fn run_with(&self, token: &str, settings: &str, preflight: &str, more: &[&str]) -> Output {
         let sink = format!("hub-git:repo=user/model{settings}");
         let kept = format!("local-disk:dir={}", self.home.text_path("kept"));
@@ -137,7 +140,7 @@ impl Scene {
         ];
         let args = [&args[..], more].concat();
         let env = [("HF_ENDPOINT", self.hub.url()), ("HF_TOKEN", token)];
-        // Git's first call waits until it was seen: none is too quick.
+        // The server delays the first git command until the test has observed the command's process.
         let found = Arc::new(AtomicBool::new(false));
         let wait = Fault::Wait(Arc::clone(&found));
         self.hub.fault("git-upload-pack", wait, 1);
@@ -158,7 +161,7 @@ impl Scene {
             });
             let output = process.output();
             drop(done);
-            (output, watch.join().expect("it watches"))
+            (output, watch.join().expect("no panic"))
         });
         self.assert_hidden(token, host, &output, &seen);
         output
@@ -186,12 +189,13 @@ impl Scene {
             } else if process.parent == host && command.starts_with("host plugin serve") {
                 serving.insert((process.pid, knows));
             }
-            // Any other was forked a moment ago, and is not yet what it will be.
+            // Any other process was just forked and has not called exec yet.
         }
-        // Even the sink, which knows it, was started without it: `/proc` shows that to every process.
+        // Even the sink was started without the token in its environment, because `/proc` shows that
+        // environment to other processes. The sink gets the token later.
         assert!(serving.len() >= 3, "{serving:?}");
         assert!(serving.iter().all(|(_, knows)| !knows), "{serving:?}");
-        // Of the calls of git those that go to the server, and what git starts for them.
+        // Only git commands that contact the server, and processes that git starts for them, have the token.
         assert!(calls.contains(&("ls-remote", true)), "{calls:?}");
         let local = [
             "version",
@@ -213,8 +217,8 @@ impl Scene {
     }
 }
 
-/// What git is told to do: `push` of `/usr/libexec/git-core/git -c x=y push …`, or of the shell that ends
-/// it with its host.
+/// Returns git's subcommand, such as `push` for `/usr/libexec/git-core/git -c x=y push …`. The line can also
+/// be the command line of a shell. That shell runs git, and ends git when the host ends.
 #[track_caller]
 fn git_command(line: &str) -> &str {
     let line = line
@@ -246,7 +250,7 @@ fn all_files(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_push_that_arrives_gives_it_away_nowhere() {
+fn a_push_that_arrives_does_not_leak_the_token() {
     let scene = Scene::new();
     scene.run(WRITE_TOKEN, "", "fail").succeeded();
     let config = scene
@@ -257,7 +261,7 @@ fn a_push_that_arrives_gives_it_away_nowhere() {
 }
 
 #[test]
-fn a_model_that_is_fetched_gives_it_away_nowhere() {
+fn fetching_a_model_does_not_leak_the_token() {
     let scene = Scene::new();
     let env = [("HF_ENDPOINT", scene.hub.url()), ("HF_TOKEN", WRITE_TOKEN)];
     let base = [
@@ -278,7 +282,7 @@ fn a_model_that_is_fetched_gives_it_away_nowhere() {
 }
 
 #[test]
-fn a_token_that_is_refused_is_not_repeated() {
+fn a_rejected_token_is_not_printed() {
     let scene = Scene::new();
     let output = scene.run(WRONG_TOKEN, "", "warn");
     output.failed_with(4);
@@ -289,14 +293,14 @@ fn a_token_that_is_refused_is_not_repeated() {
 }
 
 #[test]
-fn a_remote_that_repeats_it_is_not_quoted() {
+fn a_token_in_the_answer_of_a_remote_is_masked() {
     let scene = Scene::new();
     let hook = scene.repo.join("hooks/pre-receive");
     let [plain, alone, basic, _] = shapes(WRITE_TOKEN);
     let text = format!("#!/bin/sh\necho 'no: {plain} {alone} {basic}' >&2\nexit 1\n");
     fs::write(&hook, text).expect("a hook");
     fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("a hook");
-    // Before the first step, and at the first checkpoint.
+    // The fault occurs once before the first step, and once at the first checkpoint.
     scene.hub.fault("objects/batch", Fault::Echo(422), 2);
     let output = scene.run(WRITE_TOKEN, "", "warn");
     output.failed_with(4);
@@ -308,7 +312,7 @@ fn a_remote_that_repeats_it_is_not_quoted() {
 }
 
 #[test]
-fn a_remote_that_hangs_does_not_bring_it_to_light() {
+fn a_remote_that_hangs_does_not_leak_the_token() {
     let scene = Scene::new();
     scene.hub.fault("git-receive-pack", Fault::Hang, 1);
     let output = scene
@@ -317,8 +321,8 @@ fn a_remote_that_hangs_does_not_bring_it_to_light() {
     assert!(output.stdout.contains("took longer than 10 s"), "{output}");
 }
 
-/// A plugin in a process of its own looks for the secrets of all others: in its environment, and in what
-/// `/proc` shows of the host and of the host's other children.
+/// A plugin in a separate process searches for all secrets that are not its own. It searches its environment,
+/// and what `/proc` shows about the host and about the host's other children.
 #[test]
 fn a_plugins_process_finds_no_secret_of_another() {
     let home = Home::new();
@@ -361,7 +365,7 @@ fn a_plugins_process_finds_no_secret_of_another() {
     ];
     let output = home.host_with(&env, &args).succeeded();
     assert!(output.stderr.contains("spy: looked"), "{output}");
-    // It does look: what is no secret is everywhere.
+    // The search works: in every place, it finds a variable that is not secret.
     for place in [
         "its environment",
         "its own block",

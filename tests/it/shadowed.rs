@@ -1,4 +1,4 @@
-//! Warnings of a plugin that is not what it seems, and the hints that lead to a plugin.
+//! Warnings about plugins that are not what they seem, and hints that name a plugin.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -17,19 +17,19 @@ fn warnings(home: &Home, run: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_plugin_that_takes_the_place_of_a_shipped_one_is_named_with_its_path() {
+fn a_plugin_that_shadows_a_shipped_one_is_named_with_its_path() {
     let home = Home::new();
     let folder = home.path("mine");
     fs::create_dir(&folder).expect("made");
     let copy = folder.join("libcopy.so");
     fs::copy(built("libweight_decay.so"), &copy).expect("copied");
     let env = [("HOST_PLUGIN_PATH", folder.to_str().expect("UTF-8"))];
-    // It is used although the run does not name it.
+    // The plugin is used although the run does not name it.
     let output = home.host_with(&env, &["run", "tiny.toml", "--name", "shadowed"]);
     let output = output.succeeded();
     let (copy, shipped) = (copy.display(), built("libweight_decay.so"));
     let message = format!(
-        "plugin weight-decay is {copy}, and not the one that comes with the host: {}",
+        "plugin weight-decay is {copy}, not the plugin shipped with the host: {}",
         shipped.display()
     );
     assert!(
@@ -49,7 +49,7 @@ fn a_plugin_that_takes_the_place_of_a_shipped_one_is_named_with_its_path() {
 }
 
 #[test]
-fn a_plugin_that_any_user_can_change_is_warned_of() {
+fn a_plugin_that_any_user_can_change_causes_a_warning() {
     let home = Home::new();
     let folder = home.path("open");
     fs::create_dir(&folder).expect("made");
@@ -75,7 +75,7 @@ fn a_plugin_that_any_user_can_change_is_warned_of() {
 }
 
 #[test]
-fn two_sinks_of_one_place_are_both_named() {
+fn two_sinks_with_the_same_destination_are_both_named() {
     let home = Home::new();
     let kept = home.text_path("kept");
     let one = format!("local-disk:dir={kept},keep=1");
@@ -86,7 +86,7 @@ fn two_sinks_of_one_place_are_both_named() {
     assert_eq!(warnings(&home, "twice")[0], expected);
 }
 
-/// The command that a hint has between its backticks.
+/// Returns the arguments of the command in a hint. The command is between backticks.
 fn command(hint: &str) -> Vec<String> {
     let text = hint.split('`').nth(1).expect("a command");
     let words = text.split(' ').skip(1);
@@ -95,7 +95,7 @@ fn command(hint: &str) -> Vec<String> {
         .collect()
 }
 
-/// Each hint that names a plugin of a path leads to it.
+/// The command in each hint works for a plugin that was given by its path.
 #[test]
 fn a_hint_names_a_plugin_that_was_given_by_its_path() {
     let home = Home::new();

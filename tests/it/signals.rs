@@ -1,4 +1,4 @@
-//! The signals that end a run, and when they are taken.
+//! The signals that end a run, and when they are handled.
 
 use std::io::{self, Write as _};
 use std::process::Stdio;
@@ -13,12 +13,13 @@ use host_store::{Reader, RunStatus};
 use crate::support::{Fixture, Home, Process, await_event, events_of, takes};
 
 #[test]
-fn signals_are_taken_before_an_address_is_told() {
+fn signals_are_handled_before_an_address_is_printed() {
     let home = Home::new();
     std::fs::create_dir(home.path("runs")).expect("made");
     let endless = ["run", "tiny.toml", "--max-train-steps=1000000", "--json"];
     for (args, code) in [(&["serve"][..], 0), (&endless, 143)] {
-        // The pipe is full: whoever tells something first waits there until it is read.
+        // The pipe is full, so printing blocks until the pipe is read. A program that prints before it
+        // installs its signal handlers would not handle the signal.
         let (mut read, mut full) = io::pipe().expect("a pipe");
         let stdout = full.try_clone().expect("a pipe");
         let filling = thread::Builder::new()
@@ -45,7 +46,8 @@ fn signals_are_taken_before_an_address_is_told() {
     }
 }
 
-/// Starts an endless run whose signals are not those of whoever started the tests.
+/// Starts an endless run through the program `env`. `signals` is an option of `env`. It overrides the signal
+/// handling that the run would inherit.
 fn start_endless(home: &Home, name: &str, signals: &str, more: &[&str]) -> Process {
     let mut command = home.command(&[]);
     let host = command.get_program().to_owned();
@@ -108,24 +110,26 @@ fn a_signal_that_ends_a_run_leaves_a_checkpoint_and_its_own_exit_code() {
 }
 
 #[test]
-fn a_warning_that_comes_again_ends_nothing_at_once() {
+fn a_repeated_hangup_does_not_end_the_run_at_once() {
     let home = Home::new();
-    // What is delivered takes until it is cancelled.
+    // Each delivery of this sink waits until it is cancelled.
     let hangs = Fixture::sink("hangs").build(&home.path(""));
     let hangs = format!("{}:how=wait", hangs.display());
     let more = ["--plugin", &hangs, "--preflight", "off"];
     let run = start_endless(&home, "warned", "--default-signal", &more);
-    // Of several signals at once any may be the first: two of one kind.
+    // Both signals are SIGHUP, because two different signals that arrive together can be handled in either
+    // order, and the first one determines the exit code.
     run.signal(Signal::HUP);
     run.signal(Signal::HUP);
-    run.said("Ctrl-C leaves them");
+    run.said("press Ctrl-C to stop waiting");
     let dir = home.run_dir("warned");
     await_event(&dir, |event| {
         matches!(event.body, EventBody::CheckpointWritten { .. })
     });
     run.signal(Signal::USR1);
     run.signal(Signal::HUP);
-    // A person's first leaves the deliveries, and the run ends in order.
+    // Unlike the signals above, SIGTERM is a request to end the run. The first such request cancels the
+    // deliveries, and the run ends normally.
     run.terminate();
     run.output().ended_with(129);
     let row = Reader::open(&dir)

@@ -1,5 +1,5 @@
-//! A store that is not what was written: no whole checkpoint is lost by that, and what is lost is told. And
-//! a store that cannot be written to is read to its end all the same.
+//! Damages the store of a run. Intact checkpoints must not be lost, and lost history must be reported. A
+//! read-only store must still be readable up to its last event.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 
 use crate::support::{Home, Process, curve, kill_at, manifest_of};
 
-/// A training in which a longer run does the same as a shorter one, as far as that goes.
+/// A schedule that does not depend on the number of steps, so that a longer run starts with the same steps as
+/// a shorter one.
 const STEADY: [&str; 2] = ["--lr-scheduler-type", "constant"];
 /// The files of a store.
 const FILES: [&str; 3] = ["events.db", "events.db-wal", "events.db-shm"];
 
-/// A run that was killed just after its checkpoint of step 15 appeared; its folder.
+/// Trains a run that is killed just after its checkpoint of step 15 appears. Returns the run's folder.
 fn killed(home: &Home, env: &[(&str, &str)]) -> PathBuf {
     let preload = kill_at(&home.path("")).display().to_string();
     let kill = [
@@ -28,7 +29,7 @@ fn killed(home: &Home, env: &[(&str, &str)]) -> PathBuf {
     home.run_dir("run")
 }
 
-/// A copy of a run's folder.
+/// Copies a run's folder. Returns the copy.
 fn copied(home: &Home, run: &str, name: &str) -> PathBuf {
     let copy = home.run_dir(name);
     let status = Command::new("cp")
@@ -51,7 +52,8 @@ fn warnings(shown: &Value) -> String {
     shown["warnings"].to_string()
 }
 
-/// Goes on to step 25 from this one, and comes to the same weights as a run that nothing happened to.
+/// Resumes a run from step `from` to step 25 and asserts that it gets the same weights as an uninterrupted
+/// run. Returns stderr.
 #[track_caller]
 fn assert_goes_on(home: &Home, run_dir: &Path, from: u64, what: &str) -> String {
     let run = run_dir.to_str().expect("UTF-8");
@@ -78,7 +80,7 @@ fn train_whole(home: &Home) {
 }
 
 #[test]
-fn a_damaged_store_keeps_no_checkpoint_from_being_resumed() {
+fn a_damaged_store_does_not_prevent_a_checkpoint_from_being_resumed() {
     let home = Home::new();
     train_whole(&home);
     home.train("run", &STEADY).succeeded();
@@ -107,25 +109,25 @@ fn a_damaged_store_keeps_no_checkpoint_from_being_resumed() {
         }
         let said = assert_goes_on(&home, &dir, 20, what);
         assert!(
-            said.contains("the run store is damaged, and a new one begins"),
+            said.contains("and was replaced by a new one"),
             "{what}: {said}"
         );
         let kept = dir.join("events.db.damaged-1");
         assert_eq!(kept.exists(), bytes.is_some(), "{what}");
         let shown = shown(&home, &dir);
-        let gap = "history ends at step 0 and the checkpoint is of step 20";
+        let gap = "history ends at step 0, but the checkpoint is from step 20";
         assert!(warnings(&shown).contains(gap), "{what}: {shown}");
         assert_eq!(shown["status"], json!("completed"), "{what}");
     }
 }
 
 #[test]
-fn a_log_that_was_cut_off_is_a_gap_that_is_told() {
+fn a_truncated_log_is_reported_as_a_gap() {
     let home = Home::new();
     train_whole(&home);
     let dir = killed(&home, &[]);
     let log = fs::read(dir.join("events.db-wal")).expect("a log");
-    assert!(log.len() > 10_000, "there is nothing to lose");
+    assert!(log.len() > 10_000, "the log is too short");
     let whole = copied(&home, "run", "untouched");
     let said = assert_goes_on(&home, &whole, 15, "untouched");
     assert!(!said.contains("history ends"), "{said}");
@@ -136,7 +138,7 @@ fn a_log_that_was_cut_off_is_a_gap_that_is_told() {
         let what = format!("cut to {length}");
         let dir = copied(&home, "run", &format!("cut-{number}"));
         fs::write(dir.join("events.db-wal"), &log[..length]).expect("written");
-        // A machine that failed leaves no index of the log.
+        // After a crash of the machine, the log has no index.
         fs::remove_file(dir.join("events.db-shm")).expect("removed");
         let said = assert_goes_on(&home, &dir, 15, &what);
         assert!(
@@ -145,18 +147,18 @@ fn a_log_that_was_cut_off_is_a_gap_that_is_told() {
         );
         let shown = shown(&home, &dir);
         assert!(
-            warnings(&shown).contains("and the checkpoint is of step 15"),
+            warnings(&shown).contains("but the checkpoint is from step 15"),
             "{what}: {shown}"
         );
     }
 }
 
 #[test]
-fn a_failure_of_the_power_takes_nothing_from_which_a_checkpoint_follows() {
+fn a_power_failure_loses_no_history_before_a_checkpoint() {
     let home = Home::new();
     train_whole(&home);
     let dir = killed(&home, &[("KEEP_SYNCED", "sync /events.db*")]);
-    // What was not brought to the disk is gone.
+    // Data that was not synced is lost.
     for file in FILES {
         let (file, synced) = (dir.join(file), dir.join(format!("{file}.synced")));
         match synced.exists() {
@@ -164,7 +166,7 @@ fn a_failure_of_the_power_takes_nothing_from_which_a_checkpoint_follows() {
             false => fs::remove_file(&file).expect("removed"),
         }
     }
-    let said = assert_goes_on(&home, &dir, 15, "without what was not synced");
+    let said = assert_goes_on(&home, &dir, 15, "without unsynced data");
     assert!(
         !said.contains("history ends") && !said.contains("damaged"),
         "{said}"
@@ -176,7 +178,7 @@ fn a_failure_of_the_power_takes_nothing_from_which_a_checkpoint_follows() {
     assert_eq!(steps, (1..=25).collect::<Vec<_>>());
 }
 
-/// `host` where nothing below `folder` can be changed; none where the system gives no namespace.
+/// Starts `host` with `folder` mounted read-only. Returns `None` if the system allows no mount namespace.
 fn read_only(home: &Home, folder: &Path, args: &[&str]) -> Option<Process> {
     let probe = Command::new("unshare")
         .args(["--user", "--map-root-user", "--mount", "true"])
@@ -208,7 +210,7 @@ fn a_store_that_cannot_be_written_is_read_to_the_end_of_its_log() {
     let home = Home::new();
     let dir = killed(&home, &[]);
     let before = FILES.map(|file| fs::read(dir.join(file)).expect("a file"));
-    // As it is where it can be written.
+    // The expected row is read from a writable copy.
     let copy = tempfile::tempdir().expect("a folder");
     for file in FILES {
         fs::copy(dir.join(file), copy.path().join(file)).expect("copied");
@@ -218,7 +220,7 @@ fn a_store_that_cannot_be_written_is_read_to_the_end_of_its_log() {
         .expect("readable");
     assert!(row.last_step.0 >= 15 && !before[1].is_empty());
 
-    // Also without the index that a machine which failed does not leave.
+    // The store is read first with the log's index, then without it, as after a crash of the machine.
     for has_index in [true, false] {
         if !has_index {
             fs::remove_file(dir.join("events.db-shm")).expect("removed");

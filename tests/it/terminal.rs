@@ -1,4 +1,5 @@
-//! What goes to stdout and what to stderr, whatever they are and whether anybody reads them.
+//! Tests the output on stdout and stderr. The output goes to terminals, pipes and files. In some tests,
+//! nothing reads it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{PipeReader, PipeWriter, Read as _, Write as _, pipe};
@@ -15,7 +16,7 @@ use serde_json::Value;
 use crate::support::{Fixture, Home, Pty, await_event, events_of};
 
 #[test]
-fn stdout_has_the_last_words_alone() {
+fn stdout_has_only_the_summary() {
     let home = Home::new();
     let output = home.train("plain", &[]).succeeded();
     let labels: Vec<&str> = output
@@ -28,7 +29,7 @@ fn stdout_has_the_last_words_alone() {
         ["run", "loss/eval", "checkpoints", "next", ""],
         "{output}"
     );
-    // The line that shows it in TensorBoard is the one to paste.
+    // The TensorBoard command can be pasted into a shell.
     let said = |start: &str| {
         let line = output
             .stderr
@@ -44,20 +45,17 @@ fn stdout_has_the_last_words_alone() {
         command,
         format!("tensorboard --grpc_data_provider={address}")
     );
-    // It goes with the run, and this is what does not.
-    let afterwards = said("this address ends with the run; ");
+    // Another line contains the command that serves the runs after this run has ended.
+    let afterwards = said("available only during the run; afterwards, use ");
     let runs = fs::canonicalize(home.path("runs")).expect("a folder");
     let runs = runs.to_str().expect("UTF-8");
-    assert_eq!(
-        afterwards,
-        format!("`host serve --runs {runs}` has one that stays")
-    );
-    // Where nobody sits at a terminal nothing moves a cursor.
+    assert_eq!(afterwards, format!("`host serve --runs {runs}`"));
+    // Without a terminal there are no escape sequences.
     assert!(!format!("{output}").contains('\u{1b}'), "{output}");
 }
 
 #[test]
-fn stdout_is_empty_where_nothing_was_trained() {
+fn stdout_is_empty_if_nothing_was_trained() {
     let home = Home::new();
     assert_eq!(home.train("none", &["--seq-length", "1"]).stdout, "");
 }
@@ -93,7 +91,7 @@ fn help_is_on_stdout_and_names_every_command_and_exit_code() {
     assert_eq!(help.stderr, "");
 }
 
-/// A pipe that takes not one byte more.
+/// Returns a pipe that is full to the last byte.
 fn full_pipe() -> (PipeReader, PipeWriter) {
     let (read, mut write) = pipe().expect("a pipe");
     ioctl_fionbio(&write, true).expect("set");
@@ -113,7 +111,7 @@ fn endless<'a>(name: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["run", "tiny.toml", "--name", name], &ENDLESS[..], more].concat()
 }
 
-/// The training has come to this step by its store.
+/// Waits until the run's store has this step.
 fn await_step(home: &Home, name: &str, step: u64) {
     await_event(&home.run_dir(name), |event| event.step.0 >= step);
 }
@@ -136,7 +134,8 @@ fn wait(child: &mut Child) -> ExitStatus {
     }
 }
 
-/// How a run ended by its store, with a checkpoint of its last step.
+/// Asserts that the store contains this reason for the run's end. Also asserts that the run's last step has a
+/// checkpoint.
 #[track_caller]
 fn assert_ended(home: &Home, name: &str, reason: StopReason) {
     let row = Reader::open(&home.run_dir(name)).and_then(|reader| reader.run());
@@ -146,7 +145,7 @@ fn assert_ended(home: &Home, name: &str, reason: StopReason) {
 }
 
 #[test]
-fn a_run_in_a_terminal_that_takes_nothing_goes_on_and_ends_at_a_signal() {
+fn a_run_in_a_blocked_terminal_continues_and_ends_at_a_signal() {
     let home = Home::new();
     let mut stuck = Pty::start_stuck(&home.command(&endless("stuck", &[])));
     await_step(&home, "stuck", 200);
@@ -154,7 +153,7 @@ fn a_run_in_a_terminal_that_takes_nothing_goes_on_and_ends_at_a_signal() {
     assert_eq!(stuck.ended(), Some(143));
     assert_ended(&home, "stuck", StopReason::Terminated);
 
-    // One that ends by itself does not wait for it either, nor does an error.
+    // A run that completes or fails does not wait for the blocked terminal, either.
     let mut done = Pty::start_stuck(&home.command(&["run", "tiny.toml", "--name", "done"]));
     assert_eq!(done.ended(), Some(0));
     assert_ended(&home, "done", StopReason::Completed);
@@ -163,13 +162,14 @@ fn a_run_in_a_terminal_that_takes_nothing_goes_on_and_ends_at_a_signal() {
 }
 
 #[test]
-fn whichever_pipe_is_full_a_run_goes_on_and_two_signals_end_it_at_once() {
+fn a_run_with_full_pipes_continues_and_two_signals_end_it_at_once() {
     let home = Home::new();
     for (name, json) in [("plain", false), ("json", true)] {
         let (_stderr, full) = full_pipe();
         let (_stdout, full_too) = full_pipe();
         let json: &[&str] = if json { &["--json"] } else { &[] };
-        // A sink that hangs at the last checkpoint, the only one, so that the first signal does not end it.
+        // The run writes its only checkpoint when it ends. The sink hangs when it receives this checkpoint,
+        // so that the first signal does not end the process.
         let hangs = Fixture::sink("hangs").build(&home.path(""));
         let hangs = format!("{}:how=hang", hangs.display());
         let more = [
@@ -202,7 +202,7 @@ fn whichever_pipe_is_full_a_run_goes_on_and_two_signals_end_it_at_once() {
 }
 
 #[test]
-fn a_reader_of_json_that_takes_its_time_gets_every_event_and_holds_up_nothing() {
+fn a_slow_reader_of_json_gets_every_event_and_delays_nothing() {
     let home = Home::new();
     let (mut stdout, full) = full_pipe();
     let mut host = home
@@ -239,7 +239,7 @@ fn a_reader_of_json_that_takes_its_time_gets_every_event_and_holds_up_nothing() 
 }
 
 #[test]
-fn whoever_ends_a_run_does_not_wait_for_the_reader_of_its_json_and_is_told_what_it_lacks() {
+fn ending_a_run_does_not_wait_for_the_reader_of_json_and_reports_missing_events() {
     let home = Home::new();
     let (_stdout, full) = full_pipe();
     let said = home.path("said");
@@ -255,7 +255,7 @@ fn whoever_ends_a_run_does_not_wait_for_the_reader_of_its_json_and_is_told_what_
     assert_eq!(wait(&mut host).code(), Some(143));
     assert_ended(&home, "unread", StopReason::Terminated);
     let said = fs::read_to_string(said).expect("text");
-    let lacks = "warning: stdout lacks the events after 0: ";
+    let lacks = "warning: events after 0 are missing on stdout: ";
     assert!(said.lines().any(|line| line.starts_with(lacks)), "{said}");
     assert!(
         said.contains("`host watch unread --json --after 0`"),
@@ -264,7 +264,7 @@ fn whoever_ends_a_run_does_not_wait_for_the_reader_of_its_json_and_is_told_what_
 }
 
 #[test]
-fn a_full_disk_behind_stdout_is_an_error_and_a_closed_pipe_is_none() {
+fn a_full_disk_behind_stdout_is_an_error_and_a_closed_pipe_is_not() {
     let home = Home::new();
     home.train("a", &[]).succeeded();
     let full = || {
@@ -313,7 +313,7 @@ fn a_full_disk_behind_stdout_is_an_error_and_a_closed_pipe_is_none() {
         );
         assert!(!said.contains("error"), "{command:?}: {said}");
     }
-    // The events of a run, too.
+    // A run whose events are printed to a full disk completes its training, but the command fails.
     let output = home
         .command(&["run", "tiny.toml", "--name", "b", "--json"])
         .stdout(full())
@@ -367,7 +367,7 @@ fn a_terminal_that_cannot_draw_gets_every_line() {
 }
 
 #[test]
-fn what_others_say_moves_no_cursor() {
+fn text_from_elsewhere_contains_no_control_characters() {
     let home = Home::new();
     let dir = home.run_dir("odd");
     let odd = "a\u{1b}[2J\u{9b}31m\u{202e}\r\nstep 1  b";
@@ -432,7 +432,7 @@ fn what_others_say_moves_no_cursor() {
         assert!(!said.is_empty(), "{command:?}");
         let moves = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
         assert!(!said.contains(moves), "{command:?}: {said:?}");
-        // No line of theirs is one of ours.
+        // The text cannot imitate a line of the program's output.
         assert!(
             !said.lines().any(|line| line.starts_with("step 1  b")),
             "{command:?}: {said}"
@@ -446,11 +446,11 @@ fn what_others_say_moves_no_cursor() {
 }
 
 #[test]
-fn what_a_plugin_warns_of_reaches_people_the_store_and_programs_alike() {
+fn a_plugins_warning_reaches_the_terminal_the_store_and_json() {
     let home = Home::new();
     let warns = Fixture::metric("warns").build(&home.path(""));
     let warns = format!("{}:how=warn", warns.display());
-    let is_warning = |text: &str| text == "warns: the tea is cold";
+    let is_warning = |text: &str| text == "warns: a warning of the fixture";
     let plain = home.train("plain", &["--plugin", &warns]).succeeded();
     let shown = plain
         .stderr
@@ -472,7 +472,7 @@ fn what_a_plugin_warns_of_reaches_people_the_store_and_programs_alike() {
         .iter()
         .filter(|event| event["message"].as_str().is_some_and(is_warning));
     assert_eq!(told.count(), shown, "{json}");
-    assert!(!json.stderr.contains("the tea is cold"), "{json}");
+    assert!(!json.stderr.contains("a warning of the fixture"), "{json}");
 
     let groups = [
         "groups",

@@ -1,11 +1,11 @@
-//! Token files from the command line, and a training on them.
+//! Token files that are made on the command line, and a run that trains on them.
 
 use std::fs;
 
 use crate::support::{Home, curve};
 
 #[test]
-fn a_training_on_token_files_is_the_training_on_their_text() {
+fn a_training_on_token_files_equals_the_training_on_their_text() {
     let home = Home::new();
     let tokenize = ["data", "tokenize", "--data", "data", "--vocab-size", "300"];
     let said = home
@@ -33,7 +33,7 @@ fn a_training_on_token_files_is_the_training_on_their_text() {
     assert_eq!(
         error,
         format!(
-            "the token file was made with another tokenizer: {}",
+            "the token file was created with a different tokenizer: {}",
             home.text_path(train)
         )
     );
@@ -56,7 +56,7 @@ fn data_that_cannot_be_tokenized_leaves_no_token_file() {
     ];
     let refused = home.host(&args);
     let (error, hint) = refused.failed_with(2);
-    assert!(error.contains("nothing of the data can be used"), "{error}");
+    assert!(error.contains("no usable data"), "{error}");
     assert!(error.contains("not UTF-8"), "{error}");
     assert!(hint.contains("--extensions"), "{hint}");
     let left = fs::read_dir(home.path("out")).expect("a folder");

@@ -1,5 +1,5 @@
-//! A folder that checkpoints are delivered to and that goes away in mid-run: what has its path then gets
-//! nothing, and when it is back it gets what it missed.
+//! Unmounts a sink's folder during a run. Nothing must be written to the empty mount point. When the folder
+//! is mounted again, it must get the missing checkpoints.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::{Home, Process, SmallDisk, assert_complete, files_of};
 
-/// A training that only a signal ends.
+/// Starts a run that only a signal ends.
 fn start(disk: &SmallDisk<'_>, home: &Home) -> Process {
     let sink = format!("local-disk:dir={}", home.text_path("mnt"));
     disk.start(&[
@@ -44,7 +44,7 @@ fn step(event: &Value) -> u64 {
 }
 
 #[test]
-fn a_disk_that_goes_away_under_its_mount_point_gets_all_when_it_is_back() {
+fn an_unmounted_disk_gets_all_checkpoints_when_it_is_mounted_again() {
     let home = Home::new();
     let Some(disk) = SmallDisk::new(&home, 500) else {
         return;
@@ -56,27 +56,31 @@ fn a_disk_that_goes_away_under_its_mount_point_gets_all_when_it_is_back() {
     let run = start(&disk, &home);
     let mut last = step(&delivery(&run, "delivered", 0));
     let away: [(&[&str], &[&str], &str); 3] = [
-        (&["umount", "-l", &mnt], &mount, "an unmounted disk?"),
+        (
+            &["umount", "-l", &mnt],
+            &mount,
+            "mount the disk with that folder",
+        ),
         (
             &["mount", "-o", "remount,bind,ro", &mnt],
             &["mount", "-o", "remount,bind,rw", &mnt],
             "Read-only file system",
         ),
-        // Another disk in its place.
+        // Another disk is mounted over the folder.
         (
             &["mount", "-t", "tmpfs", "tmpfs", &mnt],
             &["umount", "-l", &mnt],
-            "an unmounted disk?",
+            "mount the disk with that folder",
         ),
     ];
     for (go, back, why) in away {
         disk.does(go);
-        // One may have been on its way.
+        // A delivery may have been in progress.
         let failed = delivery(&run, "failed", last);
         let detail = failed["detail"].as_str().expect("a reason");
         assert!(detail.contains(why), "{detail}");
         assert!(!failed["retry_time_us"].is_null(), "{failed}");
-        // What was the mount point is as empty as it was.
+        // The mount point is still empty.
         assert_eq!(fs::read_dir(home.path("mnt")).expect("a folder").count(), 0);
         disk.does(back);
         let missed = step(&failed);
@@ -92,7 +96,7 @@ fn a_disk_that_goes_away_under_its_mount_point_gets_all_when_it_is_back() {
         let name = entry.as_ref().expect("an entry").file_name();
         name.to_string_lossy().starts_with("step-")
     });
-    // Every fiftieth step of all that were trained is there.
+    // The folder contains at least one checkpoint for every 50 steps.
     let deliver = disk
         .host(&["deliver", "run", "--runs-dir", "room"])
         .succeeded();
@@ -101,7 +105,7 @@ fn a_disk_that_goes_away_under_its_mount_point_gets_all_when_it_is_back() {
 }
 
 #[test]
-fn a_run_folder_that_is_gone_or_another_gets_nothing_from_deliver_either() {
+fn deliver_leaves_the_mount_point_of_an_unmounted_folder_empty() {
     let home = Home::new();
     let kept = home.text_path("kept");
     let sink = format!("local-disk:dir={kept}");
@@ -136,7 +140,7 @@ fn a_run_folder_that_is_gone_or_another_gets_nothing_from_deliver_either() {
 }
 
 #[test]
-fn a_relative_folder_is_the_same_wherever_the_run_goes_on() {
+fn a_relative_folder_is_the_same_wherever_the_run_continues() {
     let home = Home::new();
     home.train("run", &["--plugin", "local-disk:dir=ck"])
         .succeeded();
@@ -163,7 +167,7 @@ fn a_relative_folder_is_the_same_wherever_the_run_goes_on() {
 }
 
 #[test]
-fn a_file_of_the_users_stays_where_a_checkpoint_was_pruned() {
+fn a_users_file_in_a_pruned_checkpoint_stays() {
     let home = Home::new();
     home.train("run", &[]).succeeded();
     let oldest = home.checkpoint("run", 5);
@@ -180,13 +184,13 @@ fn a_file_of_the_users_stays_where_a_checkpoint_was_pruned() {
     assert!(!home.checkpoint("run", 10).exists());
     let shown = home.host(&["runs", "show", "run", "--json"]).succeeded();
     let shown = shown.json();
-    let said = "the checkpoint of step 5 was removed, but not what else was in its folder (my-eval.json): ";
+    let said = "the checkpoint of step 5 was removed, but its folder remains because it contains other files (my-eval.json): ";
     let warnings = shown["warnings"].as_array().expect("a list");
     let warned = warnings
         .iter()
         .filter(|line| line.as_str().is_some_and(|line| line.contains(said)));
     assert_eq!(warned.count(), 1, "{warnings:?}");
-    // It is no checkpoint: nothing goes on from it.
+    // The folder of step 5 is no longer a checkpoint: a run cannot continue from it.
     let stands = |name: &str| {
         let checkpoints = shown["checkpoints"].as_array().expect("a list");
         let found = checkpoints

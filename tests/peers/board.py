@@ -1,4 +1,4 @@
-"""Stock TensorBoard over the host's gRPC, for the tests: starts both, and asks TensorBoard's HTTP API."""
+"""Starts an unmodified TensorBoard that reads a run over gRPC, and queries TensorBoard's HTTP API."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from program import running, wait_for
 
 @contextlib.contextmanager
 def tensorboard(grpc, log):
-    """TensorBoard that reads the host at a gRPC address: where its page is."""
+    """Runs a TensorBoard that reads the host at a gRPC address. Yields the address of TensorBoard's page."""
     command = [
         sys.executable,
         "-m",
@@ -35,7 +35,7 @@ def get(page, path, body=None, **query):
 
 
 def curve(page, tag, run="live"):
-    """The points of a curve as [time, step, value], nothing if the run has none yet."""
+    """Returns the points of a curve as [time, step, value]; empty if the run has none yet."""
     tags = get(page, "data/plugin/scalars/tags")
     if tag not in tags.get(run, {}):
         return []
@@ -43,8 +43,8 @@ def curve(page, tag, run="live"):
 
 
 def printed(log):
-    """Each metric's points as a run printed them: (step, seconds) to the value in single precision, which
-    is what TensorBoard's protocol carries."""
+    """Returns the points that a run printed: for each metric, a map from (step, seconds) to the value. Values
+    are in single precision, as in TensorBoard's protocol."""
     series = {}
     for line in log.read_text().splitlines():
         event = json.loads(line) if line.startswith("{") else {}

@@ -1,6 +1,6 @@
-"""Checkpoints, both ways: transformers opens ours, and the host begins from transformers'.
+"""Exchanges checkpoints: transformers loads the host's checkpoints, and the host loads those of transformers.
 
-Each side evaluates the same text; the losses must agree to 1e-4. Usage: checkpoints.py HOST FOLDER
+Both evaluate the same text, and the losses must agree to 1e-4. Usage: checkpoints.py HOST FOLDER
 """
 
 import json
@@ -18,7 +18,7 @@ valid = sources / "param.rs"
 
 
 def train(name, *arguments):
-    """Trains on this project's own sources and returns the run as `host runs show` knows it."""
+    """Trains on this project's sources and returns the run as `host runs show --json` prints it."""
     common = [
         "--data",
         sources,
@@ -56,7 +56,8 @@ def metric(run, name):
 
 
 def reference_loss(model, tokenizer):
-    """The loss over the validation file as the host packs it: constant length, the tail dropped."""
+    """Returns the model's loss on the validation file. The file is packed as in the host, into rows of constant
+    length. The tokens after the last full row are left out."""
     tokens = tokenizer(valid.read_text())["input_ids"] + [tokenizer.eos_token_id]
     rows = torch.tensor(tokens[: len(tokens) // LENGTH * LENGTH]).view(-1, LENGTH)
     with torch.no_grad():
@@ -69,7 +70,7 @@ def compare(what, ours, theirs):
         sys.exit(f"error: {what}: the losses differ by {abs(ours - theirs):.1e}")
 
 
-# Ours to theirs, for each shape that a preset has.
+# Loads the host's checkpoints in transformers, one for each kind of model.
 for name, model in (
     ("plain", "tiny"),
     ("inverse", folder / "inverse.json"),
@@ -89,17 +90,17 @@ for name, model in (
     loaded, info = AutoModelForCausalLM.from_pretrained(checkpoint, output_loading_info=True)
     problems = {key: list(value) for key, value in info.items() if value and key != "error_msgs"}
     if problems:
-        sys.exit(f"error: transformers misses or does not know weights: {problems}")
+        sys.exit(f"error: transformers reports missing or unknown weights: {problems}")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if tokenizer.decode(tokenizer(valid.read_text())["input_ids"]) != valid.read_text():
-        sys.exit("error: the tokenizer does not give the text back")
+        sys.exit("error: the tokenizer does not reproduce the text")
     compare(
-        f"{name}: ours read by transformers",
+        f"{name}: the host's checkpoint in transformers",
         metric(run, "loss/eval")["value"],
         reference_loss(loaded.eval(), tokenizer),
     )
 
-# Theirs to ours: one file and in shards, beginning from the weights.
+# Starts trainings of the host from checkpoints of transformers. The weights are in one file or in shards.
 for name, shard in (("whole", "5GB"), ("shards", "200KB")):
     torch.manual_seed(1)
     config = GPT2Config(
@@ -124,7 +125,7 @@ for name, shard in (("whole", "5GB"), ("shards", "200KB")):
         1,
     )
     compare(
-        f"{name}: transformers' read by ours",
+        f"{name}: transformers' checkpoint in the host",
         metric(run, "loss/eval")["value"],
         reference_loss(theirs, tokenizer),
     )

@@ -1,5 +1,5 @@
-"""Data as others write it: pyarrow, pandas, Python's json, gzip and zstd. The same documents in every
-format, codec and encoding must give the same tokens.
+"""Data files written by pyarrow, pandas, Python's json, gzip and zstd. The same documents must give the same
+tokens in every format, codec and encoding.
 Usage: data.py HOST FOLDER
 """
 
@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 
-sys.path.pop(0)  # beside this lies another tensorboard.py
+sys.path.pop(0)  # this folder's tensorboard.py would hide the package
 
 import pandas
 import pyarrow
@@ -23,7 +23,7 @@ whole = "".join(json.dumps({"content": text}) + "\n" for text in documents)
 
 
 def tokens(path, *more):
-    """The bytes of the token file that is made of this data."""
+    """Tokenizes data and returns the bytes of the token file."""
     out = folder / "out.tokens"
     words = ["data", "tokenize", "--data", path, "--output", out, *more]
     done = subprocess.run([str(word) for word in (host, *words)], capture_output=True, text=True)
@@ -41,7 +41,7 @@ shutil.copy(folder / "tokenizer.json", folder / "kept.json")
 
 def check(path):
     if tokens(path, "--tokenizer", folder / "kept.json") != wanted:
-        sys.exit(f"error: other tokens: {path}")
+        sys.exit(f"error: the tokens differ: {path}")
     path.unlink()
 
 
@@ -78,7 +78,7 @@ for name, column in (
     path = folder / f"{name}.parquet"
     pyarrow.parquet.write_table(table.set_column(1, "content", column), path)
     check(path)
-# A column that begins with null in many rows, and shards without a row.
+# Three shards without rows, in different formats, and one shard with all documents.
 nulls = folder / "nulls"
 nulls.mkdir(exist_ok=True)
 pyarrow.parquet.write_table(table.slice(0, 0), nulls / "0.parquet", compression="brotli")
@@ -87,9 +87,9 @@ with gzip.open(nulls / "2.jsonl.gz", "wb"):
     pass
 (nulls / "3.jsonl").write_text(whole)
 if tokens(nulls, "--tokenizer", folder / "kept.json") != wanted:
-    sys.exit("error: other tokens beside empty shards")
+    sys.exit("error: the tokens differ with empty shards")
 
-# Python's json writes numbers that JSON does not have, and Windows a mark and other line ends.
+# Python's json writes NaN and Infinity, and programs on Windows write a byte order mark and CRLF.
 rows = [
     {"score": number, "content": text, "inner": [math.inf, {"x": math.nan}]}
     for number, text in zip([math.nan, -math.inf, 1.5] * 200, documents)

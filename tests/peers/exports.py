@@ -1,8 +1,9 @@
-"""`host runs export` against the readers that people use: pandas, pyarrow and TensorBoard's EventAccumulator.
+"""Reads the output of `host runs export` with pandas, pyarrow and TensorBoard's EventAccumulator. Compares the result
+with the points that the run printed.
 
-The run has values that are no numbers and was interrupted and resumed from an older checkpoint, so that
-some of its points no longer count. What the readers give must be what the store gives, value by value:
-in CSV and Parquet bit by bit, in TensorBoard's event files in single precision, which is theirs.
+Some values of the run are not finite. The run was resumed from an older checkpoint, so some of its points no longer
+count. The readers must return every value of the store. The values in CSV and Parquet files must be exact.
+The values in TensorBoard's event files have single precision.
 Usage: exports.py HOST FOLDER
 """
 
@@ -16,7 +17,7 @@ import sys
 
 from training import DIVERGING, training
 
-sys.path.pop(0)  # this folder has a tensorboard.py, too
+sys.path.pop(0)  # this folder's tensorboard.py would hide the package
 
 import pandas
 import pyarrow
@@ -33,7 +34,7 @@ def run(*words):
 
 
 def bits(value):
-    """A float that equals itself."""
+    """Returns the value, or a text for NaN, because NaN does not equal itself."""
     return "nan" if math.isnan(value) else value
 
 
@@ -47,7 +48,7 @@ said = run(*training(host, runs, "wild", 30, *flags)[1:])
 first = json.loads(run("runs", "show", "wild", "--json", "--runs-dir", runs))
 said += run("resume", runs / "wild", "--json", "--from", "step-000010", "--max-train-steps", 40)
 
-# What counts, by what the run printed and the rule for what a resume supersedes.
+# The points that count: the printed points without those that the resume superseded.
 stored = collections.defaultdict(list)
 for line in said.splitlines():
     event = json.loads(line)
@@ -59,9 +60,9 @@ for line in said.splitlines():
 stored = {name: points for name, points in stored.items() if points}
 flat = [value for points in stored.values() for _, _, value in points]
 if not any(map(math.isnan, flat)) or not any(map(math.isinf, flat)):
-    sys.exit("error: the comparison shows nothing: every value is a number")
+    sys.exit("error: the comparison is meaningless: every value is finite")
 if len(stored["loss/train"]) != 40 or first["last_step"] != 30:
-    sys.exit(f"error: the run was not as meant: {len(stored['loss/train'])} steps")
+    sys.exit(f"error: unexpected run: {len(stored['loss/train'])} steps")
 
 
 def compare(reader, theirs, convert=bits):
@@ -70,12 +71,12 @@ def compare(reader, theirs, convert=bits):
         for name, points in stored.items()
     }
     if set(theirs) != set(ours):
-        sys.exit(f"error: {reader} has other metrics: {sorted(set(theirs) ^ set(ours))}")
+        sys.exit(f"error: {reader} reads other metrics: {sorted(set(theirs) ^ set(ours))}")
     for name, points in ours.items():
         if theirs[name] != points:
             differ = [pair for pair in zip(theirs[name], points) if pair[0] != pair[1]]
             sys.exit(
-                f"error: {reader} reads {name} as {len(theirs[name])} points, of {len(points)}; {differ[:1]}"
+                f"error: {reader} reads {len(theirs[name])} points of {name} instead of {len(points)}; {differ[:1]}"
             )
     print(f"{reader}: {sum(map(len, ours.values()))} points of {len(ours)} metrics, all equal")
 
@@ -94,14 +95,14 @@ if (
     str(frame["time"].dtype).split(",")[0] not in ("datetime64[us", "datetime64[ns")
     or frame["value"].dtype != "float64"
 ):
-    sys.exit(f"error: pandas has taken the columns for {dict(frame.dtypes)}")
+    sys.exit(f"error: pandas reads the column types {dict(frame.dtypes)}")
 compare("pandas, csv", by_metric(frame))
 compare("pandas, parquet", by_metric(pandas.read_parquet(folder / "wild.parquet")))
 
 table = pyarrow.parquet.read_table(folder / "wild.parquet")
 types = [str(field.type) for field in table.schema]
 if types != ["uint64", "timestamp[us, tz=UTC]", "string", "double"]:
-    sys.exit(f"error: pyarrow has taken the columns for {types}")
+    sys.exit(f"error: pyarrow reads the column types {types}")
 
 events = EventAccumulator(str(folder / "wild.tensorboard"), size_guidance={"scalars": 0})
 events.Reload()
@@ -116,7 +117,7 @@ scalars = {
 def as_single(value):
     try:
         return single(value)
-    except OverflowError:  # struct's word for what a cast makes infinite
+    except OverflowError:  # raised by struct where a cast would give infinity
         return math.copysign(math.inf, value)
 
 

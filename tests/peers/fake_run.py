@@ -1,6 +1,6 @@
-"""A server of one run, whose metrics have any name: fake_run.py {NAME: [[STEP, TIME_US, VALUE], ...], ...}
+"""Serves one run with arbitrary metric names: fake_run.py {NAME: [[STEP, TIME_US, VALUE], ...], ...}
 
-Prints where it listens. The run is called `wild`, is at work and says nothing more.
+Prints its address. The run has the name `wild`; it stays live and sends no further events.
 """
 
 import json

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Lets the real git-lfs clone what hub-git pushed. It comes from the system, else from Debian's archive
-# into .peers/git-lfs, without root. Where neither has it, this says so and ends well.
+# Tests that the real git-lfs can clone what hub-git pushed. Uses the system's git-lfs, or else installs it
+# from Debian's archive into .peers/git-lfs, without root. If both fail, prints that the test was skipped and
+# exits with 0.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 readonly store=$PWD/.peers/git-lfs
@@ -19,7 +20,7 @@ provision() { # prints the program's path
 }
 
 if ! program=$(provision); then
-	echo 'SKIPPED: no git-lfs here, and none to be had by apt-get: install it to have what was pushed cloned by it'
+	echo 'SKIPPED: git-lfs is not installed, and apt-get cannot download it: install it to run this test'
 	exit
 fi
 "$program" version

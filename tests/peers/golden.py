@@ -1,7 +1,7 @@
-"""Golden data from the reference: transformers' GPT-2 and torch's AdamW.
+"""Writes golden data from the reference: transformers' GPT-2 and torch's AdamW.
 
-For each configuration and type, one safetensors file: weights, a batch's logits, loss and gradients,
-and the weights after 20 optimizer steps. The host's parity tests must come to the same.
+For each configuration and data type, writes one safetensors file: the initial weights; the logits, loss and
+gradients of a batch; and the weights after 20 optimizer steps. The host's parity tests compare their results with it.
 
 Usage: golden.py FOLDER
 """
@@ -42,14 +42,15 @@ def weights(model, prefix):
 
 
 def mean_loss(logits, tokens):
-    """transformers' own loss, but that one goes through f32 in an f64 model, too."""
+    """Returns the loss as transformers defines it. transformers itself computes it in f32 even for an f64
+    model."""
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def golden(config, dtype):
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config).to(dtype).train()
-    for p in model.parameters():  # biases and norms at their start would hide mistakes
+    for p in model.parameters():  # biases of 0 and norm weights of 1 would hide mistakes
         p.data += 0.05 * torch.randn_like(p)
     length = config.n_positions
     tokens = torch.randint(config.vocab_size, (STEPS * ACCUMULATION, BATCH, length))
@@ -84,7 +85,7 @@ def golden(config, dtype):
 
 
 def schedule(name):
-    """Learning rates of 40 steps: warm-up 5, all 30, peak 1e-3."""
+    """Returns the first 40 learning rates of a schedule for 30 steps, with 5 warm-up steps and a peak of 1e-3."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     extra = dict(scheduler_specific_kwargs=dict(num_decay_steps=8)) if name == "warmup_stable_decay" else {}
     scheduler = get_scheduler(name, optimizer, num_warmup_steps=5, num_training_steps=30, **extra)

@@ -1,9 +1,9 @@
-"""The shipped metrics against plain torch, on the logits of transformers' own GPT-2.
+"""Compares the shipped metrics with plain torch, on the logits of transformers' GPT-2.
 
-The host trains and evaluates; transformers opens the checkpoint and predicts the same tokens. Accuracy
-is torch.topk's, as torchmetrics' MulticlassAccuracy(average="micro") has it, bits per byte the formula of
-lm-evaluation-harness. The text has characters of several bytes and an end between its documents, which
-has no bytes. Usage: metrics.py HOST FOLDER
+The host trains and evaluates; transformers loads the checkpoint and predicts the same tokens. Accuracy uses
+torch.topk, like torchmetrics' MulticlassAccuracy(average="micro"). Bits per byte uses the formula of
+lm-evaluation-harness. The text has multi-byte characters. Between documents, it has an end token, which has
+no bytes. Usage: metrics.py HOST FOLDER
 """
 
 import json
@@ -70,7 +70,7 @@ model, tokenizer = (
     AutoTokenizer.from_pretrained(checkpoint),
 )
 
-# The bytes of each token, proven by giving every document back.
+# The bytes of each token, verified by reproducing every document.
 byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
 text_of = {
     index: bytes(byte_of[character] for character in token)
@@ -82,7 +82,7 @@ tokens = []
 for text in documents[0::2]:
     ids = tokenizer(text)["input_ids"]
     if b"".join(map(text_of.get, ids)) != text.encode():
-        sys.exit("error: the tokens' bytes are not the document's")
+        sys.exit("error: the tokens do not reproduce the document")
     tokens += [*ids, tokenizer.eos_token_id]
 
 rows = torch.tensor(tokens[: len(tokens) // LENGTH * LENGTH]).view(-1, LENGTH)
@@ -97,12 +97,13 @@ for k in TOP_K:
     theirs["token_accuracy" if k == 1 else f"token_accuracy_top{k}"] = found.double().mean().item()
 
 ends = (labels == tokenizer.eos_token_id).sum().item()
-print(f"{labels.numel()} tokens, {ends} of them ends of a document, {byte_count} bytes")
+print(f"{labels.numel()} tokens, {ends} of them end tokens, {byte_count} bytes")
 if ends == 0 or theirs["token_accuracy"] == 0:
-    sys.exit("error: the comparison shows nothing")
+    sys.exit("error: the comparison is meaningless")
 for name, value in theirs.items():
-    # Two likelihoods that rounding alone tells apart may swap their places: one token in the accuracy.
+    # Two likelihoods that differ only by rounding may be ranked differently, so the accuracy may differ by
+    # one token.
     bound = 1e-5 if name == "bits_per_byte" else 1.5 / labels.numel()
     print(f"{name}: host {ours[name]:.8f}, torch {value:.8f}")
     if not abs(ours[name] - value) <= bound:
-        sys.exit(f"error: {name}: they differ by {abs(ours[name] - value):.1e}")
+        sys.exit(f"error: {name}: the values differ by {abs(ours[name] - value):.1e}")

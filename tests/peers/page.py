@@ -1,9 +1,9 @@
-"""What a person sees: TensorBoard's page in Chromium, while it reads the host over gRPC.
+"""Tests TensorBoard's page in Chromium while TensorBoard reads the host over gRPC.
 
-Of a run at work the curve of its training loss must be drawn, in the two tabs that draw curves, through
-the points that the run printed, and go on when the page is refreshed; the run and its settings must be on
-the page. Then a second run is made, and both must be drawn from one `host serve`. Each page is kept as a
-picture. Usage: page.py HOST FOLDER CHROMIUM CHROMEDRIVER
+For a live run, the two tabs with curves must draw the training loss. The curve must pass through the points that
+the run printed, and must be longer after a refresh. The page must list the run and its settings. Then a second run
+is trained, and both runs must be drawn from one `host serve`. Saves a screenshot of each page.
+Usage: page.py HOST FOLDER CHROMIUM CHROMEDRIVER
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from selenium.webdriver.chrome.service import Service
 from training import training
 
 TAG = "loss/train"
-FEWEST = 20  # points of a line, for it to be a curve
+FEWEST = 20  # a line needs more points than this to count as a curve
 RATES = {"first": 2e-3, "second": 2e-4}  # the runs and their learning rates
-# Without the graphics card's interfaces the Time Series tab draws SVG, as the Scalars tab always does.
+# Without GPU interfaces, the Time Series tab draws SVG, as the Scalars tab always does.
 OPTIONS = [
     "--headless",
     "--disable-gpu",
@@ -36,7 +36,8 @@ OPTIONS = [
     "--hide-scrollbars",
     "--window-size=1400,1000",
 ] + ["--no-sandbox"] * (os.geteuid() == 0)
-# By tab: a card, its title, the curves as they were measured (not smoothed), and the labels of the axes.
+# Selectors for each tab, in this order: a card, its title, the curves of the measured (not smoothed) values, the labels
+# of the x axis, the labels of the y axis.
 CHARTS = {
     "scalars": (
         "tf-scalar-card",
@@ -54,7 +55,7 @@ CHARTS = {
     ),
 }
 RUNS = {"scalars": ".item-label-container", "timeseries": "[data-id] .table-column-run"}
-# Parts of the page are in shadow roots, which no selector of the document goes into.
+# Parts of the page are in shadow roots, which selectors of the document do not reach.
 ALL = """const all = (what, root = document) => [...root.querySelectorAll(what),
     ...[root, ...root.querySelectorAll("*")].flatMap(one => one.shadowRoot ? all(what, one.shadowRoot) : [])];
 const text = one => one.textContent.trim().replace(/\\s+/g, " ");
@@ -67,7 +68,7 @@ if (!chart) return null;
 const number = label => Number(text(label.firstChild).replace("−", "-").replaceAll(",", "").replace(/k$/, "e3"));
 const axis = (labels, at) => all(labels, chart).map(label => [Number(label.getAttribute(at)), number(label)]);
 return {chart, x: axis(x, "x"), y: axis(y, "y"), curves: all(curves, chart).map(path => ({
-    colour: getComputedStyle(path).stroke,
+    color: getComputedStyle(path).stroke,
     points: (path.getAttribute("d") ?? "").split(/[ML]/).slice(1).map(point => point.split(",").map(Number))}))};"""
 )
 READ_RUNS = ALL + """return all(arguments[0]).map(text)"""
@@ -97,24 +98,26 @@ def browser():
 
 
 def scale(labels):
-    """From a place on the screen to the value there, by the first and the last label of an axis."""
+    """Returns a function that converts screen positions to values, based on the first and the last label of
+    an axis."""
     (low, first), (high, last) = labels[0], labels[-1]
     return lambda place: first + (place - low) * (last - first) / (high - low)
 
 
 def drawn(chrome, tab):
-    """The curves in the card of the loss: the colour of each, and its points as [step, value] by the axes.
-    Nothing before there is a curve."""
+    """Returns the curves in the card of the loss, and the card itself. The curves are a dictionary from a color to
+    points (step, value). Returns None until the chart is drawn."""
     chart = chrome.execute_script(READ_CHART, TAG, *CHARTS[tab])
     if not chart or min(len(chart["x"]), len(chart["y"])) < 2:
         return None
     step, value = scale(chart["x"]), scale(chart["y"])
-    curves = {line["colour"]: [(step(x), value(y)) for x, y in line["points"]] for line in chart["curves"]}
-    return {colour: points for colour, points in curves.items() if len(points) > FEWEST}, chart["chart"]
+    curves = {line["color"]: [(step(x), value(y)) for x, y in line["points"]] for line in chart["curves"]}
+    return {color: points for color, points in curves.items() if len(points) > FEWEST}, chart["chart"]
 
 
 def curves_on(chrome, tab, count, beyond=0):
-    """That many curves, each past a step."""
+    """Waits until the tab shows `count` curves, and each extends beyond the step `beyond`. Returns the curves and their
+    card."""
 
     def enough():
         found = drawn(chrome, tab)
@@ -129,27 +132,27 @@ def curves_on(chrome, tab, count, beyond=0):
 
 
 def run_of(tab, line):
-    """The run through whose printed points a curve goes."""
+    """Returns the run whose printed points match a curve."""
     for run, log in logs.items():
         ours = {step: value for (step, _), value in printed(log).get(TAG, {}).items()} if log.exists() else {}
         near = max(ours.values(), default=0) / 1000
         if all(abs(ours.get(round(step), float("inf")) - value) < near for step, value in line):
             return run
-    fail(f"{tab} draws {TAG} through points that no run printed, at the end {line[-1]}")
+    fail(f"{tab} draws a curve of {TAG} that matches no run; its last point is {line[-1]}")
 
 
-def check_colour(tab, card, colour):
-    """That the curve can be seen: as many points of the picture have its colour as the card is wide."""
+def check_color(tab, card, color):
+    """Checks that the curve is visible: the number of pixels of its color must be at least half the card's width."""
     picture = Image.open(io.BytesIO(card.screenshot_as_png)).convert("RGB")
-    ink = sum(count for count, pixel in picture.getcolors(1 << 24) if pixel == ImageColor.getrgb(colour))
+    ink = sum(count for count, pixel in picture.getcolors(1 << 24) if pixel == ImageColor.getrgb(color))
     if ink < picture.width / 2:
         fail(
-            f"{tab} has {ink} points of the colour {colour} in a card of {picture.width} by {picture.height}"
+            f"{tab} has only {ink} pixels of the color {color} in a card of {picture.width} by {picture.height}"
         )
 
 
 def open_tab(chrome, page, tab):
-    """A page from its beginning. It draws only the cards that are in sight: those of the losses."""
+    """Opens a tab. TensorBoard draws only visible cards, so a filter selects the cards of the losses."""
     chrome.get("about:blank")
     chrome.get(f"http://{page}/?tagFilter=loss%2F#{tab}&tagFilter=loss%2F")
 
@@ -160,21 +163,21 @@ def keep(chrome, name):
 
 
 def check_runs(chrome, tab, runs):
-    """That the page lists the runs to choose from."""
+    """Checks that the page lists these runs."""
     listed = wait_for("the list of runs", lambda: chrome.execute_script(READ_RUNS, RUNS[tab]), 60)
     if sorted(listed) != sorted(runs):
         fail(f"{tab} lists the runs {listed}, not {sorted(runs)}")
 
 
 def check_settings(chrome, page, runs):
-    """That the page shows the runs' settings and results, without a choice of columns."""
+    """Checks that the page shows the runs' settings and results with the default columns."""
     open_tab(chrome, page, "hparams")
     rates = wait_for("the settings", lambda: chrome.execute_script(READ_COLUMN, "learning_rate"), 60)
     if sorted(rates) != sorted(RATES[run] for run in runs):
-        fail(f"hparams shows the learning rates {rates} of {runs}")
+        fail(f"hparams shows the learning rates {rates} for {runs}")
     losses = wait_for("the losses", lambda: chrome.execute_script(READ_COLUMN, TAG), 60)
     if len(losses) != len(runs) or not all(0 < loss < 10 for loss in losses):
-        fail(f"hparams shows the losses {losses} of {runs}")
+        fail(f"hparams shows the losses {losses} for {runs}")
 
 
 def train(name, steps):
@@ -198,13 +201,13 @@ with browser() as chrome:
             wait_for("growth", lambda: curve(page, TAG, "first")[-1][1] > before + 10)
             chrome.find_element("css selector", "button:has(.refresh-icon)").click()
             seen, card = curves_on(chrome, tab, 1, beyond=before + 0.5)
-            ((colour, line),) = seen.items()
-            check_colour(tab, card, colour)
+            ((color, line),) = seen.items()
+            check_color(tab, card, color)
             check_runs(chrome, tab, ["first"])
             keep(chrome, f"live-{tab}")
             run_of(tab, line)
             print(
-                f"live: {tab} drew {TAG} as far as step {before:.0f}, and after a refresh {line[-1][0]:.0f}"
+                f"live: {tab} drew {TAG} up to step {before:.0f}, and after a refresh up to step {line[-1][0]:.0f}"
             )
         check_settings(chrome, page, ["first"])
         keep(chrome, "live-hparams")
@@ -218,12 +221,12 @@ with browser() as chrome:
         for tab in CHARTS:
             open_tab(chrome, page, tab)
             seen, card = curves_on(chrome, tab, len(RATES))
-            for colour in seen:
-                check_colour(tab, card, colour)
+            for color in seen:
+                check_color(tab, card, color)
             check_runs(chrome, tab, RATES)
             keep(chrome, f"both-{tab}")
             if {run_of(tab, line) for line in seen.values()} != set(RATES):
-                fail(f"{tab} draws one run twice")
+                fail(f"{tab} draws the same run twice")
         check_settings(chrome, page, RATES)
         keep(chrome, "both-hparams")
-print(f"over: the page draws {TAG} of both runs")
+print(f"finished: the page draws {TAG} of both runs")

@@ -23,7 +23,7 @@ host, folder = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]).re
 
 
 def blocks():
-    """Yields each block of shell commands that needs one of the programs, with its page."""
+    """Finds the blocks of shell commands that need one of the programs. Yields (page, block)."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", "*.md"]
     pages = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout.split()
     for page in pages:
@@ -33,7 +33,8 @@ def blocks():
 
 
 def install():
-    """Makes a folder with the programs by the names that the pages use. Returns a PATH that starts with it."""
+    """Makes a folder that contains the programs under the names that the pages use. Returns a PATH that starts with
+    this folder."""
     path = folder / "bin"
     path.mkdir(parents=True)
     (path / "host").symlink_to(host)
@@ -65,10 +66,10 @@ def run(page, block, environment):
 
 
 def show_in_tensorboard(page, block, environment):
-    """Runs a block that starts TensorBoard, until its page shows both runs."""
+    """Runs a block that starts TensorBoard, until TensorBoard lists both runs."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    # The port of the page may be in use on this machine.
+    # Replaces the port in the block, because another program on this machine can be using it.
     script = folder / "tensorboard.sh"
     script.write_text(f"trap 'kill $(jobs -p)' TERM\n{block.replace('50051', str(port)).rstrip()} & wait\n")
     log = folder / "tensorboard.log"
@@ -80,7 +81,7 @@ def show_in_tensorboard(page, block, environment):
 
 
 environment = os.environ | {"PATH": install()}
-# The page's protoc reads `proto` in the current folder.
+# The protoc command in a page reads the folder `proto` in the current folder.
 (folder / "proto").symlink_to(root / "proto")
 with contextlib.ExitStack() as stack:
     runs = folder / "runs"

@@ -1,4 +1,4 @@
-"""Programs at work beside a comparison: they are started, waited for and stopped."""
+"""Starts, waits for and stops programs that run during a comparison."""
 
 import contextlib
 import os
@@ -13,19 +13,19 @@ def fail(why):
 
 
 def wait_for(what, find, seconds=240):
-    """What `find` gives, once that is something."""
+    """Waits until `find` returns a truthy value, and returns the value."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = find()
         if found:
             return found
         time.sleep(0.1)
-    fail(f"{what} did not come in {seconds} s")
+    fail(f"{what}: timed out after {seconds} s")
 
 
 @contextlib.contextmanager
 def running(command, log, **variables):
-    """A program that is stopped at the end, with what it prints in a file."""
+    """Runs a program with its output in a file, and stops it at the end."""
     with open(log, "w") as out:
         process = subprocess.Popen(
             [str(word) for word in command],
@@ -41,13 +41,13 @@ def running(command, log, **variables):
 
 
 def live_address(runs, name):
-    """Where a run at work listens."""
+    """Returns the address of a live run."""
     file = runs / name / "grpc.addr"
     return wait_for("the run's address", lambda: file.exists() and file.read_text().strip())
 
 
 @contextlib.contextmanager
 def serving(host, runs, log):
-    """`host serve` over a folder of runs: where it listens."""
+    """Runs `host serve` for a folder of runs. Yields the address of the service."""
     with running([host, "serve", "--runs-dir", runs], log):
         yield wait_for("the service", lambda: re.search(r"127\.0\.0\.1:\d+", log.read_text())).group()

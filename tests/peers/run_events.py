@@ -1,4 +1,4 @@
-"""The events that a run printed, and the points among them that count."""
+"""Parses the events that a run printed, and selects the points that no later `superseded` event revokes."""
 
 import collections
 import json
@@ -6,11 +6,11 @@ import json
 
 def events(said):
     printed = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
-    return [event for event in printed if "seq" in event]  # and not how it ended
+    return [event for event in printed if "seq" in event]  # leaves out the last line, which is the summary
 
 
 def that_count(all_events):
-    """The points, by metric: (step, time in microseconds, value)."""
+    """Returns the points that no later `superseded` event revokes, by metric: (step, time in microseconds, value)."""
     points = collections.defaultdict(list)
     for event in all_events:
         if event.get("kind") == "superseded":

@@ -1,8 +1,10 @@
-"""Stock TensorBoard reads a run of the host's over gRPC, live and afterwards.
+"""Tests that unmodified TensorBoard reads a run over gRPC, live and afterwards.
 
-A run without an end in sight is followed until TensorBoard's own HTTP API has shown it grow, and then
-interrupted. `host serve` takes over, and the points that TensorBoard gives must be those that the run
-printed: all of them, or a thousand with the last. Usage: tensorboard.py HOST FOLDER
+TensorBoard reads a long run until its HTTP API has shown that the run's curves grow. Then the run is
+interrupted, and TensorBoard reads it from `host serve`. TensorBoard must then show the points that the run
+printed. If a curve has up to a thousand points, TensorBoard must show all of them. Otherwise, it must show a
+thousand points, including the last.
+Usage: tensorboard.py HOST FOLDER
 """
 
 import math
@@ -14,7 +16,7 @@ from board import curve, get, printed, tensorboard
 from program import fail, live_address, running, serving, wait_for
 from training import training
 
-INTERRUPTED = 130  # exit code of a run that was asked to end by Ctrl-C
+INTERRUPTED = 130  # exit code of a run that was interrupted by Ctrl-C
 host, folder = sys.argv[1], pathlib.Path(sys.argv[2])
 
 folder.mkdir(parents=True, exist_ok=True)
@@ -29,7 +31,7 @@ with running(training(host, runs, "live", 1_000_000), log) as process:
     process.send_signal(signal.SIGINT)
     if process.wait() != INTERRUPTED:
         fail(f"the run ended with {process.returncode}: {log.read_text()[-2000:]}")
-print(f"live: TensorBoard saw the run at step {first[1]} and then at step {later[1]}")
+print(f"live: TensorBoard showed step {first[1]} and then step {later[1]}")
 
 series = printed(log)
 with serving(host, runs, folder / "serve.log") as grpc, tensorboard(grpc, folder / "tensorboard.log") as page:
@@ -54,4 +56,4 @@ with serving(host, runs, folder / "serve.log") as grpc, tensorboard(grpc, folder
     results = [info["name"]["tag"] for info in experiment["metricInfos"]]
     if results != ["loss/train", "loss/eval", "perplexity"]:
         fail(f"TensorBoard has the results {results}")
-print(f"over: TensorBoard has the run's {points} points in {len(series)} curves, and {len(hparams)} hparams")
+print(f"finished: TensorBoard has all {points} points in {len(series)} curves, and {len(hparams)} hparams")

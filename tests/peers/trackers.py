@@ -1,4 +1,4 @@
-"""What each tracker has of a run, by the tracker's own reader, and whether it is what the run printed."""
+"""Reads a run back from each tracker with the tracker's own reader, and compares it with the run's output."""
 
 import collections
 import contextlib
@@ -17,12 +17,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 
 class Renamed(dict):
-    """Points by names that a tool has its own way of writing: there must be as many, each with its points."""
+    """Points by name, for a tool that changes the names. `same` then pairs the metrics of the tool and the run by their
+    values instead of their names."""
 
 
 def same(tool, theirs, ours, time=lambda us: us, value=lambda value: value):
-    """Whether a tool has the run's points, by its precision of time and its way with values."""
-    if isinstance(ours, Renamed):  # no two have the same values
+    """Fails unless a tool has the run's points. The times and values of the run are first converted to the
+    precision of the tool."""
+    if isinstance(ours, Renamed):  # metrics are matched by their values, which differ between metrics
         theirs, ours = (
             {repr(sorted(value for _, _, value in points)): points for points in of.values()}
             for of in (theirs, ours)
@@ -34,7 +36,7 @@ def same(tool, theirs, ours, time=lambda us: us, value=lambda value: value):
         has = collections.Counter((step, us, repr(number)) for step, us, number in theirs[name])
         if has != wanted:
             fail(
-                f"{tool} has {has.total()} points of {name}, of {wanted.total()}; too many: "
+                f"{tool} has {has.total()} points of {name} instead of {wanted.total()}; unexpected: "
                 f"{list((has - wanted).elements())[:2]}, missing: {list((wanted - has).elements())[:2]}"
             )
     print(f"{tool}: {sum(map(len, ours.values()))} points of {len(ours)} metrics, all equal")
@@ -88,10 +90,10 @@ class MLflow:
         return self.run()[1].info.status
 
     def step(self):
-        """How far it is, while it is being written to."""
+        """Returns the last step written so far."""
         if not self.database.exists():
             return 0
-        with contextlib.suppress(sqlite3.OperationalError):  # its tables are being made
+        with contextlib.suppress(sqlite3.OperationalError):  # the tables do not exist yet
             with contextlib.closing(sqlite3.connect(self.database, timeout=30)) as database:
                 return (
                     database.execute("select max(step) from metrics where key = 'loss/train'").fetchone()[0]
@@ -109,7 +111,8 @@ class Wandb:
         self.settings = {"WANDB_MODE": "offline", "WANDB_DIR": place}
 
     def records(self):
-        """What `wandb sync` would send of the newest take: its files are LevelDB's log format, with W&B's messages."""
+        """Yields the records of the newest run, read as `wandb sync` does: the files have LevelDB's log format and
+        contain W&B's messages."""
         from wandb.proto import wandb_internal_pb2
 
         kept = next(self.place.glob("*.json"))
@@ -122,7 +125,7 @@ class Wandb:
                     continue
                 size, kind = struct.unpack_from("<HB", data, at + 4)
                 parts, at = parts + data[at + 7 : at + 7 + size], at + 7 + size
-                if kind in (1, 4):  # whole, or its last part
+                if kind in (1, 4):  # a full record, or the last part of one
                     yield wandb_internal_pb2.Record.FromString(parts)
                     parts = b""
 
@@ -165,7 +168,7 @@ class Trackio:
         self.settings = {"TRACKIO_DIR": place}
 
     def rows(self):
-        """By a process of its own: trackio takes its folder when it is imported."""
+        """Reads in a separate process, because trackio reads its folder setting when it is imported."""
         code = (
             "import json; from trackio import Api; from trackio.sqlite_storage import SQLiteStorage as s\n"
             "runs = [(run.name, run.id, run.config) for run in Api().runs('peers')]\n"

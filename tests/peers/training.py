@@ -3,7 +3,7 @@
 import pathlib
 
 SOURCES = pathlib.Path(__file__).resolve().parents[2] / "host" / "core" / "src"
-# The learning rate makes the model diverge: its perplexity is infinite, and then all values are NaN.
+# This learning rate makes the model diverge: its perplexity becomes infinite, and later all values are NaN.
 DIVERGING = [
     "--learning-rate",
     1e3,
@@ -17,7 +17,7 @@ DIVERGING = [
 
 
 def training(host, runs, name, steps, *more):
-    """Returns the command of a run that prints its events as JSON. `more` can repeat a flag: the last one counts."""
+    """Returns the command of a run that prints its events as JSON. If `more` repeats a flag, the last value counts."""
     return [
         host,
         "run",

@@ -1,4 +1,4 @@
-"""What a client that prints a run's events has printed, and whether it is every event."""
+"""Checks the output of a client that prints a run's events: it must contain every event."""
 
 import re
 
@@ -6,7 +6,7 @@ from program import fail
 
 
 class Watch:
-    """watch.py and the Rust client print every event: all in order, each once, with the run's values."""
+    """Checks watch.py or the Rust client: it must print each event once, in order, with the run's values."""
 
     settings = {}
 
@@ -16,7 +16,7 @@ class Watch:
     def check(self, all_events):
         lines = [line for line in self.out.read_text().splitlines() if re.match(r" *\d+  step ", line)]
         if len(lines) != len(all_events):
-            fail(f"{self.name} has {len(lines)} events, of {len(all_events)}")
+            fail(f"{self.name} printed {len(lines)} events instead of {len(all_events)}")
         for place, (line, event) in enumerate(zip(lines, all_events), 1):
             seq, _, step, rest = line.split(maxsplit=3)
             words = rest.split()
@@ -27,7 +27,7 @@ class Watch:
                 or values
                 and {name: value.lower() for name, value in zip(words[::2], words[1::2])} != wanted
             ):
-                fail(f"{self.name} has {line!r} for {event}")
+                fail(f"{self.name} printed {line!r} for {event}")
         print(f"{self.name}: {len(lines)} events, all equal")
 
     def step(self):

@@ -1,10 +1,10 @@
-"""Reads a run over gRPC, for the clients beside this file. Copy it together with them.
+"""Reads a run over gRPC, for the other clients in this folder. Copy it together with them.
 
     pip install grpcio grpcio-tools
 
-Run it from the repository, or give PROTO=folder of the .proto files. `Run.watch` gives the events as they are.
-`Run.batches` is for bridges that write them elsewhere: it leaves out what a resume superseded, and it resumes from
-a cursor.
+Run it from the repository, or set PROTO to the folder of the .proto files. `Run.watch` yields all events.
+`Run.batches` is for bridges to other trackers: it omits events that a resume of the run superseded, and it
+can continue from a cursor.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import grpc
 proto = pathlib.Path(__file__).resolve().parents[3] / "proto"
 sys.path.insert(0, os.environ.get("PROTO", str(proto)))
 pb, services = grpc.protos_and_services("tracker/v1/tracker.proto")
-# A server that vanished without a word is noticed in between the events, too.
+# Keepalive pings detect that the server has vanished, even while there are no events.
 ALIVE = [("grpc.keepalive_time_ms", 60_000), ("grpc.http2.max_pings_without_data", 0)]
 AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 GO_ON = (pb.WATCH_END_REASON_UNSPECIFIED, pb.WATCH_END_REASON_SERVER_STOPPING, pb.WATCH_END_REASON_TOO_SLOW)
@@ -35,33 +35,40 @@ def fail(what, hint, kind=SystemExit):
 
 
 class Lost(SystemExit):
-    """The server is gone without a word: its process was killed, or the machine is not reached any more."""
+    """The connection to the server was lost: the server was killed, or its machine cannot be reached."""
 
 
 class Stopped(SystemExit):
-    """This client was asked to end."""
+    """This client received SIGINT or SIGTERM."""
 
 
 def connect(doc, *options):
-    """The run that the command line names, and its other arguments: each option is (flag, default, help)."""
+    """Returns the run from the command line, and all arguments. Each option is (flag, default, help)."""
     usage = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    usage.add_argument("address", help="what `host run` or `host serve` prints; https://… where it has TLS")
-    usage.add_argument("run", nargs="?", default="", help="may be left out where the server has one run only")
-    usage.add_argument("--token-env", metavar="NAME", help="the variable that has the token to read")
+    usage.add_argument(
+        "address", help="the address that `host run` or `host serve` prints; https://… with TLS"
+    )
+    usage.add_argument(
+        "run", nargs="?", default="", help="the run's name; optional if the server has only one run"
+    )
+    usage.add_argument("--token-env", metavar="NAME", help="environment variable with the token")
     usage.add_argument(
         "--tls-ca",
         metavar="FILE",
-        help="who signed the certificate, if not a public authority: "
-        "with --tls self-signed, the run's tls-cert.pem",
+        help="the certificate authority, if it is not a public one; "
+        "if the server uses --tls self-signed, the run's tls-cert.pem",
     )
     for flag, default, about in options:
         usage.add_argument(flag, default=default, type=type(default), help=f"{about} (default: {default})")
     args = usage.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM):  # an orderly end: what is open is closed
+    for number in (signal.SIGINT, signal.SIGTERM):  # raises an exception, so that files and runs are closed
         signal.signal(number, stop)
     token = os.environ.get(args.token_env, "").strip() if args.token_env else ""
     if args.token_env and not token:
-        fail(f"the variable has no token: {args.token_env}", f"export {args.token_env}=TOKEN")
+        fail(
+            f"the environment variable is not set or empty: {args.token_env}",
+            f"export {args.token_env}=TOKEN",
+        )
     return Run(args.address, args.run, token, args.tls_ca), args
 
 
@@ -70,8 +77,9 @@ def stop(number, _):
 
 
 class Names:
-    """A tool's names for the run's metrics. What it does not take is written otherwise, no two names alike, and told
-    once: a character as `:HEX:`, a part of a path that is empty as `::`, what is too long by its hash."""
+    """Converts metric names to names that a tool accepts. An invalid character becomes `:HEX:`, and an empty
+    part of a path becomes `::`. A name that is too long is truncated and ends with its hash. Converted names
+    are unique, and each conversion is reported once."""
 
     def __init__(self, tool, taken=lambda char: True, reserved=lambda name: False, paths=False, most=None):
         self.tool, self.taken, self.reserved, self.paths, self.most = tool, taken, reserved, paths, most
@@ -82,7 +90,7 @@ class Names:
             self.known[name] = self.written(name)
             if self.known[name] != name:
                 print(
-                    f"note: {self.tool} does not take the name {name!r}: there it is {self.known[name]!r}",
+                    f"note: {self.tool} does not accept the name {name!r}, using {self.known[name]!r}",
                     file=sys.stderr,
                 )
         return self.known[name]
@@ -103,17 +111,18 @@ class Names:
 
 
 class Batch:
-    """What came at once."""
+    """The events received since the last batch."""
 
     def __init__(self, cursor=0, start_over=False):
-        self.cursor = cursor  # where to go on after it
-        self.start_over = start_over  # what was given before does not count any more: all that does follows
-        self.metrics = []  # events with metrics: seq, time_us, step, metrics.values
-        self.others = []  # (kind, event) of all other kinds
-        self.end = ""  # why it is the last one: `RUN_FINISHED`, `RUN_CRASHED`
+        self.cursor = cursor  # the cursor after this batch
+        self.start_over = start_over  # if set, discard all earlier batches, because all valid events follow
+        self.metrics = []  # events with metrics; their fields include seq, time_us, step and metrics.values
+        self.others = []  # all other events, as (kind, event)
+        self.end = ""  # set in the last batch: why the run ended, such as `RUN_FINISHED` or `RUN_CRASHED`
 
     def facts(self):
-        """The last that it says of checkpoints, deliveries and troubles, for tools that keep words beside a run."""
+        """Returns the latest checkpoint, the latest problem and each sink's latest delivery in this batch. Used by
+        tools that store text with a run."""
         facts = {}
         for kind, event in self.others:
             if kind == "checkpoint_written":
@@ -135,13 +144,13 @@ class Run:
             try:
                 roots = pathlib.Path(tls_ca).read_bytes() if tls_ca else None
             except OSError as error:
-                fail(f"cannot read the certificate: {error}", "--tls-ca takes a PEM file")
+                fail(f"cannot read the certificate: {error}", "use a PEM file for --tls-ca")
             channel = grpc.secure_channel(self.address, grpc.ssl_channel_credentials(roots), ALIVE)
         else:
             if token and not is_this_machine(self.address):
                 fail(
-                    f"a token does not go in the clear beyond this machine: {address}",
-                    "give the address as https://…",
+                    f"refusing to send a token unencrypted to another machine: {address}",
+                    "write the address as https://…",
                 )
             channel = grpc.insecure_channel(self.address, ALIVE)
         self.metadata = [("authorization", f"Bearer {token}")] if token else []
@@ -151,28 +160,28 @@ class Run:
         except grpc.RpcError as error:
             self.refused(error)
         self.name, self.created_us = answer.run.name, answer.run.created_time_us
-        self.id = f"{self.created_us:x}"  # a run that is made anew under an old name is another
+        self.id = f"{self.created_us:x}"  # tells runs with the same name apart
         self.config = effective(json.loads(answer.config_json or "{}"))
-        self.connected = True  # whether the server is there; a stream that breaks is begun again for a while
+        self.connected = True  # whether the stream is connected
 
     def refused(self, error, kind=SystemExit):
         hints = {
-            grpc.StatusCode.UNAUTHENTICATED: "give --token-env NAME, where that variable has the server's token to read",
-            grpc.StatusCode.NOT_FOUND: "`host runs list` has the names",
-            grpc.StatusCode.INVALID_ARGUMENT: "name the run after the address",
+            grpc.StatusCode.UNAUTHENTICATED: "use --token-env NAME with the server's token in that variable",
+            grpc.StatusCode.NOT_FOUND: "run `host runs list` for the names",
+            grpc.StatusCode.INVALID_ARGUMENT: "add the run's name after the address",
         }
         hint = hints.get(
             error.code(),
-            "grpc.addr in a live run's folder has its address; `host serve` shows finished runs, "
-            "and this resumes there from its cursor",
+            "the address is in grpc.addr in a live run's folder; for a finished run, start `host serve` "
+            "and run this again with its address",
         )
         if "CERTIFICATE" in error.details():
-            hint = "--tls-ca FILE says who signed it: with --tls self-signed, the run's tls-cert.pem"
+            hint = "use --tls-ca FILE with the certificate authority; if the server uses --tls self-signed, FILE is the run's tls-cert.pem"
         fail(f"{error.details()}: {self.address}", hint, kind)
 
     def watch(self, after=0, follow=True):
-        """The pieces of the stream of events behind the cursor. A connection that breaks is made again; `Lost` is
-        raised when that fails for ten seconds."""
+        """Yields the responses with the events after the cursor. Reopens a broken connection, and raises
+        `Lost` if that fails for ten seconds."""
         failures = 0
         while True:
             try:
@@ -193,14 +202,15 @@ class Run:
                 time.sleep(1)
 
     def batches(self, after=0):
-        """What counts of the run behind the cursor, in batches, until the run ends: what came while the caller was
-        busy is one.
+        """Yields batches of the valid events after the cursor, until the run ends. A batch contains all
+        events that arrived while the caller was busy.
 
-        A resume may go back to a checkpoint. What it superseded is left out. If some of it was given already, by this
-        call or before the cursor, a batch with `start_over` comes, and then everything that counts from the beginning.
-        """
-        back = []  # (seq, step) of each resume that went back: events before seq above step do not count
-        seen, top = 0, 0  # the last event looked at, and the highest step that counts so far
+        A resume can go back to a checkpoint and supersede later events. Events that are not superseded are
+        valid. If an event is superseded after it was yielded, by this call or before the cursor, a batch with
+        `start_over` follows, and then all valid events from the beginning of the run."""
+        # (seq, step) of each resume that went back. Events with a lower seq and a higher step are superseded.
+        back = []
+        seen, top = 0, 0  # the seq of the last event processed, and the highest valid step so far
 
         def look(event):
             nonlocal seen, top
@@ -237,7 +247,7 @@ class Run:
                 if piece.cursor >= upto:
                     return
 
-        for piece in self.watch(0, follow=False):  # how often it went back until now
+        for piece in self.watch(0, follow=False):  # find all earlier resumes that went back to a checkpoint
             for event in piece.events:
                 look(event)
         if after and any(seq > after for seq, _ in back):
@@ -258,27 +268,28 @@ def delivery_state(event):
 
 
 def trouble(kind, event):
-    """What went wrong by an event, in a line; nothing if it tells of none."""
+    """Returns a line of text about the problem that an event reports, or None if it reports no problem."""
     body = getattr(event, kind) if kind else None
     if kind == "warning":
         return body.message
     if kind == "plugin_fault":
         return f"{body.plugin} failed in {body.call}: {body.message}"
     if kind == "checkpoint_failed":
-        return f"no checkpoint: {body.reason}"
+        return f"writing a checkpoint failed: {body.reason}"
     if kind == "delivery" and body.state == pb.DELIVERY_STATE_FAILED:
-        return f"{body.sink} failed with step {body.checkpoint_step}: {body.detail}"
+        return f"{body.sink} failed to deliver the checkpoint of step {body.checkpoint_step}: {body.detail}"
     return None
 
 
 def effective(config):
-    """A configuration with its lists of plugins as tables, by their ids, and the values that take effect. Of several
-    with one id the second is `ID-2`, as in the names of its metrics."""
+    """Returns a copy of a configuration with the effective values. Its plugins are in a table whose keys are
+    their ids. If several plugins have the same id, the key of the second is `ID-2`, as in the names of its
+    metrics."""
     found = config.get("record", {}).get("plugin", [])
 
     def named(tables):
         made, ids = {}, []
-        for place, table in enumerate(tables):  # one that was asked for by its path has its id in the record
+        for place, table in enumerate(tables):  # for a plugin loaded by path, only table `record` has the id
             ids.append(
                 table.get("id") or (found[place].get("id") if place < len(found) else None) or "unknown"
             )
@@ -291,14 +302,15 @@ def effective(config):
         config["record"] = config["record"] | {"plugin": named(found)}
     if isinstance(config.get("plugin"), list):
         config["plugin"] = named(config["plugin"])
-        for table in config["plugin"].values():  # it groups the parameters, and what it gives them counts
+        for table in config["plugin"].values():  # a plugin's weight decay overrides the run's
             if "weight_decay" in table:
                 config["weight_decay"] = table["weight_decay"]
     return config
 
 
 def flat(config):
-    """A configuration as one table: what is inside of a table is behind a dot, and of a plugin as `plugin/hub-git/repo`."""
+    """Flattens a configuration into one table with keys such as `table.key`, or `plugin/hub-git/repo` for
+    plugins."""
 
     def leaves(value, key):
         if not isinstance(value, dict):
@@ -329,7 +341,7 @@ def is_this_machine(address):
 
 
 def at_once(pieces, most=64):
-    """Lists of those pieces that came while the caller was busy. A thread reads; the caller's exit ends it."""
+    """Yields lists of the responses that arrived while the caller was busy. A daemon thread reads them."""
     waiting = queue.Queue(most)
 
     def read():
@@ -337,7 +349,7 @@ def at_once(pieces, most=64):
             for piece in pieces:
                 waiting.put(piece)
             waiting.put(EOFError())
-        except BaseException as error:  # the caller's to raise
+        except BaseException as error:  # raised again in the caller's thread
             waiting.put(error)
 
     threading.Thread(target=read, name="watch", daemon=True).start()

@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
-"""Writes a run to MLflow, while it happens or afterwards:  to_mlflow.py ADDRESS [RUN]
+"""Writes a run to MLflow, live or finished:  to_mlflow.py ADDRESS [RUN]
 
     pip install grpcio grpcio-tools mlflow
 
-MLFLOW_TRACKING_URI is the server. The configuration becomes the parameters; checkpoints, deliveries and troubles are
-tags, each with the last of its kind. Every point has its step and its time.
+The environment variable MLFLOW_TRACKING_URI selects MLflow's server. The configuration is stored as
+parameters. The latest checkpoint, deliveries and problem are stored as tags. Every point keeps its step and
+its time.
 
-Started again it resumes from the cursor, which is a tag of MLflow's run: no point comes twice. MLflow cannot take a
-point back. So when a resume supersedes points that it has, its run is deleted (until `mlflow gc` it can be restored)
-and a new one of the same name has all that counts. MLflow's databases keep an infinite value as the
-largest number there is, NaN as NaN. A metric's name that MLflow does not take is renamed and reported.
+The cursor is a tag of MLflow's run. A restarted bridge resumes from it, without duplicate points. MLflow
+cannot delete a point. If a resume supersedes written points, the bridge deletes MLflow's run (it can be
+restored until `mlflow gc`) and creates a new run of the same name with all valid points. MLflow's databases
+store infinity as the largest finite number, and NaN as NaN. A metric name that MLflow does not accept is
+replaced, and the replacement is reported.
 
-MLflow's run is always closed: as FAILED when the run's process is gone or something fails here, as KILLED
-when this is stopped. Started again, it is RUNNING as soon as there is something new.
-"""
+MLflow's run is closed even if this bridge receives no event about the run's end. Its status is then FAILED if
+the run's process was killed or this bridge failed, and KILLED if this bridge was stopped. If the bridge is
+restarted, MLflow's run is RUNNING again as soon as there are new events."""
 
 import contextlib
 import re
@@ -22,8 +24,8 @@ import host_run
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-MOST = 1000, 100  # metrics and parameters that MLflow takes at once
-TAKEN = re.compile(r"[\w./ -]")  # in the name of a metric or a parameter
+MOST = 1000, 100  # maximum numbers of metrics and of parameters in one request
+TAKEN = re.compile(r"[\w./ -]")  # characters that MLflow accepts in names of metrics and parameters
 STATUS = {"COMPLETED": "FINISHED", "REQUESTED": "FINISHED", "INTERRUPTED": "KILLED", "TERMINATED": "KILLED"}
 
 
@@ -44,7 +46,7 @@ def create(client, experiment, run):
 
 
 def follow(run, start):
-    """Writes what comes, and how the run ended, if it did."""
+    """Writes all batches of events, and the final status when the run ends. Returns the last cursor."""
     global mirror
     at_work = False
     for batch in run.batches(start):
@@ -87,7 +89,7 @@ mirror = mirrors[0].info.run_id if mirrors else create(client, experiment, run)
 try:
     cursor = follow(run, int(mirrors[0].data.tags["host.cursor"]) if mirrors else 0)
 except BaseException as error:
-    with contextlib.suppress(Exception):  # it may be MLflow that failed
+    with contextlib.suppress(Exception):  # this call fails too if MLflow caused the error
         client.set_terminated(mirror, "KILLED" if isinstance(error, host_run.Stopped) else "FAILED")
     raise
-print(f"{run.name}: MLflow's run {mirror} has it up to event {cursor}")
+print(f"{run.name}: written to MLflow's run {mirror} up to event {cursor}")

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Shows a run's last values to Prometheus while it happens:  to_prometheus.py ADDRESS [RUN] --port 9464
+"""Exports a live run's last values to Prometheus:  to_prometheus.py ADDRESS [RUN] --port 9464
 
     pip install grpcio grpcio-tools prometheus-client
 
-`loss/train` is `host_loss_train{run="NAME",metric="loss/train"}`. Beside the metrics: `host_step`, `host_up` (1 while
-the run is live), `host_last_event_timestamp_seconds` (an alert on a run that hangs), `host_events_total{kind=…}`
-(checkpoint_written, plugin_fault, warning, …) and `host_deliveries_total{sink=…,state=…}`. A metric whose name clashes
-with one of these is renamed and reported: `step` is `host_step_metric{metric="step"}`. Infinity and NaN are values to Prometheus, too.
+`loss/train` is `host_loss_train{run="NAME",metric="loss/train"}`. Other series: `host_step`, `host_up` (1
+while the run is live), `host_last_event_timestamp_seconds` (to alert on a run that hangs),
+`host_events_total{kind=…}` (checkpoint_written, plugin_fault, warning, …) and
+`host_deliveries_total{sink=…,state=…}`. A metric whose name conflicts with one of these is renamed, and the
+new name is reported: `step` is `host_step_metric{metric="step"}`. Prometheus accepts infinity and NaN.
 
-Prometheus gives a point the time at which it asks, and keeps no steps: this shows how a run does, and the bridges
-beside it keep its history. Started again it shows the same, the counters included; points that a resume superseded
-are not in them. After the run's end, or when its process is gone without a word, `host_up` is 0, and the last values
-are there for --linger seconds.
-"""
+Prometheus stores the time of the scrape instead of the event's time, and it stores no steps. Use it for
+monitoring; the other bridges keep the full history. A restarted bridge exports the same values and counters
+as before. Events that a resume superseded are not counted. After the run has ended or its process was killed,
+`host_up` is 0, and the last values are exported for another --linger seconds."""
 
 import collections
 import re
@@ -24,13 +24,13 @@ import host_run
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-# What is beside the metrics, and the names that its samples have.
+# Names of the series that are not metrics of the run. For counters, also the names of their samples.
 OWN = {"step", "up", "last_event_timestamp_seconds"}
 OWN |= {counter + end for counter in ("events", "deliveries") for end in ("", "_total", "_created")}
 
 
 class Exporter:
-    """What the run said last. Prometheus asks on other threads, so both sides take the lock."""
+    """The run's last values. Scrapes are served on other threads, so readers and writers hold the lock."""
 
     def __init__(self, run):
         self.run, self.ended, self.lock, self.told = run.name, False, threading.Lock(), set()
@@ -73,7 +73,7 @@ class Exporter:
         yield family(
             CounterMetricFamily,
             "events",
-            "Events that count, by kind",
+            "Events by kind, without superseded events",
             ["run", "kind"],
             {(kind,): count for kind, count in self.events.items()},
             self.run,
@@ -81,12 +81,12 @@ class Exporter:
         yield family(
             CounterMetricFamily,
             "deliveries",
-            "What became of deliveries",
+            "Deliveries by sink and state",
             ["run", "sink", "state"],
             self.deliveries,
             self.run,
         )
-        same = collections.defaultdict(dict)  # `a/b` and `a_b` are one name to Prometheus
+        same = collections.defaultdict(dict)  # `a/b` and `a_b` have the same name in Prometheus
         for name, value in self.values.items():
             same[self.family_name(name)][name,] = value
         for name, values in same.items():
@@ -99,7 +99,7 @@ class Exporter:
         if metric not in self.told:
             self.told.add(metric)
             print(
-                f"note: the metric {metric!r} is host_{name}_metric: host_{name} is something else",
+                f"note: the metric {metric!r} is exported as host_{name}_metric, because host_{name} is reserved",
                 file=sys.stderr,
             )
         return f"{name}_metric"
@@ -114,16 +114,18 @@ def family(kind, name, about, labels, values, run):
 
 run, args = host_run.connect(
     __doc__,
-    ("--port", 9464, "where Prometheus asks; 0 takes a free one"),
-    ("--host", "127.0.0.1", "0.0.0.0 lets others ask"),
-    ("--linger", 60, "seconds after the end"),
+    ("--port", 9464, "the port for Prometheus; 0 selects a free one"),
+    ("--host", "127.0.0.1", "the address to listen on; 0.0.0.0 for all"),
+    ("--linger", 60, "seconds to keep serving after the run's end"),
 )
 exporter, registry = Exporter(run), CollectorRegistry()
 registry.register(exporter)
 try:
     server, _ = start_http_server(args.port, args.host, registry)
 except OSError as error:
-    host_run.fail(f"cannot listen on port {args.port}: {error}", "--port takes another; 0 takes a free one")
+    host_run.fail(
+        f"cannot listen on port {args.port}: {error}", "choose another --port; 0 selects a free one"
+    )
 print(f"http://{args.host}:{server.server_port}/metrics", flush=True)
 lost = None
 try:
@@ -132,7 +134,7 @@ try:
     print(f"{run.name}: {batch.end} at step {exporter.step}", flush=True)
 except host_run.Lost as error:
     lost = error
-    print(f"{run.name}: its process is gone, at step {exporter.step}", flush=True)
+    print(f"{run.name}: lost the connection at step {exporter.step}", flush=True)
 exporter.end()
 time.sleep(args.linger)
 if lost:

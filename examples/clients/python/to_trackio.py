@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Writes a run to trackio, while it happens or afterwards:  to_trackio.py ADDRESS [RUN]
+"""Writes a run to trackio, live or finished:  to_trackio.py ADDRESS [RUN]
 
     pip install grpcio grpcio-tools trackio
     trackio show --project host
 
-TRACKIO_DIR is the folder; `trackio sync` sends it to a Space. The configuration is the config, and what goes wrong is
-an alert. Every point has its step and its time; infinity and NaN are kept.
+The environment variable TRACKIO_DIR selects trackio's folder; `trackio sync` sends it to a Hugging Face
+Space. The run's configuration is stored as trackio's config, and problems as alerts. Every point keeps its
+step and its time; infinity and NaN are kept.
 
-It writes where trackio's importers write, since `trackio.log` takes no time. Each row has an id, which trackio takes
-once: started again, it resumes from the cursor in the config, and no point comes twice. When a resume supersedes
-points that trackio has, they are removed: the run is deleted there and written again. A metric's name that
-trackio needs for itself is renamed and reported. When the run's process is gone or something fails here, that is an
-alert, too.
-"""
+This bridge uses the storage functions of trackio's importers, because `trackio.log` accepts no time. Each row
+has an id, and trackio ignores rows whose id it already has. A restarted bridge resumes from the cursor in
+trackio's config, without duplicate points. If a resume supersedes points that are already in trackio, the
+run is deleted there and written again. A metric name that trackio reserves is replaced, and the
+replacement is reported. An alert is also written if the run's process was killed or this bridge failed."""
 
 import contextlib
 from datetime import datetime, timezone
@@ -27,7 +27,7 @@ def iso(time_us):
 
 
 def alert(events):
-    """Each is (title, text, step, time, id)."""
+    """Writes alerts. Each event is (title, text, step, time, id)."""
     titles, texts, steps, times, ids = map(list, zip(*events))
     SQLiteStorage.bulk_alert(
         args.project,
@@ -79,10 +79,10 @@ try:
         for event in [event for _, event in batch.others] + batch.metrics:
             last = max(last, (event.step, event.time_us))
     if batch.end == "RUN_CRASHED":
-        alert([("run_crashed", "the run's process is gone", *last, f"{run.id}-crashed-{batch.cursor}")])
+        alert([("run_crashed", "the run's process was killed", *last, f"{run.id}-crashed-{batch.cursor}")])
 except BaseException as error:
     if not isinstance(error, host_run.Stopped):
-        with contextlib.suppress(Exception):  # it may be trackio that failed
+        with contextlib.suppress(Exception):  # this call fails too if trackio caused the error
             alert([("bridge_failed", str(error), *last, f"{run.id}-failed-{last[1]}")])
     raise
-print(f"{run.name}: trackio's project {args.project} has it up to event {batch.cursor}")
+print(f"{run.name}: written to trackio's project {args.project} up to event {batch.cursor}")

@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
-"""Writes a run to Weights & Biases, while it happens or afterwards:  to_wandb.py ADDRESS [RUN]
+"""Writes a run to Weights & Biases, live or finished:  to_wandb.py ADDRESS [RUN]
 
     pip install grpcio grpcio-tools wandb
 
-W&B's own variables count: WANDB_MODE=offline writes files that `wandb sync` sends later, WANDB_DIR is their
-folder. The configuration is the config; checkpoints, deliveries and troubles are in the summary, each with the last of
-its kind.
+W&B's own environment variables apply: WANDB_MODE=offline writes files that `wandb sync` uploads later, and
+WANDB_DIR is their folder. The configuration is stored as W&B's config. The latest checkpoint, the latest
+delivery of each sink and the latest problem are stored in W&B's summary.
 
-W&B's internal step only grows, and has one row each. That is the event's place in the run here, and the optimizer's
-step is the metric `step`, which the charts have as their axis: so no point of a step is lost or merged with another.
-Infinity and NaN are kept. A metric's name that W&B or this file needs for itself is renamed and reported.
+W&B's internal step must increase, and W&B merges all points with the same internal step into one row. This
+bridge therefore uses the event's sequence number as the internal step, so that no points are lost or merged.
+The optimizer step is the metric `step`, which is the axis of the charts. Infinity and NaN are kept. A metric
+name that W&B or this file reserves is replaced, and the replacement is reported.
 
-W&B's run is always finished: as failed when the run's process is gone or something fails here. Started
-again from the same folder it resumes from the cursor, which it keeps there in wandb/ID.json. W&B cannot take
-a point back: when a resume supersedes points that it has, a new run of the same name in the same group has all that
-counts; the older one is the one whose id ends in the lower number.
-"""
+W&B's run is always closed. It is closed as failed if the run's process was killed or this bridge failed. A
+bridge that is restarted in the same folder resumes from the cursor in wandb/ID.json. W&B cannot delete a
+point. If a resume supersedes written points, the bridge creates a new run of the same name in the same group,
+with all valid points. The id of the newer run ends with a higher number."""
 
 import json
 import os
@@ -24,7 +24,7 @@ import pathlib
 import host_run
 import wandb
 
-OWN = ("step", "checkpoint", "trouble")  # what this file puts beside the metrics
+OWN = ("step", "checkpoint", "trouble")  # names that this file uses in addition to the metrics
 
 run, args = host_run.connect(__doc__, ("--project", os.environ.get("WANDB_PROJECT", "host"), "W&B's project"))
 kept = pathlib.Path(os.environ.get("WANDB_DIR", ".")) / "wandb" / f"{run.id}.json"
@@ -39,7 +39,7 @@ try:
             if mirror:
                 mirror.finish()
             mirror, place["take"] = None, place["take"] + 1
-        if not mirror and batch.metrics:  # nothing new, nothing written
+        if not mirror and batch.metrics:  # W&B's run is created only when there are new points
             mirror = wandb.init(
                 project=args.project,
                 id=f"{run.id}-{place['take']}",
@@ -65,4 +65,4 @@ except BaseException as error:
     raise
 if mirror:
     mirror.finish(exit_code=0 if batch.end == "RUN_FINISHED" else 1)
-print(f"{run.name}: W&B's run {run.id}-{place['take']} has it up to event {batch.cursor}")
+print(f"{run.name}: written to W&B's run {run.id}-{place['take']} up to event {batch.cursor}")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints a run while it happens, or one that is over:  watch.py ADDRESS [RUN]
+"""Prints the events of a run, live or finished:  watch.py ADDRESS [RUN]
 
 pip install grpcio grpcio-tools
 """

@@ -1,7 +1,7 @@
-//! Prints a run while it happens: `cargo run -p host-proto --example watch -- ADDRESS [RUN]`.
+//! Prints the events of a run, live or finished: `cargo run -p host-proto --example watch -- ADDRESS [RUN]`.
 //!
-//! A client of your own needs the crates tonic, prost and tokio, and the `.proto` files or `host-proto`.
-//! A stream that breaks is opened again with the last cursor; this one stops there, and says it.
+//! Your own client needs the crates tonic, prost and tokio, and the `.proto` files or `host-proto`.
+//! It should reopen a broken stream with the last cursor; this example ends with an error instead.
 
 use host_proto::tracker::v1::event::Body;
 use host_proto::tracker::v1::tracker_service_client::TrackerServiceClient;
@@ -41,7 +41,7 @@ fn print(piece: &WatchEventsResponse) {
                 println!();
             }
             Some(other) => println!("  {other:?}"),
-            None => println!("  of a newer kind"),
+            None => println!("  an event of a newer kind"),
         }
     }
     if let Some(end) = &piece.end {

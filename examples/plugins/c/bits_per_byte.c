@@ -1,7 +1,7 @@
-// bits-per-byte: a metric in C. How many bits the model needs for a byte of the evaluation text,
-// which, unlike the perplexity, can be compared between models with different tokenizers.
+// bits-per-byte: a metric in C. It measures how many bits the model needs per byte of the evaluation text.
+// Unlike perplexity, it is comparable between models with different tokenizers.
 //
-// Build it here and load it by its path:
+// Build it in this folder and load it by its path:
 //
 //   cc -std=c11 -O2 -Wall -Wextra -fPIC -shared -fvisibility=hidden -I ../../../plugins/abi bits_per_byte.c -o libbits_per_byte.so
 //   host plugin info ./libbits_per_byte.so
@@ -15,7 +15,7 @@
 #define VERSION "0.1.0"
 #define STR(literal) {(const uint8_t *)(literal), sizeof(literal) - 1}
 
-// What the host reads from the file before it runs any of the code below.
+// The manifest. The host reads it from the library file before it runs any of the plugin's code.
 __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char manifest[] =
     "{\"abi\": [1, 0], \"id\": \"" ID "\", \"version\": \"" VERSION "\","
     " \"description\": \"Bits per byte of the evaluation text\", \"kinds\": [\"metric\"],"
@@ -23,11 +23,11 @@ __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char m
 
 typedef struct {
     const HostApi *api;
-    long double nats; // Wider than the inputs, so that many batches lose no digits.
+    long double nats; // Wider than the inputs, so that a sum over many batches loses no precision.
     int64_t bytes;
 } BitsPerByte;
 
-// What `export_state` gives and `merge_state` takes. x86-64 is little-endian.
+// The format of the state, for `export_state` and `merge_state`. x86-64 is little-endian.
 typedef struct {
     uint64_t version;
     double nats;
@@ -40,7 +40,7 @@ static HostStatus fail(const BitsPerByte *self, HostStatus status, const char *w
     return status;
 }
 
-// The bytes of a scalar in main memory, or null if the batch has none of this name and type.
+// Returns the address of a scalar in main memory, or null if the batch has no scalar of this name and type.
 static const void *scalar(const HostBatch *batch, const char *name, uint8_t code) {
     const HostTensor *tensor = batch->tensors;
     for (size_t i = 0; i < batch->n_tensors; i++) {
@@ -50,14 +50,14 @@ static const void *scalar(const HostBatch *batch, const char *name, uint8_t code
                            dl->dtype.bits == 64 && dl->dtype.lanes == 1
                        ? (const char *)dl->data + dl->byte_offset
                        : NULL;
-        // The host's build may know a longer struct than this one.
+        // A newer host's struct can be longer than the struct in this header.
         tensor = (const HostTensor *)((const char *)tensor + tensor->struct_size);
     }
     return NULL;
 }
 
 static HostStatus create(const HostApi *api, HostStr config, void **instance) {
-    (void)config; // The manifest has no schema, so the host lets no settings through.
+    (void)config; // The manifest has no schema, so the host accepts no settings.
     BitsPerByte *self = calloc(1, sizeof *self);
     if (!self)
         return HOST_ERROR;
@@ -95,10 +95,10 @@ static HostStatus merge_state(void *instance, HostStr bytes) {
     BitsPerByte *self = instance;
     State state;
     if (bytes.len != sizeof state)
-        return fail(self, HOST_ERROR, "a state of bits-per-byte has 24 bytes");
+        return fail(self, HOST_ERROR, "the state does not have the 24 bytes of a bits-per-byte state");
     memcpy(&state, bytes.ptr, sizeof state);
     if (state.version != 1)
-        return fail(self, HOST_UNSUPPORTED, "a state of another version of bits-per-byte");
+        return fail(self, HOST_UNSUPPORTED, "the state is from another version of bits-per-byte");
     self->nats += state.nats;
     self->bytes += state.bytes;
     return HOST_OK;
@@ -114,7 +114,7 @@ static HostStatus compute(void *instance, const HostOut *out) {
 }
 
 const HostPlugin *host_plugin_entry_v1(const HostApi *api) {
-    (void)api; // The symbol's name is the major version, and 1.0 is all that is used here.
+    (void)api; // Needs no version check: the symbol's name fixes ABI 1, and any minor version suffices.
     static const HostMetric metric = {sizeof metric, 0,      create,       destroy,     reset,
                                       update,        export_state, merge_state, compute};
     static const HostPluginItem item = {sizeof item, HOST_KIND_METRIC, &metric};

@@ -1,4 +1,4 @@
-//! Evaluation batches as the ABI shows them, in every layout that it allows.
+//! Evaluation batches as structs of the ABI, in every layout that the ABI allows.
 
 use std::ptr;
 
@@ -15,9 +15,9 @@ use crate::test::Stop;
 const I64: DLDataType = dtype(0, 64);
 const F32: DLDataType = dtype(2, 32);
 const F64: DLDataType = dtype(2, 64);
-/// How many tokens there are to choose from.
+/// Number of different tokens.
 const VOCABULARY: i64 = 11;
-/// What lies in front of the data where `byte_offset` is not 0.
+/// Number of bytes before the data if `byte_offset` is not 0.
 const OFFSET: usize = 64;
 
 const fn dtype(code: u8, bits: u8) -> DLDataType {
@@ -28,7 +28,7 @@ const fn dtype(code: u8, bits: u8) -> DLDataType {
     }
 }
 
-/// What an evaluation measured of some sequences, row by row.
+/// The measurements of an evaluation for some sequences, row by row.
 #[derive(Clone, Debug)]
 pub(super) struct Tokens {
     batch: usize,
@@ -40,24 +40,25 @@ pub(super) struct Tokens {
     logits: Vec<f32>,
 }
 
-/// How a batch is laid out.
+/// The layout of a batch.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Form {
-    /// With gaps between the elements.
+    /// Whether there are gaps between the elements.
     pub(super) is_strided: bool,
-    /// Behind a `byte_offset`.
+    /// Whether the data begins at a `byte_offset` above 0.
     pub(super) is_offset: bool,
-    /// Every input a scalar, whatever it should be.
+    /// Whether every input is a scalar, regardless of its normal shape.
     pub(super) is_zero_dim: bool,
-    /// As a newer host would: with more behind each struct, and an input that nobody knows.
+    /// Whether the batch imitates a newer host. Each `HostTensor` then ends with unknown fields, and the
+    /// batch has an unknown input.
     pub(super) is_newer: bool,
-    /// Without this one.
+    /// An input to omit.
     pub(super) missing: Option<Need>,
-    /// This one of another type.
+    /// An input to convert, and its new element type.
     pub(super) dtype: Option<(Need, DLDataType)>,
 }
 
-/// A batch and all that it points to.
+/// A batch and all data that it points to.
 pub(super) struct Batch {
     raw: HostBatch,
     pub(super) memories: Vec<Memory>,
@@ -65,14 +66,14 @@ pub(super) struct Batch {
     _tensors: Vec<u64>,
 }
 
-/// A tensor's view; the boxes stay where they are when it moves.
+/// A view of a tensor. Moving the view does not move the contents of the boxes.
 struct View {
     dl: Box<DLTensor>,
     _shape: Box<[i64]>,
     _strides: Box<[i64]>,
 }
 
-/// An input without gaps.
+/// A contiguous input.
 struct Array {
     dtype: DLDataType,
     shape: Vec<i64>,
@@ -107,18 +108,18 @@ impl Tokens {
         tokens
     }
 
-    /// Sequences of different numbers and lengths.
+    /// Returns `count` random batches of various shapes.
     pub(super) fn several(random: &mut Rng, count: usize) -> Vec<Self> {
         (0..count)
             .map(|_| {
-                // A metric that compares neighbours finds some.
+                // At least two tokens, for metrics that compare neighbors.
                 let (batch, time) = (random.usize(1..5), random.usize(2..17));
                 Self::random(random, batch, time)
             })
             .collect()
     }
 
-    /// Puts a number in the place of the first likelihood and logit.
+    /// Replaces the first negative log likelihood and the first logit with this value.
     pub(super) fn with_first(mut self, nll: f32) -> Self {
         self.nll[0] = nll;
         self.logits[0] = nll;
@@ -137,7 +138,7 @@ impl Tokens {
                 (F64, Vec::new(), sum.to_ne_bytes().to_vec())
             }
             Need::TokenCount => scalar(batch * time),
-            // Three bytes a token, and one for each sequence.
+            // Three bytes per token, and one more byte per sequence.
             Need::ByteCount => scalar(batch * time * 3 + batch),
             Need::Nll => (F32, table, reals(&self.nll)),
             Need::Labels => (I64, table, numbers(&self.labels)),
@@ -152,7 +153,7 @@ impl Tokens {
         }
     }
 
-    /// These as the plugin's inputs.
+    /// Returns these measurements as a batch with the given inputs.
     pub(super) fn batch(&self, needs: &[Need], form: &Form) -> Result<Batch, Stop> {
         let mut views = Vec::new();
         let mut memories = Vec::new();
@@ -175,7 +176,7 @@ impl Tokens {
             memories.push(memory);
         }
         let words = size_of::<HostTensor>() / 8 + if form.is_newer { 3 } else { 0 };
-        // What a newer host has behind the known fields.
+        // With `is_newer`, each tensor ends with fields unknown to the plugin. They keep this fill value.
         let mut tensors = vec![u64::MAX; words * views.len()];
         for (n, (name, view)) in names.iter().zip(&views).enumerate() {
             let tensor = HostTensor {
@@ -185,7 +186,7 @@ impl Tokens {
                 dl: &raw const *view.dl,
                 stream: ptr::null_mut(),
             };
-            // SAFETY: the place lies within the vector and is aligned to 8.
+            // SAFETY: the pointer is within the vector and aligned to 8.
             unsafe {
                 tensors
                     .as_mut_ptr()
@@ -218,14 +219,15 @@ impl Batch {
 impl Array {
     fn lay_out(mut self, form: &Form) -> Result<(View, Memory), Stop> {
         let item = usize::from(self.dtype.bits) / 8;
-        let unit = self.bytes.len() / self.shape.iter().product::<i64>().max(1) as usize;
+        let count = self.shape.iter().product::<i64>() as usize;
+        let unit = self.bytes.len().checked_div(count).unwrap_or(item);
         if form.is_zero_dim {
             self.shape.clear();
             self.bytes.truncate(unit);
-            // An empty one has no element to keep.
+            // If the array is empty, `truncate` leaves no element, so a zero is added.
             self.bytes.resize(unit, 0);
         }
-        // In row-major order, with gaps if it is to be so.
+        // Row-major order, with gaps if requested.
         let gap = i64::from(form.is_strided);
         let mut strides = vec![0; self.shape.len()];
         let mut stride = 1 + gap;
@@ -240,7 +242,7 @@ impl Array {
         if form.is_offset {
             bytes.splice(0..0, std::iter::repeat_n(0x55, OFFSET));
         }
-        // Another type's elements may be larger than those that were laid out.
+        // Elements of the type in `form.dtype` may be larger than the original elements.
         let larger = item.saturating_sub(unit) * (bytes.len() / unit.max(1));
         bytes.resize(bytes.len() + larger, 0);
         let is_empty = self.shape.contains(&0);
@@ -277,7 +279,7 @@ impl Array {
     }
 }
 
-/// Puts elements apart; between them lies what is no sensible number.
+/// Inserts gaps between elements, filled with implausible values.
 fn spread(bytes: &[u8], shape: &[i64], strides: &[i64], unit: usize) -> Vec<u8> {
     let place = |index: &[i64]| -> usize {
         let at: i64 = index.iter().zip(strides).map(|(i, s)| i * s).sum();
@@ -308,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn elements_lie_where_the_strides_say() {
+    fn elements_are_at_the_positions_of_their_strides() {
         let bytes: Vec<u8> = (1..=6).collect();
         assert_eq!(
             spread(&bytes, &[2, 3], &[7, 2], 1),

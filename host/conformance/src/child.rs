@@ -1,4 +1,4 @@
-//! A part of a test in a process of its own.
+//! Runs a part of a test in a child process.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -13,20 +13,21 @@ use serde_json::{Value, json};
 use crate::test::{Finding, Outcome, Stop, Verdict, fault, skip};
 use host_plugin::raw::signal_name;
 
-/// Where a child puts its verdict; -1 in a process that is none.
+/// A child writes its verdict to this file descriptor. It is -1 in a process that is not a child.
 static SAID: AtomicI32 = AtomicI32::new(-1);
-/// Where a child notes what it is about to do, so that a crash has a place; -1 if nowhere.
+/// A child writes its current stage to this file descriptor. After a crash, the last stage is reported. The
+/// descriptor is -1 if stages are not recorded.
 static STAGE: AtomicI32 = AtomicI32::new(-1);
-/// Most that is kept of what a plugin writes to stderr, in bytes.
+/// Maximum number of bytes of a plugin's stderr output that are kept.
 const MOST_STDERR: u64 = 64 << 10;
-/// Largest file that a test may write.
+/// Largest file that a test may write, in bytes.
 const LARGEST_FILE: u64 = 1 << 30;
 
-/// How a child ended.
+/// The result of a child process.
 #[derive(Debug)]
 pub(super) struct Ended {
     how: How,
-    /// What the child's function gave, if it came to its end.
+    /// The verdict of the child's function, if it finished.
     verdict: Option<Outcome>,
     stage: String,
     pub(super) stderr: String,
@@ -40,23 +41,23 @@ enum How {
     TimedOut,
 }
 
-/// Notes what is about to be done: "update, given a 0-d nll".
+/// Records what happens next, for example "update, given a 0-d nll".
 pub(super) fn stage(what: &str) {
     let fd = STAGE.load(Ordering::Relaxed);
     if fd >= 0 {
-        // Fixed width, so that one write replaces what stood there.
+        // The text has a fixed width, so that one write replaces the previous text.
         let note = format!("{what:\0<256}");
-        // SAFETY: the bytes are readable, and a closed descriptor is an error at worst.
+        // SAFETY: the bytes are readable, and writing to a closed descriptor only causes an error.
         unsafe { libc::pwrite(fd, note.as_ptr().cast(), note.len().min(256), 0) };
     }
 }
 
-/// The descriptor of [`stage`], for a signal handler.
+/// Returns the file descriptor that [`stage`] writes to, for a signal handler.
 pub(super) fn stage_fd() -> i32 {
     STAGE.load(Ordering::Relaxed)
 }
 
-/// Runs a part of a test in a child. What it and its own children leave running is killed.
+/// Runs a part of a test in a child process. Kills all processes that the child leaves running.
 pub(super) fn contained(limit: Duration, body: impl FnOnce() -> Verdict) -> io::Result<Ended> {
     let (said, stage, stderr) = (
         tempfile::tempfile()?,
@@ -82,44 +83,46 @@ pub(super) fn contained(limit: Duration, body: impl FnOnce() -> Verdict) -> io::
 }
 
 impl Ended {
-    /// What the test comes to: what it said itself if it ended well, else what went wrong.
+    /// Returns the outcome of the test: the child's verdict if the child finished normally, otherwise a
+    /// finding.
     pub(super) fn outcome(&self, limit: Duration) -> Outcome {
         let during = match self.stage.as_str() {
-            "" => "while it was loaded".to_owned(),
+            "" => "while loading".to_owned(),
             stage => format!("in {stage}"),
         };
         let finding = match (self.how, &self.verdict) {
             (How::Exit(0), Some(verdict)) => return verdict.clone(),
             (How::Signal(signal), _) if self.stage.starts_with(WROTE) => Finding::new(
-                format!("{}, and was stopped by {}", self.stage, signal_name(signal)),
+                format!("{}, and was killed by {}", self.stage, signal_name(signal)),
                 "tensors are borrowed and read-only",
-                "copy what is to be changed; in C take the data as a pointer to const",
+                "copy the data before changing it; in C declare the data pointer as const",
             ),
             (How::Signal(signal), _) => Finding::new(
-                format!("was ended by {} {during}", signal_name(signal)),
-                "what a plugin cannot use is a status and a message by set_error; nothing crashes it",
+                format!("was killed by {} {during}", signal_name(signal)),
+                "for unusable input, a plugin returns an error status and passes a message to set_error, without crashing",
                 "debug it with --only and --in-process: gdb --args host plugin check …",
             ),
             (How::Exit(101), _) => Finding::new(
-                format!("ended the check by a panic {during}"),
-                "no panic leaves a plugin",
+                format!("ended the check with a panic {during}"),
+                "a plugin never lets a panic escape to the host",
                 "see its stderr",
             ),
             (How::Exit(code), _) => Finding::new(
-                format!("ended the process with the status {code} {during}"),
-                "a plugin leaves exit alone",
+                format!("ended the process with status {code} {during}"),
+                "a plugin does not call exit",
                 "return an error instead",
             ),
             (How::TimedOut, _) => Finding::new(
-                format!("had not returned after {} s {during}", limit.as_secs_f64()),
-                "every call returns, and publish soon after cancel",
-                "look for an endless loop or a lock that is never released; --time-limit gives it longer",
+                format!("did not return within {} s {during}", limit.as_secs_f64()),
+                "every call returns, and publish returns soon after cancel",
+                "look for an endless loop or a lock that is never released; --time-limit raises the limit",
             ),
         };
         Outcome::Failed(finding)
     }
 
-    /// For a child within a test, which passes the outcome on.
+    /// Returns the outcome as a verdict. A test that runs only a part of itself in a child can return this
+    /// verdict as its own.
     pub(super) fn verdict(&self, limit: Duration) -> Verdict {
         match self.outcome(limit) {
             Outcome::Passed => Ok(()),
@@ -133,39 +136,39 @@ impl Ended {
 fn say(verdict: Verdict) {
     let json = json_of(&Outcome::of(verdict)).to_string();
     let fd = SAID.load(Ordering::Relaxed);
-    // SAFETY: the bytes are readable; the descriptor is the child's own.
+    // SAFETY: the bytes are readable; the descriptor belongs to the child.
     unsafe { libc::pwrite(fd, json.as_ptr().cast(), json.len(), 0) };
 }
 
-/// Ends a child that cannot come to its end because a thread of it does not return. In process, it
-/// gives the verdict back.
+/// Reports the verdict and ends this child process. This is needed if a thread does not return, because the
+/// child then cannot finish normally. If this process is not a child, only returns `stop`.
 pub(super) fn say_and_exit(stop: Stop) -> Stop {
     if SAID.load(Ordering::Relaxed) < 0 {
         return stop;
     }
     say(Err(stop));
-    // SAFETY: ends the process at once.
+    // SAFETY: the call has no requirements; it ends the process immediately.
     unsafe { libc::_exit(0) }
 }
 
-/// What a stage begins with once the plugin has written into its inputs.
+/// If the plugin wrote into its inputs, the text of `Ended::stage` starts with this.
 pub(super) const WROTE: &str = "wrote into its inputs";
 
-/// A forked process, the leader of a group of its own.
+/// A forked process, the leader of its own process group.
 pub(super) struct Child {
     id: libc::pid_t,
-    /// Readable once it has ended.
+    /// A pidfd, which becomes readable when the process has ended.
     handle: OwnedFd,
 }
 
 impl Child {
-    /// Forks. The child runs `body` and ends without any of this process's destructors; its stdout
-    /// goes to where its stderr goes.
+    /// Forks. The child runs `body` and ends without running this process's destructors. The child's stdout
+    /// is redirected to its stderr.
     pub(super) fn start(stderr: Option<&File>, body: impl FnOnce()) -> io::Result<Self> {
-        // What is buffered would be written twice.
+        // Without a flush, both processes would write the buffered output.
         io::stdout().flush()?;
-        // SAFETY: this process has one thread (of the suite; a test forks before it loads the
-        // plugin), so the child is a whole copy and may do whatever this process may.
+        // SAFETY: this process has one thread: the suite has only one, and a test forks before it loads the
+        // plugin. The child is therefore a complete copy and can do anything that this process can.
         let id = unsafe { libc::fork() };
         match id {
             -1 => Err(io::Error::last_os_error()),
@@ -175,14 +178,15 @@ impl Child {
                     Ok(()) => 0,
                     Err(_) => 101,
                 };
-                // SAFETY: ends the child at once.
+                // SAFETY: the call has no requirements; it ends the child immediately.
                 unsafe { libc::_exit(code) }
             }
             id => {
-                // In both, so that neither is too late; either may come second and fail.
-                // SAFETY: only a process's group changes.
+                // Both processes set the group, because either can be the first to need it. It does no harm
+                // if the second call fails.
+                // SAFETY: the call only changes the group of a process.
                 unsafe { libc::setpgid(id, id) };
-                // SAFETY: the child is there until it is waited for; a descriptor is returned or -1.
+                // SAFETY: the child exists until it is waited for; the call returns a descriptor or -1.
                 let handle = unsafe { libc::syscall(libc::SYS_pidfd_open, id, 0) };
                 let handle = i32::try_from(handle).unwrap_or(-1);
                 if handle < 0 {
@@ -195,7 +199,7 @@ impl Child {
         }
     }
 
-    /// Waits until it has ended or has had its time, and ends it then.
+    /// Waits until the process has ended. Kills it at the time limit.
     fn wait(&self, limit: Duration) -> io::Result<How> {
         let ends = Instant::now() + limit;
         loop {
@@ -206,7 +210,7 @@ impl Child {
                 events: libc::POLLIN,
                 revents: 0,
             };
-            // SAFETY: one pollfd.
+            // SAFETY: the pointer refers to exactly one valid pollfd.
             match unsafe { libc::poll(&raw mut poll, 1, millis) } {
                 1.. => return self.reap(),
                 0 => {
@@ -220,7 +224,7 @@ impl Child {
         }
     }
 
-    /// Waits for it however long it takes.
+    /// Waits for the end of the process without a time limit.
     pub(super) fn join(&self) -> io::Result<()> {
         self.reap().map(drop)
     }
@@ -228,7 +232,7 @@ impl Child {
     fn reap(&self) -> io::Result<How> {
         let mut status = 0;
         loop {
-            // SAFETY: the child is this process's own, and the status is writable.
+            // SAFETY: the child belongs to this process, and the status is writable.
             match unsafe { libc::waitpid(self.id, &raw mut status, 0) } {
                 -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
                 -1 => return Err(io::Error::last_os_error()),
@@ -238,25 +242,25 @@ impl Child {
         }
     }
 
-    /// SIGKILL to it and to all that it started.
+    /// Sends SIGKILL to the process and to all processes that it started.
     pub(super) fn kill(&self) {
-        // SAFETY: the group is the child's own; that it has gone is no matter.
+        // SAFETY: the group belongs to the child; if it no longer exists, the call only fails.
         unsafe { libc::kill(-self.id, libc::SIGKILL) };
     }
 }
 
-/// What a child changes about itself before the test begins.
+/// Prepares a child before its test starts.
 fn enter_child(stderr: Option<&File>) {
     let no_core = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // Above every file of a test, and below what a plugin that prints without end would fill.
+    // No test needs a larger file. The limit stops a plugin that prints endlessly.
     let some_file = libc::rlimit {
         rlim_cur: LARGEST_FILE,
         rlim_max: LARGEST_FILE,
     };
-    // SAFETY: these change this process alone, and each that fails is a convenience lost.
+    // SAFETY: these calls change only this process, and a failure has no serious effect.
     unsafe {
         libc::setpgid(0, 0);
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
@@ -271,7 +275,8 @@ fn enter_child(stderr: Option<&File>) {
     }
 }
 
-/// The last bytes of a file: a plugin that talks much says last why it ended.
+/// Reads the end of a file, at most `most` bytes. The end of a long output is the part most likely to explain
+/// a failure.
 fn end_of(mut file: File, most: u64) -> io::Result<String> {
     let mut bytes = Vec::new();
     let length = file.metadata()?.len();
@@ -302,16 +307,16 @@ fn outcome_of(json: &str) -> Option<Outcome> {
     }
 }
 
-/// A child that could not be started is no fault of the plugin's.
+/// Returns the reason to skip a test whose environment cannot be set up. That is not the plugin's fault.
 pub(super) fn cannot(what: &str, error: &io::Error) -> Stop {
-    Stop::Skip(format!("this machine cannot {what}: {error}"))
+    Stop::Skip(format!("cannot {what} on this machine: {error}"))
 }
 
-/// A fault with the words of a status that no call may give.
+/// Returns the fault of a call that returned HOST_PANIC. No call may return that status.
 pub(super) fn panicked(words: String) -> Stop {
     fault(
         words,
-        "no input makes a plugin panic: after HOST_PANIC the host can only destroy the instance",
+        "a plugin does not panic, with any input: after HOST_PANIC the host can only destroy the instance",
         "check the input and return an error",
     )
 }

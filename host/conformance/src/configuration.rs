@@ -1,5 +1,6 @@
-//! Settings that the schema allows make an instance or are refused in words; one that is refused makes
-//! nothing. Others never reach `create`: the host checks them first, here as in a run.
+//! Tests of settings that the schema allows. `create` must return an instance, or reject the settings with a
+//! reason and create no instance. Settings that the schema does not allow never reach `create`, neither here
+//! nor in a run, because the host checks the settings first.
 
 use std::time::{Duration, Instant};
 
@@ -17,9 +18,9 @@ const TOPIC: Topic = Topic {
     name: "settings",
     kinds: &[],
 };
-/// How long the tries of one test may take together.
+/// Total time limit for the calls of `create` in one test.
 const LONG: Duration = Duration::from_secs(5);
-/// Characters of a text that is longer than anybody foresaw.
+/// Number of characters in an unexpectedly long text.
 const MANY: usize = 10_000;
 
 pub(super) const ALLOWED: &str = "allowed-settings";
@@ -27,31 +28,31 @@ pub(super) const ALLOWED: &str = "allowed-settings";
 pub(super) const TESTS: &[Test] = &[
     TOPIC.test(
         ALLOWED,
-        "every setting that the schema allows makes an instance, or is refused in words",
+        "with any settings that the schema allows, create returns an instance or an error, and does not crash",
         allowed_settings,
     ),
     TOPIC.test(
         "settings-order",
-        "the order in which settings stand does not matter",
+        "the order of the settings does not matter",
         settings_order,
     ),
     TOPIC
         .test(
             "refusals-have-reasons",
-            "a create that fails gives its reason",
+            "if create fails, it reports a reason",
             refusals_have_reasons,
         )
         .needs(Needs::Settings),
     TOPIC
         .test(
             "refusals-make-nothing",
-            "a create that fails gives no instance",
+            "if create fails, it returns no instance",
             refusals_make_nothing,
         )
         .needs(Needs::Settings),
 ];
 
-/// Values that a setting of a type may have, the odd ones among them.
+/// Returns values that a setting may have, including unusual values.
 fn candidates(property: &Value, root: &Value, depth: u32) -> Vec<Value> {
     let property = resolved(property, root);
     let mut found: Vec<Value> = ["minimum", "maximum", "default", "const"]
@@ -85,7 +86,8 @@ fn candidates(property: &Value, root: &Value, depth: u32) -> Vec<Value> {
     found
 }
 
-/// Good settings with one of them changed, as the schema allows it and the host passes it on.
+/// Returns variants of the valid settings. In each variant, one setting is changed, and the schema allows the
+/// result.
 fn allowed(setup: &Setup, subject: &Subject) -> Vec<String> {
     let good = good(subject);
     let Some(schema) = &setup.manifest().config else {
@@ -100,7 +102,8 @@ fn allowed(setup: &Setup, subject: &Subject) -> Vec<String> {
     let mut found = Vec::new();
     for (key, property) in properties.into_iter().flatten() {
         for value in candidates(property, schema, 1) {
-            // It may name a file, and this is not a folder of the test's own.
+            // If the tests run in process, strings are skipped. A string could be a relative path, and
+            // without a separate process the working directory is not a scratch folder.
             if setup.in_process && value.is_string() {
                 continue;
             }
@@ -121,18 +124,19 @@ fn good(subject: &Subject) -> Map<String, Value> {
     serde_json::from_str(&subject.config).unwrap_or_default()
 }
 
-/// Loads the plugin, and goes to a folder of the test's own: a setting may name a file.
+/// Loads the plugin, and makes the test's scratch folder the working directory, since a setting may name a
+/// file.
 fn load(setup: &Setup) -> Result<Subject, Stop> {
-    // Its path may be relative.
+    // Load before changing the directory, because the plugin's path may be relative.
     let subject = Subject::load(setup)?;
     if !setup.in_process {
         std::env::set_current_dir(setup.scratch())
-            .or_else(|error| skip(format!("the scratch folder cannot be entered: {error}")))?;
+            .or_else(|error| skip(format!("cannot enter the scratch folder: {error}")))?;
     }
     Ok(subject)
 }
 
-/// Tries each of the settings with each of the kinds, as far as there is time.
+/// Calls the `create` of each kind with each of the settings. Stops at the time limit.
 fn each(
     subject: &Subject,
     settings: &[String],
@@ -156,7 +160,8 @@ fn each(
     Ok(())
 }
 
-/// Whether there is an instance. It stays: that it can be destroyed without a call is another test's.
+/// Returns whether `create` succeeded. Leaks the instance, because another test checks that it can be
+/// destroyed.
 fn keep(created: Created) -> Result<(), Failure> {
     created.result.map(std::mem::forget)
 }
@@ -165,9 +170,9 @@ fn allowed_settings(setup: &Setup) -> Verdict {
     let subject = load(setup)?;
     let settings = allowed(setup, &subject);
     if settings.is_empty() {
-        return skip("the plugin takes no settings");
+        return skip("the plugin has no settings");
     }
-    // A refusal is the plugin's right; that it has a reason is another test's.
+    // The plugin may reject settings; another test checks that it reports a reason.
     each(&subject, &settings, |_, created| {
         let _ = keep(created);
         Ok(())
@@ -178,7 +183,8 @@ fn settings_order(setup: &Setup) -> Verdict {
     let subject = load(setup)?;
     let mut settings = good(&subject);
     for text in allowed(setup, &subject) {
-        // One value more for each setting that the good ones lack, if they go together.
+        // If `text` contains settings that are not in `settings` yet, adds them, provided that the plugin
+        // accepts the combination.
         let more: Map<String, Value> = serde_json::from_str(&text).unwrap_or_default();
         let mut both = settings.clone();
         for (key, value) in more {
@@ -193,7 +199,7 @@ fn settings_order(setup: &Setup) -> Verdict {
         }
     }
     if settings.len() < 2 {
-        return skip("the plugin takes fewer than two settings at once");
+        return skip("the plugin accepts fewer than two settings at once");
     }
     let reversed: Map<String, Value> = settings.into_iter().rev().collect();
     let text = Value::Object(reversed).to_string();
@@ -201,11 +207,11 @@ fn settings_order(setup: &Setup) -> Verdict {
         Ok(()) => Ok(()),
         Err(failure) => Err(fault(
             format!(
-                "{}, and took the same in another order: {text}",
+                "{}, but accepted these settings in another order; the rejected order is {text}",
                 failure.words()
             ),
             "settings are a JSON object, whose members have no order",
-            "look each setting up by its name",
+            "look up each setting by its name",
         )),
     })
 }
@@ -228,9 +234,9 @@ fn refusals_make_nothing(setup: &Setup) -> Verdict {
                 Ok(())
             }
             true => Err(fault(
-                format!("gave an instance although create failed, given {text:?}"),
-                "a create that fails leaves the instance null: the host never destroys it",
-                "free what was made, and write to `instance` only at the very end",
+                format!("returned an instance although create failed, given {text:?}"),
+                "if create fails, it leaves the instance null, because the host never destroys that instance",
+                "free everything that was allocated, and write to `instance` only at the end",
             )),
         },
     )

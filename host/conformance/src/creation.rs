@@ -1,4 +1,4 @@
-//! Whether there is an instance at all, which nearly every other test needs.
+//! Tests that an instance can be created, which nearly every other test requires.
 
 use crate::gate::TOPIC;
 use crate::setup::Setup;
@@ -8,7 +8,7 @@ use crate::test::{Needs, Test, Verdict};
 pub(super) const CREATES: Test = TOPIC
     .test(
         "creates",
-        "good settings make an instance of each kind",
+        "valid settings create an instance of each kind",
         creates,
     )
     .needs(Needs::Library);
@@ -17,7 +17,8 @@ fn creates(setup: &Setup) -> Verdict {
     let subject = Subject::load(setup)?;
     for maker in subject.makers() {
         let created = subject.create_from(maker, subject.config.as_bytes());
-        // That it can be destroyed without a call is another test's.
+        // The instance is not destroyed here. Another test checks that an instance can be destroyed before
+        // any call.
         std::mem::forget(created.result?);
     }
     Ok(())

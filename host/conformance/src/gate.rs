@@ -1,4 +1,5 @@
-//! What is looked at before the first instance: the file, and what its entry function says.
+//! Tests that run before the first instance is created. They check the library's file, and the description
+//! that its entry function returns.
 
 use std::mem::offset_of;
 use std::ptr;
@@ -26,28 +27,28 @@ pub(super) const TOPIC: Topic = Topic {
     name: "gate",
     kinds: &[],
 };
-/// Longest time for which loading a plugin is not worth a word.
+/// A longer loading time causes a warning.
 const QUICK: Duration = Duration::from_millis(100);
 
 pub(super) const TESTS: &[Test] = &[
     TOPIC
         .test(
             STATIC_GATE,
-            "the file passes the look before the load",
+            "the file passes the host's inspection before it is loaded",
             static_gate,
         )
         .needs(Needs::File),
     TOPIC
         .test(
             DESCRIPTION,
-            "the code says of itself what the manifest promised, with whole tables of functions",
+            "the description in the code matches the manifest, and the function tables are complete",
             description_matches_manifest,
         )
         .needs(Needs::File),
     TOPIC
         .test(
             "settings-schema",
-            "the schema of the settings is of an object, knows what it requires, and its defaults fit it",
+            "the settings schema describes an object and every required setting, and accepts its own defaults",
             settings_schema,
         )
         .needs(Needs::File),
@@ -55,40 +56,40 @@ pub(super) const TESTS: &[Test] = &[
     TOPIC
         .test(
             "entry-repeats",
-            "the entry function called again says the same",
+            "a second call of the entry function returns the same description",
             entry_repeats,
         )
         .needs(Needs::Library),
     TOPIC
         .test(
             "entry-other-major",
-            "a host of another major version meets no crash, and a refusal has a reason",
+            "with a host of another major version, the entry function does not crash, and a rejection has a reason",
             entry_other_major,
         )
         .needs(Needs::Library),
     TOPIC
         .test(
             "entry-smaller-host",
-            "nothing behind the host's struct_size is read",
+            "nothing beyond the host's struct_size is read",
             entry_smaller_host,
         )
         .needs(Needs::Library),
     TOPIC
         .test(
             "entry-larger-host",
-            "a newer host, with fields that the plugin does not know, is welcome",
+            "a newer host, with fields that the plugin does not know, is accepted",
             entry_larger_host,
         )
         .needs(Needs::Library),
     TOPIC.test(
         "no-extensions",
-        "a host without any extension is enough",
+        "the plugin works with a host without extensions",
         no_extensions,
     ),
     TOPIC
         .test(
             "loads-quickly",
-            "loading and describing takes less than 100 ms",
+            "loading and the entry function take less than 100 ms",
             loads_quickly,
         )
         .needs(Needs::Library),
@@ -99,8 +100,8 @@ fn static_gate(setup: &Setup) -> Verdict {
     match host_plugin::inspect(image.bytes(), &setup.path) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == ErrorKind::Plugin => Err(fault(
-            format!("is refused: {}", error.message()),
-            "the host can trust what the file says without running it",
+            format!("is rejected: {}", error.message()),
+            "the host can read and check the file without running it",
             error.hint_text().unwrap_or("build it again"),
         )),
         Err(error) => skip(error.message()),
@@ -108,26 +109,26 @@ fn static_gate(setup: &Setup) -> Verdict {
 }
 
 fn description_matches_manifest(setup: &Setup) -> Verdict {
-    stage("its loading");
+    stage("load");
     let image = Image::read(&setup.path).or_else(|error| skip(error.message()))?;
     match Library::load(&image, &setup.path) {
         Ok(_) => Ok(()),
         Err(error) => Err(fault(
             format!("cannot be loaded: {}", error.message()),
             "the description in the code agrees with the manifest in the file",
-            "write id and version once, and give every function of the kind",
+            "define id and version in one place, and set every function of the kind",
         )),
     }
 }
 
 fn settings_schema(setup: &Setup) -> Verdict {
     let Some(schema) = &setup.manifest().config else {
-        return skip("the plugin takes no settings");
+        return skip("the plugin has no settings");
     };
     let wrong = |did: String| {
         fault(
             did,
-            "the schema of the settings is one of a JSON object, and true of itself",
+            "the settings schema describes a JSON object and is consistent",
             "correct `config` in the manifest",
         )
     };
@@ -149,7 +150,7 @@ fn settings_schema(setup: &Setup) -> Verdict {
         let Some(default) = property.get("default") else {
             continue;
         };
-        // The whole schema stands by, for what a `$ref` points to.
+        // Removes only `required`, since a `$ref` can point to any other part of the schema.
         let mut of_one = schema.clone();
         if let Value::Object(of_one) = &mut of_one {
             of_one.remove("required");
@@ -159,33 +160,33 @@ fn settings_schema(setup: &Setup) -> Verdict {
         let fits = validator.is_ok_and(|validator| validator.is_valid(&settings));
         if !fits {
             return Err(wrong(format!(
-                "says that {default} is the default of {key}, which its own schema refuses"
+                "has the default {default} for {key}, which its own schema rejects"
             )));
         }
     }
     if schema.get("additionalProperties") != Some(&Value::Bool(false)) {
         return Err(warning(
             "accepts settings that its schema does not name",
-            "a mistyped setting is refused",
+            "a setting with a misspelled name is rejected",
             "add \"additionalProperties\": false to the schema",
         ));
     }
     Ok(())
 }
 
-/// The entry function of the library, loaded past the host's own look at what it says.
+/// Loads the library and returns its entry function. Omits the host's checks of the description.
 fn entry(setup: &Setup) -> Result<HostPluginEntry, Stop> {
-    stage("its loading");
+    stage("load");
     Image::read(&setup.path)
         .and_then(|image| open(&image, &setup.manifest().id, &setup.path))
         .or_else(|error| skip(format!("the library cannot be loaded: {}", error.message())))
 }
 
-/// Asks the entry function, as this host or another.
+/// Calls the entry function with `api`. This can be the API of this host, or imitate the API of another host.
 fn ask(entry: HostPluginEntry, api: *const HostApi, who: &str) -> *const HostPlugin {
     stage(&format!("the entry function, called by {who}"));
     take_error();
-    // SAFETY: the function is the library's entry, and the API is as large as it says and lives for
+    // SAFETY: the function is the library's entry function. The API has the size that it declares, and lives
     // as long as the test's process.
     unsafe { entry(api) }
 }
@@ -199,23 +200,23 @@ fn entry_repeats(setup: &Setup) -> Verdict {
         Ok(second) if second == first => Ok(()),
         other => Err(fault(
             match other {
-                Ok(_) => "described itself differently when it was asked again".to_owned(),
-                Err(_) => "refused the host when it was asked again".to_owned(),
+                Ok(_) => "returned a different description in the second call".to_owned(),
+                Err(_) => "rejected the host in the second call".to_owned(),
             },
-            "the entry function may be called more than once, and says the same",
+            "the entry function may be called more than once, and returns the same description",
             "return the address of one static description",
         )),
     }
 }
 
-/// What a description says, for comparison.
+/// Extracts the fields of a description for comparison.
 fn said(plugin: *const HostPlugin) -> Result<(String, String, usize, u32), Stop> {
     if plugin.is_null() {
-        return skip("the plugin refuses this host");
+        return skip("the plugin rejects this host");
     }
-    // SAFETY: by the ABI the description has the size that its first four bytes say.
+    // SAFETY: by the ABI the description has the size that its first four bytes declare.
     let plugin = unsafe { description(plugin) }.or_else(skip)?;
-    // SAFETY: by the ABI the texts are readable for ever.
+    // SAFETY: by the ABI the texts are readable forever.
     let text = |text: HostStr| unsafe { host_plugin::raw::message_of(text) };
     Ok((
         text(plugin.id),
@@ -235,23 +236,24 @@ fn entry_other_major(setup: &Setup) -> Verdict {
         let who = format!("a host of the major version {major}");
         if ask(entry, Box::leak(Box::new(api)), &who).is_null() && take_error().is_none() {
             return Err(fault(
-                format!("refused {who} without a reason"),
-                "an entry that refuses a host gives its reason by set_error",
-                "call api->set_error(api->ctx, …) before null is returned",
+                format!("rejected {who} without a reason"),
+                "an entry function that rejects a host passes a reason to set_error",
+                "call api->set_error(api->ctx, …) before returning null",
             ));
         }
     }
     Ok(())
 }
 
-/// The host's side as bytes of another size, which live for ever.
+/// Returns the host's API as a struct of `size` bytes. The struct lives forever.
 fn api_of(setup: &Setup, size: usize) -> Result<*const HostApi, Stop> {
     let mut api = *host_api(&setup.manifest().id);
     let whole = size_of::<HostApi>();
     api.struct_size = u32::try_from(size).unwrap_or(u32::MAX);
-    // What a newer host has behind the known fields.
+    // The struct of a newer host can be larger than this host's struct. The additional fields keep the fill
+    // value.
     let mut bytes = vec![0xa5; size.max(whole)];
-    // SAFETY: the bytes are as many as the struct has.
+    // SAFETY: the vector is at least as large as the struct.
     unsafe { ptr::copy_nonoverlapping(ptr::from_ref(&api).cast(), bytes.as_mut_ptr(), whole) };
     let memory = Memory::holding(&bytes[..size]).map_err(|error| cannot("map memory", &error))?;
     let memory: &'static Memory = Box::leak(Box::new(memory));
@@ -261,8 +263,8 @@ fn api_of(setup: &Setup, size: usize) -> Result<*const HostApi, Stop> {
 
 fn entry_smaller_host(setup: &Setup) -> Verdict {
     let entry = entry(setup)?;
-    // No host was ever smaller than ABI 1.0's, so a refusal is as good as a description; but what is
-    // beyond the size cannot be touched.
+    // These structs are smaller than in ABI 1.0. No real host has such a struct, so the plugin may reject it.
+    // But it must not read anything beyond the declared size.
     for size in [
         offset_of!(HostApi, ctx),
         offset_of!(HostApi, log),
@@ -282,9 +284,9 @@ fn entry_larger_host(setup: &Setup) -> Verdict {
     if plugin.is_null() {
         let reason = take_error().unwrap_or_else(|| "it gave no reason".to_owned());
         return Err(fault(
-            format!("refused {who}: {reason}"),
-            "minor versions only append fields, so a larger struct is no reason to refuse",
-            "compare struct_size by >=, not by ==",
+            format!("rejected {who}: {reason}"),
+            "minor versions only append fields, so a larger struct is no reason for a rejection",
+            "compare struct_size with >=, not with ==",
         ));
     }
     said(plugin).map(drop)
@@ -300,18 +302,19 @@ fn no_extensions(setup: &Setup) -> Verdict {
         get_extension: Some(no_extension),
         ..*host_api(&setup.manifest().id)
     }));
-    let who = "a host that has no extension";
+    let who = "a host without extensions";
     if ask(entry, api, who).is_null() {
         return Err(fault(
-            format!("refused {who}"),
+            format!("rejected {who}"),
             "every extension is optional",
-            "do without it, or say in the manifest which min_host_minor is needed",
+            "make the plugin work without the extension, or set min_host_minor in the manifest",
         ));
     }
     let subject = Subject::load(setup)?.with_api(api);
     for maker in subject.makers() {
         let created = subject.create_from(maker, subject.config.as_bytes());
-        // That it can be destroyed without a call is another test's.
+        // Leaks the instance. Whether an instance can be destroyed before its first call is checked by
+        // another test.
         std::mem::forget(created.result?);
     }
     exercise(setup, &subject)
@@ -325,11 +328,11 @@ fn loads_quickly(setup: &Setup) -> Verdict {
     if took >= QUICK {
         return Err(warning(
             format!(
-                "took {} ms to load and to describe itself",
+                "took {} ms to load and to return its description",
                 took.as_millis()
             ),
             "the entry function only describes the plugin; it is called at every start of a run",
-            "do the work in create, or in the first call",
+            "do the work in create or in the first call instead",
         ));
     }
     Ok(())

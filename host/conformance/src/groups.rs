@@ -1,4 +1,5 @@
-//! How parameters are grouped: each once, and by what they are.
+//! Tests of grouping. Each parameter must be in exactly one group. The group must depend only on the
+//! parameter's name and shape.
 
 use std::collections::BTreeMap;
 
@@ -19,22 +20,22 @@ const TOPIC: Topic = Topic {
 pub(super) const TESTS: &[Test] = &[
     TOPIC.test(
         "groups-gpt2",
-        "each parameter of a GPT-2 is in one group, with numbers that make sense",
+        "each parameter of a GPT-2 is in exactly one group, with valid numbers",
         |setup| grouped(setup, &gpt2(3), "a GPT-2's parameters"),
     ),
     TOPIC.test(
         "groups-odd-names",
-        "unforeseen names, in any script, are grouped like others",
-        |setup| grouped(setup, &odd_names(), "parameters with odd names"),
+        "parameters with unusual names, in any writing system, are grouped",
+        |setup| grouped(setup, &odd_names(), "parameters with unusual names"),
     ),
     TOPIC.test(
         "groups-zero-dim",
-        "a parameter without a dimension is grouped like others",
-        |setup| grouped(setup, &zero_dim(), "parameters without a dimension"),
+        "zero-dimensional parameters are grouped",
+        |setup| grouped(setup, &zero_dim(), "zero-dimensional parameters"),
     ),
     TOPIC.test(
         "groups-empty-list",
-        "no parameters make no groups, or an error",
+        "an empty list of parameters gives no groups, or an error",
         groups_empty_list,
     ),
     TOPIC.test(
@@ -44,24 +45,25 @@ pub(super) const TESTS: &[Test] = &[
     ),
     TOPIC.test(
         "groups-repeat",
-        "grouping again gives the same",
+        "grouping again gives the same groups",
         groups_repeat,
     ),
     TOPIC.test(
         "newer-host-params",
-        "parameters whose structs are larger are found where they lie",
+        "parameters in larger structs are read correctly",
         newer_host_params,
     ),
 ];
 
-/// A request and its parameters.
+/// A request as a struct of the ABI, and the parameters that it points to.
 pub(super) struct Request {
     raw: HostGroupsRequest,
     _params: Vec<u64>,
 }
 
 impl Request {
-    /// `more` words lie behind each parameter, as with a newer host.
+    /// Creates a request. Each parameter is followed by `more` words, which represent the unknown fields of a
+    /// newer host.
     pub(super) fn new(params: &[ParamInfo], more: usize) -> Self {
         let words = size_of::<HostParam>() / 8 + more;
         let mut array = vec![u64::MAX; words * params.len()];
@@ -70,7 +72,7 @@ impl Request {
                 struct_size: u32::try_from(words * 8).unwrap_or(u32::MAX),
                 ..param(info)
             };
-            // SAFETY: the place lies within the vector and is aligned to 8.
+            // SAFETY: the pointer is within the vector and aligned to 8.
             unsafe {
                 let at = array.as_mut_ptr().add(n * words);
                 at.cast::<HostParam>().write(param);
@@ -101,7 +103,8 @@ fn info(name: &str, shape: &[i64]) -> ParamInfo {
     }
 }
 
-/// The parameters of a GPT-2 with so many layers; its head is the embedding, which counts once.
+/// Returns the parameters of a GPT-2 with this number of layers. Its head shares the weights of the
+/// embedding, which are listed once.
 pub(super) fn gpt2(layers: usize) -> Vec<ParamInfo> {
     let mut params = vec![
         info("transformer.wte.weight", &[50257, 64]),
@@ -157,14 +160,14 @@ fn zero_dim() -> Vec<ParamInfo> {
     ]
 }
 
-const ONCE: &str = "every parameter is put into one group, and weight decay and multiplier are finite and not below 0";
+const ONCE: &str = "every parameter is in exactly one group, and weight decay and multiplier are finite and not negative";
 
 fn grouped(setup: &Setup, params: &[ParamInfo], given: &str) -> Verdict {
     let subject = Subject::load(setup)?;
     groups_of(&subject, params, 0, given).map(drop)
 }
 
-/// The groups, once they were found good.
+/// Groups the parameters and checks the groups.
 fn groups_of(
     subject: &Subject,
     params: &[ParamInfo],
@@ -175,15 +178,15 @@ fn groups_of(
     let groups = subject.grouper()?.group(request.raw(), params, given)?;
     check_groups("under test", params, &groups).map_err(|error| {
         fault(
-            format!("cannot be followed, given {given}: {}", error.message()),
+            format!("returned invalid groups, given {given}: {}", error.message()),
             ONCE,
-            "call assign for each index of the request, once, and let no pattern leave one out",
+            "call assign exactly once for each index of the request, also for parameters that match no pattern",
         )
     })?;
     Ok(groups)
 }
 
-/// What each parameter is to get, by its name.
+/// Returns a map from each parameter's name to the name, weight decay and multiplier of its group.
 fn fate(params: &[ParamInfo], groups: &[ParamGroup]) -> BTreeMap<String, (String, [u64; 2])> {
     let mut fate = BTreeMap::new();
     for group in groups {
@@ -211,8 +214,10 @@ fn expect_same_fate(
         Some((name, (group, _))) => {
             let now = other.get(name).map_or("none", |(group, _)| group);
             let did = match now == group {
-                true => format!("gave the group {group:?} other numbers {when}"),
-                false => format!("put {name} into {group:?}, and into {now:?} {when}"),
+                true => format!(
+                    "returned a different weight decay or learning-rate multiplier for the group {group:?} {when}"
+                ),
+                false => format!("put {name} into {group:?}, but into {now:?} {when}"),
             };
             Err(fault(did, expected, fix))
         }
@@ -246,9 +251,9 @@ fn groups_order(setup: &Setup) -> Verdict {
         expect_same_fate(
             (&params, &groups),
             (&shuffled, &others),
-            "when the list was in another order",
-            "the order of the parameters does not matter to the result",
-            "decide by the parameter's name and shape, not by its place",
+            "when the list had another order",
+            "the result does not depend on the order of the parameters",
+            "decide by the parameter's name and shape, not by its position",
         )?;
     }
     Ok(())
@@ -261,7 +266,7 @@ fn groups_repeat(setup: &Setup) -> Verdict {
     let request = Request::new(&params, 0);
     let given = "a GPT-2's parameters";
     let groups = grouper.group(request.raw(), &params, given)?;
-    // In between, another model.
+    // Between the two equal requests, the plugin groups another model.
     let others = odd_names();
     let other = Request::new(&others, 0);
     tolerate(grouper.group(other.raw(), &others, "another model's parameters"))?.ok();
@@ -269,9 +274,9 @@ fn groups_repeat(setup: &Setup) -> Verdict {
     expect_same_fate(
         (&params, &groups),
         (&params, &again),
-        "when it was asked again",
+        "in the second call",
         "the same request gives the same groups",
-        "keep nothing from one call to the next",
+        "keep no state between calls",
     )
 }
 
@@ -283,8 +288,8 @@ fn newer_host_params(setup: &Setup) -> Verdict {
     expect_same_fate(
         (&params, &groups),
         (&params, &newer),
-        "when each struct was longer",
-        "the next parameter lies struct_size bytes behind the one before",
+        "when each struct was larger",
+        "the next parameter is struct_size bytes after the previous parameter",
         "advance by param->struct_size instead of indexing",
     )
 }

@@ -1,13 +1,13 @@
-//! The conformance suite: whether a plugin keeps the promises of the ABI.
+//! The conformance suite: tests that a plugin follows the rules of the ABI.
 //!
-//! Each test runs in a child process of its own, forked before anything of the plugin is loaded: a
-//! crash, an exit and an endless loop are findings, and no test meets what another left behind. A
-//! fork costs a few milliseconds where a new process, which links libtorch, costs two hundred; it
-//! is sound as long as this process has one thread, which is looked at.
+//! Each test runs in its own child process, which is forked before any code of the plugin is loaded. Crashes,
+//! exits and endless loops become findings, and no test affects another. A fork takes a few milliseconds, but
+//! starting the program again for each test would take two hundred, because it links libtorch. Forking is
+//! sound only while this process has one thread, which is checked.
 
 #![expect(
     unsafe_code,
-    reason = "the tests call plugins by their tables, and fork"
+    reason = "the tests fork, and call plugins through function pointers"
 )]
 
 mod batch;
@@ -39,22 +39,23 @@ use test::Needs;
 
 pub use test::{Finding, Outcome, Test, TestReport};
 
-/// How a plugin is checked.
+/// Options of a check.
 #[derive(Clone, Debug)]
 pub struct CheckOptions {
-    /// Its settings, as on the command line. `{tmp}` in a value is a scratch folder of the test.
+    /// The plugin's settings, as on the command line. `{tmp}` in a value is replaced by the test's scratch
+    /// folder.
     pub settings: Vec<(String, String)>,
-    /// Names of the tests to run; all if empty.
+    /// Names of the tests to run; empty for all tests.
     pub only: Vec<String>,
-    /// What the random inputs come from: the same number gives the same inputs.
+    /// Seed of the random inputs.
     pub seed: u64,
-    /// How long a test may take. It is not kept in process.
+    /// Time limit of a test. Not enforced if the tests run in this process.
     pub time_limit: Duration,
-    /// Whether the tests run in this process, for a debugger; the first crash ends it.
+    /// Whether the tests run in this process, for a debugger. The first crash then ends the process.
     pub in_process: bool,
 }
 
-/// The whole suite, in the order in which it runs.
+/// Returns the whole suite, in the order of execution.
 pub fn conformance_tests() -> impl Iterator<Item = &'static Test> {
     [
         gate::TESTS,
@@ -71,12 +72,12 @@ pub fn conformance_tests() -> impl Iterator<Item = &'static Test> {
     .flatten()
 }
 
-/// Runs the tests that the library's kinds have, or those that were asked for, and tells of each
-/// when it is over. Gives the manifest, if the library has one that can be used.
+/// Runs the tests for the library's kinds, or the requested tests, and reports each test when it ends.
+/// Returns the manifest, if the library has a valid manifest.
 ///
 /// # Errors
-/// A test or a setting is not known, a setting is wrong, or the file cannot be read. What is wrong
-/// with the plugin itself is a report.
+/// Returns an error if a test or a setting is unknown, a setting is invalid, or the file cannot be read.
+/// Faults of the plugin itself are reported as outcomes.
 pub fn check_plugin(
     path: &Path,
     options: &CheckOptions,
@@ -84,8 +85,9 @@ pub fn check_plugin(
 ) -> Result<Option<PluginManifest>> {
     let tests = chosen(&options.only)?;
     if !options.in_process && process::threads() > 1 {
-        let message = "this process has several threads already, so it cannot fork tests";
-        return Err(Error::new(ErrorKind::System, message).hint("run the tests in process"));
+        let message =
+            "this process has several threads already, so it cannot run tests in forked processes";
+        return Err(Error::new(ErrorKind::System, message).hint("run the tests with --in-process"));
     }
     let manifest = match SearchPath::new([]).find(&Target::Path(path.to_owned())) {
         Ok(found) => Some(found.manifest),
@@ -134,21 +136,24 @@ pub fn check_plugin(
             secs: start.elapsed().as_secs_f64(),
             stderr,
         });
-        // A plugin that filled it should not starve the next test; the rest goes with `scratch`.
+        // The test's folder is removed now, so that the next test can use the disk space that the plugin may
+        // have filled. `scratch` itself is removed when it is dropped.
         let _ = std::fs::remove_dir_all(setup.scratch());
     }
     Ok(manifest)
 }
 
-/// Takes out of the environment what a child of the plugin would not see in a run, and lets what it sees
-/// not be shown by `/proc`. The tests inherit that.
+/// Removes the variables that a run would hide from the plugin's child process. They are removed from this
+/// process's environment, which the tests inherit. Secrets for the plugin itself remain set, but their values
+/// are hidden from `/proc`.
 fn keep_secrets(manifest: &PluginManifest, options: &CheckOptions) {
     let given = PluginConfig::Text(options.settings.clone());
     let mut secrets = Secrets::default();
     secrets.add(Some(manifest), &given);
     secrets.conceal();
     for name in secrets.hidden_from(manifest, &given) {
-        // SAFETY: this process has one thread, or it is one that was started for this check alone.
+        // SAFETY: this process has one thread. With `in_process` it can have more, but then it was started
+        // only for this check.
         unsafe { std::env::remove_var(name) };
     }
 }
@@ -159,10 +164,13 @@ fn chosen(only: &[String]) -> Result<Vec<&'static Test>> {
             continue;
         }
         let known: Vec<&str> = conformance_tests().map(|test| test.name).collect();
-        let error = Error::new(ErrorKind::Config, format!("no test is called {name:?}"));
+        let error = Error::new(
+            ErrorKind::Config,
+            format!("unknown conformance test: {name:?}"),
+        );
         return Err(match nearest(name, known) {
             Some(near) => error.hint(format!("did you mean {near}?")),
-            None => error.hint("`host plugin check --list` names the tests"),
+            None => error.hint("list the tests with `host plugin check --list`"),
         });
     }
     let is_chosen = |test: &&Test| only.is_empty() || only.iter().any(|name| name == test.name);
@@ -174,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_stable_words_and_each_is_there_once() {
+    fn names_are_stable_words_without_repetition() {
         let mut names: Vec<&str> = conformance_tests().map(|test| test.name).collect();
         let count = names.len();
         names.sort_unstable();
@@ -188,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_test_names_the_nearest() {
+    fn an_unknown_test_suggests_the_nearest() {
         let error = chosen(&["merge-ordr".to_owned()]).expect_err("unknown");
         assert_eq!(error.hint_text(), Some("did you mean merge-order?"));
     }

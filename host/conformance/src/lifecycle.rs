@@ -1,4 +1,4 @@
-//! Instances come and go, and know nothing of one another.
+//! Tests that instances are created and destroyed without leaks, and do not affect each other.
 
 use std::time::{Duration, Instant};
 
@@ -16,54 +16,56 @@ const TOPIC: Topic = Topic {
     name: "lifecycle",
     kinds: &[],
 };
-/// Of those that have something to be fed with.
+/// The topic of the test that runs only for metrics and observers. Instances of these kinds receive data.
 const OF_FED: Topic = Topic {
     kinds: &[PluginKind::Metric, PluginKind::Observer],
     ..TOPIC
 };
-/// How many instances are made one after the other.
+/// How many instances are created one after the other.
 const MANY: usize = 1000;
-/// How long that may take; a plugin that starts programs in `create` makes fewer.
+/// Time limit for creating the instances. If `create` is slow, for example because it starts programs, fewer
+/// instances are created.
 const LONG: Duration = Duration::from_millis(600);
-/// Growth of the resident memory over the second half of them that is worth a word, in KiB.
+/// Growth of the resident memory, in KiB, that causes a warning. It is measured over the second half of the
+/// instances.
 const MUCH_KIB: u64 = 2048;
 
 pub(super) const TESTS: &[Test] = &[
     TOPIC.test(
         "destroy-unused",
-        "an instance that was never called is destroyed",
+        "an instance that was never called can be destroyed",
         destroy_unused,
     ),
     TOPIC.test(
         "no-growth-in-descriptors",
-        "up to 1000 instances leave no open file behind",
+        "up to 1000 instances leave no file open",
         no_growth_in_descriptors,
     ),
     TOPIC.test(
         "no-growth-in-threads",
-        "up to 1000 instances leave no thread behind",
+        "up to 1000 instances leave no thread running",
         no_growth_in_threads,
     ),
     TOPIC.test(
         "no-growth-in-memory",
-        "up to 1000 instances leave little memory behind",
+        "up to 1000 instances leave little memory allocated",
         no_growth_in_memory,
     ),
     OF_FED.test(
         "instances-share-nothing",
-        "of two instances at once, one that is fed does not change the other",
+        "using one instance does not change another",
         instances_share_nothing,
     ),
 ];
 
-/// Makes an instance of each kind, calls it once, and destroys it.
+/// Creates an instance of each kind, calls it once, and destroys it.
 pub(super) fn exercise(setup: &Setup, subject: &Subject) -> Verdict {
     for (kind, ..) in subject.makers() {
         match kind {
             PluginKind::Metric => {
                 let tokens = Tokens::random(&mut setup.random(), 2, 3);
                 let batch = tokens.batch(&subject.manifest().needs, &Form::default())?;
-                // Whether it succeeds is another test's.
+                // Ignores the result, because another test checks whether the call succeeds.
                 let _ = subject.metric()?.update(batch.raw(), "an ordinary batch");
             }
             PluginKind::ParamGroups => {
@@ -73,7 +75,7 @@ pub(super) fn exercise(setup: &Setup, subject: &Subject) -> Verdict {
                     .grouper()?
                     .group(request.raw(), &params, "a GPT-2's parameters");
             }
-            // Publishing is the sink's own tests'.
+            // Publishing has its own tests.
             PluginKind::CheckpointSink => subject.sink()?.cancel(),
             PluginKind::Observer => {
                 let event = HostEvent::new(host_plugin_abi::HOST_EVENT_RUN_STARTED, 0);
@@ -96,8 +98,9 @@ fn destroy_unused(setup: &Setup) -> Verdict {
     Ok(())
 }
 
-/// Makes and destroys instances, as many as there is time for, and measures after the half and at
-/// the end: what is allocated once is no growth.
+/// Creates and destroys instances for a limited time. Returns two numbers for the second half of this work:
+/// the growth of the measured value, and the number of instances. The first half is ignored, so that one-time
+/// allocations do not count as growth.
 fn grown(setup: &Setup, measure: fn() -> u64) -> Result<(u64, usize), Stop> {
     let subject = Subject::load(setup)?;
     let start = Instant::now();
@@ -124,8 +127,8 @@ fn no_growth_in_descriptors(setup: &Setup) -> Verdict {
         (0, _) => Ok(()),
         (growth, made) => Err(fault(
             format!("left {growth} open files after {made} instances"),
-            "destroy gives back everything that the instance took",
-            "close the files in destroy, and where create fails",
+            "destroy releases everything that the instance acquired",
+            "close the files in destroy, and also in create before it returns an error",
         )),
     }
 }
@@ -136,7 +139,7 @@ fn no_growth_in_threads(setup: &Setup) -> Verdict {
         (growth, made) => Err(fault(
             format!("left {growth} threads running after {made} instances"),
             "destroy joins the instance's threads",
-            "tell each thread to end and join it in destroy",
+            "stop and join each thread in destroy",
         )),
     }
 }
@@ -151,9 +154,9 @@ fn no_growth_in_memory(setup: &Setup) -> Verdict {
     match grown(setup, resident)? {
         (growth, _) if growth < MUCH_KIB => Ok(()),
         (growth, made) => Err(warning(
-            format!("took {growth} KiB more after {made} instances"),
+            format!("used {growth} KiB more memory after {made} instances"),
             "destroy frees everything that the instance allocated",
-            "look for what create and the calls allocate; valgrind on the plugin's own test shows it",
+            "check what create and the calls allocate, for example with valgrind on the plugin's own test",
         )),
     }
 }
@@ -163,8 +166,8 @@ fn instances_share_nothing(setup: &Setup) -> Verdict {
     let wrong = |did: &str| {
         fault(
             did,
-            "each instance has a state of its own",
-            "keep the state behind the instance pointer, in no static variable",
+            "each instance has its own state",
+            "keep the state behind the instance pointer, not in static variables",
         )
     };
     let mut tried = false;
@@ -181,7 +184,7 @@ fn instances_share_nothing(setup: &Setup) -> Verdict {
         let after = (other.export_state()?, tolerate(other.compute())?.ok());
         if before != after {
             return Err(wrong(
-                "changed the state of one metric when another was given batches",
+                "changed the state of one metric when another received batches",
             ));
         }
     }
@@ -191,20 +194,20 @@ fn instances_share_nothing(setup: &Setup) -> Verdict {
             tried = true;
             let before = other.export_state()?;
             for (event, what) in super::observer::measurements(setup, 50) {
-                // Whether it succeeds is another test's.
+                // Ignores the result, because another test checks whether the call succeeds.
                 let _ = host_plugin::raw::with_view(host_core::Step(1), &event, |event| {
                     fed.observe(event, what)
                 });
             }
             if other.export_state()? != before {
                 return Err(wrong(
-                    "changed the state of one observer when another was shown events",
+                    "changed the state of one observer when another received events",
                 ));
             }
         }
     }
     match tried {
         true => Ok(()),
-        false => skip("the observer keeps no state"),
+        false => skip("the observer has no state"),
     }
 }

@@ -1,4 +1,5 @@
-//! What a metric reads: every layout that DLPack allows, and what it cannot use.
+//! Tests a metric with unusual inputs. Some have an unusual layout that DLPack allows. Others are inputs that
+//! the metric cannot use.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -21,67 +22,67 @@ const TOPIC: Topic = Topic {
 pub(super) const TESTS: &[Test] = &[
     TOPIC.test(
         "ordinary-batches",
-        "batches as a run has them give finite values",
+        "ordinary batches give finite values",
         ordinary_batches,
     ),
     TOPIC.test(
         "value-names",
-        "the values have the same names every time",
+        "the names of the values are valid and the same every time",
         value_names,
     ),
     TOPIC.test(
         "zero-dim-inputs",
-        "an input of no dimension crashes nothing",
+        "zero-dimensional inputs do not crash the plugin",
         zero_dim_inputs,
     ),
     TOPIC.test(
         "empty-batch",
-        "a batch without a sequence changes nothing, or is an error",
+        "a batch without sequences changes nothing, or is an error",
         empty_batch,
     ),
     TOPIC.test(
         "strided-inputs",
-        "gaps between the elements are skipped, or are an error",
+        "gaps between elements are skipped, or are an error",
         strided_inputs,
     ),
     TOPIC.test(
         "offset-inputs",
-        "a byte_offset is added to the address, or is an error",
+        "byte_offset is added to the address, or is an error",
         offset_inputs,
     ),
     TOPIC.test(
         "newer-host-batch",
-        "structs that are larger, and inputs that are not known, are passed over",
+        "larger structs are read correctly, and unknown inputs are ignored",
         newer_host_batch,
     ),
     TOPIC.test(
         "odd-dtypes",
-        "elements of a type that it cannot read are an error",
+        "elements of an unsupported type are an error",
         odd_dtypes,
     ),
     TOPIC.test(
         "missing-input",
-        "an input that is missing is an error",
+        "a missing input is an error",
         missing_input,
     ),
     TOPIC.test(
         "update-failures-have-reasons",
-        "an update that fails gives its reason",
+        "an update that fails reports a reason",
         update_failures_have_reasons,
     ),
     TOPIC.test(
         "inputs-unmodified",
-        "nothing is written into the inputs",
+        "the inputs are not modified",
         inputs_unmodified,
     ),
     TOPIC.test(
         "not-a-number-inputs",
-        "NaN and infinity are not passed over",
+        "NaN and infinity are not ignored",
         not_a_number_inputs,
     ),
 ];
 
-/// A metric and what it is fed with.
+/// A metric plugin and its inputs.
 struct Fed {
     needs: Vec<Need>,
     tokens: Vec<Tokens>,
@@ -97,7 +98,7 @@ impl Fed {
         })
     }
 
-    /// Feeds a new metric with all of it, laid out so.
+    /// Creates a metric and updates it with all batches in this layout.
     fn update(&self, form: &Form, given: &str) -> Result<Result<Metric, Failure>, Stop> {
         let metric = self.subject.metric()?;
         for tokens in &self.tokens {
@@ -109,7 +110,7 @@ impl Fed {
         Ok(Ok(metric))
     }
 
-    /// The values of inputs as they should be.
+    /// Returns the metric's values for the inputs in the usual layout.
     fn plain(&self) -> Result<Vec<(String, f64)>, Stop> {
         Ok(self
             .update(&Form::default(), "an ordinary batch")??
@@ -127,17 +128,17 @@ fn ordinary_batches(setup: &Setup) -> Verdict {
     let found = Fed::new(setup)?.plain()?;
     if found.is_empty() {
         return Err(fault(
-            "gave no values after five ordinary batches",
-            "compute puts the named values of the state",
+            "returned no values after five ordinary batches",
+            "compute returns the state's values, each with a name",
             "call put_f64 for each value in compute",
         ));
     }
     match found.iter().find(|(_, value)| !value.is_finite()) {
         None => Ok(()),
         Some((name, value)) => Err(fault(
-            format!("gave {value} as {name} after five ordinary batches"),
+            format!("returned {value} as {name} after five ordinary batches"),
             "finite inputs of ordinary size give finite values",
-            "look for a division by a count of zero, or a logarithm of zero",
+            "look for a division by a zero count, or a logarithm of zero",
         )),
     }
 }
@@ -150,8 +151,8 @@ fn value_names(setup: &Setup) -> Verdict {
     let first = names(fed.plain()?);
     if let Some(why) = first.iter().find_map(|name| metric_name_fault(name)) {
         return Err(fault(
-            why.strip_prefix("it ").unwrap_or(&why),
-            "a name of the plugin's own, as people can read it: a run with this one does not start",
+            format!("chose an invalid name: {why}"),
+            "value names are readable and not reserved for the host: a run whose plugin uses this name does not start",
             "choose another name",
         ));
     }
@@ -163,9 +164,9 @@ fn value_names(setup: &Setup) -> Verdict {
         let now = names(metric.compute()?);
         if now != first {
             return Err(fault(
-                format!("named its values {first:?} once and {now:?} another time"),
+                format!("named its values first {first:?} and then {now:?}"),
                 "a metric's values have the same names, in the same order, every time",
-                "put every value in each compute; infinity and NaN are values",
+                "call put_f64 for every value in every call of compute; infinity and NaN are valid values",
             ));
         }
     }
@@ -181,7 +182,7 @@ fn zero_dim_inputs(setup: &Setup) -> Verdict {
         is_zero_dim: true,
         ..Form::default()
     };
-    match fed.update(&form, "inputs of no dimension")? {
+    match fed.update(&form, "zero-dimensional inputs")? {
         Ok(metric) => tolerate(metric.compute()).map(drop),
         Err(failure) => has_reason(&failure),
     }
@@ -193,14 +194,14 @@ fn empty_batch(setup: &Setup) -> Verdict {
     let nothing = Tokens::random(&mut setup.random(), 0, 7);
     fed.tokens.insert(2, nothing.clone());
     fed.tokens.push(nothing);
-    match fed.update(&Form::default(), "a batch of which some have no sequence")? {
+    match fed.update(&Form::default(), "batches, some without sequences")? {
         Err(_) => Ok(()),
         Ok(metric) => expect_same(
             &expected,
             &metric.compute()?,
             "an empty batch among others",
             "a batch without tokens adds nothing, or is an error",
-            "count the elements by the product of the sizes; divide in compute alone",
+            "multiply the sizes to get the number of elements; divide only in compute",
         ),
     }
 }
@@ -216,7 +217,7 @@ fn expect_same(
         true => Ok(()),
         false => Err(fault(
             format!(
-                "computed {} with {given}, {} without",
+                "computed {} with {given}, but {} with ordinary batches of the same tokens",
                 values(found),
                 values(expected)
             ),
@@ -226,7 +227,7 @@ fn expect_same(
     }
 }
 
-/// Another layout gives the same values, or an error.
+/// Checks that another layout results in the same values, or in an error.
 fn other_layout(setup: &Setup, form: &Form, given: &str, expects: &str, fix: &str) -> Verdict {
     let fed = Fed::new(setup)?;
     let expected = fed.plain()?;
@@ -248,8 +249,8 @@ fn strided_inputs(setup: &Setup) -> Verdict {
         setup,
         &form,
         "inputs with gaps between their elements",
-        "the element (i, j) lies at i * strides[0] + j * strides[1] elements from the first",
-        "use the strides, or return HOST_UNSUPPORTED where they are not those without gaps",
+        "the element (i, j) is i * strides[0] + j * strides[1] elements after the first",
+        "use the strides, or return HOST_UNSUPPORTED for inputs that are not contiguous",
     )
 }
 
@@ -261,8 +262,8 @@ fn offset_inputs(setup: &Setup) -> Verdict {
     other_layout(
         setup,
         &form,
-        "inputs behind a byte_offset",
-        "the first element lies at data + byte_offset",
+        "inputs with a byte_offset",
+        "the first element is at data + byte_offset",
         "add byte_offset to the address of the data",
     )
 }
@@ -273,9 +274,8 @@ fn newer_host_batch(setup: &Setup) -> Verdict {
         ..Form::default()
     };
     let fed = Fed::new(setup)?;
-    let expects =
-        "the next tensor lies struct_size bytes behind the one before, and names are looked for";
-    let fix = "advance by tensor->struct_size instead of indexing, and pass over unknown names";
+    let expects = "the next tensor is struct_size bytes after the previous tensor, and inputs are found by name";
+    let fix = "advance by tensor->struct_size instead of indexing, and ignore unknown names";
     let expected = fed.plain()?;
     let metric = match fed.update(&form, "a batch of a newer host")? {
         Ok(metric) => metric,
@@ -290,13 +290,13 @@ fn newer_host_batch(setup: &Setup) -> Verdict {
     )
 }
 
-/// What no input is made of.
+/// Returns element types that no input has.
 fn odd() -> [(DLDataType, &'static str); 4] {
     let dtype = |code, bits, lanes| DLDataType { code, bits, lanes };
     [
         (dtype(2, 16, 1), "f16"),
         (dtype(0, 8, 1), "i8"),
-        (dtype(5, 64, 1), "complex of two f32"),
+        (dtype(5, 64, 1), "complex f32"),
         (dtype(1, 64, 1), "u64"),
     ]
 }
@@ -312,9 +312,9 @@ fn odd_dtypes(setup: &Setup) -> Verdict {
             let given = format!("{} in {name}", need.name());
             if fed.update(&form, &given)?.is_ok() {
                 return Err(fault(
-                    format!("took {given} as if it were of the declared type"),
-                    "elements of a type that a plugin cannot read are HOST_UNSUPPORTED",
-                    "look at dtype.code and bits before the data is read",
+                    format!("accepted {given} as if it had the declared type"),
+                    "an update with an unsupported element type returns HOST_UNSUPPORTED",
+                    "check dtype.code and dtype.bits before reading the data",
                 ));
             }
         }
@@ -332,9 +332,9 @@ fn missing_input(setup: &Setup) -> Verdict {
         let given = format!("a batch without {}", need.name());
         if fed.update(&form, &given)?.is_ok() {
             return Err(fault(
-                format!("took {given} for a whole one"),
-                "a batch that lacks an input of the manifest's needs is HOST_UNSUPPORTED",
-                "look for the input by its name, and return an error where it is not there",
+                format!("accepted {given}"),
+                "if an input that the manifest lists in needs is missing, update returns HOST_UNSUPPORTED",
+                "find the input by its name, and return an error if it is missing",
             ));
         }
     }
@@ -371,8 +371,9 @@ fn inputs_unmodified(setup: &Setup) -> Verdict {
     for tokens in &fed.tokens {
         let batch = tokens.batch(&fed.needs, &Form::default())?;
         let before: Vec<Vec<u8>> = batch.memories.iter().map(|m| m.bytes().to_vec()).collect();
-        let given = "inputs that are read-only";
-        // Without a handler, a debugger stops at the write itself.
+        let given = "read-only inputs";
+        // If the test runs in the suite's own process, no handler is set, so that a debugger stops at the
+        // write itself.
         protect(&batch, !setup.in_process);
         metric.update(batch.raw(), given)?;
         let mut both = batch.memories.iter().zip(&before);
@@ -380,18 +381,18 @@ fn inputs_unmodified(setup: &Setup) -> Verdict {
             return Err(fault(
                 "wrote into its inputs, after making them writable",
                 "tensors are borrowed and read-only",
-                "copy what is to be changed",
+                "copy the data before changing it",
             ));
         }
     }
     Ok(())
 }
 
-/// From where to where the inputs cannot be written to.
+/// The range of addresses that contains the read-only inputs.
 static LOWEST: AtomicUsize = AtomicUsize::new(0);
 static HIGHEST: AtomicUsize = AtomicUsize::new(0);
 
-/// Makes the inputs read-only and, if asked to, a write into them known as one.
+/// Makes the inputs read-only. If `is_handled`, a signal handler records a write into them.
 fn protect(batch: &Batch, is_handled: bool) {
     let ranges = batch.memories.iter().map(super::memory::Memory::range);
     let lowest = ranges.clone().map(|range| range.start).min();
@@ -404,23 +405,24 @@ fn protect(batch: &Batch, is_handled: bool) {
     if !is_handled {
         return;
     }
-    // SAFETY: the handler only does what a signal handler may; zero is a valid rest.
+    // SAFETY: the handler makes only calls that are async-signal-safe; zero is valid for the other fields.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) = on_fault;
         action.sa_sigaction = handler as *const () as usize;
-        // Once: the fault happens again and ends the process.
+        // The handler runs only for the first fault. After the handler returns, the same instruction faults
+        // again, which ends the process.
         action.sa_flags = libc::SA_SIGINFO | libc::SA_RESETHAND;
         libc::sigaction(libc::SIGSEGV, &raw const action, std::ptr::null_mut());
     }
 }
 
 extern "C" fn on_fault(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel passes a siginfo; an address is what a SIGSEGV has.
+    // SAFETY: the kernel passes a siginfo, which contains an address for SIGSEGV.
     let at = unsafe { (*info).si_addr() }.addr();
     if at >= LOWEST.load(Ordering::Relaxed) && at < HIGHEST.load(Ordering::Relaxed) {
         let note = WROTE.as_bytes();
-        // SAFETY: `pwrite` may be called here; a zero ends the text.
+        // SAFETY: `pwrite` is async-signal-safe, and the bytes are readable. Zeros terminate the text.
         unsafe {
             libc::pwrite(stage_fd(), note.as_ptr().cast(), note.len(), 0);
             libc::pwrite(
@@ -440,15 +442,15 @@ fn not_a_number_inputs(setup: &Setup) -> Verdict {
         return skip("its inputs are integers");
     }
     let first = fed.tokens[0].clone();
-    // As if the token had cost nothing, or had not been there.
+    // The metric's values if the first token of the first batch has a loss of zero.
     fed.tokens[0] = first.clone().with_first(0.0);
     let without = fed.plain()?;
     if without.is_empty() {
-        return skip("it gives no values");
+        return skip("it returns no values");
     }
     for odd in [f32::NAN, f32::INFINITY] {
         fed.tokens[0] = first.clone().with_first(odd);
-        let given = format!("a likelihood that is {odd}");
+        let given = format!("{odd} in the inputs of the first token");
         let Ok(metric) = fed.update(&Form::default(), &given)? else {
             continue;
         };
@@ -457,9 +459,12 @@ fn not_a_number_inputs(setup: &Setup) -> Verdict {
         };
         if found.iter().all(|(_, value)| value.is_finite()) && same(&without, &found) {
             return Err(fault(
-                format!("passed over {given}: its values are {}", values(&found)),
-                "NaN or infinity in gives another value out, such as NaN, or an error",
-                "let it run through the sums; f32::max and fmax drop NaN",
+                format!(
+                    "ignored {given}: the computed values are {}",
+                    values(&found)
+                ),
+                "NaN or infinity in the inputs changes a value, for example to NaN, or is an error",
+                "let it propagate through the sums; f32::max and fmax drop NaN",
             ));
         }
     }

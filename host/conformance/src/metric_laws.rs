@@ -1,4 +1,4 @@
-//! The algebra that lets a metric be computed on several ranks.
+//! Tests of the algebraic laws that allow a metric to be computed on several ranks.
 
 use crate::batch::{Form, Tokens};
 use crate::setup::Setup;
@@ -11,15 +11,15 @@ const TOPIC: Topic = Topic {
     name: "metric laws",
     kinds: &[PluginKind::Metric],
 };
-/// How many batches there are.
+/// Number of batches.
 const BATCHES: usize = 12;
-/// Largest relative difference between two ways to the same value.
+/// Largest accepted relative difference between two computations of the same value.
 const NEAR: f64 = 1e-12;
 
 pub(super) const TESTS: &[Test] = &[
     TOPIC.test(
         "merge-equals-whole",
-        "parts that are merged give what the whole gives",
+        "merged parts give the same values as the whole",
         merge_equals_whole,
     ),
     TOPIC.test(
@@ -34,12 +34,12 @@ pub(super) const TESTS: &[Test] = &[
     ),
     TOPIC.test(
         "merge-empty",
-        "merging the state of nothing changes nothing",
+        "merging an empty state changes nothing",
         merge_empty,
     ),
     TOPIC.test(
         "reset-equals-new",
-        "a metric that was reset is as a new one",
+        "a metric after a reset equals a new metric",
         reset_equals_new,
     ),
     TOPIC.test(
@@ -49,7 +49,7 @@ pub(super) const TESTS: &[Test] = &[
     ),
     TOPIC.test(
         "compute-repeats",
-        "computing again gives the same",
+        "computing again gives the same values",
         compute_repeats,
     ),
     TOPIC.test(
@@ -59,27 +59,27 @@ pub(super) const TESTS: &[Test] = &[
     ),
     TOPIC.test(
         "truncated-state",
-        "a state that was cut off, or has too much, is refused and changes nothing",
+        "a truncated or extended state is rejected and changes nothing",
         |setup| state::truncated(&mut tried(setup)?),
     ),
     TOPIC.test(
         "foreign-state",
-        "a state of another version is refused",
+        "a state of another version is rejected",
         |setup| state::foreign(&mut tried(setup)?),
     ),
     TOPIC.test(
         "random-state",
-        "random bytes as a state crash nothing",
+        "random bytes as a state do not crash the plugin",
         |setup| state::random(&mut tried(setup)?, &mut setup.random()),
     ),
     TOPIC.test(
         "state-refusals-have-reasons",
-        "a state that is refused is refused in words",
+        "the rejection of a state reports a reason",
         |setup| state::has_reasons(&mut tried(setup)?),
     ),
 ];
 
-/// Metrics of one subject, and the batches for them.
+/// A loaded plugin, and batches for its metrics.
 struct Lab {
     subject: Subject,
     tokens: Vec<Tokens>,
@@ -111,7 +111,7 @@ impl Lab {
         Ok(metric)
     }
 
-    /// The states of so many parts.
+    /// Splits the batches into the given number of parts, and returns the metric's state for each part.
     fn states(&self, parts: usize) -> Result<Vec<Vec<u8>>, Stop> {
         self.tokens
             .chunks(self.tokens.len().div_ceil(parts))
@@ -132,7 +132,8 @@ impl Lab {
     }
 }
 
-/// Whether two computations agree: names exactly, numbers to 1e-12 relatively.
+/// Returns whether two computations agree. The names must be equal. The relative difference of the numbers
+/// must be at most 1e-12.
 pub(super) fn same(left: &[(String, f64)], right: &[(String, f64)]) -> bool {
     let near = |a: f64, b: f64| {
         let is_close = || (a - b).abs() <= NEAR * a.abs().max(b.abs());
@@ -145,7 +146,7 @@ pub(super) fn same(left: &[(String, f64)], right: &[(String, f64)]) -> bool {
             .all(|((name, a), (other, b))| name == other && near(*a, *b))
 }
 
-/// For people.
+/// Formats the first values for a message.
 pub(super) fn values(values: &[(String, f64)]) -> String {
     let shown: Vec<String> = values
         .iter()
@@ -192,7 +193,7 @@ fn merge_equals_whole(setup: &Setup) -> Verdict {
         expect(
             &whole,
             &merged,
-            ("of the whole", &format!("of {parts} merged parts")),
+            ("for the whole", &format!("for {parts} merged parts")),
             "merged parts equal the whole: integers exactly, floats to 1e-12",
             KEEP_SUMS,
         )?;
@@ -210,9 +211,9 @@ fn batch_order(setup: &Setup) -> Verdict {
         expect(
             &whole,
             &lab.fed(&tokens)?.compute()?,
-            ("of batches in their order", way),
-            "a metric is of a set of batches: their order does not matter",
-            "let each batch add to sums and counts, and nothing depend on the one before",
+            ("for batches in order", way),
+            "the order of the batches does not matter",
+            "only add each batch to sums and counts, independently of the previous batch",
         )?;
     }
     Ok(())
@@ -223,7 +224,7 @@ fn merge_order(setup: &Setup) -> Verdict {
     let states = lab.states(4)?;
     let first = lab.merged(&states)?.compute()?;
     let backwards = lab.merged(states.iter().rev())?.compute()?;
-    // (a, b) and (c, d) first.
+    // Merges (a, b) and (c, d) first.
     let pairs: Vec<Vec<u8>> = states
         .chunks(2)
         .map(|pair| Ok::<_, Stop>(lab.merged(pair)?.export_state()?))
@@ -233,7 +234,7 @@ fn merge_order(setup: &Setup) -> Verdict {
         expect(
             &first,
             &other,
-            ("of states merged in their order", way),
+            ("for states merged in order", way),
             "merging is associative and commutative",
             KEEP_SUMS,
         )?;
@@ -251,15 +252,15 @@ fn merge_empty(setup: &Setup) -> Verdict {
     into_new.merge_state(&empty, "the state of a new instance")?;
     lab.feed(&into_new, &lab.tokens)?;
     for (metric, way) in [
-        (metric, "after the state of nothing was merged"),
-        (into_new, "where the state of nothing was merged first"),
+        (metric, "after merging an empty state"),
+        (into_new, "after merging an empty state first"),
     ] {
         expect(
             &whole,
             &metric.compute()?,
-            ("of the batches", way),
-            "a rank that saw no batch changes nothing",
-            "begin sums at 0, minima at infinity, and let the state say so",
+            ("for the batches", way),
+            "a rank without batches changes nothing",
+            "start sums at 0 and minima at infinity, also in the state that a new instance exports",
         )?;
     }
     Ok(())
@@ -270,7 +271,7 @@ fn reset_equals_new(setup: &Setup) -> Verdict {
     let (used, new) = (lab.fed(&lab.tokens)?, lab.new_metric()?);
     used.compute()?;
     used.reset()?;
-    let expects = "reset makes the state that of a new instance";
+    let expects = "after reset the state equals that of a new instance";
     let fix = "set every field of the state in reset, as create does";
     let nothing = |metric: &Metric| Ok::<_, Stop>(tolerate(metric.compute())?.ok());
     let (of_used, of_new) = (nothing(&used)?, nothing(&new)?);
@@ -284,7 +285,7 @@ fn reset_equals_new(setup: &Setup) -> Verdict {
         };
         return Err(fault(
             format!(
-                "computed {} after reset, and {} when new",
+                "computed {} after reset, but {} when new",
                 shown(of_used),
                 shown(of_new)
             ),
@@ -298,11 +299,11 @@ fn reset_equals_new(setup: &Setup) -> Verdict {
     expect(
         &new.compute()?,
         &used.compute()?,
-        ("with a new instance", "with one that was reset"),
+        ("with a new instance", "after a reset"),
         expects,
         fix,
     )?;
-    // What is exported counts as well: it is what the other ranks get.
+    // The exported states must also agree, since other ranks receive them.
     let merged = [&new, &used].map(|metric| {
         let state = metric.export_state()?;
         Ok::<_, Stop>(lab.merged([&state])?.compute()?)
@@ -313,7 +314,7 @@ fn reset_equals_new(setup: &Setup) -> Verdict {
         &of_used?,
         (
             "from a new instance's state",
-            "from that of one that was reset",
+            "from the state after a reset",
         ),
         expects,
         fix,
@@ -332,9 +333,9 @@ fn export_changes_nothing(setup: &Setup) -> Verdict {
     expect(
         &whole,
         &metric.compute()?,
-        ("without an export", "with one after each batch"),
-        "export_state only looks at the state",
-        "do not empty the state in export_state: that is what reset is for",
+        ("without an export", "with an export after each batch"),
+        "export_state does not change the state",
+        "do not clear the state in export_state: reset does that",
     )
 }
 
@@ -351,10 +352,10 @@ fn compute_repeats(setup: &Setup) -> Verdict {
         &whole,
         &metric.compute()?,
         (
-            "when asked once",
-            "when asked after each batch and twice at the end",
+            "when called once",
+            "when called after each batch and twice at the end",
         ),
-        "compute only looks at the state",
+        "compute does not change the state",
         "do not change the state in compute",
     )
 }
@@ -367,7 +368,8 @@ fn compute_of_nothing(setup: &Setup) -> Verdict {
     }
 }
 
-/// A metric's states, for the tests that metrics share with observers.
+/// A metric that has received batches, and its exported state. Used in the tests of states, which are the
+/// same for metrics and observers.
 struct Tried {
     lab: Lab,
     metric: Metric,
@@ -397,7 +399,8 @@ impl state::Stateful for Tried {
 
     fn is_as_before(&mut self) -> Result<bool, Stop> {
         let now = self.metric.compute()?;
-        // What compute itself may change is another test's.
+        // The instance is renewed, because a defective `compute` can change its state. Another test reports
+        // that fault.
         self.renew()?;
         Ok(same(&self.before, &now))
     }
@@ -413,7 +416,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn integers_are_the_same_exactly_and_nan_is_itself() {
+    fn integers_are_compared_exactly_and_nan_equals_nan() {
         let of = |value: f64| vec![("a".to_owned(), value)];
         assert!(same(&of(f64::NAN), &of(f64::NAN)));
         assert!(same(&of(0.1 + 0.2), &of(0.3)));

@@ -1,4 +1,4 @@
-//! What an observer is shown, what it asks for, and the state that a checkpoint keeps of it.
+//! Tests of an observer's events, of its requests, and of its state in checkpoints.
 
 use std::sync::Arc;
 
@@ -21,62 +21,62 @@ const TOPIC: Topic = Topic {
 pub(super) const TESTS: &[Test] = &[
     TOPIC.test(
         "every-event",
-        "every kind of event that it asked to see is taken",
+        "every kind of event in the manifest is accepted",
         every_event,
     ),
     TOPIC.test(
         "unknown-event",
-        "an event of a kind that it does not know is passed over",
+        "an event of an unknown kind is ignored",
         unknown_event,
     ),
     TOPIC.test(
         "odd-values",
-        "NaN, infinity, empty texts and huge ones are taken",
+        "NaN, infinity, empty texts and huge texts are accepted",
         odd_values,
     ),
     TOPIC.test(
         "newer-host-event",
-        "values whose structs are larger are found where they lie",
+        "values in larger structs are read correctly",
         newer_host_event,
     ),
     TOPIC.test(
         "valid-requests",
-        "what it asks for can be done and has a reason",
+        "requests are valid and have a reason",
         valid_requests,
     ),
     TOPIC.test(
         "state-round-trip",
-        "an exported state, imported, is exported the same",
+        "an imported state is exported unchanged",
         state_round_trip,
     ),
     TOPIC.test(
         "state-continues",
-        "an instance with an imported state continues as the one that exported it",
+        "an instance with an imported state continues like the instance that exported it",
         state_continues,
     ),
     TOPIC.test(
         "observer-truncated-state",
-        "a state that was cut off, or has too much, is refused and changes nothing",
+        "a truncated or extended state is rejected and changes nothing",
         |setup| state::truncated(&mut tried(setup)?),
     ),
     TOPIC.test(
         "observer-foreign-state",
-        "a state of another version is refused",
+        "a state of another version is rejected",
         |setup| state::foreign(&mut tried(setup)?),
     ),
     TOPIC.test(
         "observer-random-state",
-        "random bytes as a state crash nothing",
+        "random bytes as a state do not crash the plugin",
         |setup| state::random(&mut tried(setup)?, &mut setup.random()),
     ),
     TOPIC.test(
         "observer-state-refusals-have-reasons",
-        "a state that is refused is refused in words",
+        "the rejection of a state reports a reason",
         |setup| state::has_reasons(&mut tried(setup)?),
     ),
 ];
 
-/// An event of every kind, with this text and number in it.
+/// Returns events of every kind, with this text and number.
 fn of_every_kind(text: &str, number: f64) -> Vec<EventBody> {
     let text = || text.to_owned();
     let value = |name: &str| MetricValue::new(name, number);
@@ -154,8 +154,8 @@ fn of_every_kind(text: &str, number: f64) -> Vec<EventBody> {
     events
 }
 
-/// Measurements that walk at random, of the metrics that a run has and those that the plugin's own
-/// settings name. They stay finite and small.
+/// Returns measurements that follow a random walk. They contain the metrics of a run, and the metrics named
+/// in the plugin's settings. The values stay finite and small.
 pub(super) fn measurements(setup: &Setup, count: usize) -> Vec<(EventBody, &'static str)> {
     let mut random = setup.random();
     let names = metric_names(setup);
@@ -198,7 +198,7 @@ fn metric_names(setup: &Setup) -> Vec<Arc<str>> {
     names
 }
 
-/// Shows the observer what it asked to see of these.
+/// Passes events to the observer. If its manifest lists kinds of events, skips events of all other kinds.
 fn show(
     setup: &Setup,
     observer: &Observer,
@@ -227,7 +227,7 @@ fn every_event(setup: &Setup) -> Verdict {
         &observer,
         1,
         of_every_kind("a reason", 1.5),
-        "as a run has it",
+        "as in a run",
     )
 }
 
@@ -241,7 +241,7 @@ fn unknown_event(setup: &Setup) -> Verdict {
         if let Err(failure) = observer.observe(&event, &format!("an event of the kind {kind}")) {
             return Err(fault(
                 failure.words(),
-                "a plugin skips events of kinds that it does not know: a newer host has more",
+                "a plugin ignores events of unknown kinds: a newer host has more kinds",
                 "return HOST_OK for them",
             ));
         }
@@ -257,7 +257,7 @@ fn odd_values(setup: &Setup) -> Verdict {
         (
             "\u{0}\n\"\\{}",
             f64::INFINITY,
-            "with infinity and an odd text",
+            "with infinity and an unusual text",
         ),
         (
             &*huge,
@@ -281,15 +281,16 @@ fn odd_values(setup: &Setup) -> Verdict {
     show(setup, &subject.observer()?, 1, events, "with 5000 values")
 }
 
-/// What an observer asked for.
+/// The requests of an observer.
 #[derive(Default)]
 struct Asked {
-    /// Each with its step; a call that failed is there, too.
+    /// Each request and each failed call, with its step.
     all: Vec<String>,
     failure: Option<Failure>,
 }
 
-/// What the observer asks for over the measurements from a step on, whose values lie so far apart.
+/// Passes the measurements to the observer and collects its requests. The measurements begin at the step
+/// `first`. Each value is followed by `more` 8-byte words, which stand for fields that a newer host adds.
 fn asks(
     setup: &Setup,
     observer: &Observer,
@@ -310,7 +311,7 @@ fn asks(
                 name: HostStr::new(&value.name),
                 value: value.value,
             };
-            // SAFETY: the place lies within the vector and is aligned to 8.
+            // SAFETY: the pointer is within the vector and aligned to 8.
             unsafe {
                 let at = array.as_mut_ptr().add(n * words);
                 at.cast::<HostValue>().write(value);
@@ -333,13 +334,19 @@ fn asks(
                 continue;
             }
         };
-        // As in a run, where it is carried out at the next step boundary, and said.
+        // As in a run, requests are carried out at the next step boundary and become events.
         let carried_out = asks.iter().map(|ask| EventBody::Request {
             by: setup.manifest().id.clone(),
             request: ask.request,
             reason: ask.reason.clone(),
         });
-        show(setup, observer, step, carried_out, "of its own")?;
+        show(
+            setup,
+            observer,
+            step,
+            carried_out,
+            "that the plugin itself requested",
+        )?;
         for ask in asks {
             asked
                 .all
@@ -349,7 +356,8 @@ fn asks(
     Ok(asked)
 }
 
-/// Falling, flat, rising, with spikes and holes: whatever an observer waits for.
+/// Returns measurements that trigger all kinds of observers: they fall, stay constant and fluctuate, with a
+/// spike and values that are not finite.
 fn eventful(setup: &Setup) -> Vec<EventBody> {
     let mut random = setup.random();
     let names = metric_names(setup);
@@ -383,11 +391,11 @@ fn newer_host_event(setup: &Setup) -> Verdict {
     if asked != of_newer || !is_same_state {
         return Err(fault(
             format!(
-                "asked for {} things, and for {} when each value's struct was longer",
+                "made {} requests, but {} when each value's struct was larger",
                 asked.len(),
                 of_newer.len()
             ),
-            "the next value lies struct_size bytes behind the one before",
+            "the next value is struct_size bytes after the previous value",
             "advance by value->struct_size instead of indexing",
         ));
     }
@@ -400,9 +408,9 @@ fn valid_requests(setup: &Setup) -> Verdict {
         None => Ok(()),
         Some(failure) => Err(fault(
             failure.words(),
-            "a request has a reason, and a factor in (0, 1] if it scales the learning rate; measured \
-             values are no error",
-            "say in words why; look at the status of ask",
+            "each request has a reason; a request to scale the learning rate has a factor in (0, 1]; measured \
+             values cause no error",
+            "call ask with a reason, and check the status that it returns",
         )),
     }
 }
@@ -414,12 +422,12 @@ fn state_round_trip(setup: &Setup) -> Verdict {
     for part in [0..0, 0..1, 1..120, 120..events.len()] {
         asks(setup, &observer, (part.start, &events[part]), 0)?;
         let state = observer.export_state()?;
-        let expected = "equal states are equal bytes, and an imported one equals the exported";
+        let expected = "repeated exports of a state give the same bytes, and an imported state is exported unchanged";
         if observer.export_state()? != state {
             return Err(fault(
                 "exported two different states in a row",
                 expected,
-                "leave out addresses, times and the order of a hash map",
+                "keep addresses, times and the order of a hash map out of the state",
             ));
         }
         let other = subject.observer()?;
@@ -429,7 +437,7 @@ fn state_round_trip(setup: &Setup) -> Verdict {
         other.import_state(&state, "a state that another instance exported")?;
         if other.export_state()? != state {
             return Err(fault(
-                "exported another state than the one that it had just imported",
+                "exported a state that differs from the one that it had just imported",
                 expected,
                 "write and read every field of the state",
             ));
@@ -449,7 +457,7 @@ fn state_continues(setup: &Setup) -> Verdict {
         if !state.is_empty() {
             other.import_state(&state, "a state that another instance exported")?;
         }
-        // What a resumed run begins with.
+        // The first event of a resumed run.
         let resumed = [EventBody::RunStarted { generation: 1 }];
         show(setup, &other, at, resumed, "of a resumed run")?;
         let (asked, of_other) = (
@@ -466,16 +474,16 @@ fn state_continues(setup: &Setup) -> Verdict {
                 |(a, b)| (a.clone(), b.clone()),
             );
             return Err(fault(
-                format!("would have asked for {one}, and after export and import for {two}"),
-                "a resumed run does what the run would have done",
-                "put all that decides about requests into the state",
+                format!("continued with {one}, but with {two} after export and import"),
+                "a resumed run behaves like an uninterrupted run",
+                "put all data that determines requests into the state",
             ));
         }
     }
     Ok(())
 }
 
-/// An observer's state, for the tests that it shares with metrics.
+/// An observer's state, for the tests that observers share with metrics.
 struct Tried {
     observer: Observer,
     state: Vec<u8>,
@@ -495,7 +503,7 @@ impl state::Stateful for Tried {
 
     fn take(&mut self, state: &[u8], given: &str) -> Result<(), Failure> {
         match state.is_empty() {
-            // A host never passes nothing on; it stands for a new instance.
+            // The host never imports an empty state; it creates a new instance instead.
             true => Err(Failure::of_the_host("import_state")),
             false => self.observer.import_state(state, given),
         }
@@ -507,7 +515,7 @@ impl state::Stateful for Tried {
 
     fn renew(&mut self) -> Verdict {
         let state = self.state.clone();
-        // Nothing is what one without a state exports, and what no host imports.
+        // An observer without a state exports no bytes, so there is nothing to import.
         if state.is_empty() {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! What a plugin leaves as it was: the process is the host's.
+//! Tests of the process state that a plugin must not change, because it belongs to the host.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
@@ -29,77 +29,82 @@ pub(super) const TESTS: &[Test] = &[
     TOPIC.test(
         "child-processes",
         "no child process outlives the instances",
-        |setup| unchanged(setup, "whether there are child processes", children),
+        |setup| unchanged(setup, "the child processes", children),
     ),
-    TOPIC.test("working-directory", "it stays where it is", |setup| {
-        unchanged(setup, "the working directory", || {
-            std::env::current_dir().map_or_else(|e| e.to_string(), |dir| dir.display().to_string())
-        })
-    }),
+    TOPIC.test(
+        "working-directory",
+        "the working directory does not change",
+        |setup| {
+            unchanged(setup, "the working directory", || {
+                std::env::current_dir()
+                    .map_or_else(|e| e.to_string(), |dir| dir.display().to_string())
+            })
+        },
+    ),
     TOPIC.test(
         "signal-handlers",
-        "every signal is handled, ignored and blocked as before",
-        |setup| unchanged(setup, "what happens on a signal", signals),
+        "the signal actions and the signal mask do not change",
+        |setup| unchanged(setup, "the action for a signal", signals),
     ),
     TOPIC.test(
         "umask",
-        "new files get the permissions as before",
+        "the umask (the permissions of new files) does not change",
         |setup| unchanged(setup, "the umask", umask),
     ),
-    TOPIC.test("environment", "no variable is set or removed", |setup| {
-        unchanged(setup, "the environment", environment)
-    }),
+    TOPIC.test(
+        "environment",
+        "no environment variable is set, changed or removed",
+        |setup| unchanged(setup, "the environment", environment),
+    ),
     TOPIC.test(
         "locale",
-        "numbers are read and written as before",
+        "the locale, which includes the format of numbers, does not change",
         |setup| unchanged(setup, "the locale", locale),
     ),
     TOPIC.test(
         "floating-point",
-        "numbers are rounded, and tiny ones kept, as before",
+        "the rounding of numbers and the handling of denormal numbers do not change",
         |setup| unchanged(setup, "the floating-point control word", floating_point),
     ),
     TOPIC.test(
         "openmp",
-        "parallel regions take as many threads as before",
-        |setup| unchanged(setup, "how OpenMP works", ProcessState::openmp),
+        "the number of threads of parallel regions does not change",
+        |setup| unchanged(setup, "the OpenMP settings", ProcessState::openmp),
     ),
     TOPIC.test(
         "resource-limits",
-        "the limits of files, memory and the like are as before",
+        "the limits for files, memory and other resources do not change",
         |setup| unchanged(setup, "a resource limit", ProcessState::resource_limits),
     ),
     TOPIC.test(
         "standard-streams",
-        "stdin, stdout and stderr stay open, and stay the files that they were",
+        "stdin, stdout and stderr stay open and refer to the same files",
         |setup| unchanged(setup, "a standard stream", ProcessState::streams),
     ),
     TOPIC.test(
         "scheduling",
-        "the thread runs on the processors and with the priority as before",
+        "the CPU affinity and the priority of the thread do not change",
         |setup| {
             unchanged(
                 setup,
-                "where and when the thread runs",
+                "the scheduling of the thread",
                 ProcessState::scheduling,
             )
         },
     ),
-    TOPIC.test("timers", "no timer is left that sends a signal", |setup| {
-        unchanged(
-            setup,
-            "which timers run that send a signal",
-            ProcessState::timers,
-        )
-    }),
+    TOPIC.test(
+        "timers",
+        "no timer that sends a signal is left running",
+        |setup| unchanged(setup, "the timers that send a signal", ProcessState::timers),
+    ),
     TOPIC.test(
         "stdout",
-        "nothing is written to stdout, which is the host's",
+        "nothing is written to stdout, which belongs to the host",
         stdout,
     ),
 ];
 
-/// The variables, without their values.
+/// Returns the environment variables, with hashes of their values.
 fn environment() -> String {
     let variables = raw::environment();
     let shown = variables.iter().map(|(name, value)| {
@@ -109,17 +114,18 @@ fn environment() -> String {
     shown.collect()
 }
 
-/// Looks before the load, after it, and after a short life of an instance.
+/// Checks that a part of the process state does not change. Reads it before the plugin is loaded, after the
+/// plugin is loaded, and after a few instances have been created and destroyed.
 fn unchanged(setup: &Setup, what: &str, look: fn() -> String) -> Verdict {
     let before = look();
     let library = load(setup);
-    compare(what, "when it was loaded", &before, look())?;
+    compare(what, "while loading", &before, look())?;
     library?;
     let subject = Subject::load(setup)?;
     for _ in 0..3 {
         exercise(setup, &subject)?;
     }
-    compare(what, "in the life of an instance", &before, look())
+    compare(what, "during the life of an instance", &before, look())
 }
 
 fn compare(what: &str, when: &str, before: &str, after: String) -> Verdict {
@@ -129,17 +135,17 @@ fn compare(what: &str, when: &str, before: &str, after: String) -> Verdict {
     let changes = changes(before, &after);
     Err(fault(
         format!("changed {what} {when}: {changes}"),
-        "the process belongs to the host: a plugin leaves it as it was",
-        "do without it, or put back what was there before the call returns; what a thread or a child \
-         does ends with destroy",
+        "the process belongs to the host: a plugin does not change it",
+        "avoid the change, or restore the previous state before the call returns; destroy ends every \
+         thread and child process",
     ))
 }
 
-/// The most changes that are listed one by one.
+/// Maximum number of changes that are listed individually.
 const MOST_CHANGES: usize = 8;
 
-/// What differs between two looks, which have a line `NAME: VALUE` for each thing, or are one value.
-/// What stands behind a `#` is compared and not told.
+/// Returns the differences between two snapshots. A snapshot consists of lines `NAME: VALUE`, or of a single
+/// value. Text after a `#` is compared but not printed.
 fn changes(before: &str, after: &str) -> String {
     let read = |text: &str| -> BTreeMap<String, String> {
         let lines = text.lines().filter(|line| !line.is_empty());
@@ -150,7 +156,7 @@ fn changes(before: &str, after: &str) -> String {
     let (before, after) = (read(before), read(after));
     let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     let told = |value: Option<&String>| match value.and_then(|value| value.split('#').next()) {
-        None | Some("") => "nothing".to_owned(),
+        None | Some("") => "none".to_owned(),
         Some(value) => value.to_owned(),
     };
     let changed = names.into_iter().filter_map(|name| {
@@ -158,9 +164,9 @@ fn changes(before: &str, after: &str) -> String {
         let (then, now) = (told(was), told(is));
         match name.as_str() {
             _ if was == is => None,
-            "" => Some(format!("{then} became {now}")),
-            name if then == now => Some(format!("{name} has another value")),
-            name => Some(format!("{name}: {then} became {now}")),
+            "" => Some(format!("{then} -> {now}")),
+            name if then == now => Some(format!("{name} has a different value")),
+            name => Some(format!("{name}: {then} -> {now}")),
         }
     });
     let mut changed: Vec<String> = changed.collect();
@@ -172,8 +178,8 @@ fn changes(before: &str, after: &str) -> String {
     changed.join("; ")
 }
 
-/// A number that may still be going down to `expected`: the kernel forgets a thread that was joined
-/// a moment later.
+/// Repeats a measurement until the measured number has decreased to `expected`, or until 200 ms have passed.
+/// The wait is necessary because the kernel removes a joined thread only after a short delay.
 pub(super) fn settled(expected: u64, measure: fn() -> u64) -> u64 {
     let ends = Instant::now() + Duration::from_millis(200);
     loop {
@@ -190,18 +196,18 @@ pub(super) fn threads() -> u64 {
 }
 
 fn children() -> String {
-    // SAFETY: waits for nothing, and the status is not asked for.
+    // SAFETY: the call does not block, and it may receive a null pointer because the status is not needed.
     match unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } {
         -1 => "none".to_owned(),
-        0 => "some that run".to_owned(),
-        _ => "one that was not waited for".to_owned(),
+        0 => "some running".to_owned(),
+        _ => "one has exited without being waited for".to_owned(),
     }
 }
 
 fn signals() -> String {
     let mut all = String::new();
     for signal in 1..=64 {
-        // SAFETY: zero is a valid sigaction, and asking changes nothing.
+        // SAFETY: zero is a valid sigaction, and reading changes nothing.
         let action = unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             if libc::sigaction(signal, std::ptr::null(), &raw mut action) != 0 {
@@ -210,11 +216,11 @@ fn signals() -> String {
             action
         };
         let how = match action.sa_sigaction {
-            libc::SIG_DFL => "the default".to_owned(),
+            libc::SIG_DFL => "default".to_owned(),
             libc::SIG_IGN => "ignored".to_owned(),
             handler => format!("handled by {}", function_name(handler)),
         };
-        // SAFETY: zero is a valid set, and asking changes nothing.
+        // SAFETY: zero is a valid signal set, and reading changes nothing.
         let is_blocked = unsafe {
             let mut set: libc::sigset_t = std::mem::zeroed();
             libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut set);
@@ -226,30 +232,32 @@ fn signals() -> String {
     all
 }
 
-/// A function for people: `on_signal of the plugin`, `a function of libc.so.6`. The address stands behind
-/// a `#`, since two functions may have one name.
+/// Returns the name of a function for messages, such as `on_signal of the plugin` or
+/// `a function of libc.so.6`. A `#` and the address follow the name, since two functions can have the same
+/// name.
 fn function_name(address: usize) -> String {
-    // SAFETY: a struct of pointers is valid when it is zero.
+    // SAFETY: a struct of pointers is valid if all its bytes are zero.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
-    // SAFETY: the address is looked up and not followed, and the place is writable.
+    // SAFETY: the address is only looked up, not dereferenced, and the struct is writable.
     let is_known = unsafe { libc::dladdr(address as *const libc::c_void, &raw mut info) } != 0;
     let text = |text: *const libc::c_char| {
         if text.is_null() {
             return None;
         }
-        // SAFETY: `dladdr` gives C strings, which live as long as their library.
+        // SAFETY: `dladdr` returns C strings, which live as long as their library.
         let text = unsafe { CStr::from_ptr(text) };
         Some(text.to_string_lossy().into_owned())
     };
     let file = text(info.dli_fname)
         .filter(|_| is_known)
         .unwrap_or_default();
-    // Of the function itself, and not of one that lies before it.
+    // Accepts only the symbol of the function itself. `dladdr` may instead return the nearest symbol before
+    // the function.
     let symbol = text(info.dli_sname).filter(|_| info.dli_saddr as usize == address);
     let function = symbol.unwrap_or_else(|| "a function".to_owned());
     let owner = match file.rsplit('/').next() {
         None | Some("") => "an unknown library".to_owned(),
-        // The host loads a plugin from memory.
+        // The host loads plugins from memory files, whose paths begin like this.
         Some(_) if file.starts_with("/proc/self/fd/") => "the plugin".to_owned(),
         Some(name) => name.to_owned(),
     };
@@ -269,7 +277,7 @@ fn floating_point() -> String {
 }
 
 fn stdout(setup: &Setup) -> Verdict {
-    let file = tempfile::tempfile().map_err(|error| cannot("make a file", &error))?;
+    let file = tempfile::tempfile().map_err(|error| cannot("create a file", &error))?;
     let lived = {
         let _aside = Aside::new(&file)?;
         load(setup).map(drop).and_then(|()| {
@@ -285,19 +293,19 @@ fn stdout(setup: &Setup) -> Verdict {
         let said: String = String::from_utf8_lossy(&said).chars().take(60).collect();
         return Err(fault(
             format!("wrote to stdout: {said:?}"),
-            "stdout is the host's: events as JSON are written there",
-            "use the API's log, or stderr while you search for an error",
+            "stdout belongs to the host, which writes events as JSON there",
+            "use the API's log, or stderr for debugging",
         ));
     }
     lived
 }
 
-/// Stdout goes to a file until this is dropped.
+/// Redirects stdout to a file until this is dropped.
 struct Aside(i32);
 
 impl Aside {
     fn new(file: &File) -> Result<Self, Stop> {
-        // SAFETY: descriptors that are open; -1 is looked at.
+        // SAFETY: the descriptor is open; -1 is checked.
         let kept = unsafe { libc::dup(1) };
         // SAFETY: as above.
         if kept < 0 || unsafe { libc::dup2(file.as_raw_fd(), 1) } < 0 {
@@ -309,7 +317,7 @@ impl Aside {
 
 impl Drop for Aside {
     fn drop(&mut self) {
-        // SAFETY: writes out what C's stdio holds, then puts the old descriptor back.
+        // SAFETY: null is valid for `fflush` and flushes all C streams. The saved descriptor is open.
         unsafe {
             libc::fflush(std::ptr::null_mut());
             libc::dup2(self.0, 1);
@@ -323,31 +331,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_is_told_by_name_and_whole() {
+    fn a_change_is_reported_by_name_and_in_full() {
         let signals = signals();
-        assert!(signals.contains("SIGUSR1: the default\n"), "{signals}");
+        assert!(signals.contains("SIGUSR1: default\n"), "{signals}");
         let address = changes as *const () as usize;
         let handled = format!("SIGUSR1: handled by {}\n", function_name(address));
-        let after = signals.replace("SIGUSR1: the default\n", &handled);
+        let after = signals.replace("SIGUSR1: default\n", &handled);
         let told = changes(&signals, &after);
-        let start = "SIGUSR1: the default became handled by ";
+        let start = "SIGUSR1: default -> handled by ";
         assert!(told.starts_with(start), "{told}");
         assert!(!told.contains("0x") && !told.contains('#'), "{told}");
         assert_eq!(
             changes("/a/very/long/folder", "/"),
-            "/a/very/long/folder became /"
+            "/a/very/long/folder -> /"
         );
     }
 
     #[test]
-    fn a_variable_is_told_without_its_value() {
+    fn a_variable_is_reported_without_its_value() {
         let told = changes(
             "A: a value#1\nB: a value#2\n",
             "A: a value#3\nC: a value#4\n",
         );
         assert_eq!(
             told,
-            "A has another value; B: a value became nothing; C: nothing became a value"
+            "A has a different value; B: a value -> none; C: none -> a value"
         );
     }
 

@@ -9,10 +9,10 @@ use crate::CheckOptions;
 use crate::test::{Stop, skip};
 use host_plugin::{PluginConfig, PluginManifest};
 
-/// What stands for a test's scratch folder in a setting.
+/// A placeholder in settings. It stands for a folder in the test's scratch folder.
 const SCRATCH: &str = "{tmp}";
 
-/// What every test is given.
+/// The input of every test.
 #[derive(Clone, Debug)]
 pub(super) struct Setup {
     pub(super) path: PathBuf,
@@ -42,7 +42,7 @@ impl Setup {
         }
     }
 
-    /// The same with a scratch folder of its own.
+    /// Returns a copy with a separate scratch folder.
     pub(super) fn for_test(&self, name: &str) -> Result<Self> {
         let scratch = self.scratch.join(name);
         std::fs::create_dir_all(&scratch)
@@ -56,14 +56,14 @@ impl Setup {
     pub(super) fn manifest(&self) -> &PluginManifest {
         self.manifest
             .as_ref()
-            .expect("a test of a library that is refused is skipped")
+            .expect("tests of a rejected library are skipped")
     }
 
     pub(super) fn scratch(&self) -> &Path {
         &self.scratch
     }
 
-    /// The folder that `{tmp}` in a setting stands for; none if no setting has it.
+    /// Returns the folder that replaces `{tmp}` in settings; `None` if no setting contains `{tmp}`.
     pub(super) fn destination(&self) -> Option<PathBuf> {
         let has_scratch = |(_, value): &(String, String)| value.contains(SCRATCH);
         let is_used = self.settings.iter().any(has_scratch);
@@ -74,13 +74,13 @@ impl Setup {
         fastrand::Rng::with_seed(self.seed)
     }
 
-    /// Whether the settings that were given fit the schema, as far as they go.
+    /// Checks the user's settings against the schema. Missing required settings are not an error here.
     pub(super) fn check_settings(&self) -> Result<()> {
         match &self.manifest {
             Some(manifest) if self.missing(manifest).is_empty() => {
                 match self.resolve(manifest, "/tmp") {
                     Err(error) if error.kind() == ErrorKind::Config => Err(error),
-                    // A fault of the schema itself is a test's to tell.
+                    // Faults of the schema itself are reported by a test.
                     _ => Ok(()),
                 }
             }
@@ -88,15 +88,15 @@ impl Setup {
         }
     }
 
-    /// The settings as JSON, for `create`. A `.git` folder below the scratch folder is made as an
-    /// empty bare repository.
+    /// Returns the settings as JSON, for `create`. If a setting names a `.git` folder below the scratch
+    /// folder, creates an empty bare repository there.
     pub(super) fn config(&self) -> Result<String, Stop> {
         let manifest = self.manifest();
         let missing = self.missing(manifest);
         if !missing.is_empty() {
             let flags: Vec<String> = missing.iter().map(|key| format!("--set {key}=…")).collect();
             return skip(format!(
-                "the plugin needs the setting {}: give {}",
+                "the plugin needs the setting {}: pass {}",
                 missing.join(", "),
                 flags.join(" ")
             ));
@@ -108,7 +108,7 @@ impl Setup {
             .or_else(|error| skip(error.message()))?;
         if self.destination().is_some() {
             std::fs::create_dir_all(&destination)
-                .or_else(|error| skip(format!("no scratch folder: {error}")))?;
+                .or_else(|error| skip(format!("cannot create the scratch folder: {error}")))?;
         }
         for (_, value) in &self.settings {
             if value.contains(SCRATCH) && value.ends_with(".git") {
@@ -139,7 +139,7 @@ impl Setup {
     }
 }
 
-/// What the user must give: the schema has no default for it.
+/// Returns the settings that the user must pass: required settings without a default.
 fn required(manifest: &PluginManifest) -> Vec<&str> {
     let schema = manifest.config.as_ref();
     let required = schema
@@ -168,7 +168,7 @@ fn bare_repository(path: &Path) -> Result<(), Stop> {
         .status();
     match made {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => skip(format!("git cannot make the repository: {status}")),
-        Err(error) => skip(format!("git cannot make the repository: {error}")),
+        Ok(status) => skip(format!("git cannot create the repository: {status}")),
+        Err(error) => skip(format!("git cannot create the repository: {error}")),
     }
 }

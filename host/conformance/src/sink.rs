@@ -1,4 +1,4 @@
-//! Deliveries: whole, the same twice, ended when asked, and again after a death.
+//! Tests that deliveries are complete, repeatable, cancellable, and recoverable after a crash.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,12 +25,13 @@ const TOPIC: Topic = Topic {
     name: "sink",
     kinds: &[PluginKind::CheckpointSink],
 };
-/// Size of the weights in bytes: small, and large enough to be met in the middle.
+/// Two sizes of the weights, in bytes: a small one, and one so large that a test can interrupt the delivery.
 const SMALL: usize = 4 << 10;
 const LARGE: usize = 8 << 20;
-/// How often a delivery that failed for a reason that may pass is tried.
+/// Maximum number of attempts for a delivery that fails temporarily.
 const TRIES: usize = 3;
-/// At which parts of a delivery it is interrupted.
+/// When to interrupt a delivery, as a fraction of the duration of an undisturbed delivery. Each fraction is
+/// tried with a new delivery.
 const MOMENTS: [f64; 4] = [0.05, 0.3, 0.6, 0.9];
 
 pub(super) const TESTS: &[Test] = &[
@@ -41,57 +42,57 @@ pub(super) const TESTS: &[Test] = &[
     ),
     TOPIC.test(
         "publish-repeats",
-        "delivering the same again succeeds and changes nothing",
+        "delivering the same checkpoint again succeeds and changes nothing",
         publish_repeats,
     ),
     TOPIC.test(
         "checkpoint-unmodified",
-        "the checkpoint's folder stays as it is, byte for byte",
+        "the checkpoint's folder is unchanged, byte for byte",
         checkpoint_unmodified,
     ),
     TOPIC.test(
         "absent-checkpoint",
-        "a checkpoint that is not there is an error",
+        "a missing checkpoint is an error",
         absent_checkpoint,
     ),
     TOPIC.test(
         "idle-cancel",
-        "a cancel while nothing is published keeps nothing from being published",
+        "a cancel without a running publish does not affect the next publish",
         idle_cancel,
     ),
     TOPIC.test(
         "cancel",
-        "a delivery ends soon after it is cancelled, and the next one succeeds",
+        "a cancelled delivery ends soon, and the next delivery succeeds",
         cancel,
     ),
     TOPIC.test(
         "killed-publish",
-        "a delivery that was killed is made good by the next",
+        "the delivery after a killed delivery succeeds",
         killed_publish,
     ),
     TOPIC.test(
         "preflight",
-        "a question before the first step is answered, delivers nothing, and keeps nothing from being delivered",
+        "a preflight succeeds, delivers nothing, and does not prevent a delivery",
         preflight,
     ),
     TOPIC.test(
         "preflight-refusal",
-        "a checkpoint larger than any disk is refused with a reason, or taken for one that fits",
+        "a preflight for checkpoints larger than any disk is rejected with a reason, or succeeds",
         preflight_refusal,
     ),
     TOPIC.test(
         "fetch",
-        "what is brought back is what was delivered, in a folder within the sink's own, and twice the same",
+        "a fetch, even if repeated, returns the delivered checkpoint in a subfolder of the sink's folder",
         fetch,
     ),
     TOPIC.test(
         "absent-fetch",
-        "a revision that the destination does not have is an error with a reason",
+        "a fetch of an unknown revision is an error with a reason",
         absent_fetch,
     ),
 ];
 
-/// A checkpoint in a run's folder, and the sink's own folder beside it.
+/// A checkpoint in a run's folder, and the sink's own folder.
 struct Delivery {
     dir: PathBuf,
     state_dir: PathBuf,
@@ -99,7 +100,7 @@ struct Delivery {
 }
 
 impl Delivery {
-    /// Writes one below the test's scratch folder.
+    /// Writes a checkpoint below the test's scratch folder.
     fn write(setup: &Setup, weights: usize) -> Result<Self, Stop> {
         Self::try_write(setup.scratch(), setup.seed, weights)
             .map_err(|error| cannot("write a checkpoint", &error))
@@ -172,7 +173,7 @@ impl Delivery {
         }
     }
 
-    /// The folder that a checkpoint was brought back into.
+    /// Calls `fetch`, and returns the folder of the fetched checkpoint.
     fn fetch(
         &self,
         sink: &Sink,
@@ -182,7 +183,7 @@ impl Delivery {
         let state_dir = self.state_dir.to_string_lossy().into_owned();
         let fetch = HostFetch {
             struct_size: size_of::<HostFetch>() as u32,
-            // What only a resume needs is a sink's to leave behind.
+            // Without `HOST_FETCH_FOR_RESUME`, a sink may omit files that only a resume needs.
             flags: 0,
             revision: HostStr::new(revision),
             state_dir: HostStr::new(&state_dir),
@@ -190,21 +191,21 @@ impl Delivery {
         match sink.fetch(&fetch, &self.state_dir, given) {
             None => skip("the sink has no fetch"),
             Some(Err(failure)) if failure.status() == HOST_UNSUPPORTED => {
-                skip("the sink brings nothing back")
+                skip("the sink cannot fetch")
             }
             Some(outcome) => Ok(outcome),
         }
     }
 
-    /// How long it takes with nothing in the way.
+    /// Returns the duration of an undisturbed delivery.
     fn timed(&self, sink: &Sink) -> Result<Duration, Stop> {
         let start = Instant::now();
         self.publish(sink, "a checkpoint of 8 MiB")?;
         Ok(start.elapsed())
     }
 
-    /// What the host does with a failure that may pass, such as what an interrupted delivery left in
-    /// the way: it tries again.
+    /// Calls `publish`, and retries after temporary failures, as the host does. For example, files from an
+    /// interrupted delivery may block the first attempt.
     fn publish_with_patience(&self, sink: &Sink, given: &str) -> Result<(), Failure> {
         for _ in 1..TRIES {
             match self.publish(sink, given) {
@@ -216,7 +217,7 @@ impl Delivery {
     }
 }
 
-/// Every file below a folder with the digest of its bytes, and every folder.
+/// Returns all folders and files below a folder, with the SHA-256 of each file's content.
 fn tree(folder: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();
     let mut left = vec![folder.to_owned()];
@@ -239,7 +240,7 @@ fn tree(folder: &Path) -> BTreeMap<PathBuf, String> {
     found
 }
 
-/// The first path in which two trees differ, and how.
+/// Returns the first difference between two trees.
 fn changed(
     before: &BTreeMap<PathBuf, String>,
     after: &BTreeMap<PathBuf, String>,
@@ -255,7 +256,7 @@ fn changed(
     let other = before
         .iter()
         .find(|(path, digest)| after.get(*path).is_some_and(|now| now != *digest))
-        .map(|(path, _)| format!("{} has other bytes", path.display()));
+        .map(|(path, _)| format!("{} has different content", path.display()));
     gone.or(new).or(other)
 }
 
@@ -263,17 +264,21 @@ fn publish(setup: &Setup) -> Verdict {
     let subject = Subject::load(setup)?;
     let delivery = Delivery::write(setup, SMALL)?;
     let receipt = delivery.publish(&subject.sink()?, "a small checkpoint")?;
-    let expected = "the receipt is a JSON object with the checkpoint's place: {\"path\": …}";
-    let fix = "put what lets a person find it by put_bytes";
+    let expected = "the receipt is a JSON object with the checkpoint's location: {\"path\": …}";
+    let fix = "call put_bytes with an object that helps a person find the checkpoint";
     match receipt.map(host_plugin::raw::receipt) {
         Some(Ok(receipt)) if receipt.0 != "{}" => Ok(()),
-        Some(Ok(_)) => Err(fault("gave an empty receipt", expected, fix)),
-        Some(Err(reason)) => Err(fault(format!("did wrong: {reason}"), expected, fix)),
-        None => Err(fault("gave no receipt", expected, fix)),
+        Some(Ok(_)) => Err(fault("returned an empty receipt", expected, fix)),
+        Some(Err(reason)) => Err(fault(
+            format!("returned an invalid receipt: {reason}"),
+            expected,
+            fix,
+        )),
+        None => Err(fault("returned no receipt", expected, fix)),
     }
 }
 
-/// A receipt for people.
+/// Returns a receipt as text for messages.
 fn shown(receipt: Option<&[u8]>) -> String {
     receipt.map_or_else(
         || "none".to_owned(),
@@ -288,13 +293,14 @@ fn publish_repeats(setup: &Setup) -> Verdict {
     let wrong = |did: String| {
         fault(
             did,
-            "delivering the same again changes nothing: after a crash the host does not know how far \
-             it came",
-            "look first whether it is there, whole; name things by step and run, not by time or count",
+            "delivering the same checkpoint again changes nothing: after a crash the host cannot tell how far the \
+             delivery got",
+            "first check whether the complete checkpoint exists; name files by step and run, not by time or count",
         )
     };
     let receipt = delivery.publish(&sink, "a small checkpoint")?;
-    // The destination if it is known; what is in the sink's own folder may change, but not grow.
+    // A repeated delivery must leave the destination unchanged, if the destination is known. In the sink's
+    // own folder, it may change files but must not add any.
     let destination = setup.destination();
     let look = || destination.as_deref().map(tree).unwrap_or_default();
     let (there, kept) = (look(), tree(&delivery.state_dir));
@@ -313,12 +319,12 @@ fn publish_repeats(setup: &Setup) -> Verdict {
         if let Some(path) = now.keys().find(|path| !kept.contains_key(*path)) {
             let path = path.display();
             return Err(wrong(format!(
-                "left more in state_dir, given {given}: {path} is new"
+                "left more files in state_dir, given {given}: {path} is new"
             )));
         }
         if again != receipt {
             return Err(wrong(format!(
-                "gave the receipt {}, given {given}, and {} before",
+                "returned the receipt {}, given {given}, but {} before",
                 shown(again.as_deref()),
                 shown(receipt.as_deref())
             )));
@@ -343,7 +349,7 @@ fn checkpoint_unmodified(setup: &Setup) -> Verdict {
         Some(change) => Err(fault(
             format!("changed the run's folder: {change}"),
             "a sink reads the checkpoint, and writes to its destination and to state_dir",
-            "copy what is to be changed to state_dir",
+            "copy the files to state_dir before changing them",
         )),
     }
 }
@@ -352,16 +358,16 @@ fn absent_checkpoint(setup: &Setup) -> Verdict {
     let subject = Subject::load(setup)?;
     let delivery = Delivery::write(setup, SMALL)?;
     fs::remove_dir_all(&delivery.dir).map_err(|error| cannot("remove a folder", &error))?;
-    let given = "a checkpoint whose folder is not there";
+    let given = "a checkpoint whose folder is missing";
     match tolerate(delivery.publish(&subject.sink()?, given))? {
         Err(failure) => has_reason(&failure),
         Ok(receipt) => Err(fault(
             format!(
-                "gave the receipt {}, given {given}",
+                "returned the receipt {}, given {given}",
                 shown(receipt.as_deref())
             ),
             "a receipt means that the whole checkpoint arrived",
-            "read the files that manifest_json names, and return an error if one is not there",
+            "read the files that manifest_json names, and return an error if one is missing",
         )),
     }
 }
@@ -377,18 +383,21 @@ fn idle_cancel(setup: &Setup) -> Verdict {
             .map(drop)
             .map_err(|error| cannot("start a thread", &error))
     })?;
-    match delivery.publish(&sink, "a checkpoint after an idle cancel") {
+    match delivery.publish(
+        &sink,
+        "a checkpoint after a cancel without a running publish",
+    ) {
         Ok(_) => Ok(()),
         Err(failure) => Err(fault(
             failure.words(),
-            "cancel is for the publish that is running, if any",
-            "forget about an earlier cancel when publish begins",
+            "cancel only affects a running publish",
+            "clear an earlier cancel at the start of publish",
         )),
     }
 }
 
 fn cancel(setup: &Setup) -> Verdict {
-    // A part of the time that the test has: there are several moments.
+    // Limits each attempt to a part of the test's time.
     let limit = setup.time_limit / 4;
     let undisturbed = part(setup, "undisturbed")?;
     let sink = Subject::load(&undisturbed)?.sink()?;
@@ -396,7 +405,7 @@ fn cancel(setup: &Setup) -> Verdict {
     for (n, moment) in MOMENTS.into_iter().enumerate() {
         let setup = part(setup, &format!("cancelled-{n}"))?;
         let delivery = Delivery::write(&setup, LARGE)?;
-        // A sink that is not destroyed before the thread in it has returned.
+        // The sink must not be destroyed before the thread that calls `publish` has returned.
         let sink = Subject::load(&setup)?.sink()?;
         let (tell, told) = mpsc::sync_channel(1);
         let outcome = std::thread::scope(|scope| {
@@ -421,8 +430,8 @@ fn cancel(setup: &Setup) -> Verdict {
                 );
                 let stop = fault(
                     did,
-                    "the publish that is running ends soon after cancel, with HOST_CANCELLED",
-                    "ask an atomic flag between two pieces of the work, and before every wait",
+                    "a running publish ends soon after cancel, with HOST_CANCELLED",
+                    "check an atomic flag between pieces of work and before every wait",
                 );
                 say_and_exit(stop)
             })
@@ -433,8 +442,8 @@ fn cancel(setup: &Setup) -> Verdict {
             Err(failure) => {
                 return Err(fault(
                     failure.words(),
-                    "a publish that was cancelled ends with HOST_CANCELLED, or well",
-                    "return HOST_CANCELLED where the flag is seen",
+                    "a cancelled publish returns HOST_CANCELLED or succeeds",
+                    "return HOST_CANCELLED when the flag is set",
                 ));
             }
         }
@@ -444,7 +453,8 @@ fn cancel(setup: &Setup) -> Verdict {
 }
 
 fn killed_publish(setup: &Setup) -> Verdict {
-    // How long an undisturbed one takes. Its process is another than those that are killed.
+    // Measures the duration of an undisturbed delivery. It runs in a separate process, like the deliveries
+    // that are killed.
     let undisturbed = part(setup, "undisturbed")?;
     let note = undisturbed.scratch().join("took");
     let delivery = Delivery::write(&undisturbed, LARGE)?;
@@ -458,16 +468,17 @@ fn killed_publish(setup: &Setup) -> Verdict {
         let setup = part(setup, &format!("killed-{n}"))?;
         let delivery = Delivery::write(&setup, LARGE)?;
         kill_during(&setup, &delivery, took.mul_f64(moment))?;
-        let after =
-            format!("the same checkpoint, whose delivery was killed after {moment} of its time");
+        let after = format!(
+            "the same checkpoint, whose delivery was killed after {moment} of its duration"
+        );
         in_child(&setup, |sink| {
             match delivery.publish_with_patience(sink, &after) {
                 Ok(()) => Ok(()),
                 Err(failure) => Err(fault(
                     failure.words(),
-                    "a delivery that was killed is made good by the next one",
-                    "lock by flock, which the kernel releases, not by a file; write to a partial \
-                     place, then rename",
+                    "the next delivery succeeds after a killed delivery",
+                    "lock with flock, which the kernel releases, not with a lock file; write to a temporary \
+                     file, then rename it",
                 )),
             }
         })?;
@@ -484,8 +495,8 @@ fn preflight(setup: &Setup) -> Verdict {
     if let Some(difference) = changed(&before, &tree(&delivery.dir)) {
         return Err(fault(
             format!("changed the run folder: {difference}"),
-            "preflight looks, and writes to its destination and to state_dir alone",
-            "leave the checkpoints to publish",
+            "preflight only checks, and writes only to its destination and to state_dir",
+            "deliver checkpoints only in publish",
         ));
     }
     delivery.publish(&sink, "a checkpoint after a preflight")?;
@@ -506,13 +517,13 @@ fn fetch(setup: &Setup) -> Verdict {
     let subject = Subject::load(setup)?;
     let delivery = Delivery::write(setup, SMALL)?;
     let sink = subject.sink()?;
-    let receipt = delivery.publish(&sink, "a checkpoint to be fetched")?;
+    let receipt = delivery.publish(&sink, "a checkpoint to fetch")?;
     let receipt: Option<serde_json::Value> =
         receipt.and_then(|receipt| serde_json::from_slice(&receipt).ok());
     let commit = receipt
         .as_ref()
         .and_then(|receipt| receipt["commit"].as_str());
-    let (revision, given) = (commit.unwrap_or_default(), "what was just delivered");
+    let (revision, given) = (commit.unwrap_or_default(), "the checkpoint just delivered");
     let folder = delivery.fetch(&sink, revision, given)??;
     let (delivered, brought) = (tree(&delivery.dir), tree(&folder));
     let weights = Path::new("model.safetensors");
@@ -520,27 +531,33 @@ fn fetch(setup: &Setup) -> Verdict {
         delivered.get(*name).is_some_and(|before| before != *digest)
     };
     let wrong = match brought.iter().find(is_other) {
-        Some((name, _)) => Some(format!("{} is not as it was delivered", name.display())),
-        None if !brought.contains_key(weights) => Some("there is no model.safetensors".to_owned()),
+        Some((name, _)) => Some(format!(
+            "{} differs from the delivered file",
+            name.display()
+        )),
+        None if !brought.contains_key(weights) => Some("model.safetensors is missing".to_owned()),
         None => None,
     };
     if let Some(wrong) = wrong {
         return Err(fault(
-            format!("brought something else back: {wrong}"),
-            "what fetch brings back is what publish delivered, whole",
-            "write to a partial place, verify, then rename",
+            format!("fetched something else: {wrong}"),
+            "fetch returns the complete checkpoint that publish delivered",
+            "write to a temporary folder, verify it, then rename it",
         ));
     }
-    let again = delivery.fetch(&sink, revision, "the same once more")??;
+    let again = delivery.fetch(&sink, revision, "the same checkpoint again")??;
     match changed(&brought, &tree(&folder)) {
         None if again == folder => Ok(()),
         difference => Err(fault(
             match difference {
-                Some(difference) => format!("changed what it had brought back: {difference}"),
-                None => format!("brought the same into another folder: {}", again.display()),
+                Some(difference) => format!("changed the fetched checkpoint: {difference}"),
+                None => format!(
+                    "fetched the same checkpoint into another folder: {}",
+                    again.display()
+                ),
             },
-            "fetching the same again changes nothing: the host may still read it",
-            "name the folder by what is in it, and leave one that is there",
+            "fetching the same checkpoint again changes nothing: the host may still be reading its folder",
+            "derive the folder's name from its content, and keep an existing folder",
         )),
     }
 }
@@ -554,14 +571,14 @@ fn absent_fetch(setup: &Setup) -> Verdict {
     match tolerate(delivery.fetch(&sink, "no-such-revision", given)?)? {
         Err(failure) => has_reason(&failure),
         Ok(folder) => Err(fault(
-            format!("brought back {}, given {given}", folder.display()),
-            "a revision that the destination does not have is an error",
-            "look for the revision, and return an error if it is not there",
+            format!("fetched {}, given {given}", folder.display()),
+            "an unknown revision is an error",
+            "look up the revision, and return an error if it does not exist",
         )),
     }
 }
 
-/// A scratch folder below the test's own.
+/// Returns a copy of the setup with its own scratch folder, below the test's scratch folder.
 fn part(setup: &Setup, name: &str) -> Result<Setup, Stop> {
     setup
         .for_test(name)
@@ -576,10 +593,10 @@ fn in_child(setup: &Setup, body: impl FnOnce(&Sink) -> Verdict) -> Verdict {
         .verdict(limit)
 }
 
-/// Begins a delivery in a child and kills it so long after.
+/// Starts a delivery in a child process, and kills the child when the delivery has run for `moment`.
 fn kill_during(setup: &Setup, delivery: &Delivery, moment: Duration) -> Verdict {
-    let (mut begun, mut begins) = io::pipe().map_err(|error| cannot("make a pipe", &error))?;
-    stage("publish in a child that is to be killed");
+    let (mut begun, mut begins) = io::pipe().map_err(|error| cannot("create a pipe", &error))?;
+    stage("publish in a child that is killed");
     let child = Child::start(None, || {
         let Ok(sink) = Subject::load(setup).and_then(|subject| subject.sink()) else {
             return;
@@ -590,7 +607,7 @@ fn kill_during(setup: &Setup, delivery: &Delivery, moment: Duration) -> Verdict 
     })
     .map_err(|error| cannot("start a process", &error))?;
     drop(begins);
-    // Returns at its death, too.
+    // Waits until the child is about to start the delivery. The wait also ends if the child dies.
     let _ = begun.read(&mut [0]);
     std::thread::sleep(moment);
     child.kill();

@@ -1,28 +1,29 @@
-//! Bytes that are no state, for whoever takes states: metrics merge them, observers import them.
+//! Tests with invalid states. Two kinds of plugins read states: metrics merge them, and observers import
+//! them.
 
 use fastrand::Rng;
 
 use crate::subject::{Failure, has_reason, tolerate};
 use crate::test::{Stop, Verdict, fault, skip};
 
-/// Most lengths to which a state is cut.
+/// Maximum number of truncated copies of a state. Also the maximum number of copies with one changed byte.
 const MOST_CUTS: usize = 64;
-/// How many random states are tried.
+/// Number of random states that are tried.
 const RANDOM: usize = 500;
 
-/// An instance that takes states.
+/// An instance that reads states.
 pub(super) trait Stateful {
-    /// One that it exported.
+    /// Returns a state that the instance exported.
     fn state(&self) -> &[u8];
-    /// Merges or imports.
+    /// Merges or imports a state, depending on the kind.
     fn take(&mut self, state: &[u8], given: &str) -> Result<(), Failure>;
-    /// Whether it is as it was when the state was exported.
+    /// Returns whether the instance is unchanged since the state was exported.
     fn is_as_before(&mut self) -> Result<bool, Stop>;
-    /// Makes it so.
+    /// Restores the instance to the exported state.
     fn renew(&mut self) -> Verdict;
 }
 
-/// Every length but the right one, with what to call it.
+/// Returns states of wrong lengths, each with a description.
 fn wrong_lengths(state: &[u8]) -> Vec<(Vec<u8>, String)> {
     let step = state.len().div_ceil(MOST_CUTS).max(1);
     let mut wrong: Vec<(Vec<u8>, String)> = (0..state.len())
@@ -34,7 +35,7 @@ fn wrong_lengths(state: &[u8]) -> Vec<(Vec<u8>, String)> {
         .collect();
     wrong.push((
         [state, &[0]].concat(),
-        "a state with one byte too many".to_owned(),
+        "a state with one extra byte".to_owned(),
     ));
     wrong
 }
@@ -47,23 +48,24 @@ pub(super) fn truncated(of: &mut impl Stateful) -> Verdict {
     for (wrong, given) in wrong_lengths(&state) {
         if tolerate(of.take(&wrong, &given))?.is_ok() {
             return Err(fault(
-                format!("took {given} for a state"),
-                "bytes that are no whole state are an error",
-                "compare the length before anything is read",
+                format!("accepted {given}"),
+                "an incomplete or overlong state is an error",
+                "check the length before reading",
             ));
         }
         if !of.is_as_before()? {
             return Err(fault(
-                format!("refused {given}, but was changed by it"),
-                "a state that is refused leaves the instance as it is",
-                "read all of the state before any field is changed",
+                format!("rejected {given}, but was changed by it"),
+                "a rejected state leaves the instance unchanged",
+                "read the whole state before changing any field",
             ));
         }
     }
     Ok(())
 }
 
-/// Where the version is, only the plugin knows: one of the bytes must make a difference.
+/// Checks that a state of another version is rejected. The position of the version in the state is unknown,
+/// so each of the state's first bytes is changed in turn, and at least one change must cause a rejection.
 pub(super) fn foreign(of: &mut impl Stateful) -> Verdict {
     let state = of.state().to_vec();
     if state.is_empty() {
@@ -73,16 +75,16 @@ pub(super) fn foreign(of: &mut impl Stateful) -> Verdict {
     for at in 0..state.len().min(MOST_CUTS) {
         let mut changed = state.clone();
         changed[at] = !changed[at];
-        let given = format!("a state whose byte {at} is another");
+        let given = format!("a state with a changed byte {at}");
         is_refused |= tolerate(of.take(&changed, &given))?.is_err();
         of.renew()?;
     }
     match is_refused {
         true => Ok(()),
         false => Err(fault(
-            "took every state of the right length, with any bytes",
-            "a state says its own version, and one of another version is refused",
-            "put a version number first, and return HOST_UNSUPPORTED for another",
+            "accepted every state of the right length, with any bytes",
+            "a state contains its version, and a state of another version is rejected",
+            "start with a version number, and return HOST_UNSUPPORTED for other versions",
         )),
     }
 }

@@ -1,5 +1,5 @@
-//! The plugin under test, met by its raw functions: what the host's ports refuse or put right on the
-//! way must reach it here.
+//! The plugin under test. Its functions are called directly, so that the plugin also receives inputs that the
+//! host would otherwise reject or correct before the call.
 
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ use host_plugin::{PluginKind, PluginManifest};
 /// A loaded plugin and the settings for its instances.
 pub(super) struct Subject {
     library: &'static Library,
-    /// What its instances are given.
+    /// The host API that its instances receive.
     api: &'static HostApi,
     pub(super) config: String,
 }
@@ -39,19 +39,19 @@ pub(super) struct Failure {
     call: &'static str,
     given: String,
     status: HostStatus,
-    /// What the plugin told `set_error`.
+    /// The reason that the plugin passed to `set_error`.
     pub(super) reason: Option<String>,
-    /// What was wrong with the output of a call that says it succeeded.
+    /// The fault in the call's output, if the call returned success.
     output: Option<String>,
 }
 
-/// What `create` made; it is destroyed with this.
+/// An instance from `create`. Dropping it calls `destroy`.
 pub(super) struct Instance {
     pointer: *mut c_void,
     destroy: HostDestroy,
 }
 
-/// An instance as what its kind is.
+/// A metric's instance, and the functions to call it. The other kinds have similar structs.
 pub(super) struct Metric {
     instance: Instance,
     functions: MetricFunctions,
@@ -72,21 +72,21 @@ pub(super) struct Observer {
     functions: ObserverFunctions,
 }
 
-/// What `create` did with settings.
+/// The result of calling `create`.
 pub(super) struct Created {
     pub(super) result: Result<Instance, Failure>,
-    /// Whether it gave an instance although it failed.
+    /// Whether `create` returned an instance although the call failed.
     pub(super) made_one_anyway: bool,
 }
 
-// SAFETY: `publish` and `cancel` are called from two threads at once, as the ABI allows; all else is
-// called from one at a time.
+// SAFETY: `publish` and `cancel` are called from two threads at the same time, which the ABI allows. All
+// other functions are called from one thread at a time.
 unsafe impl Sync for Sink {}
 // SAFETY: by the ABI an instance may migrate between threads.
 unsafe impl Send for Sink {}
 
 impl Subject {
-    /// Loads it as the host does, and finds settings for it.
+    /// Loads the plugin as the host does, and determines its settings.
     pub(super) fn load(setup: &Setup) -> Result<Self, Stop> {
         let library = load(setup)?;
         Ok(Self {
@@ -96,7 +96,7 @@ impl Subject {
         })
     }
 
-    /// The same with another host around its instances.
+    /// Replaces the host API that the instances receive.
     pub(super) fn with_api(mut self, api: &'static HostApi) -> Self {
         self.api = api;
         self
@@ -107,7 +107,7 @@ impl Subject {
     }
 
     fn functions<F: Copy>(&self, functions: Option<F>, kind: PluginKind) -> Result<F, Stop> {
-        functions.ok_or_else(|| Stop::Skip(format!("the plugin is no {kind}")))
+        functions.ok_or_else(|| Stop::Skip(format!("the plugin does not implement {kind}")))
     }
 
     pub(super) fn metric(&self) -> Result<Metric, Stop> {
@@ -151,7 +151,7 @@ impl Subject {
         Ok(created.result?)
     }
 
-    /// `create` and `destroy` of each kind.
+    /// Returns `create` and `destroy` of each kind.
     pub(super) fn makers(&self) -> Vec<(PluginKind, HostCreate, HostDestroy)> {
         let library = self.library;
         let mut makers = Vec::new();
@@ -170,7 +170,7 @@ impl Subject {
         makers
     }
 
-    /// Makes one of other settings than the subject's own, perhaps of none that can be.
+    /// Calls `create` with the given settings, which may be invalid, instead of the subject's own settings.
     pub(super) fn create_from(
         &self,
         (_, create, destroy): (PluginKind, HostCreate, HostDestroy),
@@ -180,17 +180,13 @@ impl Subject {
     }
 }
 
-/// Loads the library as the host does. One that it refuses is another test's finding.
+/// Loads the library as the host does. Skips the test if the host rejects the library, because another test
+/// reports that.
 pub(super) fn load(setup: &Setup) -> Result<&'static Library, Stop> {
-    stage("its loading");
+    stage("load");
     Image::read(&setup.path)
         .and_then(|image| Library::load(&image, &setup.path))
-        .or_else(|error| {
-            skip(format!(
-                "the host does not take the library: {}",
-                error.message()
-            ))
-        })
+        .or_else(|error| skip(format!("the host rejects the library: {}", error.message())))
 }
 
 fn create_with(
@@ -203,11 +199,11 @@ fn create_with(
     let given = format!("the settings {shown}");
     let mut pointer = ptr::null_mut();
     let result = enter("create", &given, || {
-        // SAFETY: the function is of the loaded library, the API lives for ever, the settings and
+        // SAFETY: the function belongs to the loaded library, the API lives forever, and the settings and
         // `pointer` outlive the call.
         let status = unsafe { create(api, HostStr::from_bytes(config), &raw mut pointer) };
         match pointer.is_null() {
-            true if status == HOST_OK => (status, Err("gave no instance".to_owned())),
+            true if status == HOST_OK => (status, Err("it returned no instance".to_owned())),
             _ => (status, Ok(())),
         }
     });
@@ -218,7 +214,7 @@ fn create_with(
     }
 }
 
-/// Calls into the plugin. A status and what became of its output are given by `body`.
+/// Runs `body`, which calls the plugin and returns the status and the checked output.
 pub(super) fn enter<T>(
     call: &'static str,
     given: &str,
@@ -244,18 +240,18 @@ pub(super) fn enter<T>(
 }
 
 impl Failure {
-    /// What the host refuses in the plugin's place.
+    /// Returns a failure that stands for a call that was not made, because the host itself rejects the input.
     pub(super) fn of_the_host(call: &'static str) -> Self {
         Self {
             call,
             given: String::new(),
             status: HOST_ERROR,
-            reason: Some("the host passes no such thing".to_owned()),
+            reason: Some("the host never passes this".to_owned()),
             output: None,
         }
     }
 
-    /// "failed in update with HOST_ERROR, given a 0-d nll: reason".
+    /// Returns a description such as "failed in update with HOST_ERROR, given a 0-d nll: reason".
     pub(super) fn words(&self) -> String {
         let given = match self.given.as_str() {
             "" => String::new(),
@@ -263,7 +259,9 @@ impl Failure {
         };
         let call = self.call;
         match (self.status, &self.output) {
-            (HOST_OK, Some(output)) => format!("did wrong in {call}{given}: {output}"),
+            (HOST_OK, Some(output)) => {
+                format!("returned invalid output from {call}{given}: {output}")
+            }
             (HOST_PANIC, _) => format!("panicked in {call}{given}: {}", self.reason()),
             (status, _) => format!(
                 "failed in {call} with {}{given}: {}",
@@ -282,7 +280,8 @@ impl Failure {
     }
 }
 
-/// Lets an error pass, as the plugin's right, but no panic and no output that cannot be.
+/// Accepts an error, because a plugin is allowed to return one. Fails the test after a panic or invalid
+/// output.
 pub(super) fn tolerate<T>(result: Result<T, Failure>) -> Result<Result<T, Failure>, Stop> {
     match result {
         Err(failure) if failure.status == HOST_PANIC => Err(panicked(failure.words())),
@@ -291,14 +290,14 @@ pub(super) fn tolerate<T>(result: Result<T, Failure>) -> Result<Result<T, Failur
     }
 }
 
-/// An error without a word helps nobody.
+/// Checks that a failed call reported a reason.
 pub(super) fn has_reason(failure: &Failure) -> Result<(), Stop> {
     match failure.reason {
         Some(_) => Ok(()),
         None => Err(fault(
             failure.words(),
-            "a call that fails tells set_error why",
-            "call api->set_error(api->ctx, …) before the error is returned",
+            "a call that fails passes a reason to set_error",
+            "call api->set_error(api->ctx, …) before returning the error",
         )),
     }
 }
@@ -318,12 +317,12 @@ fn status_name(status: HostStatus) -> String {
 impl Drop for Instance {
     fn drop(&mut self) {
         stage("destroy");
-        // SAFETY: `create` made it, and this is its last use.
+        // SAFETY: the pointer came from `create`, and this is its last use.
         unsafe { (self.destroy)(self.pointer) };
     }
 }
 
-/// Calls a function that puts bytes.
+/// Calls a function that outputs bytes, and returns them.
 fn bytes_from(
     call: &'static str,
     put: impl FnOnce(*const HostOut) -> HostStatus,
@@ -342,7 +341,7 @@ fn bytes_from(
 impl Metric {
     pub(super) fn reset(&self) -> Result<(), Failure> {
         let instance = self.instance.pointer;
-        // SAFETY: the instance is the library's own.
+        // SAFETY: the library created the instance.
         enter("reset", "", || unsafe {
             ((self.functions.reset)(instance), Ok(()))
         })
@@ -350,8 +349,7 @@ impl Metric {
 
     pub(super) fn update(&self, batch: &HostBatch, given: &str) -> Result<(), Failure> {
         let instance = self.instance.pointer;
-        // SAFETY: the instance is the library's own, and the batch and what it points to outlive
-        // the call.
+        // SAFETY: the library created the instance, and the batch and what it points to outlive the call.
         enter("update", given, || unsafe {
             ((self.functions.update)(instance, batch), Ok(()))
         })
@@ -359,7 +357,7 @@ impl Metric {
 
     pub(super) fn export_state(&self) -> Result<Vec<u8>, Failure> {
         bytes_from("export_state", |out| {
-            // SAFETY: as in `update`, for the callbacks' context.
+            // SAFETY: the library created the instance, and the callbacks' context outlives the call.
             unsafe { (self.functions.export_state)(self.instance.pointer, out) }
         })
     }
@@ -367,7 +365,7 @@ impl Metric {
     pub(super) fn merge_state(&self, state: &[u8], given: &str) -> Result<(), Failure> {
         let instance = self.instance.pointer;
         let state = HostStr::from_bytes(state);
-        // SAFETY: as in `update`, for the bytes.
+        // SAFETY: the library created the instance, and the state's bytes outlive the call.
         enter("merge_state", given, || unsafe {
             ((self.functions.merge_state)(instance, state), Ok(()))
         })
@@ -377,7 +375,7 @@ impl Metric {
         enter("compute", "", || {
             let mut output = Output::default();
             let out = output.callbacks();
-            // SAFETY: as in `update`, for the callbacks' context.
+            // SAFETY: the library created the instance, and the callbacks' context outlives the call.
             let status = unsafe { (self.functions.compute)(self.instance.pointer, &raw const out) };
             match status {
                 HOST_OK => (status, output.into_values()),
@@ -388,7 +386,7 @@ impl Metric {
 }
 
 impl Grouper {
-    /// Groups what the request says, whose parameters are these.
+    /// Calls `group`, and checks the returned groups against `params`, which are the parameters in `request`.
     pub(super) fn group(
         &self,
         request: &HostGroupsRequest,
@@ -398,8 +396,8 @@ impl Grouper {
         enter("group", given, || {
             let mut groups = Groups::new(params.len());
             let out = groups.callbacks();
-            // SAFETY: the instance is the library's own; the request, what it points to and the
-            // callbacks' context outlive the call.
+            // SAFETY: the library created the instance; the request, what it points to and the callbacks'
+            // context outlive the call.
             let status =
                 unsafe { (self.functions.group)(self.instance.pointer, request, &raw const out) };
             match status {
@@ -411,7 +409,7 @@ impl Grouper {
 }
 
 impl Sink {
-    /// The receipt as the sink put it, or none.
+    /// Calls `publish`. If the sink returned a receipt, returns the receipt's bytes without checking them.
     pub(super) fn publish(
         &self,
         checkpoint: &HostCheckpoint,
@@ -420,8 +418,8 @@ impl Sink {
         enter("publish", given, || {
             let mut output = Output::default();
             let out = output.callbacks();
-            // SAFETY: the instance is the library's own; the checkpoint, its texts and the
-            // callbacks' context outlive the call.
+            // SAFETY: the library created the instance; the checkpoint, its texts and the callbacks' context
+            // outlive the call.
             let status = unsafe {
                 (self.functions.publish)(self.instance.pointer, checkpoint, &raw const out)
             };
@@ -429,7 +427,7 @@ impl Sink {
         })
     }
 
-    /// What the sink found, if it says so; `None` if it has no preflight.
+    /// Calls `preflight`, and returns its text. Returns `None` if the sink has no preflight.
     pub(super) fn preflight(
         &self,
         preflight: &HostPreflight,
@@ -439,8 +437,8 @@ impl Sink {
         Some(enter("preflight", given, || {
             let mut output = Output::default();
             let out = output.callbacks();
-            // SAFETY: the instance is the library's own; the view, its texts and the callbacks'
-            // context outlive the call.
+            // SAFETY: the library created the instance; the view, its texts and the callbacks' context
+            // outlive the call.
             let status = unsafe { function(self.instance.pointer, preflight, &raw const out) };
             match status {
                 HOST_OK => (status, output.into_any_bytes().and_then(finding)),
@@ -449,7 +447,8 @@ impl Sink {
         }))
     }
 
-    /// The folder that the receipt names, within `state_dir`; `None` if the sink has no fetch.
+    /// Calls `fetch`, and returns the folder from its receipt, which must be inside `state_dir`. Returns
+    /// `None` if the sink has no fetch.
     pub(super) fn fetch(
         &self,
         fetch: &HostFetch,
@@ -460,8 +459,8 @@ impl Sink {
         Some(enter("fetch", given, || {
             let mut output = Output::default();
             let out = output.callbacks();
-            // SAFETY: the instance is the library's own; the view, its texts and the callbacks'
-            // context outlive the call.
+            // SAFETY: the library created the instance; the view, its texts and the callbacks' context
+            // outlive the call.
             let status = unsafe { function(self.instance.pointer, fetch, &raw const out) };
             let folder = match status {
                 HOST_OK => output
@@ -476,8 +475,9 @@ impl Sink {
     }
 
     pub(super) fn cancel(&self) {
-        // No stage: that of `publish` on the other thread says more.
-        // SAFETY: the instance is the library's own, and `cancel` is `[any]`.
+        // Does not call `stage`, because the stage that `publish` has set on the other thread is more
+        // informative.
+        // SAFETY: the library created the instance, and `cancel` is `[any]`.
         unsafe { (self.functions.cancel)(self.instance.pointer) };
     }
 }
@@ -487,8 +487,8 @@ impl Observer {
         enter("observe", given, || {
             let mut requests = Requests::default();
             let out = requests.callbacks();
-            // SAFETY: the instance is the library's own; the event, what it points to and the
-            // callbacks' context outlive the call.
+            // SAFETY: the library created the instance; the event, what it points to and the callbacks'
+            // context outlive the call.
             let status =
                 unsafe { (self.functions.observe)(self.instance.pointer, event, &raw const out) };
             match status {
@@ -498,18 +498,18 @@ impl Observer {
         })
     }
 
-    /// The functions of its state, if it has one.
+    /// Returns the functions for the observer's state. Skips the test if the observer has no state.
     pub(super) fn state(&self) -> Result<StateFunctions, Stop> {
         match self.functions.state {
             Some(functions) => Ok(functions),
-            None => skip("the observer keeps no state"),
+            None => skip("the observer has no state"),
         }
     }
 
     pub(super) fn export_state(&self) -> Result<Vec<u8>, Stop> {
         let StateFunctions { export_state, .. } = self.state()?;
         Ok(bytes_from("export_state", |out| {
-            // SAFETY: as in `observe`.
+            // SAFETY: the library created the instance, and the callbacks' context outlives the call.
             unsafe { export_state(self.instance.pointer, out) }
         })?)
     }
@@ -520,7 +520,7 @@ impl Observer {
         };
         let instance = self.instance.pointer;
         let state = HostStr::from_bytes(state);
-        // SAFETY: as in `observe`, for the bytes.
+        // SAFETY: the library created the instance, and the state's bytes outlive the call.
         enter("import_state", given, || unsafe {
             (import_state(instance, state), Ok(()))
         })

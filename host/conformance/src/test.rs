@@ -2,40 +2,41 @@ use crate::setup::Setup;
 use crate::subject::Failure;
 use host_plugin::{PluginKind, PluginManifest};
 
-/// One promise of the ABI, tried.
+/// A test of one rule of the ABI.
 #[derive(Debug)]
 pub struct Test {
-    /// Stable, for `--only`.
+    /// The stable name, for `--only`.
     pub name: &'static str,
-    /// What it belongs to.
+    /// The topic that the test belongs to.
     pub topic: &'static str,
-    /// What it tries, in a line.
+    /// What the test checks, in one line.
     pub about: &'static str,
-    /// The kinds that it is for; empty if it is for all.
+    /// The kinds of plugins that the test applies to; empty for all kinds.
     pub(super) kinds: &'static [PluginKind],
-    /// What must have gone well before it can tell anything.
+    /// What must work before the test can run.
     pub(super) needs: Needs,
     pub(super) run: fn(&Setup) -> Verdict,
 }
 
-/// What a test needs of the plugin. Without it every such test would fail for the same reason.
+/// The requirement that a plugin must meet before a test runs. Without such requirements, many tests could
+/// fail for the same reason: if one feature has a defect, all tests that depend on it fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Needs {
-    /// The file alone.
+    /// Only the file.
     File,
-    /// That the library loads, and is what its manifest says.
+    /// The library loads, and its description matches its manifest.
     Library,
-    /// That `create` makes an instance of good settings.
+    /// `create` returns an instance for valid settings.
     Instance,
-    /// That `create` returns, whatever the schema allows.
+    /// `create` returns, with success or an error, for all settings that the schema allows.
     Settings,
 }
 
-/// What some tests have in common.
+/// Properties that several tests share.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Topic {
     pub(super) name: &'static str,
-    /// The kinds that they are for; empty if they are for all.
+    /// The kinds of plugins that the tests apply to; empty for all kinds.
     pub(super) kinds: &'static [PluginKind],
 }
 
@@ -57,49 +58,49 @@ impl Topic {
     }
 }
 
-/// How a test ended.
+/// The result of a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The promise was kept.
+    /// The plugin follows the rule.
     Passed,
-    /// It was kept, and something is odd.
+    /// The plugin follows the rule, but something is unusual.
     Warned(Finding),
-    /// It was not kept.
+    /// The plugin breaks the rule.
     Failed(Finding),
-    /// It could not be tried, and why.
+    /// The test could not run, for this reason.
     Skipped(String),
 }
 
-/// What is wrong with a plugin.
+/// A fault of a plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// What the plugin did.
     pub did: String,
-    /// What the ABI expects of it.
+    /// What the ABI expects.
     pub expected: String,
-    /// How its author repairs it.
+    /// How the plugin's author can fix it.
     pub fix: String,
 }
 
-/// A test that is over.
+/// The report of a finished test.
 #[derive(Clone, Debug)]
 pub struct TestReport {
     /// The test's name.
     pub name: &'static str,
     /// The test's topic.
     pub topic: &'static str,
-    /// How it ended.
+    /// The result.
     pub outcome: Outcome,
-    /// How long it took.
+    /// The test's duration in seconds.
     pub secs: f64,
-    /// What the plugin wrote to stderr meanwhile, and logged.
+    /// The plugin's output on stderr, including its log.
     pub stderr: String,
 }
 
-/// What a test's function gives.
+/// The result of a test function.
 pub(super) type Verdict = Result<(), Stop>;
 
-/// Why a test ends before its end.
+/// Why a test ends early.
 #[derive(Debug)]
 pub(super) enum Stop {
     Fault(Finding),
@@ -107,12 +108,12 @@ pub(super) enum Stop {
     Skip(String),
 }
 
-/// A fault of the plugin's.
+/// Returns a [`Stop`] for a fault of the plugin.
 pub(super) fn fault(did: impl Into<String>, expected: &str, fix: &str) -> Stop {
     Stop::Fault(Finding::new(did, expected, fix))
 }
 
-/// Something odd.
+/// Returns a [`Stop`] for unusual but allowed behavior.
 pub(super) fn warning(did: impl Into<String>, expected: &str, fix: &str) -> Stop {
     Stop::Warning(Finding::new(did, expected, fix))
 }
@@ -130,7 +131,7 @@ impl Finding {
         }
     }
 
-    /// All of it in one line.
+    /// Returns the finding in one line.
     pub fn line(&self) -> String {
         format!(
             "it {}; expected: {}; fix: {}",
@@ -149,7 +150,7 @@ impl Outcome {
         }
     }
 
-    /// `passed`, `warned`, `failed` or `skipped`.
+    /// Returns `passed`, `warned`, `failed` or `skipped`.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Passed => "passed",
@@ -159,7 +160,7 @@ impl Outcome {
         }
     }
 
-    /// What there is to say, in one line; nothing if it passed.
+    /// Returns the finding or the reason for skipping, in one line. Returns an empty text if the test passed.
     pub fn message(&self) -> String {
         match self {
             Self::Passed => String::new(),
@@ -170,13 +171,14 @@ impl Outcome {
 }
 
 impl Test {
-    /// The same, of which less must have gone well.
+    /// Replaces the requirement that the plugin must meet before the test runs.
     pub(super) const fn needs(mut self, needs: Needs) -> Self {
         self.needs = needs;
         self
     }
 
-    /// Whether the library is of a kind that the test is for. One without a manifest is of any.
+    /// Whether the test applies to at least one of the library's kinds. Without a manifest, only the tests
+    /// for all kinds apply.
     pub(super) fn is_for(&self, manifest: Option<&PluginManifest>) -> bool {
         let is_of = |manifest: &PluginManifest| {
             self.kinds.is_empty() || self.kinds.iter().any(|kind| manifest.kinds.contains(kind))
@@ -191,10 +193,10 @@ impl Test {
         };
         match manifest {
             None if self.name != super::gate::STATIC_GATE => {
-                Some("the host refuses the file before it runs any of it".to_owned())
+                Some("the host rejects the file before running any of its code".to_owned())
             }
             Some(manifest) if !self.is_for(Some(manifest)) => Some(format!(
-                "it is for {}, the plugin is {}",
+                "the test is for {}, but the plugin implements {}",
                 names(self.kinds),
                 names(&manifest.kinds)
             )),
@@ -204,12 +206,12 @@ impl Test {
 }
 
 impl From<Failure> for Stop {
-    /// A call that had to succeed.
+    /// Returns the fault of a call that should have succeeded.
     fn from(failure: Failure) -> Self {
         fault(
             failure.words(),
-            "the call succeeds: its arguments are ones that a host passes",
-            "make the call work for them; the text given to set_error is the reason that it did not",
+            "the call succeeds: a host passes such arguments",
+            "make the call succeed with these arguments; the reason in this message is the text that the plugin passed to set_error",
         )
     }
 }

@@ -8,128 +8,132 @@ use crate::{MetricValue, Result, RunName, Step};
 /// A complete checkpoint in the run folder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CheckpointDir {
-    /// The optimizer step it was taken at.
+    /// The optimizer step at which the checkpoint was taken.
     pub step: Step,
-    /// Its folder; absolute.
+    /// The absolute path of the checkpoint's folder.
     pub path: PathBuf,
-    /// What is in it.
+    /// The manifest, which lists the checkpoint's files.
     pub manifest: Manifest,
-    /// The evaluation's values at this step.
+    /// The values of the evaluation at this step.
     pub metrics: Vec<MetricValue>,
 }
 
-/// `manifest.json`: every file of a checkpoint but itself.
+/// `manifest.json`, which lists every other file of a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// By path relative to the checkpoint's folder, with `/` between folders.
+    /// The files by path. A path is relative to the checkpoint's folder, and uses `/` between folders.
     pub files: BTreeMap<String, FileEntry>,
 }
 
 /// A file of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
-    /// Lower-case hexadecimal.
+    /// The SHA-256 of the content, in lower-case hexadecimal.
     pub sha256: String,
-    /// Bytes.
+    /// The size in bytes.
     pub size: u64,
 }
 
 impl Manifest {
-    /// Size of all files in bytes, as the manifest says.
+    /// Returns the total size of all files in bytes, according to the manifest.
     pub fn total_bytes(&self) -> u64 {
         let sizes = self.files.values().map(|file| file.size);
-        // A manifest may come from somebody else.
+        // An untrusted manifest can contain any numbers.
         sizes.fold(0, u64::saturating_add)
     }
 }
 
-/// A delivery to make.
+/// A request to deliver a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Publish<'a> {
     /// The run.
     pub run: &'a RunName,
     /// The checkpoint.
     pub checkpoint: &'a CheckpointDir,
-    /// A folder of the sink's own, which exists.
+    /// The sink's private folder. It exists.
     pub state_dir: &'a std::path::Path,
 }
 
-/// A question before the first step: will deliveries arrive?
+/// A request to check that deliveries will succeed. A sink receives it before the first step.
 #[derive(Clone, Copy, Debug)]
 pub struct Preflight<'a> {
     /// The run.
     pub run: &'a RunName,
-    /// A folder of the sink's own, which exists.
+    /// The sink's private folder. It exists.
     pub state_dir: &'a std::path::Path,
-    /// About how many bytes a checkpoint takes.
+    /// The approximate size in bytes of a whole checkpoint.
     pub checkpoint_bytes: u64,
-    /// About how many of them are the model, its configuration and its tokenizer.
+    /// The approximate size in bytes of the model with its configuration and its tokenizer.
     pub model_bytes: u64,
 }
 
-/// A checkpoint that is wanted back.
+/// A request to fetch a delivered checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Fetch<'a> {
-    /// Which one, in the destination's own words; `None` is the newest.
+    /// The revision, in the destination's own notation; `None` means the newest.
     pub revision: Option<&'a str>,
-    /// Whether all that a resume needs is wanted, not the model, its configuration and its tokenizer
-    /// alone.
+    /// Whether to fetch everything that a resume needs, or only the model, its configuration and its
+    /// tokenizer.
     pub for_resume: bool,
-    /// A folder of the sink's own, which exists.
+    /// The sink's private folder. It exists.
     pub state_dir: &'a std::path::Path,
 }
 
-/// A checkpoint that was brought back.
+/// A checkpoint that a sink has fetched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fetched {
-    /// Its folder, within the sink's own; whole, and laid out as it was delivered.
+    /// The checkpoint's folder, within the sink's private folder. The folder is complete, and has the layout
+    /// of a delivered checkpoint.
     pub path: PathBuf,
-    /// What brings the very same back, if the sink says so.
+    /// The revision that identifies exactly this checkpoint, if the sink returns one.
     pub commit: Option<String>,
 }
 
-/// What a sink says about a delivery: a JSON object of its own.
+/// A sink's confirmation of a delivery: a JSON object whose fields the sink defines.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt(pub String);
 
-/// Why a delivery did not happen.
+/// Why a call to a sink failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SinkError {
-    /// It may go well later.
+    /// A later attempt may succeed.
     Temporary(String),
-    /// It will not.
+    /// No later attempt will succeed.
     Permanent(String),
-    /// It was asked to end.
+    /// The call was cancelled.
     Cancelled,
 }
 
-/// The port to where checkpoints go. A sink lives on a worker thread of its own and may block.
+/// The port to a destination of checkpoints. Each sink is called on its own worker thread, which it may
+/// block.
 pub trait CheckpointSink: Send {
-    /// The sink's plugin id.
+    /// Returns the sink's plugin id.
     fn id(&self) -> &str;
 
-    /// Delivers; the same again changes nothing.
+    /// Delivers a checkpoint. Idempotent.
     fn publish(&mut self, publish: Publish<'_>) -> Result<Receipt, SinkError>;
 
-    /// Whether deliveries will arrive, as far as can be known now; what was found, if the sink says so.
-    /// Nothing is delivered.
+    /// Checks, as far as possible, that deliveries will succeed. Returns a description of the result, if the
+    /// sink provides a description. Delivers nothing.
     fn preflight(&mut self, preflight: Preflight<'_>) -> Result<Option<String>, SinkError> {
         let _ = preflight;
         Ok(None)
     }
 
-    /// Brings a checkpoint back from where it was delivered; the same again changes nothing.
+    /// Fetches a checkpoint from the destination. Idempotent.
     fn fetch(&mut self, fetch: Fetch<'_>) -> Result<Fetched, SinkError> {
         let _ = fetch;
         Err(SinkError::Permanent(
-            "it brings no checkpoint back".to_owned(),
+            "it cannot fetch checkpoints".to_owned(),
         ))
     }
 
-    /// What asks the call that is running, if any, to end soon. `[any]`
+    /// Returns a function that cancels the running call, if there is one. A cancelled call should return
+    /// soon. `[any]`
     fn canceller(&self) -> Box<dyn Fn() + Send + Sync>;
 
-    /// Why it cannot be called again in this run: it panicked too often.
+    /// Returns a reason if the sink has panicked too often and cannot be called again in this run. Otherwise,
+    /// returns `None`.
     fn lost(&self) -> Option<String> {
         None
     }

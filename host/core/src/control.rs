@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// What the outside may ask of the loop. Shared and `[any]`; the loop looks at it only at a step
-/// boundary, so a request never splits a step.
+/// Stops the loop from outside, for example from a signal handler. Clones share their state. The loop checks
+/// for a stop request only at a step boundary, so a step is never interrupted. `[any]`
 #[derive(Clone, Debug, Default)]
 pub struct Control(Arc<Shared>);
 
@@ -20,50 +20,51 @@ struct Shared {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
-    /// `max_train_steps` were done.
+    /// `max_train_steps` was reached.
     Completed,
     /// Ctrl-C (SIGINT).
     Interrupted,
     /// SIGTERM.
     Terminated,
-    /// An observer or a client asked for it.
+    /// An observer or a client requested it.
     Requested,
-    /// An error.
+    /// An error occurred.
     Failed,
 }
 
 impl Control {
-    /// Nothing is asked for.
+    /// Creates a control without a stop request.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Asks the loop to finish the step it is in, write a checkpoint and return. The first reason
-    /// stands. Safe in a signal handler: it is one atomic operation.
+    /// Requests that the loop finish its current step, write a checkpoint and return. Only the first
+    /// reason counts. Safe in a signal handler: it is a single atomic operation.
     pub fn stop(&self, reason: StopReason) {
         let code = match reason {
-            // Those do not come from outside the loop.
+            // The loop sets these reasons itself.
             StopReason::Completed | StopReason::Requested => return,
             StopReason::Interrupted => 1,
             StopReason::Terminated => 2,
             StopReason::Failed => 3,
         };
-        // A second request changes nothing, so the result does not matter.
+        // The exchange fails if a stop was already requested. The result is ignored, since only the first
+        // request counts.
         let _ = self
             .0
             .stop
             .compare_exchange(0, code, Ordering::SeqCst, Ordering::SeqCst);
     }
 
-    /// Asks the loop to stop as [`StopReason::Failed`], with the error that the run ends with. The
-    /// first error stands.
+    /// Requests a stop with [`StopReason::Failed`], and stores the error with which the run ends. Only the
+    /// first error is stored.
     pub fn fail(&self, error: Error) {
         let mut failure = self.failure();
         failure.get_or_insert(error);
         self.stop(StopReason::Failed);
     }
 
-    /// Takes the error of [`Control::fail`] out.
+    /// Removes and returns the error of [`Control::fail`].
     pub fn take_failure(&self) -> Option<Error> {
         self.failure().take()
     }
@@ -75,7 +76,7 @@ impl Control {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the loop shall stop, and why.
+    /// Returns why the loop must stop, or `None` if no stop was requested.
     pub fn stop_requested(&self) -> Option<StopReason> {
         match self.0.stop.load(Ordering::SeqCst) {
             0 => None,

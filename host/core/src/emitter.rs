@@ -6,21 +6,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::{EventBody, Step};
 
-/// An event on its way to the store, which gives it its place in the order.
+/// An event that the store has not numbered yet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Draft {
-    /// When, in microseconds since the Unix epoch.
+    /// When it was emitted, in microseconds since the Unix epoch.
     pub time_us: i64,
-    /// The optimizer steps finished by then.
+    /// The number of optimizer steps finished by then.
     pub step: Step,
     /// What happened.
     pub body: EventBody,
 }
 
-/// The way events take out of the rooms: a bounded queue that the store's writer empties. `[any]`
+/// Sends events to the store's writer through a bounded queue. `[any]`
 ///
-/// Emitting costs one bounded send. Only when the queue is full does the caller wait, and that wait
-/// is counted; nothing is dropped.
+/// Emitting an event is one send to the queue. If the queue is full, the caller blocks until there is space,
+/// and the wait is counted. No event is dropped.
 #[derive(Clone, Debug)]
 pub struct Emitter {
     queue: SyncSender<Draft>,
@@ -29,11 +29,10 @@ pub struct Emitter {
     inbox: Option<Inbox>,
 }
 
-/// What was emitted and not yet taken out: the observers' copy of the events, in the order in which
-/// they were emitted. `[any]`
+/// Copies of the emitted events for the observers, in the order in which the events were emitted. `[any]`
 ///
-/// The loop takes them out after every step, so only what the other threads emit within one step
-/// gathers. Beyond [`Inbox::CAPACITY`] the oldest are lost, and counted.
+/// The training loop empties the inbox after every step, so it holds only the events of one step. If it
+/// exceeds [`Inbox::CAPACITY`], the oldest events are dropped and counted.
 #[derive(Clone, Debug, Default)]
 pub struct Inbox(Arc<Mutex<Received>>);
 
@@ -44,10 +43,10 @@ struct Received {
 }
 
 impl Inbox {
-    /// How many events it holds at most.
+    /// The maximum number of events in the inbox.
     pub const CAPACITY: usize = 65_536;
 
-    /// Takes the events out, and how many were lost before them.
+    /// Removes and returns all events, and the number of events that were dropped before them.
     pub fn take(&self) -> (VecDeque<(Step, EventBody)>, u64) {
         let mut received = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let received = std::mem::take(&mut *received);
@@ -65,7 +64,7 @@ impl Inbox {
 }
 
 impl Emitter {
-    /// An emitter, and the end of its queue that the writer reads. The queue holds `capacity` events.
+    /// Creates an emitter and the receiver for the writer. The queue between them holds `capacity` events.
     pub fn new(capacity: usize) -> (Self, Receiver<Draft>) {
         let (queue, drafts) = sync_channel(capacity);
         let emitter = Self {
@@ -77,14 +76,16 @@ impl Emitter {
         (emitter, drafts)
     }
 
-    /// Also puts each event into `inbox`: those emitted by this emitter and its later clones.
+    /// Sets the inbox. It receives a copy of every event from this emitter. Clones that are made later use
+    /// the same inbox.
     #[must_use]
     pub fn with_inbox(mut self, inbox: Inbox) -> Self {
         self.inbox = Some(inbox);
         self
     }
 
-    /// Sends an event. If the writer is gone, which it reports by itself, the event goes nowhere.
+    /// Sends an event. If the writer has ended, the event is discarded without an error: the writer reports
+    /// why it ended.
     pub fn emit(&self, step: Step, body: EventBody) {
         if let Some(inbox) = &self.inbox {
             inbox.put(step, body.clone());
@@ -94,7 +95,7 @@ impl Emitter {
             step,
             body,
         };
-        // Counted first, so that no event is in the queue and not in the count.
+        // The event is counted before it is sent, so that the count includes every event in the queue.
         self.emitted.fetch_add(1, Ordering::SeqCst);
         if let Err(TrySendError::Full(draft)) = self.queue.try_send(draft) {
             self.waits.fetch_add(1, Ordering::Relaxed);
@@ -102,12 +103,13 @@ impl Emitter {
         }
     }
 
-    /// How many events were emitted, by all clones, those on their way into the queue included.
+    /// Returns the number of events that all clones have emitted, including events that still wait for space
+    /// in the queue.
     pub fn emitted(&self) -> u64 {
         self.emitted.load(Ordering::SeqCst)
     }
 
-    /// How often `emit` found the queue full and waited.
+    /// Returns how often `emit` found the queue full and waited.
     pub fn waits(&self) -> u64 {
         self.waits.load(Ordering::Relaxed)
     }
@@ -125,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_inbox_has_the_events_in_their_order_and_loses_the_oldest() {
+    fn an_inbox_keeps_the_order_and_drops_the_oldest_events() {
         let (emitter, drafts) = Emitter::new(Inbox::CAPACITY + 10);
         let inbox = Inbox::default();
         let emitter = emitter.with_inbox(inbox.clone());
@@ -142,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_makes_the_caller_wait_and_loses_nothing() {
+    fn a_full_queue_blocks_the_caller_and_drops_nothing() {
         let (emitter, drafts) = Emitter::new(1);
         let sender = emitter.clone();
         let thread = std::thread::Builder::new()

@@ -2,10 +2,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The one error of the house: what failed and why, and the way out.
+/// The error type of all crates of the host. It describes what failed and why, with a hint on how to fix it.
 ///
-/// It is made where the failure is understood, passed on unchanged, and printed once, by `main`, as
-/// an `error:` line and a `hint:` line.
+/// An error is created where the failure is understood, passed on unchanged, and printed once, by `main`,
+/// as an `error:` line and a `hint:` line.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -14,26 +14,26 @@ pub struct Error {
     is_disk_full: bool,
 }
 
-/// Shorthand for results of the house.
+/// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Whose fault it is, which decides the exit code.
+/// The cause of an error, which determines the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ErrorKind {
-    /// The machine's: a full disk, a lost device. Exit code 1.
+    /// The machine, for example a full disk or a lost device. Exit code 1.
     System,
-    /// The command line's, the configuration's or the data's. Exit code 2.
+    /// The command line, the configuration or the data. Exit code 2.
     Config,
-    /// A plugin's. Exit code 3.
+    /// A plugin. Exit code 3.
     Plugin,
-    /// A checkpoint did not reach every sink, though the run itself went well. Exit code 4.
+    /// The run succeeded, but a sink lacks at least one checkpoint. Exit code 4.
     Delivery,
-    /// The training's own: a loss that is not finite. Exit code 5.
+    /// The training itself, for example a loss that is not finite. Exit code 5.
     Training,
 }
 
 impl ErrorKind {
-    /// The process's exit code.
+    /// Returns the exit code of the process.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::System => 1,
@@ -46,7 +46,8 @@ impl ErrorKind {
 }
 
 impl Error {
-    /// An error that says what failed and why, in one line, with the path last.
+    /// Creates an error. The message must describe what failed and why, in one line, with the path last if
+    /// there is one.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -56,14 +57,14 @@ impl Error {
         }
     }
 
-    /// Adds the way out.
+    /// Sets the hint, which describes how to fix the error.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// A file operation that failed: `cannot VERB: REASON: PATH`.
+    /// Creates an error for a failed file operation: `cannot VERB: REASON: PATH`.
     pub fn io(verb: &str, path: &std::path::Path, source: &std::io::Error) -> Self {
         let mut error = Self::new(
             ErrorKind::System,
@@ -74,29 +75,28 @@ impl Error {
                 error.is_disk_full = true;
                 error.hint("free some disk space and try again")
             }
-            std::io::ErrorKind::PermissionDenied => {
-                error.hint("check who owns the path, or choose another")
-            }
+            std::io::ErrorKind::PermissionDenied => error
+                .hint("check the owner and the permissions of the path, or choose another path"),
             _ => error,
         }
     }
 
-    /// Whose fault it is.
+    /// Returns the cause of the error.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// Whether a disk, or the user's share of it, has no room.
+    /// Returns whether the disk, or the user's quota on it, is full.
     pub fn is_disk_full(&self) -> bool {
         self.is_disk_full
     }
 
-    /// What failed and why, without the hint.
+    /// Returns what failed and why, without the hint.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// The way out, where one is known.
+    /// Returns the hint, if there is one.
     pub fn hint_text(&self) -> Option<&str> {
         self.hint.as_deref()
     }

@@ -4,132 +4,133 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Request, Step, StopReason};
 
-/// Something that happened in a run, in its place in the run's one order.
+/// Something that happened in a run. All events of a run are totally ordered.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// Place in the run's order, from 1, without gaps; goes on growing when the run is resumed.
+    /// Position in the run's order: starts at 1, has no gaps, and continues when the run is resumed.
     pub seq: u64,
-    /// When, in microseconds since the Unix epoch.
+    /// The time at which the event was emitted, in microseconds since the Unix epoch.
     pub time_us: i64,
-    /// The optimizer steps finished by then.
+    /// The number of optimizer steps that were finished when the event was emitted.
     pub step: Step,
     /// What happened.
     #[serde(flatten)]
     pub body: EventBody,
 }
 
-/// What can happen.
+/// The kinds of events.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum EventBody {
-    /// Training begins or, with a generation above 0, goes on after a resume.
+    /// Training begins if the generation is 0. Otherwise, training continues after a resume.
     RunStarted {
-        /// How often the run was resumed.
+        /// Number of times the run was resumed.
         generation: u32,
     },
-    /// What was recorded above `from_step` before this event no longer counts: the run went back
-    /// to a checkpoint of that step.
+    /// The run went back to the checkpoint of `from_step`. Earlier events at steps above `from_step` are no
+    /// longer valid.
     Superseded {
-        /// The last step that still counts.
+        /// The step of that checkpoint. Earlier events up to this step stay valid.
         from_step: Step,
-        /// How often the run was resumed.
+        /// Number of times the run was resumed.
         generation: u32,
     },
-    /// Measured values; all at the event's step.
+    /// Measured values, all at the event's step.
     Metrics {
-        /// The values, each name once.
+        /// The values. Their names are unique.
         values: Vec<MetricValue>,
     },
-    /// A complete checkpoint stands in the run folder.
+    /// The run folder contains a new, complete checkpoint.
     CheckpointWritten {
-        /// Its folder's name: `step-000100`.
+        /// The name of the checkpoint's folder: `step-000100`.
         name: String,
-        /// Size of all its files.
+        /// The total size of the checkpoint's files in bytes.
         bytes: u64,
-        /// How long the loop stood still for it.
+        /// How long the checkpoint blocked the training loop.
         stall_secs: f64,
-        /// How long serialising, hashing and writing took beside the loop.
+        /// How long it took to serialize, hash and write the checkpoint while training continued.
         write_secs: f64,
     },
-    /// A checkpoint could not be written; training goes on, older checkpoints are untouched.
+    /// A checkpoint could not be written. Training continues; older checkpoints are untouched.
     CheckpointFailed {
         /// Why.
         reason: String,
     },
-    /// A checkpoint's way to a sink.
+    /// The delivery of a checkpoint to a sink changed its state.
     Delivery {
         /// The sink's plugin id.
         sink: String,
         /// The checkpoint's step.
         checkpoint: Step,
-        /// How far it came.
+        /// The new state.
         state: DeliveryState,
-        /// The sink's receipt (JSON) when delivered, the reason when failed or dropped, else empty.
+        /// For a delivered checkpoint, the sink's receipt (JSON). For a failed or dropped one, the reason.
+        /// Otherwise empty.
         detail: String,
-        /// When a failed one is tried again, in microseconds since the Unix epoch; none if this process
-        /// will not, and for other states.
+        /// The time at which a failed delivery will be retried, in microseconds since the Unix epoch. `None`
+        /// if the delivery is in another state, or if this process will not retry it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retry_time_us: Option<i64>,
     },
-    /// A plugin failed in a call.
+    /// A call into a plugin failed.
     PluginFault {
-        /// Its id.
+        /// The plugin's id.
         plugin: String,
-        /// The call: `update`, `publish`.
+        /// The call, such as `update` or `publish`.
         call: String,
-        /// Why.
+        /// Why it failed.
         message: String,
     },
-    /// The loop carries out what was asked of it.
+    /// The loop carries out a request.
     Request {
-        /// Who asked: a plugin's id, or `client:` and the name that a client gave.
+        /// The source: a plugin's id, or `client:` followed by the client's name.
         by: String,
-        /// What for.
+        /// What is requested.
         request: Request,
         /// Why.
         reason: String,
     },
-    /// Something odd that the user should know.
+    /// Something unexpected that the user should see.
     Warning {
-        /// What.
+        /// The text.
         message: String,
     },
     /// Training ended.
     RunFinished {
         /// Why.
         reason: StopReason,
-        /// The error's text if it ended by one, else empty.
+        /// The error's text if an error ended the run, otherwise empty.
         message: String,
     },
 }
 
-/// How far a delivery came.
+/// The state of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryState {
-    /// It waits for the sink's worker.
+    /// Waiting for the sink's worker.
     Queued,
-    /// The sink is at work.
+    /// The sink is delivering the checkpoint.
     Sending,
-    /// The sink gave a receipt.
+    /// The sink returned a receipt.
     Delivered,
-    /// A try failed, or the sink gave up.
+    /// An attempt failed. `retry_time_us` is set if the delivery will be retried.
     Failed,
-    /// A newer checkpoint took its place in a queue that keeps the latest alone.
+    /// Will not be delivered: a newer checkpoint replaced it in the queue, or its files are lost.
     Dropped,
 }
 
 /// A named number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MetricValue {
-    /// `loss/train`, `perplexity`. Shared, since the loop says the same few names for ever.
+    /// The name, such as `loss/train`. Shared, because the loop emits the same few names at every step.
     pub name: Arc<str>,
-    /// The value; infinity and NaN are values. In JSON those are `null`: `serde_json` has no others.
+    /// The value. May be infinite or NaN; both become `null` in JSON, which cannot represent them.
     pub value: f64,
 }
 
 impl MetricValue {
-    /// Names a number.
+    /// Creates a named value.
     pub fn new(name: impl Into<Arc<str>>, value: f64) -> Self {
         Self {
             name: name.into(),

@@ -1,7 +1,7 @@
-//! The words every room of the host speaks, and the ports (traits) through which the rooms meet.
+//! The types that the host's crates share, and the ports (traits) through which they call each other.
 //!
-//! There is no behaviour here beyond what the words themselves guarantee, no thread, no file and
-//! no heavy dependency: `train`, `plugin` and `store` never see one another, they meet here.
+//! This crate contains no behavior beyond the guarantees of its types. It starts no threads, opens no files
+//! and has no heavy dependencies. `train`, `plugin` and `store` depend only on this crate, not on each other.
 
 mod checkpoint;
 mod control;

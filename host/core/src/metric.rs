@@ -6,31 +6,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, ErrorKind, Result};
 
-/// An input that a metric can ask for. Shapes are per evaluation batch; `time` is one less than the
-/// sequence length, since the first token is not predicted.
+/// An input that a metric can request. Shapes are those of one evaluation batch. `time` is one less than the
+/// sequence length, because the first token is not predicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Need {
-    /// Sum of the negative log likelihoods in nats: 0-d f64.
+    /// Sum of the negative log likelihoods of all predicted tokens, in nats: 0-d f64.
     LossSum,
     /// Number of predicted tokens: 0-d i64.
     TokenCount,
-    /// Negative log likelihood of each predicted token in nats: (batch, time) f32.
+    /// Negative log likelihood of each predicted token, in nats: (batch, time) f32.
     Nll,
-    /// UTF-8 bytes of the predicted tokens: 0-d i64.
+    /// Number of UTF-8 bytes of the predicted tokens: 0-d i64.
     ByteCount,
     /// Ids of the predicted tokens: (batch, time) i64.
     Labels,
     /// The most likely token: (batch, time) i64.
     Argmax,
-    /// The label's place from 0, the likeliest token first and of equally likely ones the lower id, so
-    /// that 0 is what argmax picks: (batch, time) i64.
+    /// The label's rank among all tokens, from 0 for the most likely: (batch, time) i64. Equally likely
+    /// tokens are ranked by id, so rank 0 is the token that argmax picks.
     LabelRank,
     /// All logits: (batch, time, vocabulary) f32. Large.
     Logits,
 }
 
 impl Need {
-    /// Every need, by its place in the ABI's table.
+    /// All needs, in the order of the ABI's table.
     pub const ALL: [Self; 8] = [
         Self::LossSum,
         Self::TokenCount,
@@ -42,7 +42,7 @@ impl Need {
         Self::Logits,
     ];
 
-    /// The name in manifests and on the wire.
+    /// Returns the name in manifests and on the wire.
     #[inline]
     pub fn name(self) -> &'static str {
         match self {
@@ -67,11 +67,8 @@ impl FromStr for Need {
             .find(|need| need.name() == name)
             .ok_or_else(|| {
                 let known = Self::ALL.map(Self::name).join(", ");
-                Error::new(
-                    ErrorKind::Plugin,
-                    format!("no metric input is called {name:?}"),
-                )
-                .hint(format!("there are: {known}"))
+                Error::new(ErrorKind::Plugin, format!("unknown metric input: {name:?}"))
+                    .hint(format!("use one of: {known}"))
             })
     }
 }
@@ -89,69 +86,71 @@ pub enum Dtype {
     I64,
 }
 
-/// Where a tensor lies.
+/// The memory that holds a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
     /// Main memory.
     Cpu,
-    /// A CUDA device by its number.
+    /// The CUDA device with this index.
     Cuda(u32),
 }
 
-/// A tensor of somebody else's, borrowed. Whoever makes one vouches that `data` stays readable and
-/// unchanged for `'a`, and on a CUDA device that the work that fills it has finished.
+/// A borrowed view of a tensor. Its creator guarantees that `data` stays readable and unchanged for `'a`. If
+/// the data is on a CUDA device, all work that writes it has finished.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
-    /// Address of the first element; may be null if there is none.
+    /// Address of the first element; may be null if the tensor is empty.
     pub data: *const c_void,
-    /// Sizes.
+    /// The size of each dimension.
     pub shape: &'a [i64],
-    /// Strides in elements, as many as sizes.
+    /// The stride of each dimension, in elements.
     pub strides: &'a [i64],
     /// Type of an element.
     pub dtype: Dtype,
-    /// Where the data lies.
+    /// The memory that holds the data.
     pub device: Device,
-    /// The owner's borrow.
+    /// Marks the view as a borrow from the tensor's owner.
     pub owner: PhantomData<&'a ()>,
 }
 
-/// The inputs of one evaluation batch: what the metrics asked for, each once.
+/// The inputs of one evaluation batch for one metric.
 #[derive(Clone, Copy, Debug)]
 pub struct MetricBatch<'a> {
-    /// The optimizer step at which the evaluation takes place.
+    /// The optimizer step of the evaluation.
     pub step: u64,
-    /// The inputs. A metric is handed those it needs and no others.
+    /// The inputs: exactly those that the metric needs.
     pub tensors: &'a [(Need, TensorView<'a>)],
 }
 
-/// The port to an evaluation metric: a state that batches are added to and that merges across ranks.
+/// The port to an evaluation metric. A metric has a state that accumulates batches. The states of several
+/// ranks can be merged.
 pub trait Metric: Send {
-    /// The metric's plugin id.
+    /// Returns the metric's plugin id.
     fn id(&self) -> &str;
 
-    /// What it wants to see of each batch.
+    /// Returns the inputs that the metric needs from each batch.
     fn needs(&self) -> &[Need];
 
-    /// Whether it can read CUDA memory; if not, its inputs are copied to the CPU.
+    /// Returns whether the metric can read CUDA memory. If it cannot, its inputs are copied to the CPU.
     fn reads_cuda(&self) -> bool;
 
-    /// Makes the state that of a new metric.
+    /// Resets the state to that of a new metric.
     fn reset(&mut self) -> Result<()>;
 
-    /// Adds a batch.
+    /// Adds a batch to the state.
     fn update(&mut self, batch: MetricBatch<'_>) -> Result<()>;
 
-    /// The state as bytes, which say their own version.
+    /// Returns the state as bytes, which include the version number of their format.
     fn export_state(&mut self) -> Result<Vec<u8>>;
 
     /// Adds a state that another instance of the same metric exported.
     fn merge_state(&mut self, state: &[u8]) -> Result<()>;
 
-    /// The named values. Infinity and NaN are values.
+    /// Computes and returns the named values, which may be infinite or NaN.
     fn compute(&mut self) -> Result<Vec<(String, f64)>>;
 
-    /// Why it cannot be called again in this run, not even after a reset: it panicked too often.
+    /// Returns a reason if the metric has panicked too often and cannot be called again in this run, not even
+    /// after a reset. Otherwise, returns `None`.
     fn lost(&self) -> Option<String> {
         None
     }

@@ -1,7 +1,7 @@
-//! Which names a plugin may give to its values.
+//! The rules for the names of the values that plugins return.
 
-/// The metrics that the host measures itself. Beside them it has those that begin with one of
-/// [`HOST_PREFIXES`].
+/// The metrics that the host itself measures. The list does not contain the host's metrics whose names begin
+/// with one of the [`HOST_PREFIXES`].
 pub const HOST_METRICS: [&str; 15] = [
     "loss/train",
     "lr",
@@ -20,39 +20,39 @@ pub const HOST_METRICS: [&str; 15] = [
     "eval_secs",
 ];
 
-/// What the names of the host's other metrics begin with: the plugins' cost, the machine, the simple
-/// models that the loss is compared with.
+/// The prefixes of the host's other metrics: the cost of plugins, the state of the machine, and the losses
+/// of simple baseline models.
 pub const HOST_PREFIXES: [&str; 3] = ["plugin/", "system/", "baseline/"];
 
-/// The host's only where no plugin gives it, by exactly this name.
+/// The host computes this metric only if no plugin returns a value of exactly this name.
 pub const EVAL_LOSS: &str = "loss/eval";
 
-/// Longest name of a value, in bytes.
+/// Maximum length of a value's name, in bytes.
 pub const LONGEST_METRIC_NAME: usize = 200;
 
-/// Why a plugin may not give this name to a value, if so, as in "it gives a value called …". A name is
-/// refused that is the host's, since the values would mix with the host's; that a reader takes for one
-/// of the host's; or that cannot be told from another name by looking at it.
+/// Returns why a plugin must not use this name for a value, or `None` if the name is allowed. Names of the
+/// host's metrics are rejected, because the plugin's values would mix with the host's. Also rejected are
+/// names that a reader could mistake for a name of the host, and names that look the same as another name.
 pub fn metric_name_fault(name: &str) -> Option<String> {
-    let called = || format!("it gives a value called {name:?}, which");
+    let called = || format!("the value name {name:?}");
     if name.is_empty() {
-        return Some("it gives a value an empty name".to_owned());
+        return Some("a value has an empty name".to_owned());
     }
     if name.len() > LONGEST_METRIC_NAME {
         let bytes = name.len();
         return Some(format!(
-            "it gives a value a name of {bytes} bytes, more than {LONGEST_METRIC_NAME}"
+            "the name of a value has {bytes} bytes, more than {LONGEST_METRIC_NAME}"
         ));
     }
     if HOST_METRICS.contains(&name) || HOST_PREFIXES.iter().any(|start| name.starts_with(start)) {
-        return Some(format!("{} is a name of the host's own", called()));
+        return Some(format!("{} is reserved for the host", called()));
     }
     if name.contains(|c: char| c.is_control() || is_invisible(c)) {
-        return Some(format!("{} has characters that are not shown", called()));
+        return Some(format!("{} contains invisible characters", called()));
     }
     let is_odd_space = |c: char| c.is_whitespace() && c != ' ';
     if name.trim() != name || name.contains("  ") || name.contains(is_odd_space) {
-        return Some(format!("{} has white space that is not shown", called()));
+        return Some(format!("{} contains invisible white space", called()));
     }
     if name == EVAL_LOSS {
         return None;
@@ -68,12 +68,12 @@ pub fn metric_name_fault(name: &str) -> Option<String> {
                 .find(|start| plain.starts_with(start))
         })?;
     Some(format!(
-        "{} looks like {alike}, a name of the host's own",
+        "{} is too similar to {alike}, which is reserved for the host",
         called()
     ))
 }
 
-/// Characters that take no room, or change how others are shown.
+/// Returns whether a character has no width or changes how other characters are displayed.
 fn is_invisible(c: char) -> bool {
     matches!(c,
         '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
@@ -82,14 +82,14 @@ fn is_invisible(c: char) -> bool {
         | '\u{ffa0}' | '\u{fff0}'..='\u{fffc}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// The name without what makes little difference to the eye: case, separators, slashes, and letters
-/// of other scripts that look like Latin ones.
+/// Converts the name to a form that is the same for all names that look alike. It unifies case, separators,
+/// kinds of slashes, and letters of other scripts that look like Latin letters.
 fn plain(name: &str) -> String {
     let mut plain = String::with_capacity(name.len());
     for c in name.chars().flat_map(char::to_lowercase) {
         let c = match c {
             '\u{ff01}'..='\u{ff5e}' => {
-                // The full-width forms of ASCII, in its order.
+                // The full-width forms have the same order as the ASCII characters.
                 char::from_u32(u32::from(c) - 0xff01 + 0x21).unwrap_or(c)
             }
             'а' | 'α' => 'a',
@@ -115,7 +115,7 @@ fn plain(name: &str) -> String {
         };
         let c = c.to_ascii_lowercase();
         let is_doubled = matches!(c, '/' | '_') && plain.ends_with(c);
-        // The dot that Unicode puts over a capital I.
+        // `İ` in lower case is an `i` with this combining dot, which is dropped.
         if !is_doubled && c != '\u{307}' {
             plain.push(c);
         }
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ordinary_names_are_free() {
+    fn ordinary_names_are_allowed() {
         for name in [
             "perplexity",
             "loss/eval",
@@ -153,21 +153,20 @@ mod tests {
     }
 
     #[test]
-    fn the_hosts_names_are_the_hosts() {
+    fn names_of_the_host_are_reserved() {
         let below = HOST_PREFIXES.map(|start| format!("{start}x"));
         let names = HOST_METRICS
             .into_iter()
             .chain(below.iter().map(String::as_str));
         for name in names {
             let fault = metric_name_fault(name).expect(name);
-            let expected =
-                format!("it gives a value called {name:?}, which is a name of the host's own");
+            let expected = format!("the value name {name:?} is reserved for the host");
             assert_eq!(fault, expected);
         }
     }
 
     #[test]
-    fn what_looks_like_the_hosts_is_refused() {
+    fn names_that_look_like_the_hosts_are_rejected() {
         for (name, alike) in [
             ("LR", "lr"),
             ("Loss/Train", "loss/train"),
@@ -186,13 +185,13 @@ mod tests {
             ("Plugin/a/calls", "plugin/"),
         ] {
             let fault = metric_name_fault(name).expect(name);
-            let expected = format!("looks like {alike}, a name of the host's own");
+            let expected = format!("is too similar to {alike}, which is reserved for the host");
             assert!(fault.ends_with(&expected), "{name}: {fault}");
         }
     }
 
     #[test]
-    fn what_cannot_be_seen_is_refused() {
+    fn invisible_characters_are_rejected() {
         for name in [
             " lr",
             "lr ",
@@ -209,11 +208,11 @@ mod tests {
             "a\u{2028}b",
         ] {
             let fault = metric_name_fault(name).expect(name);
-            assert!(fault.contains("not shown"), "{name:?}: {fault}");
+            assert!(fault.contains("invisible"), "{name:?}: {fault}");
         }
         assert_eq!(
             metric_name_fault("").as_deref(),
-            Some("it gives a value an empty name")
+            Some("a value has an empty name")
         );
         let long = "x".repeat(LONGEST_METRIC_NAME + 1);
         assert!(metric_name_fault(&long).is_some_and(|fault| fault.contains("201 bytes")));

@@ -1,5 +1,5 @@
-/// The known name that a mistyped one most likely meant, if it is like one at all: one slip in three
-/// characters.
+/// Returns the known name that is closest to a mistyped name, or `None` if no known name is close. A name is
+/// close if it differs by at most one typo per three characters. One typo is always allowed.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let length = name.chars().count();
     let slips = (length / 3).max(1);
@@ -16,7 +16,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slip_is_understood_and_nonsense_is_not() {
+    fn typos_are_matched_and_nonsense_is_not() {
         let known = ["learning_rate", "seed", "train_batch_size", "dir"];
         for (name, meant) in [
             ("learnin_rate", Some("learning_rate")),

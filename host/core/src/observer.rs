@@ -2,31 +2,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, ErrorKind, EventBody, Result, Step};
 
-/// What may be asked of the loop. It takes effect at the next step boundary, never within a step.
+/// A request to the loop. It takes effect at the next step boundary, never within a step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Request {
-    /// Training ends, with a checkpoint.
+    /// Write a checkpoint and end training.
     Stop,
-    /// A checkpoint is written, whatever the period says.
+    /// Write a checkpoint now, in addition to the periodic ones.
     Checkpoint,
-    /// The next step takes its batches and counts, but its update is not applied.
+    /// Run the next step as usual, but do not apply its update.
     SkipStep,
-    /// The learning rate is the schedule's times this factor from now on; factors multiply.
+    /// Multiply the schedule's learning rate by this factor from now on. Factors accumulate.
     ScaleLearningRate {
-        /// In (0, 1]: it can be lowered only.
+        /// Must be in (0, 1], so the rate can only be lowered.
         factor: f64,
     },
-    /// Weights and optimizer become those of the last complete checkpoint, and training goes on
-    /// with the batches behind those already seen, since the same ones would lead here again.
+    /// Restore the weights and the optimizer from the last complete checkpoint. Training continues with
+    /// batches that it has not seen yet, because the same batches would lead to the same state.
     RollBack,
-    /// The model is evaluated.
+    /// Evaluate the model.
     Evaluate,
-    /// The loop stands still at the step boundary until it is asked to continue.
+    /// Pause at the step boundary until `Continue` is requested.
     Pause,
-    /// The loop goes on after a pause.
+    /// Continue after a pause.
     Continue,
-    /// The learning rate is the schedule's times this factor from now on, whatever it was before.
+    /// Multiply the schedule's learning rate by this factor from now on. Replaces earlier factors.
     SetLearningRate {
         /// Above 0 and finite.
         factor: f64,
@@ -34,7 +34,8 @@ pub enum Request {
 }
 
 impl Request {
-    /// Whether an observer may ask for it. The others are for people, who see to what comes of them.
+    /// Returns whether an observer may make this request. Other requests are reserved for people, who can
+    /// judge the consequences.
     pub fn is_for_observers(self) -> bool {
         match self {
             Self::Stop
@@ -46,10 +47,11 @@ impl Request {
         }
     }
 
-    /// Proves that the request can be carried out.
+    /// Checks that the request can be carried out.
     ///
     /// # Errors
-    /// A factor outside (0, 1], or one to set that is not above 0 and finite.
+    /// Returns an error if the factor of `ScaleLearningRate` is not in (0, 1], or the factor of
+    /// `SetLearningRate` is not positive and finite.
     pub fn check(self) -> Result<()> {
         match self {
             Self::ScaleLearningRate { factor } if !(factor > 0.0 && factor <= 1.0) => {
@@ -57,52 +59,54 @@ impl Request {
                     ErrorKind::Config,
                     format!("the learning rate cannot be scaled by {factor}"),
                 )
-                .hint("give a factor above 0 and at most 1"))
+                .hint("use a factor above 0 and at most 1"))
             }
             Self::SetLearningRate { factor } if !(factor > 0.0 && factor.is_finite()) => {
                 Err(Error::new(
                     ErrorKind::Config,
-                    format!("the learning rate cannot be set to {factor} of the schedule's"),
+                    format!("the learning rate cannot be set to {factor} times the schedule's"),
                 )
-                .hint("give a factor above 0: 1 is the schedule itself"))
+                .hint("use a finite factor above 0; 1 restores the schedule's rate"))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// A request and why it is made.
+/// A request and its reason.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ask {
-    /// What is asked for.
+    /// What is requested.
     pub request: Request,
-    /// For people: `loss/eval has not improved on 2.31 for 3 evaluations`.
+    /// The reason, as text for people: `loss/eval has not improved on 2.31 for 3 evaluations`.
     pub reason: String,
 }
 
-/// The port to an observer: it is shown what happens in a run, in order, on the loop's thread, and
-/// may ask for something. `[main]`
+/// The port to an observer. It receives the run's events in order, on the loop's thread, and can make
+/// requests. `[main]`
 pub trait Observer: Send {
-    /// The observer's plugin id.
+    /// Returns the observer's plugin id.
     fn id(&self) -> &str;
 
-    /// Whether it asked to see events of this one's kind.
+    /// Returns whether the observer subscribed to events of this kind.
     fn wants(&self, _event: &EventBody) -> bool {
         true
     }
 
-    /// Shows it an event; what it asks for, in its order. An event that it does not want costs nothing
-    /// and is no call.
+    /// Passes an event to the observer and returns the observer's requests, in order. An event to which the
+    /// observer has not subscribed is ignored.
     fn observe(&mut self, step: Step, event: &EventBody) -> Result<Vec<Ask>>;
 
-    /// Its state as bytes that say their own version, for a checkpoint. Empty if it has none.
+    /// Returns the state for a checkpoint, as bytes that include the version number of their format. Empty if
+    /// the observer has no state.
     fn export_state(&mut self) -> Result<Vec<u8>>;
 
-    /// Makes its state one that an instance of the same plugin exported. Empty bytes are never
-    /// passed on: they make the state that of a new instance, which it is.
+    /// Replaces the state of a new observer with a state that an instance of the same plugin exported.
+    /// `state` is never empty.
     fn import_state(&mut self, state: &[u8]) -> Result<()>;
 
-    /// Why it cannot be called again in this run: it panicked, and what it had seen is lost.
+    /// Returns a reason if the observer has panicked and cannot be called again in this run, because its
+    /// state is lost. Otherwise, returns `None`.
     fn lost(&self) -> Option<String> {
         None
     }
@@ -113,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_learning_rate_can_be_lowered_only() {
+    fn observers_can_only_lower_the_learning_rate() {
         for factor in [f64::MIN_POSITIVE, 0.5, 1.0] {
             assert!(Request::ScaleLearningRate { factor }.check().is_ok());
         }
@@ -124,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_learning_rate_can_be_set_to_what_a_schedule_can_be_multiplied_by() {
+    fn the_learning_rate_can_be_set_to_a_positive_finite_factor() {
         for factor in [f64::MIN_POSITIVE, 1.0, 3.0] {
             assert!(Request::SetLearningRate { factor }.check().is_ok());
         }

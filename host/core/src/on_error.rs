@@ -4,26 +4,26 @@ use serde_json::Value;
 
 use crate::{Error, ErrorKind, Result};
 
-/// What becomes of a run when a call into a plugin fails: its policy.
+/// The policy for failed calls into a plugin. [`Supervised`](crate::Supervised) applies it.
 ///
-/// Whatever it is, each failure is a [`PluginFault`](crate::EventBody::PluginFault) event, a metric
-/// that failed is missing from the evaluation and never zero, and a checkpoint that was not delivered
-/// stays queued. [`Supervised`](crate::Supervised) carries it out.
+/// Some rules apply under every policy. Each failure is recorded as a
+/// [`PluginFault`](crate::EventBody::PluginFault) event. A failed metric's values are omitted from the
+/// evaluation, and never recorded as zero. An undelivered checkpoint stays queued.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnError {
-    /// The run ends with the plugin's error: at the next step boundary, after a checkpoint.
+    /// At the next step boundary, the run writes a checkpoint and ends with the plugin's error.
     Fail,
-    /// The run goes on, and the plugin is called again when its turn comes.
+    /// The run continues, and the plugin is called again as usual.
     #[default]
     Warn,
-    /// As `Warn`, and after this many failures in a row the plugin is not called again.
+    /// Like `Warn`, but the plugin is disabled after this many failures in a row.
     DisableAfter(u32),
 }
 
 impl FromStr for OnError {
     type Err = Error;
 
-    /// The command line's form: `fail`, `warn` or `disable_after=N`.
+    /// Parses a value from the command line: `fail`, `warn` or `disable_after=N`.
     fn from_str(text: &str) -> Result<Self> {
         match text {
             "fail" => Ok(Self::Fail),
@@ -39,10 +39,10 @@ impl FromStr for OnError {
 }
 
 impl OnError {
-    /// TOML's form: `"fail"`, `"warn"` or `{ disable_after = N }`.
+    /// Converts a value from TOML: `"fail"`, `"warn"` or `{ disable_after = N }`.
     ///
     /// # Errors
-    /// The value is none of these.
+    /// Returns an error for any other value.
     pub fn from_value(value: &Value) -> Result<Self> {
         if let Some(text) = value.as_str() {
             return text.parse();
@@ -70,7 +70,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn both_forms_say_the_same() {
+    fn both_forms_give_the_same_policy() {
         for (text, value, policy) in [
             ("fail", json!("fail"), OnError::Fail),
             ("warn", json!("warn"), OnError::Warn),
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn anything_else_is_rejected() {
         for text in ["", "Fail", "disable_after=0", "disable_after=-1", "ignore"] {
             assert!(text.parse::<OnError>().is_err(), "{text}");
         }

@@ -5,57 +5,58 @@ use crate::{Dtype, Error, ErrorKind, Result};
 /// A trainable parameter of the model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ParamInfo {
-    /// Its name as on the Hub: `transformer.h.0.ln_1.weight`.
+    /// The parameter's name, as on the Hugging Face Hub: `transformer.h.0.ln_1.weight`.
     pub name: String,
-    /// Its sizes.
+    /// The size of each dimension.
     pub shape: Vec<i64>,
     /// Type of an element.
     pub dtype: Dtype,
 }
 
 impl ParamInfo {
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn numel(&self) -> i64 {
         self.shape.iter().product()
     }
 }
 
-/// What a grouping is made from.
+/// The input to a plugin that groups parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupsRequest<'a> {
     /// The trainable parameters in the model's order; tied weights appear once.
     pub params: &'a [ParamInfo],
-    /// The run's `weight_decay`, for groups that decay and say no other.
+    /// The run's `weight_decay`, which is the default for groups that decay.
     pub weight_decay: f64,
 }
 
-/// Parameters that the optimizer treats alike.
+/// Parameters with the same optimizer settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ParamGroup {
-    /// For people: `decay`.
+    /// A name to show to people, such as `decay`.
     pub name: String,
     /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
-    /// The learning rate is the schedule's times this.
+    /// The factor by which the schedule's learning rate is multiplied.
     pub lr_multiplier: f64,
-    /// Indices into the request's parameters.
+    /// Indices into [`GroupsRequest::params`].
     pub params: Vec<usize>,
 }
 
-/// The port to whoever decides the parameter groups.
+/// The port to a plugin that groups the parameters.
 pub trait ParamGroups {
-    /// The grouper's plugin id.
+    /// Returns the plugin's id.
     fn id(&self) -> &str;
 
-    /// The groups and what the user should be told about them. The caller checks the groups by
-    /// [`check_groups`].
+    /// Returns the groups. Also returns warnings about the groups, which are shown to the user. The caller
+    /// checks the groups with [`check_groups`].
     fn group(&mut self, request: GroupsRequest<'_>) -> Result<(Vec<ParamGroup>, Vec<String>)>;
 }
 
-/// Proves that every parameter is in exactly one group and that the numbers make sense.
+/// Checks that every parameter is in exactly one group, and that decays and multipliers are valid.
 ///
 /// # Errors
-/// Names what is missing, what is there twice, and who grouped so.
+/// Returns an error if a decay or a multiplier is invalid, or if a parameter is in no group or in several
+/// groups. The error names the plugin (`by`) and the fault.
 pub fn check_groups(by: &str, params: &[ParamInfo], groups: &[ParamGroup]) -> Result<()> {
     let mut times = vec![0u32; params.len()];
     for group in groups {
@@ -84,7 +85,7 @@ pub fn check_groups(by: &str, params: &[ParamInfo], groups: &[ParamGroup]) -> Re
                     return Err(refusal(
                         by,
                         format!(
-                            "parameter {param} of {} in group {:?}",
+                            "parameter index {param} is out of range for {} parameters, in group {:?}",
                             params.len(),
                             group.name
                         ),
@@ -123,9 +124,9 @@ pub fn check_groups(by: &str, params: &[ParamInfo], groups: &[ParamGroup]) -> Re
 fn refusal(by: &str, fault: String) -> Error {
     Error::new(
         ErrorKind::Plugin,
-        format!("plugin {by} gave parameter groups that cannot be used: {fault}"),
+        format!("plugin {by} returned unusable parameter groups: {fault}"),
     )
-    .hint("every trainable parameter belongs in exactly one group; `host groups` prints the table")
+    .hint("put every trainable parameter into exactly one group; `host groups` prints the groups")
 }
 
 #[cfg(test)]
@@ -152,23 +153,23 @@ mod tests {
     }
 
     #[test]
-    fn each_parameter_once_is_right_in_any_order() {
+    fn each_parameter_once_is_valid_in_any_order() {
         assert!(check_groups("x", &params(), &[group(&[2]), group(&[1, 0]), group(&[])]).is_ok());
     }
 
     #[test]
-    fn what_is_missing_and_what_is_twice_is_named() {
+    fn missing_and_repeated_parameters_are_named() {
         let error =
             check_groups("x", &params(), &[group(&[0]), group(&[0, 1])]).expect_err("refused");
         assert_eq!(
             error.message(),
-            "plugin x gave parameter groups that cannot be used: in no group: c; in more than one group: a (\"g\" and \"g\")"
+            "plugin x returned unusable parameter groups: in no group: c; in more than one group: a (\"g\" and \"g\")"
         );
         assert_eq!(error.kind(), ErrorKind::Plugin);
     }
 
     #[test]
-    fn numbers_that_make_no_sense_are_refused() {
+    fn invalid_numbers_and_indices_are_rejected() {
         for (weight_decay, lr_multiplier) in [(f64::NAN, 1.0), (-0.1, 1.0), (0.0, f64::INFINITY)] {
             let odd = ParamGroup {
                 weight_decay,

@@ -2,19 +2,19 @@ use std::str::FromStr;
 
 use crate::{Error, ErrorKind, Result};
 
-/// What waits for a checkpoint sink that is slower than the checkpoints come.
+/// Which checkpoints stay queued if a sink delivers them more slowly than the run writes them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum QueuePolicy {
     /// Every checkpoint, in order.
     #[default]
     All,
-    /// The newest alone: those before it that wait are dropped, each with an event. The one that is
-    /// being sent is not interrupted.
+    /// Only the newest checkpoint. Older checkpoints in the queue are dropped, and each drop is recorded as
+    /// an event. A delivery in progress is not interrupted.
     Latest,
 }
 
 impl QueuePolicy {
-    /// `all` or `latest`.
+    /// Returns `all` or `latest`.
     pub fn name(self) -> &'static str {
         match self {
             Self::All => "all",
@@ -31,11 +31,9 @@ impl FromStr for QueuePolicy {
             .into_iter()
             .find(|policy| policy.name() == text)
             .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Config,
-                    format!("queue of a plugin cannot be {text:?}"),
+                Error::new(ErrorKind::Config, format!("queue cannot be {text:?}")).hint(
+                    "use all (every checkpoint) or latest (only the newest waiting checkpoint)",
                 )
-                .hint("use all (every checkpoint) or latest (the newest of those that wait)")
             })
     }
 }
@@ -45,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_policy_is_read_by_its_name_and_nothing_else() {
+    fn only_the_exact_name_of_a_policy_is_accepted() {
         for policy in [QueuePolicy::All, QueuePolicy::Latest] {
             assert_eq!(policy.name().parse::<QueuePolicy>().expect("known"), policy);
         }

@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Ask, Error, ErrorKind, Event, EventBody, Request, Result, Step};
 
-/// A request, who makes it, and why.
+/// A request with its source and its reason.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Asked {
-    /// A plugin's id, or `client:NAME`.
+    /// The source of the request: a plugin's id, or `client:NAME`.
     pub by: String,
-    /// What for.
+    /// What is requested.
     pub request: Request,
     /// Why, for people.
     pub reason: String,
@@ -21,28 +21,29 @@ pub struct Asked {
 /// When a request was carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CarriedOut {
-    /// Place of its event in the run's order.
+    /// The sequence number of the request's event.
     pub seq: u64,
-    /// The optimizer steps finished by then.
+    /// The number of optimizer steps finished by then.
     pub step: Step,
 }
 
-/// Who waits for a request to be carried out. Dropped unanswered when the training ends before.
+/// A client that waits for its request to be carried out. If training ends first, the `Asker` is dropped
+/// without an answer.
 pub trait Asker: Send {
-    /// Whether it still waits: what nobody waits for any more is not carried out.
+    /// Returns whether the client still waits. If not, its request is not carried out.
     fn waits(&self) -> bool;
 
-    /// The loop has carried it out, and its event is on record. `[any]`, and may not block.
+    /// Reports that the request was carried out and its event is committed. Must not block. `[any]`
     fn answer(self: Box<Self>, at: CarriedOut);
 }
 
-/// The way of clients' requests to the loop: bounded, in the order in which they came. `[any]`
+/// A bounded queue of clients' requests to the loop, in the order of their arrival. `[any]`
 ///
-/// A request is answered when its event was committed, so that whoever hears of it can read of it.
+/// A request is answered after its event is committed, so that the client can then read the event.
 #[derive(Clone, Debug, Default)]
 pub struct RequestQueue(Arc<Shared>);
 
-/// The loop's end of a [`RequestQueue`]. When it is dropped, the queue is closed.
+/// The training loop's side of a [`RequestQueue`]. Dropping it closes the queue.
 #[derive(Debug)]
 pub struct Requests(RequestQueue);
 
@@ -56,24 +57,24 @@ struct Shared {
 struct State {
     is_closed: bool,
     waiting: VecDeque<(Asked, Box<dyn Asker>)>,
-    /// Carried out, in the order of their events, which are on their way to the store.
+    /// Requests whose events have been emitted but not yet committed, in the order of the events.
     emitted: VecDeque<(Asked, Box<dyn Asker>)>,
 }
 
-/// What a client's name follows in [`Asked::by`]. No plugin's id has a colon.
+/// The prefix of a client's name in [`Asked::by`]. Plugin ids do not contain a colon.
 const CLIENT: &str = "client";
 
 impl RequestQueue {
-    /// How many requests wait at most.
+    /// The maximum number of waiting requests.
     pub const CAPACITY: usize = 64;
 
-    /// A queue, and the end of it that the loop takes from.
+    /// Creates a queue and the training loop's side of it.
     pub fn new() -> (Self, Requests) {
         let queue = Self::default();
         (queue.clone(), Requests(queue))
     }
 
-    /// Who asks, as it is recorded, for a client of this name.
+    /// Returns the recorded source ([`Asked::by`]) for a client with this name.
     pub fn client(name: &str) -> String {
         match name {
             "" => CLIENT.to_owned(),
@@ -81,10 +82,10 @@ impl RequestQueue {
         }
     }
 
-    /// Puts a request behind the others. `false` if there are too many.
+    /// Appends a request to the queue. Returns `false` if the queue is full.
     ///
     /// # Errors
-    /// One that cannot be carried out, or the training has ended.
+    /// Returns an error if the request is invalid or training has ended.
     pub fn ask(&self, by: String, ask: Ask, asker: Box<dyn Asker>) -> Result<bool> {
         let Ask { request, reason } = ask;
         request.check()?;
@@ -92,7 +93,7 @@ impl RequestQueue {
         if state.is_closed {
             return Err(Error::new(ErrorKind::System, "the training has ended"));
         }
-        // Those who went away leave their places.
+        // Drops the requests whose clients no longer wait, to make space.
         state.waiting.retain(|(_, asker)| asker.waits());
         if state.waiting.len() >= Self::CAPACITY {
             return Ok(false);
@@ -107,7 +108,8 @@ impl RequestQueue {
         Ok(true)
     }
 
-    /// Answers whoever waits for this event, which was committed. Events come in their order.
+    /// If a client's request caused this committed event, answers the client. Must be called for all events
+    /// in their order.
     pub fn committed(&self, event: &Event) {
         let EventBody::Request {
             by,
@@ -132,14 +134,14 @@ impl RequestQueue {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // What it holds is whole at every moment, whoever panicked.
+        // Ignores poisoning, because a panic cannot leave the state inconsistent.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Requests {
-    /// The next request that somebody waits for. The caller emits its event before the one of any
-    /// other that it takes.
+    /// Removes and returns the next request whose client still waits. The caller must emit the request's
+    /// event before it takes the next request.
     pub fn take(&mut self) -> Option<Asked> {
         let mut state = self.0.state();
         while let Some((asked, asker)) = state.waiting.pop_front() {
@@ -151,7 +153,8 @@ impl Requests {
         None
     }
 
-    /// Puts one first that was carried out before and whose effect was lost. Nobody waits for it.
+    /// Puts a request back at the front of the queue. The request was carried out, but its effect was lost.
+    /// No client waits for it.
     pub fn again(&mut self, asked: Asked) {
         struct Nobody;
         impl Asker for Nobody {
@@ -164,11 +167,11 @@ impl Requests {
         self.0.state().waiting.push_front((asked, Box::new(Nobody)));
     }
 
-    /// Waits until there is a request, but no longer than this.
+    /// Waits until there is a request, but not longer than `at_most`.
     pub fn wait(&self, at_most: Duration) {
         let state = self.0.state();
         let is_empty = |state: &mut State| state.waiting.is_empty();
-        // Whether it was the request or the time, the caller looks.
+        // The result is ignored, because the caller checks whether there is a request.
         drop(self.0.0.news.wait_timeout_while(state, at_most, is_empty));
     }
 }
@@ -231,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_answered_when_its_own_event_is_on_record() {
+    fn a_request_is_answered_when_its_own_event_is_committed() {
         let (queue, mut requests) = RequestQueue::new();
         let (sender, answers) = sync_channel(4);
         let by = RequestQueue::client("ann");
@@ -248,7 +251,7 @@ mod tests {
             .collect();
         assert_eq!(taken, [Request::Pause, Request::Continue]);
         queue.committed(&event(4, "loss-guard", Request::Pause));
-        assert!(answers.try_recv().is_err(), "another's");
+        assert!(answers.try_recv().is_err(), "another source's event");
         queue.committed(&event(5, &by, Request::Pause));
         queue.committed(&event(6, &by, Request::Continue));
         let step = Step(7);
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_waits_for_is_not_carried_out_and_takes_no_place() {
+    fn a_request_whose_client_left_is_dropped_and_frees_its_place() {
         let (queue, mut requests) = RequestQueue::new();
         let (sender, _answers) = sync_channel(4);
         let put = |waits| {
@@ -280,14 +283,14 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_training_answers_nobody() {
+    fn requests_are_not_answered_when_training_ends() {
         let (queue, requests) = RequestQueue::new();
         let (sender, answers) = sync_channel(4);
         let asker = Box::new(Waiting(sender, true));
         let asked = queue.ask(RequestQueue::client("a"), ask(Request::Evaluate), asker);
         assert!(asked.expect("it trains"));
         drop(requests);
-        // The only sender was the asker's.
+        // The request was dropped, together with the only sender.
         assert!(answers.recv().is_err());
     }
 }

@@ -4,17 +4,18 @@ use std::str::FromStr;
 
 use crate::{Error, ErrorKind};
 
-/// A run's name. It is also the name of a folder and of a git branch, so it has letters, digits,
-/// `.`, `_` and `-` only, begins with a letter or digit, holds no `..` and ends in no `.` or `.lock`.
+/// A run's name. It is also the name of a folder and of a git branch. Therefore, it contains only letters,
+/// digits, `.`, `_` and `-`. It begins with a letter or digit, does not contain `..`, and does not end in `.`
+/// or `.lock`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RunName(String);
 
-/// Longest name, in bytes.
+/// Maximum length, in bytes.
 const LONGEST: usize = 100;
 
 impl RunName {
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -35,7 +36,7 @@ impl FromStr for RunName {
         if fits {
             Ok(Self(text.to_owned()))
         } else {
-            Err(Error::new(ErrorKind::Config, format!("{text:?} cannot name a run")).hint(format!(
+            Err(Error::new(ErrorKind::Config, format!("invalid run name: {text:?}")).hint(format!(
                 "use at most {LONGEST} letters, digits, '.', '_' and '-', beginning with a letter or digit"
             )))
         }

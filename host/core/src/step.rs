@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A count of finished optimizer steps: 0 before the first.
+/// A number of finished optimizer steps: 0 before the first step.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -9,23 +9,26 @@ use std::fmt;
 pub struct Step(pub u64);
 
 impl Step {
-    /// The step after this one.
+    /// Returns the step after this one.
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0 + 1)
     }
 
-    /// Whether something done every `period` steps is due now. Never at step 0, nor if `period` is 0.
+    /// Returns whether an action that repeats every `period` steps is due at this step. It is never due at
+    /// step 0 or if `period` is 0.
     pub fn is_multiple_of(self, period: u64) -> bool {
         self.0 > 0 && period > 0 && self.0.is_multiple_of(period)
     }
 
-    /// The name of a checkpoint's folder: `step-000100`. The digits keep names in the order of the steps.
+    /// Returns the name of a checkpoint's folder, for example `step-000100`. The number is zero-padded, so
+    /// that names sort by step.
     pub fn checkpoint_name(self) -> String {
         format!("step-{:06}", self.0)
     }
 
-    /// The step of a checkpoint's folder by its name, of however many digits. None if it is not such a name.
+    /// Parses the name of a checkpoint's folder and returns the step. The name may have any number of digits.
+    /// Returns `None` if the text is not such a name.
     pub fn of_checkpoint(name: &str) -> Option<Self> {
         name.strip_prefix("step-")?.parse().ok().map(Self)
     }
@@ -42,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_checkpoints_name_leads_back_to_its_step() {
+    fn a_checkpoints_name_contains_its_step() {
         for (step, name) in [(100, "step-000100"), (12_345_678, "step-12345678")] {
             assert_eq!(Step(step).checkpoint_name(), name);
             assert_eq!(Step::of_checkpoint(name), Some(Step(step)));

@@ -3,14 +3,14 @@ use std::ops::DerefMut;
 
 use crate::{Control, Emitter, Error, EventBody, OnError, Step};
 
-/// A plugin's port under its label and its policy: whoever calls it says how that went, and learns
-/// here whether it is called again.
+/// The port of a plugin, with a label and a policy. The caller reports whether each call succeeded. The
+/// policy then determines whether the plugin is called again.
 ///
-/// What counts as one failure is the caller's: an evaluation for a metric, an event for an observer, a
-/// delivery for a sink.
+/// The caller defines the unit that succeeds or fails: an evaluation for a metric, an event for an observer,
+/// and a delivery for a sink.
 pub struct Supervised<P: ?Sized> {
     label: String,
-    /// How a command names the plugin.
+    /// The name by which commands find the plugin.
     name: String,
     on_error: OnError,
     port: Box<P>,
@@ -18,19 +18,19 @@ pub struct Supervised<P: ?Sized> {
     is_disabled: bool,
 }
 
-/// What becomes of a plugin that has failed.
+/// The consequence of a plugin's failure.
 #[derive(Debug)]
 pub enum Verdict {
-    /// It is called again when its turn comes.
+    /// The plugin is called again as usual.
     GoOn,
-    /// It is not called any more: why.
+    /// The plugin is not called again, for this reason.
     Disable(String),
-    /// The run ends with this.
+    /// The run ends with this error.
     End(Error),
 }
 
 impl<P: ?Sized> Supervised<P> {
-    /// Takes a port into care. The label is the name that the run's events and metrics have for it.
+    /// Creates a supervised port. The run's events and metrics use `label` as the plugin's name.
     pub fn new(label: impl Into<String>, on_error: OnError, port: Box<P>) -> Self {
         let label = label.into();
         Self {
@@ -43,39 +43,40 @@ impl<P: ?Sized> Supervised<P> {
         }
     }
 
-    /// The same under the name by which commands find the plugin: its id, or its path.
+    /// Sets the name by which commands find the plugin: its id, or its path.
     #[must_use]
     pub fn named(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// The name by which commands find the plugin.
+    /// Returns the name by which commands find the plugin.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The name that the run's events and metrics have for it.
+    /// Returns the plugin's name in the run's events and metrics.
     pub fn label(&self) -> &str {
         &self.label
     }
 
-    /// The port, whether or not it is still called.
+    /// Returns the port, even if it is disabled.
     pub fn port(&self) -> &P {
         &self.port
     }
 
-    /// The port, to be called; none if it is not called any more.
+    /// Returns the port for a call, or `None` if it is disabled.
     pub fn active(&mut self) -> Option<&mut P> {
         (!self.is_disabled).then(|| self.port.deref_mut())
     }
 
-    /// It did what it was called for, which ends a row of failures.
+    /// Records a success, which resets the count of failures in a row.
     pub fn succeeded(&mut self) {
         self.failures_in_a_row = 0;
     }
 
-    /// It failed with `error`, and if it is `lost` it cannot be called again, whatever the policy says.
+    /// Records a failure. If `lost` contains a reason, the port cannot be called again, regardless of the
+    /// policy.
     pub fn failed(&mut self, error: Error, lost: Option<String>) -> Verdict {
         self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
         let why = match (self.on_error, lost) {
@@ -83,7 +84,7 @@ impl<P: ?Sized> Supervised<P> {
                 let error = match error.hint_text() {
                     Some(_) => error,
                     None => error.hint(format!(
-                        "its on_error is \"fail\": set \"warn\" for {} in the run's run.toml, and `host resume` continues without what fails",
+                        "set on_error = \"warn\" for {} in the run's run.toml, and run `host resume` to continue despite such failures",
                         self.label
                     )),
                 };
@@ -99,13 +100,10 @@ impl<P: ?Sized> Supervised<P> {
             _ => return Verdict::GoOn,
         };
         self.is_disabled = true;
-        Verdict::Disable(format!(
-            "plugin {} is not called any more: {why}",
-            self.label
-        ))
+        Verdict::Disable(format!("plugin {} is disabled: {why}", self.label))
     }
 
-    /// A failure of it as an event.
+    /// Returns the event that reports a failure of the plugin.
     pub fn fault(&self, call: &str, reason: impl fmt::Display) -> EventBody {
         EventBody::PluginFault {
             plugin: self.label.clone(),
@@ -116,8 +114,8 @@ impl<P: ?Sized> Supervised<P> {
 }
 
 impl Verdict {
-    /// Does what it says: tells of a plugin that is not called any more and what that means, or asks the
-    /// loop to end.
+    /// Applies the verdict: for `Disable`, emits a warning with the reason and the `consequence`; for `End`,
+    /// stops the loop; for `GoOn`, does nothing.
     pub fn carry_out(self, step: Step, emitter: &Emitter, control: &Control, consequence: &str) {
         match self {
             Self::GoOn => {}
@@ -155,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn warn_goes_on_for_ever() {
+    fn warn_never_disables() {
         let mut plugin = under(OnError::Warn);
         for _ in 0..100 {
             assert!(matches!(plugin.failed(error(), None), Verdict::GoOn));
@@ -170,17 +168,16 @@ mod tests {
         plugin.succeeded();
         assert!(matches!(plugin.failed(error(), None), Verdict::GoOn));
         match plugin.failed(error(), None) {
-            Verdict::Disable(why) => assert_eq!(
-                why,
-                "plugin x is not called any more: it failed 2 times in a row"
-            ),
+            Verdict::Disable(why) => {
+                assert_eq!(why, "plugin x is disabled: it failed 2 times in a row");
+            }
             other => panic!("{other:?}"),
         }
         assert_eq!(plugin.active(), None);
     }
 
     #[test]
-    fn what_is_lost_is_disabled_whatever_the_policy() {
+    fn a_lost_plugin_is_disabled_under_every_policy() {
         let mut plugin = under(OnError::Warn);
         let verdict = plugin.failed(error(), Some("it panicked".to_owned()));
         assert!(matches!(verdict, Verdict::Disable(_)));
@@ -194,7 +191,7 @@ mod tests {
         let mut plugin = under(OnError::Fail);
         for _ in 0..2 {
             let verdict = plugin.failed(error(), Some("it panicked".to_owned()));
-            verdict.carry_out(Step(3), &emitter, &control, "nothing more comes of it");
+            verdict.carry_out(Step(3), &emitter, &control, "it has no effect");
         }
         assert_eq!(control.stop_requested(), Some(StopReason::Failed));
         let error = control.take_failure().expect("an error");

@@ -1,10 +1,13 @@
-//! What it costs to call a metric across the plugin boundary.
+//! Measures the cost of a metric call across the plugin boundary.
 //!
-//! The same trait body is called in four ways: directly, with the views of its three inputs built
-//! before each call, through the loaded library's function table (its panic guard included), and as the
-//! host calls it, with the accounting. Loops are timed, never single calls; the ways take turns in every
-//! round, so that a change of the machine's speed meets all of them; one way is there twice, and what
-//! lies between those two is no difference. The smallest and the middle of all rounds are shown.
+//! The same trait function is called in four variants. The first variant calls it directly. The second also
+//! builds the views of the function's three inputs before each call. The third also builds the views, but
+//! calls the function through the loaded library's function table, and therefore through its panic guard. The
+//! fourth is the host's own call, which also does the accounting. An empty loop and two clock readings are
+//! measured for comparison. Only loops are timed, never single calls. The variants take turns in every round,
+//! so that changes in the machine's speed affect all of them. The second variant is measured twice, and the
+//! difference between its two results is noise. For each variant, the output contains the minimum, the median
+//! and the maximum over all rounds.
 //!
 //! `cargo bench -p host-plugin --bench boundary -- [--json FILE] [--rounds N]`
 
@@ -23,17 +26,17 @@ use three_inputs::ThreeInputs;
 
 use self::fixture::{library, scalar};
 
-/// Calls of a loop that is timed.
+/// Number of calls in a timed loop.
 const CALLS: u32 = 5_000;
 const ROUNDS: usize = 400;
 
 const NEEDS: [Need; 3] = [Need::LossSum, Need::TokenCount, Need::ByteCount];
 
-/// A way to do something once.
+/// A measured variant.
 struct Way<'a> {
     name: &'static str,
     run: Box<dyn FnMut() + 'a>,
-    /// Nanoseconds of a call in each round.
+    /// Nanoseconds per call, for each round.
     ns: Vec<f64>,
 }
 
@@ -56,12 +59,12 @@ fn main() {
         step: 1,
         tensors: &tensors,
     };
-    // As in a training.
+    // As in a training run, the process is guarded against its plugins.
     guard_process();
     let plugin = load();
     let mut port = plugin.metric().expect("a metric");
     let (update, instance) = through_the_table();
-    // The numbers of the batch are read anew each time, as those of a real one are.
+    // `black_box` makes each call read the values of the batch again, as in a real evaluation.
     let (mut one, mut two, mut three) = <(ThreeInputs, ThreeInputs, ThreeInputs)>::default();
     let direct = |metric: &mut ThreeInputs| {
         let called = with_batch(&NEEDS, false, black_box(batch), |abi| call(metric, abi));
@@ -72,20 +75,20 @@ fn main() {
             way("nothing", || {
                 black_box(&batch);
             }),
-            way("two readings of the clock", || {
+            way("two clock readings", || {
                 black_box(Instant::now().elapsed());
             }),
             way("the body", || call(&mut one, black_box(abi))),
-            way("views and the body", || direct(&mut two)),
-            way("views and the body, again", || direct(&mut three)),
-            way("views and the body across the boundary", || {
+            way("views and body", || direct(&mut two)),
+            way("views and body, again", || direct(&mut three)),
+            way("views and body across the boundary", || {
                 let called = with_batch(&NEEDS, false, black_box(batch), |abi| {
-                    // SAFETY: the library's own instance, and a batch that outlives the call.
+                    // SAFETY: the library created the instance, and the batch outlives the call.
                     unsafe { black_box(update)(black_box(instance), abi) }
                 });
                 assert_eq!(called.expect("a batch"), 0);
             }),
-            way("the same with the accounting", || {
+            way("the same with accounting", || {
                 port.update(black_box(batch)).expect("updated");
             }),
         ];
@@ -93,13 +96,13 @@ fn main() {
         report(&mut ways, rounds, cpu, value_of("--json"));
     })
     .expect("a batch");
-    // A guarded process that ends otherwise was ended by a plugin.
+    // A guarded process must end with `end_process`; any other exit is attributed to a plugin.
     end_process(0);
 }
 
-/// The trait's function, as a program calls it that has the metric in itself.
+/// Calls the trait's function directly, as if the metric were part of the program.
 fn call(metric: &mut ThreeInputs, abi: &HostBatch) {
-    // SAFETY: the batch is as the ABI says, and outlives the call.
+    // SAFETY: the batch conforms to the ABI and outlives the call.
     let batch = unsafe { Batch::new(abi) }.expect("a batch");
     black_box(metric).update(&batch).expect("updated");
 }
@@ -119,7 +122,7 @@ fn way<'a>(name: &'static str, mut once: impl FnMut() + 'a) -> Way<'a> {
 fn measure(ways: &mut [Way<'_>], rounds: usize) {
     let warm_up = rounds / 10;
     for round in 0..warm_up + rounds {
-        // Each begins in its turn, so that none is always behind the same other.
+        // Each round starts with a different variant, so that no variant is always the first.
         for i in 0..ways.len() {
             let at = (round + i) % ways.len();
             let way = &mut ways[at];
@@ -139,8 +142,8 @@ fn report(ways: &mut [Way<'_>], rounds: usize, cpu: Option<usize>, file: Option<
     let pinned = cpu.map_or("not pinned".to_owned(), |cpu| {
         format!("pinned to CPU {cpu}")
     });
-    println!("{rounds} rounds of {CALLS} calls, {pinned}, load {load}; ns a call");
-    println!("{:<42} {:>8} {:>8} {:>8}", "", "least", "middle", "most");
+    println!("{rounds} rounds of {CALLS} calls, {pinned}, load {load}; ns per call");
+    println!("{:<42} {:>8} {:>8} {:>8}", "", "min", "median", "max");
     let mut rows = Vec::new();
     for Way { name, ns, .. } in ways.iter_mut() {
         ns.sort_by(f64::total_cmp);
@@ -152,9 +155,9 @@ fn report(ways: &mut [Way<'_>], rounds: usize, cpu: Option<usize>, file: Option<
         let way = ways.iter().find(|way| way.name == name).expect(name);
         way.ns[way.ns.len() / 2]
     };
-    let direct = middle("views and the body");
-    let across = middle("views and the body across the boundary");
-    let accounted = middle("the same with the accounting");
+    let direct = middle("views and body");
+    let across = middle("views and body across the boundary");
+    let accounted = middle("the same with accounting");
     let differences = [
         ("boundary_ns", "the boundary", across - direct),
         ("accounting_ns", "the accounting", accounted - across),
@@ -165,8 +168,8 @@ fn report(ways: &mut [Way<'_>], rounds: usize, cpu: Option<usize>, file: Option<
         ),
         (
             "control_ns",
-            "control: a way and itself",
-            middle("views and the body, again") - direct,
+            "control: a variant and itself",
+            middle("views and body, again") - direct,
         ),
     ];
     println!();
@@ -195,7 +198,8 @@ fn load() -> Plugin {
 
 type Update = unsafe extern "C" fn(*mut c_void, *const HostBatch) -> HostStatus;
 
-/// The library's function and an instance of it, without what the host puts around them.
+/// Returns the library's `update` function, which is then called without the host's code. Also returns an
+/// instance.
 fn through_the_table() -> (Update, *mut c_void) {
     let api: &'static host_plugin_abi::HostApi = Box::leak(Box::new(host_plugin_abi::HostApi {
         struct_size: size_of::<host_plugin_abi::HostApi>() as u32,
@@ -208,7 +212,7 @@ fn through_the_table() -> (Update, *mut c_void) {
         set_error: None,
         get_extension: None,
     }));
-    // SAFETY: the library is this workspace's own; it is never unloaded, and gives what the ABI says.
+    // SAFETY: the library belongs to this workspace, is never unloaded, and conforms to the ABI.
     unsafe {
         let library = libloading::Library::new(library()).expect("loaded");
         let library = std::mem::ManuallyDrop::new(library);
@@ -224,9 +228,9 @@ fn through_the_table() -> (Update, *mut c_void) {
     }
 }
 
-/// Keeps this thread on the CPU where it is, if the system lets it.
+/// Keeps this thread on its current CPU, if the system allows it.
 fn pin() -> Option<usize> {
-    // SAFETY: the set is this function's own, and zeros are an empty one.
+    // SAFETY: the set is a local variable, and a set of zeros is valid and empty.
     unsafe {
         let cpu = usize::try_from(libc::sched_getcpu()).ok()?;
         let mut set: libc::cpu_set_t = std::mem::zeroed();

@@ -1,12 +1,13 @@
-//! What it costs to load a plugin of 1 MB, and where the time goes.
+//! Measures the cost of loading a plugin of 1 MB, and of each step of loading.
 //!
-//! Each round makes other bytes of the library, since the same ones are loaded only once, does by
-//! itself what the loading consists of, and then loads it. The pieces and the whole take turns, so
-//! that a change of the machine's speed meets all of them. The file is in the system's cache.
+//! Each round first changes the bytes of the library, since the same bytes are loaded only once. It then runs
+//! each step of loading separately, and finally loads the library as a whole, twice. All measurements are
+//! repeated in every round, so that changes in the machine's speed affect all of them. The file is in the
+//! page cache.
 //!
 //! `cargo bench -p host-plugin --bench load -- [--json FILE] [--rounds N] [--plugin LIBRARY]`
 
-#![expect(unsafe_code, reason = "one piece is the dynamic loader")]
+#![expect(unsafe_code, reason = "one step is the dynamic loader")]
 
 use std::fs;
 use std::hint::black_box;
@@ -24,12 +25,12 @@ use sha2::{Digest as _, Sha256};
 
 const ROUNDS: usize = 50;
 
-/// The pieces, in their order; then the whole.
+/// The steps in their order, followed by the two whole loads.
 const NAMES: [&str; 8] = [
-    "find it: look at its tables in the file",
+    "find: inspect its tables in the file",
     "read",
     "sha256",
-    "look at the bytes",
+    "inspect the bytes",
     "copy to a sealed memory file",
     "dlopen",
     "find and load, the first time",
@@ -62,7 +63,7 @@ fn main() {
     report(library.len(), rounds, &mut times, value_of("--json"));
 }
 
-/// Milliseconds of each piece and of the whole.
+/// Returns the milliseconds of each step and of the two whole loads.
 fn measure(path: &Path) -> [f64; NAMES.len()] {
     let search = SearchPath::new([]);
     let target = Target::Path(path.to_owned());
@@ -72,7 +73,7 @@ fn measure(path: &Path) -> [f64; NAMES.len()] {
     let (_, looking) = timed(|| black_box(inspect(&bytes, path)).expect("a plugin"));
     let (file, copying) = timed(|| memory_file(&bytes));
     let (opened, opening) = timed(|| open(&file));
-    // As the host does it: open for ever.
+    // The file and the library stay open forever, as in the host.
     let _ = (ManuallyDrop::new(file), ManuallyDrop::new(opened));
     drop((found, bytes));
     let load = || {
@@ -93,10 +94,10 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, f64) {
 }
 
 fn memory_file(bytes: &[u8]) -> OwnedFd {
-    // SAFETY: the name is a C string; the descriptor is new, and checked.
+    // SAFETY: the name is a C string; the descriptor is new and checked.
     let file = unsafe {
         let fd = libc::memfd_create(c"bench".as_ptr(), libc::MFD_ALLOW_SEALING);
-        assert!(fd >= 0, "no memory files here");
+        assert!(fd >= 0, "memory files are not supported");
         OwnedFd::from_raw_fd(fd)
     };
     let mut file = fs::File::from(file);
@@ -111,11 +112,11 @@ fn memory_file(bytes: &[u8]) -> OwnedFd {
 fn open(file: &OwnedFd) -> Library {
     let place = format!("/proc/self/fd/{}", file.as_raw_fd());
     let flags = libc::RTLD_NOW | libc::RTLD_LOCAL | libc::RTLD_NODELETE;
-    // SAFETY: the library is the benchmark's own, or the user's who named it.
+    // SAFETY: the library is the benchmark's own, or the user named it.
     unsafe { Library::open(Some(place), flags) }.expect("opened")
 }
 
-/// The tests' metric in C with a megabyte of data.
+/// Builds the tests' C metric. One megabyte of data is added to the library.
 fn build(dir: &Path) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let (padding, library) = (dir.join("padding.c"), dir.join("libpadded.so"));
@@ -149,7 +150,7 @@ fn build(dir: &Path) -> PathBuf {
 #[expect(clippy::print_stdout, reason = "the benchmark's result")]
 fn report(bytes: usize, rounds: usize, times: &mut [Vec<f64>; NAMES.len()], file: Option<String>) {
     println!("loading a plugin of {bytes} bytes, {rounds} rounds, in ms\n");
-    println!("{:<40} {:>8} {:>8}", "", "smallest", "middle");
+    println!("{:<40} {:>8} {:>8}", "", "min", "median");
     let mut pieces = Vec::new();
     for (name, times) in NAMES.into_iter().zip(times) {
         times.sort_by(f64::total_cmp);

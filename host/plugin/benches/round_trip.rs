@@ -1,7 +1,9 @@
-//! What it costs to call a metric that lives in a process of its own.
+//! Measures the cost of a call to a metric in a child process.
 //!
-//! The same library is loaded in both modes; loops of a few calls take turns, and each call in the other
-//! process is also timed by itself, for its percentiles: it is long beside two readings of the clock.
+//! The same library is loaded in two modes: in this process, and in a child process. Every round first calls
+//! the metric in this process, and then the metric in the child process. Each call is timed separately, so
+//! that percentiles can be computed. The clock is read twice for each call, which is fast compared with a
+//! call into another process.
 //!
 //! `cargo bench -p host-plugin --bench round_trip -- [--json FILE] [--rounds N]`
 
@@ -15,10 +17,10 @@ use serde_json::json;
 
 use self::fixture::{library, scalar};
 
-/// Calls of a round, in each mode.
+/// Number of calls in a round, for each mode.
 const CALLS: usize = 1_000;
 const ROUNDS: usize = 50;
-/// What this program is told when it is the child.
+/// The argument that makes this program the child process.
 const SERVE: &str = "--serve";
 
 fn main() {
@@ -47,7 +49,7 @@ fn main() {
     let plugins = [Mode::InProcess, Mode::Process].map(load);
     let mut metrics = plugins.each_ref().map(|p| p.metric().expect("a metric"));
     let mut ns: [Vec<f64>; 2] = Default::default();
-    // The first round warms up.
+    // The first round is a warm-up.
     for round in 0..=rounds {
         for (metric, ns) in metrics.iter_mut().zip(&mut ns) {
             for _ in 0..CALLS {
@@ -73,10 +75,10 @@ fn main() {
 fn report(ns: [Vec<f64>; 2], rounds: usize, file: Option<String>) {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or_default().to_owned();
-    println!("{rounds} rounds of {CALLS} updates with three scalars, load {load}; us a call");
+    println!("{rounds} rounds of {CALLS} updates with three scalars, load {load}; us per call");
     println!(
         "{:<42} {:>8} {:>8} {:>8} {:>8}",
-        "", "least", "p50", "p99", "most"
+        "", "min", "p50", "p99", "max"
     );
     let mut rows = serde_json::Map::new();
     for (name, mut ns) in ["in_process", "process"].into_iter().zip(ns) {

@@ -4,21 +4,20 @@ use std::time::Duration;
 
 use crate::PluginKind;
 
-/// How often a plugin was called, how that went and how long it took: the sum over its instances.
-/// `[any]`
+/// Counts, failures and durations of the calls into a plugin, summed over its instances. `[any]`
 ///
-/// Times are kept in fixed histograms of four steps for each power of two, so a percentile is right
-/// to about an eighth and recording costs a few additions.
+/// Durations are stored in histograms with four fixed buckets for each power of two. A percentile is
+/// therefore accurate to about one eighth, and recording a duration takes only a few additions.
 #[derive(Clone, Debug, Default)]
 pub struct CallAccount(Arc<Mutex<Instances>>);
 
-/// What is counted of each instance.
+/// The counters of each instance.
 type Instances = Vec<(PluginKind, Arc<CallStats>)>;
 
-/// The calls into one instance, and into those that took its place.
+/// Counters for the calls into one instance and its replacements.
 ///
-/// Whoever holds the instance is the only one who writes, so a counter needs no locked addition;
-/// others read at any time.
+/// Only the owner of the instance writes, so a counter needs no atomic addition. Other threads can read at
+/// any time.
 #[derive(Debug)]
 pub(crate) struct CallStats {
     failures: AtomicU64,
@@ -27,32 +26,32 @@ pub(crate) struct CallStats {
     buckets: [AtomicU64; BUCKETS],
 }
 
-/// A [`CallAccount`] at one moment.
+/// A snapshot of a [`CallAccount`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CallSummary {
     /// Calls that have returned.
     pub calls: u64,
-    /// Those of them that failed.
+    /// Calls that failed.
     pub failures: u64,
-    /// Time in all of them.
+    /// Total time in calls.
     pub total: Duration,
-    /// Time in those that the training loop waits for: a metric's and an observer's.
+    /// Total time in calls that the training loop waits for: calls into metrics and observers.
     pub in_loop: Duration,
-    /// Half of the calls took at most this long.
+    /// Median duration of a call.
     pub p50: Duration,
-    /// 99 of 100 calls took at most this long.
+    /// 99th percentile of the duration of a call.
     pub p99: Duration,
-    /// How often an instance was made anew after a panic, or a child process started again.
+    /// Number of restarts. A restart is either a new instance after a panic, or a new child process.
     pub restarts: u64,
 }
 
-/// Steps for each power of two, as a power of two.
+/// The base-2 logarithm of the number of buckets for each power of two.
 const STEP_BITS: u32 = 2;
 const STEPS: usize = 1 << STEP_BITS;
 const BUCKETS: usize = (u64::BITS - STEP_BITS + 1) as usize * STEPS;
 
 impl CallAccount {
-    /// Begins to count the calls into a new instance of this kind.
+    /// Adds counters for the calls into a new plugin instance of this kind, and returns them.
     pub(crate) fn open(&self, kind: PluginKind) -> Arc<CallStats> {
         let stats = Arc::<CallStats>::default();
         let mut instances = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,7 +59,7 @@ impl CallAccount {
         stats
     }
 
-    /// The numbers as they are now.
+    /// Returns the current totals.
     pub fn summary(&self) -> CallSummary {
         let instances = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut counts = [0; BUCKETS];
@@ -96,9 +95,9 @@ impl Default for CallStats {
 }
 
 impl CallStats {
-    /// Counts a call that has returned. Only by the holder of the instance.
+    /// Counts a call that has returned. Must be called only by the owner of the instance.
     pub(crate) fn record(&self, took: Duration, failed: bool) {
-        // Five centuries fit.
+        // A u64 can hold five centuries in nanoseconds.
         let ns = took.as_secs() * 1_000_000_000 + u64::from(took.subsec_nanos());
         add(&self.total_ns, ns);
         add(&self.buckets[bucket(ns)], 1);
@@ -107,13 +106,13 @@ impl CallStats {
         }
     }
 
-    /// Counts that the instance was made anew. Only by its holder.
+    /// Counts a restart of the instance. Must be called only by the owner of the instance.
     pub(crate) fn restarted(&self) {
         add(&self.restarts, 1);
     }
 }
 
-/// One thread writes, so nothing can come between.
+/// Adds without an atomic read-modify-write: each counter has only one writer.
 fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
 }
@@ -136,7 +135,7 @@ fn bucket(ns: u64) -> usize {
     (shift as usize) * STEPS + (ns >> shift) as usize
 }
 
-/// The middle of a bucket's times.
+/// Returns the middle of a bucket's range.
 fn middle(bucket: usize) -> u64 {
     if bucket < STEPS {
         return bucket as u64;
@@ -151,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_time_has_a_bucket_whose_middle_is_near() {
+    fn every_duration_is_near_the_middle_of_its_bucket() {
         for ns in (0..64)
             .flat_map(|power| [1u64 << power, (1 << power) + (1 << power) / 3])
             .chain([0, u64::MAX])
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_summary_counts_and_ranks_over_all_instances() {
+    fn the_summary_covers_all_instances() {
         let account = CallAccount::default();
         assert_eq!(account.summary(), CallSummary::default());
         let metric = account.open(PluginKind::Metric);

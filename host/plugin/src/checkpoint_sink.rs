@@ -21,27 +21,24 @@ use crate::instance::{Failure, Instance};
 use crate::out::Output;
 use crate::vtable::required;
 
-/// Longest receipt in bytes: it becomes a part of an event.
+/// Maximum size of a receipt in bytes. It is limited because a receipt becomes part of an event.
 const LONGEST_RECEIPT: usize = 64 << 10;
 
-/// Longest text of what a preflight found, in bytes.
+/// Maximum size in bytes of the text that a preflight may return.
 const LONGEST_FINDING: usize = 4 << 10;
 
-/// A plugin's functions for a sink, all there.
+/// A plugin's function table for a sink. All required functions are present.
 #[derive(Clone, Copy, Debug)]
-#[expect(
-    missing_docs,
-    reason = "the fields of the ABI's table have their documentation there"
-)]
+#[expect(missing_docs, reason = "the ABI documents the fields of its table")]
 pub struct CheckpointSinkFunctions {
     pub create: HostCreate,
     pub destroy: HostDestroy,
     pub publish:
         unsafe extern "C" fn(*mut c_void, *const HostCheckpoint, *const HostOut) -> HostStatus,
     pub cancel: unsafe extern "C" fn(*mut c_void),
-    /// Absent in plugins of ABI 1.0, and in those that have nothing to look at.
+    /// Absent in plugins of ABI 1.0 and in plugins without a preflight.
     pub preflight: Option<PreflightFunction>,
-    /// Absent in plugins of ABI 1.1 and before, and in those that bring nothing back.
+    /// Absent in plugins of ABI 1.1 and earlier, and in plugins that cannot fetch.
     pub fetch: Option<FetchFunction>,
 }
 
@@ -65,21 +62,23 @@ impl CheckpointSinkFunctions {
     }
 }
 
-/// A plugin's sink as the host's port.
+/// Adapts a plugin's sink to the host's `CheckpointSink` trait.
 pub(crate) struct PluginCheckpointSink {
-    /// Dropped after `Drop` has closed `living`.
+    /// The instance is destroyed only after this struct's `drop` has removed it from `living`.
     instance: Instance,
     functions: CheckpointSinkFunctions,
     living: Arc<Living>,
-    /// Whether the call that runs, or will run next, was cancelled.
+    /// Whether a cancellation was requested. It applies to the running call. If no call is running, it
+    /// applies to the next call.
     is_cancelled: Arc<AtomicBool>,
 }
 
-/// The instance as cancellers see it: there until it is destroyed or poisoned. The lock is held
-/// while the plugin's `cancel` runs, so that it is not destroyed under it.
+/// The instance, for functions that cancel a call. It is `None` after the instance was destroyed or poisoned.
+/// The lock is held while the plugin's `cancel` runs, so that the instance cannot be destroyed during that
+/// call.
 struct Living(Mutex<Option<NonNull<c_void>>>);
 
-// SAFETY: the pointer is only handed to `cancel`, which is `[any]`.
+// SAFETY: the pointer is only passed to `cancel`, which is `[any]`.
 unsafe impl Send for Living {}
 // SAFETY: as above.
 unsafe impl Sync for Living {}
@@ -107,8 +106,8 @@ impl PluginCheckpointSink {
 }
 
 impl PluginCheckpointSink {
-    /// Enters the plugin once, in a new instance if the last one panicked: what a sink has to remember
-    /// lies in its folder.
+    /// Calls the plugin once. If the instance panicked in an earlier call, a new instance first replaces it.
+    /// No state is lost, because a sink's state is in its folder.
     fn call<T>(
         &mut self,
         call: &'static str,
@@ -128,14 +127,14 @@ impl PluginCheckpointSink {
         if self.instance.panicked().is_some() {
             self.living.close();
         }
-        // One that came a moment before the call was meant for it.
+        // A cancellation that arrived just before the call also applies to this call.
         let was_cancelled = self.is_cancelled.swap(false, Ordering::SeqCst);
         outcome.map_err(|Failure { status, reason }| match status {
-            // A panic says nothing of the checkpoint: a new instance may take it.
+            // A panic does not mean that the checkpoint cannot be delivered: a new instance may deliver it.
             HOST_TEMPORARY | HOST_PANIC => SinkError::Temporary(reason),
             HOST_CANCELLED if was_cancelled => SinkError::Cancelled,
             HOST_CANCELLED => SinkError::Temporary(format!(
-                "it says that it was cancelled, and was not: {reason}"
+                "it reported a cancellation that was not requested: {reason}"
             )),
             _ => SinkError::Permanent(reason),
         })
@@ -158,8 +157,9 @@ impl CheckpointSink for PluginCheckpointSink {
     fn publish(&mut self, publish: Publish<'_>) -> Result<Receipt, SinkError> {
         let dir = absolute(&publish.checkpoint.path)?;
         let state_dir = absolute(publish.state_dir)?;
-        let manifest = serde_json::to_string(&publish.checkpoint.manifest)
-            .map_err(|error| SinkError::Permanent(format!("the manifest is no JSON: {error}")))?;
+        let manifest = serde_json::to_string(&publish.checkpoint.manifest).map_err(|error| {
+            SinkError::Permanent(format!("cannot encode the manifest as JSON: {error}"))
+        })?;
         let metrics = metrics_json(&publish.checkpoint.metrics);
         let checkpoint = HostCheckpoint {
             struct_size: size_of::<HostCheckpoint>() as u32,
@@ -173,8 +173,8 @@ impl CheckpointSink for PluginCheckpointSink {
         };
         let function = self.functions.publish;
         let publish = |instance, out: &HostOut| {
-            // SAFETY: the instance is the library's own; the checkpoint, its texts and the callbacks'
-            // context outlive the call.
+            // SAFETY: the library created the instance. The checkpoint, its texts and the callbacks' context
+            // outlive the call.
             unsafe { function(instance, &raw const checkpoint, out) }
         };
         self.call("publish", publish, |output| {
@@ -196,7 +196,7 @@ impl CheckpointSink for PluginCheckpointSink {
             model_bytes: preflight.model_bytes,
         };
         let look = |instance, out: &HostOut| {
-            // SAFETY: the instance is the library's own; the view, its texts and the callbacks' context
+            // SAFETY: the library created the instance. The view, its texts and the callbacks' context
             // outlive the call.
             unsafe { function(instance, &raw const view, out) }
         };
@@ -207,7 +207,7 @@ impl CheckpointSink for PluginCheckpointSink {
 
     fn fetch(&mut self, fetch: Fetch<'_>) -> Result<Fetched, SinkError> {
         let Some(function) = self.functions.fetch else {
-            let message = format!("{} brings no checkpoint back", self.id());
+            let message = format!("{} cannot fetch checkpoints", self.id());
             return Err(SinkError::Permanent(message));
         };
         let state_dir = absolute(fetch.state_dir)?;
@@ -221,7 +221,7 @@ impl CheckpointSink for PluginCheckpointSink {
             state_dir: HostStr::new(&state_dir),
         };
         let bring = |instance, out: &HostOut| {
-            // SAFETY: the instance is the library's own; the view, its texts and the callbacks' context
+            // SAFETY: the library created the instance. The view, its texts and the callbacks' context
             // outlive the call.
             unsafe { function(instance, &raw const view, out) }
         };
@@ -272,7 +272,7 @@ pub(crate) fn absolute(path: &Path) -> Result<String, SinkError> {
         })
 }
 
-/// JSON has no infinity and no NaN, so those are text.
+/// Encodes the metrics as a JSON object. JSON has no infinity and no NaN, so these values become strings.
 fn metrics_json(metrics: &[MetricValue]) -> String {
     let values: Map<String, Value> = metrics
         .iter()
@@ -289,10 +289,10 @@ fn metrics_json(metrics: &[MetricValue]) -> String {
     Value::Object(values).to_string()
 }
 
-/// What a sink gave for a receipt.
+/// Checks the receipt of a sink.
 ///
 /// # Errors
-/// Says in which way it is no receipt.
+/// Returns an error if the receipt is too long, or is not a JSON object in UTF-8.
 pub fn receipt(bytes: Vec<u8>) -> Result<Receipt, String> {
     if bytes.len() > LONGEST_RECEIPT {
         return Err(format!(
@@ -308,17 +308,17 @@ pub fn receipt(bytes: Vec<u8>) -> Result<Receipt, String> {
     }
 }
 
-/// What a receipt says was brought back: a folder within the sink's own.
+/// Parses the receipt of a fetch. Checks that the checkpoint's folder is inside the sink's own folder.
 pub fn fetched(receipt: &Receipt, state_dir: &Path) -> Result<Fetched, String> {
-    let receipt: Map<String, Value> =
-        serde_json::from_str(&receipt.0).map_err(|error| format!("its receipt: {error}"))?;
+    let receipt: Map<String, Value> = serde_json::from_str(&receipt.0)
+        .map_err(|error| format!("its receipt is not a JSON object: {error}"))?;
     let text = |key: &str| receipt.get(key).and_then(Value::as_str);
-    let path = Path::new(text("path").ok_or("its receipt names no path")?);
+    let path = Path::new(text("path").ok_or("its receipt has no path")?);
     let is_within =
         path.starts_with(state_dir) && !path.components().any(|part| part == Component::ParentDir);
     if !is_within || !path.is_dir() {
         return Err(format!(
-            "its receipt names no folder within its own: {}",
+            "the path in its receipt is not a subfolder of the sink's folder: {}",
             path.display()
         ));
     }
@@ -328,17 +328,18 @@ pub fn fetched(receipt: &Receipt, state_dir: &Path) -> Result<Fetched, String> {
     })
 }
 
-/// What a preflight found, if it says so.
+/// Decodes the text that a preflight returned; `None` if it is absent or blank.
 pub fn finding(bytes: Option<Vec<u8>>) -> Result<Option<String>, String> {
     let Some(bytes) = bytes else { return Ok(None) };
     if bytes.len() > LONGEST_FINDING {
         return Err(format!(
-            "what it found has {} bytes, more than {} KiB",
+            "its preflight text has {} bytes, more than {} KiB",
             bytes.len(),
             LONGEST_FINDING >> 10
         ));
     }
-    let text = String::from_utf8(bytes).map_err(|_| "what it found is not UTF-8".to_owned())?;
+    let text =
+        String::from_utf8(bytes).map_err(|_| "its preflight text is not UTF-8".to_owned())?;
     Ok(Some(text).filter(|text| !text.trim().is_empty()))
 }
 
@@ -347,7 +348,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_that_json_lacks_are_text() {
+    fn values_that_json_cannot_represent_are_strings() {
         let metrics = [
             MetricValue::new("loss/eval", 1.5),
             MetricValue::new("a", f64::INFINITY),
@@ -361,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_is_a_short_text_or_nothing() {
+    fn a_preflight_text_is_short_or_absent() {
         assert_eq!(finding(None), Ok(None));
         assert_eq!(finding(Some(b" ".to_vec())), Ok(None));
         assert_eq!(finding(Some(b"room".to_vec())), Ok(Some("room".to_owned())));
@@ -371,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_brought_back_is_a_folder_of_the_sinks_own() {
+    fn a_fetched_checkpoint_is_inside_the_sinks_folder() {
         let state_dir = tempfile::tempdir().expect("a folder");
         let within = state_dir.path().join("abc");
         std::fs::create_dir(&within).expect("a folder");
@@ -388,11 +389,14 @@ mod tests {
             within.join("../..").as_path(),
             within.join("gone").as_path(),
         ] {
-            let error = of(outside).expect_err("no folder within");
-            assert!(error.starts_with("its receipt names no folder"), "{error}");
+            let error = of(outside).expect_err("not a folder within");
+            assert!(
+                error.starts_with("the path in its receipt is not a subfolder"),
+                "{error}"
+            );
         }
         let nameless = fetched(&Receipt("{}".to_owned()), state_dir.path());
-        assert_eq!(nameless, Err("its receipt names no path".to_owned()));
+        assert_eq!(nameless, Err("its receipt has no path".to_owned()));
     }
 
     #[test]
@@ -403,7 +407,7 @@ mod tests {
             "its receipt is not a JSON object: invalid type: sequence, expected a map at line 1 column 0"
         );
         assert_eq!(
-            receipt(b"\xff".to_vec()).expect_err("no text"),
+            receipt(b"\xff".to_vec()).expect_err("not text"),
             "its receipt is not UTF-8"
         );
         assert_eq!(

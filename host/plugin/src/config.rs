@@ -10,9 +10,9 @@ use crate::{PluginManifest, defaults, path_setting, schema};
 /// A plugin's settings as the user wrote them.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PluginConfig {
-    /// The command line's: names and bare text, which the plugin's schema gives types to.
+    /// From the command line: names and untyped text. The plugin's schema determines the types.
     Text(Vec<(String, String)>),
-    /// TOML's: names and typed values.
+    /// From TOML: names and typed values.
     Values(Map<String, Value>),
 }
 
@@ -23,27 +23,28 @@ impl Default for PluginConfig {
 }
 
 impl PluginConfig {
-    /// The settings with their types and the schema's defaults, checked against the manifest's schema. Those
-    /// that it calls paths are absolute.
+    /// Converts the settings to the types of the manifest's schema, adds the schema's defaults, and validates
+    /// the result. Settings that the schema marks as paths become absolute.
     ///
     /// # Errors
-    /// Names the plugin, the setting and what is wrong with it; of several faults the first, but an
-    /// unknown name before all others, since it often explains them.
+    /// Returns an error if a setting is invalid. The error names the plugin, the setting and the fault. Only
+    /// one fault is reported. An unknown name takes precedence, since it often explains the other faults.
     pub fn resolve(&self, manifest: &PluginManifest) -> Result<Map<String, Value>> {
         self.resolve_as(manifest, &manifest.id)
     }
 
-    /// The same of a plugin that commands find under another name than its id, which is its path.
+    /// Resolves the settings like [`PluginConfig::resolve`]. The commands in hints refer to the plugin by
+    /// `name`: its id, or its path if the commands cannot find it by the id.
     ///
     /// # Errors
-    /// As for [`PluginConfig::resolve`].
+    /// Returns the errors of [`PluginConfig::resolve`].
     pub fn resolve_as(&self, manifest: &PluginManifest, name: &str) -> Result<Map<String, Value>> {
         let id = &manifest.id;
         let Some(schema) = &manifest.config else {
             return match self.first_key() {
                 None => Ok(Map::new()),
                 Some(key) => Err(config_error(id, format!("has no setting {key}"))
-                    .hint("it takes none; leave it out")),
+                    .hint("remove it: the plugin has no settings")),
             };
         };
         let values = match self {
@@ -56,12 +57,16 @@ impl PluginConfig {
         let validator = schema::compile(schema).map_err(|why| {
             Error::new(
                 ErrorKind::Plugin,
-                format!("plugin {id} has a settings schema that is not a JSON Schema: {why}"),
+                format!("plugin {id} has an invalid settings schema: {why}"),
             )
         })?;
         let mut filled = values.clone();
-        defaults::fill(&mut filled, schema)
-            .map_err(|why| own_fault(id, &format!("has a settings schema of too much: {why}")))?;
+        defaults::fill(&mut filled, schema).map_err(|why| {
+            own_fault(
+                id,
+                &format!("has a settings schema with too many defaults: {why}"),
+            )
+        })?;
         let mut instance = Value::Object(filled);
         let faults: Vec<_> = validator.iter_errors(&instance).collect();
         let unknown = |fault: &&ValidationError<'_>| {
@@ -75,8 +80,9 @@ impl PluginConfig {
             if !validator.is_valid(&given) {
                 return Err(refusal(id, name, schema, fault));
             }
-            // What the user wrote is right, so a default is not: by itself, or beside what was written,
-            // where it is left out with all others.
+            // The user's settings are valid, so a default causes the fault. If the default is invalid by
+            // itself, it is reported. If it only conflicts with the user's settings, the user's settings are
+            // used without any defaults.
             let at = fault.instance_path().as_str();
             if !at.is_empty() && given.pointer(at).is_none() {
                 return Err(own_fault(id, &bad_default(fault)));
@@ -84,14 +90,14 @@ impl PluginConfig {
             path_setting::make_absolute(&mut given, schema);
             return match given {
                 Value::Object(given) => Ok(given),
-                _ => unreachable!("it was made of an object"),
+                _ => unreachable!("the value was created from an object"),
             };
         }
         drop(faults);
         path_setting::make_absolute(&mut instance, schema);
         match instance {
             Value::Object(values) => Ok(values),
-            _ => unreachable!("it was made of an object"),
+            _ => unreachable!("the value was created from an object"),
         }
     }
 
@@ -103,8 +109,8 @@ impl PluginConfig {
     }
 }
 
-/// Gives a text of the command line the type that its schema asks for. Where the text does not fit
-/// it stays text, and validation says why that is wrong.
+/// Converts the text of a setting from the command line to a type that `schema` allows. If that is
+/// impossible, returns the text as a string, and the later validation reports the fault.
 fn typed(text: &str, schema: Option<&Value>, root: &Value) -> Value {
     let types = schema.map(|schema| types(schema, root)).unwrap_or_default();
     let allows = |name: &str| types.contains(&name);
@@ -133,7 +139,7 @@ fn typed(text: &str, schema: Option<&Value>, root: &Value) -> Value {
         .unwrap_or_else(|| text.into())
 }
 
-/// The types that a schema allows, through `$ref`, `anyOf` and `oneOf`.
+/// Returns the types that a schema allows, including those from `$ref`, `anyOf` and `oneOf`.
 fn types<'a>(schema: &'a Value, root: &'a Value) -> Vec<&'a str> {
     let schema = resolved(schema, root);
     let mut found: Vec<&str> = match schema.get("type") {
@@ -144,7 +150,7 @@ fn types<'a>(schema: &'a Value, root: &'a Value) -> Vec<&'a str> {
     for key in ["anyOf", "oneOf"] {
         let choices = schema.get(key).and_then(Value::as_array);
         for choice in choices.into_iter().flatten() {
-            // One level is what generators of schemas write for an optional value.
+            // One level of nesting suffices for the form in which schema generators write optional values.
             match resolved(choice, root).get("type") {
                 Some(Value::String(name)) => found.push(name),
                 Some(Value::Array(names)) => found.extend(names.iter().filter_map(Value::as_str)),
@@ -155,7 +161,7 @@ fn types<'a>(schema: &'a Value, root: &'a Value) -> Vec<&'a str> {
     found
 }
 
-/// Follows `$ref`s inside the document. A circle ends after a few rounds.
+/// Follows `$ref`s inside the document. Stops after a few steps, so that a cycle does not loop forever.
 pub fn resolved<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
     let mut schema = schema;
     for _ in 0..8 {
@@ -196,7 +202,7 @@ fn refusal(id: &str, name: &str, schema: &Value, fault: &ValidationError<'_>) ->
             let error = config_error(id, format!("has no setting {key}{inside}"));
             match nearest(key, known.iter().copied()) {
                 Some(near) => error.hint(format!("did you mean {near}?")),
-                None if known.is_empty() => error.hint("leave it out"),
+                None if known.is_empty() => error.hint("remove it"),
                 None => error.hint(format!("its settings are: {}", known.join(", "))),
             }
         }
@@ -207,11 +213,11 @@ fn refusal(id: &str, name: &str, schema: &Value, fault: &ValidationError<'_>) ->
                 shell_word(name)
             ))
         }
-        // What the validator says of a key where no key at all is allowed.
+        // If the schema allows no keys, the validator reports `FalseSchema` for any key.
         ValidationErrorKind::FalseSchema
             if at.is_empty() && resolved(schema, schema).get("properties").is_none() =>
         {
-            config_error(id, "takes no settings".to_owned()).hint("leave them out")
+            config_error(id, "has no settings".to_owned()).hint("remove them")
         }
         ValidationErrorKind::Enum { options } if !at.is_empty() => {
             let options: Vec<String> = options.as_array().map_or(Vec::new(), |options| {
@@ -228,12 +234,12 @@ fn refusal(id: &str, name: &str, schema: &Value, fault: &ValidationError<'_>) ->
     }
 }
 
-/// The command that shows what a plugin takes.
+/// Returns the hint with the command that lists a plugin's settings.
 pub(crate) fn describe(name: &str) -> String {
     format!("`host plugin info {}` lists its settings", shell_word(name))
 }
 
-/// A text as a shell takes it for one word.
+/// Quotes a text so that a shell reads it as one word.
 pub fn shell_word(text: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "/.-_+:,=@%".contains(c);
     match !text.is_empty() && text.chars().all(is_plain) {
@@ -242,7 +248,7 @@ pub fn shell_word(text: &str) -> String {
     }
 }
 
-/// What is wrong with the plugin itself, whatever its user does.
+/// Returns the error for a fault of the plugin itself, which the user cannot correct.
 fn own_fault(id: &str, fault: &str) -> Error {
     Error::new(ErrorKind::Plugin, format!("plugin {id} {fault}"))
         .hint("its author must correct the schema in its manifest")
@@ -251,7 +257,7 @@ fn own_fault(id: &str, fault: &str) -> Error {
 fn bad_default(fault: &ValidationError<'_>) -> String {
     let at = shortened(fault.instance_path().as_str().trim_start_matches('/'));
     let what = shortened(&fault.to_string());
-    format!("has a default that its own schema refuses, of the setting {at}: {what}")
+    format!("has an invalid default for the setting {at}: {what}")
 }
 
 fn config_error(id: &str, fault: String) -> Error {
@@ -307,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn the_schema_gives_types_to_text() {
+    fn the_schema_determines_the_types() {
         let values = resolve(
             "local-disk:dir=3,keep=3,rate=1e-3,best=true,patterns=[bias,ln_1.weight],sizes=[1, 2],level=4,anything=5",
         );
@@ -331,8 +337,8 @@ mod tests {
                 "did you mean dir?",
             ),
             (
-                "local-disk:dir=x,colour=red",
-                "plugin local-disk has no setting colour",
+                "local-disk:dir=x,color=red",
+                "plugin local-disk has no setting color",
                 "its settings are: dir, keep, rate, best, patterns, sizes, level, anything",
             ),
             (
@@ -364,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn the_schemas_defaults_are_filled_in_before_it_is_checked() {
+    fn defaults_are_filled_in_before_the_check() {
         let schema = json!({
             "type": "object", "additionalProperties": false, "required": ["level"],
             "properties": {
@@ -385,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_default_that_its_own_schema_refuses_is_the_plugins_fault() {
+    fn a_default_that_violates_its_own_schema_is_the_plugins_fault() {
         let schema = json!({
             "type": "object",
             "properties": {"level": {"type": "number", "default": "high"}}
@@ -395,7 +401,7 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Plugin);
         assert_eq!(
             error.message(),
-            "plugin local-disk has a default that its own schema refuses, of the setting level: \"high\" is not of type \"number\""
+            "plugin local-disk has an invalid default for the setting level: \"high\" is not of type \"number\""
         );
         let spec: crate::PluginSpec = "local-disk:level=2".parse().expect("a spec");
         assert!(spec.config.resolve(&manifest).is_ok());
@@ -405,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_default_that_does_not_go_with_what_is_given_is_left_out() {
+    fn a_default_that_conflicts_with_the_users_settings_is_left_out() {
         let schema = json!({
             "type": "object",
             "properties": {"a": {"type": "integer", "default": 1}, "b": {"type": "integer"}},
@@ -438,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn typed_values_are_not_bent() {
+    fn typed_values_are_not_converted() {
         let table = json!({"dir": "x", "keep": "3"});
         let config = PluginConfig::Values(table.as_object().expect("a table").clone());
         let error = config.resolve(&manifest(Some(schema()))).expect_err("text");
@@ -453,25 +459,28 @@ mod tests {
         let none = PluginConfig::default().resolve(&manifest(None));
         assert_eq!(none.expect("nothing"), Map::new());
         let spec: crate::PluginSpec = "local-disk:a=1".parse().expect("a spec");
-        let error = spec.config.resolve(&manifest(None)).expect_err("refused");
+        let error = spec.config.resolve(&manifest(None)).expect_err("rejected");
         assert_eq!(error.message(), "plugin local-disk has no setting a");
-        assert_eq!(error.hint_text(), Some("it takes none; leave it out"));
+        assert_eq!(
+            error.hint_text(),
+            Some("remove it: the plugin has no settings")
+        );
     }
 
     #[test]
-    fn a_schema_without_properties_says_that_there_are_no_settings() {
+    fn a_schema_without_properties_allows_no_settings() {
         let schema = json!({ "type": "object", "additionalProperties": false });
         let spec: crate::PluginSpec = "local-disk:a=1".parse().expect("a spec");
         let error = spec
             .config
             .resolve(&manifest(Some(schema)))
             .expect_err("refused");
-        assert_eq!(error.message(), "plugin local-disk takes no settings");
-        assert_eq!(error.hint_text(), Some("leave them out"));
+        assert_eq!(error.message(), "plugin local-disk has no settings");
+        assert_eq!(error.hint_text(), Some("remove them"));
     }
 
     #[test]
-    fn a_word_that_is_none_of_the_known_ones_is_told_them_all() {
+    fn an_unknown_enum_value_is_reported_with_the_options() {
         let link = json!({ "enum": ["auto", "reflink", "hard", "copy"] });
         let schema = json!({ "type": "object", "properties": { "link": link } });
         let config = PluginConfig::Values(json!({"link": "soft"}).as_object().unwrap().clone());

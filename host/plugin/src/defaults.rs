@@ -1,18 +1,18 @@
-//! What a schema says of settings that the user leaves out.
+//! Adds the schema's defaults for settings that the user omits.
 
 use serde_json::{Map, Value};
 
 use crate::config::resolved;
 
-/// Most bytes of JSON text that defaults may add: a schema of a megabyte can refer to one default from
-/// many places.
+/// Maximum number of bytes of JSON text that defaults may add. It is limited because a schema of one megabyte
+/// can refer to the same default from many places.
 const MOST_BYTES: usize = 1 << 20;
 
-/// Fills in the schema's defaults where the settings say nothing, also inside tables and lists that are
-/// there. A default of `null` means no default.
+/// Adds the schema's defaults for missing settings. Does the same inside the tables and lists that the
+/// settings contain. A default of `null` means that there is no default.
 ///
 /// # Errors
-/// The defaults are too large.
+/// Returns an error if the defaults are too large.
 pub(crate) fn fill(settings: &mut Map<String, Value>, schema: &Value) -> Result<(), String> {
     let mut filling = Filling {
         root: schema,
@@ -23,12 +23,13 @@ pub(crate) fn fill(settings: &mut Map<String, Value>, schema: &Value) -> Result<
 
 struct Filling<'a> {
     root: &'a Value,
-    /// Bytes that may still be added.
+    /// The number of bytes that may still be added.
     left: usize,
 }
 
 impl<'a> Filling<'a> {
-    /// The value's depth bounds the recursion, and so does the schema, which has no circles.
+    /// Fills in the defaults in a value. The recursion ends, because the value has a limited depth and the
+    /// schema has no cycles.
     fn value(&mut self, value: &mut Value, schema: &'a Value) -> Result<(), String> {
         let schema = self.variant(schema, value);
         match value {
@@ -77,8 +78,9 @@ impl<'a> Filling<'a> {
         default.filter(|default| !default.is_null())
     }
 
-    /// Of a schema with choices the only one that takes tables, or lists, as generators write an optional
-    /// value; else the schema itself.
+    /// Returns the part of the schema that applies to an object or a list. Schema generators write an
+    /// optional value as a choice between `null` and one other schema. If exactly one choice has the value's
+    /// type, returns that choice. Otherwise, returns the schema itself.
     fn variant(&self, schema: &'a Value, value: &Value) -> &'a Value {
         let schema = resolved(schema, self.root);
         let wanted = match value {
@@ -114,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_is_filled_in_and_what_is_given_stays() {
+    fn absent_settings_get_defaults_and_present_settings_stay() {
         let schema = json!({
             "properties": {
                 "a": {"type": "integer", "default": 3},
@@ -131,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_and_lists_that_are_there_are_filled_too() {
+    fn defaults_are_added_inside_tables_and_lists() {
         let schema = json!({
             "properties": {
                 "table": {"$ref": "#/$defs/Table"},
@@ -152,7 +154,7 @@ mod tests {
         assert_eq!(
             filled(&schema, json!({})),
             json!({"given": {"other": 1, "size": 7}, "more": true}),
-            "a table that is not there is not made"
+            "an absent table is not created"
         );
     }
 

@@ -5,12 +5,12 @@ use object::{NativeEndian, ReadRef, pod};
 use crate::inspect::{LARGEST_TABLE, Refusal, Segment, bytes_at, damaged, table_too_large};
 use crate::manifest::shortened;
 
-/// Most entries of a dynamic segment. Linkers make some dozens, and one for each library.
+/// Maximum number of entries in a dynamic segment. Linkers write a few dozen, plus one for each library.
 const MOST_ENTRIES: usize = 4096;
-/// Longest name of a library or of its places.
+/// Longest name of a library or of a search path, in bytes.
 const LONGEST_NAME: usize = 4096;
-/// Libraries that a plugin must not bring: the host has its own, and two copies of one, or one copy
-/// in another version, break both sides.
+/// Libraries that a plugin must not link, because the host contains them. A second copy or another version
+/// would break both the host and the plugin.
 const HOST_LIBRARIES: [&str; 7] = [
     "libtorch",
     "libc10",
@@ -21,8 +21,8 @@ const HOST_LIBRARIES: [&str; 7] = [
     "libcblas",
 ];
 
-/// What a library asks of the dynamic loader, read from where that reads it: the dynamic segment, not
-/// the sections.
+/// What a library requires of the dynamic loader. Like the loader, [`Dynamic::read`] uses the dynamic segment
+/// and not the sections.
 pub(crate) struct Dynamic<'data> {
     endian: NativeEndian,
     entries: &'data [elf::Dyn64<NativeEndian>],
@@ -35,18 +35,18 @@ impl<'data> Dynamic<'data> {
         data: R,
         segments: &[Segment],
     ) -> Result<Self, Refusal> {
-        // Of several the loader takes the last.
+        // If there are several dynamic segments, the loader uses the last.
         let segment = segments
             .iter()
             .rfind(|segment| segment.p_type(endian) == elf::PT_DYNAMIC)
             .ok_or_else(|| damaged("it has no dynamic segment"))?;
         let at = place(endian, segments, segment.p_vaddr(endian))
-            .ok_or_else(|| damaged("its dynamic segment lies in no segment"))?;
+            .ok_or_else(|| damaged("its dynamic segment is not in any loaded segment"))?;
         let most = MOST_ENTRIES * size_of::<elf::Dyn64<NativeEndian>>();
         let size = segment.p_filesz(endian).min(most as u64);
         let bytes = data
             .read_bytes_at(at, size)
-            .map_err(|()| damaged("its dynamic segment lies outside of the file"))?;
+            .map_err(|()| damaged("its dynamic segment is outside of the file"))?;
         let count = bytes.len() / size_of::<elf::Dyn64<NativeEndian>>();
         let (entries, _) = pod::slice_from_bytes::<elf::Dyn64<NativeEndian>>(bytes, count)
             .map_err(|()| damaged("its dynamic segment is not valid"))?;
@@ -62,20 +62,20 @@ impl<'data> Dynamic<'data> {
         let (Some(address), Some(size)) =
             (dynamic.value(elf::DT_STRTAB), dynamic.value(elf::DT_STRSZ))
         else {
-            return Err(damaged("its dynamic segment has no names"));
+            return Err(damaged("its dynamic segment has no string table"));
         };
         let at = place(endian, segments, address)
-            .ok_or_else(|| damaged("its names lie in no segment"))?;
+            .ok_or_else(|| damaged("its string table is not in any loaded segment"))?;
         if size > LARGEST_TABLE {
             return Err(damaged(table_too_large(size)));
         }
         dynamic.strings = data
             .read_bytes_at(at, size)
-            .map_err(|()| damaged("its names lie outside of the file"))?;
+            .map_err(|()| damaged("its string table is outside of the file"))?;
         Ok(dynamic)
     }
 
-    /// Of several the loader takes the last.
+    /// Returns the value of the last entry with this tag, because the loader uses the last entry, too.
     fn value(&self, tag: elf::DynamicTag) -> Option<u64> {
         let entry = self
             .entries
@@ -84,13 +84,13 @@ impl<'data> Dynamic<'data> {
         entry.map(|entry| entry.val(self.endian))
     }
 
-    /// Whether it is a program that can lie anywhere, which has the same type as a library.
+    /// Whether the file is a position-independent program, which has the same ELF type as a library.
     pub(crate) fn is_program(&self) -> bool {
         self.value(elf::DT_FLAGS_1)
             .is_some_and(|flags| flags & elf::DF_1_PIE.0 != 0)
     }
 
-    /// Refuses what must not come into the host's process, or cannot.
+    /// Rejects a library that cannot or must not be loaded into the host's process.
     pub(crate) fn check(&self, subject: &str) -> Result<(), Refusal> {
         for entry in self.entries {
             let text = || self.text(entry.val(self.endian));
@@ -123,11 +123,11 @@ impl<'data> Dynamic<'data> {
             let end = rest.iter().take(LONGEST_NAME).position(|&byte| byte == 0)?;
             std::str::from_utf8(&rest[..end]).ok()
         });
-        name.ok_or_else(|| damaged("the name of a library that it needs cannot be read"))
+        name.ok_or_else(|| damaged("the name of a required library cannot be read"))
     }
 }
 
-/// Where in the file an address of the loaded library comes from.
+/// Converts an address in the loaded library to an offset in the file.
 fn place(endian: NativeEndian, segments: &[Segment], address: u64) -> Option<u64> {
     let loaded = |segment: &&Segment| segment.p_type(endian) == elf::PT_LOAD;
     segments.iter().filter(loaded).find_map(|segment| {
@@ -139,26 +139,27 @@ fn place(endian: NativeEndian, segments: &[Segment], address: u64) -> Option<u64
 fn links_host_library(subject: &str, library: &str) -> Refusal {
     let library = shortened(library);
     Refusal::new(
-        format!("{subject} links {library}, which is the host's alone"),
-        "take it from the plugin's dependencies; tensors come to a plugin as DLPack views",
+        format!("{subject} links {library}, which only the host may use"),
+        "remove it from the plugin's dependencies; the host passes tensors as DLPack views",
     )
 }
 
-/// A library is loaded from memory, so `$ORIGIN` has no meaning; a path that is not absolute would
-/// be looked for in the working directory.
+/// Returns the error for a library search path that is not absolute. `$ORIGIN` has no meaning, because the
+/// host loads libraries from memory. A relative path would be resolved against the working directory.
 fn looks_beside_itself(subject: &str, path: &str) -> Refusal {
     let path = shortened(path);
     Refusal::new(
-        format!("{subject} looks for libraries in {path}, which is not an absolute path"),
-        "link those libraries statically, or build it without that rpath",
+        format!("{subject} has the library search path {path}, which is not absolute"),
+        "link the libraries in that path statically, or build the plugin without that rpath",
     )
 }
 
-/// Its code would have to be writable while it is loaded, and stay in memory once for each process;
-/// systems with a strict policy refuse it.
+/// Returns the error for text relocations. Code with text relocations would have to be writable during
+/// loading, and each process would need its own copy in memory. Systems with a strict policy forbid text
+/// relocations.
 fn changes_code(subject: &str) -> Refusal {
     Refusal::new(
-        format!("{subject} has code that must be changed when it is loaded (text relocations)"),
+        format!("{subject} has text relocations (code that the loader must modify)"),
         "compile all of it with -fPIC",
     )
 }

@@ -2,26 +2,26 @@ use host_core::{DeliveryState, EventBody, Request, Step, StopReason};
 use host_plugin_abi as abi;
 use host_plugin_abi::{HostEvent, HostStr, HostValue};
 
-/// What an event is about: what an observer's manifest says that it wants to see.
+/// The kind of an event. The manifest of an observer lists the kinds of events that the observer receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EventKind {
-    /// Training begins or goes on.
+    /// Training started or resumed.
     RunStarted,
-    /// What was recorded above a step no longer counts.
+    /// The run went back to an earlier step. Earlier events at later steps are no longer valid.
     Superseded,
     /// Measured values.
     Metrics,
-    /// A complete checkpoint stands.
+    /// A checkpoint is complete.
     CheckpointWritten,
     /// A checkpoint could not be written.
     CheckpointFailed,
-    /// A checkpoint's way to a sink.
+    /// The delivery of a checkpoint to a sink has a new state.
     Delivery,
-    /// A plugin failed in a call.
+    /// A call into a plugin failed.
     PluginFault,
-    /// The loop carries out what was asked of it.
+    /// The loop carries out a request.
     Request,
-    /// Something odd.
+    /// An unexpected condition.
     Warning,
     /// Training ended.
     RunFinished,
@@ -42,7 +42,7 @@ impl EventKind {
         Self::RunFinished,
     ];
 
-    /// The kind of an event.
+    /// Returns the kind of an event.
     pub fn of(event: &EventBody) -> Self {
         match event {
             EventBody::RunStarted { .. } => Self::RunStarted,
@@ -58,7 +58,7 @@ impl EventKind {
         }
     }
 
-    /// The name in manifests, which is that of the event's `kind` in JSON.
+    /// Returns the name in manifests, which equals the event's `kind` in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::RunStarted => "run_started",
@@ -78,7 +78,7 @@ impl EventKind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// The ABI's number.
+    /// Returns the number of the kind in the ABI.
     fn number(self) -> u32 {
         match self {
             Self::RunStarted => abi::HOST_EVENT_RUN_STARTED,
@@ -95,7 +95,7 @@ impl EventKind {
     }
 }
 
-/// Shows an event as the ABI's struct, for the time of a call.
+/// Calls `call` with the event as a struct of the ABI. The struct is valid only during the call.
 pub fn with_view<R>(step: Step, event: &EventBody, call: impl FnOnce(&HostEvent) -> R) -> R {
     let mut values: Vec<HostValue> = Vec::new();
     let mut view = HostEvent::new(EventKind::of(event).number(), step.0);
@@ -162,7 +162,7 @@ pub fn with_view<R>(step: Step, event: &EventBody, call: impl FnOnce(&HostEvent)
     call(&view)
 }
 
-/// The request of the ABI's number, if an observer may make it of this host.
+/// Returns the request with this number in the ABI, if this host accepts it from observers.
 pub(crate) fn request(code: u32, factor: f64) -> Option<Request> {
     match code {
         abi::HOST_REQUEST_STOP => Some(Request::Stop),

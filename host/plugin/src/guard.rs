@@ -1,9 +1,9 @@
-//! What the host does around each call into a plugin that runs in its own process: it knows which call
-//! is under way, says so when the plugin ends the process or keeps it waiting, and puts back what the
-//! plugin changed of the process.
+//! Protects the host's process around each call into a plugin that runs in it. The guard records which call
+//! is running, and names that call if the plugin ends or blocks the process. After the call, it restores the
+//! process state that the plugin changed.
 //!
-//! All of it but the record of calls begins with [`guard_process`]. The conformance suite and the child
-//! process of a plugin do without: there the plugin's process is the plugin's own.
+//! Calls are always recorded. All other protection begins with [`guard_process`]. The conformance suite and
+//! the child process of a plugin do not call [`guard_process`], because their process serves only the plugin.
 
 mod exit;
 mod openmp;
@@ -27,8 +27,8 @@ pub(crate) use under_way::{PluginName, UnderWay, name_of};
 /// Whether this process is guarded.
 static IS_GUARDED: AtomicBool = AtomicBool::new(false);
 
-/// Guards this process against what plugins in it do to it, until its end. Call it before the first
-/// plugin is loaded. `[main]`
+/// Guards this process against its plugins, until the process ends. Must be called before the first plugin is
+/// loaded. `[main]`
 pub fn guard_process() {
     if IS_GUARDED.swap(true, Ordering::Relaxed) {
         return;
@@ -42,23 +42,24 @@ fn is_guarded() -> bool {
     IS_GUARDED.load(Ordering::Relaxed)
 }
 
-/// Something of the process that a plugin changed.
+/// A change that a plugin made to the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessChange {
-    /// The plugin's id; of several, of which each may have done it, all of them.
+    /// The plugin's id. If several plugins may have made the change, the ids of all these plugins.
     pub plugin: String,
-    /// The call in which it did so.
+    /// The call that made the change.
     pub call: String,
-    /// What it changed, and whether that was put back.
+    /// What changed, and whether it was restored.
     pub message: String,
 }
 
-/// Changes not yet reported, and all that were ever found: each is reported once.
+/// The changes that are not yet reported, and all changes found so far. The second list ensures that each
+/// change is reported only once.
 static CHANGES: Mutex<(Vec<ProcessChange>, Vec<ProcessChange>)> =
     Mutex::new((Vec::new(), Vec::new()));
 
-/// What plugins changed of the process since the last call of this. Each is told once, however often
-/// the plugin does it.
+/// Returns the changes found since this function was last called. A change that a plugin repeats is reported
+/// once.
 pub fn process_changes() -> Vec<ProcessChange> {
     let mut changes = CHANGES.lock().unwrap_or_else(PoisonError::into_inner);
     std::mem::take(&mut changes.0)
@@ -74,20 +75,21 @@ fn note(change: ProcessChange) {
     }
 }
 
-/// A plugin that changes the same thing to something else each time is not told of without end.
+/// Maximum number of reported changes. It is limited because a plugin may change the same state to a new
+/// value again and again.
 const MOST_CHANGES: usize = 200;
 
-/// How closely the process is looked at around a call.
+/// How thoroughly the process is checked around a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
-    /// At what decides numbers and costs nanoseconds: the floating-point environment, and the threads that
-    /// OpenMP takes.
+    /// Checks only the floating-point environment and the OpenMP settings. They affect the results of
+    /// computations, and reading them takes only nanoseconds.
     Quick,
-    /// At everything.
+    /// Checks the whole state.
     Close,
 }
 
-/// Makes a call into a plugin, on record as under way, and puts back what it changed of the process.
+/// Runs a call into a plugin, records it as running, and restores the process state that it changed.
 #[inline]
 pub(crate) fn enter<T>(
     plugin: &'static PluginName,

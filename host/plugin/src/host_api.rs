@@ -1,4 +1,4 @@
-//! What plugins call in the host. Every function here is `extern "C"` and lets no panic out.
+//! The functions of the host that plugins call. Each is `extern "C"` and lets no panic escape.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
@@ -10,24 +10,26 @@ use host_plugin_abi::{HOST_ABI_MAJOR, HOST_ABI_MINOR, HostApi, HostStr};
 
 use crate::log::{self, Flow, Level, LogRecord};
 
-/// Longest message that is taken from a plugin, in bytes; the rest is cut off, and that is said.
+/// Maximum size in bytes of a message from a plugin. A longer message is truncated, with a note.
 const LONGEST_MESSAGE: usize = 16 << 10;
 
 thread_local! {
-    /// What the plugin's call on this thread last gave as the reason of its failure.
+    /// The last message that a plugin passed to `set_error` on this thread. It contains the reason for a
+    /// failure.
     static LAST_ERROR: RefCell<Option<String>> = const { RefCell::new(None) };
-    /// Whether there is one: a look that costs nothing, unlike that at a value with a destructor.
+    /// Whether `LAST_ERROR` contains a message. This flag is faster to read, because `LAST_ERROR` has a
+    /// destructor.
     static HAS_ERROR: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Who logs, and how much that was.
+/// The plugin that logs, and the rate of its log.
 struct Context {
     plugin: String,
     flow: Flow,
 }
 
-/// The host as the plugin `id` sees it. It lives until the process ends, as the ABI promises, since
-/// a library is never unloaded; there is one for each library.
+/// Creates the host API for the plugin `id`. It lives until the process ends, because libraries are never
+/// unloaded. The ABI guarantees this lifetime. Each library has its own host API.
 pub fn host_api(id: &str) -> &'static HostApi {
     let context: &'static Context = Box::leak(Box::new(Context {
         plugin: id.to_owned(),
@@ -46,7 +48,8 @@ pub fn host_api(id: &str) -> &'static HostApi {
     }))
 }
 
-/// The reason that was given on this thread since the last call of this, as one line.
+/// Returns the message that a plugin passed to `set_error` on this thread, as one line. Removes the message,
+/// so the next call does not return it again.
 pub fn take_error() -> Option<String> {
     if !HAS_ERROR.replace(false) {
         return None;
@@ -54,21 +57,22 @@ pub fn take_error() -> Option<String> {
     LAST_ERROR.with(|last| last.try_borrow_mut().ok()?.take())
 }
 
-/// Runs what a plugin called and gives `fallback` if it panics: nothing may unwind into a plugin.
+/// Runs the body of a callback; returns `fallback` if it panics. A panic must not unwind into a plugin.
 pub(crate) fn contained<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or(fallback)
 }
 
-/// The bytes of a plugin's string, if they are at most `longest`.
+/// Returns the bytes of a plugin's string, if there are at most `longest`.
 ///
 /// # Safety
-/// `text` must be readable and stay so for `'a`.
+/// `text` must be readable for `'a`.
 pub(crate) unsafe fn bytes_of<'a>(text: HostStr, longest: usize) -> Option<&'a [u8]> {
-    // SAFETY: the length is in bounds, the caller vouches for the rest.
+    // SAFETY: the length is within the limit, and the caller guarantees that the text is readable.
     (text.len <= longest).then(|| unsafe { text.as_bytes() })
 }
 
-/// A plugin's message for people: cut to a sensible length, with what is not UTF-8 replaced.
+/// Converts a plugin's message to readable text: truncates it to the maximum length, and replaces invalid
+/// UTF-8.
 ///
 /// # Safety
 /// `text` must be readable during the call.
@@ -77,7 +81,7 @@ pub unsafe fn message_of(text: HostStr) -> String {
         ptr: text.ptr,
         len: text.len.min(LONGEST_MESSAGE),
     };
-    // SAFETY: the cut text is a part of what the caller vouches for.
+    // SAFETY: the truncated text is a part of the text, which the caller guarantees to be readable.
     let bytes = unsafe { kept.as_bytes() };
     let message = String::from_utf8_lossy(bytes).into_owned();
     match text.len == kept.len {
@@ -86,7 +90,8 @@ pub unsafe fn message_of(text: HostStr) -> String {
     }
 }
 
-/// A text of at most so many bytes, and what was cut off if it had more.
+/// Truncates a text to at most `longest` bytes. Appends a note with the original length if the text was
+/// longer.
 pub(crate) fn cut(mut text: String, longest: usize) -> String {
     let length = text.len();
     if length > longest {
@@ -97,10 +102,10 @@ pub(crate) fn cut(mut text: String, longest: usize) -> String {
 }
 
 fn cut_off(length: usize, longest: usize) -> String {
-    format!("… (cut off: it has {length} bytes, more than {longest})")
+    format!("… (cut off: {length} bytes, more than {longest})")
 }
 
-/// A message in one line, without what would move a terminal's cursor.
+/// Converts a message to one line without control characters.
 pub(crate) fn one_line(message: &str) -> String {
     message
         .split(char::is_control)
@@ -119,14 +124,14 @@ unsafe extern "C" fn write_log(ctx: *mut c_void, level: i32, target: HostStr, me
         if !log::is_kept(level) {
             return;
         }
-        // SAFETY: the plugin hands back the context, which lives for ever, or null.
+        // SAFETY: the plugin passes the host's context, which lives forever, or null.
         let Some(context) = (unsafe { ctx.cast::<Context>().as_ref() }) else {
             return;
         };
         let (is_shown, news) = context.flow.admit(Instant::now());
         context.say(news);
         if is_shown {
-            // SAFETY: by the ABI both texts are readable until this returns.
+            // SAFETY: by the ABI, both texts are readable until this function returns.
             let (target, message) = unsafe { (message_of(target), message_of(message)) };
             log::write(&LogRecord {
                 level: Level::from_number(level),
@@ -138,16 +143,16 @@ unsafe extern "C" fn write_log(ctx: *mut c_void, level: i32, target: HostStr, me
     });
 }
 
-/// Tells of the lines that were left out of a plugin's log, if it is one of [`host_api`]'s.
+/// Reports how many lines of the plugin's log were dropped. `api` must be from [`host_api`].
 pub(crate) fn flush_log(api: &'static HostApi) {
-    // SAFETY: the host's own context, which lives for ever.
+    // SAFETY: the pointer is to the host's context, which lives forever.
     if let Some(context) = unsafe { api.ctx.cast::<Context>().as_ref() } {
         context.say(context.flow.left_out());
     }
 }
 
 impl Context {
-    /// A line of the host's about the plugin's log.
+    /// Logs `news`, a message of the host about the plugin's log. Does nothing if `news` is `None`.
     fn say(&self, news: Option<String>) {
         if let Some(message) = news {
             log::write(&LogRecord {
@@ -162,7 +167,7 @@ impl Context {
 
 unsafe extern "C" fn set_error(_: *mut c_void, message: HostStr) {
     contained((), || {
-        // SAFETY: by the ABI the text is readable until this returns.
+        // SAFETY: by the ABI, the text is readable until this function returns.
         let message = one_line(&unsafe { message_of(message) });
         LAST_ERROR.with(|last| {
             if let Ok(mut last) = last.try_borrow_mut() {
@@ -173,7 +178,7 @@ unsafe extern "C" fn set_error(_: *mut c_void, message: HostStr) {
     });
 }
 
-/// There are none yet.
+/// Returns null, because no extension exists yet.
 unsafe extern "C" fn get_extension(_: *mut c_void, _: HostStr) -> *const c_void {
     ptr::null()
 }
@@ -193,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_message_is_cut_and_an_empty_one_is_none() {
+    fn a_long_message_is_cut_and_an_empty_message_is_dropped() {
         let api = host_api("x");
         let set_error = api.set_error.expect("set_error");
         let long = "x".repeat(LONGEST_MESSAGE + 1);
@@ -201,7 +206,7 @@ mod tests {
         unsafe { set_error(api.ctx, HostStr::new(&long)) };
         let taken = take_error().expect("an error");
         assert_eq!(taken.matches('x').count(), LONGEST_MESSAGE);
-        let end = "… (cut off: it has 16385 bytes, more than 16384)";
+        let end = "… (cut off: 16385 bytes, more than 16384)";
         assert!(taken.ends_with(end), "{}", &taken[LONGEST_MESSAGE..]);
         let nothing = HostStr {
             ptr: ptr::null(),
@@ -216,11 +221,11 @@ mod tests {
     fn a_text_is_cut_between_characters() {
         assert_eq!(cut("aä".to_owned(), 3), "aä");
         let text = cut("aää".to_owned(), 4);
-        assert_eq!(text, "aä… (cut off: it has 5 bytes, more than 4)");
+        assert_eq!(text, "aä… (cut off: 5 bytes, more than 4)");
     }
 
     #[test]
-    fn there_is_no_extension() {
+    fn no_extension_exists() {
         let api = host_api("x");
         let get = api.get_extension.expect("get_extension");
         // SAFETY: the id is readable during the call.

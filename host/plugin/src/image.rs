@@ -10,18 +10,20 @@ use sha2::{Digest, Sha256};
 
 use crate::inspect::LARGEST_FILE;
 
-/// A library's bytes, read once: what is hashed is what is looked at and what is loaded.
+/// The bytes of a library. The file is read a single time, so that the same bytes are hashed, inspected and
+/// loaded.
 pub struct Image {
     bytes: Vec<u8>,
     digest: [u8; 32],
 }
 
-/// Where the dynamic loader finds an image's bytes and nobody can change them any more.
+/// A file that contains an image's bytes, for the dynamic loader. No other user can change the file.
 pub(crate) enum Mapped {
-    /// An anonymous, sealed file. It must stay open for as long as the library is loaded: another
-    /// library under the same `/proc/self/fd` name would be taken for this one.
+    /// An anonymous, sealed file. It must stay open as long as the library remains loaded. Otherwise, another
+    /// library could get the same `/proc/self/fd` name, and the loader would mistake it for this library.
     Sealed(OwnedFd),
-    /// A private copy, where the system has no anonymous files. It goes away with this value.
+    /// A folder with a private copy, for systems without anonymous files. It is deleted when this value is
+    /// dropped.
     Copy(tempfile::TempDir),
 }
 
@@ -37,7 +39,7 @@ impl Image {
         Ok(Self { bytes, digest })
     }
 
-    /// The whole file.
+    /// Returns the bytes of the whole file.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -46,22 +48,21 @@ impl Image {
         self.digest
     }
 
-    /// Size in bytes.
+    /// Returns the size in bytes.
     pub(crate) fn size(&self) -> u64 {
         self.bytes.len() as u64
     }
 
-    /// The digest in lower-case hexadecimal.
+    /// Returns the digest in lower-case hexadecimal.
     pub(crate) fn sha256(&self) -> String {
         hex(&self.digest)
     }
 
-    /// Puts the bytes where the loader can map them. `name` is what debuggers and `/proc/PID/maps`
-    /// show.
+    /// Writes the bytes to a file that the loader can map. Debuggers and `/proc/PID/maps` show `name`.
     pub(crate) fn map(&self, name: &str) -> io::Result<Mapped> {
         match self.seal(name) {
             Ok(file) => Ok(Mapped::Sealed(file)),
-            // An old kernel, or a policy against executable memory files.
+            // The kernel is too old, or a policy forbids executable memory files.
             Err(_) => self.copy(name),
         }
     }
@@ -69,16 +70,16 @@ impl Image {
     fn seal(&self, name: &str) -> io::Result<OwnedFd> {
         let name = CString::new(name)?;
         let create = |flags| {
-            // SAFETY: the name is a C string, and a descriptor is returned or -1.
+            // SAFETY: the name is a C string. The call returns a descriptor or -1.
             let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
             match fd {
                 -1 => Err(io::Error::last_os_error()),
-                // SAFETY: the descriptor is new, so nobody else owns it.
+                // SAFETY: the descriptor is new, so nothing else owns it.
                 fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
             }
         };
         let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-        // Kernels before 6.3 do not know MFD_EXEC and behave as if it were given.
+        // Kernels before 6.3 reject MFD_EXEC. Without it, they behave as if it were set.
         let file = create(flags | libc::MFD_EXEC).or_else(|_| create(flags))?;
         let mut file = File::from(file);
         file.write_all(&self.bytes)?;
@@ -92,7 +93,7 @@ impl Image {
     }
 
     fn copy(&self, name: &str) -> io::Result<Mapped> {
-        // The folder is this user's alone.
+        // Only this user can access the folder.
         let dir = tempfile::Builder::new()
             .permissions(Permissions::from_mode(0o700))
             .tempdir()?;
@@ -102,16 +103,16 @@ impl Image {
 }
 
 impl Mapped {
-    /// The file that holds the bytes.
+    /// Returns the file that contains the bytes.
     pub(crate) fn into_file(self, name: &str) -> io::Result<OwnedFd> {
         match self {
             Self::Sealed(file) => Ok(file),
-            // Open, it outlives its name.
+            // The open file stays readable after its name is deleted.
             Self::Copy(_) => File::open(self.path(name)).map(OwnedFd::from),
         }
     }
 
-    /// What to hand to the loader.
+    /// Returns the path to pass to the loader.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         match self {
             Self::Sealed(file) => format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
@@ -124,15 +125,15 @@ fn copy_path(dir: &tempfile::TempDir, name: &str) -> PathBuf {
     dir.path().join(format!("{name}.so"))
 }
 
-/// Opens a library's file, which must be a file of a sensible size. A pipe is not opened, and where
-/// one takes the file's place in that moment the opening does not wait for its other end.
+/// Opens a library's file, which must be a regular file within the size limit. If a pipe replaces the file at
+/// the last moment, opening it does not block.
 pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
     let wrong = |reason: &str| {
         Error::new(
             ErrorKind::Config,
             format!("plugin {reason}: {}", path.display()),
         )
-        .hint("give the path of the plugin's .so file, or its id")
+        .hint("pass the path of the plugin's .so file, or its id")
     };
     let open = || {
         if !path.metadata()?.is_file() {
@@ -165,7 +166,7 @@ pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
                 path.display()
             ),
         )
-        .hint("strip it, and take large data out of the library"));
+        .hint("strip it, or move large data out of the library"));
     }
     Ok((file, size))
 }

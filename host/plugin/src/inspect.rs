@@ -1,4 +1,4 @@
-//! The look before the load: what can be known of a library without running any of its code.
+//! Inspects a library before it is loaded, without running any of its code.
 
 use std::path::Path;
 
@@ -13,27 +13,27 @@ use crate::PluginManifest;
 use crate::dynamic::Dynamic;
 use crate::manifest::{check_abi, read_id};
 
-/// Largest library in bytes that is looked at.
+/// Maximum size of a library in bytes.
 pub(crate) const LARGEST_FILE: u64 = 512 << 20;
-/// Largest manifest in bytes.
+/// Maximum size of a manifest in bytes.
 const LARGEST_MANIFEST: u64 = 1 << 20;
-/// Largest table of names or symbols in bytes. A library says itself how large its tables are, so
-/// the look would else read, and keep, as much as it is told to.
+/// Maximum size in bytes of a table of names or symbols. The library itself declares the sizes of its tables.
+/// Without a limit, it could make the inspection read any amount of data into memory.
 pub(crate) const LARGEST_TABLE: u64 = 64 << 20;
-/// Most segments, and most sections. Linkers make some dozens.
+/// Maximum number of segments, and of sections. Linkers write a few dozen.
 const MOST_HEADERS: u32 = 1 << 16;
-/// What the entry symbols of all major versions begin with.
+/// The prefix of an entry symbol. It is the same for all major versions.
 const ENTRY_PREFIX: &str = "host_plugin_entry_v";
-/// Longest name of an entry symbol that is told whole.
+/// Maximum length of an entry symbol's name in a report. A longer name is shortened.
 const LONGEST_ENTRY: usize = 64;
-/// Most entry symbols that are told.
+/// Maximum number of entry symbols that are reported.
 const MOST_ENTRIES: usize = 4;
 
 pub(crate) type Header = elf::FileHeader64<NativeEndian>;
 pub(crate) type Segment = elf::ProgramHeader64<NativeEndian>;
 type Section = elf::SectionHeader64<NativeEndian>;
 
-/// Why a library is not loaded, and the way out. The path is added by [`Refusal::at`].
+/// Why a library is rejected, and a hint. [`Refusal::at`] adds the path.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) reason: String,
@@ -48,7 +48,7 @@ impl Refusal {
         }
     }
 
-    /// The error about the library at `path`.
+    /// Returns the error about the library at `path`.
     pub(crate) fn at(self, path: &Path) -> Error {
         Error::new(
             ErrorKind::Plugin,
@@ -58,25 +58,25 @@ impl Refusal {
     }
 }
 
-/// What the look at a library gave.
+/// The result of inspecting a library.
 #[derive(Debug)]
 pub(crate) struct Inspection {
-    /// The id that the manifest claims, even where the library is refused.
+    /// The id in the manifest, even if the library is rejected.
     pub(crate) id: Option<String>,
     /// The manifest, if the library may be loaded.
     pub(crate) outcome: Result<PluginManifest, Refusal>,
 }
 
-/// Looks at the bytes of a library and gives its manifest. None of its code runs, and no bytes make
-/// this panic.
+/// Inspects the bytes of a library and returns its manifest. Runs none of its code, and does not panic on any
+/// input.
 ///
 /// # Errors
-/// Says why the library cannot be a plugin of this host; `path` is only named.
+/// Returns an error if this host cannot load the library as a plugin. `path` is only used in the message.
 pub fn inspect(bytes: &[u8], path: &Path) -> host_core::Result<PluginManifest> {
     look(bytes).outcome.map_err(|refusal| refusal.at(path))
 }
 
-/// Looks at a library through any reader, which reads no more of it than is needed.
+/// Inspects a library through any reader. Reads no more than necessary.
 pub(crate) fn look<'data, R: ReadRef<'data>>(data: R) -> Inspection {
     let mut id = None;
     let outcome = check(data, &mut id);
@@ -116,15 +116,15 @@ fn check<'data, R: ReadRef<'data>>(
     Ok(manifest)
 }
 
-/// Why a file is no shared library at all.
+/// Returns the error for a file that is not a shared library.
 fn no_library(what: &str) -> Refusal {
     Refusal::new(
         format!("plugin is {what}, not a shared library"),
-        "give the .so file; a Rust crate makes one with crate-type = [\"cdylib\"]",
+        "pass the .so file; a Rust crate builds one with crate-type = [\"cdylib\"]",
     )
 }
 
-/// What the first bytes say: ELF, this machine, a shared object.
+/// Checks that the first bytes are those of an ELF shared object for this machine.
 fn check_identity<'data, R: ReadRef<'data>>(data: R) -> Result<(), Refusal> {
     if data.len() == Ok(0) {
         return Err(no_library("an empty file"));
@@ -140,12 +140,12 @@ fn check_identity<'data, R: ReadRef<'data>>(data: R) -> Result<(), Refusal> {
             return Err(no_library(other));
         }
     }
-    // The same offsets hold for 32 and 64 bits up to here.
+    // The first 20 bytes have the same layout in 32-bit and 64-bit files.
     let Ok(start) = data.read_bytes_at(0, 20) else {
         return Err(no_library("a file of less than 20 bytes"));
     };
     if start[..4] != elf::ELFMAG {
-        return Err(no_library("no ELF file"));
+        return Err(no_library("a file without an ELF header"));
     }
     let u16_at = |at: usize| {
         let bytes = [start[at], start[at + 1]];
@@ -176,7 +176,7 @@ fn check_identity<'data, R: ReadRef<'data>>(data: R) -> Result<(), Refusal> {
     }
 }
 
-/// ELF class, byte order and machine of what runs here.
+/// Returns the ELF class, the byte order and the machine of this process.
 fn this_machine() -> (u8, u8, u16) {
     let class = if cfg!(target_pointer_width = "64") {
         2
@@ -252,15 +252,15 @@ impl<'data, R: ReadRef<'data>> Sections<'data, R> {
         let section = usize::try_from(index)
             .ok()
             .and_then(|at| self.headers.get(at));
-        section.ok_or_else(|| damaged("it has no section of the number that it names"))
+        section.ok_or_else(|| damaged("it refers to a section that does not exist"))
     }
 
-    /// A table of names.
+    /// Returns the string table in the section with this index.
     fn strings(&self, index: u32) -> Result<&'data [u8], Refusal> {
         let section = self.at(index)?;
         match section.sh_type(self.endian) {
             elf::SHT_STRTAB => self.bytes(section),
-            _ => Err(damaged("its table of names is not valid")),
+            _ => Err(damaged("its string table is not valid")),
         }
     }
 
@@ -272,8 +272,8 @@ impl<'data, R: ReadRef<'data>> Sections<'data, R> {
         section.data(self.endian, self.data).map_err(damaged)
     }
 
-    /// The sections of a name. Only that many bytes of a name are compared: one of a file that wants
-    /// to keep the host busy may have no end.
+    /// Returns the sections with this name. Compares only as many bytes as `name` has, because a name in a
+    /// malicious file may have no terminator.
     fn named(&self, name: &str) -> impl Iterator<Item = &'data Section> {
         self.headers.iter().filter(move |section| {
             let its = bytes_at(self.names, u64::from(section.sh_name(self.endian)));
@@ -282,16 +282,17 @@ impl<'data, R: ReadRef<'data>> Sections<'data, R> {
         })
     }
 
-    /// The exported entry functions; beyond some, no more are looked for.
+    /// Returns the exported entry functions, at most [`MOST_ENTRIES`].
     fn entries(&self, segments: &[Segment]) -> Result<Vec<Entry>, Refusal> {
         let endian = self.endian;
         let mut entries = Vec::new();
         let mut tables = self.headers.iter();
         let mut next = || tables.find(|section| section.sh_type(endian) == elf::SHT_DYNSYM);
         if let Some(table) = next() {
-            // The format has one. Of many, each as large as may be, the look would have no end.
+            // The format allows only one dynamic symbol table. With many tables of the maximum size, the
+            // inspection could take very long.
             if next().is_some() {
-                return Err(damaged("it has more than one table of symbols"));
+                return Err(damaged("it has more than one symbol table"));
             }
             let names = self.strings(table.sh_link(endian))?;
             let bytes = self.bytes(table)?;
@@ -323,7 +324,7 @@ impl<'data, R: ReadRef<'data>> Sections<'data, R> {
     }
 }
 
-/// Whether the symbol's address can be called.
+/// Whether the symbol is a function in executable code.
 fn is_code(endian: NativeEndian, symbol: &elf::Sym64<NativeEndian>, segments: &[Segment]) -> bool {
     let is_function = matches!(
         symbol.st_type(),
@@ -338,9 +339,9 @@ fn is_code(endian: NativeEndian, symbol: &elf::Sym64<NativeEndian>, segments: &[
         })
 }
 
-/// Whether loading the library would leave the stacks as they are. It is asked for by a flag, and by
-/// an old library also by saying nothing. The loader would make the stacks of all of the host's
-/// threads executable, which undoes a protection of the whole process, and newer ones refuse.
+/// Rejects a library that requires executable stacks. A library does so by a flag in its PT_GNU_STACK header,
+/// or, like old libraries, by the absence of that header. For such a library, the loader makes the stacks of
+/// all threads executable, which removes a protection of the whole process. Newer loaders refuse to load it.
 fn check_stack(subject: &str, endian: NativeEndian, segments: &[Segment]) -> Result<(), Refusal> {
     let mut stacks = segments
         .iter()
@@ -351,8 +352,8 @@ fn check_stack(subject: &str, endian: NativeEndian, segments: &[Segment]) -> Res
         return Ok(());
     }
     Err(Refusal::new(
-        format!("{subject} asks for an executable stack"),
-        "link it with -z noexecstack; a file in assembly needs a section .note.GNU-stack",
+        format!("{subject} requires an executable stack"),
+        "link it with -z noexecstack; an assembly file needs a .note.GNU-stack section",
     ))
 }
 
@@ -365,13 +366,13 @@ fn check_entry(subject: &str, entries: &[Entry]) -> Result<(), Refusal> {
         [entry] if entry.name == ENTRY_SYMBOL && entry.is_code => Ok(()),
         [entry] if entry.name == ENTRY_SYMBOL => Err(Refusal::new(
             format!("{subject} exports {ENTRY_SYMBOL} as data, not as a function"),
-            "its author must make it a function",
+            "its author must define it as a function",
         )),
         [entry] => match entry.name[ENTRY_PREFIX.len()..].parse() {
             Ok(major) if major != HOST_ABI_MAJOR => check_abi(subject, major, 0),
             _ => Err(Refusal::new(
                 format!("{subject} exports {}, not {ENTRY_SYMBOL}", entry.name),
-                "its author must name the entry function so",
+                "its author must rename the entry function",
             )),
         },
         several => Err(Refusal::new(
@@ -427,14 +428,14 @@ fn read_manifest<'data, R: ReadRef<'data>>(
     })
 }
 
-/// Of a table that nobody wants to read.
+/// Returns the reason for rejecting a table that is too large.
 pub(crate) fn table_too_large(size: u64) -> String {
     let most = LARGEST_TABLE >> 20;
     format!("one of its tables has {size} bytes, more than {most} MiB")
 }
 
-/// How many JSON objects a text has, one behind the other, as the linker lays them out that finds
-/// several plugins.
+/// Counts the JSON objects in a text. If several plugins are linked into one library, the linker puts their
+/// manifests one after another.
 fn objects_in(text: &str) -> usize {
     let text = text.replace('\0', " ");
     let objects = serde_json::Deserializer::from_str(&text).into_iter::<Map<String, Value>>();
@@ -443,17 +444,17 @@ fn objects_in(text: &str) -> usize {
 
 fn several_manifests(count: usize) -> Refusal {
     Refusal::new(
-        format!("plugin has {count} manifests, but a library is one plugin"),
-        "build a library for each plugin",
+        format!("plugin has {count} manifests, but a library can contain only one plugin"),
+        "build one library for each plugin",
     )
 }
 
-/// What follows in a table of names.
+/// Returns the rest of a string table from this offset.
 pub(crate) fn bytes_at(names: &[u8], at: u64) -> Option<&[u8]> {
     names.get(usize::try_from(at).ok()?..)
 }
 
-/// The error of a library whose parts do not fit.
+/// Returns the error for a library whose structure is inconsistent.
 pub(crate) fn damaged(why: impl std::fmt::Display) -> Refusal {
     Refusal::new(
         format!("plugin is a damaged shared library: {why}"),

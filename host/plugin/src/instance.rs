@@ -14,45 +14,49 @@ use crate::guard::{self, Look, PluginName};
 use crate::host_api::{flush_log, take_error};
 use crate::{CallAccount, PluginKind};
 
-/// How often an instance that panicked is made anew in one run.
+/// The maximum number of times that an instance is recreated after a panic.
 const MOST_RESTARTS: u32 = 3;
-/// How many of its first calls the process is looked at closely around: a plugin that changes the process
-/// mostly does so from the beginning, and is then known for certain.
+/// The whole process state is checked before and after each of the first `CLOSELY` calls of an instance. A
+/// plugin that changes the process usually does so from the start. Thanks to these checks, the report names
+/// the exact call.
 const CLOSELY: u8 = 8;
 
-/// What a plugin's `create` made. Dropping it destroys it, and nothing is called after that.
+/// An instance that a plugin's `create` returned. Dropping it calls `destroy`, which is the last call.
 #[derive(Debug)]
 pub(crate) struct Instance {
     maker: Maker,
     create: HostCreate,
     destroy: HostDestroy,
     pointer: NonNull<c_void>,
-    /// The call in which it panicked: it is poisoned, and only destroyed any more.
+    /// The call that panicked, if one did. The instance is then poisoned and can only be destroyed.
     panicked: Option<&'static str>,
     restarts: u32,
-    /// How many calls are still looked at closely.
+    /// The number of calls for which the whole process state will still be checked.
     closely: u8,
     stats: Arc<CallStats>,
 }
 
-// SAFETY: by the ABI an instance may migrate between threads; `&mut self` keeps it on one at a time.
+// SAFETY: by the ABI, an instance may migrate between threads. `&mut self` ensures that only one thread uses
+// it at a time.
 unsafe impl Send for Instance {}
 
-/// Who makes instances: what `create` is told, how long a call may take, and who counts them.
+/// Everything that is needed to create instances: the arguments of `create`, the time limit of a call, and
+/// the account that counts the calls.
 #[derive(Clone, Debug)]
 pub(crate) struct Maker {
     pub(crate) plugin: &'static PluginName,
     pub(crate) api: &'static HostApi,
     /// The settings as JSON text.
     pub(crate) config: Arc<str>,
-    /// Nothing in this process can end a call, so one that took longer has failed afterwards.
+    /// The time limit of a call. A call in this process cannot be interrupted, so a call that took longer
+    /// fails after it has returned.
     pub(crate) time_limit: Option<Duration>,
     pub(crate) account: CallAccount,
 }
 
-/// What the host's callbacks collect while a call runs.
+/// Collects the output of a call through the host's callbacks.
 pub(crate) trait Collector {
-    /// The first thing that was wrong with what the plugin gave.
+    /// Returns the first fault in the plugin's output.
     fn fault(&self) -> Option<&str>;
 }
 
@@ -94,7 +98,7 @@ impl Maker {
         let mut took = Duration::ZERO;
         let status = guard::enter(self.plugin, "create", Look::Close, || {
             let start = Instant::now();
-            // SAFETY: the function is of the loaded library, the API lives for ever, the settings and
+            // SAFETY: the function belongs to the loaded library, the API lives forever, and the settings and
             // `pointer` outlive the call.
             let status = unsafe { create(self.api, HostStr::new(&self.config), &raw mut pointer) };
             took = start.elapsed();
@@ -105,7 +109,7 @@ impl Maker {
             return Err(fail(reason(status, None)));
         }
         let made = NonNull::new(pointer)
-            .ok_or_else(|| fail("it succeeded but gave no instance".to_owned()))?;
+            .ok_or_else(|| fail("it succeeded but returned no instance".to_owned()))?;
         match self.time_limit.filter(|limit| took > *limit) {
             None => Ok(made),
             Some(limit) => {
@@ -133,13 +137,13 @@ impl Instance {
         self.pointer
     }
 
-    /// The call in which it panicked, if it did: it is not entered again.
+    /// Returns the call that panicked, if one did. The instance is then not called again.
     pub(crate) fn panicked(&self) -> Option<&'static str> {
         self.panicked
     }
 
-    /// Puts a new instance in the place of one that panicked, unless that has happened too often.
-    /// What it had in it is gone.
+    /// If the instance panicked, creates a new instance in its place, unless it was already replaced too
+    /// often. The state of the old instance is lost.
     pub(crate) fn renew(&mut self) -> Result<()> {
         if self.panicked.is_none() || self.restarts == MOST_RESTARTS {
             return Ok(());
@@ -153,17 +157,18 @@ impl Instance {
         Ok(())
     }
 
-    /// Why [`Instance::renew`] does not help any more, if so.
+    /// If the instance panicked and was already replaced too often, returns the reason why it is lost.
     pub(crate) fn lost(&self) -> Option<String> {
         let call = self.panicked.filter(|_| self.restarts == MOST_RESTARTS)?;
         Some(format!(
-            "it panicked in {call}, and was created again {MOST_RESTARTS} times before"
+            "it panicked in {call} after {MOST_RESTARTS} restarts"
         ))
     }
 
-    /// Enters the plugin once, measured. `body` makes the call, during which the host's own callbacks
-    /// collect its output, and `take` makes the result of that. A fault of the output counts even if the
-    /// plugin ignores it. So does a call that took too long, whose output comes to nothing.
+    /// Calls the plugin once and measures the call's duration. `body` makes the call, during which the host's
+    /// callbacks collect the output. `take` converts the output to the result. If the output has a fault, the
+    /// call fails, even if the plugin ignores the fault. A call that took too long also fails, and its output
+    /// is discarded.
     pub(crate) fn call<C: Collector, T>(
         &mut self,
         call: &'static str,
@@ -174,7 +179,7 @@ impl Instance {
         if let Some(earlier) = self.panicked {
             return Err(Failure {
                 status: HOST_PANIC,
-                reason: format!("it panicked in {earlier} before and is not called again"),
+                reason: format!("it panicked in {earlier} earlier and is not called again"),
             });
         }
         let look = match self.closely {
@@ -205,7 +210,7 @@ impl Instance {
                 },
             },
             (HOST_OK, Some(limit)) => Failure {
-                // The next may be quicker.
+                // The failure is temporary, because the next call may be faster.
                 status: HOST_TEMPORARY,
                 reason: late_reason(output.fault(), took, limit),
             },
@@ -221,7 +226,7 @@ impl Instance {
         Err(failure)
     }
 
-    /// A call that gives nothing but its status.
+    /// Makes a call that returns only a status.
     pub(crate) fn act(
         &mut self,
         call: &'static str,
@@ -231,12 +236,12 @@ impl Instance {
             .map_err(|failure| self.error(call, &failure))
     }
 
-    /// What the host refuses in the plugin's place, without calling it.
+    /// Returns the error for a call that the host rejects without calling the plugin.
     pub(crate) fn refusal(&self, call: &str, reason: &str) -> Error {
         failed(self.id(), call, reason)
     }
 
-    /// The failure as the error of the house.
+    /// Converts a failure to the host's error type.
     pub(crate) fn error(&self, call: &str, failure: &Failure) -> Error {
         failed(self.id(), call, &failure.reason)
     }
@@ -257,18 +262,19 @@ pub(crate) fn failed(plugin: &str, call: &str, reason: &str) -> Error {
 
 pub(crate) fn late(took: Duration, limit: Duration) -> String {
     format!(
-        "it took {took:.1?}, over its time_limit_secs = {}",
+        "it took {took:.1?}, longer than its time_limit_secs = {}",
         limit.as_secs_f64()
     )
 }
 
-/// What was wrong with the output of a call that took too long counts more than the time.
+/// Returns the reason for the failure of a call that took too long. A fault in its output takes precedence.
 fn late_reason(fault: Option<&str>, took: Duration, limit: Duration) -> String {
     fault.map_or_else(|| late(took, limit), str::to_owned)
 }
 
-/// The plugin's own words, and what the host refused of its output; where there is neither, what the
-/// status says.
+/// Returns the reason for a failure. This is the plugin's message. If the host found a fault, the fault
+/// follows in parentheses. If there is no message, the reason is the fault. If there is no fault either, it
+/// is a text for the status.
 #[cold]
 fn reason(status: HostStatus, fault: Option<&str>) -> String {
     match (status, take_error(), fault) {
@@ -276,9 +282,9 @@ fn reason(status: HostStatus, fault: Option<&str>) -> String {
         (_, Some(own), None) => own,
         (HOST_PANIC, None, _) => "it panicked".to_owned(),
         (_, None, Some(fault)) => fault.to_owned(),
-        (HOST_UNSUPPORTED, None, None) => "it cannot do this".to_owned(),
+        (HOST_UNSUPPORTED, None, None) => "it does not support this operation".to_owned(),
         (HOST_CANCELLED, None, None) => "it was cancelled".to_owned(),
         (HOST_ERROR | HOST_TEMPORARY, None, None) => "it gave no reason".to_owned(),
-        (other, None, None) => format!("it gave no reason, and the unknown status {other}"),
+        (other, None, None) => format!("it gave no reason and returned the unknown status {other}"),
     }
 }

@@ -1,20 +1,21 @@
 //! Finds, inspects, loads and wraps plugins.
 //!
-//! The way of a plugin: a [`PluginSpec`] says which, a [`SearchPath`] finds the file and looks at it
-//! without running anything ([`inspect()`]), [`Plugin::load`] hashes, maps and asks it, and the
-//! plugin then makes instances that the rest of the host knows only as the ports of `host_core`.
+//! The life of a plugin begins with a [`PluginSpec`], which names it. A [`SearchPath`] finds its file and
+//! inspects the file without running any of its code ([`inspect()`]). [`Plugin::load`] hashes and maps the
+//! file, and reads the plugin's description. The plugin then creates instances. The rest of the host accesses
+//! instances only through the ports of `host_core`.
 //!
-//! An instance lives in the host's process or in a child of it ([`Mode`]), behind the same ports: the
-//! child contains crashes and calls without end.
+//! An instance lives in the host's process or in a child process ([`Mode`]). The ports are the same for both.
+//! A child process isolates the host from crashes and endless calls.
 //!
-//! What is absent: a library is never unloaded, so every address it gave stays good; and a plugin is
-//! not confined, wherever it runs. The look before the load catches mistakes, not malice, and it cannot
-//! see what a library does while it is loaded: a constructor, or the resolver of an indirect function,
-//! that crashes is contained by a child alone.
+//! Limits: a library is never unloaded, so every address from it stays valid. A plugin is not sandboxed in
+//! either mode. The inspection before the load detects mistakes, not malice. It cannot detect what a library
+//! does during the load. Only a child process isolates the host from a crash in a constructor or in the
+//! resolver of an indirect function.
 
 #![expect(
     unsafe_code,
-    reason = "plugins are met by pointers; every other room sees safe ports"
+    reason = "plugins are called through pointers; the other crates see only safe ports"
 )]
 
 mod call_stats;
@@ -59,7 +60,7 @@ pub use inspect::inspect;
 pub use lock::{LockedPlugin, PluginLock};
 pub use log::{Level, LogRecord, set_log};
 pub use manifest::{PluginKind, PluginManifest, is_plugin_id};
-// For the benchmark of the boundary.
+// For the benchmark of the plugin boundary.
 #[doc(hidden)]
 pub use metric::with_batch;
 pub use mode::Mode;
@@ -73,7 +74,8 @@ pub use search_path::{Found, Listed, SearchPath};
 pub use secrets::Secrets;
 pub use spec::{PluginSpec, Target};
 
-/// The parts by which the conformance suite calls a plugin as no port would. Nothing else uses them.
+/// Internals for the conformance suite, which calls plugins in ways that are impossible through a port. Not
+/// for other use.
 #[doc(hidden)]
 pub mod raw {
     pub use crate::checkpoint_sink::{CheckpointSinkFunctions, fetched, finding, receipt};

@@ -20,14 +20,15 @@ use crate::observer::ObserverFunctions;
 use crate::param_groups::ParamGroupsFunctions;
 use crate::{PluginKind, PluginManifest, vtable};
 
-/// A loaded library. It is never unloaded: threads, thread-locals and addresses of it may live on.
+/// A loaded library. It is never unloaded, since its threads, thread-local variables and addresses may still
+/// be in use.
 #[derive(Debug)]
 pub struct Library {
-    /// As the file has it.
+    /// The manifest in the library's file.
     pub manifest: PluginManifest,
-    /// What it was given to call the host by.
+    /// The host API that was passed to the library.
     pub api: &'static HostApi,
-    /// Its functions, of each kind that it is.
+    /// The function table for parameter groups, if the library has a plugin of this kind.
     pub param_groups: Option<ParamGroupsFunctions>,
     /// See `param_groups`.
     pub metric: Option<MetricFunctions>,
@@ -35,23 +36,24 @@ pub struct Library {
     pub checkpoint_sink: Option<CheckpointSinkFunctions>,
     /// See `param_groups`.
     pub observer: Option<ObserverFunctions>,
-    /// What its constructors and its entry function took.
+    /// How long the library's constructors and its entry function took.
     pub load_time: Duration,
 }
 
-/// The libraries of this process by the digest of their bytes: the same bytes are loaded once.
+/// The loaded libraries, by the SHA-256 of their bytes. The same bytes are loaded only once.
 static LOADED: Mutex<Option<HashMap<[u8; 32], &'static Library>>> = Mutex::new(None);
 
-/// What runs of a library before there is an instance: its constructors and its entry function.
+/// The name of the call that runs the library's constructors and its entry function.
 pub(crate) const LOAD: &str = "load";
 
-/// Most items that a description may have.
+/// Maximum number of items in a description.
 const MOST_ITEMS: usize = 16;
-/// Most bytes of an item, whatever a newer ABI appends.
+/// Maximum size of an item in bytes, including fields that a newer ABI appends.
 const LARGEST_ITEM: usize = 4096;
 
 impl Library {
-    /// Loads the bytes that were hashed. `path` is only named.
+    /// Loads the bytes of an image, unless the same bytes are already loaded. `path` is only used in
+    /// messages.
     pub fn load(image: &Image, path: &Path) -> Result<&'static Self> {
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         let loaded = loaded.get_or_insert_default();
@@ -65,7 +67,7 @@ impl Library {
             .map_err(|fault| {
                 Refusal::new(
                     fault,
-                    "the library was built wrongly; its author should check it against the ABI",
+                    "the library violates the ABI; its author must correct it",
                 )
             })
             .map_err(|refusal| refusal.at(path))?;
@@ -74,7 +76,7 @@ impl Library {
         Ok(library)
     }
 
-    /// Asks the library what it is, and holds it to its manifest.
+    /// Calls the entry function and checks the plugin's description against its manifest.
     fn describe(
         entry: HostPluginEntry,
         manifest: PluginManifest,
@@ -83,17 +85,16 @@ impl Library {
         let id = &manifest.id;
         let api = host_api(id);
         take_error();
-        // SAFETY: the library has an entry function of this type, by the symbol's name, and the API
-        // lives for ever.
+        // SAFETY: the symbol's name determines the type of the entry function, and the API lives forever.
         let plugin = guard::enter(name_of(id), LOAD, Look::Close, || unsafe { entry(api) });
         guard::loaded();
         let load_time = begun.elapsed();
         if plugin.is_null() {
             let reason = take_error().unwrap_or_else(|| "it gave no reason".to_owned());
-            return Err(format!("plugin {id} refused this host: {reason}"));
+            return Err(format!("plugin {id} rejected this host: {reason}"));
         }
         let says = |fault: String| format!("plugin {id} {fault}");
-        // SAFETY: by the ABI the description has the size that its first four bytes say.
+        // SAFETY: by the ABI the description has the size that its first four bytes declare.
         let plugin = unsafe { description(plugin) }.map_err(says)?;
         check_abi(
             &format!("plugin {id}"),
@@ -105,7 +106,7 @@ impl Library {
             ("id", plugin.id, &manifest.id),
             ("version", plugin.version, &manifest.version),
         ] {
-            // SAFETY: by the ABI the text is readable for ever.
+            // SAFETY: by the ABI the text is readable forever.
             let bytes = unsafe { crate::host_api::bytes_of(of_code, 256) }.unwrap_or_default();
             if bytes != of_manifest.as_bytes() {
                 return Err(says(format!(
@@ -129,7 +130,7 @@ impl Library {
             let item = items.iter().find(|item| item.kind == kind.number());
             item.map(|item| item.vtable)
         };
-        // SAFETY: by the ABI an item's table is of its kind and has the size it says, for ever.
+        // SAFETY: by the ABI an item's table matches its kind, has its declared size and stays valid.
         let (param_groups, metric, checkpoint_sink, observer) = unsafe {
             (
                 table(PluginKind::ParamGroups)
@@ -154,14 +155,16 @@ impl Library {
     }
 }
 
-/// Maps the image into the process for good and gives its entry function.
+/// Maps the image into the process permanently and returns its entry function.
 pub fn open(image: &Image, id: &str, path: &Path) -> Result<HostPluginEntry> {
     let fail = |reason: &str| {
         Error::new(
             ErrorKind::Plugin,
             format!("plugin {id} cannot be loaded: {reason}: {}", path.display()),
         )
-        .hint("`ldd -r` on the library shows what it links and what of that is missing")
+        .hint(
+            "`ldd -r` on the library lists the libraries that it links and those that are missing",
+        )
     };
     let mapped = image
         .map(id)
@@ -170,31 +173,31 @@ pub fn open(image: &Image, id: &str, path: &Path) -> Result<HostPluginEntry> {
     let flags = libc::RTLD_NOW | libc::RTLD_LOCAL | libc::RTLD_NODELETE;
     let name = name_of(id);
     guard::loaded();
-    // SAFETY: this runs the library's constructors. It passed the look before the load; beyond that
-    // the user chose to trust it.
+    // SAFETY: this call runs the library's constructors. The library has passed the inspection. Beyond that,
+    // the user has chosen to trust it.
     let opened = guard::enter(name, LOAD, Look::Close, || unsafe {
         dl::Library::open(Some(&place), flags)
     });
     guard::loaded();
     let library = opened.map_err(|error| {
         let reason = reason(&error);
-        // The loader names the place in memory, which means nothing to a person.
+        // The loader reports the path of the copy in memory, which is meaningless to the user.
         let place = format!("{}: ", place.display());
         fail(reason.strip_prefix(&place).unwrap_or(&reason))
     })?;
     if let Mapped::Sealed(file) = mapped {
-        // Open for ever, as `Mapped::Sealed` says.
+        // The file must stay open forever; see `Mapped::Sealed`.
         let _ = ManuallyDrop::new(file);
     }
     let library = ManuallyDrop::new(library);
-    // SAFETY: the symbol's name stands for the type.
+    // SAFETY: the symbol's name determines the type.
     let entry = unsafe { library.get::<HostPluginEntry>(ENTRY_SYMBOL.as_bytes()) }
         .map_err(|error| fail(&reason(&error)))?;
     guard::remember(name, *entry as *const () as usize);
     Ok(*entry)
 }
 
-/// The loader's own words.
+/// Returns the loader's own message.
 fn reason(error: &libloading::Error) -> String {
     error
         .source()
@@ -204,43 +207,43 @@ fn reason(error: &libloading::Error) -> String {
 /// Copies a plugin's description of itself.
 ///
 /// # Safety
-/// `at` points to a description with the size that its first four bytes say.
+/// `at` must point to a description with the size that its first four bytes declare.
 pub unsafe fn description(at: *const HostPlugin) -> Result<HostPlugin, String> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees the declared size.
     let size = unsafe { at.cast::<u32>().read_unaligned() } as usize;
     if size < size_of::<HostPlugin>() {
         return Err(format!(
-            "describes itself in {size} bytes, fewer than the {} of ABI 1.0",
+            "has a description of {size} bytes, fewer than the {} of ABI 1.0",
             size_of::<HostPlugin>()
         ));
     }
-    // SAFETY: all fields that this host knows lie within the size.
+    // SAFETY: all fields that this host reads are within the size.
     Ok(unsafe { at.read_unaligned() })
 }
 
 /// Copies the items of a description.
 ///
 /// # Safety
-/// `plugin.items` points to `plugin.n_items` items, each of the size that it says.
+/// `plugin.items` must point to `plugin.n_items` items, each with the size that it declares.
 unsafe fn items(plugin: &HostPlugin) -> Result<Vec<HostPluginItem>, String> {
     if plugin.n_items > MOST_ITEMS || plugin.items.is_null() {
         return Err(match plugin.n_items {
-            0..=MOST_ITEMS => "describes no items".to_owned(),
-            count => format!("describes {count} items, more than {MOST_ITEMS}"),
+            0..=MOST_ITEMS => "has a description without items".to_owned(),
+            count => format!("has a description with {count} items, more than {MOST_ITEMS}"),
         });
     }
     let mut at = plugin.items.cast::<u8>();
     let mut items = Vec::with_capacity(plugin.n_items);
     for _ in 0..plugin.n_items {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees the declared size.
         let size = unsafe { at.cast::<u32>().read_unaligned() } as usize;
         if !(size_of::<HostPluginItem>()..=LARGEST_ITEM).contains(&size) {
             return Err(format!(
-                "describes an item of {size} bytes, which has {} to {LARGEST_ITEM}",
+                "has a description with an item of {size} bytes, not {} to {LARGEST_ITEM}",
                 size_of::<HostPluginItem>()
             ));
         }
-        // SAFETY: the fields lie within the item, and the next item follows it.
+        // SAFETY: the fields are within the item, and the next item follows it.
         unsafe {
             items.push(at.cast::<HostPluginItem>().read_unaligned());
             at = at.add(size);

@@ -1,4 +1,4 @@
-//! `plugins.lock`: which bytes each plugin of a run must be.
+//! The file `plugins.lock`, which pins the exact bytes of each plugin of a run.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,51 +11,50 @@ use toml::Table;
 use crate::image::Image;
 use crate::{PluginManifest, is_plugin_id};
 
-/// Version of the file's format. What a newer host writes is refused, never half understood.
+/// Version of the file's format. A file of a newer version is rejected, and never read in part.
 const FORMAT: i64 = 1;
 
 const HEADING: &str = "\
-# The plugins that a run with this lock may load, byte for byte. `host plugin lock` writes it; a plugin
-# that is not in it, or is another file than it says, is refused before any of its code runs.
+# The plugins that a run with this lock may load, byte for byte. Written by `host plugin lock`. A plugin
+# that is absent or whose file differs is rejected before any of its code runs.
 ";
 
-/// The plugins that may be loaded, each as the file that it was when it was locked.
+/// The plugins that may be loaded, each with its version and the hash of its file at the time of locking.
 ///
-/// It pins what a plugin is. It does not make one trusted, and an entry that no run uses is no
-/// fault.
+/// A lock pins a plugin's file. It does not make the plugin trusted. An unused entry is allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PluginLock {
     path: PathBuf,
     plugins: BTreeMap<String, LockedPlugin>,
 }
 
-/// What a plugin was when it was locked.
+/// A plugin as it was at the time of locking.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockedPlugin {
-    /// The id in its manifest.
+    /// The id in the plugin's manifest.
     #[serde(deserialize_with = "plugin_id")]
     pub id: String,
-    /// The version in its manifest.
+    /// The version in the plugin's manifest.
     pub version: String,
-    /// The ABI's major and minor version that it was built against.
+    /// The major and minor version of the ABI that the plugin was built against.
     #[serde(deserialize_with = "abi")]
     pub abi: (u32, u32),
-    /// SHA-256 of its file, in lower-case hexadecimal.
+    /// The SHA-256 of the plugin's file, in lower-case hexadecimal.
     #[serde(deserialize_with = "sha256")]
     pub sha256: String,
-    /// Size of its file in bytes.
+    /// The size of the plugin's file in bytes.
     pub size: u64,
 }
 
 impl PluginLock {
-    /// The name that a lock beside a configuration has.
+    /// The name of the lock file, which is in the same folder as the configuration.
     pub const FILE_NAME: &str = "plugins.lock";
 
-    /// A lock of these plugins, for the file at `path`, which is not written here.
+    /// Creates a lock of these plugins for the file at `path`. Does not write the file.
     ///
     /// # Errors
-    /// Two of them have one id and are different files.
+    /// Returns an error if two plugins have the same id but different files.
     pub fn new(
         path: impl Into<PathBuf>,
         plugins: impl IntoIterator<Item = LockedPlugin>,
@@ -77,7 +76,7 @@ impl PluginLock {
                         plugin.id
                     ),
                 )
-                .hint("a lock has one file for each id; leave one of them out"));
+                .hint("remove one of them: a lock has one file for each id"));
             }
         }
         Ok(lock)
@@ -86,25 +85,25 @@ impl PluginLock {
     /// Reads the lock at `path`.
     ///
     /// # Errors
-    /// It cannot be read, or is no lock that this host understands.
+    /// Returns an error if the file cannot be read, or is not a lock that this host supports.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|error| {
             let why = format!("cannot read the plugin lock: {error}: {}", path.display());
-            Error::new(ErrorKind::Config, why).hint("`host plugin lock` writes one")
+            Error::new(ErrorKind::Config, why).hint("create it with `host plugin lock`")
         })?;
         Self::parse(&text, path)
     }
 
-    /// Reads the text of a lock; `path` is where it is from.
+    /// Parses the text of a lock. `path` is the file from which the text was read.
     ///
     /// # Errors
-    /// It is no lock that this host understands.
+    /// Returns an error if the text is not a lock that this host supports.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
         let wrong = |why: String, line: Option<usize>| {
             let line = line.map(|line| format!(":{line}")).unwrap_or_default();
             let message = format!("not a plugin lock: {why}: {}{line}", path.display());
             Error::new(ErrorKind::Config, message)
-                .hint("remove it, and write it again with `host plugin lock`")
+                .hint("remove it, and create it again with `host plugin lock`")
         };
         let malformed = |error: toml::de::Error| {
             let line = error
@@ -123,16 +122,16 @@ impl PluginLock {
                         path.display()
                     ),
                 )
-                .hint("use a newer host, or write the lock again with `host plugin lock`"));
+                .hint("use a newer host, or create the lock again with `host plugin lock`"));
             }
-            _ => return Err(wrong(format!("it has no format = {FORMAT}"), None)),
+            _ => return Err(wrong(format!("format = {FORMAT} is missing"), None)),
         }
         let file: File = toml::from_str(text).map_err(malformed)?;
         let mut plugins = BTreeMap::new();
         for plugin in file.plugin {
             let id = plugin.id.clone();
             if plugins.insert(id.clone(), plugin).is_some() {
-                return Err(wrong(format!("{id} is in it twice"), None));
+                return Err(wrong(format!("{id} occurs twice"), None));
             }
         }
         Ok(Self {
@@ -141,7 +140,7 @@ impl PluginLock {
         })
     }
 
-    /// The file's text: sorted by id, and the same for the same plugins.
+    /// Returns the text of the file. The entries are sorted by id, so equal plugins result in equal texts.
     pub fn to_toml(&self) -> String {
         let mut text = format!("{HEADING}format = {FORMAT}\n");
         for plugin in self.plugins.values() {
@@ -163,25 +162,25 @@ impl PluginLock {
         text
     }
 
-    /// Where it was read from, or is meant for.
+    /// Returns the file from which the lock was read, or for which it was created.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The plugins, sorted by id.
+    /// Returns the plugins, sorted by id.
     pub fn plugins(&self) -> impl ExactSizeIterator<Item = &LockedPlugin> {
         self.plugins.values()
     }
 
-    /// What is locked under an id.
+    /// Returns the entry for an id.
     pub fn get(&self, id: &str) -> Option<&LockedPlugin> {
         self.plugins.get(id)
     }
 
-    /// Holds a library, of which no code has run, to the lock; `library` is only named.
+    /// Checks a plugin against the lock, before any of its code runs. `library` is only used in the message.
     ///
     /// # Errors
-    /// It is not in the lock, or not what the lock says.
+    /// Returns an error if the plugin is not in the lock, or differs from its entry.
     pub fn check(&self, plugin: &LockedPlugin, library: &Path) -> Result<()> {
         let (id, lock) = (&plugin.id, self.path.display());
         let fault = match self.get(id) {
@@ -189,20 +188,20 @@ impl PluginLock {
             Some(locked) => match locked.differences(plugin) {
                 same if same.is_empty() => return Ok(()),
                 differences => format!(
-                    "plugin {id} is not the one that is locked: {differences} (the lock is {lock})"
+                    "plugin {id} differs from its entry in the lock: {differences} (lock: {lock})"
                 ),
             },
         };
         let message = format!("{fault}: {}", library.display());
         Err(Error::new(ErrorKind::Plugin, message).hint(format!(
-            "`host plugin lock --file {}`, with the run's own arguments, accepts it, if you trust the new file",
+            "if you trust the new file, run `host plugin lock --file {}` with the run's arguments",
             crate::shell_word(&lock.to_string())
         )))
     }
 }
 
 impl LockedPlugin {
-    /// What a file is: its bytes' digest and size, and what its manifest says.
+    /// Creates the entry for a file from its digest, its size and its manifest.
     pub(crate) fn of(manifest: &PluginManifest, image: &Image) -> Self {
         Self {
             id: manifest.id.clone(),
@@ -213,7 +212,8 @@ impl LockedPlugin {
         }
     }
 
-    /// What differs of a plugin that claims to be this one, in words; nothing if it is this one.
+    /// Lists how a plugin with this id differs from this entry. Returns an empty text if there are no
+    /// differences.
     pub fn differences(&self, found: &Self) -> String {
         let mut words = Vec::new();
         let mut compare = |what: &str, locked: String, found: String| {
@@ -230,7 +230,7 @@ impl LockedPlugin {
     }
 }
 
-/// The file as it stands there.
+/// The layout of the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -272,8 +272,8 @@ mod tests {
     use super::*;
 
     const TEXT: &str = "\
-# The plugins that a run with this lock may load, byte for byte. `host plugin lock` writes it; a plugin
-# that is not in it, or is another file than it says, is refused before any of its code runs.
+# The plugins that a run with this lock may load, byte for byte. Written by `host plugin lock`. A plugin
+# that is absent or whose file differs is rejected before any of its code runs.
 format = 1
 
 [[plugin]]
@@ -318,7 +318,7 @@ size = 100
     }
 
     #[test]
-    fn what_differs_is_said_with_what_the_lock_has() {
+    fn differences_are_reported_with_the_locked_values() {
         let library = Path::new("/lib/a.so");
         assert!(lock().check(&plugin("a"), library).is_ok());
         let locked = "a".repeat(64);
@@ -332,9 +332,9 @@ size = 100
                     ..plugin("a")
                 },
                 format!(
-                    "plugin a is not the one that is locked: version 0.2.0 instead of 0.1.0, \
+                    "plugin a differs from its entry in the lock: version 0.2.0 instead of 0.1.0, \
                      ABI 1.3 instead of 1.0, size 101 instead of 100, sha256 {} instead of \
-                     {locked} (the lock is /c/plugins.lock): /lib/a.so",
+                     {locked} (lock: /c/plugins.lock): /lib/a.so",
                     "c".repeat(64)
                 ),
             ),
@@ -343,13 +343,13 @@ size = 100
                 "plugin z is not in the lock /c/plugins.lock: /lib/a.so".to_owned(),
             ),
         ] {
-            let error = lock().check(&found, library).expect_err("refused");
+            let error = lock().check(&found, library).expect_err("rejected");
             assert_eq!(error.message(), fault);
             assert_eq!(error.kind(), ErrorKind::Plugin);
             assert_eq!(
                 error.hint_text(),
                 Some(
-                    "`host plugin lock --file /c/plugins.lock`, with the run's own arguments, accepts it, if you trust the new file"
+                    "if you trust the new file, run `host plugin lock --file /c/plugins.lock` with the run's arguments"
                 )
             );
         }
@@ -361,7 +361,7 @@ size = 100
             size: 101,
             ..plugin("a")
         };
-        let error = PluginLock::new("x", [plugin("a"), other]).expect_err("refused");
+        let error = PluginLock::new("x", [plugin("a"), other]).expect_err("rejected");
         assert_eq!(
             error.message(),
             "two different plugins have the id a: size 101 instead of 100"
@@ -369,17 +369,17 @@ size = 100
     }
 
     #[test]
-    fn what_is_no_lock_is_refused_with_the_reason_and_the_line() {
+    fn an_invalid_lock_is_rejected_with_the_reason_and_the_line() {
         let changed = |from: &str, to: &str| TEXT.replacen(from, to, 1);
         let digest = format!("\"{}\"", "a".repeat(64));
         for (text, said) in [
             (
                 String::new(),
-                "not a plugin lock: it has no format = 1: /l".to_owned(),
+                "not a plugin lock: format = 1 is missing: /l".to_owned(),
             ),
             (
                 "[package]\nname = \"x\"\n".to_owned(),
-                "not a plugin lock: it has no format = 1: /l".to_owned(),
+                "not a plugin lock: format = 1 is missing: /l".to_owned(),
             ),
             (
                 changed("format = 1", "format = 2\nnews = true"),
@@ -387,7 +387,7 @@ size = 100
             ),
             (
                 changed("\"b\"", "\"a\""),
-                "not a plugin lock: a is in it twice: /l".to_owned(),
+                "not a plugin lock: a occurs twice: /l".to_owned(),
             ),
             (
                 changed("\"b\"", "\"../b\""),

@@ -9,57 +9,58 @@ use host_plugin_abi as abi;
 pub enum Level {
     /// Something failed.
     Error,
-    /// Something is wrong, and the plugin goes on.
+    /// A problem that does not stop the plugin.
     Warn,
-    /// What a user may like to know.
+    /// Information for users.
     Info,
-    /// What an author may like to know.
+    /// Information for the plugin's author.
     Debug,
 }
 
 /// A line that a plugin logs.
 #[derive(Clone, Copy, Debug)]
 pub struct LogRecord<'a> {
-    /// How important it is.
+    /// How important the line is.
     pub level: Level,
     /// The plugin's id.
     pub plugin: &'a str,
-    /// The part of the plugin that speaks; for a Rust plugin a module path.
+    /// The part of the plugin that wrote the line; for a Rust plugin, a module path.
     pub target: &'a str,
-    /// What it says.
+    /// The text of the line.
     pub message: &'a str,
 }
 
 type Hook = Arc<dyn Fn(&LogRecord<'_>) + Send + Sync>;
 
 static HOOK: RwLock<Option<Hook>> = RwLock::new(None);
-/// The ABI's number of the least important level that is kept; 0 keeps nothing.
+/// Lines of this level and of more important levels are kept. The level is a number of the ABI. 0 keeps no
+/// lines.
 static KEPT: AtomicI32 = AtomicI32::new(0);
 
-/// Sends the log lines of all plugins, down to the level `kept`, to `hook`, which is called on
-/// whatever thread the plugin logs from. Without a hook they go nowhere.
+/// Passes the log lines of all plugins to `hook`. `kept` is the least important level that is passed. The
+/// hook is called on the thread that logs. Without a hook, the lines are discarded.
 pub fn set_log(kept: Level, hook: impl Fn(&LogRecord<'_>) + Send + Sync + 'static) {
     set_log_by_number(kept.number(), hook);
 }
 
-/// The same with the ABI's number of the level, 0 for none.
+/// Like [`set_log`], but the level is a number of the ABI. 0 keeps no lines.
 pub(crate) fn set_log_by_number(kept: i32, hook: impl Fn(&LogRecord<'_>) + Send + Sync + 'static) {
     *HOOK.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(hook));
     KEPT.store(kept, Ordering::Relaxed);
 }
 
-/// The ABI's number of the least important level that is kept; 0 keeps nothing.
+/// Returns the least important level that is kept, as a number of the ABI. Returns 0 if no lines are kept.
 pub(crate) fn kept() -> i32 {
     KEPT.load(Ordering::Relaxed)
 }
 
-/// Whether a line of this level, by the ABI's number, is kept.
+/// Whether log lines of a level are kept. `level` is the level's number in the ABI.
 pub(crate) fn is_kept(level: i32) -> bool {
     level <= kept()
 }
 
 pub(crate) fn write(record: &LogRecord<'_>) {
-    // The lock is not held while the hook runs: it may set another one.
+    // The lock is not held while the hook runs, so the hook can set another hook.
     let hook = HOOK
         .read()
         .unwrap_or_else(PoisonError::into_inner)
@@ -70,29 +71,31 @@ pub(crate) fn write(record: &LogRecord<'_>) {
     }
 }
 
-/// The target of what the host itself says about a plugin.
+/// The target of log lines that the host itself writes about a plugin.
 pub(crate) const HOST: &str = "host";
 
-/// Most lines of a plugin that are shown in a second, and in a run.
+/// Maximum number of log lines that are shown for each plugin: the first limit is per second, the second per
+/// run.
 const MOST_IN_A_SECOND: u64 = 200;
 const MOST_IN_A_RUN: u64 = 10_000;
 
-/// How much a plugin has logged. What is more than a person can read is counted and not shown.
+/// Limits the rate of a plugin's log. Lines beyond the limits are counted but not shown.
 #[derive(Debug, Default)]
 pub(crate) struct Flow(Mutex<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
-    /// The second that runs, and the lines in it.
+    /// The start of the current second.
     begun: Option<Instant>,
     in_second: u64,
     shown: u64,
-    /// Left out and not told of yet.
+    /// The number of lines that were not shown and are not yet reported.
     left_out: u64,
 }
 
 impl Flow {
-    /// Whether the next line is shown, and what there is to say of those before it.
+    /// Returns whether the next line is shown. If a report is due, also returns the report. Log the report
+    /// before the line.
     pub(crate) fn admit(&self, now: Instant) -> (bool, Option<String>) {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_over = counts
@@ -114,13 +117,13 @@ impl Flow {
         counts.shown += 1;
         if counts.shown == MOST_IN_A_RUN {
             news = Some(format!(
-                "it has logged {MOST_IN_A_RUN} lines; those behind the next one are counted and not shown"
+                "it has reached the limit of {MOST_IN_A_RUN} log lines per run; the next line is the last one shown, and later lines are only counted"
             ));
         }
         (true, news)
     }
 
-    /// What there is to say of the lines that were left out.
+    /// Returns a report about the lines that were not shown, if there are any.
     pub(crate) fn left_out(&self) -> Option<String> {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         counts.take_left_out()
@@ -131,10 +134,10 @@ impl Counts {
     fn take_left_out(&mut self) -> Option<String> {
         let count = std::mem::take(&mut self.left_out);
         let limit = match self.shown >= MOST_IN_A_RUN {
-            true => format!("{MOST_IN_A_RUN} in a run"),
-            false => format!("{MOST_IN_A_SECOND} in a second"),
+            true => format!("{MOST_IN_A_RUN} per run"),
+            false => format!("{MOST_IN_A_SECOND} per second"),
         };
-        (count > 0).then(|| format!("{count} lines of its log are not shown: at most {limit} are"))
+        (count > 0).then(|| format!("{count} lines of its log are not shown: the limit is {limit}"))
     }
 }
 
@@ -148,7 +151,7 @@ impl Level {
         }
     }
 
-    /// The level with this number in the ABI, or the nearest.
+    /// Returns the level with this number in the ABI, or the nearest level if no level has this number.
     pub(crate) fn from_number(level: i32) -> Self {
         match level {
             ..=abi::HOST_LOG_ERROR => Self::Error,
@@ -164,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_cut_to_a_second_and_to_a_run_and_counted() {
+    fn a_flood_is_limited_per_second_and_per_run_and_counted() {
         let flow = Flow::default();
         let begin = Instant::now();
         let mut shown = 0;
@@ -177,20 +180,20 @@ mod tests {
             }
         }
         assert_eq!(shown, MOST_IN_A_RUN);
-        let of_a_second = "150 lines of its log are not shown: at most 200 in a second are";
+        let of_a_second = "150 lines of its log are not shown: the limit is 200 per second";
         assert_eq!(said[..49], vec![of_a_second; 49]);
         assert!(
-            said[49].starts_with("it has logged 10000 lines; "),
+            said[49].starts_with("it has reached the limit of 10000 log lines per run; "),
             "{said:?}"
         );
         assert_eq!(said.len(), 50);
-        let rest = "52650 lines of its log are not shown: at most 10000 in a run are";
+        let rest = "52650 lines of its log are not shown: the limit is 10000 per run";
         assert_eq!(flow.left_out().as_deref(), Some(rest));
         assert_eq!(flow.left_out(), None);
     }
 
     #[test]
-    fn a_plugin_that_speaks_now_and_then_is_never_cut() {
+    fn a_plugin_that_logs_rarely_is_never_limited() {
         let flow = Flow::default();
         let begin = Instant::now();
         for line in 0..1000 {

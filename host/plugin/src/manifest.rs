@@ -9,41 +9,42 @@ use crate::Policy;
 use crate::inspect::Refusal;
 use crate::{EventKind, schema};
 
-/// What a plugin's library says about itself before any of its code runs.
+/// A plugin's manifest. The host reads it before any of the plugin's code runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PluginManifest {
-    /// The ABI's major and minor version that it was built against.
+    /// The major and minor version of the ABI that the plugin was built against.
     pub abi: (u32, u32),
-    /// The smallest minor version of a host that it works with.
+    /// The lowest minor version of the host's ABI that the plugin supports.
     pub min_host_minor: u32,
-    /// Its id: lower-case letters, digits, `-` and `_`, beginning with a letter; at most 64.
+    /// The plugin's id: at most 64 lower-case letters, digits, `-` and `_`, beginning with a letter.
     pub id: String,
-    /// Its version, for people: like `1.2.3-rc.1+build`, or shorter; at most 64 characters.
+    /// The plugin's version, such as `1.2` or `1.2.3-rc.1+build`. It has at most 64 characters, and is only
+    /// displayed and compared for equality.
     pub version: String,
-    /// What it does, for people; may be empty.
+    /// A description for users; may be empty.
     pub description: String,
-    /// What it implements, each once.
+    /// The kinds that the plugin implements, without duplicates.
     pub kinds: Vec<PluginKind>,
-    /// What its metric wants to see of a batch.
+    /// The batch inputs that the plugin's metric needs.
     pub needs: Vec<Need>,
-    /// Whether its metric can read CUDA memory.
+    /// Whether the plugin's metric can read CUDA memory.
     pub reads_cuda: bool,
-    /// The kinds of events that its observer is shown; all if it says nothing.
+    /// The kinds of events that the plugin's observer receives; `None` means all.
     pub events: Option<Vec<EventKind>>,
-    /// The JSON Schema of its settings. Without one it takes none.
+    /// The JSON Schema of the plugin's settings. Without a schema the plugin has no settings.
     pub config: Option<Value>,
 }
 
-/// What a plugin can be.
+/// The kinds of plugins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum PluginKind {
-    /// It decides the optimizer's parameter groups.
+    /// Assigns parameters to the optimizer's groups.
     ParamGroups,
-    /// It is an evaluation metric.
+    /// An evaluation metric.
     Metric,
-    /// It delivers checkpoints.
+    /// Delivers checkpoints.
     CheckpointSink,
-    /// It watches the run and may ask for something.
+    /// Watches the run and may make requests.
     Observer,
 }
 
@@ -56,7 +57,7 @@ impl PluginKind {
         Self::Observer,
     ];
 
-    /// The name in manifests.
+    /// Returns the kind's name in manifests.
     pub fn name(self) -> &'static str {
         match self {
             Self::ParamGroups => "param_groups",
@@ -84,7 +85,8 @@ impl fmt::Display for PluginKind {
 }
 
 impl PluginManifest {
-    /// Reads the manifest's object. Keys that are not known are for newer hosts.
+    /// Reads the manifest from its JSON object. Unknown keys are ignored, since they may be meant for newer
+    /// hosts.
     pub(crate) fn from_object(object: &Map<String, Value>) -> Result<Self, Refusal> {
         let id = read_id(object).ok_or_else(|| {
             wrong_field(
@@ -123,7 +125,7 @@ impl PluginManifest {
             PluginKind::ALL.into_iter().find(|kind| kind.name() == name)
         })?
         .filter(|kinds| !kinds.is_empty())
-        .ok_or_else(|| wrong_field("kinds", "a list of what it implements"))?;
+        .ok_or_else(|| wrong_field("kinds", "a list of the kinds that it implements"))?;
         let needs = names(object, "needs", |name| name.parse().ok())?.unwrap_or_default();
         let devices = names(object, "devices", |name| match name {
             "cpu" => Some(false),
@@ -150,14 +152,14 @@ impl PluginManifest {
     }
 }
 
-/// The id of a manifest whose other fields may be wrong.
+/// Returns the id of a manifest, even if other fields are invalid.
 pub(crate) fn read_id(object: &Map<String, Value>) -> Option<&str> {
     let id = object.get("id").and_then(Value::as_str);
     id.filter(|id| is_plugin_id(id))
 }
 
-/// Whether the text can be a plugin's id: 1 to 64 lower-case letters, digits, `-` and `_`, beginning
-/// with a letter.
+/// Whether the text is a valid plugin id: 1 to 64 lower-case letters, digits, `-` and `_`, beginning with a
+/// letter.
 pub fn is_plugin_id(text: &str) -> bool {
     text.len() <= 64
         && text.starts_with(|c: char| c.is_ascii_lowercase())
@@ -166,8 +168,8 @@ pub fn is_plugin_id(text: &str) -> bool {
             .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_'))
 }
 
-/// Whether the text can be a version. It is shown as it is, so it has nothing in it that moves a
-/// terminal's cursor; nothing is compared but for equality.
+/// Whether the text is a valid version. It is printed unchanged, so it must contain no control characters.
+/// Versions are only compared for equality.
 fn is_version(text: &str) -> bool {
     text.len() <= 64
         && text.starts_with(|c: char| c.is_ascii_digit())
@@ -176,19 +178,19 @@ fn is_version(text: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '+'))
 }
 
-/// Refuses what was built for another major version or a newer host.
+/// Rejects a plugin that was built for another major version or needs a newer host.
 pub(crate) fn check_abi(subject: &str, major: u32, min_host_minor: u32) -> Result<(), Refusal> {
     let (host_major, host_minor) = (abi::HOST_ABI_MAJOR, abi::HOST_ABI_MINOR);
     if major != host_major {
         return Err(Refusal::new(
-            format!("{subject} speaks ABI {major}, this host speaks {host_major}"),
+            format!("{subject} uses ABI {major}, but this host supports ABI {host_major}"),
             format!("rebuild it against ABI {host_major}.x"),
         ));
     }
     if min_host_minor > host_minor {
         return Err(Refusal::new(
             format!(
-                "{subject} needs ABI {major}.{min_host_minor}, this host speaks {host_major}.{host_minor}"
+                "{subject} needs ABI {major}.{min_host_minor}, but this host supports ABI {host_major}.{host_minor}"
             ),
             "use a newer host, or an older version of the plugin",
         ));
@@ -207,13 +209,14 @@ fn check_schema(schema: &Value) -> Result<(), Refusal> {
     match reserved.into_iter().find(taken) {
         None => Ok(()),
         Some(key) => Err(Refusal::new(
-            format!("the plugin's manifest has a setting {key}, which is a key of the host"),
+            format!("the plugin's manifest has a setting {key}, which is reserved for the host"),
             "its author must rename the setting",
         )),
     }
 }
 
-/// A list of known names without repetition, or `None` where the key is absent.
+/// Reads a list of names. Each name must be known, and duplicates are not allowed. Returns `None` if the key
+/// is absent.
 fn names<T: PartialEq>(
     object: &Map<String, Value>,
     key: &str,
@@ -230,7 +233,7 @@ fn names<T: PartialEq>(
         let item = name.as_str().and_then(&known).ok_or_else(|| {
             Refusal::new(
                 format!(
-                    "{} in the plugin manifest's {key} is not known to this host",
+                    "unknown value {} in {key} of the plugin's manifest",
                     shortened(&name.to_string())
                 ),
                 "use a newer host, or an older version of the plugin",
@@ -248,8 +251,7 @@ fn as_u32(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|n| u32::try_from(n).ok())
 }
 
-/// A plugin's words for an error of one line: no longer than a person reads, and with nothing in it
-/// that moves a terminal's cursor.
+/// Truncates a plugin's text so that it fits into a one-line error, and replaces control characters.
 pub(crate) fn shortened(text: &str) -> String {
     const LONGEST: usize = 200;
     let end = text.char_indices().nth(LONGEST).map(|(at, _)| at);
@@ -265,7 +267,7 @@ pub(crate) fn shortened(text: &str) -> String {
 
 fn wrong_field(key: &str, expected: &str) -> Refusal {
     Refusal::new(
-        format!("the plugin's manifest is wrong: {key} must be {expected}"),
+        format!("the plugin's manifest is invalid: {key} must be {expected}"),
         "its author must correct the manifest that is embedded at build time",
     )
 }
@@ -318,8 +320,8 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_field_is_named() {
-        let wrong = |rest: &str| format!("the plugin's manifest is wrong: {rest}");
+    fn an_invalid_field_is_named() {
+        let wrong = |rest: &str| format!("the plugin's manifest is invalid: {rest}");
         let id = "id must be 1 to 64 lower-case letters, digits, - and _, beginning with a letter";
         let version = "version must be like 1.2.3: at most 64 letters, digits, . - and +, beginning with a digit";
         for (key, value, reason) in [
@@ -331,13 +333,13 @@ mod tests {
             (
                 "abi",
                 json!([2, 0]),
-                "plugin perplexity speaks ABI 2, this host speaks 1".to_owned(),
+                "plugin perplexity uses ABI 2, but this host supports ABI 1".to_owned(),
             ),
             (
                 "min_host_minor",
                 json!(3),
                 format!(
-                    "plugin perplexity needs ABI 1.3, this host speaks 1.{}",
+                    "plugin perplexity needs ABI 1.3, but this host supports ABI 1.{}",
                     abi::HOST_ABI_MINOR
                 ),
             ),
@@ -348,7 +350,7 @@ mod tests {
             (
                 "kinds",
                 json!([]),
-                wrong("kinds must be a list of what it implements"),
+                wrong("kinds must be a list of the kinds that it implements"),
             ),
             (
                 "kinds",
@@ -358,7 +360,7 @@ mod tests {
             (
                 "kinds",
                 json!(["optimizer"]),
-                "\"optimizer\" in the plugin manifest's kinds is not known to this host".to_owned(),
+                "unknown value \"optimizer\" in kinds of the plugin's manifest".to_owned(),
             ),
             (
                 "needs",
@@ -368,28 +370,29 @@ mod tests {
             (
                 "needs",
                 json!(["tears"]),
-                "\"tears\" in the plugin manifest's needs is not known to this host".to_owned(),
+                "unknown value \"tears\" in needs of the plugin's manifest".to_owned(),
             ),
             (
                 "events",
                 json!(["eclipse"]),
-                "\"eclipse\" in the plugin manifest's events is not known to this host".to_owned(),
+                "unknown value \"eclipse\" in events of the plugin's manifest".to_owned(),
             ),
             (
                 "config",
                 json!({"properties": {"mode": {}}}),
-                "the plugin's manifest has a setting mode, which is a key of the host".to_owned(),
+                "the plugin's manifest has a setting mode, which is reserved for the host"
+                    .to_owned(),
             ),
         ] {
             let refusal = read(&with(key, value)).expect_err(&reason);
             assert_eq!(refusal.reason, reason);
             assert!(!refusal.hint.is_empty());
         }
-        let schema = read(&with("config", json!({"type": "objekt"}))).expect_err("no schema");
+        let schema = read(&with("config", json!({"type": "objekt"}))).expect_err("not a schema");
         assert!(
             schema
                 .reason
-                .starts_with("the plugin's manifest is wrong: config must be a JSON Schema ("),
+                .starts_with("the plugin's manifest is invalid: config must be a JSON Schema ("),
             "{}",
             schema.reason
         );

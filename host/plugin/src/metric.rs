@@ -16,12 +16,9 @@ use crate::vtable::required;
 
 type Put = unsafe extern "C" fn(*mut c_void, *const HostOut) -> HostStatus;
 
-/// A plugin's functions for a metric, all there.
+/// A plugin's function table for a metric, with all required functions present.
 #[derive(Clone, Copy, Debug)]
-#[expect(
-    missing_docs,
-    reason = "the fields of the ABI's table have their documentation there"
-)]
+#[expect(missing_docs, reason = "the ABI documents the fields of its table")]
 pub struct MetricFunctions {
     pub create: HostCreate,
     pub destroy: HostDestroy,
@@ -47,7 +44,7 @@ impl MetricFunctions {
     }
 }
 
-/// A plugin's metric as the host's port.
+/// Adapts a plugin's metric to the host's `Metric` trait.
 #[derive(Debug)]
 pub(crate) struct PluginMetric {
     pub(crate) instance: Instance,
@@ -57,7 +54,7 @@ pub(crate) struct PluginMetric {
 }
 
 impl PluginMetric {
-    /// Calls a function that puts its result, and takes the result.
+    /// Calls a plugin function that writes its result to an [`Output`]. Converts this output with `take`.
     fn output<T>(
         &mut self,
         call: &'static str,
@@ -66,7 +63,7 @@ impl PluginMetric {
     ) -> Result<T> {
         let put = |instance, output: &mut Output| {
             let out = output.callbacks();
-            // SAFETY: the instance is the library's own; the callbacks' context outlives the call.
+            // SAFETY: the library created the instance; the callbacks' context outlives the call.
             unsafe { put(instance, &raw const out) }
         };
         self.instance
@@ -89,10 +86,10 @@ impl Metric for PluginMetric {
     }
 
     fn reset(&mut self) -> Result<()> {
-        // A new instance is what a reset gives in any case.
+        // A new instance is in the same state as a reset one.
         self.instance.renew()?;
         let reset = self.functions.reset;
-        // SAFETY: the instance is the library's own.
+        // SAFETY: the library created the instance.
         self.instance
             .act("reset", |instance| unsafe { reset(instance) })
     }
@@ -100,8 +97,8 @@ impl Metric for PluginMetric {
     fn update(&mut self, batch: MetricBatch<'_>) -> Result<()> {
         let (instance, update) = (&mut self.instance, self.functions.update);
         with_batch(&self.needs, self.reads_cuda, batch, |batch| {
-            // SAFETY: the instance is the library's own; the batch and all it points to outlive the
-            // call, the data by the promise of `TensorView`.
+            // SAFETY: the library created the instance. The batch and everything it points to outlive the
+            // call; for the data, `TensorView` guarantees this.
             instance.act("update", |instance| unsafe { update(instance, batch) })
         })?
     }
@@ -113,7 +110,7 @@ impl Metric for PluginMetric {
 
     fn merge_state(&mut self, state: &[u8]) -> Result<()> {
         let merge_state = self.functions.merge_state;
-        // SAFETY: the instance is the library's own; the bytes outlive the call.
+        // SAFETY: the library created the instance; the bytes outlive the call.
         self.instance.act("merge_state", |instance| unsafe {
             merge_state(instance, HostStr::from_bytes(state))
         })
@@ -129,11 +126,11 @@ impl Metric for PluginMetric {
     }
 }
 
-/// Shows `body` a batch as the ABI has it: exactly what was asked for, and it is there, so that a plugin
-/// may rely on it. The needs are distinct.
+/// Calls `body` with the batch in the ABI's form. The batch contains exactly the tensors in `needs`, so a
+/// plugin can rely on their presence. `needs` has no duplicates.
 ///
 /// # Errors
-/// The host has made a mistake with the batch.
+/// Returns an error if the batch lacks an input or has an invalid one, which is a bug in the host.
 #[inline]
 pub fn with_batch<T>(
     needs: &[Need],
@@ -141,15 +138,21 @@ pub fn with_batch<T>(
     batch: MetricBatch<'_>,
     body: impl FnOnce(&HostBatch) -> T,
 ) -> Result<T> {
-    // They lie on the stack: nothing is allocated for a call.
+    // On the stack, so that a call allocates no memory.
     let mut views = [const { MaybeUninit::<DLTensor>::uninit() }; Need::ALL.len()];
     let mut tensors = [const { MaybeUninit::<HostTensor>::uninit() }; Need::ALL.len()];
-    assert!(needs.len() <= tensors.len(), "each need is there once");
+    assert!(
+        needs.len() <= tensors.len(),
+        "a metric must not list a need twice"
+    );
     let places = views.iter_mut().zip(&mut tensors);
     for (&need, (view_place, place)) in needs.iter().zip(places) {
         let view = input(&batch, need)?;
         if view.device != Device::Cpu && !reads_cuda {
-            return Err(host_fault(need, "lies on a device the metric cannot read"));
+            return Err(host_fault(
+                need,
+                "is on a device that the metric cannot read",
+            ));
         }
         place.write(HostTensor {
             struct_size: size_of::<HostTensor>() as u32,
@@ -163,13 +166,13 @@ pub fn with_batch<T>(
         struct_size: size_of::<HostBatch>() as u32,
         flags: 0,
         step: batch.step,
-        // As many were written as there are needs.
+        // The loop above has written one tensor for each need.
         tensors: tensors.as_ptr().cast(),
         n_tensors: needs.len(),
     }))
 }
 
-/// DLPack's view of a tensor, which must outlive it.
+/// Returns DLPack's view of a tensor. The tensor must outlive the view.
 #[inline]
 fn dl_tensor(view: &TensorView<'_>) -> DLTensor {
     let is_empty = view.shape.contains(&0);
@@ -201,22 +204,26 @@ fn dl_tensor(view: &TensorView<'_>) -> DLTensor {
     }
 }
 
-/// The input that a metric needs, which every batch has.
+/// Returns an input that a metric needs. A missing input is an error, because every batch must contain it.
 #[inline]
 pub(crate) fn input<'a>(batch: &MetricBatch<'a>, need: Need) -> Result<&'a TensorView<'a>> {
     let view = batch.tensors.iter().find(|(name, _)| *name == need);
     let (_, view) = view.ok_or_else(|| host_fault(need, "is missing from the batch"))?;
     if view.shape.len() != view.strides.len() {
-        return Err(host_fault(need, "has other strides than sizes"));
+        return Err(host_fault(
+            need,
+            "has a number of strides that differs from its number of sizes",
+        ));
     }
     Ok(view)
 }
 
-/// A mistake of the host itself, which must not become a plugin's crash.
+/// Creates an error for a bug in the host itself. The host reports it instead of passing invalid data to a
+/// plugin.
 pub(crate) fn host_fault(need: Need, fault: &str) -> Error {
     Error::new(
         ErrorKind::System,
         format!("the metric input {} {fault}", need.name()),
     )
-    .hint("this is a mistake in the host; please report it")
+    .hint("this is a bug in the host; please report it")
 }

@@ -9,16 +9,17 @@ use crate::PluginKind;
 /// Where a plugin's code runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// In the host's process. A call costs next to nothing; a crash is the host's.
+    /// In the host's process. A call costs almost nothing; a crash ends the host.
     InProcess,
-    /// In a child process for each instance. A call costs some microseconds, and its inputs are
-    /// copied; a crash, or a call without end, costs the process and not the run.
+    /// In a child process, one for each instance. A call costs a few microseconds, and its inputs are copied.
+    /// A crash or an endless call ends the child process, not the run.
     Process,
 }
 
 impl Mode {
-    /// What is chosen where the user says nothing: sinks talk to networks for minutes, and the others
-    /// are called at every step or batch.
+    /// Returns the mode that applies if the user sets none. By default, only sinks run in child processes,
+    /// because a sink can use the network for minutes. Metrics and observers run in the host's process,
+    /// because they are called for every batch or step.
     pub fn default_of(kind: PluginKind) -> Self {
         match kind {
             PluginKind::CheckpointSink => Self::Process,
@@ -26,7 +27,7 @@ impl Mode {
         }
     }
 
-    /// The word in SPEC and in TOML.
+    /// Returns the mode's name in a plugin SPEC and in TOML.
     pub fn name(self) -> &'static str {
         match self {
             Self::InProcess => "in_process",
@@ -49,14 +50,14 @@ impl FromStr for Mode {
             .into_iter()
             .find(|mode| mode.name() == text)
             .ok_or_else(|| {
-                Error::new(ErrorKind::Config, format!("mode of a plugin cannot be {text:?}"))
-                    .hint("use process or in_process; sinks are in a process of their own, the others not")
+                Error::new(ErrorKind::Config, format!("unknown plugin mode: {text:?}"))
+                    .hint("use process or in_process; the default is process for sinks and in_process for other plugins")
             })
     }
 }
 
-/// How long a call into a child process may take where the user says nothing. A checkpoint may be
-/// gigabytes on their way over a slow line.
+/// Returns the time limit that applies to a call into a child process if the user sets none. It is longer for
+/// sinks, because sending a checkpoint of several gigabytes over a slow connection may take long.
 pub(crate) fn default_time_limit(kind: PluginKind) -> Duration {
     match kind {
         PluginKind::CheckpointSink => Duration::from_secs(3600),

@@ -14,20 +14,17 @@ use crate::out::{Output, answer};
 use crate::vtable::required;
 use crate::{EventKind, PluginKind};
 
-/// Most requests that one call may make.
+/// Maximum number of requests per call.
 const MOST_ASKS: usize = 16;
-/// Longest reason that is kept, in bytes; the rest is cut off.
+/// Maximum length of a reason in bytes; a longer reason is truncated.
 const LONGEST_REASON: usize = 1000;
 
 type Observe =
     unsafe extern "C" fn(*mut c_void, *const HostEvent, *const HostRequestsOut) -> HostStatus;
 
-/// A plugin's functions for an observer, all there.
+/// A plugin's function table for an observer, with all required functions present.
 #[derive(Clone, Copy, Debug)]
-#[expect(
-    missing_docs,
-    reason = "the fields of the ABI's table have their documentation there"
-)]
+#[expect(missing_docs, reason = "the ABI documents the fields of its table")]
 pub struct ObserverFunctions {
     pub create: HostCreate,
     pub destroy: HostDestroy,
@@ -35,12 +32,10 @@ pub struct ObserverFunctions {
     pub state: Option<StateFunctions>,
 }
 
-/// Both or neither: a state that nobody can read again is a mistake.
+/// The functions that export and import the state. A plugin must have both or neither, since a state that
+/// cannot be imported is useless.
 #[derive(Clone, Copy, Debug)]
-#[expect(
-    missing_docs,
-    reason = "the fields of the ABI's table have their documentation there"
-)]
+#[expect(missing_docs, reason = "the ABI documents the fields of its table")]
 pub struct StateFunctions {
     pub export_state: unsafe extern "C" fn(*mut c_void, *const HostOut) -> HostStatus,
     pub import_state: unsafe extern "C" fn(*mut c_void, HostStr) -> HostStatus,
@@ -65,12 +60,12 @@ impl ObserverFunctions {
     }
 }
 
-/// A plugin's observer as the host's port.
+/// Adapts a plugin's observer to the host's `Observer` trait.
 #[derive(Debug)]
 pub(crate) struct PluginObserver {
     pub(crate) instance: Instance,
     pub(crate) functions: ObserverFunctions,
-    /// What it is shown; everything if nothing is said.
+    /// The kinds of events that the observer receives; `None` means all.
     pub(crate) events: Option<Vec<EventKind>>,
 }
 
@@ -92,7 +87,7 @@ impl Observer for PluginObserver {
         let observe = self.functions.observe;
         let show = |instance, requests: &mut Requests| {
             let out = requests.callbacks();
-            // SAFETY: the instance is the library's own; the event and the callbacks' context outlive
+            // SAFETY: the library created the instance; the event and the callbacks' context outlive
             // the call.
             with_view(step, event, |event| unsafe {
                 observe(instance, event, &raw const out)
@@ -110,7 +105,7 @@ impl Observer for PluginObserver {
         };
         let put = |instance, output: &mut Output| {
             let out = output.callbacks();
-            // SAFETY: the instance is the library's own; the callbacks' context outlives the call.
+            // SAFETY: the library created the instance; the callbacks' context outlives the call.
             unsafe { export_state(instance, &raw const out) }
         };
         self.instance
@@ -119,19 +114,19 @@ impl Observer for PluginObserver {
     }
 
     fn import_state(&mut self, state: &[u8]) -> Result<()> {
-        let hint = "the checkpoint was written with another version of the plugin, or with other \
-                    settings of it; use those";
+        let hint =
+            "use the same version and settings of the plugin as when the checkpoint was written";
         match self.functions.state {
             _ if state.is_empty() => Ok(()),
             None => {
                 let reason = format!(
-                    "it keeps no state, and was given one of {} bytes",
+                    "it has no state, but the checkpoint has a state of {} bytes for it",
                     state.len()
                 );
                 Err(self.instance.refusal("import_state", &reason))
             }
             Some(StateFunctions { import_state, .. }) => {
-                // SAFETY: the instance is the library's own; the bytes outlive the call.
+                // SAFETY: the library created the instance; the bytes outlive the call.
                 self.instance.act("import_state", |instance| unsafe {
                     import_state(instance, HostStr::from_bytes(state))
                 })
@@ -142,17 +137,15 @@ impl Observer for PluginObserver {
 
     fn lost(&self) -> Option<String> {
         let call = self.instance.panicked()?;
-        Some(format!(
-            "it panicked in {call}, and what it had seen is lost"
-        ))
+        Some(format!("it panicked in {call}, and its state is lost"))
     }
 }
 
-/// What a call asks for. It lives on the host's stack for the length of one call.
+/// The requests that a plugin makes in one call. Lives on the host's stack during the call.
 #[derive(Debug, Default)]
 pub struct Requests {
     asks: Vec<Ask>,
-    /// The first thing that was wrong; it fails the call whatever the plugin makes of it.
+    /// The first fault. If there is one, the call fails, even if the plugin ignores the fault.
     fault: Option<String>,
 }
 
@@ -163,7 +156,8 @@ impl Collector for Requests {
 }
 
 impl Requests {
-    /// The callback that fills this. It holds its address: do not touch it until the call returns.
+    /// Returns the callback that adds requests to this collector. The callback contains the collector's
+    /// address, so the collector must not be moved or accessed until the call returns.
     pub fn callbacks(&mut self) -> HostRequestsOut {
         HostRequestsOut {
             struct_size: size_of::<HostRequestsOut>() as u32,
@@ -173,10 +167,10 @@ impl Requests {
         }
     }
 
-    /// What was asked for.
+    /// Returns the requests.
     ///
     /// # Errors
-    /// Says what was wrong with the first faulty request.
+    /// Returns the first fault, if a request has a fault.
     pub fn into_result(self) -> Result<Vec<Ask>, String> {
         match self.fault {
             Some(fault) => Err(fault),
@@ -186,14 +180,16 @@ impl Requests {
 
     fn ask(&mut self, ask: Ask) -> Result<(), String> {
         if self.asks.len() == MOST_ASKS {
-            return Err(format!("it asked for more than {MOST_ASKS} things at once"));
+            return Err(format!(
+                "it made more than {MOST_ASKS} requests in one call"
+            ));
         }
         if ask.reason.is_empty() {
-            return Err("it asked for something without a reason".to_owned());
+            return Err("it made a request without a reason".to_owned());
         }
         ask.request
             .check()
-            .map_err(|error| format!("it asked for what cannot be: {error}"))?;
+            .map_err(|error| format!("it made an invalid request: {error}"))?;
         self.asks.push(ask);
         Ok(())
     }
@@ -205,17 +201,17 @@ unsafe extern "C" fn ask(
     factor: f64,
     reason: HostStr,
 ) -> HostStatus {
-    // SAFETY: the plugin hands back the context of this call, whose requests nobody else touches.
+    // SAFETY: the plugin passes the context of this call, and nothing else accesses its requests.
     let Some(requests) = (unsafe { ctx.cast::<Requests>().as_mut() }) else {
         return HOST_ERROR;
     };
-    // Of a newer plugin, which may make do with another.
+    // The request belongs to a newer ABI. The plugin can make another request instead.
     let Some(request) = event::request(request, factor) else {
         return HOST_UNSUPPORTED;
     };
     let mut fault = requests.fault.take();
     let status = answer(&mut fault, || {
-        // SAFETY: by the ABI the reason is readable until this returns.
+        // SAFETY: the ABI guarantees that the reason is readable until this callback returns.
         let reason = one_line(&unsafe { message_of(reason) });
         let reason = cut(reason, LONGEST_REASON);
         requests.ask(Ask { request, reason })

@@ -6,19 +6,20 @@ use host_plugin_abi::{HOST_ERROR, HOST_OK, HostOut, HostStatus, HostStr};
 use crate::host_api::{bytes_of, contained};
 use crate::instance::Collector;
 
-/// Longest name of a value or a group, in bytes.
+/// Maximum length of the name of a value or a group, in bytes.
 pub(crate) const LONGEST_NAME: usize = host_core::LONGEST_METRIC_NAME;
-/// Most values that one call may put.
+/// Maximum number of values that one call may output.
 const MOST_VALUES: usize = 1000;
-/// Most bytes that one call may put.
+/// Maximum number of bytes that one call may output.
 pub(crate) const MOST_BYTES: usize = 64 << 20;
 
-/// What a call puts. It lives on the host's stack for the length of one call.
+/// The output of a call. Lives on the host's stack during one call.
 #[derive(Debug, Default)]
 pub struct Output {
     values: Vec<(String, f64)>,
     bytes: Option<Vec<u8>>,
-    /// The first thing that was wrong; it fails the call whatever the plugin makes of it.
+    /// The first fault in the output, if any. A call with a fault fails, even if the plugin ignores the
+    /// fault.
     fault: Option<String>,
 }
 
@@ -29,7 +30,8 @@ impl Collector for Output {
 }
 
 impl Output {
-    /// The callbacks that fill this. They hold its address: do not touch it until the call returns.
+    /// Returns the callbacks that write to this output. They contain the output's address, so the output must
+    /// not be moved or accessed until the call returns.
     pub fn callbacks(&mut self) -> HostOut {
         HostOut {
             struct_size: size_of::<HostOut>() as u32,
@@ -40,26 +42,27 @@ impl Output {
         }
     }
 
-    /// The named values, if nothing was wrong.
+    /// Returns the named values, or the first fault.
     pub fn into_values(self) -> Result<Vec<(String, f64)>, String> {
         match (self.fault, self.bytes) {
             (Some(fault), _) => Err(fault),
-            (None, Some(_)) => Err("it put bytes where values belong".to_owned()),
+            (None, Some(_)) => Err("it put bytes instead of values".to_owned()),
             (None, None) => Ok(self.values),
         }
     }
 
-    /// The bytes, if nothing was wrong.
+    /// Returns the bytes, or the first fault.
     pub fn into_bytes(self) -> Result<Vec<u8>, String> {
         self.into_any_bytes()?
-            .ok_or_else(|| "it succeeded but put nothing".to_owned())
+            .ok_or_else(|| "it succeeded but put no output".to_owned())
     }
 
-    /// The bytes of a call that may put none.
+    /// Returns the bytes, or `None` if the call wrote no bytes. If there was a fault, returns the first
+    /// fault.
     pub fn into_any_bytes(self) -> Result<Option<Vec<u8>>, String> {
         match self.fault {
             Some(fault) => Err(fault),
-            None if !self.values.is_empty() => Err("it put values where bytes belong".to_owned()),
+            None if !self.values.is_empty() => Err("it put values instead of bytes".to_owned()),
             None => Ok(self.bytes),
         }
     }
@@ -76,32 +79,32 @@ impl Output {
     }
 }
 
-/// A name that a plugin gives to a value or a group.
+/// Checks the name that a plugin gave to a value or a group.
 ///
 /// # Safety
-/// `name` must be readable and stay so for `'a`.
+/// `name` must be readable for `'a`.
 pub(crate) unsafe fn checked_name<'a>(name: HostStr, of: &str) -> Result<&'a str, String> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that the name is readable for `'a`.
     let Some(bytes) = (unsafe { bytes_of(name, LONGEST_NAME) }) else {
         return Err(format!(
-            "it gave a {of} a name of {} bytes, more than {LONGEST_NAME}",
+            "the name of a {of} has {} bytes, more than {LONGEST_NAME}",
             name.len
         ));
     };
     match std::str::from_utf8(bytes) {
         Err(_) => Err(format!(
-            "it gave a {of} a name that is not UTF-8: {:?}",
+            "the name of a {of} is not UTF-8: {:?}",
             String::from_utf8_lossy(bytes)
         )),
-        Ok("") => Err(format!("it gave a {of} an empty name")),
+        Ok("") => Err(format!("a {of} has an empty name")),
         Ok(name) if name.contains(char::is_control) => Err(format!(
-            "it gave a {of} a name with control characters: {name:?}"
+            "the name of a {of} contains control characters: {name:?}"
         )),
         Ok(name) => Ok(name),
     }
 }
 
-/// Runs a callback's body, keeps the first fault and turns it into the status for the plugin.
+/// Runs a callback's body, records the first fault and returns the status for the plugin.
 pub(crate) fn answer(
     fault: &mut Option<String>,
     body: impl FnOnce() -> Result<(), String>,
@@ -116,13 +119,13 @@ pub(crate) fn answer(
 }
 
 unsafe extern "C" fn put_f64(ctx: *mut c_void, name: HostStr, value: f64) -> HostStatus {
-    // SAFETY: the plugin hands back the context of this call, whose output nobody else touches.
+    // SAFETY: the plugin passes the context of this call, and nothing else accesses its output.
     let Some(output) = (unsafe { ctx.cast::<Output>().as_mut() }) else {
         return HOST_ERROR;
     };
     let mut fault = output.fault.take();
     let status = answer(&mut fault, || {
-        // SAFETY: by the ABI the name is readable until this returns.
+        // SAFETY: the ABI guarantees that the name is readable until this callback returns.
         let name = unsafe { checked_name(name, "value") }?;
         output.put_value(name, value)
     });
@@ -131,13 +134,13 @@ unsafe extern "C" fn put_f64(ctx: *mut c_void, name: HostStr, value: f64) -> Hos
 }
 
 unsafe extern "C" fn put_bytes(ctx: *mut c_void, bytes: HostStr) -> HostStatus {
-    // SAFETY: the plugin hands back the context of this call, whose output nobody else touches.
+    // SAFETY: the plugin passes the context of this call, and nothing else accesses its output.
     let Some(output) = (unsafe { ctx.cast::<Output>().as_mut() }) else {
         return HOST_ERROR;
     };
     let mut fault = output.fault.take();
     let status = answer(&mut fault, || {
-        // SAFETY: by the ABI the bytes are readable until this returns.
+        // SAFETY: the ABI guarantees that the bytes are readable until this callback returns.
         let Some(put) = (unsafe { bytes_of(bytes, MOST_BYTES) }) else {
             return Err(format!(
                 "it put {} bytes, more than {} MiB",
@@ -159,7 +162,7 @@ mod tests {
     fn put(output: &mut Output, name: HostStr) -> HostStatus {
         let out = output.callbacks();
         let put_f64 = out.put_f64.expect("put_f64");
-        // SAFETY: the context is the output's, and the names below are readable.
+        // SAFETY: the context belongs to the output, and the names below are readable.
         unsafe { put_f64(out.ctx, name, 1.0) }
     }
 
@@ -175,21 +178,21 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_name_fails_the_call_even_if_it_is_ignored() {
+    fn an_invalid_name_fails_the_call_even_if_the_plugin_ignores_it() {
         let long = "x".repeat(LONGEST_NAME + 1);
         for (name, fault) in [
-            (HostStr::new(""), "it gave a value an empty name"),
+            (HostStr::new(""), "a value has an empty name"),
             (
                 HostStr::from_bytes(b"\xff"),
-                "it gave a value a name that is not UTF-8: \"\u{fffd}\"",
+                "the name of a value is not UTF-8: \"\u{fffd}\"",
             ),
             (
                 HostStr::new("a\nb"),
-                "it gave a value a name with control characters: \"a\\nb\"",
+                "the name of a value contains control characters: \"a\\nb\"",
             ),
             (
                 HostStr::new(&long),
-                "it gave a value a name of 201 bytes, more than 200",
+                "the name of a value has 201 bytes, more than 200",
             ),
             (HostStr::new("a"), "it put \"a\" twice"),
         ] {

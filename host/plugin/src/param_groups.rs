@@ -13,18 +13,15 @@ use crate::instance::{Collector, Instance};
 use crate::out::{answer, checked_name};
 use crate::vtable::required;
 
-/// Most groups that one call may add.
+/// Maximum number of groups that one call may add.
 const MOST_GROUPS: usize = 10_000;
-/// Most warnings that one call may give, and the longest in bytes.
+/// Maximum number of warnings per call, and the maximum length of a warning in bytes.
 const MOST_WARNINGS: usize = 1000;
 const LONGEST_WARNING: usize = 4096;
 
-/// A plugin's functions for grouping, all there.
+/// A plugin's function table for parameter groups, with all required functions present.
 #[derive(Clone, Copy, Debug)]
-#[expect(
-    missing_docs,
-    reason = "the fields of the ABI's table have their documentation there"
-)]
+#[expect(missing_docs, reason = "the ABI documents the fields of its table")]
 pub struct ParamGroupsFunctions {
     pub create: HostCreate,
     pub destroy: HostDestroy,
@@ -46,7 +43,7 @@ impl ParamGroupsFunctions {
     }
 }
 
-/// A plugin's grouper as the host's port.
+/// Implements the host's `ParamGroups` trait by calling a plugin.
 #[derive(Debug)]
 pub(crate) struct PluginParamGroups {
     pub(crate) instance: Instance,
@@ -70,7 +67,7 @@ impl ParamGroups for PluginParamGroups {
         let group = self.functions.group;
         let call = |instance, groups: &mut Groups| {
             let out = groups.callbacks();
-            // SAFETY: the instance is the library's own; the request, its parameters and the callbacks'
+            // SAFETY: the library created the instance; the request, its parameters and the callbacks'
             // context outlive the call.
             unsafe { group(instance, &raw const abi_request, &raw const out) }
         };
@@ -81,7 +78,7 @@ impl ParamGroups for PluginParamGroups {
     }
 }
 
-/// A view of the parameter, which must outlive it.
+/// Returns the parameter in the ABI's form. The parameter must outlive the result.
 pub fn param(param: &ParamInfo) -> HostParam {
     HostParam {
         struct_size: size_of::<HostParam>() as u32,
@@ -93,7 +90,7 @@ pub fn param(param: &ParamInfo) -> HostParam {
     }
 }
 
-/// DLPack's word for a type.
+/// Returns DLPack's code for an element type.
 #[inline]
 pub(crate) fn dl_dtype(dtype: Dtype) -> DLDataType {
     let (code, bits) = match dtype {
@@ -109,14 +106,14 @@ pub(crate) fn dl_dtype(dtype: Dtype) -> DLDataType {
     }
 }
 
-/// What a call adds. It lives on the host's stack for the length of one call.
+/// The output of a call. Lives on the host's stack during one call.
 #[derive(Debug)]
 pub struct Groups {
     n_params: usize,
     assigned: usize,
     groups: Vec<ParamGroup>,
     warnings: Vec<String>,
-    /// The first thing that was wrong; it fails the call whatever the plugin makes of it.
+    /// The first fault. It fails the call even if the plugin ignores it.
     fault: Option<String>,
 }
 
@@ -127,7 +124,7 @@ impl Collector for Groups {
 }
 
 impl Groups {
-    /// For that many parameters, none of them in a group yet.
+    /// Creates an empty output for this number of parameters.
     pub fn new(n_params: usize) -> Self {
         Self {
             n_params,
@@ -138,7 +135,8 @@ impl Groups {
         }
     }
 
-    /// The callbacks that fill this. They hold its address: do not touch it until the call returns.
+    /// Returns the callbacks that write to this output. They contain its address, so it must not be moved or
+    /// accessed until the call returns.
     pub fn callbacks(&mut self) -> HostGroupsOut {
         HostGroupsOut {
             struct_size: size_of::<HostGroupsOut>() as u32,
@@ -150,10 +148,10 @@ impl Groups {
         }
     }
 
-    /// The groups and the warnings.
+    /// Returns the groups and the warnings.
     ///
     /// # Errors
-    /// Says what was wrong with the first faulty call.
+    /// Returns the first fault in a callback as an error.
     pub fn into_result(self) -> Result<(Vec<ParamGroup>, Vec<String>), String> {
         match self.fault {
             Some(fault) => Err(fault),
@@ -177,18 +175,19 @@ impl Groups {
         Ok(self.groups.len() as u32 - 1)
     }
 
-    /// A parameter may be put into two groups here: the check of the whole result names all such.
+    /// Assigns a parameter to a group. Accepts a parameter that already has a group, because the check of the
+    /// complete result reports all such parameters.
     fn assign(&mut self, param: usize, group: u32) -> Result<(), String> {
         if param >= self.n_params {
             return Err(format!(
-                "it assigned parameter {param}, of which there are {}",
+                "it used parameter index {param}, but the number of parameters in the model is {}",
                 self.n_params
             ));
         }
         let n_groups = self.groups.len();
         let Some(group) = self.groups.get_mut(group as usize) else {
             return Err(format!(
-                "it assigned to group {group}, of which there are {n_groups}"
+                "it used group index {group}, but the number of groups added so far is {n_groups}"
             ));
         };
         if self.assigned == self.n_params.saturating_mul(MOST_GROUPS) {
@@ -204,7 +203,7 @@ impl Groups {
 
     fn warn(&mut self, message: &str) -> Result<(), String> {
         if self.warnings.len() == MOST_WARNINGS {
-            return Err(format!("it gave more than {MOST_WARNINGS} warnings"));
+            return Err(format!("it issued more than {MOST_WARNINGS} warnings"));
         }
         self.warnings.push(message.to_owned());
         Ok(())
@@ -218,19 +217,19 @@ unsafe extern "C" fn add_group(
     lr_multiplier: f64,
     group: *mut u32,
 ) -> HostStatus {
-    // SAFETY: the plugin hands back the context of this call, which nobody else touches.
+    // SAFETY: the plugin passes the context of this call, which nothing else accesses.
     let Some(groups) = (unsafe { ctx.cast::<Groups>().as_mut() }) else {
         return HOST_ERROR;
     };
     let mut fault = groups.fault.take();
     let status = answer(&mut fault, || {
-        // SAFETY: by the ABI the name is readable until this returns.
+        // SAFETY: the ABI guarantees that the name is readable until this callback returns.
         let name = unsafe { checked_name(name, "group") }?;
         if group.is_null() {
-            return Err("it gave no place for a group's index".to_owned());
+            return Err("it passed no pointer for a group's index".to_owned());
         }
         let index = groups.add(name, weight_decay, lr_multiplier)?;
-        // SAFETY: by the ABI the place is writable until this returns.
+        // SAFETY: the ABI guarantees that the pointer is writable until this callback returns.
         unsafe { group.write_unaligned(index) };
         Ok(())
     });
@@ -239,7 +238,7 @@ unsafe extern "C" fn add_group(
 }
 
 unsafe extern "C" fn assign(ctx: *mut c_void, param: usize, group: u32) -> HostStatus {
-    // SAFETY: the plugin hands back the context of this call, which nobody else touches.
+    // SAFETY: the plugin passes the context of this call, which nothing else accesses.
     let Some(groups) = (unsafe { ctx.cast::<Groups>().as_mut() }) else {
         return HOST_ERROR;
     };
@@ -250,13 +249,13 @@ unsafe extern "C" fn assign(ctx: *mut c_void, param: usize, group: u32) -> HostS
 }
 
 unsafe extern "C" fn warn(ctx: *mut c_void, message: HostStr) -> HostStatus {
-    // SAFETY: the plugin hands back the context of this call, which nobody else touches.
+    // SAFETY: the plugin passes the context of this call, which nothing else accesses.
     let Some(groups) = (unsafe { ctx.cast::<Groups>().as_mut() }) else {
         return HOST_ERROR;
     };
     let mut fault = groups.fault.take();
     let status = answer(&mut fault, || {
-        // SAFETY: by the ABI the message is readable until this returns.
+        // SAFETY: the ABI guarantees that the message is readable until this callback returns.
         groups.warn(&cut(
             one_line(&unsafe { message_of(message) }),
             LONGEST_WARNING,

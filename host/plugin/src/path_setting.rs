@@ -1,5 +1,5 @@
-//! Settings that are paths: what a plugin's schema marks by `"format": "path"` reaches the plugin, and
-//! `run.toml`, as an absolute path, so that it means the same wherever the run goes on.
+//! Settings that are paths. The schema marks such a setting with `"format": "path"`. The plugin and
+//! `run.toml` get it as an absolute path, so that it stays valid if the run is resumed from another folder.
 
 use std::path::{Path, PathBuf};
 
@@ -10,8 +10,8 @@ use crate::schema;
 
 const PATH: &str = "path";
 
-/// Makes the paths among some settings absolute, as seen from the current folder. A `~` at the beginning is
-/// the home folder: shells leave that of `dir=~/checkpoints` to the program.
+/// Makes relative paths in the settings absolute, based on the current folder. Replaces a leading `~` with
+/// the home folder, since shells do not expand the `~` in `dir=~/checkpoints`.
 pub(crate) fn make_absolute(settings: &mut Value, schema: &Value) {
     let home = std::env::home_dir().filter(|home| home.is_absolute());
     let absolute = |text: &str| absolute(text, home.as_deref());
@@ -20,7 +20,7 @@ pub(crate) fn make_absolute(settings: &mut Value, schema: &Value) {
 
 fn absolute(text: &str, home: Option<&Path>) -> Option<String> {
     if text.is_empty() {
-        // What that means is the plugin's to say.
+        // The plugin decides what an empty path means.
         return None;
     }
     let in_home = match text.strip_prefix('~') {
@@ -34,7 +34,8 @@ fn absolute(text: &str, home: Option<&Path>) -> Option<String> {
     std::path::absolute(path).ok()?.to_str().map(str::to_owned)
 }
 
-/// Goes through a value beside the schema that it was checked against, which is bounded and has no circle.
+/// Makes the paths in a value absolute. `schema` is the part of `root` that the value was checked against.
+/// The recursion ends, because the schema is bounded and has no cycles.
 fn visit(
     value: &mut Value,
     schema: &Value,
@@ -76,7 +77,8 @@ fn visit(
     }
 }
 
-/// Whether a schema says that a text is a path. Of several that it may be, the first that fits counts.
+/// Whether a schema marks a string as a path. Among alternative schemas, only the first that accepts the
+/// string counts.
 fn is_path(text: &str, schema: &Value, root: &Value) -> bool {
     let schema = resolved(schema, root);
     if schema.get("format").and_then(Value::as_str) == Some(PATH) {
@@ -85,7 +87,8 @@ fn is_path(text: &str, schema: &Value, root: &Value) -> bool {
     let parts = |key| schema.get(key).and_then(Value::as_array);
     let all = parts("allOf").into_iter().flatten();
     let fits = |part: &&Value| {
-        // A part that needs the rest of the schema to be understood is taken to fit.
+        // If a subschema cannot be compiled without the rest of the schema, assume that it accepts the
+        // string.
         let part = resolved(part, root);
         schema::compile(part).map_or(true, |part| part.is_valid(&Value::from(text)))
     };
@@ -102,7 +105,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_path_is_absolute_and_home_is_found() {
+    fn a_path_becomes_absolute_and_home_is_expanded() {
         let home = Some(Path::new("/home/ada"));
         let here = std::env::current_dir().expect("a folder");
         let here = |path: &str| here.join(path).display().to_string();
@@ -124,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_found_wherever_a_schema_has_them() {
+    fn paths_are_found_everywhere_in_a_schema() {
         let path = json!({ "type": "string", "format": "path" });
         let schema = json!({
             "type": "object",

@@ -22,63 +22,65 @@ use crate::{
     CallAccount, Found, Mode, PluginConfig, PluginKind, PluginManifest, ServeCommand, shell_word,
 };
 
-/// A plugin with its settings. It makes instances, in this process or each in a child of it; they
-/// outlive it.
+/// A plugin with its settings. It creates instances. Each instance runs in this process or in its own child
+/// process. The instances can outlive the `Plugin`.
 #[derive(Debug)]
 pub struct Plugin {
     path: PathBuf,
-    /// How commands name it: by its id or its path.
+    /// The plugin's name in commands: its id or its path.
     name: String,
     sha256: String,
     manifest: PluginManifest,
     config: Map<String, Value>,
     /// The settings as JSON text.
     json: Arc<str>,
-    /// Absent where nothing of it runs in this process.
+    /// `None` if all of the plugin's code runs in child processes.
     library: Option<&'static Library>,
-    /// Absent where everything of it does.
+    /// `None` if all of the plugin's code runs in this process.
     isolation: Option<Isolation>,
     time_limit: Option<Duration>,
     account: CallAccount,
 }
 
-/// What it takes to run instances in child processes.
+/// The data for running instances in child processes.
 #[derive(Debug)]
 struct Isolation {
-    /// The user's choice for all kinds.
+    /// The mode that the user chose for all kinds; `None` means the default of each kind.
     mode: Option<Mode>,
     serve: ServeCommand,
     shares: Arc<Shares>,
-    /// The bytes that were looked at, which nobody can change any more.
+    /// The bytes that were inspected, in a file that can no longer be modified.
     image: Arc<OwnedFd>,
 }
 
-/// Where an instance is made.
+/// Where an instance is created.
 enum Place {
     Here(&'static Library),
     Child(Launch),
 }
 
 impl Plugin {
-    /// Reads and hashes the library, looks at those bytes, holds them to the lock, checks the
-    /// settings and only then loads the bytes, into this process. The same library may be loaded
-    /// again with other settings. `[main]`
+    /// Reads and hashes the library, and inspects its bytes. Then checks the bytes against the lock, and
+    /// checks the settings. Loads the same bytes into this process only after these checks. The same library
+    /// can be loaded again with other settings. `[main]`
     ///
     /// # Errors
-    /// The library is refused, or is not the one that is locked, or the settings are refused, or it
-    /// does not keep what its manifest promises.
+    /// Returns an error if the library is rejected, differs from its entry in the lock, or violates its
+    /// manifest, or if the settings are rejected.
     pub fn load(found: &Found, config: &PluginConfig) -> Result<Self> {
         let (image, manifest, config) = examine(found, config)?;
         let made = Self::make(&image, &found.path, manifest, config, None)?;
         Ok(made.named(found))
     }
 
-    /// The same, but instances of the kinds that run in a process of their own are made in children
-    /// that `serve` starts: all kinds or none as `mode` says, else each as is usual for it. If no
-    /// kind runs here, nothing is loaded into this process. `[main]`
+    /// Like [`Plugin::load`], but an instance whose mode is `process` runs in its own child process, which
+    /// `serve` starts. `mode` applies to all kinds; without it, each kind uses its default. If no kind runs
+    /// in this process, nothing is loaded into it. `[main]`
     ///
     /// # Errors
-    /// As for [`Plugin::load`]. What only a load would show comes when an instance is made.
+    /// Returns an error in the same cases as [`Plugin::load`]. Some errors are found only by loading the
+    /// library. If nothing is loaded into this process, such an error is returned when an instance is
+    /// created.
     pub fn load_isolated(
         found: &Found,
         config: &PluginConfig,
@@ -107,12 +109,12 @@ impl Plugin {
         Self { name, ..self }
     }
 
-    /// Loads bytes that the host has examined, with settings that it has, into this process.
+    /// Loads a library's inspected bytes into this process, with settings that the host has checked.
     pub(crate) fn load_image(image: &Image, path: &Path, json: &str) -> Result<Self> {
         let manifest = crate::inspect(image.bytes(), path)?;
         let config = serde_json::from_str(json).map_err(|error| {
             let message = format!(
-                "the settings of plugin {} are no JSON: {error}",
+                "the settings of plugin {} are not JSON: {error}",
                 manifest.id
             );
             Error::new(ErrorKind::System, message)
@@ -149,51 +151,51 @@ impl Plugin {
         })
     }
 
-    /// Its id.
+    /// Returns the id in the plugin's manifest.
     pub fn id(&self) -> &str {
         &self.manifest.id
     }
 
-    /// How a command names it: by its id, or by its path if it was asked for by that.
+    /// Returns the plugin's name in commands: its path if it was requested by path, otherwise its id.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What it says about itself.
+    /// Its manifest.
     pub fn manifest(&self) -> &PluginManifest {
         &self.manifest
     }
 
-    /// What it can be.
+    /// Returns the kinds that the plugin implements.
     pub fn kinds(&self) -> &[PluginKind] {
         &self.manifest.kinds
     }
 
-    /// The file it was loaded from.
+    /// Returns the file that the plugin was loaded from.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// SHA-256 of the bytes that were loaded, in lower-case hexadecimal.
+    /// Returns the SHA-256 of the bytes that were loaded, in lower-case hexadecimal.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
 
-    /// Its settings with their types, as it sees them.
+    /// Returns the plugin's settings with their types, as passed to the plugin.
     pub fn config(&self) -> &Map<String, Value> {
         &self.config
     }
 
-    /// Lets a call take at most this long, for the instances that are made from now on. In this
-    /// process nothing can interrupt a call: one that took longer has failed, and its output comes to
-    /// nothing. A child process is killed.
+    /// Sets the time limit for each call into the instances that are created later. A call in this process
+    /// cannot be interrupted. If it exceeds the limit, it fails after it has returned, and its output is
+    /// discarded. A child process that exceeds the limit is killed.
     #[must_use]
     pub fn with_time_limit(mut self, limit: Option<Duration>) -> Self {
         self.time_limit = limit;
         self
     }
 
-    /// Whether any of its kinds runs in a process of its own.
+    /// Whether any of the plugin's kinds runs in a child process.
     pub fn is_isolated(&self) -> bool {
         let isolation = self.isolation.as_ref();
         isolation.is_some_and(|isolation| {
@@ -202,15 +204,16 @@ impl Plugin {
         })
     }
 
-    /// The account of all calls into the instances made here. `create` and `destroy` are not in it.
+    /// Returns the statistics of all calls into instances that this plugin created. They do not count calls
+    /// of `create` and `destroy`.
     pub fn account(&self) -> &CallAccount {
         &self.account
     }
 
-    /// Makes a grouper. `[main]`
+    /// Creates an instance that assigns parameter groups. `[main]`
     ///
     /// # Errors
-    /// The plugin is none, or fails to make it.
+    /// Returns an error if the plugin is not of this kind, or if its `create` fails.
     pub fn param_groups(&self) -> Result<Box<dyn ParamGroups>> {
         let kind = PluginKind::ParamGroups;
         let library = match self.place(kind)? {
@@ -226,10 +229,10 @@ impl Plugin {
         }))
     }
 
-    /// Makes a metric. `[main]`
+    /// Creates a metric. `[main]`
     ///
     /// # Errors
-    /// The plugin is none, or fails to make it.
+    /// Returns an error if the plugin is not of this kind, or if its `create` fails.
     pub fn metric(&self) -> Result<Box<dyn Metric>> {
         let kind = PluginKind::Metric;
         let needs = self.manifest.needs.clone();
@@ -251,10 +254,10 @@ impl Plugin {
         }))
     }
 
-    /// Makes a sink. `[main]`
+    /// Creates a sink. `[main]`
     ///
     /// # Errors
-    /// The plugin is none, or fails to make it.
+    /// Returns an error if the plugin is not of this kind, or if its `create` fails.
     pub fn checkpoint_sink(&self) -> Result<Box<dyn CheckpointSink>> {
         let kind = PluginKind::CheckpointSink;
         let library = match self.place(kind)? {
@@ -269,10 +272,10 @@ impl Plugin {
         Ok(Box::new(PluginCheckpointSink::new(instance, functions)))
     }
 
-    /// Makes an observer. `[main]`
+    /// Creates an observer. `[main]`
     ///
     /// # Errors
-    /// The plugin is none, or fails to make it.
+    /// Returns an error if the plugin is not of this kind, or if its `create` fails.
     pub fn observer(&self) -> Result<Box<dyn Observer>> {
         let kind = PluginKind::Observer;
         let events = self.manifest.events.clone();
@@ -293,7 +296,7 @@ impl Plugin {
         }))
     }
 
-    /// Where an instance of this kind is made.
+    /// Returns whether instances of this kind are created in this process or in a child process.
     fn place(&self, kind: PluginKind) -> Result<Place> {
         match (&self.isolation, self.library) {
             (Some(isolation), _)
@@ -316,7 +319,8 @@ impl Plugin {
     }
 
     fn maker(&self, library: &'static Library) -> Result<Maker> {
-        // Nobody knew the limit yet, nor could have ended it.
+        // The library was loaded before the limit was set, and loading cannot be interrupted, so its load
+        // time is checked afterwards.
         if let Some(limit) = self.time_limit.filter(|limit| library.load_time > *limit) {
             let reason = late(library.load_time, limit);
             return Err(failed(self.id(), LOAD, &reason));
@@ -344,14 +348,14 @@ impl Plugin {
         Error::new(
             ErrorKind::Config,
             format!(
-                "plugin {} is no {kind} but {}: {}",
+                "plugin {} does not implement {kind}, only {}: {}",
                 self.id(),
                 kinds.join(", "),
                 self.path.display()
             ),
         )
         .hint(format!(
-            "`host plugin info {}` shows what it is",
+            "`host plugin info {}` lists its kinds",
             shell_word(&self.name)
         ))
     }
@@ -363,7 +367,8 @@ impl Isolation {
     }
 }
 
-/// Reads the library, looks at it, and types its settings. Nothing of it runs.
+/// Reads and inspects the library, and converts the settings to the types that its manifest declares. Runs
+/// none of the library's code.
 fn examine(
     found: &Found,
     config: &PluginConfig,
@@ -375,13 +380,13 @@ fn examine(
         return Err(Error::new(
             ErrorKind::Plugin,
             format!(
-                "plugin {} has become {}: {}",
+                "plugin {} was replaced by {}: {}",
                 found.manifest.id,
                 manifest.id,
                 path.display()
             ),
         )
-        .hint("the file was replaced in this moment; try again"));
+        .hint("the file changed during the check; try again"));
     }
     found.check_lock(&manifest, &image)?;
     let config = config.resolve_as(&manifest, &found.name())?;

@@ -1,4 +1,4 @@
-//! How the host runs a plugin: the keys of a `[[plugin]]` table that are the host's own.
+//! The keys of a `[[plugin]]` table that are reserved for the host. They define how the host runs the plugin.
 
 use std::time::Duration;
 
@@ -7,24 +7,24 @@ use serde_json::{Map, Value, json};
 
 use crate::{Mode, OnError};
 
-/// The user's settings for how the host runs a plugin. The defaults depend on the plugin's kind.
+/// The user's choices for running a plugin. The defaults depend on the plugin's kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Policy {
-    /// Where its code runs.
+    /// Where the plugin's code runs.
     pub mode: Option<Mode>,
-    /// What a failing call means.
+    /// What happens if a call fails.
     pub on_error: Option<OnError>,
-    /// The longest that one call may take: beyond it the call has failed.
+    /// The time limit of a call. A call that takes longer fails.
     pub time_limit: Option<Duration>,
-    /// What waits for it if it is a sink.
+    /// Which checkpoints are queued for the plugin, if it is a sink.
     pub queue: Option<QueuePolicy>,
 }
 
 impl Policy {
-    /// The keys, as they are written.
+    /// The reserved keys, as users write them.
     pub(crate) const KEYS: [&str; 4] = ["mode", "on_error", "time_limit_secs", "queue"];
 
-    /// Sets the value of one of the keys, from the command line. Returns false for any other key.
+    /// Sets a reserved key to a value from the command line. Returns false if the key is not reserved.
     ///
     /// # Errors
     /// Returns an error if the value is invalid.
@@ -39,10 +39,10 @@ impl Policy {
         Ok(true)
     }
 
-    /// Takes the keys out of a `[[plugin]]` table.
+    /// Removes the reserved keys from a `[[plugin]]` table and parses them.
     ///
     /// # Errors
-    /// A value is wrong.
+    /// Returns an error if a value is invalid.
     pub(crate) fn take_from(table: &mut Map<String, Value>) -> Result<Self> {
         let [mode, on_error, limit, queue] = Self::KEYS.map(|key| table.shift_remove(key));
         Ok(Self {
@@ -61,7 +61,8 @@ impl Policy {
         })
     }
 
-    /// The keys that were set, as [`PluginSpec::from_table`](crate::PluginSpec::from_table) reads them.
+    /// Returns the keys that are set, as a table that
+    /// [`PluginSpec::from_table`](crate::PluginSpec::from_table) can read.
     pub fn to_table(self) -> Map<String, Value> {
         let on_error = self.on_error.map(|on_error| match on_error {
             OnError::Fail => json!("fail"),
@@ -84,7 +85,7 @@ impl Policy {
 /// Returns the text of a key in a `[[plugin]]` table.
 ///
 /// # Errors
-/// Returns an error if the value is not text, or is empty.
+/// Returns an error if the value is not a string, or is empty.
 pub(crate) fn text_of(key: &str, value: Value) -> Result<String> {
     match value {
         Value::String(text) if !text.is_empty() => Ok(text),
@@ -96,19 +97,19 @@ pub(crate) fn text_of(key: &str, value: Value) -> Result<String> {
 
 pub(crate) fn table_error(message: String) -> Error {
     Error::new(ErrorKind::Config, message)
-        .hint("write id = \"local-disk\" or path = \"./libmine.so\", and the settings beside it")
+        .hint("set id = \"local-disk\" or path = \"./libmine.so\" in the [[plugin]] table, and put the plugin's settings in the same table")
 }
 
-/// A time limit in seconds, where it is one.
+/// Parses a time limit in seconds.
 fn time_limit(secs: Option<f64>, text: &str) -> Result<Duration> {
     secs.filter(|&secs| secs > 0.0)
         .and_then(|secs| Duration::try_from_secs_f64(secs).ok())
         .ok_or_else(|| {
             Error::new(
                 ErrorKind::Config,
-                format!("time_limit_secs cannot be {text}"),
+                format!("invalid time_limit_secs: {text}"),
             )
-            .hint("give the seconds that one call may take, as in 0.5 or 60")
+            .hint("write the maximum duration of one call in seconds, for example 0.5 or 60")
         })
 }
 
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_set_is_written_and_read_again() {
+    fn a_policy_survives_a_round_trip() {
         for policy in [
             Policy::default(),
             Policy {

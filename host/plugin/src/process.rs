@@ -1,13 +1,13 @@
 //! `mode = "process"`: an instance of a plugin in a child process of the host.
 //!
-//! The child is this very program, as `host plugin serve`. It loads the plugin as the host would,
-//! from the bytes that the host has hashed, makes one instance, and calls it through the same ports;
-//! the ports here pass the calls on. So the rest of the host does not notice, and a plugin that
-//! crashes, hangs or ends its process takes nobody with it: the call fails, and the next one starts
-//! the child again, a few times.
+//! The child's program is `host-plugin-serve`, or `host plugin serve` if that program is missing. The child
+//! loads the plugin, as the host would, from the bytes that the host has hashed. It creates one instance and
+//! calls this instance through the same traits. This module implements the traits by sending each call to the
+//! child, so the rest of the host needs no special case. A plugin that crashes, hangs or exits fails only the
+//! current call. The next call restarts the child, up to a limit.
 //!
-//! A call is made on the caller's thread, by one message there and one back. The host waits with a
-//! time limit, and sees a death at once: the socket closes.
+//! A call runs on the caller's thread, with one message in each direction. The host waits with a time limit,
+//! and detects the child's death immediately because the socket closes.
 
 mod channel;
 mod checkpoint_sink;

@@ -1,25 +1,24 @@
-//! The JSON Schema of a plugin's settings, of the kind that is checked in bounded time.
+//! The JSON Schema of a plugin's settings, restricted so that it can be checked in bounded time.
 //!
-//! The schema is the plugin's, and is read before the plugin is trusted with anything. So nothing is
-//! fetched for it, its patterns are of the kind that needs no backtracking, and it refers only to
-//! parts of itself and never in a circle: settings are a small table, and a schema that unfolds to
-//! more than the host wants to look at would keep it busy for as long as its author likes.
+//! The schema comes from the plugin and is read before the plugin is trusted. So the host fetches nothing for
+//! it, its patterns must not need backtracking, and its references must point into the schema itself, without
+//! cycles. Its expanded size is limited, since a huge schema could keep the host busy forever. In practice,
+//! the limit does not matter, because a plugin's settings are a small table.
 
 use std::collections::HashMap;
 
 use jsonschema::{PatternOptions, Validator};
 use serde_json::Value;
 
-/// Most values that a schema may have, with everything that it refers to in the place of the
-/// reference.
+/// Maximum number of values in a schema, counted with every reference replaced by its target.
 const MOST_VALUES: u64 = 100_000;
-/// How deep it may nest, counted the same way.
+/// Maximum nesting depth, also counted with every reference replaced by its target.
 const DEEPEST: u64 = 128;
-/// Largest compiled pattern in bytes.
+/// Maximum size of a compiled pattern in bytes.
 const LARGEST_PATTERN: usize = 1 << 20;
-/// Most patterns, all of which are compiled while the schema is only looked at.
+/// Maximum number of patterns. All of them are compiled even if the schema is only inspected.
 const MOST_PATTERNS: usize = 32;
-/// Keywords whose members have names of the schema's own choice.
+/// Keywords that contain an object whose keys are arbitrary names.
 const NAMED: [&str; 5] = [
     "properties",
     "patternProperties",
@@ -28,10 +27,10 @@ const NAMED: [&str; 5] = [
     "dependentSchemas",
 ];
 
-/// Makes the schema ready to check settings.
+/// Compiles the schema into a validator.
 ///
 /// # Errors
-/// Says why it is no JSON Schema, or none that the host takes.
+/// Returns an error if the schema is not a JSON Schema or exceeds the host's restrictions.
 pub fn compile(schema: &Value) -> Result<Validator, String> {
     Unfolding::check(schema)?;
     jsonschema::options()
@@ -40,8 +39,8 @@ pub fn compile(schema: &Value) -> Result<Validator, String> {
         .map_err(|error| error.to_string())
 }
 
-/// How large a schema is with every reference followed, found without unfolding it: each target is
-/// measured once.
+/// Computes the size that a schema would have with every reference expanded. Nothing is actually expanded:
+/// each target is measured only once.
 struct Unfolding<'a> {
     root: &'a Value,
     targets: HashMap<&'a str, Target>,
@@ -49,7 +48,7 @@ struct Unfolding<'a> {
 }
 
 enum Target {
-    /// It is being measured; whoever comes to it again has gone in a circle.
+    /// The target is being measured. Reaching it again means that there is a cycle.
     Open,
     Measured(Size),
 }
@@ -70,7 +69,7 @@ impl<'a> Unfolding<'a> {
         let size = unfolding.measure(schema, 0)?;
         if size.values > MOST_VALUES {
             return Err(format!(
-                "it has more than {MOST_VALUES} values with what it refers to"
+                "it has more than {MOST_VALUES} values when its references are expanded"
             ));
         }
         Ok(())
@@ -78,7 +77,7 @@ impl<'a> Unfolding<'a> {
 
     fn measure(&mut self, value: &'a Value, above: u64) -> Result<Size, String> {
         if above > DEEPEST {
-            return Err(format!("it nests more than {DEEPEST} deep"));
+            return Err(format!("it is nested more than {DEEPEST} levels deep"));
         }
         let mut size = Size {
             values: 1,
@@ -108,13 +107,13 @@ impl<'a> Unfolding<'a> {
                         ("pattern", Value::String(_)) => self.count_patterns(1)?,
                         ("$ref", Value::String(to)) => add(self.follow(to, above + 1)?),
                         ("$dynamicRef" | "$recursiveRef", Value::String(_)) => {
-                            return Err(format!("{key} is not taken here"));
+                            return Err(format!("{key} is not supported"));
                         }
-                        // It would change what the references below it mean.
+                        // A nested id would change the meaning of the references below it.
                         ("$id" | "id", Value::String(_)) if above > 0 => {
-                            return Err(format!("{key} is not taken inside of it"));
+                            return Err(format!("a nested {key} is not supported"));
                         }
-                        // Plain data, in which nothing is a keyword.
+                        // These keywords contain plain data without nested schemas.
                         ("enum" | "examples", Value::Array(items)) => add(Size {
                             values: items.len() as u64,
                             depth: 0,
@@ -127,7 +126,7 @@ impl<'a> Unfolding<'a> {
             _ => {}
         }
         if above + size.depth > 2 * DEEPEST {
-            return Err(format!("it nests more than {DEEPEST} deep"));
+            return Err(format!("it is nested more than {DEEPEST} levels deep"));
         }
         Ok(size)
     }
@@ -142,9 +141,9 @@ impl<'a> Unfolding<'a> {
 
     fn follow(&mut self, to: &'a str, above: u64) -> Result<Size, String> {
         match self.targets.get(to) {
-            Some(Target::Open) => return Err(format!("it refers to itself by {to:?}")),
+            Some(Target::Open) => return Err(format!("it refers to itself through {to:?}")),
             Some(Target::Measured(size)) if above + size.depth > DEEPEST => {
-                return Err(format!("it nests more than {DEEPEST} deep"));
+                return Err(format!("it is nested more than {DEEPEST} levels deep"));
             }
             Some(Target::Measured(size)) => return Ok(*size),
             None => {}
@@ -153,7 +152,7 @@ impl<'a> Unfolding<'a> {
             .strip_prefix('#')
             .filter(|path| path.starts_with('/') && !path.contains('%'))
             .and_then(|path| self.root.pointer(path))
-            .ok_or_else(|| format!("it refers to {to:?}, which is not part of it"))?;
+            .ok_or_else(|| format!("it refers to {to:?}, which is not inside the schema"))?;
         self.targets.insert(to, Target::Open);
         let size = self.measure(target, above)?;
         self.targets.insert(to, Target::Measured(size));
@@ -167,11 +166,11 @@ mod tests {
     use serde_json::{Map, json};
 
     fn refusal(schema: &Value) -> String {
-        compile(schema).expect_err("refused")
+        compile(schema).expect_err("rejected")
     }
 
     #[test]
-    fn what_schemas_are_made_of_is_taken() {
+    fn common_schemas_are_accepted() {
         let schema = json!({
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "$id": "https://example.org/settings",
@@ -193,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_circle_is_refused() {
+    fn a_cycle_is_rejected() {
         for schema in [
             json!({"$ref": "#"}),
             json!({"allOf": [{"$ref": "#"}]}),
@@ -202,12 +201,12 @@ mod tests {
                 "a": {"allOf": [{"$ref": "#/$defs/b"}]}, "b": {"not": {"$ref": "#/$defs/a"}}
             }}),
         ] {
-            assert!(refusal(&schema).starts_with("it refers to itself by \"#"));
+            assert!(refusal(&schema).starts_with("it refers to itself through \"#"));
         }
     }
 
     #[test]
-    fn nothing_outside_of_it_is_looked_for() {
+    fn external_references_are_rejected_and_not_fetched() {
         for to in [
             "http://127.0.0.1:9/x.json",
             "file:///etc/passwd",
@@ -218,21 +217,21 @@ mod tests {
             "",
         ] {
             let schema = json!({"properties": {"a": {"$ref": to}}, "$defs": {"a": {}}});
-            let expected = format!("it refers to {to:?}, which is not part of it");
+            let expected = format!("it refers to {to:?}, which is not inside the schema");
             assert_eq!(refusal(&schema), expected);
         }
         for key in ["$dynamicRef", "$recursiveRef"] {
             let schema = json!({"properties": {"a": {key: "#"}}});
-            assert_eq!(refusal(&schema), format!("{key} is not taken here"));
+            assert_eq!(refusal(&schema), format!("{key} is not supported"));
         }
         let inside = json!({"properties": {"a": {"$id": "http://127.0.0.1:9/"}}});
-        assert_eq!(refusal(&inside), "$id is not taken inside of it");
+        assert_eq!(refusal(&inside), "a nested $id is not supported");
         compile(&json!({"$schema": "http://127.0.0.1:9/meta"})).expect_err("not fetched");
     }
 
-    /// Sixty definitions, each twice the one before.
+    /// A schema with sixty definitions, each of which expands to twice the size of the next.
     #[test]
-    fn a_schema_that_unfolds_without_end_is_refused() {
+    fn a_schema_that_unfolds_to_a_huge_size_is_rejected() {
         let mut defs = Map::new();
         for level in 0..60 {
             let next = json!({"$ref": format!("#/$defs/d{}", level + 1)});
@@ -250,11 +249,11 @@ mod tests {
         }
         chain.insert("d20000".to_owned(), json!({}));
         let deep = json!({"$defs": chain, "$ref": "#/$defs/d0"});
-        assert_eq!(refusal(&deep), "it nests more than 128 deep");
+        assert_eq!(refusal(&deep), "it is nested more than 128 levels deep");
     }
 
     #[test]
-    fn a_pattern_that_backtracks_or_is_huge_is_refused() {
+    fn a_pattern_that_backtracks_or_is_huge_is_rejected() {
         for pattern in [r"(a+)\1", "(?=a)b", "(((x{100}){100}){100}){100}", "("] {
             let schema = json!({"properties": {"a": {"type": "string", "pattern": pattern}}});
             assert!(compile(&schema).is_err(), "{pattern}");
@@ -271,7 +270,7 @@ mod tests {
         let names = (0..=MOST_PATTERNS).map(|n| (format!("a{n}"), json!({})));
         let names = json!({"patternProperties": names.collect::<Map<_, _>>()});
         assert_eq!(refusal(&names), "it has more than 32 patterns");
-        // What takes a backtracking matcher for ever.
+        // A backtracking matcher would take forever for this pattern.
         let schema = json!({"properties": {"a": {"pattern": "^(a+)+$"}}});
         let validator = compile(&schema).expect("a schema");
         let hostile = "a".repeat(50_000) + "!";

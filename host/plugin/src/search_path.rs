@@ -12,33 +12,33 @@ use crate::image::{Image, open};
 use crate::inspect::{Inspection, look};
 use crate::{LockedPlugin, PluginLock, PluginManifest, Target};
 
-/// What names the first folders.
+/// The environment variable that lists the folders to search first.
 const PATH_VARIABLE: &str = "HOST_PLUGIN_PATH";
 /// The last folder.
 const SYSTEM_DIR: &str = "/usr/lib/host/plugins";
 
-/// Folders where plugins are looked for, in order. The current directory is never among them by
-/// itself.
+/// The folders in which plugins are searched, in the order of the search. The current directory is included
+/// only if the user lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SearchPath {
     dirs: Vec<PathBuf>,
-    /// Those among them that have what came with the host.
+    /// The folders in `dirs` that contain the plugins shipped with the host.
     shipped: Vec<PathBuf>,
     lock: Option<Arc<PluginLock>>,
 }
 
-/// A library that may be loaded. It has been looked at, not run.
+/// A library that has passed the inspection and may be loaded. None of its code has run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
     /// Its file.
     pub path: PathBuf,
-    /// What it says about itself.
+    /// Its manifest.
     pub manifest: PluginManifest,
-    /// What it must be when it is loaded, where plugins are locked.
+    /// The lock that the library must match when it is loaded, if plugins are locked.
     pub lock: Option<Arc<PluginLock>>,
-    /// How it was asked for.
+    /// How the library was requested.
     pub target: Target,
-    /// The plugin of the same id that came with the host, where this one is taken in its stead.
+    /// The shipped plugin with the same id, if this library replaces it.
     pub shadows: Option<PathBuf>,
 }
 
@@ -47,34 +47,35 @@ pub struct Found {
 pub struct Listed {
     /// Its file.
     pub path: PathBuf,
-    /// The id that it claims, even where it is refused; none where it cannot be read.
+    /// The id in the library's manifest, even if the library is rejected; `None` if the id cannot be read.
     pub id: Option<String>,
-    /// What it says about itself, or why it is refused.
+    /// The library's manifest, or why the library is rejected.
     pub outcome: Result<PluginManifest>,
-    /// The file that is taken in its stead, since it has the same id and comes earlier.
+    /// The file that is used instead of this one, because it has the same id and is in an earlier folder.
     pub shadowed_by: Option<PathBuf>,
 }
 
 impl Found {
-    /// How a command names it: by its id, or by its path if it was asked for by that.
+    /// Returns the plugin's name in commands: its path if it was requested by path, otherwise its id.
     pub fn name(&self) -> String {
         match &self.target {
             Target::Id(id) => id.clone(),
             Target::Path(path) => match path.to_str() {
-                // Without a slash it would be an id.
+                // Without a slash, the text would be interpreted as an id.
                 Some(text) if text.contains('/') || text.ends_with(".so") => text.to_owned(),
                 _ => Path::new(".").join(path).display().to_string(),
             },
         }
     }
 
-    /// What its user should know before code of it runs: that it takes the place of a plugin which came
-    /// with the host, or that others than its owner may change it.
+    /// Returns warnings to show before any of the library's code runs. There is one warning if the library
+    /// replaces a shipped plugin, and another for each file or folder through which any user can modify the
+    /// library.
     pub fn warnings(&self) -> Vec<String> {
         let id = &self.manifest.id;
         let shadows = self.shadows.as_ref().map(|shipped| {
             format!(
-                "plugin {id} is {}, and not the one that comes with the host: {}",
+                "plugin {id} is {}, not the plugin shipped with the host: {}",
                 absolute(&self.path).display(),
                 absolute(shipped).display()
             )
@@ -86,25 +87,25 @@ impl Found {
         shadows.into_iter().chain(exposed).collect()
     }
 
-    /// SHA-256 of the file as it is now, in lower-case hexadecimal.
+    /// Returns the SHA-256 of the file's current content, in lower-case hexadecimal.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn sha256(&self) -> Result<String> {
         Image::read(&self.path).map(|image| image.sha256())
     }
 
-    /// What the file is now, for a lock. None of its code runs.
+    /// Returns the lock entry for the file's current content. Runs none of its code.
     ///
     /// # Errors
-    /// The file cannot be read, or is refused by now.
+    /// Returns an error if the file cannot be read or is now rejected.
     pub fn pin(&self) -> Result<LockedPlugin> {
         let image = Image::read(&self.path)?;
         let manifest = crate::inspect(image.bytes(), &self.path)?;
         Ok(LockedPlugin::of(&manifest, &image))
     }
 
-    /// Holds the bytes that were read, and are to be loaded, to the lock.
+    /// Checks the library's bytes against the lock. The same bytes are loaded later.
     pub(crate) fn check_lock(&self, manifest: &PluginManifest, image: &Image) -> Result<()> {
         match &self.lock {
             Some(lock) => lock.check(&LockedPlugin::of(manifest, image), &self.path),
@@ -114,8 +115,8 @@ impl Found {
 }
 
 impl SearchPath {
-    /// `HOST_PLUGIN_PATH`, the executable's own folder, `$XDG_DATA_HOME/host/plugins` and
-    /// `/usr/lib/host/plugins`.
+    /// Returns the default search path: `HOST_PLUGIN_PATH`, the executable's own folder,
+    /// `$XDG_DATA_HOME/host/plugins` and `/usr/lib/host/plugins`.
     pub fn from_env() -> Self {
         let executable = env::current_exe().ok();
         Self::from_parts(
@@ -135,7 +136,7 @@ impl SearchPath {
         }
     }
 
-    /// The same, and what is found is loaded only as this lock says.
+    /// Requires plugins to match this lock.
     #[must_use]
     pub fn with_lock(self, lock: PluginLock) -> Self {
         let lock = Some(Arc::new(lock));
@@ -149,7 +150,7 @@ impl SearchPath {
         home: Option<OsString>,
     ) -> Self {
         let given = plugin_path.unwrap_or_default();
-        // An empty element means the current directory to a shell, which nobody asked for here.
+        // Shells interpret an empty element as the current directory, which is not intended here.
         let given = env::split_paths(&given).filter(|dir| !dir.as_os_str().is_empty());
         let data_home = data_home
             .map(PathBuf::from)
@@ -169,16 +170,16 @@ impl SearchPath {
         }
     }
 
-    /// The folders, in order.
+    /// Returns the folders, in search order.
     pub fn dirs(&self) -> &[PathBuf] {
         &self.dirs
     }
 
-    /// Finds a plugin by its file, or by its id: the first library with that id counts, even if it
-    /// is refused, so that an older one does not silently take its place.
+    /// Finds a plugin by its file or by its id. If several libraries have the id, only the first of them
+    /// counts: if it is rejected, the search fails and does not continue to the next library.
     ///
     /// # Errors
-    /// There is none, or it is refused.
+    /// Returns an error if no such plugin exists or if it is rejected.
     pub fn find(&self, target: &Target) -> Result<Found> {
         let id = match target {
             Target::Path(path) => {
@@ -227,7 +228,8 @@ impl SearchPath {
         }
     }
 
-    /// The library of this id that came with the host, if the one at `path` did not.
+    /// Returns the shipped library with this id. Returns `None` if the library at `path` is itself in a
+    /// folder of shipped plugins.
     fn shipped_beside(&self, path: &Path, id: &str) -> Option<PathBuf> {
         let folder = path.parent().and_then(|dir| dir.canonicalize().ok());
         let mut shipped = self.shipped.iter();
@@ -240,7 +242,7 @@ impl SearchPath {
         libraries(&self.shipped).into_iter().find(has_id)
     }
 
-    /// Every library in the folders, in the order in which they are looked at.
+    /// Lists every library in the folders, in search order.
     pub fn list(&self) -> Vec<Listed> {
         let mut first: Vec<(String, PathBuf)> = Vec::new();
         libraries(&self.dirs)
@@ -270,7 +272,7 @@ impl SearchPath {
     }
 
     fn not_found(&self, id: &str, others: &[String]) -> Error {
-        let error = Error::new(ErrorKind::Config, format!("no plugin has the id {id:?}"));
+        let error = Error::new(ErrorKind::Config, format!("unknown plugin: {id:?}"));
         let mut known: Vec<&str> = others.iter().map(String::as_str).collect();
         known.sort_unstable();
         known.dedup();
@@ -287,14 +289,14 @@ impl SearchPath {
             false => known.join(", "),
         };
         error.hint(format!(
-            "found {known} in {}; give the library's path, or set HOST_PLUGIN_PATH to its folder",
+            "found {known} in {}; pass the library's path, or set HOST_PLUGIN_PATH to its folder",
             dirs.join(", ")
         ))
     }
 }
 
-/// The `*.so` files of the folders, each folder once and sorted by name. A folder that is not
-/// there or cannot be read has none.
+/// Lists the `*.so` files in the folders, sorted by name within each folder. A folder that is given twice is
+/// listed only once. Skips a folder that does not exist or cannot be read.
 fn libraries(dirs: &[PathBuf]) -> Vec<PathBuf> {
     let mut seen = Vec::new();
     let mut found = Vec::new();
@@ -319,13 +321,14 @@ fn libraries(dirs: &[PathBuf]) -> Vec<PathBuf> {
     found
 }
 
-/// The path for people, wherever they are.
+/// Returns the absolute path, since messages must not depend on the current folder.
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// What of a library every user of the machine may write to: its file, or a folder in which it, or a link
-/// to it, can be replaced. In a folder such as `/tmp` only a file's owner can replace it.
+/// Lists the file and the folders through which any user of the machine can modify the library at `path`: the
+/// library's file, or a folder in which the library or a link to it can be replaced. A sticky folder such as
+/// `/tmp` is not listed, because there only the owner of a file can replace the file.
 fn exposed(path: &Path) -> Vec<(&'static str, PathBuf)> {
     const WRITABLE: u32 = 0o002;
     const STICKY: u32 = 0o1000;
@@ -351,14 +354,14 @@ fn exposed(path: &Path) -> Vec<(&'static str, PathBuf)> {
     found
 }
 
-/// Reads of the file only what the look needs.
+/// Inspects a file. Reads only the parts that are necessary.
 fn look_at(path: &Path) -> Result<Inspection> {
     let (file, _): (File, u64) = open(path)?;
     let cache = ReadCache::new(file);
     Ok(look(&cache))
 }
 
-/// Whether the file is called as a library of this id would be.
+/// Whether the file has the usual name of a library with this id.
 fn is_named_after(path: &Path, id: &str) -> bool {
     let stem = path.file_stem().and_then(|stem| stem.to_str());
     stem.is_some_and(|stem| stem.strip_prefix("lib").unwrap_or(stem) == id.replace('-', "_"))
@@ -387,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_any_user_can_write_to_is_named() {
+    fn world_writable_files_and_folders_are_named() {
         use std::fs::{Permissions, create_dir, set_permissions, write};
         let dir = tempfile::tempdir().expect("a folder");
         let dir = dir.path().canonicalize().expect("a folder");
@@ -408,7 +411,7 @@ mod tests {
         assert_eq!(exposed(&open.join("a.so")), [("folder", open.clone())]);
         set(&open, 0o1777);
         assert_eq!(exposed(&open.join("a.so")), []);
-        // A link in an open folder to a library in a closed one.
+        // A link in a world-writable folder to a library in a protected one.
         set(&library, 0o644);
         set(&open, 0o777);
         std::os::unix::fs::symlink(&library, open.join("link.so")).expect("linked");
@@ -416,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_relative_or_missing_data_home_gives_way_to_the_home() {
+    fn a_relative_or_missing_data_home_defaults_to_the_home() {
         for data_home in [None, Some("relative".into()), Some("".into())] {
             let path = SearchPath::from_parts(None, None, data_home, Some("/home".into()));
             let expected = ["/home/.local/share/host/plugins", "/usr/lib/host/plugins"];

@@ -7,27 +7,28 @@ use serde_json::{Map, Value};
 
 use crate::{PluginConfig, PluginManifest};
 
-/// The environment variables of a run that hold secrets. The child process of a plugin gets those alone
-/// that the plugin reads; the host's own process has what its user gave it.
+/// The environment variables of a run that contain secrets. A plugin's child process gets only the secrets
+/// that the plugin reads. The host process keeps its environment unchanged.
 ///
-/// A plugin says which it reads by its settings: one whose name ends in `_env`, at any depth, has the name
-/// of such a variable as its value, or a list of names.
+/// The settings of a plugin declare which variables the plugin reads. If the name of a setting ends in
+/// `_env`, the setting contains the name of a variable, or a list of names. Such a setting can be at any
+/// depth.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Secrets {
-    /// What the user's settings name, and the Hub's.
+    /// The variables that the user's settings name, and the Hub's variables.
     named: BTreeSet<String>,
-    /// What the plugins' own defaults name. A plugin gets its own, but no default gives it the secret of
-    /// another plugin.
+    /// The variables that the defaults of plugins name. A plugin gets a variable that its own defaults name,
+    /// unless the user's settings name the variable for another plugin.
     by_default: BTreeSet<String>,
-    /// The service's tokens, which no plugin gets.
+    /// The variables that contain a token of the gRPC service. No plugin gets them.
     tokens: BTreeSet<String>,
 }
 
-/// What the Hub's own tools read.
+/// The environment variables that the Hub's own tools read.
 const HUB: [&str; 2] = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
 
 impl Default for Secrets {
-    /// The Hub's.
+    /// Returns only the Hub's variables.
     fn default() -> Self {
         Self {
             named: HUB.map(str::to_owned).into(),
@@ -38,8 +39,8 @@ impl Default for Secrets {
 }
 
 impl Secrets {
-    /// Adds those that a plugin reads, as far as it is known: without a manifest, those that the user's
-    /// settings name.
+    /// Adds the variables that a plugin reads. Without a manifest the plugin's defaults are unknown, so only
+    /// the variables in the user's settings are added.
     pub fn add(&mut self, manifest: Option<&PluginManifest>, given: &PluginConfig) {
         self.named.extend(named(given));
         let with_defaults = manifest.and_then(|manifest| given.resolve(manifest).ok());
@@ -47,7 +48,7 @@ impl Secrets {
         self.by_default.extend(all.iter().flat_map(named));
     }
 
-    /// Adds variables that hold a token of the service, which no plugin gets.
+    /// Adds variables that contain a token of the gRPC service. No plugin gets them.
     #[must_use]
     pub fn with_tokens(mut self, names: impl IntoIterator<Item = String>) -> Self {
         self.tokens.extend(names);
@@ -59,7 +60,7 @@ impl Secrets {
         all.into_iter().flatten()
     }
 
-    /// The variables that are kept from a plugin with these settings.
+    /// Returns the variables that are hidden from a plugin with these settings.
     pub fn hidden_from(
         &self,
         manifest: &PluginManifest,
@@ -69,8 +70,8 @@ impl Secrets {
         self.shares(manifest, given, &config).hidden.into_iter()
     }
 
-    /// The variables that a plugin gets, and those that are kept from it. One that takes a secret and is
-    /// not told which may read the Hub's.
+    /// Returns the variables that a plugin gets, and those that are hidden from it. If a plugin has settings
+    /// for secrets but none of them has a value, the plugin gets the Hub's variables.
     pub(crate) fn shares(
         &self,
         manifest: &PluginManifest,
@@ -95,10 +96,11 @@ impl Secrets {
         }
     }
 
-    /// Moves their values out of the memory that the kernel shows as `/proc/PID/environ`, which every
-    /// process of the same user can read, a plugin's child among them. The variables stay set.
+    /// Moves the variables' values out of the memory that the kernel shows as `/proc/PID/environ`. Every
+    /// process of the same user, such as a plugin's child process, can read that file. The variables remain
+    /// set.
     ///
-    /// It is for a time before the training, at which no other thread reads the environment but through
+    /// Call this before training. During the call, other threads must read the environment only through
     /// `std::env`.
     pub fn conceal(&self) {
         for name in self.all() {
@@ -107,12 +109,12 @@ impl Secrets {
     }
 }
 
-/// How the variables with secrets are shared out to one plugin.
+/// Which of the secret variables one plugin gets, and which are hidden from it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Shares {
-    /// What the plugin reads.
+    /// The variables that the plugin reads.
     pub(crate) own: BTreeSet<String>,
-    /// What it does not get.
+    /// The variables that are hidden from the plugin.
     pub(crate) hidden: BTreeSet<String>,
 }
 
@@ -126,8 +128,8 @@ fn conceal(name: &str) {
     put(name, &value);
     let mut at = block.start;
     while at < block.end {
-        // SAFETY: the block is memory of this process, of strings that end in a zero, for as long as it
-        // lives. Nothing points to an entry of this name any more.
+        // SAFETY: the block is memory of this process, consists of zero-terminated strings, and exists as
+        // long as the process. Nothing references an entry of this name any more.
         let entry = unsafe { CStr::from_ptr(at as *const libc::c_char) };
         let text = entry.to_bytes();
         let value = text
@@ -135,25 +137,25 @@ fn conceal(name: &str) {
             .and_then(|rest| rest.strip_prefix(b"="))
             .map_or(0, <[u8]>::len);
         let length = text.len();
-        // SAFETY: the value lies in the block, which is writable; nothing borrows it here any more.
+        // SAFETY: the value is in the block, which is writable, and nothing references it any more.
         unsafe { std::ptr::write_bytes((at + length - value) as *mut u8, 0, value) };
         at += length + 1;
     }
 }
 
-/// Sets a variable in new memory, so that nothing points to where its value was.
+/// Sets a variable in newly allocated memory, so that nothing references its old value.
 fn put(name: &str, value: &std::ffi::OsStr) {
-    // SAFETY: by `Secrets::conceal` no other thread reads the environment meanwhile but through `std::env`,
-    // which takes turns.
+    // SAFETY: `Secrets::conceal` requires that other threads read the environment only through `std::env`,
+    // which uses a lock.
     unsafe {
         std::env::remove_var(name);
         std::env::set_var(name, value);
     }
 }
 
-/// Where the kernel put the environment when this process began.
+/// Returns the address range where the kernel put the environment when this process started.
 fn initial_environment() -> Option<Range<usize>> {
-    // The numbers of `env_start` and `env_end`, from the one behind the program's name on.
+    // The index of `env_start` among the fields after the program's name. The next field is `env_end`.
     const ENV_START: usize = 50 - 3;
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     let (_, fields) = stat.rsplit_once(") ")?;
@@ -163,7 +165,7 @@ fn initial_environment() -> Option<Range<usize>> {
     (start > 0 && start < end).then_some(start..end)
 }
 
-/// A variable with a secret on its way to the child that may read it.
+/// A secret variable with its value. It is sent to the child process that may read it.
 #[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Secret {
     name: String,
@@ -171,7 +173,7 @@ pub(crate) struct Secret {
 }
 
 impl Secret {
-    /// Those of these variables that are set.
+    /// Reads the variables. Leaves out variables that are not set.
     pub(crate) fn read(names: &BTreeSet<String>) -> Vec<Self> {
         let read = |name: &String| {
             let value = std::env::var_os(name)?.into_vec();
@@ -183,8 +185,8 @@ impl Secret {
         names.iter().filter_map(read).collect()
     }
 
-    /// Sets the variable in this process, where `/proc` does not show it. As [`Secrets::conceal`], it is
-    /// for a time at which no other thread reads the environment.
+    /// Sets the variable in this process without showing it in `/proc`. As for [`Secrets::conceal`], other
+    /// threads must read the environment only through `std::env` during the call.
     pub(crate) fn set(self) {
         put(&self.name, &OsString::from_vec(self.value));
     }
@@ -200,13 +202,13 @@ fn names_variable(setting: &str) -> bool {
     setting.ends_with("_env")
 }
 
-/// The variables that settings name.
+/// Returns the names of the variables in the settings.
 fn named(config: &PluginConfig) -> Vec<String> {
     let mut found = Vec::new();
     match config {
         PluginConfig::Text(pairs) => {
             let settings = pairs.iter().filter(|(setting, _)| names_variable(setting));
-            // A list is written `[A,B]`.
+            // A list is written as `[A,B]`.
             let words = settings.flat_map(|(_, value)| value.split(['[', ']', ',']));
             found.extend(words.map(|word| word.trim().to_owned()));
         }
@@ -266,7 +268,7 @@ mod tests {
         PluginConfig::Values(config.as_object().expect("settings").clone())
     }
 
-    /// What a plugin with these settings does not get.
+    /// Returns the variables that are hidden from a plugin with these settings.
     fn hidden(secrets: &Secrets, manifest: &PluginManifest, config: Value) -> String {
         let given = values(config);
         let resolved = given.resolve(manifest).expect("settings");
@@ -275,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plugin_sees_its_own_secrets_alone() {
+    fn a_plugin_sees_only_its_own_secrets() {
         let mut secrets = Secrets::default();
         for text in ["a:token_env=MINE", "b:dir=x", "c:token_env=THEIRS"] {
             let spec: PluginSpec = text.parse().expect("a spec");
@@ -310,14 +312,14 @@ mod tests {
     }
 
     #[test]
-    fn a_default_names_a_secret_of_the_plugin_and_takes_no_other() {
+    fn a_default_can_name_only_a_secret_of_its_own_plugin() {
         let with_default =
             |name: &str| manifest(json!({"token_env": {"type": "string", "default": name}}));
         let mut secrets = Secrets::default().with_tokens(["READ".to_owned()]);
         secrets.add(None, &values(json!({"token_env": "THEIRS"})));
         let own = with_default("OWN");
         secrets.add(Some(&own), &values(json!({})));
-        // Its own, and no other plugin's.
+        // The plugin gets its own secret, but not another plugin's.
         let hub = "HF_TOKEN HUGGING_FACE_HUB_TOKEN";
         assert_eq!(
             hidden(&secrets, &own, json!({})),
@@ -332,7 +334,7 @@ mod tests {
             let greedy = with_default(greedy);
             assert!(hidden(&secrets, &greedy, json!({})).ends_with("READ THEIRS"));
         }
-        // Not even where its user says so: the service's tokens are the service's.
+        // Even the user's settings cannot grant a token of the service.
         let told = json!({"token_env": "READ"});
         assert!(hidden(&secrets, &own, told).contains("READ"));
     }

@@ -1,13 +1,15 @@
-//! The child process of a plugin: `host plugin serve` and nothing else of the host.
+//! The program that runs in a plugin's child process. It contains the command `host plugin serve` and nothing
+//! else of the host.
 //!
-//! The host starts it where it lies beside the host's own program. It has no libtorch to load, so it is
-//! there within milliseconds and takes a tenth of the memory.
+//! The host starts this program if it is in the same folder as the host's own program. Otherwise, the host
+//! starts its own program as the child process. This program does not load libtorch, so it starts within
+//! milliseconds and uses only a tenth of the memory that the host's own program would use.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // It is called as the host is: `host plugin serve DESCRIPTORS`.
+    // The arguments are the same as for the host: `host plugin serve DESCRIPTORS`.
     let inherited = std::env::args().nth(3).unwrap_or_default();
     match host_plugin::serve(&inherited) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-/// A signal's name, or its number where it has none.
+/// Returns a signal's name, or its number if it has no name.
 pub fn signal_name(signal: i32) -> String {
     const NAMES: [(i32, &str); 29] = [
         (libc::SIGHUP, "SIGHUP"),

@@ -7,21 +7,21 @@ use serde_json::{Map, Value};
 use crate::PluginConfig;
 use crate::policy::{Policy, table_error, text_of};
 
-/// Which plugin the user asks for, and with which settings.
+/// The plugin that the user requests, with its settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PluginSpec {
     /// Which library.
     pub target: Target,
-    /// The plugin's settings, as they were written.
+    /// The plugin's settings, as the user wrote them.
     pub config: PluginConfig,
-    /// How it is run, as far as the user said so.
+    /// The user's choices for running the plugin.
     pub policy: Policy,
 }
 
-/// How a plugin is named.
+/// How a plugin is requested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// By the id in its manifest, wherever the search path finds it.
+    /// By its id. The plugin is the library on the search path whose manifest has this id.
     Id(String),
     /// By its file.
     Path(PathBuf),
@@ -30,11 +30,11 @@ pub enum Target {
 impl FromStr for PluginSpec {
     type Err = Error;
 
-    /// The command line's form: `ID` or `PATH`, then perhaps `:key=value,key=[a,b]`.
+    /// Parses the command line's form: `ID` or `PATH`, optionally followed by `:key=value,key=[a,b]`.
     fn from_str(text: &str) -> Result<Self> {
         let (target, settings) = text.split_once(':').unwrap_or((text, ""));
         let target = match target {
-            "" => return Err(spec_error(format!("no plugin is named in {text:?}"))),
+            "" => return Err(spec_error(format!("no plugin in {text:?}"))),
             path if path.contains('/') || path.ends_with(".so") => Target::Path(path.into()),
             id => Target::Id(id.to_owned()),
         };
@@ -49,11 +49,13 @@ impl FromStr for PluginSpec {
             };
             let (key, value) = (key.trim(), value.trim());
             if seen.contains(&key) {
-                return Err(spec_error(format!("{key} is given twice in {text:?}")));
+                return Err(spec_error(format!("{key} is set twice in {text:?}")));
             }
             seen.push(key);
             if matches!(key, "" | "id" | "path") {
-                return Err(spec_error(format!("{key:?} is no setting in {text:?}")));
+                return Err(spec_error(format!(
+                    "{key:?} cannot be used as a setting in {text:?}"
+                )));
             }
             if !policy.set(key, value)? {
                 config.push((key.to_owned(), value.to_owned()));
@@ -68,7 +70,7 @@ impl FromStr for PluginSpec {
 }
 
 impl PluginSpec {
-    /// The plugin of this id, with its settings and nothing said of its policy.
+    /// Creates the SPEC of the plugin with this id, these settings and the default policy.
     pub fn by_id(id: &str, config: PluginConfig) -> Self {
         Self {
             target: Target::Id(id.to_owned()),
@@ -77,22 +79,25 @@ impl PluginSpec {
         }
     }
 
-    /// A `[[plugin]]` table: `id` or `path`, perhaps `mode`, `on_error`, `time_limit_secs` and `queue`,
-    /// and the plugin's settings beside them.
+    /// Reads a `[[plugin]]` table. It has `id` or `path`, and the plugin's own settings. The keys `mode`,
+    /// `on_error`, `time_limit_secs` and `queue` are optional.
     ///
     /// # Errors
-    /// Not exactly one of `id` and `path` is given, or one of the host's keys has a wrong value.
+    /// Returns an error if neither or both of `id` and `path` are set, or if one of the host's keys has an
+    /// invalid value.
     pub fn from_table(mut table: Map<String, Value>) -> Result<Self> {
         let target = match (table.shift_remove("id"), table.shift_remove("path")) {
             (Some(id), None) => Target::Id(text_of("id", id)?),
             (None, Some(path)) => Target::Path(text_of("path", path)?.into()),
             (None, None) => {
                 return Err(table_error(
-                    "a [[plugin]] has neither id nor path".to_owned(),
+                    "a [[plugin]] table has neither id nor path".to_owned(),
                 ));
             }
             (Some(_), Some(_)) => {
-                return Err(table_error("a [[plugin]] has both id and path".to_owned()));
+                return Err(table_error(
+                    "a [[plugin]] table has both id and path".to_owned(),
+                ));
             }
         };
         let policy = Policy::take_from(&mut table)?;
@@ -104,7 +109,7 @@ impl PluginSpec {
     }
 }
 
-/// Splits at the commas that are in no brackets. Nothing at all gives no piece.
+/// Splits at commas outside of brackets. A blank text has no parts.
 pub(crate) fn split_at_commas(text: &str) -> impl Iterator<Item = &str> {
     let mut depth = 0u32;
     let mut rest = (!text.trim().is_empty()).then_some(text);
@@ -130,7 +135,7 @@ pub(crate) fn split_at_commas(text: &str) -> impl Iterator<Item = &str> {
 
 fn spec_error(message: String) -> Error {
     Error::new(ErrorKind::Config, message).hint(
-        "write ID:key=value,key=[a,b] or PATH:key=value; what holds a comma of its own goes in a [[plugin]] table",
+        "write ID:key=value,key=[a,b] or PATH:key=value; put values that contain a comma into a [[plugin]] table",
     )
 }
 
@@ -177,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn values_may_hold_colons_equal_signs_and_lists() {
+    fn values_may_contain_colons_equal_signs_and_lists() {
         assert_eq!(
             parse("hub-git:repo=https://host/x.git?a=b,branch=main").config,
             text(&[("repo", "https://host/x.git?a=b"), ("branch", "main")])
@@ -211,25 +216,22 @@ mod tests {
         for limit in ["0", "-1", "nan", "inf", "1e300", "long"] {
             let spec = format!("x:time_limit_secs={limit}");
             let error = spec.parse::<PluginSpec>().expect_err(limit);
-            assert_eq!(
-                error.message(),
-                format!("time_limit_secs cannot be {limit}")
-            );
+            assert_eq!(error.message(), format!("invalid time_limit_secs: {limit}"));
         }
         assert!(table(json!("60")).is_err());
     }
 
     #[test]
-    fn what_cannot_be_read_is_refused_with_its_text() {
+    fn an_invalid_spec_is_rejected_with_its_text() {
         for (spec, message) in [
-            ("", "no plugin is named in \"\""),
-            (":a=1", "no plugin is named in \":a=1\""),
+            ("", "no plugin in \"\""),
+            (":a=1", "no plugin in \":a=1\""),
             ("x:a", "\"a\" is not key=value in \"x:a\""),
             ("x:a=1,,b=2", "\"\" is not key=value in \"x:a=1,,b=2\""),
-            ("x:a=1,a=2", "a is given twice in \"x:a=1,a=2\""),
-            ("x:=1", "\"\" is no setting in \"x:=1\""),
-            ("x:id=y", "\"id\" is no setting in \"x:id=y\""),
-            ("x:mode=thread", "mode of a plugin cannot be \"thread\""),
+            ("x:a=1,a=2", "a is set twice in \"x:a=1,a=2\""),
+            ("x:=1", "\"\" cannot be used as a setting in \"x:=1\""),
+            ("x:id=y", "\"id\" cannot be used as a setting in \"x:id=y\""),
+            ("x:mode=thread", "unknown plugin mode: \"thread\""),
             ("x:on_error=stop", "on_error cannot be stop"),
         ] {
             let error = spec.parse::<PluginSpec>().expect_err(spec);
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_has_the_settings_beside_the_hosts_keys() {
+    fn a_table_has_the_settings_next_to_the_hosts_keys() {
         let table = json!({
             "id": "local-disk", "dir": "/x", "keep": 3, "on_error": "warn", "mode": "in_process"
         });
@@ -267,19 +269,22 @@ mod tests {
     #[test]
     fn a_table_names_one_plugin() {
         for (table, message) in [
-            (json!({"dir": "x"}), "a [[plugin]] has neither id nor path"),
+            (
+                json!({"dir": "x"}),
+                "a [[plugin]] table has neither id nor path",
+            ),
             (
                 json!({"id": "a", "path": "b"}),
-                "a [[plugin]] has both id and path",
+                "a [[plugin]] table has both id and path",
             ),
             (
                 json!({"id": "a", "queue": "newest"}),
-                "queue of a plugin cannot be \"newest\"",
+                "queue cannot be \"newest\"",
             ),
             (json!({"id": 3}), "id of a [[plugin]] must be text, not 3"),
             (
                 json!({"id": "a", "mode": "thread"}),
-                "mode of a plugin cannot be \"thread\"",
+                "unknown plugin mode: \"thread\"",
             ),
         ] {
             let table = table.as_object().expect("a table").clone();

@@ -6,15 +6,17 @@ use host_plugin_abi::{HostCheckpointSink, HostMetric, HostObserver, HostParamGro
 
 use crate::PluginKind;
 
-/// A kind's table of functions in the ABI.
+/// The ABI's table of functions for one kind.
 ///
 /// # Safety
-/// The type is `repr(C)`: `struct_size: u32`, `flags: u32`, then only optional function pointers.
+/// The type must be `repr(C)` and consist of `struct_size: u32`, `flags: u32`, and then only optional
+/// function pointers.
 pub(crate) unsafe trait Vtable: Copy {
     const KIND: PluginKind;
 }
 
-// SAFETY: its definition has that shape, and the ABI only ever appends functions.
+// SAFETY: the struct has the layout that the trait requires, and later versions of the ABI only append
+// functions.
 unsafe impl Vtable for HostParamGroups {
     const KIND: PluginKind = PluginKind::ParamGroups;
 }
@@ -31,32 +33,33 @@ unsafe impl Vtable for HostObserver {
     const KIND: PluginKind = PluginKind::Observer;
 }
 
-/// `struct_size` and `flags`.
+/// The size of `struct_size` and `flags`.
 const HEAD: usize = 8;
-/// No version of the ABI will have a larger table; a number beyond is a mistake.
+/// Larger than the table of any version of the ABI; a larger `struct_size` is a mistake.
 const LARGEST: usize = 4096;
 
-/// Copies a plugin's table by the rule of `struct_size`: what the plugin's build did not have yet,
-/// or has only a part of, is absent; what this host does not know yet is left behind.
+/// Copies a plugin's table up to its `struct_size`. Functions that the table lacks, or contains only in part,
+/// become `None`. Functions of a newer ABI are ignored.
 ///
 /// # Safety
-/// `at` is null or points to a table whose first four bytes are its size in readable bytes.
+/// `at` must be null or point to a table. Its first four bytes must be its size, and that number of bytes
+/// must be readable.
 pub(crate) unsafe fn read<T: Vtable>(at: *const c_void) -> Result<T, String> {
     if at.is_null() {
-        return Err(format!("gives no table of functions for {}", T::KIND));
+        return Err(format!("has no function table for {}", T::KIND));
     }
-    // SAFETY: the caller vouches for the first four bytes.
+    // SAFETY: the caller guarantees that the first four bytes are readable.
     let size = unsafe { at.cast::<u32>().read_unaligned() } as usize;
     if !(HEAD..=LARGEST).contains(&size) {
         return Err(format!(
-            "says that its table of functions for {} has {size} bytes, which has {HEAD} to {LARGEST}",
+            "has a function table of {size} bytes, not {HEAD} to {LARGEST}, for {}",
             T::KIND
         ));
     }
     let whole = size - size % size_of::<usize>();
     let mut table = MaybeUninit::<T>::zeroed();
-    // SAFETY: at most `size` bytes are read and at most the size of `T` is written; zero and whole
-    // function pointers are valid for every field, by the trait's promise.
+    // SAFETY: the copy reads at most `size` bytes and writes at most the size of `T`. In the copy, each
+    // function pointer is complete or zero. The trait guarantees that both are valid.
     unsafe {
         ptr::copy_nonoverlapping(
             at.cast::<u8>(),
@@ -67,7 +70,7 @@ pub(crate) unsafe fn read<T: Vtable>(at: *const c_void) -> Result<T, String> {
     }
 }
 
-/// A function that every plugin of the kind must have.
+/// Returns a function that every plugin of the kind must have, or an error if it is absent.
 pub(crate) fn required<F>(kind: PluginKind, name: &str, function: Option<F>) -> Result<F, String> {
     function.ok_or_else(|| format!("lacks the function {name} of {kind}"))
 }
@@ -93,12 +96,12 @@ mod tests {
     }
 
     fn read_metric(table: &HostMetric) -> Result<HostMetric, String> {
-        // SAFETY: no table here says more than it has.
+        // SAFETY: no table here declares a size that is larger than the table.
         unsafe { read(ptr::from_ref(table).cast()) }
     }
 
     #[test]
-    fn a_field_is_there_only_as_a_whole() {
+    fn a_field_is_present_only_as_a_whole() {
         for (size, there) in [(8, false), (23, false), (24, true), (72, true)] {
             let read = read_metric(&table(size)).expect("a table");
             assert_eq!(read.destroy.is_some(), there, "{size}");
@@ -106,31 +109,29 @@ mod tests {
     }
 
     #[test]
-    fn a_longer_table_is_of_a_newer_plugin() {
+    fn a_longer_table_is_from_a_newer_plugin() {
         #[repr(C)]
         struct Longer(HostMetric, [usize; 4]);
         let longer = Longer(table(size_of::<Longer>() as u32), [7; 4]);
-        // SAFETY: the table has the size it says.
+        // SAFETY: the table has the size that it declares.
         let read = unsafe { read::<HostMetric>(ptr::from_ref(&longer).cast()) };
         assert!(read.expect("a table").destroy.is_some());
     }
 
     #[test]
-    fn a_size_that_cannot_be_is_refused() {
+    fn an_invalid_size_is_rejected() {
         for size in [0, 7, 4097, u32::MAX] {
-            let reason = read_metric(&table(size)).expect_err("refused");
+            let reason = read_metric(&table(size)).expect_err("rejected");
             assert_eq!(
                 reason,
-                format!(
-                    "says that its table of functions for metric has {size} bytes, which has 8 to 4096"
-                )
+                format!("has a function table of {size} bytes, not 8 to 4096, for metric")
             );
         }
         // SAFETY: null is allowed.
         let none = unsafe { read::<HostMetric>(ptr::null()) };
         assert_eq!(
             none.map(|_| ()),
-            Err("gives no table of functions for metric".to_owned())
+            Err("has no function table for metric".to_owned())
         );
     }
 }

@@ -5,20 +5,20 @@ use subtle::ConstantTimeEq as _;
 use tonic::Status;
 use tonic::codegen::http::HeaderMap;
 
-/// A secret that clients show. It is kept as its hash: hashes are of one length and are compared in
-/// constant time, so an answer's time tells nothing of it.
+/// A secret that clients send. Only its hash is stored. Hashes all have the same length and are compared in
+/// constant time, so that response times reveal nothing about the secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
     hash: [u8; 32],
-    /// Whether it is long enough that nobody guesses it, however many guesses there are.
+    /// Whether the secret is too long to be guessed.
     is_long: bool,
 }
 
-/// Characters of a token that is beyond guessing: 128 bits in hexadecimal.
+/// Minimum length of a token that cannot be guessed: 128 bits in hexadecimal.
 const LONG: usize = 32;
 
 impl Token {
-    /// The token of this secret.
+    /// Creates a token from a secret.
     pub fn new(secret: &str) -> Self {
         Self {
             hash: Sha256::digest(secret.as_bytes()).into(),
@@ -37,29 +37,30 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Who may do what. The default lets everybody read and nobody control.
+/// The tokens of a server. By default, every client can read and no client can control.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
-    /// What reading takes; none: nothing.
+    /// The token for reading. If it is `None`, reading needs no token.
     pub read: Option<Token>,
-    /// What control takes; it lets its bearer read, too. None: nobody may.
+    /// The token for control, which also permits reading. If it is `None`, no client can control.
     pub control: Option<Token>,
 }
 
-/// What a service lets its callers do.
+/// The permission that the methods of a service need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// Nothing that anybody could not know.
+    /// No permission, since the methods return only public information.
     Public,
     Read,
     Control,
 }
 
-/// What the token of a call turned out to be.
+/// What the token of a call permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shown {
+    /// The call has no token.
     Nothing,
-    /// A token that is not known here.
+    /// The token is neither the read token nor the control token.
     Unknown,
     Reads {
         is_long: bool,
@@ -70,7 +71,7 @@ pub(crate) enum Shown {
 }
 
 impl Access {
-    /// Looks at the token that a call came with.
+    /// Compares the token of a call with the known tokens.
     pub(crate) fn look(&self, headers: &HeaderMap) -> Shown {
         let header = headers.get("authorization");
         let Some((scheme, secret)) = header
@@ -83,7 +84,7 @@ impl Access {
             return Shown::Nothing;
         }
         let token = Token::new(secret.trim());
-        // Both are compared, whichever fits.
+        // Always compares with both tokens, so that the time does not depend on the result.
         let reads = self.read.as_ref().filter(|known| known.is(&token));
         let controls = self.control.as_ref().filter(|known| known.is(&token));
         match (reads, controls) {
@@ -97,7 +98,7 @@ impl Access {
         }
     }
 
-    /// Whether a call within this scope looks at its token at all.
+    /// Whether calls of this scope need a token.
     pub(crate) fn is_needed(&self, scope: Scope) -> bool {
         match scope {
             Scope::Public => false,
@@ -106,17 +107,20 @@ impl Access {
         }
     }
 
+    /// Checks that the token of a call grants the permission that the service needs.
+    ///
     /// # Errors
-    /// What was shown does not let its bearer do this.
+    /// Returns an error if the service needs a token, and the call has no token or an unknown token. Also
+    /// returns an error if the service needs the control token, and the call has the read token.
     pub(crate) fn check(&self, scope: Scope, shown: Shown) -> Result<(), Status> {
         match shown {
             _ if !self.is_needed(scope) => Ok(()),
             Shown::Controls { .. } => Ok(()),
             Shown::Reads { .. } if scope == Scope::Read => Ok(()),
             Shown::Reads { .. } => Err(Status::permission_denied(
-                "this token may read, not control",
+                "this token permits reading, not control",
             )),
-            Shown::Unknown => Err(Status::unauthenticated("the token is not known here")),
+            Shown::Unknown => Err(Status::unauthenticated("unknown token")),
             Shown::Nothing => Err(Status::unauthenticated(
                 "no token was given: send `authorization: Bearer TOKEN`",
             )),
@@ -142,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_is_free_until_a_token_is_set_and_control_never_is() {
+    fn reading_needs_a_token_only_if_one_is_set_and_control_always() {
         let open = Access {
             read: None,
             control: Some(Token::new("c")),
@@ -160,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn the_two_tokens_are_told_apart() {
+    fn the_two_tokens_permit_different_calls() {
         let access = Access {
             read: Some(Token::new("r")),
             control: Some(Token::new("c")),
@@ -185,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_not_shown() {
+    fn a_token_is_not_printed() {
         assert_eq!(format!("{:?}", Token::new("secret")), "Token(…)");
     }
 }

@@ -11,32 +11,33 @@ use tonic::codegen::http::HeaderMap;
 use crate::budget::Charge;
 use crate::call::{Call, Calls};
 
-/// What is handed to the connection at once. It is less than any client's window, so that one that
-/// takes anything is seen to.
+/// Maximum size of a chunk that is sent to the connection. It is smaller than the flow-control window of any
+/// client, so that the server notices whenever the client reads.
 const PIECE: usize = 16 << 10;
 
-/// An answer's body, in pieces that are given back to the budget as the client takes them.
+/// A response body that is sent in chunks. The bytes of each chunk are returned to the budget when the client
+/// reads the chunk.
 pub(crate) struct Answer {
-    /// What makes the rest; none when the answer is over.
+    /// Produces the rest of the response; `None` when the response is complete.
     body: Option<Body>,
-    /// What was made and is not handed on.
+    /// Bytes that were produced but not sent yet.
     made: Bytes,
-    /// The end of an answer that was made as a whole.
+    /// The trailers of the response. `None` until the response is complete.
     trailers: Option<Frame<Bytes>>,
-    /// What the call itself and `made` hold of the budget.
+    /// The bytes charged to the budget for the call itself and for `made`.
     charge: Charge,
     place: Arc<Place>,
     _call: Option<Call>,
 }
 
-/// An answer's place in the books of its connection.
+/// A response's entry in the `Calls` of its connection.
 struct Place {
     calls: Arc<Calls>,
     number: u64,
 }
 
 impl Answer {
-    /// Of a call that holds `charge` already.
+    /// Wraps a response body. `charge` contains the bytes that the call has already taken from the budget.
     pub(crate) fn new(
         body: Body,
         charge: Charge,
@@ -55,11 +56,11 @@ impl Answer {
         }
     }
 
-    /// Has the whole of an answer made that does not wait for anything, so that it takes its part of the
-    /// budget now, and what it was made from is gone.
+    /// If the whole response is available without waiting, produces it, charges its bytes to the budget, and
+    /// frees its source.
     ///
     /// # Errors
-    /// There is no room for it.
+    /// Returns an error if the budget is used up or if producing the response fails.
     pub(crate) fn make(&mut self, context: &mut Context<'_>) -> Result<(), Status> {
         while self.made.is_empty() && self.trailers.is_none() {
             match self.poll_made(context) {
@@ -71,7 +72,8 @@ impl Answer {
                 Poll::Ready(None) | Poll::Pending => return Ok(()),
             }
         }
-        // What made it, which may hold twice as much, is done when it says so.
+        // Polls the source again, so that it reports its end and is freed. A source can hold twice as many
+        // bytes as the response.
         match self.poll_made(context) {
             Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                 Ok(more) => {
@@ -112,7 +114,7 @@ impl Answer {
         Ok(())
     }
 
-    /// The next piece of what was made.
+    /// Returns the next chunk of the produced bytes.
     fn piece(&mut self) -> Bytes {
         let bytes = self.made.split_to(self.made.len().min(PIECE));
         Bytes::from_owner(Piece {
@@ -161,15 +163,15 @@ impl http_body::Body for Answer {
     }
 }
 
-/// The end of an answer that has begun.
+/// Returns the trailers that end a partial response with an error.
 fn trailers(status: &Status) -> Frame<Bytes> {
     let mut headers = HeaderMap::new();
-    // It fails for a message that a header cannot hold, and ours can be held.
+    // This fails only for characters that headers do not allow, and no message here contains such characters.
     let _ = status.add_header(&mut headers);
     Frame::trailers(headers)
 }
 
-/// Bytes on their way to the client. They are let go when the system has taken them.
+/// Bytes in flight to the client. They are dropped once the operating system has accepted them.
 struct Piece {
     bytes: Bytes,
     place: Arc<Place>,

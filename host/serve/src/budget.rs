@@ -5,8 +5,8 @@ use tonic::Status;
 
 use crate::call::Calls;
 
-/// The bytes that all requests and answers on their way may take together: those that a client sent
-/// and the server has not understood yet, and those that the server made and the client has not taken.
+/// The limit on bytes in flight. These are the bytes that a client sent and the server has not decoded yet,
+/// and the bytes of responses that the client has not read yet.
 #[derive(Debug)]
 pub(crate) struct Budget {
     most: usize,
@@ -16,16 +16,17 @@ pub(crate) struct Budget {
 #[derive(Debug, Default)]
 struct State {
     used: usize,
-    /// Every connection that ever asked for some, as long as it is there.
+    /// All open connections.
     connections: Vec<Weak<Calls>>,
 }
 
-/// The last bytes are for those who show the control token.
+/// Bytes that only calls with the control token can use.
 const RESERVE: usize = 1 << 20;
-/// A client that has taken nothing for this long makes room when the budget is used up.
+/// A client that has read nothing for this long is slow. If the budget is used up, one slow client is
+/// disconnected.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// Bytes of the budget, given back when this is dropped.
+/// Bytes taken from the budget. They are returned when the `Charge` is dropped.
 #[derive(Debug)]
 pub(crate) struct Charge {
     budget: Arc<Budget>,
@@ -42,7 +43,7 @@ impl Budget {
         })
     }
 
-    /// Whoever is behind a new connection may be asked to make room.
+    /// Registers a new connection, so that it can be closed if the budget is used up.
     pub(crate) fn join(&self, calls: &Arc<Calls>) {
         let mut state = self.state();
         if state.connections.len() == state.connections.capacity() {
@@ -54,8 +55,9 @@ impl Budget {
     /// Takes bytes for a call.
     ///
     /// # Errors
-    /// The budget is used up, or the connection's part of it is. The connection that has held most for
-    /// longer than a second without taking anything is closed then.
+    /// Returns an error if the budget, or the connection's share of it, is used up. If the budget is used up,
+    /// one slow connection is closed. A connection is slow if its client has read nothing for a second. The
+    /// slow connection that holds the most bytes is chosen.
     pub(crate) fn charge(
         self: &Arc<Self>,
         calls: &Arc<Calls>,
@@ -85,20 +87,20 @@ impl Budget {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // What it holds is whole at every moment, whoever panicked.
+        // Each update is atomic, so the data is consistent even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Charge {
-    /// Takes more.
+    /// Takes more bytes.
     ///
     /// # Errors
-    /// As [`Budget::charge`].
+    /// Returns an error in the same cases as [`Budget::charge`].
     pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), Status> {
         if !self.calls.hold(bytes, self.budget.most / 2) {
             return Err(Status::resource_exhausted(
-                "this connection has too much on its way already; ask for less at once",
+                "too many bytes in flight on this connection; request less at once",
             ));
         }
         let mut state = self.budget.state();
@@ -111,7 +113,7 @@ impl Charge {
             drop(state);
             self.calls.let_go(bytes);
             return Err(Status::resource_exhausted(
-                "the server has too much on its way already; try again later",
+                "too many bytes in flight on the server; try again later",
             ));
         }
         state.used += bytes;
@@ -119,7 +121,8 @@ impl Charge {
         Ok(())
     }
 
-    /// A part of it, to be given back by itself.
+    /// Splits off a charge of at most this many bytes. The new charge returns its bytes to the budget
+    /// separately.
     pub(crate) fn split(&mut self, bytes: usize) -> Self {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
@@ -157,15 +160,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_can_be_taken_again() {
+    fn returned_bytes_can_be_taken_again() {
         let budget = Budget::new(1000);
         let [one, two, three] = [(); 3].map(|()| connection(&budget));
         let first = budget.charge(&one, 500, false).expect("room");
-        assert!(refused(budget.charge(&one, 1, false)), "half is its part");
+        assert!(refused(budget.charge(&one, 1, false)), "its share is half");
         let mut second = budget.charge(&two, 200, false).expect("room");
         assert!(refused(budget.charge(&three, 51, false)), "the reserve");
         let reserved = budget.charge(&three, 300, true).expect("the reserve");
-        assert!(refused(budget.charge(&three, 1, true)), "there is no more");
+        assert!(refused(budget.charge(&three, 1, true)), "all is used up");
         drop((first, reserved));
         second.grow(300).expect("room");
         let part = second.split(400);

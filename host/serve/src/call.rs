@@ -8,7 +8,8 @@ use tonic::Status;
 
 use crate::limits::Limits;
 
-/// The calls of one connection: how many are open, how fast they come, and what they hold.
+/// Keeps track of the calls of one connection: how many are open, how fast new ones may start, and how much
+/// of the server's budget for bytes in flight they hold.
 #[derive(Debug)]
 pub(crate) struct Calls {
     peer: IpAddr,
@@ -21,64 +22,66 @@ pub(crate) struct Calls {
 #[derive(Debug)]
 struct State {
     open: usize,
-    /// Calls that may begin at once: it fills at the rate, up to two seconds' worth.
+    /// Number of calls that can start immediately. It grows at the permitted rate, up to the number that is
+    /// permitted in two seconds.
     allowance: f64,
     filled: Instant,
-    /// When the last call ended, or the connection began.
+    /// When the last call ended. If there was no call yet: when the connection was opened.
     quiet_since: Instant,
-    /// Bytes of the budget.
+    /// Bytes of the budget that the connection holds.
     held: usize,
-    /// The answers that wait for the client, by number.
+    /// Responses that the client has not read completely, by their number.
     answers: HashMap<u64, Waiting>,
     answers_ever: u64,
-    /// Until when a connection of the reserve must have shown the control token.
+    /// Deadline for sending the control token, if the connection belongs to the reserve for clients with that
+    /// token.
     prove_by: Option<Instant>,
     closed: bool,
-    /// Whoever works on the connection, to be woken when it is closed.
+    /// Wakes the connection's task when the connection is closed.
     waker: Option<Waker>,
 }
 
-/// An answer that the client has not taken yet.
+/// A response that the client has not read completely.
 #[derive(Debug)]
 struct Waiting {
-    /// Bytes that are made and not sent.
+    /// Bytes that were produced but not sent.
     bytes: usize,
-    /// When the client took a piece, or the first was there.
+    /// When the client last read a chunk. Before the first read: when the first chunk became available.
     since: Instant,
     is_stream: bool,
 }
 
-/// A call that is open, for as long as somebody holds this.
+/// An open call. The call ends when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
-    /// Its end is what it is held for.
+    /// Ends the call on drop.
     _end: Arc<CallEnd>,
 }
 
 #[derive(Debug)]
 struct CallEnd(Arc<Calls>);
 
-/// A connection may begin this many seconds' worth of calls at once.
+/// A connection can start as many calls at once as are permitted in this many seconds.
 const BURST_SECS: f64 = 2.0;
-/// How long a connection of the reserve may take to show the control token.
+/// How long a connection of the reserve may take to send the control token.
 const PROOF: Duration = Duration::from_secs(2);
 
-/// How a connection ends by the server's will.
+/// Why the server ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// It has had no call for long.
+    /// The connection had no open call for too long.
     Idle,
-    /// It does not take what it asked for, or makes room for others.
+    /// The client did not read a response in time, or the connection was closed to free resources.
     Cut,
 }
 
 impl Calls {
-    /// None yet, from this peer.
+    /// Creates the state of a new connection from this peer.
     pub(crate) fn new(peer: IpAddr, limits: &Limits) -> Arc<Self> {
         Arc::new(Self::of(peer, limits, None))
     }
 
-    /// Of a connection in the reserve.
+    /// Creates the state of a new connection of the reserve.
     pub(crate) fn in_reserve(peer: IpAddr, limits: &Limits) -> Arc<Self> {
         Arc::new(Self::of(peer, limits, Some(Instant::now() + PROOF)))
     }
@@ -106,15 +109,15 @@ impl Calls {
         }
     }
 
-    /// Who is at the other end.
+    /// Returns the client's address.
     pub(crate) fn peer(&self) -> IpAddr {
         self.peer
     }
 
-    /// A call begins.
+    /// Starts a call.
     ///
     /// # Errors
-    /// Too many began in a short time.
+    /// Returns an error if too many calls were started in a short time.
     pub(crate) fn begin(calls: &Arc<Self>) -> Result<Call, Status> {
         let mut state = calls.state();
         let now = Instant::now();
@@ -123,7 +126,7 @@ impl Calls {
         state.filled = now;
         if state.allowance < 1.0 {
             return Err(Status::resource_exhausted(format!(
-                "more than {} calls a second on one connection",
+                "more than {} calls per second on one connection",
                 calls.rate
             )));
         }
@@ -136,17 +139,18 @@ impl Calls {
         })
     }
 
-    /// Whether it must show the control token, and has not.
+    /// Whether the connection must still send the control token.
     pub(crate) fn must_prove(&self) -> bool {
         self.state().prove_by.is_some()
     }
 
-    /// It has shown the control token.
+    /// Records that the connection has sent the control token.
     pub(crate) fn prove(&self) {
         self.state().prove_by = None;
     }
 
-    /// Counts bytes of the budget that it holds; false if that would be more than `most`.
+    /// Adds bytes of the budget to this connection. Returns `false`, without adding them, if the connection
+    /// would hold more than `most` bytes.
     pub(crate) fn hold(&self, bytes: usize, most: usize) -> bool {
         let mut state = self.state();
         let fits = state.held + bytes <= most;
@@ -160,7 +164,7 @@ impl Calls {
         self.state().held -= bytes;
     }
 
-    /// The number of a new answer, of which nothing waits yet.
+    /// Registers a new response and returns its number.
     pub(crate) fn answer(&self, is_stream: bool) -> u64 {
         let mut state = self.state();
         state.answers_ever += 1;
@@ -174,7 +178,7 @@ impl Calls {
         number
     }
 
-    /// So many bytes of an answer are there for the client.
+    /// Records that this many bytes of a response were produced for the client.
     pub(crate) fn made(&self, answer: u64, bytes: usize) {
         if let Some(waiting) = self.state().answers.get_mut(&answer) {
             if waiting.bytes == 0 {
@@ -184,7 +188,7 @@ impl Calls {
         }
     }
 
-    /// So many bytes of an answer are on their way.
+    /// Records that this many bytes of a response were sent.
     pub(crate) fn taken(&self, answer: u64, bytes: usize) {
         if let Some(waiting) = self.state().answers.get_mut(&answer) {
             waiting.bytes -= bytes;
@@ -192,12 +196,13 @@ impl Calls {
         }
     }
 
-    /// Nothing more comes of an answer.
+    /// Removes a completed response.
     pub(crate) fn answered(&self, answer: u64) {
         self.state().answers.remove(&answer);
     }
 
-    /// What it holds, if one of its answers has waited for so long.
+    /// If the client has left a response unread for `patience`, returns the number of bytes of the budget
+    /// that the connection holds.
     pub(crate) fn held_by_the_slow(&self, patience: Duration) -> Option<usize> {
         let state = self.state();
         let mut answers = state.answers.values();
@@ -205,7 +210,7 @@ impl Calls {
         (is_slow && !state.closed).then_some(state.held)
     }
 
-    /// Ends the connection, and with it all that it holds.
+    /// Closes the connection. This returns its bytes to the budget.
     pub(crate) fn close(&self) {
         let mut state = self.state();
         state.closed = true;
@@ -219,7 +224,8 @@ impl Calls {
         self.state().closed
     }
 
-    /// How the connection ends now, or when to look again. `waker` is woken when it is closed.
+    /// If the connection must end now, returns how it ends. Otherwise returns the time of the next check, as
+    /// an `Err`. `waker` is woken when the connection is closed.
     pub(crate) fn look(&self, waker: &Waker) -> Result<End, Instant> {
         let mut state = self.state();
         if state.closed {
@@ -243,13 +249,14 @@ impl Calls {
         if idle_at.is_some_and(|at| at <= now) {
             return Ok(End::Idle);
         }
-        // What begins to wait from now on has as long as it may.
+        // A response that becomes available after this check has the full time limit, so it cannot be overdue
+        // before `now + self.unread`.
         let next = [cut_at, idle_at, state.prove_by, Some(now + self.unread)];
         Err(next.into_iter().flatten().min().unwrap_or(now + self.idle))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // What it holds is whole at every moment, whoever panicked.
+        // Each update is atomic, so the data is consistent even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -274,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_burst_is_allowed_and_a_flood_is_not() {
-        // So slow that nothing is gained while the test runs.
+        // The rate is so low that no further call is permitted during the test.
         let calls = calls(|limits| limits.calls_per_second = 1);
         let burst: Vec<_> = (0..2).map(|_| Calls::begin(&calls)).collect();
         assert!(burst.iter().all(Result::is_ok));
@@ -283,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_idle_when_its_last_call_has_ended() {
+    fn a_connection_is_idle_after_its_last_call() {
         let calls = calls(|limits| limits.idle = Duration::ZERO);
         let look = || calls.look(Waker::noop()).ok();
         assert_eq!(look(), Some(End::Idle));
@@ -296,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_waits_ends_the_connection_and_a_stream_does_not() {
+    fn an_unread_response_ends_the_connection_and_a_stream_does_not() {
         let calls = calls(|limits| limits.unread = Duration::ZERO);
         let look = || calls.look(Waker::noop()).ok();
         let (answer, stream) = (calls.answer(false), calls.answer(true));
@@ -315,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_of_the_reserve_has_to_show_the_token() {
+    fn a_connection_of_the_reserve_must_send_the_token() {
         let calls = Calls::in_reserve([127, 0, 0, 1].into(), &Limits::default());
         assert!(calls.must_prove());
         let until = calls.look(Waker::noop()).expect_err("it has some time");

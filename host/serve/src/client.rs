@@ -17,17 +17,18 @@ pub use self::wire::Remote;
 use self::wire::Wire;
 use crate::from_proto;
 
-/// Waits between attempts to connect again.
+/// Pauses between attempts to reconnect.
 const RETRY: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(50)..=Duration::from_secs(2);
-/// How long a watch tries to connect again, unless it is told otherwise.
+/// How long a watch tries to reconnect by default.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Runs on a page, the most that a server gives: each page costs it a look at its whole folder.
+/// Number of runs per page. The server's maximum keeps the number of requests small: the server lists its
+/// whole folder for each page.
 const PAGE: u32 = 1000;
-/// How long a unary call, or the opening of a stream, may take.
+/// Timeout of a unary call and of opening a stream.
 const CALL: Duration = Duration::from_secs(30);
 
-/// A client of `tracker.v1`. Its calls block; the connection lives on a thread of its own.
+/// A blocking client of `tracker.v1`. The connection has its own thread.
 #[derive(Debug)]
 pub struct Client {
     addr: String,
@@ -37,10 +38,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to `HOST:PORT`, without TLS or a token.
+    /// Connects to `HOST:PORT` without TLS and without a token.
     ///
     /// # Errors
-    /// If nothing listens there, or the address is none.
+    /// Returns an error if the address is invalid or no server listens there.
     pub fn connect(addr: &str) -> Result<Self> {
         Self::connect_to(&Remote::at(addr))
     }
@@ -48,7 +49,8 @@ impl Client {
     /// Connects to a server.
     ///
     /// # Errors
-    /// If nothing listens there, it is not the one that was meant, or the address is none.
+    /// Returns an error if the address is invalid, if no server listens there, or if the server's certificate
+    /// is not trusted.
     pub fn connect_to(remote: &Remote) -> Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
@@ -65,11 +67,11 @@ impl Client {
         })
     }
 
-    /// All runs in the order of their names, without their configurations; for one that the server
-    /// cannot read, why.
+    /// Returns all runs, sorted by name, without their configurations. For a run that the server cannot read,
+    /// the result contains an error instead of a row.
     ///
     /// # Errors
-    /// If the server does not answer.
+    /// Returns an error if the server does not respond.
     pub fn runs(&self) -> Result<Vec<(RunName, Result<RunRow>)>> {
         let mut runs = Vec::new();
         let mut page_token = String::new();
@@ -89,10 +91,10 @@ impl Client {
         }
     }
 
-    /// A run with its configuration. An empty name means the server's only run.
+    /// Returns a run with its configuration. An empty name means the server's only run.
     ///
     /// # Errors
-    /// If there is no such run, or the server does not answer.
+    /// Returns an error if the run does not exist or the server does not respond.
     pub fn run(&self, run: &str) -> Result<RunRow> {
         let run = run.to_owned();
         let request = proto::GetRunRequest { run };
@@ -100,10 +102,10 @@ impl Client {
         from_proto::run(response.run.unwrap_or_default(), response.config_json)
     }
 
-    /// The metrics of a run by name.
+    /// Returns the metrics of a run, sorted by name.
     ///
     /// # Errors
-    /// If there is no such run, or the server does not answer.
+    /// Returns an error if the run does not exist or the server does not respond.
     pub fn series(&self, run: &str) -> Result<Vec<Series>> {
         let run = run.to_owned();
         let request = proto::ListMetricsRequest { run };
@@ -115,10 +117,10 @@ impl Client {
             .collect())
     }
 
-    /// A metric's history, thinned to at most `max_points`; 0 leaves the number to the server.
+    /// Returns a metric's history, reduced to at most `max_points` points. 0 means the server's default.
     ///
     /// # Errors
-    /// If there is no such run or metric, or the server does not answer.
+    /// Returns an error if the run or the metric does not exist, or if the server does not respond.
     pub fn history(&self, run: &str, metric: &str, max_points: u32) -> Result<Vec<Point>> {
         let request = proto::ReadMetricRequest {
             run: run.to_owned(),
@@ -129,10 +131,10 @@ impl Client {
         Ok(response.points.into_iter().map(from_proto::point).collect())
     }
 
-    /// The delivery ledger of a run, by sink and then by checkpoint.
+    /// Returns the delivery ledger of a run, sorted by sink and then by checkpoint.
     ///
     /// # Errors
-    /// If there is no such run, or the server does not answer.
+    /// Returns an error if the run does not exist or the server does not respond.
     pub fn deliveries(&self, run: &str) -> Result<Vec<Delivery>> {
         let request = proto::ListDeliveriesRequest {
             run: run.to_owned(),
@@ -143,10 +145,11 @@ impl Client {
         Ok(entries.filter_map(from_proto::ledger_entry).collect())
     }
 
-    /// The events of a run after a cursor (0: from the beginning), in order, each once. With `follow`,
-    /// it waits for more until the run ends; without, it ends with the last event there is.
+    /// Returns the events of a run after a cursor (0: from the beginning), in order, each exactly once. With
+    /// `follow`, the watch waits for new events until the run ends. Otherwise it ends after the last existing
+    /// event.
     ///
-    /// A connection that breaks is made again, and the watch goes on where it was.
+    /// If the connection breaks, the watch reconnects and continues after the last event.
     pub fn watch(&self, run: &str, after_seq: u64, follow: bool) -> Watch<'_> {
         Watch {
             client: self,
@@ -174,7 +177,7 @@ impl Client {
             Ok(Err(status)) => Err(self.error(&status)),
             Err(_) => Err(Error::new(
                 ErrorKind::System,
-                format!("no answer from {}", self.addr),
+                format!("no response from {}", self.addr),
             )),
         }
     }
@@ -189,7 +192,7 @@ impl Client {
                 ErrorKind::Config,
                 format!("{}: {}", status.message(), self.addr),
             )
-            .hint("name the environment variable that holds the token with --token-env"),
+            .hint("pass the name of the environment variable that contains the token with --token-env"),
             _ => Error::new(
                 ErrorKind::System,
                 format!("{}: {}", status.message(), self.addr),
@@ -203,13 +206,13 @@ impl Client {
 pub enum WatchEnd {
     /// The run ended.
     RunFinished,
-    /// The run's process is gone without a word; it may be resumed.
+    /// The run's process ended without recording the end of the run. The run can be resumed.
     RunCrashed,
-    /// There is nothing more for now.
+    /// All existing events were received.
     CaughtUp,
 }
 
-/// Events as they come. After an error it has ended.
+/// An iterator over the events of a run. It ends after an error.
 #[derive(Debug)]
 pub struct Watch<'a> {
     client: &'a Client,
@@ -224,24 +227,24 @@ pub struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// How long to try to connect again when the server is gone; 30 s unless told otherwise.
+    /// Sets how long to try to reconnect after the connection is lost. The default is 30 s.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
 
-    /// The cursor with which another watch would go on: the last event handed out.
+    /// Returns the sequence number of the last event returned: the cursor that continues this watch.
     pub fn cursor(&self) -> u64 {
         self.cursor
     }
 
-    /// Why the watch ended; none while it goes on, or after an error.
+    /// Returns why the watch ended. Returns `None` before the end, and after an error.
     pub fn end(&self) -> Option<WatchEnd> {
         self.end.filter(|_| self.received.is_empty())
     }
 
-    /// Gets the next piece of the stream, over however many connections it takes.
+    /// Receives the next piece of the stream. Reconnects if necessary.
     fn receive(&mut self) -> Result<()> {
         let mut give_up_at = None;
         let mut wait = *RETRY.start();
@@ -254,7 +257,7 @@ impl Watch<'_> {
                     let give_up_at = *give_up_at.get_or_insert(now + self.patience);
                     if now >= give_up_at {
                         return Err(self.client.error(&status).hint(format!(
-                            "the last event seen was {}; resume from there when it is back",
+                            "resume after event {} when the server is back",
                             self.cursor
                         )));
                     }
@@ -279,13 +282,13 @@ impl Watch<'_> {
                 let mut service = self.client.service.clone();
                 let opened =
                     runtime.block_on(async { timeout(CALL, service.watch_events(request)).await });
-                let response = opened.map_err(|_| Status::deadline_exceeded("no answer"))??;
+                let response = opened.map_err(|_| Status::deadline_exceeded("no response"))??;
                 self.stream.insert(response.into_inner())
             }
         };
         let piece = runtime
             .block_on(stream.message())?
-            .ok_or_else(|| Status::unavailable("the stream ended before the run"))?;
+            .ok_or_else(|| Status::unavailable("the stream ended unexpectedly"))?;
         self.received
             .extend(piece.events.into_iter().map(from_proto::event));
         if let Some(end) = piece.end {

@@ -10,14 +10,15 @@ use tonic::Status;
 use crate::source::{Runs, blocking};
 use crate::to_proto;
 
-/// Most runs side by side.
+/// Maximum number of runs to compare.
 const RUNS: usize = 16;
-/// Common steps of a metric where the request does not say how many, and at most.
+/// How many steps to compare for each metric: the default and the maximum.
 const POINTS: (u32, u32) = (100, 10_000);
-/// Values of an answer at most, steps counted, at nine bytes each: clients accept 4 MiB.
+/// Maximum number of values plus steps in a response. Each takes nine bytes, so all fit in the 4 MiB that
+/// clients accept.
 const VALUES: usize = 350_000;
 
-/// Lays the runs of a request side by side.
+/// Compares the runs of a request.
 pub(crate) async fn compare(
     runs: &Arc<Runs>,
     request: proto::CompareRunsRequest,
@@ -27,14 +28,14 @@ pub(crate) async fn compare(
         n if n > POINTS.1 => {
             let most = POINTS.1;
             return Err(Status::invalid_argument(format!(
-                "max_points is {n}, the most is {most}; ReadMetric gives more of one metric"
+                "max_points is {n}, but the maximum is {most}; use ReadMetric to get more points"
             )));
         }
         n => n,
     } as usize;
     if request.runs.is_empty() || request.runs.len() > RUNS {
         return Err(Status::invalid_argument(format!(
-            "{} runs are named, of at least one and at most {RUNS}",
+            "the request names {} runs, but must name 1 to {RUNS}",
             request.runs.len()
         )));
     }
@@ -69,7 +70,7 @@ pub(crate) async fn compare(
         values += compared.steps.len() * (1 + compared.runs.len());
         if values > VALUES {
             return Err(Status::resource_exhausted(
-                "the answer is too large; ask for fewer metrics or points",
+                "the response would be too large; request fewer metrics or points",
             ));
         }
         response.metrics.push(to_proto::comparison(&compared));
@@ -86,7 +87,8 @@ pub(crate) async fn compare(
     Ok(response)
 }
 
-/// Reads the same of every run, one after the other: together they would take all threads.
+/// Reads the same kind of data from each run. Does not read several runs at once, because this would occupy
+/// all threads.
 async fn each<T: Send + 'static>(
     runs: &Arc<Runs>,
     names: &[RunName],

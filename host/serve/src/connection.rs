@@ -20,35 +20,36 @@ use crate::budget::Budget;
 use crate::call::{Calls, End};
 use crate::limits::Limits;
 
-/// What a client says first, by RFC 9113.
+/// The connection preface that a client sends first (RFC 9113).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Connections that have said it and wait for the server's loop.
+/// Maximum number of connections that have sent the preface and wait for the server to accept them.
 const READY: usize = 16;
-/// How long to wait when the system has no more files, before connections are taken again.
+/// Pause after a connection could not be accepted, for example because the process has no free file
+/// descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
-/// An HTTP/2 server's two first frames for one that is not served: empty SETTINGS, and GOAWAY with
-/// ENHANCE_YOUR_CALM and a word for people.
+/// The frames for a client that is rejected because there are too many connections. The first frame is an
+/// empty SETTINGS. The second is a GOAWAY with ENHANCE_YOUR_CALM and a message.
 const REFUSAL: &[u8] = b"\0\0\0\x04\0\0\0\0\0\
     \0\0\x1c\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0btoo many connections";
 
-/// An HTTP/2 server's two first frames for one that speaks in the clear where TLS is spoken: the same with
-/// INADEQUATE_SECURITY.
+/// The frames for a client that does not use TLS although the server does. They are the same frames as above,
+/// but with INADEQUATE_SECURITY and another message.
 const CLEAR_REFUSAL: &[u8] = b"\0\0\0\x04\0\0\0\0\0\
-    \0\0\x2e\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0cthis port takes TLS: give https://ADDR";
-/// How long a client that is sent away may take to read why.
+    \0\0\x2e\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0cthis port needs TLS: pass https://ADDR";
+/// How long a rejected client may take to read the reason.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// A client's connection that has said what it speaks. It ends by itself when it has had no call for
-/// long, or does not take what it asked for.
+/// A client's connection after the handshake. It ends if it has no call for too long, or if the client does
+/// not read a response.
 pub(crate) struct Connection {
     io: Io,
-    /// How much of the preface, which was read, has not been handed on.
+    /// The part of the preface that was read during the handshake and not passed on yet.
     unread: &'static [u8],
     calls: Arc<Calls>,
     look: Pin<Box<Sleep>>,
-    /// How it ended, once it has.
+    /// How the connection ended, if it has.
     end: Option<End>,
-    /// Its place among all; none if it is one of the reserve.
+    /// The connection's permit. `None` if the connection belongs to the reserve.
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -57,16 +58,17 @@ enum Io {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Who may connect, and how.
+/// The settings for accepting connections.
 pub(crate) struct Door {
     pub(crate) tls: Option<TlsAcceptor>,
     pub(crate) limits: Limits,
     pub(crate) budget: Arc<Budget>,
-    /// Whether there is a control token, for which connections are kept in reserve.
+    /// Whether the server has a control token. If it does, it also has a reserve of connections for clients
+    /// on this machine that send this token.
     pub(crate) has_control: bool,
 }
 
-/// The connections to serve, as they come. Nobody waits for a slow one.
+/// Returns the stream of connections after their handshakes. A slow handshake does not delay other clients.
 pub(crate) fn incoming(
     listener: TcpListener,
     door: Door,
@@ -79,7 +81,7 @@ pub(crate) fn incoming(
     })
 }
 
-/// Takes connections until nobody serves them any more.
+/// Accepts connections until the receiver is dropped.
 async fn accept(listener: TcpListener, door: Door, ready: mpsc::Sender<Connection>) {
     let Door {
         tls,
@@ -95,7 +97,7 @@ async fn accept(listener: TcpListener, door: Door, ready: mpsc::Sender<Connectio
             () = ready.closed() => return,
         };
         let Ok((stream, peer)) = accepted else {
-            // A client that was gone again, or no more files.
+            // The client has already disconnected, or the process has no free file descriptor.
             sleep(PAUSE).await;
             continue;
         };
@@ -110,7 +112,8 @@ async fn accept(listener: TcpListener, door: Door, ready: mpsc::Sender<Connectio
         };
         let Some(calls) = calls else {
             if tls.is_none() {
-                // A new connection's buffer has room for it; if not, it is closed without a word.
+                // The send buffer of a new connection normally has room for the reason. Otherwise the client
+                // gets no reason.
                 let _ = stream.try_write(REFUSAL);
             }
             continue;
@@ -118,7 +121,7 @@ async fn accept(listener: TcpListener, door: Door, ready: mpsc::Sender<Connectio
         budget.join(&calls);
         let (tls, ready) = (tls.clone(), ready.clone());
         tokio::spawn(async move {
-            // Whoever speaks something else, or nothing, is not served.
+            // A connection is closed if its handshake is invalid or takes too long.
             let greeted = tokio::select! {
                 greeted = timeout(limits.handshake, greet(stream, tls)) => greeted,
                 () = ended(&calls) => return,
@@ -132,14 +135,14 @@ async fn accept(listener: TcpListener, door: Door, ready: mpsc::Sender<Connectio
                     end: None,
                     _place: place,
                 };
-                // An error is a server that stops.
+                // An error means that the server is stopping.
                 let _ = ready.send(connection).await;
             }
         });
     }
 }
 
-/// Waits until the connection is over before it could say anything.
+/// Waits until the connection must be closed. Used during the handshake.
 async fn ended(calls: &Calls) {
     let mut look = Box::pin(sleep(Duration::ZERO));
     poll_fn(|context| {
@@ -157,13 +160,14 @@ async fn ended(calls: &Calls) {
     .await;
 }
 
-/// The connections beyond all places.
+/// The connections beyond the limit. They are reserved for clients on this machine that send the control
+/// token.
 #[derive(Default)]
 struct Reserve(VecDeque<Weak<Calls>>);
 
 impl Reserve {
-    /// A place for a new connection. The oldest one that has not shown the control token gives up its
-    /// own; none if all have.
+    /// Admits a new connection. If the reserve is full, closes its oldest connection that has not sent the
+    /// control token. If all of its connections have sent the token, returns `None` instead.
     fn place(&mut self, peer: IpAddr, limits: &Limits) -> Option<Arc<Calls>> {
         let is_there =
             |calls: &Weak<Calls>| calls.upgrade().is_some_and(|calls| !calls.is_closed());
@@ -182,7 +186,7 @@ impl Reserve {
     }
 }
 
-/// Reads what the client says first.
+/// Performs the handshake: the TLS handshake, if TLS is configured, and then the HTTP/2 preface.
 async fn greet(mut stream: TcpStream, tls: Option<TlsAcceptor>) -> io::Result<Io> {
     stream.set_nodelay(true)?;
     let mut io = match tls {
@@ -190,10 +194,10 @@ async fn greet(mut stream: TcpStream, tls: Option<TlsAcceptor>) -> io::Result<Io
             let mut first = [0; PREFACE.len()];
             let length = stream.peek(&mut first).await?;
             if first[0].is_ascii_uppercase() {
-                // TLS begins otherwise.
+                // The client does not use TLS.
                 let refusal = match first[..length] == PREFACE[..length] {
                     true => CLEAR_REFUSAL.to_vec(),
-                    false => http_refusal("this port takes TLS, and gRPC within it"),
+                    false => http_refusal("this port serves gRPC over TLS"),
                 };
                 return send_away(&mut stream, &refusal).await;
             }
@@ -210,9 +214,9 @@ async fn greet(mut stream: TcpStream, tls: Option<TlsAcceptor>) -> io::Result<Io
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         if said[..length] != PREFACE[..length] {
-            // HTTP of before; others are not answered.
+            // An HTTP/1 client gets a response; clients of other protocols do not.
             if said[0].is_ascii_uppercase() {
-                return send_away(&mut io, &http_refusal("this port speaks gRPC")).await;
+                return send_away(&mut io, &http_refusal("this port serves gRPC")).await;
             }
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -220,10 +224,10 @@ async fn greet(mut stream: TcpStream, tls: Option<TlsAcceptor>) -> io::Result<Io
     Ok(io)
 }
 
-/// What a browser shows.
+/// Returns an HTTP/1.1 response that a browser can show.
 fn http_refusal(why: &str) -> Vec<u8> {
     let text = format!(
-        "{why}, which a browser does not: use `host watch ADDR`, or TensorBoard with \
+        "{why}, which browsers do not support: use `host watch ADDR`, or TensorBoard with \
          --grpc_data_provider=ADDR\n"
     );
     format!(
@@ -234,8 +238,8 @@ fn http_refusal(why: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Says why a client is not served, and waits for it to hang up: what it says unheard would keep the
-/// system from sending what it is told.
+/// Sends a client the reason for its rejection and waits until the client disconnects. Reads the client's
+/// data, because closing a socket with unread data can discard the reason before it is sent.
 async fn send_away(io: &mut (impl AsyncRead + AsyncWrite + Unpin), why: &[u8]) -> io::Result<Io> {
     let farewell = async {
         io.write_all(why).await?;
@@ -254,7 +258,7 @@ async fn send_away(io: &mut (impl AsyncRead + AsyncWrite + Unpin), why: &[u8]) -
 }
 
 impl Connected for Connection {
-    /// For the gates before the services.
+    /// Used by the [`Gate`](crate::gate::Gate).
     type ConnectInfo = Arc<Calls>;
 
     fn connect_info(&self) -> Self::ConnectInfo {
@@ -263,7 +267,8 @@ impl Connected for Connection {
 }
 
 impl Connection {
-    /// How it ends now, if it does. Wakes the task when that may be.
+    /// If the connection must end now, returns how it ends. Otherwise ensures that the task is woken for the
+    /// next check.
     fn end(&mut self, context: &mut Context<'_>) -> Option<End> {
         while self.end.is_none() && self.look.as_mut().poll(context).is_ready() {
             match self.calls.look(context.waker()) {
@@ -277,7 +282,8 @@ impl Connection {
         self.end
     }
 
-    /// Whether anything may still be sent. What was cut off is not even told so.
+    /// Checks that the connection is still allowed to send. A connection with [`End::Cut`] must not even send
+    /// a closing message.
     fn check_write(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         match self.end(context) {
             Some(End::Cut) => Err(io::ErrorKind::TimedOut.into()),
@@ -300,7 +306,7 @@ impl AsyncRead for Connection {
             return Poll::Ready(Ok(()));
         }
         match self.end(context) {
-            // As if the client had closed it.
+            // An idle connection ends as if the client had closed it.
             Some(End::Idle) => return Poll::Ready(Ok(())),
             Some(End::Cut) => return Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             None => {}

@@ -8,15 +8,15 @@ use tonic::{Response, Status};
 
 use crate::source::{Runs, text};
 
-/// Longest name of a client and longest reason, in bytes.
+/// Maximum lengths of a client's name and of a reason, in bytes.
 const NAME_BYTES: usize = 64;
 const REASON_BYTES: usize = 1024;
 
-/// `tracker.v1` for those who may control the run that this process trains.
+/// `ControlService` of `tracker.v1`, for the run that this process trains.
 #[derive(Debug)]
 pub(crate) struct Control {
     pub(crate) runs: Arc<Runs>,
-    /// The way to the loop; none where this process trains nothing.
+    /// Queue of requests to the training loop. `None` if this process trains no run.
     pub(crate) requests: Option<RequestQueue>,
 }
 
@@ -30,12 +30,12 @@ impl Control {
     ) -> Result<CarriedOut, Status> {
         if by.len() > NAME_BYTES || !by.chars().all(|c| c.is_ascii_graphic()) {
             return Err(Status::invalid_argument(format!(
-                "by has at most {NAME_BYTES} printable ASCII characters, and no space"
+                "`by` must have at most {NAME_BYTES} printable ASCII characters, without spaces"
             )));
         }
         if reason.len() > REASON_BYTES || reason.chars().any(char::is_control) {
             return Err(Status::invalid_argument(format!(
-                "a reason has at most {REASON_BYTES} bytes on one line"
+                "`reason` must be a single line of at most {REASON_BYTES} bytes"
             )));
         }
         request
@@ -52,7 +52,7 @@ impl Control {
         match requests.ask(by, ask, Box::new(Caller(sender))) {
             Ok(true) => answer.await.map_err(|_| ended()),
             Ok(false) => Err(Status::resource_exhausted(format!(
-                "{} requests wait for the loop already",
+                "{} requests are already waiting for the training loop",
                 RequestQueue::CAPACITY
             ))),
             Err(_) => Err(ended()),
@@ -60,7 +60,8 @@ impl Control {
     }
 }
 
-/// A call that waits. When it is cancelled, or its deadline passes, the other end is dropped.
+/// A call that waits until its request is carried out. If the call is cancelled or its deadline passes, the
+/// channel's receiver is dropped.
 struct Caller(oneshot::Sender<CarriedOut>);
 
 impl Asker for Caller {
@@ -69,12 +70,12 @@ impl Asker for Caller {
     }
 
     fn answer(self: Box<Self>, at: CarriedOut) {
-        // Who went away between does not need to know.
+        // If the call was cancelled in the meantime, no client waits for the response.
         let _ = self.0.send(at);
     }
 }
 
-/// A method that asks for one thing and says when it was carried out.
+/// The body of a method. It sends one request and returns when the request has been carried out.
 macro_rules! method {
     ($self:ident, $request:ident, $response:ident, $make:expr) => {{
         let request = $request.into_inner();

@@ -5,7 +5,7 @@ use host_core::{
 use host_proto::tracker::v1 as proto;
 use host_store::{Delivery, Point, RunRow, RunStatus, Series};
 
-/// A run; its error if the server could not read it.
+/// Converts a run. If the server could not read the run, returns the error that the server reported for it.
 pub(crate) fn run(run: proto::Run, config_json: String) -> Result<RunRow> {
     if !run.error.is_empty() {
         return Err(Error::new(ErrorKind::System, run.error));
@@ -44,7 +44,7 @@ pub(crate) fn point(point: proto::Point) -> Point {
     }
 }
 
-/// An entry of the delivery ledger; none if it is in a state that this program is too old for.
+/// Converts an entry of the delivery ledger. Returns `None` if its state is unknown to this version.
 pub(crate) fn ledger_entry(entry: proto::LedgerEntry) -> Option<Delivery> {
     let delivery = entry.delivery?;
     Some(Delivery {
@@ -58,12 +58,11 @@ pub(crate) fn ledger_entry(entry: proto::LedgerEntry) -> Option<Delivery> {
     })
 }
 
-/// An event. One of a kind that this program is too old for becomes a warning that says so, since it
-/// has its place in the order all the same.
+/// Converts an event. An event of an unknown kind becomes a warning, since its sequence number must be kept.
 pub(crate) fn event(event: proto::Event) -> Event {
     let unknown = || EventBody::Warning {
         message: format!(
-            "event {} is of a kind that this program does not know",
+            "event {} is of a kind that this version does not support",
             event.seq
         ),
     };
@@ -143,7 +142,7 @@ fn request(kind: proto::RequestKind, factor: f64) -> Option<Request> {
     }
 }
 
-/// A reason that this program does not know is none it could call success.
+/// Converts a reason. An unknown reason is treated as a failure.
 fn stop_reason(reason: proto::StopReason) -> StopReason {
     match reason {
         proto::StopReason::Completed => StopReason::Completed,
@@ -171,7 +170,7 @@ mod tests {
     use crate::to_proto;
 
     #[test]
-    fn every_kind_of_event_comes_through_as_it_was() {
+    fn every_kind_of_event_survives_the_conversion() {
         let deliveries = [
             DeliveryState::Queued,
             DeliveryState::Sending,
@@ -260,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_of_a_newer_kind_keeps_its_place() {
+    fn an_event_of_a_newer_kind_keeps_its_sequence_number() {
         let newer = proto::Event {
             seq: 9,
             body: None,

@@ -21,23 +21,23 @@ use crate::guesses::Guesses;
 use crate::limits::Limits;
 use crate::request_body::RequestBody;
 
-/// Requests are names and numbers.
+/// Maximum size of a request, which contains only names and numbers.
 pub(crate) const REQUEST_BYTES: usize = 64 << 10;
-/// TensorBoard's requests name every run and metric that it shows.
+/// Maximum size of TensorBoard's requests, which name every run and metric that TensorBoard shows.
 pub(crate) const TENSORBOARD_REQUEST_BYTES: usize = 1 << 20;
-/// What a call costs beside its headers, its request and its answer.
+/// Bytes of the server's budget that a call uses in addition to its headers, request and response.
 const CALL_BYTES: usize = 8 << 10;
 
-/// What is called with a warning, on a thread that may block.
+/// Callback for warnings. It may block, because it is called on a thread for blocking calls.
 pub(crate) type Warn = Arc<dyn Fn(String) + Send + Sync>;
 
-/// Stands before all services: who may call what, and what a call may cost.
+/// The layer in front of all services. It checks permissions and limits the cost of calls.
 #[derive(Clone)]
 pub(crate) struct Gate(Arc<Rules>);
 
 struct Rules {
     access: Arc<Access>,
-    /// What control takes here.
+    /// The scope that calls of `ControlService` need.
     control: Scope,
     limits: Limits,
     budget: Arc<Budget>,
@@ -52,7 +52,7 @@ pub(crate) struct Guarded {
     routes: Routes,
 }
 
-/// In an answer's extensions: more of it comes later, as things happen.
+/// Marks a response as a stream, whose messages are produced over time. Stored in the response's extensions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Streams;
 
@@ -97,7 +97,7 @@ impl Service<Request<Body>> for Guarded {
     type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // Routes always are.
+        // `Routes` is always ready.
         Poll::Ready(Ok(()))
     }
 
@@ -117,7 +117,7 @@ impl Rules {
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Status> {
         let calls = request.extensions().get::<Arc<Calls>>().cloned();
-        let calls = calls.ok_or_else(|| Status::internal("a call of no connection"))?;
+        let calls = calls.ok_or_else(|| Status::internal("a call without a connection"))?;
         let call = Calls::begin(&calls)?;
         let (scope, most) = self.service(request.uri().path());
         let is_needed = calls.must_prove() || self.access.is_needed(scope);
@@ -135,12 +135,13 @@ impl Rules {
             Body::new(RequestBody::new(body, most, self.limits.request, held))
         });
         let Ok(response) = routes.oneshot(request).await;
-        // What the request was is understood and dealt with.
+        // By now the request has been decoded and handled.
         drop(held);
 
         let is_stream = response.extensions().get::<Streams>().is_some();
         let (parts, body) = response.into_parts();
-        // A stream has its own hold of the call, which ends when its client is given up.
+        // The body of a stream already holds a clone of the call. It drops the clone when the server ends the
+        // stream of an unresponsive client.
         let call = (!is_stream).then_some(call);
         let mut answer = Answer::new(body, fixed, calls, is_stream, call);
         if !is_stream {
@@ -149,22 +150,25 @@ impl Rules {
         Ok(Response::from_parts(parts, Body::new(answer)))
     }
 
-    /// What a service lets its callers do, and the longest request that it takes.
+    /// Returns a service's scope and its maximum request size.
     fn service(&self, path: &str) -> (Scope, usize) {
         let service = path.split('/').nth(1).unwrap_or_default();
         match service {
             tracker_service_server::SERVICE_NAME => (Scope::Read, REQUEST_BYTES),
             control_service_server::SERVICE_NAME => (self.control, REQUEST_BYTES),
             tensorboard::SERVICE_NAME => (Scope::Read, TENSORBOARD_REQUEST_BYTES),
-            // Health, and reflection, which describes the services: they are everybody's to know.
+            // Health and reflection. The latter only describes the services.
             _ => (Scope::Public, REQUEST_BYTES),
         }
     }
 
-    /// Lets a call in by the token that it showed, in its peer's turn.
+    /// Checks a call's token. After several wrong tokens from a peer, each further check for this peer is
+    /// delayed.
     ///
     /// # Errors
-    /// The token does not let its bearer do this, or there were too many wrong ones.
+    /// Returns an error in three cases: the token does not permit the call; the delay would be too long; or
+    /// the connection was accepted on the condition that it sends the control token, but neither this call
+    /// nor an earlier call sent it.
     async fn admit(&self, calls: &Calls, scope: Scope, shown: Shown) -> Result<(), Status> {
         let peer = calls.peer();
         match shown {

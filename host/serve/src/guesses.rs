@@ -5,22 +5,19 @@ use std::time::{Duration, Instant};
 
 use tonic::Status;
 
-/// Wrong tokens that cost their sender no time: everybody mistypes.
+/// Number of wrong tokens that cause no delay, since users make typing errors.
 const FREE: u32 = 5;
-/// What the next one costs. Each further one costs twice as much, up to the most.
+/// Minimum and maximum delay of the next check. The delay doubles with each further wrong token.
 const DELAY: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(10);
-/// Tokens of one peer that wait for their turn longer than this are not looked at.
+/// A token that would have to wait longer than this is rejected without a check.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A peer that has shown no wrong token for so long is as good as new.
+/// A peer that has sent no wrong token for this long is forgotten.
 const FORGET: Duration = Duration::from_secs(600);
-/// Peers that are remembered. Beyond, the one that was silent for longest is forgotten.
+/// Maximum number of remembered peers. Beyond it, the peer whose last wrong token is the oldest is forgotten.
 const PEERS: usize = 4096;
 
-/// The wrong tokens that each peer has shown, so that nobody finds the right one by trying.
-///
-/// The tokens of a peer that has shown too many wrong ones are looked at one after the other, with a
-/// pause before each, over all its connections. A token too long to be guessed does not wait.
+/// Counts the wrong tokens of each peer, to prevent clients from guessing a token.
 #[derive(Debug, Default)]
 pub(crate) struct Guesses(Mutex<HashMap<IpAddr, Peer>>);
 
@@ -28,15 +25,15 @@ pub(crate) struct Guesses(Mutex<HashMap<IpAddr, Peer>>);
 struct Peer {
     wrong: u32,
     last: Instant,
-    /// When the tokens that were shown until now have been looked at.
+    /// The time at which all tokens received so far will have been checked.
     free_at: Instant,
 }
 
 impl Guesses {
-    /// How long to wait before this peer's token is looked at.
+    /// Returns the delay before this peer's token is checked.
     ///
     /// # Errors
-    /// Too many of its tokens wait already.
+    /// Returns an error if too many tokens of this peer are already waiting.
     pub(crate) fn turn(&self, peer: IpAddr, now: Instant) -> Result<Duration, Status> {
         let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = network(peer);
@@ -62,7 +59,8 @@ impl Guesses {
         }
     }
 
-    /// The peer's token was wrong. Returns what to warn of: the tenth, the hundredth, the thousandth …
+    /// Records a wrong token. Returns a warning for a peer's tenth wrong token, and for its hundredth,
+    /// thousandth and so on.
     pub(crate) fn wrong(&self, peer: IpAddr, now: Instant) -> Option<String> {
         let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = network(peer);
@@ -90,7 +88,7 @@ fn delay(wrong: u32) -> Duration {
     DELAY.start().saturating_mul(doubled).min(*DELAY.end())
 }
 
-/// What one sender has for itself: an address, and of IPv6 a /64.
+/// Returns the address block that is treated as one peer: an IPv4 address or an IPv6 /64 network.
 fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => {
@@ -125,7 +123,7 @@ mod tests {
         );
         assert_eq!(waits[19], *DELAY.end());
 
-        // Others are not held up, and in the end neither is this one.
+        // Other peers are not delayed. After a while, this peer is no longer delayed either.
         let other = [192, 0, 2, 2].into();
         assert_eq!(guesses.turn(other, now).expect("its turn"), Duration::ZERO);
         let later = now + FORGET;
@@ -133,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn guesses_at_once_are_looked_at_one_after_the_other() {
+    fn concurrent_guesses_are_checked_one_after_the_other() {
         let guesses = Guesses::default();
         let now = Instant::now();
         for _ in 0..FREE {
@@ -152,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_is_warned_of_at_the_tenth_the_hundredth_and_so_on() {
+    fn a_warning_follows_the_tenth_the_hundredth_and_so_on() {
         let guesses = Guesses::default();
         let now = Instant::now();
         let warned: Vec<u32> = (1..=10_000)
@@ -162,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sender_does_not_escape_by_another_address_of_its_own() {
+    fn a_sender_does_not_escape_by_changing_its_address() {
         let same = |one: &str, other: &str| {
             let [one, other] = [one, other].map(|text| network(text.parse().expect("an address")));
             one == other
@@ -174,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_however_many_peers_there_are() {
+    fn memory_is_bounded_for_any_number_of_peers() {
         let guesses = Guesses::default();
         let now = Instant::now();
         for n in 0..PEERS as u32 + 100 {

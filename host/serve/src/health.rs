@@ -11,20 +11,20 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use crate::call::Call;
 use crate::gate::Streams;
 
-/// `grpc.health.v1`: each service is at work until the server stops.
+/// `grpc.health.v1`. Each service is healthy until the server stops.
 #[derive(Debug)]
 pub(crate) struct Health {
-    /// The names of the services that there are.
+    /// Names of the known services.
     pub(crate) services: Vec<&'static str>,
     pub(crate) stopping: watch::Receiver<bool>,
-    /// Places for streams, shared with those of events.
+    /// Permits for streams. Streams of health and streams of events share these permits.
     pub(crate) places: Arc<Semaphore>,
 }
 
 type Piece = Result<HealthCheckResponse, Status>;
 
 impl Health {
-    /// Whether there is such a service. No name stands for the server as a whole.
+    /// Whether a service exists. The empty name stands for the whole server.
     fn knows(&self, service: &str) -> bool {
         service.is_empty() || self.services.contains(&service)
     }
@@ -60,8 +60,9 @@ impl HealthService for Health {
     }
 }
 
-/// How the service stands now, and once more when the server stops. A service that is not known may come
-/// later, by the protocol, so its stream goes on, too.
+/// Returns a stream of the service's status. The stream sends the current status immediately, and an update
+/// when the server stops. The protocol allows a service to be added later, so the stream of an unknown
+/// service also stays open.
 fn pieces(
     known: bool,
     stopping: watch::Receiver<bool>,
@@ -74,7 +75,7 @@ fn pieces(
                 None => *stopping.borrow(),
                 Some(true) => return None,
                 Some(false) => {
-                    // An error is a server whose owner is gone: it stops.
+                    // An error means that the `Serving` was dropped, so the server stops.
                     let _ = stopping.wait_for(|stopping| *stopping).await;
                     true
                 }

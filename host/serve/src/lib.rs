@@ -1,11 +1,12 @@
-//! The gRPC service over run stores, and a client of it.
+//! The gRPC service for run stores, and its client.
 //!
-//! The server reads the store; what it asks of the loop goes through one bounded queue, for those with
-//! the control token. It holds no state that a client could lose. A watcher is a cursor into the run's log; it reads pages at its own pace from
-//! disk, so a slow one costs the run nothing.
+//! The server reads the store. Requests to the training loop need the control token and pass through one
+//! bounded queue. All data that clients read is on disk, so a client loses nothing if the server restarts. A
+//! watcher is a cursor into the run's log and reads pages from disk at its own pace, so a slow watcher costs
+//! the run nothing.
 //!
-//! This is the only room that knows tokio and tonic, and neither shows outside: the server lives on
-//! threads of its own behind [`Serving`], the client's calls block.
+//! Only this crate uses tokio and tonic, and neither is part of its API: the server runs on its own threads
+//! behind [`Serving`], and the client's calls block.
 #![forbid(unsafe_code)]
 
 mod access;

@@ -1,32 +1,32 @@
 use std::time::Duration;
 
-/// What a server does for its clients at most. The defaults are those of the command line.
+/// The limits of a server. The defaults are those of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at once; more are told so and closed. Half the files that the process may have
-    /// open, if that is less: the training needs some.
+    /// Maximum number of connections; further connections are rejected. The effective limit is at most half
+    /// of the process's open-file limit, since training needs files, too.
     pub connections: usize,
-    /// Connections beyond these, from this machine alone, for clients that show the control token with
-    /// their first call. They take the places of one another, the oldest first.
+    /// Additional connections from this machine, for clients that send the control token with their first
+    /// call. If all of them are in use, a new connection replaces the oldest one that has not sent the token.
     pub reserve: usize,
-    /// Bytes that all requests and answers on their way may take together. One connection may have half
-    /// of them.
+    /// Maximum number of bytes of all requests and responses in flight. One connection can use up to half of
+    /// this number.
     pub bytes: usize,
-    /// Streams of events, and of health, at once, over all connections.
+    /// Maximum number of open streams over all connections. Event streams and health streams both count.
     pub watchers: usize,
-    /// Calls that one connection may have open.
+    /// Maximum number of open calls per connection.
     pub streams: u32,
-    /// Calls that one connection may begin in a second.
+    /// Number of calls that one connection can start per second.
     pub calls_per_second: u32,
-    /// How long a connection may take to say what it speaks, TLS included.
+    /// Timeout of a connection's handshake, including TLS.
     pub handshake: Duration,
-    /// How long a request may take to arrive as a whole.
+    /// Timeout for receiving a complete request.
     pub request: Duration,
-    /// How long an answer waits for its client to take a piece of it. Then the connection is closed.
+    /// How long the client may take to read a part of a response. After this time the connection is closed.
     pub unread: Duration,
-    /// How long a connection without a call stays.
+    /// How long a connection without a call is kept open.
     pub idle: Duration,
-    /// How long a stream of events waits for its client to take what there is.
+    /// How long the client may take to read available events of a stream. After this time the stream ends.
     pub stall: Duration,
 }
 
@@ -49,7 +49,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// How many connections there may be in this process.
+    /// Returns the maximum number of connections in this process.
     pub(crate) fn connections_here(&self) -> usize {
         let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
         match open_files(&limits) {
@@ -59,7 +59,7 @@ impl Limits {
     }
 }
 
-/// The soft limit of open files, if there is one, in the words of `/proc/self/limits`.
+/// Returns the soft limit on open files from the text of `/proc/self/limits`, or `None` if there is no limit.
 fn open_files(limits: &str) -> Option<usize> {
     let line = limits
         .lines()

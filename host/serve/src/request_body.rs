@@ -11,16 +11,17 @@ use tonic::codegen::Bytes;
 
 use crate::budget::Charge;
 
-/// What a byte of a request may become when it is understood: a list of short names takes most.
+/// Maximum memory that a decoded request occupies, in bytes per byte of the request. A list of short names
+/// needs the most.
 const UNDERSTOOD: usize = 16;
 
-/// What a request holds of the budget until its call is answered.
+/// The bytes of the budget that a request holds until its call is answered.
 pub(crate) type Held = Arc<Mutex<Charge>>;
 
-/// A request's body, as large as its service takes and as late as the server waits for it.
+/// A request body whose size is limited, and which must be complete within a time limit.
 pub(crate) struct RequestBody {
     body: Body,
-    /// Bytes that may still come.
+    /// How many more bytes are accepted.
     room: usize,
     held: Held,
     limit: Duration,
@@ -28,7 +29,7 @@ pub(crate) struct RequestBody {
 }
 
 impl RequestBody {
-    /// A request of at most `most` bytes.
+    /// Wraps a request of at most `most` bytes.
     pub(crate) fn new(body: Body, most: usize, limit: Duration, held: Held) -> Self {
         Self {
             body,
@@ -43,7 +44,7 @@ impl RequestBody {
         self.room = self
             .room
             .checked_sub(bytes)
-            .ok_or_else(|| Status::out_of_range("the request is longer than this service takes"))?;
+            .ok_or_else(|| Status::out_of_range("the request is too large for this service"))?;
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.grow(bytes * UNDERSTOOD)
     }

@@ -28,24 +28,25 @@ use crate::tls::TlsIdentity;
 use crate::tracker::Tracker;
 use crate::watch::feed;
 
-/// Connections that the system keeps until they are taken; beyond it a client waits for a second.
+/// Length of the system's queue of pending connections. If it is full, a client retries after a second.
 const BACKLOG: u32 = 4096;
-/// What a call may say of itself.
+/// Maximum size of a call's headers.
 const HEADER_BYTES: u32 = 16 << 10;
-/// What a client may send before the server has looked at it, in one call and in all of a connection:
-/// the least that HTTP/2 knows.
+/// Maximum number of bytes that a client has sent and the server has not read yet. The limit applies to each
+/// call and to each connection. It is HTTP/2's default window.
 const WINDOW: u32 = 65_535;
-/// A peer that is gone without a word is noticed after twice this.
+/// Interval of keepalive pings, and timeout for the response to a ping. A dead peer is detected after twice
+/// this time.
 const KEEPALIVE: Duration = Duration::from_secs(20);
-/// How long a call may take before it is answered. Reads are quick; a request to the loop waits for
-/// the end of its step, or of an evaluation.
+/// Timeout of a call. It is long, because a request to the training loop waits for the end of a step or an
+/// evaluation.
 const CALL: Duration = Duration::from_secs(600);
-/// How long calls may take to end when the server stops.
+/// How long open calls may take to end when the server stops.
 const GRACE: Duration = Duration::from_secs(2);
-/// Threads that read the store. More would only take turns on the disk.
+/// Number of threads that read the store. More threads would only compete for the disk.
 const READERS: usize = 4;
 
-/// The gRPC server, before it is at work: `tracker.v1`, `tensorboard.data`, health and reflection.
+/// The configuration of a gRPC server for `tracker.v1`, `tensorboard.data`, health and reflection.
 pub struct Server {
     listen: SocketAddr,
     source: Source,
@@ -55,7 +56,7 @@ pub struct Server {
     warn: Option<Warn>,
 }
 
-/// A server at work. It stops when it is told to, or dropped.
+/// A running server. It stops on [`Serving::stop`] or when dropped.
 #[derive(Debug)]
 pub struct Serving {
     addr: SocketAddr,
@@ -64,7 +65,7 @@ pub struct Serving {
 }
 
 impl Server {
-    /// A server that anybody on this machine may read, and nobody may control.
+    /// Creates a server without tokens: every client on this machine can read, and no client can control.
     pub fn new(listen: SocketAddr, source: Source) -> Self {
         Self {
             listen,
@@ -76,45 +77,46 @@ impl Server {
         }
     }
 
-    /// With these tokens.
+    /// Sets the tokens.
     #[must_use]
     pub fn access(mut self, access: Access) -> Self {
         self.access = access;
         self
     }
 
-    /// With TLS as this.
+    /// Sets the TLS identity; `None` means no TLS.
     #[must_use]
     pub fn tls(mut self, tls: Option<TlsIdentity>) -> Self {
         self.tls = tls;
         self
     }
 
-    /// With other limits than the usual ones.
+    /// Replaces the default limits.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Tells this what its owner should know, such as that somebody guesses tokens.
+    /// Sets the callback for warnings to the operator, for example about a client that guesses tokens. The
+    /// callback may block the thread that calls it.
     #[must_use]
     pub fn on_warning(mut self, warn: impl Fn(String) + Send + Sync + 'static) -> Self {
         self.warn = Some(Arc::new(warn));
         self
     }
 
-    /// Whether a server would listen there at all.
+    /// Checks that a server may listen on an address.
     ///
     /// # Errors
-    /// If the address is not of this machine alone, and there is no TLS or no token to read.
+    /// Returns an error if TLS or the read token is missing. A loopback address needs neither.
     pub fn check(listen: SocketAddr, has_tls: bool, has_read_token: bool) -> Result<()> {
         if listen.ip().is_loopback() || (has_tls && has_read_token) {
             return Ok(());
         }
         let (reason, missing) = match has_tls {
             false => (
-                "others on the network could read them",
+                "any machine on the network could read the traffic",
                 "--tls self-signed, or --tls-cert and --tls-key,",
             ),
             true => (
@@ -127,14 +129,14 @@ impl Server {
             format!("cannot listen on {listen}: {reason}"),
         )
         .hint(format!(
-            "give {missing} or listen on 127.0.0.1 and reach it from elsewhere through `ssh -L`"
+            "pass {missing} or listen on 127.0.0.1 and connect through `ssh -L`"
         )))
     }
 
-    /// Begins to listen; port 0 takes a free one. Returns once clients can connect.
+    /// Starts to listen, and returns once clients can connect. Port 0 selects a free port.
     ///
     /// # Errors
-    /// If it would not listen there, or the address is in use.
+    /// Returns an error if [`Server::check`] rejects the address or if the address is in use.
     pub fn start(self) -> Result<Serving> {
         let Self {
             listen,
@@ -196,16 +198,16 @@ impl Server {
 }
 
 impl Serving {
-    /// Where it listens.
+    /// Returns the address that the server listens on.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Stops: takes no more calls, tells watchers to go on elsewhere from their cursor, gives open calls
-    /// two seconds to end, and cuts off the rest.
+    /// Stops the server: accepts no more calls, sends each watcher its cursor, gives open calls two seconds
+    /// to end, and cancels the rest.
     ///
     /// # Errors
-    /// If the server had failed before.
+    /// Returns an error if the server failed before it was stopped.
     pub fn stop(mut self) -> Result<()> {
         self.stop_and_join()
     }
@@ -238,12 +240,12 @@ impl Serving {
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        // Whoever wants to know how it went calls `stop`.
+        // Callers that need the result call `stop`.
         let _ = self.stop_and_join();
     }
 }
 
-/// What is served, and to whom.
+/// The data that the server's thread needs.
 struct Services {
     runs: Arc<Runs>,
     control: Control,
@@ -253,7 +255,7 @@ struct Services {
     warn: Option<Warn>,
 }
 
-/// The server's thread.
+/// Runs the server on its own thread.
 fn serve(
     runtime: Runtime,
     listener: TcpListener,
@@ -270,7 +272,8 @@ fn serve(
             limits,
             warn,
         } = services;
-        // A server that trains nothing has no secret of a loop to keep: it says where the loop is.
+        // Without a training loop there is nothing to control. The service then only returns the address of
+        // the process that trains the run. Clients need only read access for that.
         let control_scope = match control.requests {
             Some(_) => Scope::Control,
             None => Scope::Read,
@@ -310,10 +313,10 @@ fn serve(
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let new = reflection().build_v1().map_err(|e| failed(&e))?;
-        // Older tools, grpcurl among them, ask for this one.
+        // Older tools, such as grpcurl, use this version of reflection.
         let old = reflection().build_v1alpha().map_err(|e| failed(&e))?;
         let stopped = |mut stopping: watch::Receiver<bool>| async move {
-            // An error is a server whose owner is gone, which is no less a reason to stop.
+            // An error means that the `Serving` was dropped, so the server stops as well.
             let _ = stopping.wait_for(|stopping| *stopping).await;
         };
         let served = tonic::transport::Server::builder()
@@ -340,18 +343,18 @@ fn serve(
             () = async { stopped(stopping).await; tokio::time::sleep(GRACE).await; } => Ok(()),
         }
     });
-    // Reads in progress end by themselves; none takes long.
+    // Waits for reads of the store that are still in progress. They take only a short time.
     runtime.shutdown_timeout(GRACE);
     result
 }
 
-/// A socket that listens, and where.
+/// Returns a listening socket and its address.
 fn bind(listen: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
     let socket = match listen {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    // The port of a server that has just ended is free.
+    // Allows the server to reuse the port of a server that has just ended.
     socket.set_reuseaddr(true)?;
     socket.bind(listen)?;
     let listener = socket.listen(BACKLOG)?;

@@ -9,31 +9,31 @@ use tonic::Status;
 
 use crate::watch::feed::{self, Feed};
 
-/// What a server shows.
+/// The runs that a server serves.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// The run that this process is writing.
     Live {
-        /// The run's folder, which is named as the run.
+        /// The run's folder. The folder's name is the run's name.
         run_dir: PathBuf,
-        /// How far its writer has come.
+        /// Progress of the run's writer.
         commits: Commits,
-        /// The way of requests to its loop.
+        /// Queue of requests to the training loop.
         requests: RequestQueue,
     },
-    /// The runs in a folder, whoever writes them.
+    /// All runs in a folder, including those that other processes write.
     Folder(PathBuf),
 }
 
-/// The runs of a server, by name. No text of a request becomes a path but through [`RunName`].
+/// The runs of a server, by name. Text from a request becomes a path only through [`RunName`].
 #[derive(Debug)]
 pub(crate) struct Runs {
     place: Place,
-    /// Open readers that nobody uses now, the longest unused first.
+    /// Open readers that are not in use, ordered from the least to the most recently used.
     idle: Mutex<VecDeque<(RunName, Reader)>>,
-    /// What the watchers of a run share.
+    /// One feed for each watched run. All watchers of the run share this feed.
     feeds: Mutex<HashMap<RunName, Weak<Feed>>>,
-    /// Places for streams, and how many there are.
+    /// Permits for streams; there are `most_watchers` permits in total.
     pub(crate) places: Arc<Semaphore>,
     most_watchers: usize,
 }
@@ -48,14 +48,15 @@ enum Place {
     Folder(RunList),
 }
 
-/// In the folder of a live run: where its own process listens.
+/// Name of a file in the folder of a live run. The file contains the address of the server in the training
+/// process.
 pub const ADDRESS_FILE: &str = "grpc.addr";
 
-/// Most readers that are kept open while nobody uses them.
+/// Maximum number of unused readers that are kept open.
 const IDLE: usize = 16;
 
 impl Runs {
-    /// For at most so many watchers at once.
+    /// Opens a source for at most `most_watchers` concurrent watchers.
     pub(crate) fn new(source: &Source, most_watchers: usize) -> Result<Self> {
         let place = match source {
             Source::Folder(runs_dir) => Place::Folder(RunList::new(runs_dir)),
@@ -79,7 +80,7 @@ impl Runs {
         })
     }
 
-    /// The feed of the one run that is live, if that is what the server shows.
+    /// Returns the feed of the live run, or `None` if the source is a folder.
     pub(crate) fn live_feed(&self) -> Option<&Arc<Feed>> {
         match &self.place {
             Place::One { feed, .. } => Some(feed),
@@ -87,12 +88,12 @@ impl Runs {
         }
     }
 
-    /// How many streams there are.
+    /// Returns the number of open streams.
     pub(crate) fn watchers(&self) -> usize {
         self.most_watchers - self.places.available_permits()
     }
 
-    /// The names of all runs, in order. Blocks.
+    /// Returns the names of all runs, sorted. Blocks.
     pub(crate) fn names(&self) -> Result<Vec<RunName>> {
         match &self.place {
             Place::One { name, .. } => Ok(vec![name.clone()]),
@@ -100,7 +101,7 @@ impl Runs {
         }
     }
 
-    /// What these runs are and how they stand, in the same order. Blocks.
+    /// Reads the rows of these runs, in the same order. Blocks.
     pub(crate) fn rows(&self, names: Vec<RunName>) -> Vec<(RunName, Result<RunRow>)> {
         match &self.place {
             Place::One { .. } => names
@@ -114,7 +115,8 @@ impl Runs {
         }
     }
 
-    /// Where the runs lie, and what to call them together.
+    /// Returns the path of the served folder and a name for its content, both for display. If only one run is
+    /// served, these are the path and the name of that run.
     pub(crate) fn place(&self) -> (String, String) {
         let (dir, name) = match &self.place {
             Place::One { name, run_dir, .. } => (run_dir.as_path(), name.to_string()),
@@ -123,10 +125,10 @@ impl Runs {
         (dir.display().to_string(), name)
     }
 
-    /// The run that a request names, or the only one if it names none.
+    /// Returns the run with the requested name, or the only run if the name is empty.
     pub(crate) async fn find(self: &Arc<Self>, asked: &str) -> Result<RunName, Status> {
         if let (true, Place::One { name, .. }) = (asked.is_empty(), &self.place) {
-            // Without waiting for those who read.
+            // Nothing is read in this case, so no thread for blocking work is needed.
             return Ok(name.clone());
         }
         if asked.is_empty() {
@@ -134,9 +136,9 @@ impl Runs {
             let names = blocking(move || runs.names()).await?;
             return match &names[..] {
                 [only] => Ok(only.clone()),
-                [] => Err(Status::not_found("there is no run")),
+                [] => Err(Status::not_found("the server has no runs")),
                 _ => Err(Status::invalid_argument(
-                    "which run? there are several; ListRuns lists them",
+                    "the run's name is missing, and the server has several runs; ListRuns lists them",
                 )),
             };
         }
@@ -153,11 +155,11 @@ impl Runs {
         if there {
             Ok(name)
         } else {
-            Err(Status::not_found(format!("there is no run {name}")))
+            Err(Status::not_found(format!("unknown run: {name}")))
         }
     }
 
-    /// Reads a run on a thread that may block.
+    /// Reads a run on a thread for blocking work.
     pub(crate) async fn read<T: Send + 'static>(
         self: &Arc<Self>,
         run: &RunName,
@@ -191,7 +193,8 @@ impl Runs {
         Ok(result)
     }
 
-    /// What the watchers of a run share; made, with whoever feeds it, for the first of them.
+    /// Returns the feed of a run. The first watcher creates the feed, together with the task that polls the
+    /// run.
     pub(crate) async fn feed(self: &Arc<Self>, run: &RunName) -> Result<Arc<Feed>, Status> {
         if let Some(feed) = self.live_feed() {
             return Ok(Arc::clone(feed));
@@ -201,7 +204,7 @@ impl Runs {
         }
         let progress = self.read(run, Reader::progress).await?;
         let mut feeds = lock(&self.feeds);
-        // Another may have made it meanwhile.
+        // Another task may have created the feed in the meantime.
         if let Some(feed) = feeds.get(run).and_then(Weak::upgrade) {
             return Ok(feed);
         }
@@ -216,19 +219,19 @@ impl Runs {
         Ok(feed)
     }
 
-    /// Why the loop of a run cannot be asked here.
+    /// Returns the error status for a control request to a run that this server does not train.
     pub(crate) async fn trained_elsewhere(self: &Arc<Self>, run: &RunName) -> Status {
         let address = self.dir_of(run).join(ADDRESS_FILE);
         let look = move |reader: &Reader| {
             let is_running = reader.progress()?.status == RunStatus::Running;
-            // A process that was killed leaves its address behind.
+            // A killed process leaves its address file behind.
             let address = std::fs::read_to_string(address).ok();
             Ok(address.filter(|_| is_running))
         };
         match self.read(run, look).await {
             Err(status) => status,
             Ok(Some(address)) => Status::failed_precondition(format!(
-                "run {run} is not trained by this server but by the one at {}",
+                "run {run} is not trained by this server, but by the server at {}",
                 address.trim()
             )),
             Ok(None) => Status::failed_precondition(format!("run {run} is not live")),
@@ -243,7 +246,7 @@ impl Runs {
     }
 }
 
-/// Does what may block where it may.
+/// Runs blocking work on a thread where blocking is allowed.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T, Status> {
@@ -256,13 +259,13 @@ pub(crate) async fn blocking<T: Send + 'static>(
 
 fn status(error: &Error) -> Status {
     match error.kind() {
-        // The name is of a run, yet it is none, or none that this program can read.
+        // The folder exists but contains no run that this version can read.
         ErrorKind::Config => Status::failed_precondition(text(error)),
         _ => Status::data_loss(text(error)),
     }
 }
 
-/// An error's words, hint included.
+/// Returns an error's message with its hint.
 pub(crate) fn text(error: &Error) -> String {
     match error.hint_text() {
         Some(hint) => format!("{error}; {hint}"),
@@ -279,6 +282,6 @@ fn name_of(run_dir: &Path) -> Result<RunName> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is kept here is whole at every moment, whoever panicked.
+    // Each update is atomic, so the data is consistent even after a panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,5 @@
-//! What stock TensorBoard reads: its runs are the server's, its tags the metrics, its hparams the
-//! configurations.
+//! The data provider for an unmodified TensorBoard. Tags correspond to the metrics of a run, and hparams to
+//! its configuration.
 
 mod filter;
 mod hparams;
@@ -19,28 +19,28 @@ use self::filter::{Filter, of_plugin};
 pub use self::hparams::HOST_SETTINGS;
 use crate::source::{Runs, blocking};
 
-/// The plugins of TensorBoard's that have something to show here.
+/// The TensorBoard plugins that have data.
 const SCALARS: &str = "scalars";
 const HPARAMS: &str = "hparams";
-/// Most points of a series in an answer; TensorBoard asks for 1,000.
+/// Maximum number of points of a series in a response. TensorBoard requests 1,000.
 const POINTS: i64 = 100_000;
-/// What a point takes, decoded.
+/// Size of a point after decoding.
 const POINT_BYTES: usize = 20;
-/// What a name or a setting takes beside its text.
+/// Size of the entry for a name or a setting, without the text itself.
 const ENTRY_BYTES: usize = 100;
-/// What the entries of an answer may take: a thousand series of the thousand points that TensorBoard
-/// asks for.
+/// Maximum size of the entries of a response. This is enough for a thousand series, each with the thousand
+/// points that TensorBoard requests.
 const ANSWER_BYTES: usize = 20 << 20;
 
-/// `tensorboard.data` over the runs of a server.
+/// Serves `tensorboard.data` for the runs of a server.
 #[derive(Debug)]
 pub(crate) struct TensorBoard {
     runs: Arc<Runs>,
-    /// Answers that are being made at once: each may be large.
+    /// Limits how many responses are created concurrently, since each can be large.
     making: Arc<Semaphore>,
 }
 
-/// How many answers are made at once.
+/// Maximum number of responses that are created concurrently.
 const MAKING: usize = 2;
 
 impl TensorBoard {
@@ -49,8 +49,9 @@ impl TensorBoard {
         Self { runs, making }
     }
 
-    /// What `read` makes of each run that the filter lets through; a run of which it makes nothing is
-    /// left out, and one that cannot be read, as long as others can. Blocks in its own place.
+    /// Calls `read` for each run that matches the filter and returns the results. Omits runs for which `read`
+    /// returns `None`. Also omits runs that cannot be read, but returns an error if reading fails for all
+    /// runs. `read` is called on a thread where blocking is allowed.
     async fn each_run<T: Send + 'static>(
         &self,
         filter: &Filter,
@@ -78,14 +79,14 @@ impl TensorBoard {
                 _ => Ok(Ok(all)),
             }
         };
-        // Until the answer is made from it.
+        // The permit is held while the runs are read.
         let _place = self.making.acquire().await;
         let too_large = |error: Error| Status::resource_exhausted(error.to_string());
         blocking(read).await?.map_err(too_large)
     }
 }
 
-/// Room for the entries of an answer.
+/// Remaining space for the entries of a response.
 struct Room {
     left: usize,
     is_exceeded: bool,
@@ -101,10 +102,10 @@ impl Default for Room {
 }
 
 impl Room {
-    /// Takes some.
+    /// Reserves space for entries.
     ///
     /// # Errors
-    /// There is not that much.
+    /// Returns an error if the remaining space is too small.
     fn take(&mut self, bytes: usize) -> Result<()> {
         match self.left.checked_sub(bytes) {
             Some(left) => self.left = left,
@@ -113,7 +114,7 @@ impl Room {
         match self.is_exceeded {
             true => Err(Error::new(
                 ErrorKind::Config,
-                "the answer is too large; ask for fewer runs, metrics or points",
+                "the response would be too large; request fewer runs, metrics or points",
             )),
             false => Ok(()),
         }
@@ -255,10 +256,11 @@ impl TensorBoardDataProvider for TensorBoard {
             return Ok(Response::new(Default::default()));
         }
         let filter = Filter::new(request.run_tag_filter);
-        // Whichever runs are asked for, what holds for all of them stands in the first of all.
+        // The experiment tag belongs to the first run. It describes all runs, even those that the filter
+        // excludes.
         let run = |name: &RunName, reader: &Reader, room: &mut Room| {
             let (row, series): (RunRow, Vec<Series>) = (reader.run()?, reader.series()?);
-            // A setting is there once more in what holds for all runs.
+            // Each setting also appears in the experiment tag.
             room.take(2 * row.config_json.len() + series.len() * ENTRY_BYTES)?;
             Ok(Some((name.to_string(), row, series)))
         };
@@ -339,13 +341,13 @@ fn summary(plugin: &str, class: DataClass, content: Vec<u8>) -> SummaryMetadata 
     }
 }
 
-/// How many points a Read asks for.
+/// Returns how many points per series the response to a read request may contain.
 fn points(downsample: Option<proto::Downsample>) -> Result<usize, Status> {
     let asked = downsample
         .ok_or_else(|| Status::invalid_argument("downsample is missing"))?
         .num_points;
     usize::try_from(asked.min(POINTS))
-        .map_err(|_| Status::invalid_argument(format!("num_points is {asked}")))
+        .map_err(|_| Status::invalid_argument(format!("bad num_points: {asked}")))
 }
 
 fn step(step: u64) -> i64 {

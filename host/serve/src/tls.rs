@@ -12,43 +12,45 @@ use rustls::{SignatureScheme, version};
 use sha2::{Digest as _, Sha256};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-/// gRPC is HTTP/2.
+/// ALPN protocol of gRPC: HTTP/2.
 const ALPN: &[u8] = b"h2";
 
-/// Who a server is, with TLS 1.3: its certificate and key.
+/// A server's certificate and key, for TLS 1.3.
 #[derive(Clone)]
 pub struct TlsIdentity {
     config: Arc<ServerConfig>,
     fingerprint: Fingerprint,
 }
 
-/// A certificate and its key as PEM, made here.
+/// A self-signed certificate and its key, in PEM.
 #[derive(Clone)]
 pub struct SelfSigned {
-    /// For everybody.
+    /// The certificate, which is public.
     pub certificate: String,
-    /// For nobody else.
+    /// The key, which is secret.
     pub key: String,
 }
 
-/// The SHA-256 of a certificate. As text it is hexadecimal; colons are taken, too.
+/// The SHA-256 of a certificate. As text it is hexadecimal, optionally with colons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint([u8; 32]);
 
-/// How a client knows that a server is the one it means.
+/// How a client verifies a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// An authority of these, in PEM, vouches for its name.
+    /// One of these certificate authorities (PEM) must have signed the certificate. The certificate must
+    /// contain the server's name.
     Authorities(Vec<u8>),
-    /// Its certificate is this one, whatever it is called.
+    /// The certificate must have this fingerprint. The server's name is not checked.
     Fingerprint(Fingerprint),
 }
 
 impl TlsIdentity {
-    /// The identity in two PEM files: the certificate, those of its issuers behind it, and its key.
+    /// Reads an identity from two PEM files. One contains the certificate, followed by its issuers'
+    /// certificates; the other contains the key.
     ///
     /// # Errors
-    /// The files cannot be read, or do not fit each other.
+    /// Returns an error if a file cannot be read or if the key does not belong to the certificate.
     pub fn read(certificate: &Path, key: &Path) -> Result<Self> {
         let read = |what, path: &Path| std::fs::read(path).map_err(|e| Error::io(what, path, &e));
         Self::from_pem(
@@ -59,23 +61,25 @@ impl TlsIdentity {
             Error::new(
                 ErrorKind::Config,
                 format!(
-                    "the certificate cannot be used: {why}: {}",
+                    "cannot use the certificate: {why}: {}",
                     certificate.display()
                 ),
             )
-            .hint("give two PEM files: --tls-cert with the certificate and --tls-key with its key")
+            .hint("pass two PEM files: the certificate with --tls-cert and its key with --tls-key")
         })
     }
 
+    /// Reads an identity from PEM.
+    ///
     /// # Errors
-    /// Why they are none, in half a sentence.
+    /// Returns the reason, for use in an error message.
     fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Self, String> {
         let chain = CertificateDer::pem_slice_iter(certificate)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| e.to_string())?;
-        let first = chain.first().ok_or("it holds no certificate")?;
+        let first = chain.first().ok_or("no certificate found")?;
         let fingerprint = Fingerprint::of(first);
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| format!("its key: {e}"))?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| format!("bad key: {e}"))?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&version::TLS13])
             .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
@@ -87,7 +91,7 @@ impl TlsIdentity {
         })
     }
 
-    /// What a client can know it by.
+    /// Returns the certificate's fingerprint.
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
     }
@@ -106,14 +110,17 @@ impl fmt::Debug for TlsIdentity {
 }
 
 impl SelfSigned {
-    /// A new key, and a certificate of its own that is good for this host by `localhost` and the
-    /// given names and addresses.
+    /// Creates a key and a self-signed certificate for `localhost`, `127.0.0.1` and the given names and
+    /// addresses.
     ///
     /// # Errors
-    /// A name that cannot stand in a certificate.
+    /// Returns an error if a name is not allowed in a certificate.
     pub fn new(names: &[String]) -> Result<Self> {
         let failed = |e: &dyn fmt::Display| {
-            Error::new(ErrorKind::System, format!("cannot make a certificate: {e}"))
+            Error::new(
+                ErrorKind::System,
+                format!("cannot create a certificate: {e}"),
+            )
         };
         let mut all = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
         all.extend(
@@ -130,15 +137,15 @@ impl SelfSigned {
         })
     }
 
-    /// As a server's identity.
+    /// Returns the server identity with this certificate and key.
     ///
     /// # Errors
-    /// It is none that was made here.
+    /// Returns an error if the certificate and key are not from [`SelfSigned::new`].
     pub fn identity(&self) -> Result<TlsIdentity> {
         TlsIdentity::from_pem(self.certificate.as_bytes(), self.key.as_bytes()).map_err(|why| {
             Error::new(
                 ErrorKind::System,
-                format!("the certificate made here: {why}"),
+                format!("cannot use the self-signed certificate: {why}"),
             )
         })
     }
@@ -155,13 +162,13 @@ impl Fingerprint {
         Self(Sha256::digest(certificate).into())
     }
 
-    /// Of the first certificate in PEM.
+    /// Returns the fingerprint of the first certificate in a PEM text.
     ///
     /// # Errors
-    /// There is none.
+    /// Returns an error if the text contains no certificate.
     pub fn of_pem(pem: &[u8]) -> Result<Self> {
         let certificate = CertificateDer::from_pem_slice(pem)
-            .map_err(|e| Error::new(ErrorKind::Config, format!("this is no certificate: {e}")))?;
+            .map_err(|e| Error::new(ErrorKind::Config, format!("invalid certificate: {e}")))?;
         Ok(Self::of(&certificate))
     }
 }
@@ -177,8 +184,8 @@ impl std::str::FromStr for Fingerprint {
 
     fn from_str(text: &str) -> Result<Self> {
         let wrong = || {
-            Error::new(ErrorKind::Config, format!("{text:?} is no fingerprint"))
-                .hint("give the 64 hexadecimal digits that the server's side printed")
+            Error::new(ErrorKind::Config, format!("invalid fingerprint: {text:?}"))
+                .hint("pass the 64 hexadecimal digits printed by the server")
         };
         let digits: Vec<u8> = text
             .chars()
@@ -198,15 +205,17 @@ impl std::str::FromStr for Fingerprint {
 }
 
 impl Trust {
+    /// Returns a connector that verifies servers as specified.
+    ///
     /// # Errors
-    /// The authorities are none.
+    /// Returns an error if the authorities are not valid certificates.
     pub(crate) fn connector(&self) -> Result<TlsConnector> {
         let failed = |e: &dyn fmt::Display| {
             Error::new(
                 ErrorKind::Config,
-                format!("the authorities cannot be used: {e}"),
+                format!("cannot use the certificate authorities: {e}"),
             )
-            .hint("give a PEM file with the certificate of who signed the server's")
+            .hint("pass a PEM file with the certificate of the server's certificate authority")
         };
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&version::TLS13])
@@ -219,7 +228,7 @@ impl Trust {
                     roots.add(certificate).map_err(|e| failed(&e))?;
                 }
                 if roots.is_empty() {
-                    return Err(failed(&"there is no certificate"));
+                    return Err(failed(&"no certificate found"));
                 }
                 builder.with_root_certificates(roots).with_no_client_auth()
             }
@@ -237,7 +246,8 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// Takes the one certificate of this fingerprint, and its owner's signature only.
+/// Accepts only the certificate with this fingerprint. Accepts only signatures that the certificate's key
+/// made.
 #[derive(Debug)]
 struct Pinned(Fingerprint);
 
@@ -288,7 +298,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fingerprint_is_read_as_it_is_written() {
+    fn a_fingerprint_s_text_can_be_parsed() {
         let made = SelfSigned::new(&["run.example".to_owned()]).expect("made");
         let fingerprint = made.identity().expect("an identity").fingerprint();
         let text = fingerprint.to_string();

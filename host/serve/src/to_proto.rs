@@ -176,7 +176,7 @@ fn stop_reason(reason: StopReason) -> proto::StopReason {
     }
 }
 
-/// An entry of the delivery ledger.
+/// Converts an entry of the delivery ledger.
 pub(crate) fn ledger_entry(entry: Delivery) -> proto::LedgerEntry {
     proto::LedgerEntry {
         time_us: entry.time_us,

@@ -16,14 +16,15 @@ use crate::to_proto;
 use crate::watch::Watcher;
 use crate::watch::pieces::Pieces;
 
-/// Runs on a page where the request does not say how many, and at most.
+/// Default and maximum number of runs on a page.
 const RUNS: (u32, u32) = (100, 1000);
-/// The same for the entries of a delivery ledger.
+/// Default and maximum number of entries of a delivery ledger.
 const ENTRIES: (u32, u32) = (1000, 10_000);
-/// The same for the points of a history; at 30 bytes each the most still fit in a client's 4 MiB.
+/// Default and maximum number of points of a history. At 30 bytes per point, the maximum still fits in the
+/// 4 MiB that clients accept.
 const POINTS: (u32, u32) = (1000, 100_000);
 
-/// `tracker.v1` over the runs of a server.
+/// `TrackerService` of `tracker.v1`, for the runs of a server.
 #[derive(Debug)]
 pub(crate) struct Tracker {
     pub(crate) runs: Arc<Runs>,
@@ -45,7 +46,8 @@ impl TrackerService for Tracker {
         let runs = Arc::clone(&self.runs);
         let page = blocking(move || {
             let mut names = runs.names()?;
-            // The token is the last name of the page before, whether or not that run is still there.
+            // The page token is the name of the last run on the previous page. That run may have been deleted
+            // in the meantime.
             let begin = names.partition_point(|name| name.as_str() <= request.page_token.as_str());
             names.drain(..begin);
             let more = names.len() > size as usize;
@@ -94,7 +96,7 @@ impl TrackerService for Tracker {
             n if n > ENTRIES.1 => {
                 let most = ENTRIES.1;
                 return Err(Status::invalid_argument(format!(
-                    "max_entries is {n}, the most is {most}"
+                    "max_entries is {n}, but the maximum is {most}"
                 )));
             }
             n => n,
@@ -121,7 +123,7 @@ impl TrackerService for Tracker {
             0 => POINTS.0,
             n if n > POINTS.1 => {
                 return Err(Status::invalid_argument(format!(
-                    "max_points is {n}, the most is {}; WatchEvents gives every point",
+                    "max_points is {n}, but the maximum is {}; use WatchEvents to get every point",
                     POINTS.1
                 )));
             }
@@ -168,7 +170,7 @@ impl TrackerService for Tracker {
         let last_seq = self.runs.read(&run, Reader::last_seq).await?;
         if request.after_seq > last_seq {
             return Err(Status::out_of_range(format!(
-                "cursor {} is beyond the last event {last_seq} of run {run}; is it another run's?",
+                "cursor {} is beyond the last event {last_seq} of run {run}; use a cursor of this run",
                 request.after_seq
             )));
         }
@@ -189,7 +191,7 @@ impl TrackerService for Tracker {
     }
 }
 
-/// A run in a list, where one that cannot be read does not hide the others.
+/// Returns a run for a list. A run that cannot be read has its `error` set.
 fn list_row((name, row): &(RunName, host_core::Result<RunRow>)) -> proto::Run {
     match row {
         Ok(row) => to_proto::run(name.as_str(), row),

@@ -5,13 +5,14 @@
 //!        [serve-commits]              [serve]                                 (a cursor)       [serve]
 //! ```
 //!
-//! Of the run that this process trains, a thread hears of commits, and a task on the server's own thread passes
-//! them on: to wake a watcher from another thread takes a system call each. Another process's log is polled.
+//! For the run that this process trains, one thread waits for commits. A task on the server's own thread
+//! passes them on, since waking a watcher from another thread costs a system call. The logs of other
+//! processes are polled.
 //!
-//! One [`Feed`] for each run that is watched wakes all its watchers by one channel, whose value holds the
-//! newest page: watchers at the end of the log take it from there, and those that are behind read the store
-//! for themselves. Each watcher makes its next piece when the connection asks for it. [`Pieces`] hands the
-//! pieces over and ends the stream of a client that takes none for too long.
+//! Each watched run has one [`Feed`], which wakes all watchers through one channel. The channel's value
+//! contains the newest page. Watchers at the end of the log use this page; other watchers read the store.
+//! Each watcher creates its next piece when the connection polls for it. [`Pieces`] passes the pieces on, and
+//! ends the stream of a client that reads nothing for too long.
 
 pub(crate) mod feed;
 pub(crate) mod pieces;
@@ -32,8 +33,8 @@ use self::feed::{Feed, News, Page};
 use self::pieces::{Holds, Piece, Pieces, end};
 use crate::source::Runs;
 
-/// One client that watches a run: a cursor. It holds one page at most, and that only while it is sent;
-/// what the client has not asked for yet lies on disk.
+/// The server's state for one client that watches a run. It contains a page of events only while that page is
+/// sent. Otherwise its cursor suffices, because all later events stay on disk.
 #[derive(Debug)]
 pub(crate) struct Watcher {
     pub(crate) runs: Arc<Runs>,
@@ -43,19 +44,19 @@ pub(crate) struct Watcher {
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) cursor: u64,
     pub(crate) follow: bool,
-    /// How far the log had come when the last page was read.
+    /// The progress of the log when the last page was read.
     pub(crate) known: Option<Progress>,
-    /// When to end at the latest, once the server is stopping.
+    /// When the stream must end. Set once the server is stopping.
     pub(crate) until: Option<Instant>,
-    /// How long the client may take over a piece.
+    /// How long the client may take to read a piece.
     pub(crate) stall: Duration,
 }
 
-/// How long a client may still be sent what there is when the server is stopping, so that those who
-/// follow a run that has just ended see its end.
+/// After the server begins to stop, existing events are still sent for this long. This lets watchers of a run
+/// that has just ended receive its last events.
 const LAST_PIECES: Duration = Duration::from_secs(1);
 
-/// What comes after a piece of the stream.
+/// What follows after a piece of the stream.
 enum Next {
     Pieces(Box<Watcher>),
     Error(Status),
@@ -63,7 +64,7 @@ enum Next {
 }
 
 impl Watcher {
-    /// The pieces of the stream. The call and its place among the watchers are held until it ends.
+    /// Returns the pieces of the stream. The call and its permit are held until the stream ends.
     pub(crate) fn stream(self, holds: Holds) -> Pieces {
         let (news, cursor, stall) = (self.news.clone(), self.cursor, self.stall);
         let pieces = unfold(Next::Pieces(Box::new(self)), async |next| match next {
@@ -91,7 +92,7 @@ impl Watcher {
                     Err(status) => return (Err(status), Next::Nothing),
                     Ok(page) if page.events.is_empty() => page.progress,
                     Ok(page) => {
-                        // One that was read for this watcher alone is not copied.
+                        // A page that only this watcher reads is not copied.
                         let page = Arc::unwrap_or_clone(page);
                         self.known = Some(page.progress);
                         self.cursor = page.cursor;
@@ -121,7 +122,7 @@ impl Watcher {
         }
     }
 
-    /// The events after the cursor; none at the log's end.
+    /// Returns the events after the cursor; empty at the end of the log.
     async fn page(&self) -> Result<Arc<Page>, Status> {
         let at_hand = self.news.borrow().page_after(self.cursor).cloned();
         match at_hand {
@@ -130,19 +131,20 @@ impl Watcher {
         }
     }
 
-    /// Waits for news of the run, or for the server to stop.
+    /// Waits for new events of the run, or for the server to stop.
     async fn wait(&mut self) {
         let news = self.news.borrow_and_update().progress;
         if news.last_seq > self.cursor {
             return;
         }
         if news.status != RunStatus::Running {
-            // The store said otherwise a moment ago: one of the two is about to change its mind.
+            // The feed reports the end of the run, but the store still reported `Running` a moment ago. Wait
+            // until they agree.
             tokio::time::sleep(Duration::from_millis(20)).await;
             return;
         }
         tokio::select! {
-            // The feed, which this watcher keeps alive, holds the other end.
+            // This cannot fail, because the feed holds the sender, and this watcher keeps the feed alive.
             _ = self.news.changed() => {}
             _ = self.stopping.wait_for(|stopping| *stopping) => {}
         }

@@ -69,8 +69,8 @@ impl Serve {
             tls_key: self.tls_key.clone(),
             ..HostConfig::default()
         })?;
-        // Handles signals before the address is printed: a client that reads the address may stop the server
-        // right away.
+        // Handles signals before the address is printed, because a program that reads the address can send a
+        // signal right away.
         let end = EndSignal::new()?;
         let warn = |message| {
             Printer::of_process().insist(&format!("warning: {message}"));

@@ -74,7 +74,7 @@ impl Watch {
         }
     }
 
-    /// Returns true if stdout is a screen and neither --plain nor --json is set.
+    /// Returns true if stdout is a terminal that can be drawn on and neither --plain nor --json is set.
     fn is_dashboard(&self) -> bool {
         !self.plain && !self.json && can_draw(&std::io::stdout())
     }
@@ -185,7 +185,7 @@ impl EventLines {
         Ok(true)
     }
 
-    /// Writes a line that is not an event. If the events are JSON, writes the line to stderr.
+    /// Writes a line that is not an event: to stderr if the events are written as JSON, otherwise to stdout.
     fn say(&self, line: &str) -> Result<()> {
         match self.is_json {
             true => Printer::of_process().insist(line),

@@ -1,4 +1,5 @@
-//! A model in a git repository, such as the Hub's: fetched by the plugin that pushes there.
+//! Names of models in git repositories, such as repositories on the Hub. The same plugin pushes checkpoints
+//! to these repositories and fetches models from them.
 
 use std::fmt;
 
@@ -6,32 +7,32 @@ use host_core::{Error, ErrorKind, Result};
 use host_plugin::{PluginConfig, PluginSpec, Target};
 use serde_json::{Map, Value};
 
-/// The plugin that fetches.
+/// The id of the plugin that fetches models.
 pub(crate) const PLUGIN: &str = "hub-git";
 
-/// What names such a model begins so.
+/// The prefix of a model's name if the model is in a git repository.
 const PREFIX: &str = "hub:";
 
-/// How URLs begin that people paste without it.
+/// How a URL can begin. A name that begins like this is accepted without `PREFIX`.
 const URLS: [&str; 5] = ["hf://", "https://", "http://", "ssh://", "git@"];
 
-/// The settings that say how its server is reached.
+/// The plugin's settings for reaching the server.
 const REACHED_BY: [&str; 4] = ["token_env", "lfs_token_env", "ca_file", "proxy"];
 
-/// `hub:REPO` or `hub:REPO@REVISION`.
+/// A model name of the form `hub:REPO` or `hub:REPO@REVISION`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HubModel {
-    /// As `repo` of hub-git: `user/name` on the Hub, or the URL or path of any git repository.
+    /// Like the setting `repo` of hub-git: `user/name` on the Hub, or the URL or path of any git repository.
     pub(crate) repo: String,
-    /// A branch, a tag or a commit; none is the repository's default branch.
+    /// A branch, tag or commit. None: the repository's default branch.
     pub(crate) revision: Option<String>,
 }
 
 impl HubModel {
-    /// What a name stands for, if it is of this kind.
+    /// Parses a name. Returns None if it does not start with `hub:`.
     ///
     /// # Errors
-    /// It is, and names no repository or no revision.
+    /// Returns an error if the repository is empty, or if an `@` is followed by an empty revision.
     pub(crate) fn parse(name: &str) -> Result<Option<Self>> {
         let Some(rest) = name.strip_prefix(PREFIX) else {
             return Ok(None);
@@ -44,9 +45,9 @@ impl HubModel {
             None => (rest, None),
         };
         if repo.is_empty() || revision.as_deref() == Some("") {
-            let message = format!("{name} names no model");
+            let message = format!("incomplete repository name: {name}");
             return Err(Error::new(ErrorKind::Config, message)
-                .hint("write hub:USER/NAME, or hub:USER/NAME@BRANCH for one of its branches"));
+                .hint("write hub:USER/NAME, or hub:USER/NAME@BRANCH for a branch"));
         }
         Ok(Some(Self {
             repo: repo.to_owned(),
@@ -54,13 +55,13 @@ impl HubModel {
         }))
     }
 
-    /// Whether a name is of this kind: it says so, or it is a URL, which no folder is.
+    /// Whether a name has the prefix `hub:` or is a URL. A URL cannot be the name of a folder.
     pub(crate) fn is_name(name: &str) -> bool {
         name.starts_with(PREFIX) || URLS.iter().any(|beginning| name.starts_with(beginning))
     }
 
-    /// The name with the path of a repository on this machine made absolute, and a URL said to be of this
-    /// kind; other names as they are.
+    /// Makes the path in `hub:./…` or `hub:../…` absolute and adds `hub:` to a URL. Returns other names
+    /// unchanged.
     pub(crate) fn resolved(name: &str, absolute: impl Fn(String) -> String) -> String {
         match name.strip_prefix(PREFIX) {
             None if Self::is_name(name) => format!("{PREFIX}{name}"),
@@ -71,13 +72,13 @@ impl HubModel {
         }
     }
 
-    /// The plugin that a configuration with this name needs.
+    /// Returns the plugin that is needed to fetch a model of this name, if any.
     pub(crate) fn plugin(name: &str) -> Option<PluginSpec> {
         let model = Self::parse(name).ok()??;
         Some(model.spec(&[]))
     }
 
-    /// The same at a commit.
+    /// Returns the same repository at a commit.
     pub(crate) fn at(&self, commit: String) -> Self {
         Self {
             repo: self.repo.clone(),
@@ -85,7 +86,7 @@ impl HubModel {
         }
     }
 
-    /// For people: the repository, and what of it.
+    /// Describes the repository and the revision for users.
     pub(crate) fn describe(&self) -> String {
         match &self.revision {
             Some(revision) => format!("{} at {revision}", self.repo),
@@ -93,7 +94,8 @@ impl HubModel {
         }
     }
 
-    /// The plugin as it is loaded to fetch.
+    /// Returns the plugin to load for fetching. If a plugin of `specs` pushes to the same repository, copies
+    /// that plugin's settings for reaching the server.
     pub(crate) fn spec(&self, specs: &[PluginSpec]) -> PluginSpec {
         let pushes_there = |spec: &&PluginSpec| {
             spec.target == Target::Id(PLUGIN.to_owned())
@@ -119,7 +121,7 @@ impl fmt::Display for HubModel {
     }
 }
 
-/// A plugin's setting that is text.
+/// Returns a plugin's setting if it is a string.
 fn setting(spec: &PluginSpec, name: &str) -> Option<String> {
     match &spec.config {
         PluginConfig::Text(pairs) => {
@@ -130,8 +132,8 @@ fn setting(spec: &PluginSpec, name: &str) -> Option<String> {
     }
 }
 
-/// How much of a repository's name may hold an `@` that begins no revision: the user of a URL, or of
-/// `git@host:path`.
+/// The beginning of a repository's name can contain a user name, as in `https://user@host/path` or
+/// `git@host:path`. Returns the length of this beginning. An `@` in it does not start a revision.
 fn authority(repo: &str) -> usize {
     match repo.find("://") {
         Some(at) => repo[at + 3..]
@@ -208,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_that_of_the_sink_of_the_same_repository() {
+    fn the_token_is_taken_from_the_sink_of_the_same_repository() {
         let specs = [
             "hub-git:repo=https://x.org/a,token_env=MINE",
             "hub-git:repo=ann/b",

@@ -1,14 +1,14 @@
 use serde::{Deserialize, Serialize};
 
-/// What comes of a sink that is not ready.
+/// What happens if the preflight finds that a sink or the run's disk is not ready.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum PreflightPolicy {
     /// The run does not start.
     #[default]
     Fail,
-    /// A warning.
+    /// The run starts with a warning.
     Warn,
-    /// No sink is checked.
+    /// There is no preflight.
     Off,
 }

@@ -1,9 +1,9 @@
-//! The names that users of CodeParrot's training script know and that mean something here under
-//! another name, or nothing any more.
+//! Arguments of CodeParrot's training script that either have a different name here, or have no counterpart
+//! here.
 
 use host_core::{Error, ErrorKind};
 
-/// The script's name, and ours. Both work as TOML keys and as flags.
+/// An argument's name in the script, and its name here. Both names work as TOML keys and as flags.
 const RENAMED: [(&str, &str); 4] = [
     ("model_ckpt", "model"),
     ("save_dir", "runs_dir"),
@@ -11,13 +11,14 @@ const RENAMED: [(&str, &str); 4] = [
     ("dataset_name_valid", "valid_data"),
 ];
 
-/// The script's name, and what to do instead.
+/// An argument's name in the script, and the hint for the user.
 const REFUSED: [(&str, &str); 1] = [(
     "tokenized",
-    "give token files as `data`, which `host data tokenize` writes; text is tokenized while it is read",
+    "remove it: `data` can be token files from `host data tokenize`, or text, which the run tokenizes itself",
 )];
 
-/// Our name for an argument; every other name stands for itself.
+/// Returns the name that an argument of the script has here. If the argument is not in `RENAMED`, its name
+/// is the same here.
 pub(crate) fn renamed(key: &str) -> &str {
     RENAMED
         .iter()
@@ -25,17 +26,13 @@ pub(crate) fn renamed(key: &str) -> &str {
         .map_or(key, |(_, ours)| ours)
 }
 
-/// The error for an argument of the script's that has no place here.
+/// Returns the error for an argument of the script that has no counterpart here.
 pub(crate) fn refusal(key: &str) -> Option<Error> {
     REFUSED
         .iter()
         .find(|(script, _)| *script == key)
         .map(|(script, instead)| {
-            Error::new(
-                ErrorKind::Config,
-                format!("{script} is not an argument here"),
-            )
-            .hint(*instead)
+            Error::new(ErrorKind::Config, format!("unsupported argument: {script}")).hint(*instead)
         })
 }
 

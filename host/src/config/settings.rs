@@ -1,4 +1,5 @@
-//! The arguments of a training before they mean anything: one table from a TOML file and the flags.
+//! Merges the arguments of a training run: those from a TOML file, those from the flags, and the defaults. Of
+//! each value, only the type is checked.
 
 use std::path::{Path, PathBuf};
 
@@ -13,36 +14,37 @@ use crate::config::PreflightPolicy;
 use crate::config::TrainArgs;
 use crate::config::script_names;
 
-/// What the host takes beside the training's own arguments.
+/// The arguments of the host. `TrainConfig` contains the arguments of the training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct HostConfig {
-    /// Folder that holds the runs' folders.
+    /// Folder that contains the run folders.
     pub(crate) runs_dir: PathBuf,
-    /// The run's name. None: made from the model and the time.
+    /// The run's name. None: derived from the model and the time.
     pub(crate) name: Option<String>,
-    /// Where gRPC listens.
+    /// Address of the gRPC service.
     pub(crate) listen: String,
-    /// What comes of a sink that is not ready at the start.
+    /// What happens if a sink is not ready at the start.
     pub(crate) preflight: PreflightPolicy,
-    /// Seconds between two looks at the machine; 0 never looks.
+    /// Seconds between measurements of the machine; 0: never.
     pub(crate) system_metrics_secs: u64,
-    /// The environment variable with the token that reading takes. None: reading is free on loopback.
+    /// Environment variable with the token for reading. None: reading needs no token, which is allowed only
+    /// on loopback.
     pub(crate) read_token_env: Option<String>,
-    /// The environment variable with the token that control takes. None: the run makes one.
+    /// Environment variable with the token for control. None: the run generates a token.
     pub(crate) control_token_env: Option<String>,
-    /// `self-signed`: TLS with a certificate of its own.
+    /// `self-signed`: TLS with a certificate generated for the run.
     pub(crate) tls: Option<String>,
-    /// The certificate of TLS, and its key.
+    /// PEM file of the TLS certificate.
     pub(crate) tls_cert: Option<PathBuf>,
-    /// The certificate's key.
+    /// PEM file of the certificate's private key.
     pub(crate) tls_key: Option<PathBuf>,
-    /// A new run begins at this checkpoint, exactly: its folder, or `hub:REPO@REVISION`. None: it begins at
-    /// step 0.
+    /// A new run continues from the exact state of this checkpoint. The value is the checkpoint's folder, or
+    /// `hub:REPO@REVISION`. None: the run starts at step 0.
     pub(crate) resume_from_checkpoint: Option<String>,
-    /// Plugins, each a SPEC or a table with `id` or `path` and configuration.
+    /// Plugins, each a SPEC or a table with `id` or `path` and settings.
     pub(crate) plugin: Vec<Value>,
-    /// The lock that plugins are held to. None: the one beside the configuration, if any.
+    /// Lock file that the plugins must match. None: `plugins.lock` next to the TOML file, if it exists.
     pub(crate) plugin_lock: Option<PathBuf>,
 }
 
@@ -66,37 +68,38 @@ impl Default for HostConfig {
     }
 }
 
-/// A table of `run.toml` that says what came of a configuration, which is not part of it.
+/// The table of `run.toml` that records how a run was made. It is not part of the configuration.
 pub(crate) const RECORD: &str = "record";
 
-/// How a setting was given.
+/// Where a setting came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Given {
-    /// It has its default.
+    /// Not given: it has its default.
     Not,
     InFile,
     ByFlag,
 }
 
-/// The arguments, each of the right type, with defaults where nothing was said. Paths are absolute.
+/// The arguments, with checked types, and with defaults for missing arguments. Paths are absolute.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
-    /// The training's.
+    /// Arguments of the training.
     pub(crate) train: TrainConfig,
-    /// The host's. `plugin` has the TOML file's only.
+    /// Arguments of the host. `plugin` contains only the plugins of the TOML file.
     pub(crate) host: HostConfig,
     /// Plugins given by flag.
     pub(crate) plugin_flags: Vec<String>,
-    /// How `model` was given.
+    /// Where `model` came from.
     pub(crate) model_given: Given,
 }
 
 impl Settings {
-    /// Reads the file, if any, and lays the flags over it. A relative path in the file is relative to
-    /// the file's folder, one in a flag to the current folder.
+    /// Reads the file, if any, and overrides its values with the flags. Resolves relative paths in the file
+    /// against the file's folder, and relative paths in flags against the current folder.
     ///
     /// # Errors
-    /// An unknown key, a value of the wrong type, a file that is not TOML.
+    /// Returns an error if the file is unreadable or is not valid TOML, a key is unknown, or a value has the
+    /// wrong type.
     pub(crate) fn read(file: Option<&Path>, flags: &TrainArgs) -> Result<Self> {
         let mut train = Table::new();
         let mut host = Table::new();
@@ -135,7 +138,7 @@ impl Settings {
     }
 }
 
-/// Every key with its default: `null` where there is none.
+/// Returns every key with its default, or `null` for keys without a default.
 pub(crate) fn defaults() -> serde_json::Map<String, serde_json::Value> {
     let mut all = defaults_of(&TrainConfig::default());
     all.extend(defaults_of(&HostConfig::default()));
@@ -153,14 +156,14 @@ fn known_keys(config: &impl Serialize) -> Vec<String> {
     defaults_of(config).keys().cloned().collect()
 }
 
-/// The file's table under our names, every value of the right type, paths absolute.
+/// Reads the file. Renames its keys to the host's, checks the types of values and makes paths absolute.
 fn file_table(path: &Path) -> Result<Table> {
     let text = std::fs::read_to_string(path).map_err(|e| {
         let error = Error::new(
             ErrorKind::Config,
             format!("cannot read the configuration: {e}: {}", path.display()),
         );
-        error.hint("give the path of a TOML file, or every argument by flag")
+        error.hint("pass the path of a TOML file, or pass every argument as a flag")
     })?;
     let table: Table = text.parse().map_err(|e: toml::de::Error| {
         let line = e
@@ -171,7 +174,7 @@ fn file_table(path: &Path) -> Result<Table> {
             ErrorKind::Config,
             format!("not TOML: {message}: {}:{line}", path.display()),
         )
-        .hint("a line of it is `key = value`, with text in double quotes")
+        .hint("write each line as `key = value`, with text in double quotes")
     })?;
     let place = path.display().to_string();
     let folder = std::path::absolute(path)
@@ -192,7 +195,7 @@ fn file_table(path: &Path) -> Result<Table> {
             return Err(unknown(&key, defaults.keys(), &place));
         };
         let value = match value {
-            // A list of one may be written without brackets.
+            // A list with one string can be written without brackets.
             Value::String(text) if default.is_array() => Value::Array(vec![text.into()]),
             value => value,
         };
@@ -212,7 +215,7 @@ fn file_table(path: &Path) -> Result<Table> {
 fn flag_table(flags: &TrainArgs) -> Result<Table> {
     let table = Table::try_from(flags).map_err(|e| {
         Error::new(ErrorKind::Config, format!("cannot use a flag's value: {e}"))
-            .hint("numbers go up to 9223372036854775807, and paths must be UTF-8")
+            .hint("use numbers up to 9223372036854775807, and paths in UTF-8")
     })?;
     let here = std::env::current_dir()
         .map_err(|e| Error::io("find the current folder", Path::new("."), &e))?;
@@ -223,7 +226,7 @@ fn flag_table(flags: &TrainArgs) -> Result<Table> {
     Ok(table.into_iter().map(absolute).collect())
 }
 
-/// Makes the paths among a setting's values absolute.
+/// Makes the paths in a setting absolute.
 fn resolved(key: &str, value: Value, folder: &Path) -> Value {
     match (key, value) {
         ("data" | "valid_data", Value::Array(paths)) => Value::Array(
@@ -239,7 +242,7 @@ fn resolved(key: &str, value: Value, folder: &Path) -> Value {
             Value::String(HubModel::resolved(&name, |path| absolute(path, folder)))
         }
         ("resume_from_checkpoint", path) => absolute_path(path, folder),
-        // A bare word is a preset, unless it is a folder or a file here.
+        // A bare word is a path only if it is not a preset and the file or folder exists.
         ("model", Value::String(model))
             if model.contains('/')
                 || !host_train::is_preset(&model) && folder.join(&model).exists() =>
@@ -258,7 +261,7 @@ fn resolved(key: &str, value: Value, folder: &Path) -> Value {
     }
 }
 
-/// A path from `folder`; what is not text is left as it is.
+/// Makes a path absolute, starting from `folder`. Values that are not strings are returned unchanged.
 fn absolute_path(value: Value, folder: &Path) -> Value {
     match value {
         Value::String(path) => Value::String(absolute(path, folder)),
@@ -268,13 +271,14 @@ fn absolute_path(value: Value, folder: &Path) -> Value {
 
 fn absolute(text: String, folder: &Path) -> String {
     let path = folder.join(&text);
-    // Takes `.` and doubled slashes out; where that fails the joined path does as well.
+    // Removes `.` and double slashes. If that fails, the joined path is good enough.
     let path = std::path::absolute(&path).unwrap_or(path);
     path.to_str().map_or(text, str::to_owned)
 }
 
 fn decode<T: DeserializeOwned>(table: Table) -> Result<T> {
-    // Every value was checked alone, so what is left is a mistake of ours or an odd flag.
+    // The values of the file were already checked. So an error here is either a bug, or it comes from a flag
+    // whose value clap accepted.
     table
         .try_into()
         .map_err(|e: toml::de::Error| Error::new(ErrorKind::Config, e.message().to_owned()))
@@ -284,13 +288,12 @@ fn unknown<'a>(key: &str, keys: impl Iterator<Item = &'a String>, place: &str) -
     let error = Error::new(ErrorKind::Config, format!("unknown key {key}: {place}"));
     match nearest(key, keys.map(String::as_str)) {
         Some(known) => error.hint(format!("did you mean {known}?")),
-        None => {
-            error.hint("`host run --help` lists every argument; a key is its flag with _ for -")
-        }
+        None => error
+            .hint("`host run --help` lists every argument; a key is the flag's name without --, with _ instead of -"),
     }
 }
 
-/// Decodes one value alone, so that the error can name its key.
+/// Checks the type of one value. Decodes the value separately, so that the error can name its key.
 fn check_type(key: &str, value: &Value, default: &serde_json::Value, place: &str) -> Result<()> {
     let alone = Table::from_iter([(key.to_owned(), value.clone())]);
     let outcome = if known_keys(&TrainConfig::default())
@@ -320,7 +323,7 @@ fn check_type(key: &str, value: &Value, default: &serde_json::Value, place: &str
     })
 }
 
-/// serde's name for a type, as people say it.
+/// Translates serde's name of a type for users.
 fn in_words(expected: &str) -> String {
     let words = match expected.split(" in ").next().unwrap_or(expected).trim() {
         "i64" | "i32" => "a whole number",
@@ -344,7 +347,7 @@ mod tests {
         let path = dir.path().join("c.toml");
         std::fs::write(&path, toml).expect("written");
         let mut settings = Settings::read(Some(&path), &TrainArgs::default())?;
-        // What was relative to the file, without the file's folder.
+        // In the TOML text, these paths were relative. Makes them relative again.
         for path in settings
             .train
             .data
@@ -370,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_said_is_all_defaults() {
+    fn without_arguments_all_settings_are_defaults() {
         let settings = Settings::read(None, &TrainArgs::default()).expect("settings");
         assert_eq!(settings.train, TrainConfig::default());
         assert_eq!(settings.host, HostConfig::default());
@@ -436,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_toml_is_named_with_its_line() {
+    fn a_toml_error_names_its_line() {
         let error = read("seed = 1\nmodel = tiny\n").expect_err("refused");
         assert!(error.message().starts_with("not TOML: "), "{error}");
         assert!(error.message().ends_with("c.toml:2"), "{error}");
@@ -454,7 +457,8 @@ mod tests {
     #[test]
     fn trackers_show_the_settings_of_the_training_alone() {
         let mut hidden = host_serve::HOST_SETTINGS.to_vec();
-        // What a run begins from is what it trains.
+        // `resume_from_checkpoint` is an argument of the host, but trackers show it as a setting of the
+        // training.
         hidden.push("resume_from_checkpoint");
         hidden.sort_unstable();
         let mut ours = known_keys(&HostConfig::default());

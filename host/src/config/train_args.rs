@@ -9,97 +9,98 @@ const OPTIMIZER: &str = "Optimizer";
 const CHECKPOINTS: &str = "Evaluation and checkpoints";
 const RUN: &str = "Run";
 
-/// Every argument of a training as a flag that may be absent. A field's name is its TOML key, and
-/// its flag in kebab-case. The defaults are not here: they stand in the configuration's own types,
-/// from which the help takes them.
+/// The flags of a training run, each optional. The name of a field is its TOML key; the same name in kebab
+/// case is its flag. The defaults are in `TrainConfig` and `HostConfig`; the command line adds them to the
+/// help.
 #[derive(clap::Args, Clone, Debug, Default, Serialize)]
 pub(crate) struct TrainArgs {
-    /// Folder, file or quoted pattern ('src/**/*.rs') to train on: text or JSON lines (.jsonl), also
-    /// compressed (.gz, .zst), or Parquet; links below a folder are followed, and each file counts
-    /// once; give it again for more
+    /// Folder, file or quoted pattern ('src/**/*.rs') to train on: text, JSON lines (.jsonl), Parquet or
+    /// .tokens; repeat for more. Text and JSON lines can be compressed (.gz, .zst). In folders, links are
+    /// followed, and each file is read once
     #[arg(long, value_name = "PATH", help_heading = DATA)]
     data: Option<Vec<PathBuf>>,
 
-    /// The share of each data in the training tokens (0.7,0.3); without it, all are read as one
+    /// Share of each --data in the training tokens (0.7,0.3) [default: all data is one set]
     #[arg(long, value_name = "SHARE,…", value_delimiter = ',', allow_negative_numbers = true, help_heading = DATA)]
     data_weights: Option<Vec<f64>>,
 
-    /// The same as data for evaluation; without it, one file in `valid-every` of the data is held out
+    /// Folder, file or quoted pattern to evaluate on, like --data [default: a part of the data is held
+    /// out, see --valid-every]
     #[arg(long, value_name = "PATH", help_heading = DATA)]
     valid_data: Option<Vec<PathBuf>>,
 
-    /// Which files of a folder count, by extension (rs,py); without it, all
+    /// Extensions of the files to read in a folder (rs,py) [default: all files]
     #[arg(long, value_name = "EXT,…", value_delimiter = ',', help_heading = DATA)]
     extensions: Option<Vec<String>>,
 
-    /// Leave out what fits this pattern: a name of files or folders ('*.min.js', node_modules), or with
-    /// a slash a path below a data folder ('docs/**'); give it again for more
+    /// Exclude files and folders by name ('*.min.js', node_modules), or by path below a data folder if
+    /// the pattern contains a slash ('docs/**'); repeat for more
     #[arg(long, value_name = "PATTERN", help_heading = DATA)]
     exclude: Option<Vec<String>>,
 
-    /// Field of a JSON line, or column of a Parquet file, that has the text
+    /// JSON field or Parquet column that contains the text
     #[arg(long, value_name = "NAME", help_heading = DATA)]
     text_column: Option<String>,
 
-    /// One file in this many is held out for evaluation, by its name; of a single file with records
-    /// one record in this many, of a single text its last part
+    /// Hold out one in this many files for evaluation, chosen by name. If there is only one file, hold
+    /// out one in this many of its records, or the end of its text
     #[arg(long, value_name = "FILES", help_heading = DATA)]
     valid_every: Option<u64>,
 
-    /// Threads that tokenize ahead of the loop; without it, one for every second core, at most 8
+    /// Threads that tokenize ahead of the training loop [default: half the cores, at most 8]
     #[arg(long, value_name = "THREADS", help_heading = DATA)]
     data_workers: Option<usize>,
 
-    /// Tokens in a training or evaluation sequence
+    /// Tokens per training or evaluation sequence
     #[arg(long, value_name = "TOKENS", help_heading = DATA)]
     seq_length: Option<i64>,
 
-    /// Sequences in the buffer that the training stream is shuffled through
+    /// Size in sequences of the buffer that shuffles the training data
     #[arg(long, value_name = "SEQUENCES", help_heading = DATA)]
     shuffle_buffer: Option<usize>,
 
-    /// Preset (tiny, demo, gpt2, codeparrot-small, codeparrot), Hugging Face config.json, a folder
-    /// with one and perhaps with weights, or a model of the Hub or of any git repository:
-    /// hub:USER/NAME, hub:USER/NAME@BRANCH, hub:URL@BRANCH
+    /// Preset (tiny, demo, gpt2, codeparrot-small, codeparrot), Hugging Face config.json, folder with a
+    /// config.json and optional weights, or a repository on the Hub (hub:USER/NAME, hub:USER/NAME@BRANCH)
+    /// or on any git server (hub:URL@BRANCH)
     #[arg(long, value_name = "MODEL", help_heading = MODEL)]
     model: Option<String>,
 
-    /// A tokenizer.json, GPT-2's vocab.json with its merges.txt, or a folder with either; without it the
-    /// model's own, else one trained on the data
+    /// A tokenizer.json, a GPT-2 vocab.json with merges.txt next to it, or a folder with either
+    /// [default: the model's tokenizer, or else one trained on the data]
     #[arg(long, value_name = "PATH", help_heading = MODEL)]
     tokenizer: Option<PathBuf>,
 
-    /// The token between documents; without it, the one that the tokenizer's configuration says
+    /// Token between documents [default: from the tokenizer's configuration]
     #[arg(long, value_name = "TOKEN", help_heading = MODEL)]
     end_of_text: Option<String>,
 
-    /// Take the name of a special token in the data, such as <|endoftext|>, as text like any other
+    /// Treat names of special tokens in the data, such as <|endoftext|>, as plain text
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", hide_possible_values = true, value_parser = BoolishValueParser::new(), help_heading = MODEL)]
     split_special_tokens: Option<bool>,
 
-    /// Tokens in a vocabulary trained here; without it, the model's
+    /// Vocabulary size of a tokenizer trained on the data [default: the model's]
     #[arg(long, value_name = "TOKENS", help_heading = MODEL)]
     vocab_size: Option<i64>,
 
-    /// cpu, cuda, cuda:N, or auto: a GPU where there is one
+    /// Device to train on: cpu, cuda, cuda:N, or auto (a GPU if there is one)
     #[arg(long, value_name = "DEVICE", help_heading = MODEL)]
     device: Option<String>,
 
-    /// Arithmetic: 32-bit floats, 64-bit floats, or bfloat16 products over 32-bit weights
+    /// Arithmetic: 32-bit floats, 64-bit floats, or bfloat16 matrix products with 32-bit weights
     #[arg(long, value_name = "TYPE", value_parser = ["f32", "f64", "bf16"], help_heading = MODEL)]
     precision: Option<String>,
 
-    /// Recompute activations in the backward pass: less memory, more time
+    /// Recompute activations in the backward pass to save memory at the cost of time
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", hide_possible_values = true, value_parser = BoolishValueParser::new(), help_heading = MODEL)]
     gradient_checkpointing: Option<bool>,
 
-    /// Threads of a training on the CPU; without it, one for each core
+    /// Threads for training on the CPU [default: one per core]
     #[arg(long, value_name = "THREADS", help_heading = MODEL)]
     threads: Option<usize>,
 
-    /// Deterministic algorithms on CUDA, at some cost; the CPU always has them
+    /// Use deterministic algorithms on CUDA, at some cost; the CPU always uses them
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", hide_possible_values = true, value_parser = BoolishValueParser::new(), help_heading = MODEL)]
     deterministic: Option<bool>,
@@ -108,137 +109,142 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "STEPS", help_heading = OPTIMIZER)]
     max_train_steps: Option<u64>,
 
-    /// Sequences in a training micro-batch
+    /// Sequences per training micro-batch
     #[arg(long, value_name = "SEQUENCES", allow_negative_numbers = true, help_heading = OPTIMIZER)]
     train_batch_size: Option<i64>,
 
-    /// Micro-batches that make one optimizer step
+    /// Micro-batches per optimizer step
     #[arg(long, value_name = "BATCHES", help_heading = OPTIMIZER)]
     gradient_accumulation_steps: Option<u64>,
 
-    /// AdamW's peak learning rate
+    /// Peak learning rate of AdamW
     #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = OPTIMIZER)]
     learning_rate: Option<f64>,
 
-    /// How the learning rate goes over the steps
+    /// Learning rate schedule
     #[arg(long, value_name = "TYPE", help_heading = OPTIMIZER,
         value_parser = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "warmup_stable_decay"])]
     lr_scheduler_type: Option<String>,
 
-    /// Optimizer steps over which the learning rate rises from 0
+    /// Optimizer steps over which the learning rate rises from 0 to its peak
     #[arg(long, value_name = "STEPS", help_heading = OPTIMIZER)]
     num_warmup_steps: Option<u64>,
 
-    /// Optimizer steps over which warmup_stable_decay falls to 0; without it, a tenth of all
+    /// Optimizer steps over which warmup_stable_decay lowers the learning rate to 0 [default: a tenth of
+    /// all steps]
     #[arg(long, value_name = "STEPS", help_heading = OPTIMIZER)]
     num_decay_steps: Option<u64>,
 
-    /// AdamW's weight decay, for the groups that decay
+    /// Weight decay of AdamW, for the parameter groups that have any
     #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = OPTIMIZER)]
     weight_decay: Option<f64>,
 
-    /// Largest L2 norm of the gradient; larger ones are scaled down to it; 0 never clips
+    /// Clip the gradient to this L2 norm; 0 disables clipping
     #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = OPTIMIZER)]
     max_grad_norm: Option<f64>,
 
-    /// What a loss or gradient that is not finite does: end the run, skip the step, or nothing
+    /// What to do if the loss or the gradient is not finite: end the run, skip the step, or record an
+    /// event and continue
     #[arg(long, value_name = "WHAT", value_parser = ["stop", "skip", "continue"], help_heading = OPTIMIZER)]
     on_nonfinite: Option<String>,
 
-    /// Evaluate and write a checkpoint every this many optimizer steps; 0: at the end only
+    /// Optimizer steps between checkpoints, each with an evaluation; 0: only at the end
     #[arg(long, value_name = "STEPS", help_heading = CHECKPOINTS)]
     save_checkpoint_steps: Option<u64>,
 
-    /// Checkpoints that stay in the run folder, and those that a sink lacks; 0 keeps all
+    /// Newest checkpoints to keep in the run folder, in addition to those that a sink has not received;
+    /// 0: keep all
     #[arg(long, value_name = "COUNT", help_heading = CHECKPOINTS)]
     keep_checkpoints: Option<usize>,
 
-    /// Begin the new run at this checkpoint, exactly: its folder, or hub:USER/NAME@BRANCH where it was
-    /// pushed with trainer=true; the data must be the same
+    /// Start the new run from the exact state of this checkpoint: its folder, or hub:USER/NAME@BRANCH if
+    /// it was pushed with trainer=true. The data must be the same
     #[arg(long, value_name = "CHECKPOINT", help_heading = CHECKPOINTS)]
     resume_from_checkpoint: Option<String>,
 
-    /// Sequences in an evaluation batch
+    /// Sequences per evaluation batch
     #[arg(long, value_name = "SEQUENCES", allow_negative_numbers = true, help_heading = CHECKPOINTS)]
     valid_batch_size: Option<i64>,
 
-    /// Batches of an evaluation; -1 takes the whole validation set
+    /// Batches per evaluation; -1: the whole validation set
     #[arg(long, value_name = "BATCHES", allow_negative_numbers = true, help_heading = CHECKPOINTS)]
     max_eval_steps: Option<i64>,
 
-    /// Evaluate before the first step, too
+    /// Also evaluate before the first step
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", hide_possible_values = true, value_parser = BoolishValueParser::new(), help_heading = CHECKPOINTS)]
     eval_on_start: Option<bool>,
 
-    /// Report the perplexity of a unigram and a bigram model of the training tokens first
+    /// Before the first step, report the validation perplexity of a unigram and a bigram model of the
+    /// training tokens
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", hide_possible_values = true, value_parser = BoolishValueParser::new(), help_heading = CHECKPOINTS)]
     ngram_baselines: Option<bool>,
 
-    /// The run's name and its folder's in runs-dir; without it, one is made from the model and the time
+    /// Name of the run and of its folder in --runs-dir [default: derived from the model and the time]
     #[arg(long, value_name = "NAME", help_heading = RUN)]
     name: Option<String>,
 
-    /// Folder that holds the runs' folders
+    /// Folder that contains the run folders
     #[arg(long, value_name = "DIR", help_heading = RUN)]
     runs_dir: Option<PathBuf>,
 
-    /// Seeds weights, dropout and shuffling
+    /// Seed for weights, dropout and shuffling
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = RUN)]
     seed: Option<i64>,
 
-    /// Where gRPC listens; port 0 is a free one, printed and written to the run's grpc.addr
+    /// Address of the gRPC service; port 0 selects a free port. The actual address is printed and written
+    /// to grpc.addr in the run folder
     #[arg(long, value_name = "ADDR:PORT", help_heading = RUN)]
     listen: Option<String>,
 
-    /// Asks the sinks before the first step whether checkpoints will arrive, and whether the run's disk
-    /// has room for two: fail: do not start if one is not ready; warn: warn and start; off: do not ask
+    /// Before the first step, check that every sink can deliver and that the run's disk has room for two
+    /// checkpoints. fail: exit if a check fails; warn: warn and start anyway; off: do not check
     #[arg(long, value_name = "WHAT", value_parser = ["fail", "warn", "off"], help_heading = RUN)]
     preflight: Option<String>,
 
-    /// Record the machine's load, memory, disk and network every this many seconds; 0: never
+    /// Seconds between measurements of the machine's load, memory, disk, network and GPUs; 0: never
     #[arg(long, value_name = "SECS", help_heading = RUN)]
     system_metrics_secs: Option<u64>,
 
-    /// Environment variable with the token that reading over gRPC takes; without it, reading is free on
-    /// this machine
+    /// Environment variable with the token that gRPC clients need for reading [default: on this machine,
+    /// no token is needed]
     #[arg(long, value_name = "NAME", help_heading = RUN)]
     read_token_env: Option<String>,
 
-    /// Environment variable with the token that control takes; without it, one is made, in the run's
-    /// control.token
+    /// Environment variable with the token that gRPC clients need for control [default: a token is
+    /// generated and written to control.token in the run folder]
     #[arg(long, value_name = "NAME", help_heading = RUN)]
     control_token_env: Option<String>,
 
-    /// self-signed: gRPC with TLS and a certificate made for the run, whose fingerprint is printed.
-    /// Beyond this machine --listen takes TLS and --read-token-env
+    /// self-signed: use TLS with a certificate generated for the run, and print its fingerprint. To be
+    /// reachable from other machines, --listen requires TLS and --read-token-env
     #[arg(long, value_name = "HOW", value_parser = ["self-signed"], help_heading = RUN)]
     tls: Option<String>,
 
-    /// TLS with the certificate of this PEM file
+    /// Use TLS with the certificate in this PEM file
     #[arg(long, value_name = "FILE", help_heading = RUN)]
     tls_cert: Option<PathBuf>,
 
-    /// The certificate's key, a PEM file
+    /// PEM file with the private key of --tls-cert
     #[arg(long, value_name = "FILE", help_heading = RUN)]
     tls_key: Option<PathBuf>,
 
-    /// Id or path of a plugin, its configuration behind it: local-disk:dir=/data/ckpt,keep=3; give it
-    /// again for more. It joins the plugins of the TOML file and replaces the one of the same id.
-    /// mode=process runs it in a process of its own, as sinks are unless mode=in_process; there a call
-    /// that takes longer than time_limit_secs ends with its process (60; a sink's delivery: 3600)
+    /// Plugin id or path, followed by its settings: local-disk:dir=/data/ckpt,keep=3; repeat for more. It
+    /// is added to the plugins of the TOML file, or replaces the plugin with the same id. mode=process
+    /// runs the plugin in a separate process (the default for sinks), mode=in_process in this one. A
+    /// separate process is killed if a call exceeds time_limit_secs (60, or 3600 for a sink's delivery)
     #[arg(long, value_name = "SPEC", help_heading = "Plugins")]
     plugin: Option<Vec<String>>,
 
-    /// Lock that every plugin must fit, written by `host plugin lock`; without it, plugins.lock beside
-    /// the TOML file, if there is one
+    /// Lock file that every plugin must match, written by `host plugin lock` [default: plugins.lock next
+    /// to the TOML file, if it exists]
     #[arg(long, value_name = "FILE", help_heading = "Plugins")]
     plugin_lock: Option<PathBuf>,
 }
 
 impl TrainArgs {
-    /// Plugins and nothing else.
+    /// Returns arguments in which only the plugins are set.
     pub(crate) fn of_plugins(plugin: Vec<String>) -> Self {
         Self {
             plugin: (!plugin.is_empty()).then_some(plugin),
@@ -246,7 +252,7 @@ impl TrainArgs {
         }
     }
 
-    /// What a resume may change.
+    /// Returns arguments with new values for the settings that a resume is allowed to change.
     pub(crate) fn resuming(
         max_train_steps: Option<u64>,
         listen: Option<String>,

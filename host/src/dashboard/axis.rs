@@ -1,12 +1,12 @@
-//! Where an axis has its ticks, and how they are labelled.
+//! The ticks of an axis and their labels.
 
 /// A value on an axis and its label.
 pub(super) type Tick = (f64, String);
 
-/// At most `most` ticks on round numbers between two values, which are not equal.
+/// Returns ticks at round numbers between two values, which must differ. There are at most `most` + 1 ticks.
 pub(super) fn linear_ticks(low: f64, high: f64, most: usize) -> Vec<Tick> {
     let step = round_step((high - low) / most.max(1) as f64);
-    // A hair of room, or the tick on the edge itself would be lost to rounding.
+    // A small tolerance, so that rounding does not lose a tick on the edge.
     let first = (low / step - 1e-9).ceil();
     let last = (high / step + 1e-9).floor();
     let count = (last - first + 1.0).clamp(0.0, 1000.0) as u32;
@@ -16,8 +16,9 @@ pub(super) fn linear_ticks(low: f64, high: f64, most: usize) -> Vec<Tick> {
         .collect()
 }
 
-/// At most `most` ticks between two values above zero on an axis of logarithms: on powers of ten, and
-/// where those are few, on twice and five times them.
+/// Returns the ticks of a logarithmic axis between two values, which must be above zero. The ticks are at 1,
+/// 2 and 5 times each power of ten. If these are more than `most` ticks, the ticks are only at powers of ten,
+/// and some powers can be left out. There are at most `most` + 1 ticks.
 pub(super) fn log_ticks(low: f64, high: f64, most: usize) -> Vec<Tick> {
     let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
     let ticks = |every: usize, factors: &[f64]| -> Vec<Tick> {
@@ -34,7 +35,7 @@ pub(super) fn log_ticks(low: f64, high: f64, most: usize) -> Vec<Tick> {
     };
     let dense = ticks(1, &[1.0, 2.0, 5.0]);
     if dense.len() <= most {
-        // Within less than a power of ten there may be none.
+        // A small range may contain fewer than two of these ticks. It then gets linear ticks.
         return match dense.len() {
             0..2 => linear_ticks(low, high, most),
             _ => dense,
@@ -46,7 +47,7 @@ pub(super) fn log_ticks(low: f64, high: f64, most: usize) -> Vec<Tick> {
         .unwrap_or_default()
 }
 
-/// The smallest of 1, 2 and 5 times a power of ten that is not below this.
+/// Rounds `least` up to a number that is 1, 2 or 5 times a power of ten.
 fn round_step(least: f64) -> f64 {
     let power = 10_f64.powf(least.log10().floor());
     let factor = [1.0, 2.0, 5.0, 10.0]
@@ -55,7 +56,8 @@ fn round_step(least: f64) -> f64 {
     factor.unwrap_or(10.0) * power
 }
 
-/// A tick's label, as exact as its neighbours' distance asks for: `0.5`, `3.42`, `1.5k`, `2e-4`.
+/// Formats a tick's label, as precisely as the distance to its neighbors requires. Examples of labels: `0.5`,
+/// `3.42`, `1.5k`, `2e-4`.
 fn label(value: f64, step: f64) -> String {
     let size = value.abs();
     if size < step * 1e-6 {
@@ -85,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn ticks_stand_on_round_numbers_within_the_axis() {
+    fn ticks_are_at_round_numbers_within_the_axis() {
         assert_eq!(
             labels(linear_ticks(2.9, 8.1, 6)),
             ["3", "4", "5", "6", "7", "8"]
@@ -112,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn an_axis_of_logarithms_has_powers_of_ten_and_more_where_they_are_few() {
+    fn a_logarithmic_axis_has_powers_of_ten_and_more_if_they_are_few() {
         assert_eq!(labels(log_ticks(40.0, 30_000.0, 5)), ["100", "1000", "10k"]);
         assert_eq!(labels(log_ticks(3.0, 60.0, 5)), ["5", "10", "20", "50"]);
         assert_eq!(labels(log_ticks(1e-12, 1.0, 4)).len(), 4);
@@ -120,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_never_more_than_fit() {
+    fn there_are_never_too_many_ticks() {
         for most in 1..12 {
             for (low, high) in [(0.0, 1.0), (-7.3, 1234.5), (1e-9, 3e-9), (0.999, 1.001)] {
                 let count = linear_ticks(low, high, most).len();

@@ -10,15 +10,17 @@ use ratatui::widgets::canvas::{Canvas, Line, Points};
 
 use super::axis::{Tick, linear_ticks, log_ticks};
 
-/// Above this many times between the lowest and the highest value logarithms show more.
+/// By default, the vertical axis is logarithmic if the highest value is at least this many times the lowest
+/// value.
 const LOG_FROM: f64 = 100.0;
 
 /// A metric's curve.
 pub(super) struct Series {
-    /// Steps and values.
+    /// Pairs of step and value.
     pub(super) points: Vec<(f64, f64)>,
     pub(super) style: Style,
-    /// Dots stand out among lines where there are no colours.
+    /// Whether to draw the curve with dots instead of lines. This makes curves distinguishable even without
+    /// colors.
     pub(super) is_dotted: bool,
 }
 
@@ -32,8 +34,9 @@ pub(super) struct Chart {
 }
 
 impl Chart {
-    /// Of these curves; on an axis of logarithms if asked for, or if not asked and it shows more. None
-    /// if there is no finite value.
+    /// Creates a chart of these curves. If `log_scale` is `None`, the scale is chosen from the values. If a
+    /// value is at or below zero, the vertical axis is linear even if `log_scale` is true. Returns `None` if
+    /// there is no finite value.
     pub(super) fn new(series: Vec<Series>, log_scale: Option<bool>, label: Style) -> Option<Self> {
         let all = || {
             let points = series.iter().flat_map(|series| &series.points);
@@ -47,7 +50,7 @@ impl Chart {
         let values = match low < high {
             true if is_log => (low, high),
             true => (low, high),
-            // One value in the middle.
+            // If all values are equal, they are drawn in the middle.
             false if low == 0.0 => (-1.0, 1.0),
             false => (low - low.abs() * 0.1, high + high.abs() * 0.1),
         };
@@ -65,7 +68,7 @@ impl Chart {
         })
     }
 
-    /// Whether the vertical axis is one of logarithms.
+    /// Returns true if the vertical axis is logarithmic.
     pub(super) fn is_log(&self) -> bool {
         self.is_log
     }
@@ -119,20 +122,20 @@ impl Widget for &Chart {
             .y_bounds(heights)
             .paint(|context| {
                 for series in &self.series {
-                    let colour = series.style.fg.unwrap_or(Color::Reset);
+                    let color = series.style.fg.unwrap_or(Color::Reset);
                     let at = |&(step, value): &(f64, f64)| (step, self.height(value));
                     if series.is_dotted || series.points.len() == 1 {
                         context.marker(Marker::Dot);
                         let coords: Vec<(f64, f64)> = series.points.iter().map(at).collect();
-                        context.draw(&Points::new(&coords, colour));
+                        context.draw(&Points::new(&coords, color));
                         context.marker(Marker::Braille);
                         continue;
                     }
                     for pair in series.points.windows(2) {
                         let ((x1, y1), (x2, y2)) = (at(&pair[0]), at(&pair[1]));
-                        // A gap where a value is no number.
+                        // Values that are not finite leave a gap.
                         if y1.is_finite() && y2.is_finite() {
-                            context.draw(&Line::new(x1, y1, x2, y2, colour));
+                            context.draw(&Line::new(x1, y1, x2, y2, color));
                         }
                     }
                 }
@@ -142,7 +145,7 @@ impl Widget for &Chart {
 }
 
 impl Chart {
-    /// The labels below the plot.
+    /// Draws the step labels below the plot.
     fn render_steps(&self, plot: Rect, buf: &mut Buffer) {
         let (first, last) = self.steps;
         let mut free_from = plot.x;
@@ -162,8 +165,10 @@ impl Chart {
     }
 }
 
-/// Steps and values: at most so many points, each of which is the mean of its share of the steps. Values
-/// that are no numbers make a gap where there are no others.
+/// Reduces a curve to at most `most` points (step, value). If the curve has more points, its steps are
+/// divided into equal ranges, and the points of each range are replaced with one point: the mean of their
+/// steps, and the mean of their finite values. If no value in a range is finite, this mean is NaN, which is
+/// drawn as a gap.
 pub(super) fn means(points: &[Point], most: usize) -> Vec<(f64, f64)> {
     let exact = || {
         points
@@ -194,13 +199,14 @@ pub(super) fn means(points: &[Point], most: usize) -> Vec<(f64, f64)> {
                 .filter(|p| p.value.is_finite())
                 .collect();
             let step = mean(&|point| point.step.0 as f64, &all);
-            // None finite is no number.
+            // NaN if no value is finite.
             (step, mean(&|point| point.value, &finite))
         })
         .collect()
 }
 
-/// The cell of so many that a share from 0 to 1 falls into.
+/// Converts a position to the index of a cell. Position 0 is the first of the `cells` cells, and position 1
+/// is the last.
 fn place(share: f64, cells: u16) -> u16 {
     let last = f64::from(cells.saturating_sub(1));
     (share * last).round().clamp(0.0, last) as u16
@@ -244,14 +250,14 @@ mod tests {
     }
 
     #[test]
-    fn an_exponential_is_a_line_on_an_axis_of_logarithms() {
+    fn an_exponential_is_a_line_on_a_logarithmic_axis() {
         let values = points((0..11).map(|n| 10_f64.powf(5.0 - f64::from(n) * 0.4)));
         assert_golden("logarithms", &drawn(&values, None));
         assert_ne!(drawn(&values, Some(false)), drawn(&values, None));
     }
 
     #[test]
-    fn values_that_are_no_numbers_leave_a_gap_and_nothing_else_breaks() {
+    fn values_that_are_not_finite_leave_a_gap() {
         let values = [1.0, 2.0, f64::NAN, f64::INFINITY, 2.0, 1.0];
         assert!(drawn(&points(values), None).contains('┤'));
         assert!(drawn(&points([5.0]), None).contains('•'));
@@ -260,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dense_curve_is_drawn_by_the_means_of_its_columns() {
+    fn a_dense_curve_is_reduced_to_means() {
         let values = points((0..1000).map(|n| f64::from(n % 2)));
         let means = means(&values, 100);
         assert_eq!(means.len(), 100);
@@ -271,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn no_size_is_too_small() {
+    fn a_chart_can_be_drawn_at_any_size() {
         let values = points([3.0, 2.0, 1.0]);
         for (width, height) in [(0, 0), (1, 1), (12, 3), (13, 2), (200, 3)] {
             let series = vec![Series {

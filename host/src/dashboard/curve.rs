@@ -1,22 +1,23 @@
-//! The history of a metric in bounded room.
+//! The history of a metric, in bounded memory.
 
 use host_core::Step;
 use host_store::{Point, Series};
 
-/// Points that a curve holds at most. The lowest and the highest of each stretch stay, so a plot that is
-/// at most a quarter as wide looks the same.
+/// Maximum number of points of a curve. A longer curve is thinned: of each group of points, the lowest and
+/// the highest are kept. A plot still looks the same if the plot's number of columns is at most a quarter of
+/// this maximum.
 const ROOM: usize = 2048;
 
-/// A metric's points, as far as they were read, in the order of their events.
+/// The points that were read for a metric, in the order of their events.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Curve {
     points: Vec<Point>,
-    /// The newest, which may be known before the history is.
+    /// The newest point. It can be known before the history is read.
     last: Option<Point>,
 }
 
 impl Curve {
-    /// A curve of which only the last point is known.
+    /// Creates a curve of which only the last point is known.
     pub(super) fn of(series: &Series) -> Self {
         Self {
             points: Vec::new(),
@@ -24,17 +25,17 @@ impl Curve {
         }
     }
 
-    /// The points; none if only the last is known.
+    /// Returns the points. Empty if only the last point is known.
     pub(super) fn points(&self) -> &[Point] {
         &self.points
     }
 
-    /// The newest point.
+    /// Returns the newest point.
     pub(super) fn last(&self) -> Option<Point> {
         self.last
     }
 
-    /// Adds a point, unless it was there before.
+    /// Adds a point, unless it is already included.
     pub(super) fn push(&mut self, point: Point) {
         let is_new = |last: Option<&Point>| last.is_none_or(|last| last.seq < point.seq);
         if is_new(self.last.as_ref()) {
@@ -48,7 +49,7 @@ impl Curve {
         }
     }
 
-    /// Puts the history before the points that came since it was read.
+    /// Inserts the history before the points that arrived since it was read.
     pub(super) fn put_history(&mut self, mut history: Vec<Point>) {
         let end = history.last().map_or(0, |last| last.seq);
         history.extend(self.points.iter().filter(|point| point.seq > end));
@@ -61,7 +62,7 @@ impl Curve {
         }
     }
 
-    /// What was recorded before the event `seq` above this step no longer counts.
+    /// Removes the points after step `from` that were recorded before event `seq`.
     pub(super) fn supersede(&mut self, from: Step, seq: u64) {
         let counts = |point: &Point| point.step <= from || point.seq > seq;
         self.points.retain(counts);
@@ -69,7 +70,8 @@ impl Curve {
     }
 }
 
-/// Half as many points: of each four neighbours the lowest and the highest, and the last of all.
+/// Halves the number of points. Keeps the lowest and the highest of every four neighboring points. Always
+/// keeps the last point.
 fn thinned(points: &[Point]) -> Vec<Point> {
     let Some((&last, before)) = points.split_last() else {
         return Vec::new();
@@ -104,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_curve_keeps_its_extremes_and_its_last_point_in_bounded_room() {
+    fn a_long_curve_is_bounded_and_keeps_its_extremes_and_its_last_point() {
         let mut curve = Curve::default();
         for seq in 1..=100_000 {
             let value = match seq {
@@ -123,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_history_and_what_came_meanwhile_are_one_curve() {
+    fn a_history_is_merged_with_newer_points() {
         let mut curve = Curve::default();
         for seq in [5, 6, 7] {
             curve.push(point(seq, 1.0));
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_recorded_before_a_resume_is_superseded_by_it() {
+    fn a_resume_supersedes_only_earlier_points() {
         let mut curve = Curve::default();
         curve.put_history(vec![point(1, 1.0), point(2, 1.0), point(9, 1.0)]);
         curve.supersede(Step(10), 5);

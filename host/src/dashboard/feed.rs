@@ -1,4 +1,4 @@
-//! What the server tells of the run, on threads of their own: its events, and histories when asked.
+//! Reads the run's events and the requested histories from the server, on separate threads.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,19 +11,19 @@ use host_store::{Delivery, RunStatus, Series};
 use super::Message;
 use crate::runs::target::Target;
 
-/// Waits between attempts to connect again.
+/// Minimum and maximum wait between attempts to reconnect.
 const RETRY: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(250)..=Duration::from_secs(5);
-/// How often a run that has ended is looked at again.
+/// How often to check whether a run that has ended was resumed.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Points of a history that are asked for: more than any terminal has columns.
+/// Number of points to request per history. No terminal has as many columns.
 const POINTS: u32 = 1000;
-/// Histories that wait to be read.
+/// Maximum number of queued requests for histories.
 const WAITING: usize = 16;
 
-/// What the server told.
+/// News from the server.
 pub(super) enum News {
-    /// The connection stands.
+    /// The connection is established.
     Connected {
         client: Arc<Client>,
         address: String,
@@ -34,36 +34,37 @@ pub(super) enum News {
     Deliveries(Vec<Delivery>),
     /// The next event.
     Event(Event),
-    /// The connection broke; it is tried again.
+    /// The connection broke and will be retried.
     Lost { reason: String, tries: u32 },
     /// There are no more events.
     Ended(WatchEnd),
-    /// The server will not go on.
+    /// The server refused to continue.
     Refused(String),
 }
 
-/// The dashboard is gone.
+/// The dashboard has ended.
 struct Closed;
 
 /// Follows a run's events.
 pub(super) struct Feed {
-    /// Shared with whoever reads on when the events have ended: it may have a server in it.
+    /// Shared with the dashboard. If the target owns a server in this process, histories are read from that
+    /// server even after the last event.
     pub(super) target: Arc<Mutex<Target>>,
     pub(super) run: String,
-    /// The last event seen.
+    /// The sequence number of the last event received.
     pub(super) cursor: u64,
     pub(super) messages: SyncSender<Message>,
 }
 
 impl Feed {
-    /// Follows the run, with this connection first, on a thread of its own, which ends with the dashboard:
-    /// a run that has ended may be resumed.
+    /// Starts a thread that follows the run, at first over this connection. The thread runs until the
+    /// dashboard ends. It does not stop at the end of the run, because the run can be resumed.
     ///
     /// # Errors
-    /// The system refuses a thread.
+    /// Returns an error if the thread cannot be started.
     pub(super) fn start(self, client: Client, address: String) -> Result<()> {
         let follow = move || {
-            // A closed channel is the dashboard's end: there is nobody to tell.
+            // Fails only if the dashboard has ended and has closed the channel.
             let _ = self.follow(client, address);
         };
         spawn("watch", follow)
@@ -109,8 +110,9 @@ impl Feed {
         }
     }
 
-    /// The run is over, and so is the server of its own process. What the user named by its name is read
-    /// from its folder from now on. Returns the client that reads it.
+    /// Handles the end of the run. If the user named the run and not a server, the run is read from its
+    /// folder from now on, because the server in the run's process has ended too. Returns the client for
+    /// further reads.
     fn ended(
         &self,
         end: WatchEnd,
@@ -129,7 +131,7 @@ impl Feed {
         Ok(client)
     }
 
-    /// Waits until the run goes on, as after `host resume`, and connects to it.
+    /// Waits until the run continues, for example after `host resume`, and connects to it.
     fn resumed(&self, mut client: Arc<Client>) -> Result<(Client, String)> {
         loop {
             std::thread::sleep(AGAIN);
@@ -165,7 +167,7 @@ impl Feed {
         })
     }
 
-    /// Tells the events of one connection, until it or the run ends.
+    /// Sends the events of one connection, until the connection or the run ends.
     fn watch(
         &mut self,
         client: &Client,
@@ -176,12 +178,12 @@ impl Feed {
                 Ok(series) => self.tell(News::Series(series))?,
                 Err(error) => return Ok(Err(error)),
             }
-            // An older server has no ledger: the events tell it from here on.
+            // An older server provides no ledger. The ledger is then built from the events.
             if let Ok(entries) = client.deliveries(&self.run) {
                 self.tell(News::Deliveries(entries))?;
             }
         }
-        // A broken connection is told, and tried again by the caller.
+        // The caller reports a broken connection and reconnects.
         let watch = client.watch(&self.run, self.cursor, true);
         let mut watch = watch.patience(Duration::ZERO);
         for event in &mut watch {
@@ -205,15 +207,15 @@ impl Feed {
 pub(super) struct Histories(SyncSender<(Arc<Client>, String)>);
 
 impl Histories {
-    /// Reads a run's histories on a thread of its own, which ends with this.
+    /// Starts a thread that reads a run's histories. The thread ends when the returned value is dropped.
     ///
     /// # Errors
-    /// The system refuses a thread.
+    /// Returns an error if the thread cannot be started.
     pub(super) fn start(run: String, messages: SyncSender<Message>) -> Result<Self> {
         let (sender, receiver): (_, Receiver<(Arc<Client>, String)>) = sync_channel(WAITING);
         spawn("histories", move || {
             for (client, metric) in receiver {
-                // What could not be read is asked for again when the connection stands anew.
+                // A history that cannot be read is requested again after a reconnect.
                 if let Ok(points) = client.history(&run, &metric, POINTS)
                     && messages.send(Message::History { metric, points }).is_err()
                 {
@@ -224,7 +226,7 @@ impl Histories {
         Ok(Self(sender))
     }
 
-    /// Asks for a metric's history; false if too many are waited for.
+    /// Requests a metric's history. Returns false if the queue is full.
     pub(super) fn ask(&self, client: &Arc<Client>, metric: &str) -> bool {
         self.0
             .try_send((Arc::clone(client), metric.to_owned()))

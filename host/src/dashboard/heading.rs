@@ -12,7 +12,7 @@ use super::view::{Look, metric_value};
 use crate::show::event_line::reason_word;
 use crate::show::number;
 
-/// The run's name, whether it is at work, and where the connection goes.
+/// Draws the run's name, its state, and the address of the server.
 pub(super) fn draw_title(frame: &mut Frame<'_>, area: Rect, model: &Model, look: &Look<'_>) {
     let theme = &look.theme;
     let (state, style) = match model.state() {
@@ -31,7 +31,7 @@ pub(super) fn draw_title(frame: &mut Frame<'_>, area: Rect, model: &Model, look:
     let (connection, connection_style) = match model.connection() {
         Connection::Live | Connection::Over => (clipped_left(model.address(), room), theme.label),
         Connection::Lost { reason, tries } => (
-            format!("try {tries} to connect again: {reason}"),
+            format!("reconnecting, attempt {tries}: {reason}"),
             theme.warning,
         ),
         Connection::Refused(reason) => (reason.clone(), theme.warning),
@@ -43,7 +43,7 @@ pub(super) fn draw_title(frame: &mut Frame<'_>, area: Rect, model: &Model, look:
     let [left_area, right_area] = Layout::horizontal(columns).areas(area);
     frame.render_widget(left, left_area);
     let connection = Line::styled(connection, connection_style);
-    // A long reason is read from its beginning.
+    // A long reason is left-aligned, so that its beginning is visible.
     let connection = match connection.width() <= usize::from(right_area.width) {
         true => connection.right_aligned(),
         false => connection,
@@ -51,7 +51,7 @@ pub(super) fn draw_title(frame: &mut Frame<'_>, area: Rect, model: &Model, look:
     frame.render_widget(connection, right_area);
 }
 
-/// `███████░░░░░  45 %  900/2000 steps  3m10s left`.
+/// Draws `███████░░░░░  45 %  900/2000 steps  3m10s left`.
 pub(super) fn draw_progress(frame: &mut Frame<'_>, area: Rect, model: &Model, look: &Look<'_>) {
     let (step, last) = (model.step(), model.last_step());
     let mut text = match last {
@@ -79,7 +79,7 @@ pub(super) fn draw_progress(frame: &mut Frame<'_>, area: Rect, model: &Model, lo
     frame.render_widget(line, area);
 }
 
-/// The newest values that people look at, as many as there is room for.
+/// Formats the most important values, as many as fit into the line.
 pub(super) fn values<'a>(model: &Model, width: u16, look: &Look<'_>) -> Line<'a> {
     let mut parts = Vec::new();
     for (label, metric) in [("loss", "loss/train"), ("eval", EVAL_LOSS), ("lr", "lr")] {
@@ -101,7 +101,7 @@ pub(super) fn values<'a>(model: &Model, width: u16, look: &Look<'_>) -> Line<'a>
     fitted(parts, width, look)
 }
 
-/// `system/cpu_percent` and its like; none if the run says nothing of its system.
+/// Formats the system metrics, such as `system/cpu_percent`. Returns `None` if the run has none.
 pub(super) fn system<'a>(model: &Model, width: u16, look: &Look<'_>) -> Option<Line<'a>> {
     let parts: Vec<(String, String)> = model
         .system()
@@ -117,7 +117,7 @@ pub(super) fn system<'a>(model: &Model, width: u16, look: &Look<'_>) -> Option<L
     (!parts.is_empty()).then(|| fitted(parts, width, look))
 }
 
-/// Labels and values, those that fit whole.
+/// Formats as many labels with their values as fit completely.
 fn fitted<'a>(parts: Vec<(String, String)>, width: u16, look: &Look<'_>) -> Line<'a> {
     let mut line = Line::default();
     for (label, value) in parts {
@@ -133,7 +133,8 @@ fn fitted<'a>(parts: Vec<(String, String)>, width: u16, look: &Look<'_>) -> Line
     line
 }
 
-/// The question, or else the keys, and beside them the answer.
+/// Formats the status line. It shows the pending question. If there is none, it shows the keys and the last
+/// answer.
 pub(super) fn status<'a>(model: &Model, screen: &Screen, width: u16, look: &Look<'_>) -> Line<'a> {
     let theme = &look.theme;
     let width = usize::from(width);
@@ -164,7 +165,7 @@ pub(super) fn status<'a>(model: &Model, screen: &Screen, width: u16, look: &Look
     line
 }
 
-/// What the keys do, as far as there is room for whole ones.
+/// Formats as many keys with their actions as fit completely.
 fn keys<'a>(model: &Model, room: usize, look: &Look<'_>) -> Line<'a> {
     let pause = if model.state() == RunState::Paused {
         "continue"
@@ -200,7 +201,7 @@ fn keys<'a>(model: &Model, room: usize, look: &Look<'_>) -> Line<'a> {
     line
 }
 
-/// A request in a word.
+/// Returns a word for a request.
 pub(super) fn request_word(request: Request) -> &'static str {
     match request {
         Request::Stop => "stop",

@@ -1,4 +1,4 @@
-//! The delivery ledger, as the events tell it.
+//! The delivery ledger, built from the events.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,19 +6,19 @@ use std::time::Duration;
 use host_core::{DeliveryState, Event, EventBody, Step};
 use host_store::Delivery;
 
-/// Entries of one sink that are kept: the newest checkpoints'.
+/// Maximum number of entries per sink. The newest checkpoints are kept.
 const ROOM: usize = 64;
-/// Sinks that are kept. A run has a few.
+/// Maximum number of sinks. A run has only a few.
 const SINKS: usize = 64;
 
-/// For each sink how far each of the newest checkpoints came.
+/// The state of each delivery of the newest checkpoints, by sink.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ledger {
     sinks: BTreeMap<String, BTreeMap<Step, Delivery>>,
 }
 
 impl Ledger {
-    /// Takes an entry, unless a newer one of its checkpoint is known.
+    /// Adds an entry, unless a newer entry for the same checkpoint is known.
     pub(super) fn put(&mut self, entry: Delivery) {
         if self.sinks.len() >= SINKS && !self.sinks.contains_key(&entry.sink) {
             return;
@@ -33,7 +33,7 @@ impl Ledger {
         }
     }
 
-    /// Takes note of an event.
+    /// Records an event.
     pub(super) fn note(&mut self, event: &Event) {
         if let Some(entry) = entry(event) {
             self.put(entry);
@@ -45,8 +45,8 @@ impl Ledger {
         }
     }
 
-    /// The entries: those that a sink is at work on or failed with, then the others; the newest
-    /// checkpoints first.
+    /// Returns the entries. Deliveries that are in progress or have failed come first, then the other
+    /// deliveries. In each of the two groups, the newest checkpoints come first.
     pub(super) fn entries(&self) -> Vec<&Delivery> {
         let mut entries: Vec<&Delivery> = self.sinks.values().flat_map(BTreeMap::values).collect();
         let is_first = |entry: &Delivery| {
@@ -59,8 +59,8 @@ impl Ledger {
         entries
     }
 
-    /// How long what is shown of it at this time stays as it is, if no event comes: ages grow by the
-    /// second at first, and a wait for the next try is counted down.
+    /// Returns how long the drawn ledger stays correct if no event arrives. The age of an entry changes every
+    /// second during its first hour. The countdown to a retry always changes every second.
     pub(super) fn tick(&self, now_us: i64) -> Duration {
         const SECOND: Duration = Duration::from_secs(1);
         const MINUTE: Duration = Duration::from_secs(60);
@@ -73,7 +73,7 @@ impl Ledger {
     }
 }
 
-/// What an event says of a delivery, if it is about one.
+/// Returns the delivery that an event is about, if any.
 pub(super) fn entry(event: &Event) -> Option<Delivery> {
     let EventBody::Delivery {
         sink,
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_word_on_a_checkpoint_counts_in_whatever_order_it_comes() {
+    fn the_newest_entry_of_a_checkpoint_counts_in_any_order() {
         let mut ledger = Ledger::default();
         ledger.note(&delivery(9, 100, DeliveryState::Delivered));
         ledger.note(&delivery(8, 100, DeliveryState::Sending));
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_resume_superseded_is_gone_and_the_room_is_bounded() {
+    fn a_resume_removes_superseded_entries_and_the_size_is_bounded() {
         let mut ledger = Ledger::default();
         for step in 1..=1000 {
             ledger.note(&delivery(step, step, DeliveryState::Delivered));

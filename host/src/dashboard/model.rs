@@ -1,4 +1,5 @@
-//! What is known of the run that the dashboard shows, fed by its events. Pure: no clock, no terminal.
+//! The state that the dashboard shows of a run. The run's events update this state. Uses no clock and no
+//! terminal.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -12,47 +13,47 @@ use super::plugin_table::PluginRow;
 use crate::show::event_line::event_line;
 use crate::show::meter::Meter;
 
-/// Metrics that are kept. A run has some dozens; what a plugin may add has a bound.
+/// Maximum number of metrics. A run has a few dozen; plugins can add more.
 const METRICS: usize = 512;
-/// Lines of the log that are kept.
+/// Maximum number of log lines.
 const LOG: usize = 1000;
-/// Steps that the middle of the step time is of.
+/// Number of recent steps from which the median step time is computed.
 const STEP_TIMES: usize = 256;
 
-/// Whether the run is at work.
+/// The state of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RunState {
-    /// Training, or at the work before and after it.
+    /// Preparing, training or finishing.
     Running,
-    /// Standing still until it is asked to continue.
+    /// Paused until a request to continue.
     Paused,
-    /// It said that it ended, and why.
+    /// Ended, for this reason.
     Ended(StopReason),
-    /// Its process is gone without a word.
+    /// The process ended without an event that reports the end.
     Crashed,
 }
 
 /// The connection to the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Connection {
-    /// Events come as they happen.
+    /// Receiving events as they happen.
     Live,
-    /// It broke, and is tried again: why, and how often it was.
+    /// Broken. The client tries to reconnect. Contains the reason and the number of attempts.
     Lost { reason: String, tries: u32 },
-    /// All that there is was read.
+    /// Everything was read.
     Over,
-    /// The server will not go on: why.
+    /// The server refused to continue, for this reason.
     Refused(String),
 }
 
-/// How much a line of the log matters.
+/// The importance of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Weight {
-    /// It is as it should be.
+    /// Normal.
     Plain,
-    /// Something good happened.
+    /// A success.
     Good,
-    /// Somebody should look.
+    /// Needs attention.
     Warning,
 }
 
@@ -62,11 +63,11 @@ pub(super) struct LogLine {
     pub(super) time_us: i64,
     pub(super) weight: Weight,
     pub(super) text: String,
-    /// What it says of a delivery, for where there is no room for the text.
+    /// The delivery that the line is about. If `text` does not fit, a shorter text is made from the delivery.
     pub(super) delivery: Option<Delivery>,
 }
 
-/// The run.
+/// The state of the run.
 #[derive(Clone, Debug)]
 pub(super) struct Model {
     name: String,
@@ -75,7 +76,8 @@ pub(super) struct Model {
     connection: Connection,
     last_step: u64,
     meter: Meter,
-    /// The furthest step of any event: a run may have ended before this dashboard saw one.
+    /// The highest step so far. It starts with the run's recorded step, because the run may have ended before
+    /// the dashboard receives an event.
     step: u64,
     metrics: BTreeMap<Arc<str>, Curve>,
     step_secs: VecDeque<f64>,
@@ -84,7 +86,7 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// A run of which only its row is known.
+    /// Creates the model of a run from the run's description.
     pub(super) fn new(run: &RunRow, address: String) -> Self {
         let config: serde_json::Value = serde_json::from_str(&run.config_json).unwrap_or_default();
         let last_step = config["max_train_steps"].as_u64().unwrap_or(0);
@@ -107,7 +109,7 @@ impl Model {
         }
     }
 
-    /// The metrics that the run has so far, with their last points.
+    /// Adds the metrics that the run has so far, with their last points.
     pub(super) fn put_series(&mut self, all: &[Series]) {
         for series in all {
             if self.metrics.len() < METRICS {
@@ -117,21 +119,21 @@ impl Model {
         }
     }
 
-    /// A metric's history.
+    /// Sets a metric's history.
     pub(super) fn put_history(&mut self, metric: &str, points: Vec<Point>) {
         if let Some(curve) = self.metrics.get_mut(metric) {
             curve.put_history(points);
         }
     }
 
-    /// The delivery ledger so far.
+    /// Adds the entries that the delivery ledger has so far.
     pub(super) fn put_deliveries(&mut self, entries: Vec<Delivery>) {
         for entry in entries {
             self.ledger.put(entry);
         }
     }
 
-    /// Takes note of an event. They come in order.
+    /// Records an event. Events must arrive in order.
     pub(super) fn note(&mut self, event: &Event) {
         self.meter.note(event);
         self.ledger.note(event);
@@ -191,12 +193,12 @@ impl Model {
         }
     }
 
-    /// The run's process is gone without a word.
+    /// Records that the run's process ended without an event that reports the end.
     pub(super) fn crashed(&mut self) {
         self.state = RunState::Crashed;
     }
 
-    /// How the connection stands, and where it goes.
+    /// Sets the state of the connection and, if given, the server's address.
     pub(super) fn connect(&mut self, connection: Connection, address: Option<String>) {
         self.connection = connection;
         if let Some(address) = address {
@@ -204,67 +206,67 @@ impl Model {
         }
     }
 
-    /// The run's name.
+    /// Returns the run's name.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether it is at work.
+    /// Returns the state of the run.
     pub(super) fn state(&self) -> RunState {
         self.state
     }
 
-    /// Whether it may still be asked for something.
+    /// Returns true if the run can still receive requests.
     pub(super) fn is_at_work(&self) -> bool {
         matches!(self.state, RunState::Running | RunState::Paused)
     }
 
-    /// The server's.
+    /// Returns the server's address.
     pub(super) fn address(&self) -> &str {
         &self.address
     }
 
-    /// How the connection stands.
+    /// Returns the state of the connection.
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
     }
 
-    /// Optimizer steps finished.
+    /// Returns the number of finished optimizer steps.
     pub(super) fn step(&self) -> u64 {
         self.step.max(self.meter.step().0)
     }
 
-    /// Optimizer steps that the training will have; 0 if that is not known.
+    /// Returns the number of optimizer steps of the training; 0 if unknown.
     pub(super) fn last_step(&self) -> u64 {
         self.last_step
     }
 
-    /// Seconds until the training ends, if it goes on as it does.
+    /// Returns the expected seconds until the training ends, if it is running.
     pub(super) fn seconds_left(&self) -> Option<f64> {
         let goes_on = self.state == RunState::Running && self.last_step > self.step();
         self.meter.seconds_left().filter(|_| goes_on)
     }
 
-    /// The newest value of a metric.
+    /// Returns the newest value of a metric.
     pub(super) fn value(&self, metric: &str) -> Option<f64> {
         let curve = self.metrics.get(metric)?;
         curve.last().map(|point| point.value)
     }
 
-    /// The middle of the last steps' times.
+    /// Returns the median time of the last steps.
     pub(super) fn step_secs_p50(&self) -> Option<f64> {
         let mut times: Vec<f64> = self.step_secs.iter().copied().collect();
         let middle = times.len() / 2;
         (!times.is_empty()).then(|| *times.select_nth_unstable_by(middle, f64::total_cmp).1)
     }
 
-    /// A metric's curve.
+    /// Returns a metric's curve.
     pub(super) fn curve(&self, metric: &str) -> Option<&Curve> {
         self.metrics.get(metric)
     }
 
-    /// The names of the metrics: those that people look at first, then the others by name, then those
-    /// of plugins and of the system.
+    /// Returns the names of the metrics, in this order: the most important metrics; other metrics; metrics of
+    /// plugins; metrics of the system. All but the first group are sorted by name.
     pub(super) fn metric_names(&self) -> Vec<&Arc<str>> {
         const FIRST: [&str; 7] = [
             "loss/train",
@@ -286,15 +288,15 @@ impl Model {
         names
     }
 
-    /// What the plugins cost, by label.
+    /// Returns the cost of the plugins, sorted by label.
     pub(super) fn plugins(&self) -> Vec<PluginRow> {
         let metrics = self.metrics.iter();
         let values = metrics.filter_map(|(name, curve)| Some((&**name, curve.last()?.value)));
         PluginRow::all(values)
     }
 
-    /// `system/cpu_percent` and its like, by name without that: what people look at first, then the others
-    /// by name.
+    /// Returns the system metrics. Their names lack the prefix `system/`. The most important metrics come
+    /// first. The others follow, sorted by name.
     pub(super) fn system(&self) -> Vec<(&str, f64)> {
         const FIRST: [&str; 4] = ["gpu", "process_cpu_percent", "cpu_percent", "memory_bytes"];
         let rank = |name: &str| {
@@ -309,12 +311,12 @@ impl Model {
         system
     }
 
-    /// The delivery ledger.
+    /// Returns the delivery ledger.
     pub(super) fn ledger(&self) -> &Ledger {
         &self.ledger
     }
 
-    /// The log, the oldest line first.
+    /// Returns the log, oldest line first.
     pub(super) fn log(&self) -> &VecDeque<LogLine> {
         &self.log
     }
@@ -347,7 +349,7 @@ pub(super) mod tests {
     use super::*;
     use host_core::{MetricValue, Step};
 
-    /// A run of 2000 steps of which nothing is known yet.
+    /// Creates the description of a run of 2000 steps that has no events yet.
     pub(in crate::dashboard) fn row() -> RunRow {
         RunRow {
             name: "rust-4m".to_owned(),
@@ -405,7 +407,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn whatever_the_run_says_memory_is_bounded() {
+    fn memory_is_bounded() {
         let mut model = Model::new(&row(), String::new());
         for seq in 1..=5000 {
             let name = format!("m{seq}");
@@ -424,7 +426,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn metrics_that_people_look_at_come_first_and_those_of_plugins_last() {
+    fn important_metrics_are_first_and_those_of_plugins_are_last() {
         let mut model = Model::new(&row(), String::new());
         let names = [
             "a",
@@ -452,7 +454,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_resume_takes_back_what_it_superseded() {
+    fn a_resume_removes_superseded_values() {
         let mut model = Model::new(&row(), String::new());
         for step in 1..=20 {
             model.note(&event(step, step, metrics(&[("loss/train", step as f64)])));
@@ -467,7 +469,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_middle_of_the_step_times_is_that_of_the_last() {
+    fn the_median_of_the_step_times_skips_nan() {
         let mut model = Model::new(&row(), String::new());
         assert_eq!(model.step_secs_p50(), None);
         for (seq, secs) in (1..).zip([9.0, 0.3, 0.1, f64::NAN, 0.2, 0.4]) {

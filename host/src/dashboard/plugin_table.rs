@@ -1,8 +1,8 @@
-//! What the plugins cost, by the metrics `plugin/LABEL/…` of the run.
+//! The cost of the plugins, from the run's metrics `plugin/LABEL/…`.
 
 use std::collections::BTreeMap;
 
-/// The last that a run said of a plugin.
+/// The latest values of a plugin.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct PluginRow {
     pub(super) label: String,
@@ -10,20 +10,20 @@ pub(super) struct PluginRow {
     pub(super) failures: Option<f64>,
     pub(super) p50_secs: Option<f64>,
     pub(super) p99_secs: Option<f64>,
-    /// Of the loop's time; none for what runs beside it.
+    /// Share of the training loop's time; `None` if the plugin runs outside of the loop.
     pub(super) step_share: Option<f64>,
-    /// Checkpoints that wait; none for what is no sink.
+    /// Number of waiting checkpoints; `None` if the plugin is not a sink.
     pub(super) queue_depth: Option<f64>,
-    /// None for what runs in the host's own process.
+    /// Number of restarts of the plugin's process; `None` if the plugin runs in the host's process.
     pub(super) restarts: Option<f64>,
 }
 
 impl PluginRow {
-    /// Of metrics and their values; the rows by label.
+    /// Creates the rows from metrics and their values, sorted by label.
     pub(super) fn all<'a>(values: impl Iterator<Item = (&'a str, f64)>) -> Vec<Self> {
         let mut rows: BTreeMap<&str, Self> = BTreeMap::new();
         for (name, value) in values {
-            // A label may be a path, a quantity has no slash.
+            // Splits at the last slash: a label can be a path, but a quantity contains no slash.
             let Some((label, quantity)) = name
                 .strip_prefix("plugin/")
                 .and_then(|rest| rest.rsplit_once('/'))
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plugin_has_a_row_of_what_was_said_of_it() {
+    fn a_plugin_has_a_row_of_its_metrics() {
         let said = [
             ("loss/train", 3.0),
             ("plugin/perplexity/calls", 4.0),

@@ -1,4 +1,5 @@
-//! What the person asks of the run, on a thread of its own: an answer may take a step, or an evaluation.
+//! Sends the user's requests to the run. This happens on a separate thread, because an answer can take as
+//! long as a step or an evaluation.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -11,17 +12,18 @@ use super::feed::spawn;
 use super::heading::request_word;
 use super::screen::Answer;
 
-/// Requests that wait for the one before.
+/// Maximum number of queued requests.
 const WAITING: usize = 4;
 
-/// Asks the run, one request after another.
+/// Sends requests to the run, one after another.
 pub(super) struct Requests(SyncSender<(Arc<Client>, Request)>);
 
 impl Requests {
-    /// Asks a run as `by` on a thread of its own, which ends with this.
+    /// Starts a thread that sends requests in the name of `by`. The thread ends when the returned value is
+    /// dropped.
     ///
     /// # Errors
-    /// The system refuses a thread.
+    /// Returns an error if the thread cannot be started.
     pub(super) fn start(run: String, by: String, messages: SyncSender<Message>) -> Result<Self> {
         let (sender, receiver): (_, Receiver<(Arc<Client>, Request)>) = sync_channel(WAITING);
         spawn("requests", move || {
@@ -39,16 +41,17 @@ impl Requests {
         Ok(Self(sender))
     }
 
-    /// Asks for something; what there is to say until the answer comes.
+    /// Queues a request. Returns the text to show until the answer arrives. If the request cannot be queued,
+    /// returns the reason.
     pub(super) fn ask(&self, client: Option<&Arc<Client>>, request: Request) -> Answer {
         let word = request_word(request);
         let refused = |why: &str| Answer::refusal(format!("{word}: {why}"));
         let Some(client) = client else {
-            return refused("there is no connection");
+            return refused("not connected");
         };
         match self.0.try_send((Arc::clone(client), request)) {
-            Ok(()) => Answer::done(format!("{word}: asked for, at the next step")),
-            Err(_) => refused("the requests before it have no answer yet"),
+            Ok(()) => Answer::done(format!("{word}: requested for the next step")),
+            Err(_) => refused("earlier requests have no answer yet"),
         }
     }
 }

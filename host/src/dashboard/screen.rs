@@ -1,4 +1,4 @@
-//! What the person who looks has chosen, and what each key does.
+//! The user's choices, and the actions of the keys.
 
 use std::sync::Arc;
 
@@ -12,11 +12,11 @@ use super::model::{Model, RunState};
 pub(super) enum Pane {
     /// The chosen metric's curve.
     Chart,
-    /// What the plugins cost.
+    /// The cost of the plugins.
     Plugins,
     /// The delivery ledger.
     Deliveries,
-    /// What happened.
+    /// The log of events.
     Log,
 }
 
@@ -29,33 +29,33 @@ impl Pane {
     }
 }
 
-/// How long an answer is on the screen, if no key is pressed.
+/// How long an answer is shown if no key is pressed.
 const ANSWER_US: i64 = 10_000_000;
 
-/// What a key asks of the program.
+/// An action that a key triggers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Action {
-    /// The dashboard ends; the run goes on.
+    /// End the dashboard; the run continues.
     Leave,
-    /// The whole screen is drawn anew, whatever else wrote on it.
+    /// Redraw the whole screen, in case something else wrote on it.
     Redraw,
-    /// The process is stopped, and the shell has the terminal.
+    /// Stop the process and return the terminal to the shell.
     Suspend,
-    /// The run is asked for something.
+    /// Send a request to the run.
     Ask(Request),
 }
 
-/// An answer to the last request, or why there is none.
+/// The answer to the last request, or the reason why the request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) is_refusal: bool,
     pub(super) text: String,
-    /// When it was first on the screen.
+    /// When the answer was first drawn.
     shown_us: Option<i64>,
 }
 
 impl Answer {
-    /// What was or will be done.
+    /// Creates the answer to an accepted request. The run has carried it out, or will do so.
     pub(super) fn done(text: String) -> Self {
         Self {
             is_refusal: false,
@@ -64,7 +64,7 @@ impl Answer {
         }
     }
 
-    /// Why it will not be.
+    /// Creates an answer with the reason why a request is not carried out.
     pub(super) fn refusal(text: String) -> Self {
         Self {
             is_refusal: true,
@@ -73,24 +73,24 @@ impl Answer {
     }
 }
 
-/// What the person has chosen.
+/// The user's choices.
 #[derive(Clone, Debug)]
 pub(super) struct Screen {
     pub(super) focus: Pane,
-    /// The pane below the chart where there is room for one.
+    /// The pane below the chart. Used on screens where only one pane fits there.
     pub(super) lower: Pane,
     pub(super) metric: Arc<str>,
-    /// The vertical axis of every chart, if it is not the one that fits the values.
+    /// Whether the vertical axis of every chart is logarithmic. `None`: depends on the values.
     pub(super) log_scale: Option<bool>,
-    /// Whether the curves go through every point, and not through the means of dense ones.
+    /// Whether the curves show every point. Otherwise, dense points are replaced by their means.
     pub(super) has_every_point: bool,
-    /// Lines that the pane is scrolled: the log back in time, the tables down.
+    /// Number of lines by which the focused pane is scrolled. The log scrolls up, and the tables scroll down.
     pub(super) scroll: usize,
     pub(super) is_help_open: bool,
-    /// What a yes would ask for.
+    /// The request that waits for the user's confirmation.
     pub(super) pending: Option<Request>,
     pub(super) answer: Option<Answer>,
-    /// Whether the chart's axis is one of logarithms now, as it was last drawn.
+    /// Whether the chart was last drawn with a logarithmic axis.
     pub(super) is_log_shown: bool,
 }
 
@@ -110,7 +110,7 @@ impl Screen {
         }
     }
 
-    /// The screen is drawn at this time: an answer that was there long enough goes.
+    /// Removes an answer that was shown long enough. Called for each frame, with the frame's time.
     pub(super) fn pass(&mut self, now_us: i64) {
         if let Some(answer) = &mut self.answer {
             let shown_us = *answer.shown_us.get_or_insert(now_us);
@@ -120,7 +120,7 @@ impl Screen {
         }
     }
 
-    /// Does what a key is for.
+    /// Handles a key.
     pub(super) fn press(&mut self, key: KeyEvent, model: &Model) -> Option<Action> {
         let with_control = key.modifiers.contains(KeyModifiers::CONTROL);
         if with_control {
@@ -182,7 +182,7 @@ impl Screen {
     }
 
     fn scroll(&mut self, lines: isize) {
-        // The newest line of the log is its last, and the first to be seen.
+        // Unscrolled, the log shows its newest lines, which are at its end. It therefore scrolls up.
         let lines = if self.focus == Pane::Log {
             -lines
         } else {
@@ -208,7 +208,7 @@ impl Screen {
         self.allowed(request, model).map(Action::Ask)
     }
 
-    /// The request, if there is a run at work to do it.
+    /// Returns the request if the run can carry it out. Otherwise sets an answer with the reason.
     fn allowed(&mut self, request: Request, model: &Model) -> Option<Request> {
         if model.is_at_work() {
             return Some(request);
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_is_asked_for_only_after_a_yes() {
+    fn a_stop_needs_a_confirmation() {
         let (mut screen, model) = (Screen::new(), running());
         assert_eq!(press(&mut screen, &model, KeyCode::Char('s')), None);
         assert_eq!(press(&mut screen, &model, KeyCode::Char('n')), None);
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_ended_is_asked_for_nothing_and_says_so() {
+    fn keys_send_no_request_to_a_run_that_has_ended() {
         let (mut screen, mut model) = (Screen::new(), running());
         let reason = StopReason::Completed;
         let message = String::new();
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn the_axis_that_was_chosen_is_that_of_every_curve() {
+    fn the_chosen_axis_applies_to_every_curve() {
         let (mut screen, model) = (Screen::new(), running());
         press(&mut screen, &model, KeyCode::Char('l'));
         press(&mut screen, &model, KeyCode::Right);
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_goes_with_a_key_or_in_time() {
+    fn an_answer_disappears_after_a_key_or_a_while() {
         let (mut screen, model) = (Screen::new(), running());
         screen.answer = Some(Answer::done("pause: carried out".to_owned()));
         for (now_us, is_there) in [(7, true), (6 + ANSWER_US, true), (7 + ANSWER_US, false)] {
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn both_q_and_control_c_leave_whatever_is_open() {
+    fn q_and_control_c_quit_even_from_the_help() {
         let (mut screen, model) = (Screen::new(), running());
         press(&mut screen, &model, KeyCode::Char('?'));
         let control_c = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);

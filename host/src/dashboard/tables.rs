@@ -1,4 +1,4 @@
-//! The panes of text: the plugins, the deliveries, the log. Each says how far it can be scrolled.
+//! The text panes: plugins, deliveries and log. Each function returns how far the pane can be scrolled.
 
 use host_core::DeliveryState;
 use host_store::Delivery;
@@ -14,16 +14,16 @@ use super::view::Look;
 use crate::show::event_line::one_line;
 use crate::show::number;
 
-/// Columns that the table of the plugins needs for all but the last of its own.
+/// Width that the table of plugins needs for all columns except the last.
 pub(super) const PLUGINS: u16 = 58;
 
-/// Columns of the log's time.
+/// Width of the time in the log.
 const CLOCK: usize = 10;
 
-/// Below so many columns a delivery in the log is told in the fewest words.
+/// Below this width, deliveries in the log are shown in the shortest form.
 const BRIEF: usize = 50;
 
-/// What the plugins cost.
+/// Draws the cost of the plugins.
 pub(super) fn draw_plugins(
     frame: &mut Frame<'_>,
     area: Rect,
@@ -33,7 +33,7 @@ pub(super) fn draw_plugins(
 ) -> usize {
     let plugins = model.plugins();
     if plugins.is_empty() {
-        return nothing(frame, area, "nothing of a plugin is known yet", look);
+        return nothing(frame, area, "no plugin calls yet", look);
     }
     let theme = &look.theme;
     let room = usize::from(area.height.saturating_sub(1));
@@ -79,7 +79,7 @@ pub(super) fn draw_plugins(
         Constraint::Length(5),
         Constraint::Length(8),
     ];
-    // What is at the right is missed least where there is no room.
+    // The rightmost columns are the least important, and are dropped first.
     let fits = match area.width {
         0..45 => 4,
         45..PLUGINS => 6,
@@ -92,7 +92,7 @@ pub(super) fn draw_plugins(
     furthest
 }
 
-/// The delivery ledger.
+/// Draws the delivery ledger.
 pub(super) fn draw_deliveries(
     frame: &mut Frame<'_>,
     area: Rect,
@@ -102,12 +102,7 @@ pub(super) fn draw_deliveries(
 ) -> usize {
     let entries = model.ledger().entries();
     if entries.is_empty() {
-        return nothing(
-            frame,
-            area,
-            "no checkpoint is on its way to a sink yet",
-            look,
-        );
+        return nothing(frame, area, "no deliveries yet", look);
     }
     let theme = &look.theme;
     let room = usize::from(area.height.saturating_sub(1));
@@ -160,7 +155,8 @@ fn state_word(state: DeliveryState) -> &'static str {
     }
 }
 
-/// Where a checkpoint is, or why it is not there and when it is tried again, in so many columns.
+/// Formats the outcome of a delivery. After a success, this is the location, shortened to `room` columns.
+/// After a failure, it is the reason, preceded by the time until the retry if there will be one.
 fn fate(entry: &Delivery, now_us: i64, room: usize) -> String {
     match entry.state {
         DeliveryState::Queued | DeliveryState::Sending => String::new(),
@@ -173,7 +169,7 @@ fn fate(entry: &Delivery, now_us: i64, room: usize) -> String {
             match entry.retry_time_us {
                 Some(at) => {
                     let left = (at - now_us).max(0) as f64 / 1e6;
-                    format!("again in {}: {reason}", number::duration(left.ceil()))
+                    format!("retry in {}: {reason}", number::duration(left.ceil()))
                 }
                 None => reason,
             }
@@ -181,7 +177,8 @@ fn fate(entry: &Delivery, now_us: i64, room: usize) -> String {
     }
 }
 
-/// A commit as git shortens it; a path by its end.
+/// Shortens a location. If it is a commit id, keeps the beginning, as git does. If it is a path, keeps the
+/// end.
 fn short(location: &str, room: usize) -> String {
     let location = one_line(location);
     let is_id = location.len() >= 40 && location.bytes().all(|b| b.is_ascii_hexdigit());
@@ -195,7 +192,7 @@ fn age(now_us: i64, time_us: i64) -> String {
     number::duration(((now_us - time_us).max(0) / 1_000_000) as f64).replace(".0s", "s")
 }
 
-/// What happened, the newest line last.
+/// Draws the log, newest line last.
 pub(super) fn draw_log(
     frame: &mut Frame<'_>,
     area: Rect,
@@ -205,7 +202,7 @@ pub(super) fn draw_log(
 ) -> usize {
     let log = model.log();
     if log.is_empty() {
-        return nothing(frame, area, "nothing happened yet", look);
+        return nothing(frame, area, "no events yet", look);
     }
     let room = usize::from(area.height);
     let furthest = log.len().saturating_sub(room);
@@ -222,7 +219,8 @@ pub(super) fn draw_log(
     furthest
 }
 
-/// A line of the log in so many columns. Of a delivery what matters is its end.
+/// Fits a log line into `room` columns. A delivery is shortened so that the end of its location stays
+/// visible.
 fn fitted(line: &LogLine, room: usize) -> String {
     if line.text.chars().count() <= room {
         return line.text.clone();
@@ -232,13 +230,13 @@ fn fitted(line: &LogLine, room: usize) -> String {
     };
     let (step, sink) = (entry.checkpoint, &entry.sink);
     let Some(place) = entry.location() else {
-        let brief = format!("{step} not at {sink}: {}", one_line(&entry.detail));
+        let brief = format!("{step} failed for {sink}: {}", one_line(&entry.detail));
         let is_brief = room < BRIEF && entry.state == DeliveryState::Failed;
         return clipped_right(if is_brief { &brief } else { &line.text }, room);
     };
     let says = match room {
         0..BRIEF => format!("{step} at {sink} "),
-        _ => format!("step {step:<6}  delivered by {sink}: "),
+        _ => format!("step {step:<6}  delivered to {sink}: "),
     };
     let left = room.saturating_sub(says.chars().count());
     says + &short(&place, left)
@@ -259,7 +257,7 @@ fn nothing(frame: &mut Frame<'_>, area: Rect, text: &str, look: &Look<'_>) -> us
     0
 }
 
-/// The beginning of a text that is too long, before an ellipsis.
+/// Truncates a long text at its end, and adds an ellipsis.
 pub(super) fn clipped_right(text: &str, room: usize) -> String {
     if text.chars().count() <= room {
         return text.to_owned();
@@ -268,7 +266,8 @@ pub(super) fn clipped_right(text: &str, room: usize) -> String {
     kept.chain(std::iter::once('…').take(room)).collect()
 }
 
-/// The end of a text that is too long, behind an ellipsis: ends of paths and metric names differ.
+/// Removes the start of a long text, and adds an ellipsis. Suitable for paths and metric names, because they
+/// differ at their ends.
 pub(super) fn clipped_left(text: &str, room: usize) -> String {
     let length = text.chars().count();
     if length <= room {

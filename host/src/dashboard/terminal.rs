@@ -1,4 +1,4 @@
-//! The terminal while the dashboard has it, and how it is given back.
+//! Takes over the terminal for the dashboard, and restores it.
 
 use std::io::{BufWriter, Stdout, stdout};
 
@@ -13,17 +13,17 @@ use ratatui::crossterm::terminal::{
 use signal_hook::consts::SIGTSTP;
 use signal_hook::low_level::emulate_default_handler;
 
-/// A screen is one write.
+/// Buffered, so that a frame is one write.
 type Backend = CrosstermBackend<BufWriter<Stdout>>;
 
-/// The terminal, in raw mode and on its other screen until this is dropped, whatever ends it.
+/// The terminal in raw mode and on its alternate screen. Dropping it restores the terminal.
 pub(super) struct Terminal(ratatui::Terminal<Backend>);
 
 impl Terminal {
-    /// Takes the terminal.
+    /// Takes over the terminal.
     ///
     /// # Errors
-    /// The system refuses.
+    /// Returns an error if the modes of the terminal cannot be set.
     pub(super) fn open() -> Result<Self> {
         restore_on_panic();
         let opened = take().and_then(|()| screen());
@@ -33,19 +33,19 @@ impl Terminal {
         })
     }
 
-    /// Draws a screen; what is as it was is not written again.
+    /// Draws a frame. Only changes are written.
     ///
     /// # Errors
-    /// The terminal is gone.
+    /// Returns an error if the terminal cannot be accessed.
     pub(super) fn draw(&mut self, draw: impl FnOnce(&mut ratatui::Frame<'_>)) -> Result<()> {
         self.0.draw(draw).map(|_| ()).map_err(|e| refused(&e))
     }
 
-    /// Gives the terminal back and stops the process, as Ctrl-Z does; takes the terminal again when the
+    /// Restores the terminal and stops the process, as Ctrl-Z does. Takes over the terminal again when the
     /// process is continued.
     ///
     /// # Errors
-    /// The terminal is gone.
+    /// Returns an error if the terminal cannot be accessed.
     pub(super) fn suspend(&mut self) -> Result<()> {
         restore();
         emulate_default_handler(SIGTSTP)
@@ -54,23 +54,24 @@ impl Terminal {
         self.clear()
     }
 
-    /// Takes the terminal again: its modes may have changed meanwhile.
+    /// Takes over the terminal again after the process was stopped and continued. Other programs may have
+    /// changed the modes of the terminal in the meantime.
     ///
     /// # Errors
-    /// The terminal is gone.
+    /// Returns an error if the terminal cannot be accessed.
     pub(super) fn retake(&mut self) -> Result<()> {
         restore();
         take().map_err(|e| refused(&e))?;
         self.clear()
     }
 
-    /// Draws everything again at the next occasion.
+    /// Clears the screen, so that the next frame is drawn completely.
     ///
     /// # Errors
-    /// The terminal is gone.
+    /// Returns an error if the terminal cannot be accessed.
     pub(super) fn clear(&mut self) -> Result<()> {
-        // A new one knows nothing of what is on the screen. The old one's `clear` asks the terminal where
-        // the cursor is, and the answer would go to the thread that reads keys.
+        // Creates a new `ratatui::Terminal`, which assumes an empty screen. Calling `clear` on the old one
+        // would query the cursor position, and the thread that reads keys would receive the reply.
         let cleared = execute!(stdout(), Clear(ClearType::All)).and_then(|()| screen());
         self.0 = cleared.map_err(|e| refused(&e))?;
         Ok(())
@@ -93,8 +94,8 @@ fn take() -> std::io::Result<()> {
     execute!(stdout(), EnterAlternateScreen)
 }
 
-/// Whether there is a shell that can continue this process once it is stopped: a parent of its session
-/// that is in another group. Without one a stop would be for ever.
+/// Returns true if a shell can continue this process after a stop. Such a shell is an ancestor in the same
+/// session but in another process group. Without it, the process would stay stopped forever.
 pub(super) fn has_job_control() -> bool {
     let shell = || {
         let me = Process::myself().ok()?.stat().ok()?;
@@ -113,13 +114,14 @@ pub(super) fn has_job_control() -> bool {
     shell().is_some()
 }
 
-/// Gives the terminal back as it was. More than once does no harm. `[any]`
+/// Restores the terminal. Can be called more than once. `[any]`
 pub(super) fn restore() {
     let _ = disable_raw_mode();
     let _ = execute!(stdout(), LeaveAlternateScreen, Show);
 }
 
-/// What a panic says must be readable, and whoever panicked, nobody is left to draw or to read keys.
+/// Restores the terminal on a panic, so that the message is readable. A panic in any thread other than `main`
+/// ends the process, because the dashboard cannot work without that thread.
 fn restore_on_panic() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -136,5 +138,5 @@ fn refused(error: &std::io::Error) -> Error {
         ErrorKind::System,
         format!("cannot draw on the terminal: {error}"),
     )
-    .hint("--plain shows the run in lines")
+    .hint("use --plain to print lines instead")
 }

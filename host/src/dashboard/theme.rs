@@ -1,44 +1,44 @@
-//! The colours, or without them what tells things apart.
+//! Colors, and their replacements on terminals without colors.
 
 use ratatui::style::{Color, Modifier, Style};
 
 use super::model::Weight;
 
-/// How each kind of thing looks. Colours are the terminal's own sixteen, so they fit its background.
+/// The styles. They use the terminal's own sixteen colors, which suit its background.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Theme {
-    /// What has the keys' focus.
+    /// The pane with the keyboard focus.
     pub(super) focus: Style,
-    /// The curves, in order.
+    /// The first and the second curve of a chart.
     pub(super) curves: [Style; 2],
-    /// What a value is called, and what frames it.
+    /// Labels and frames.
     pub(super) label: Style,
     pub(super) good: Style,
     pub(super) warning: Style,
     pub(super) bold: Style,
-    pub(super) has_colours: bool,
+    pub(super) has_colors: bool,
 }
 
 impl Theme {
-    /// The theme for this environment: `NO_COLOR`, not empty, takes the colours away.
+    /// Returns the theme for this environment. A non-empty `NO_COLOR` disables colors.
     pub(super) fn choose() -> Self {
         let is_set = |value: std::ffi::OsString| !value.is_empty();
         match std::env::var_os("NO_COLOR").is_some_and(is_set) {
             true => Self::plain(),
-            false => Self::coloured(),
+            false => Self::colored(),
         }
     }
 
-    pub(super) fn coloured() -> Self {
-        let colour = |colour| Style::new().fg(colour);
+    pub(super) fn colored() -> Self {
+        let color = |color| Style::new().fg(color);
         Self {
-            focus: colour(Color::Cyan).add_modifier(Modifier::BOLD),
-            curves: [colour(Color::Cyan), colour(Color::Yellow)],
+            focus: color(Color::Cyan).add_modifier(Modifier::BOLD),
+            curves: [color(Color::Cyan), color(Color::Yellow)],
             label: Style::new().add_modifier(Modifier::DIM),
-            good: colour(Color::Green),
-            warning: colour(Color::Red),
+            good: color(Color::Green),
+            warning: color(Color::Red),
             bold: Style::new().add_modifier(Modifier::BOLD),
-            has_colours: true,
+            has_colors: true,
         }
     }
 
@@ -51,7 +51,7 @@ impl Theme {
             good: Style::new(),
             warning: bold,
             bold,
-            has_colours: false,
+            has_colors: false,
         }
     }
 

@@ -1,4 +1,4 @@
-//! The dashboard's screen: which parts there is room for, and what is in each.
+//! The layout of the dashboard's screen, and the contents of its parts.
 
 use jiff::tz::TimeZone;
 use ratatui::Frame;
@@ -15,24 +15,24 @@ use super::tables;
 use super::theme::Theme;
 use crate::show::number;
 
-/// Below this height there is room for one pane.
+/// Below this height there is room for only one pane.
 const LOW: u16 = 18;
-/// From this size on there is room for all of them at once.
+/// There is room for all panes if the screen is at least this wide and this high.
 const WIDE: u16 = 110;
 const HIGH: u16 = 30;
-/// Between the parts of a line.
+/// The space between the parts of a line.
 const GAP: &str = "  ";
-/// The list of the metrics beside the chart.
+/// Width of the list of metrics next to the chart.
 const METRIC_LIST: u16 = 36;
 
-/// What the screen is drawn with beside the model.
+/// The parameters for drawing, in addition to the dashboard's `Model` and `Screen`.
 pub(super) struct Look<'a> {
     pub(super) theme: Theme,
     pub(super) zone: &'a TimeZone,
     pub(super) now_us: i64,
 }
 
-/// Draws all of it.
+/// Draws the whole screen.
 pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, screen: &mut Screen, look: &Look<'_>) {
     screen.pass(look.now_us);
     let area = frame.area();
@@ -96,7 +96,7 @@ fn draw_body(
     }
 }
 
-/// Draws a pane of text; how far it can be scrolled.
+/// Draws a pane of text, and returns how far it can be scrolled.
 type DrawTable = fn(&mut Frame<'_>, Rect, &Model, usize, &Look<'_>) -> usize;
 
 fn draw_pane(
@@ -122,7 +122,7 @@ fn draw_pane(
     }
 }
 
-/// A line with a title above the pane; what is below it.
+/// Draws a line with a title at the top of the area. Returns the area below it.
 fn framed(
     frame: &mut Frame<'_>,
     area: Rect,
@@ -155,7 +155,8 @@ fn framed(
     inside
 }
 
-/// The metrics that are drawn when one is chosen: a training's and its evaluation's are read together.
+/// Returns the metrics to draw when `metric` is chosen. A metric of the training and the same metric of the
+/// evaluation are drawn together.
 pub(super) fn shown_together(metric: &str) -> Vec<String> {
     match metric
         .strip_suffix("/train")
@@ -166,12 +167,12 @@ pub(super) fn shown_together(metric: &str) -> Vec<String> {
     }
 }
 
-/// The metrics of the chart with their values, which of all the chosen one is, and how the chart is drawn
-/// where that is not as usual. Where there is no room for a part it is left out: of the metrics the one
-/// that is not chosen.
+/// Formats the title of the chart. The title contains: the metrics with their values; the position of the
+/// chosen metric in the list; and the display options that differ from the default. Parts that do not fit are
+/// omitted. The name and value of the chosen metric are never omitted.
 fn chart_title<'a>(model: &Model, screen: &Screen, width: u16, look: &Look<'_>) -> Line<'a> {
     let theme = &look.theme;
-    // The frame has its mark before the title and a space behind it.
+    // The frame draws a mark before the title and a space after it.
     let room = usize::from(width).saturating_sub(5);
     let mut parts = Vec::new();
     let metrics = shown_together(&screen.metric).into_iter();
@@ -179,13 +180,14 @@ fn chart_title<'a>(model: &Model, screen: &Screen, width: u16, look: &Look<'_>) 
         let Some(value) = model.value(&metric) else {
             continue;
         };
-        let mark = match theme.has_colours || metric.ends_with("/train") || parts.is_empty() {
+        let mark = match theme.has_colors || metric.ends_with("/train") || parts.is_empty() {
             true => "⠒ ",
             false => "• ",
         };
         let value = format!(" {}", metric_value(&metric, value));
         let name = tables::clipped_left(&metric, room.saturating_sub(2 + value.chars().count()));
-        // A title is bold, but for what says otherwise.
+        // The frame makes the title bold. Removing the modifier prevents this for a metric that is drawn
+        // together with the chosen one.
         let (rank, text) = match *metric == *screen.metric {
             true => (0, Style::new()),
             false => (2, Style::new().remove_modifier(Modifier::BOLD)),
@@ -211,13 +213,13 @@ fn chart_title<'a>(model: &Model, screen: &Screen, width: u16, look: &Look<'_>) 
     whole_parts(parts, room)
 }
 
-/// The parts that there is room for, in their order: those of rank 0 in any case, then the lower ranks
-/// first.
+/// Joins the parts that fit, in their original order. Always keeps parts of rank 0. Among the other parts,
+/// lower ranks are kept first.
 fn whole_parts(parts: Vec<(u8, Line<'_>)>, room: usize) -> Line<'_> {
     let mut by_rank: Vec<usize> = (0..parts.len()).collect();
     by_rank.sort_by_key(|&n| parts[n].0);
     let mut is_kept = vec![false; parts.len()];
-    // The first has no gap before it.
+    // The loop counts a gap before every part. The first part needs none, so there is room for one more gap.
     let mut left = room + GAP.len();
     for n in by_rank {
         let wanted = parts[n].1.width() + GAP.len();
@@ -252,7 +254,7 @@ fn draw_chart(
     let series = metrics.iter().zip(theme.curves).enumerate();
     let series = series.filter_map(|(n, (metric, style))| {
         let points = model.curve(metric)?.points();
-        // A column of braille has room for two.
+        // A braille cell is two points wide.
         let columns = match screen.has_every_point {
             true => points.len(),
             false => 2 * usize::from(area.width),
@@ -260,7 +262,7 @@ fn draw_chart(
         Some(Series {
             points: means(points, columns),
             style,
-            is_dotted: n > 0 && !theme.has_colours,
+            is_dotted: n > 0 && !theme.has_colors,
         })
     });
     let chart = Chart::new(series.collect(), screen.log_scale, theme.label);
@@ -272,7 +274,7 @@ fn draw_chart(
     }
 }
 
-/// The names of the metrics with their values, the chosen one among them in sight.
+/// Draws the names and values of the metrics, scrolled so that the chosen metric is visible.
 fn draw_metrics(
     frame: &mut Frame<'_>,
     area: Rect,
@@ -305,7 +307,7 @@ fn draw_metrics(
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), inside);
 }
 
-/// A metric's value in the unit that its name says.
+/// Formats a metric's value with the unit that its name implies.
 pub(super) fn metric_value(metric: &str, value: f64) -> String {
     match metric {
         _ if !value.is_finite() => number::value(value),
@@ -323,14 +325,14 @@ pub(super) fn metric_value(metric: &str, value: f64) -> String {
 const HELP: [(&str, &str); 11] = [
     ("Tab", "next pane; Shift-Tab goes back"),
     ("← →", "another metric"),
-    ("↑ ↓", "scroll; in the chart, the metric"),
-    ("l", "axis of values or of logarithms"),
-    ("m", "means, or every point"),
-    ("c", "a checkpoint now"),
-    ("e", "an evaluation now"),
-    ("p", "pause, and continue"),
+    ("↑ ↓", "scroll; in the chart, another metric"),
+    ("l", "linear or logarithmic axis"),
+    ("m", "averages or every point"),
+    ("c", "write a checkpoint now"),
+    ("e", "evaluate now"),
+    ("p", "pause or continue"),
     ("s", "stop, with a checkpoint"),
-    ("q", "leave: the run continues"),
+    ("q", "quit; the run continues"),
     ("?", "help; any key closes it"),
 ];
 

@@ -8,52 +8,54 @@ use host_store::{Delivery, Reader};
 use super::{count, is_superseded};
 use crate::runs::run_dir::RunDir;
 
-/// Events looked at in one go.
+/// Number of events to read at a time.
 const PAGE: usize = 10_000;
 
-/// What the end of an evaluation's values is known by: it is a time of the host's, and no sink's.
+/// The host adds this metric to an evaluation, after all other metrics. Checkpoints do not contain it.
 const EVAL_SECS: &str = "eval_secs";
 
-/// What an earlier process of a run left to deliver: by the ledger in the run's store, every checkpoint
-/// that stands in its folder and that a sink does not have, those of before a sink was added included.
+/// The checkpoints that an earlier process of a run left undelivered. The ledger in the run's store shows
+/// which checkpoints a sink has not received. The undelivered checkpoints include checkpoints that were
+/// written before the sink was added.
 #[derive(Debug, Default)]
 pub(crate) struct Backlog {
-    /// By the sink's label, in the order of the steps; none is empty.
+    /// For each sink's label, the undelivered checkpoints in step order. No list is empty.
     of_sinks: BTreeMap<String, Vec<Owed>>,
-    /// What is owed to sinks that the run no longer has.
+    /// Sinks that the run no longer has, each with the steps that it did not receive.
     removed: Vec<(String, Vec<Step>)>,
-    /// What was lost before a sink had it.
+    /// Sinks, each with the steps of the checkpoints that were lost before they were delivered.
     lost: Vec<(String, Vec<Step>)>,
 }
 
-/// What of a run's checkpoints is to be delivered.
+/// Which of a run's checkpoints to deliver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// What a sink does not have by the ledger.
+    /// The checkpoints that a sink did not receive, according to the ledger.
     Missing,
-    /// All that stands, whatever the ledger says: it does not know of a sink that it has another address now.
+    /// All checkpoints in the run folder. Even delivered ones are included, because the ledger does not
+    /// record whether a sink's address has changed.
     All,
 }
 
-/// A checkpoint that a sink does not have.
+/// A checkpoint to deliver to a sink.
 #[derive(Clone, Debug)]
 pub(super) enum Owed {
-    /// It waits, and is on record as waiting.
+    /// A checkpoint that is already recorded as queued.
     Queued(Arc<CheckpointDir>),
-    /// It was on its way, had failed, or the sink was never told of it.
+    /// Any other intact checkpoint. For example, its delivery failed, or it was never queued.
     Again(Arc<CheckpointDir>),
-    /// It stands, but cannot be used as it is, and why.
+    /// A checkpoint that exists but is damaged, with the reason.
     Damaged(Step, String),
-    /// It is gone, and cannot be delivered any more.
+    /// A checkpoint that no longer exists and cannot be delivered.
     Gone(Step),
 }
 
 impl Backlog {
-    /// What is owed to these sinks. Of the ledger, entries beyond `up_to` do not count: the run goes
-    /// back there.
+    /// Reads which checkpoints these sinks have not received. If the run goes back to the step `up_to`,
+    /// ignores the ledger entries of later checkpoints.
     ///
     /// # Errors
-    /// The store cannot be read.
+    /// Returns an error if the store cannot be read.
     pub(crate) fn read(
         dir: &RunDir,
         reader: &Reader,
@@ -96,42 +98,43 @@ impl Backlog {
         })
     }
 
-    /// What is owed to a sink.
+    /// Returns the checkpoints that a sink has not received.
     pub(super) fn of(&self, sink: &str) -> &[Owed] {
         self.of_sinks.get(sink).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether anything is owed to this sink.
+    /// Whether there is a checkpoint that the sink has not received.
     pub(crate) fn owes(&self, sink: &str) -> bool {
         self.of_sinks.contains_key(sink)
     }
 
-    /// `hub-git (2 checkpoints), local-disk (1 checkpoint)`; none if nothing is left.
+    /// Formats the backlog as `hub-git (2 checkpoints), local-disk (1 checkpoint)`. None if the backlog is
+    /// empty.
     pub(crate) fn describe(&self) -> Option<String> {
         let of_sinks = self.of_sinks.iter();
         let told: Vec<String> = of_sinks.map(|(sink, o)| count(sink, o.len())).collect();
         (!told.is_empty()).then(|| told.join(", "))
     }
 
-    /// The sinks that the run no longer has, each with what it lacks.
+    /// Returns the sinks that the run no longer has, each with the steps that it did not receive.
     pub(super) fn removed_sinks(&self) -> impl Iterator<Item = (&str, &[Step])> {
         let removed = self.removed.iter();
         removed.map(|(sink, steps)| (sink.as_str(), steps.as_slice()))
     }
 
-    /// What cannot be delivered since its sink is gone, a line for each.
+    /// Returns a line for each sink that the run no longer has, with the steps that the sink did not receive.
     pub(crate) fn removed(&self) -> impl Iterator<Item = String> {
         self.removed.iter().map(|(sink, steps)| {
             let steps = joined(steps);
-            format!("{sink} is no longer a sink of this run, and did not get step {steps}")
+            format!("{sink} is no longer a sink of this run and did not receive step {steps}")
         })
     }
 
-    /// What a sink never got and never will, a line for each.
+    /// Returns a line for each sink to which some checkpoints can never be delivered, because they were lost.
     pub(crate) fn lost(&self) -> impl Iterator<Item = String> {
         self.lost.iter().map(|(sink, steps)| {
             let steps = joined(steps);
-            format!("{sink} did not get step {steps}, which the run folder no longer has")
+            format!("{sink} did not receive step {steps}, which the run folder no longer has")
         })
     }
 }
@@ -141,7 +144,7 @@ fn joined(steps: &[Step]) -> String {
     steps.join(", ")
 }
 
-/// How a checkpoint came to be owed.
+/// Why a sink has not received a checkpoint; see [`Owed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Debt {
     Queued,
@@ -149,7 +152,8 @@ enum Debt {
     Gone,
 }
 
-/// What is owed to a sink by the ledger, given the checkpoints that stand in the run folder.
+/// Returns the steps of the checkpoints that a sink has not received, each with the reason. Compares the
+/// ledger with the checkpoints in the run folder.
 fn debts(
     ledger: &[Delivery],
     standing: &BTreeSet<Step>,
@@ -176,7 +180,8 @@ fn debts(
     states.into_iter().filter_map(debt).collect()
 }
 
-/// What stands and is owed to sinks that are not among these.
+/// Finds the sinks in the ledger that are not in `sinks`. Returns each with the steps of the checkpoints that
+/// it has not received. Considers only checkpoints that are in the run folder.
 fn removed(
     ledger: &[Delivery],
     standing: &BTreeSet<Step>,
@@ -199,7 +204,8 @@ fn removed(
         .collect()
 }
 
-/// What these sinks lost by the ledger, though nothing newer was wanted in its place.
+/// Returns each of these sinks with the steps of the checkpoints that the ledger records as lost. Excludes
+/// checkpoints that were replaced by newer ones.
 fn lost(ledger: &[Delivery], sinks: &[String]) -> Vec<(String, Vec<Step>)> {
     let of = |sink: &String| {
         let is_lost = |entry: &&Delivery| {
@@ -214,7 +220,7 @@ fn lost(ledger: &[Delivery], sinks: &[String]) -> Vec<(String, Vec<Step>)> {
     lost.filter(|(_, steps)| !steps.is_empty()).collect()
 }
 
-/// The checkpoint in a folder. Its files are not looked at: whoever sends them does.
+/// Reads the checkpoint in a folder. Does not check its files: they are checked before they are sent.
 fn checkpoint(
     step: Step,
     folder: &Path,
@@ -229,7 +235,7 @@ fn checkpoint(
     })
 }
 
-/// The evaluations' values at these steps, as the checkpoints had them.
+/// Reads the evaluation metrics that belong to the checkpoints at these steps.
 fn evaluations(
     reader: &Reader,
     steps: &BTreeSet<Step>,
@@ -245,7 +251,7 @@ fn evaluations(
                 && steps.contains(&event.step)
                 && values.pop_if(|value| &*value.name == EVAL_SECS).is_some()
             {
-                // A step that was done again has its values again.
+                // Later values of a repeated step replace the earlier ones.
                 found.insert(event.step, values);
             }
         }
@@ -275,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_and_was_not_delivered_is_owed_in_order() {
+    fn undelivered_checkpoints_in_the_run_folder_are_owed_in_order() {
         let ledger = [
             entry("a", 10, Delivered),
             entry("a", 20, Failed),
@@ -284,7 +290,7 @@ mod tests {
             entry("a", 45, Dropped),
             entry("b", 10, Queued),
         ];
-        // The process died before it could queue the last.
+        // The process died before it could queue step 50.
         let standing = standing(&[10, 20, 30, 40, 45, 50]);
         assert_eq!(
             debts(&ledger, &standing, "a", Wanted::Missing),
@@ -305,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_is_said_once_and_delivered_is_delivered() {
+    fn a_missing_checkpoint_is_reported_once_unless_it_was_delivered() {
         let ledger = [
             entry("a", 10, Delivered),
             entry("a", 20, Failed),
@@ -337,7 +343,7 @@ mod tests {
         let told: Vec<String> = backlog.removed().collect();
         assert_eq!(
             told,
-            ["b is no longer a sink of this run, and did not get step 20, 30"]
+            ["b is no longer a sink of this run and did not receive step 20, 30"]
         );
         assert_eq!(backlog.describe(), None);
     }

@@ -17,12 +17,12 @@ pub(super) struct Courier {
     pub(super) queue: Arc<Queue>,
     pub(super) control: Control,
     pub(super) holders: Holders,
-    /// The checkpoint that the sink had last: it may still write to it.
+    /// The checkpoint that the sink received most recently. A faulty sink can still write to it.
     pub(super) last: Option<(Step, Custody)>,
 }
 
 impl Courier {
-    /// Delivers until there will be nothing more, or the sink is not called any more.
+    /// Delivers checkpoints until [`Queue::next`] returns None.
     pub(super) fn work(mut self) {
         while let Some(checkpoint) = self.queue.next() {
             let step = checkpoint.step;
@@ -37,24 +37,34 @@ impl Courier {
                 Err(SinkError::Permanent(reason)) => self.refused(step, &reason),
                 Err(SinkError::Temporary(reason)) => self.postponed(step, &reason),
                 Err(SinkError::Cancelled) => {
-                    self.postponed(step, "it says that it was cancelled, and was not");
+                    self.postponed(
+                        step,
+                        "the sink reports that it was cancelled, but it was not",
+                    );
                 }
             }
         }
         self.look_back();
     }
 
-    /// Delivers, and sees to it that the checkpoint is the same afterwards.
+    /// Delivers a checkpoint, and verifies that the sink did not change it.
     fn publish(&mut self, checkpoint: &CheckpointDir) -> Result<Receipt, SinkError> {
         let (step, label) = (checkpoint.step, self.queue.label.clone());
         let mut custody = Custody::begin(checkpoint).map_err(|damage| {
             SinkError::Permanent(match &self.holders.others(step, &label)[..] {
                 [] => damage,
-                others => format!("{damage}; {} had it before", others.join(", ")),
+                others => format!(
+                    "{damage}; {} had access to the checkpoint earlier",
+                    others.join(", ")
+                ),
             })
         })?;
         self.holders.enter(step, &label);
-        let sink = self.destination.sink.active().expect("it is busy");
+        let sink = self
+            .destination
+            .sink
+            .active()
+            .expect("a disabled sink gets no checkpoints");
         let published = sink.publish(Publish {
             run: &self.run,
             checkpoint,
@@ -72,18 +82,18 @@ impl Courier {
         }
     }
 
-    /// Looks once more at the checkpoint that the sink had before, and may have kept hold of.
+    /// Checks the sink's previous checkpoint again, because the sink may have changed it after the delivery.
     fn look_back(&mut self) {
         if let Some((step, mut custody)) = self.last.take()
             && let Err(damage) = custody.end()
         {
             let others = self.holders.others(step, &self.queue.label);
-            let reason = format!("after its delivery {}", damage.describe(&others));
+            let reason = format!("after the delivery, {}", damage.describe(&others));
             self.fault(step, &reason);
         }
     }
 
-    /// The sink will never take this one.
+    /// Handles a permanent failure: the sink will never accept this checkpoint.
     fn refused(&mut self, step: Step, reason: &str) {
         self.fault(step, reason);
         let verdict = self.judge(reason);
@@ -94,7 +104,7 @@ impl Courier {
         self.carry_out(step, verdict);
     }
 
-    /// The sink may take it later. So many tries in a row are one failure to the policy.
+    /// Handles a temporary failure. `retry.tries` consecutive failures count as one failure for the policy.
     fn postponed(&mut self, step: Step, reason: &str) {
         self.fault(step, reason);
         let is_lost = self.destination.sink.port().lost().is_some();
@@ -114,7 +124,7 @@ impl Courier {
         self.queue.emit(step, fault);
     }
 
-    /// A delivery has failed, its tries included: what comes of it by the policy.
+    /// Reports a failed delivery to the policy and returns its verdict.
     fn judge(&mut self, reason: &str) -> Verdict {
         let label = &self.queue.label;
         let message = format!("plugin {label} failed in publish: {reason}");

@@ -1,5 +1,5 @@
-//! A checkpoint in the hands of a sink, which may read it and nothing else. What the sink changes is found
-//! when it returns, and put back as far as it can be.
+//! Protects a checkpoint while a sink has access to it. The sink must not change the checkpoint. If it does,
+//! the changes are detected when the sink returns, and are reverted as far as possible.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -11,40 +11,41 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use host_core::{CheckpointDir, FileEntry, Step, hex};
 use sha2::{Digest, Sha256};
 
-/// Name of the one file that a manifest does not list.
+/// Name of the only file that the manifest does not list.
 const MANIFEST: &str = "manifest.json";
-/// Largest file that is kept in memory, in bytes; of larger ones a clone is kept where the file system has
-/// such.
+/// Size in bytes of the largest file that is copied to memory. A larger file is cloned instead, if the file
+/// system supports that.
 const SMALL: u64 = 16 << 20;
-/// Most bytes of a checkpoint that are kept in memory.
+/// For each checkpoint, the maximum total size in bytes of its copies in memory.
 const MOST: u64 = 64 << 20;
 
-/// A checkpoint as it was when a sink got it.
+/// The state of a checkpoint when a sink received it.
 pub(super) struct Custody {
     folder: PathBuf,
     files: BTreeMap<String, Held>,
-    /// What lay in the folder beside them.
+    /// Files in the folder that do not belong to the checkpoint.
     others: Vec<String>,
 }
 
 /// A file of the checkpoint.
 struct Held {
     stamp: Stamp,
-    /// What its content is; unknown of the manifest itself.
+    /// Size and hash of the content, from the manifest. None for the manifest itself.
     entry: Option<FileEntry>,
-    /// Open, so that the content is there even if its name goes. None once the sink has returned.
+    /// The open file, through which the content stays available even if the file is removed. None after the
+    /// sink has returned.
     file: Option<File>,
     kept: Kept,
 }
 
-/// Where the content is besides.
+/// Where a copy of a file's content is kept.
 enum Kept {
     Nowhere,
     Memory(Vec<u8>),
     Clone(File),
 }
 
-/// What tells, without reading it, that a file was not written to.
+/// A file's metadata. It shows whether the file was written to, without the need to read the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     place: (u64, u64),
@@ -67,8 +68,8 @@ impl Stamp {
         }
     }
 
-    /// Whether the file is certainly as it was. A hard link that came or went changes nothing but the
-    /// count of them and the time of that.
+    /// Whether the file is certainly unchanged. Adding or removing a hard link changes only the number of
+    /// links and the change time.
     fn is_still(&self, now: &Self) -> bool {
         let is_linked = self.links != now.links;
         (self.place, self.size, self.modified) == (now.place, now.size, now.modified)
@@ -79,18 +80,18 @@ impl Stamp {
 /// What a sink did to a checkpoint.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Damage {
-    /// In words, a part for each file.
+    /// For each file, a description of the change.
     did: Vec<String>,
-    /// Files that are not what they were, and stay so.
+    /// Changed files that could not be restored.
     lost: Vec<String>,
     is_repaired: bool,
 }
 
 impl Custody {
-    /// Looks at a checkpoint that a sink is about to get.
+    /// Records the state of a checkpoint before a sink receives it.
     ///
     /// # Errors
-    /// It is not what its manifest says any more; which file.
+    /// Returns a message if a file does not match the manifest.
     pub(super) fn begin(checkpoint: &CheckpointDir) -> Result<Self, String> {
         let folder = checkpoint.path.clone();
         let mut left = MOST;
@@ -99,7 +100,7 @@ impl Custody {
         let sealed = fs::metadata(folder.join(MANIFEST)).map(|m| Stamp::of(&m).modified);
         for name in names.chain([MANIFEST]) {
             let entry = checkpoint.manifest.files.get(name).cloned();
-            // What cannot be read the sink finds out, and says so in its own words.
+            // Skips unreadable files: the sink also fails to read them, and reports the failure itself.
             let Ok(held) = Held::begin(&folder.join(name), entry, &mut left) else {
                 continue;
             };
@@ -108,7 +109,7 @@ impl Custody {
                 .is_ok_and(|sealed| held.stamp.modified <= *sealed);
             if !is_older && !held.is_as_the_manifest_says() {
                 return Err(format!(
-                    "the checkpoint is damaged: a file is not what its manifest says: {}",
+                    "the checkpoint is damaged: a file does not match its manifest: {}",
                     folder.join(name).display()
                 ));
             }
@@ -123,13 +124,14 @@ impl Custody {
         })
     }
 
-    /// Finds what became of the checkpoint since, and puts it back.
+    /// Detects and reverts changes. On the first call, these are the changes since [`Self::begin`]; on a
+    /// later call, the changes since the previous call.
     ///
     /// # Errors
-    /// What the sink did.
+    /// Returns the changes, if there are any.
     pub(super) fn end(&mut self) -> Result<(), Damage> {
         let mut damage = Damage::default();
-        // A folder that has gone was pruned: the run does not need it.
+        // If the folder is missing, the run has pruned the checkpoint.
         if !self.folder.is_dir() {
             return Ok(());
         }
@@ -155,7 +157,8 @@ impl Custody {
             }
         }
         for held in self.files.values_mut() {
-            // An open file or a clone would keep the space of a checkpoint that is pruned.
+            // Open files and clones are closed, because they would occupy disk space even after the
+            // checkpoint is pruned.
             held.file = None;
             if let Kept::Clone(_) = held.kept {
                 held.kept = Kept::Nowhere;
@@ -202,8 +205,8 @@ impl Held {
         self.stamp.size == entry.size && sha256(file).is_ok_and(|found| found == entry.sha256)
     }
 
-    /// How the file at this path differs from the one that was there; its stamp is the newest of the same
-    /// content.
+    /// If the content of the file at this path was changed, returns how. If only its metadata changed,
+    /// updates the stamp and returns `None`.
     fn change(&mut self, path: &Path) -> Option<&'static str> {
         let now = match fs::symlink_metadata(path) {
             Err(_) => return Some("removed"),
@@ -231,14 +234,15 @@ impl Held {
         })
     }
 
-    /// Puts the content back, by one rename of a file that is written outside of the checkpoint.
+    /// Restores the content: writes it to a file outside the checkpoint, and renames this file into place.
     fn put_back(&mut self, checkpoint: &Path, name: &str) -> io::Result<()> {
         let path = &checkpoint.join(name);
         let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
         let outside = checkpoint.parent().ok_or(io::ErrorKind::InvalidInput)?;
         let mut below = checkpoint.to_owned();
         for part in folder.strip_prefix(checkpoint).into_iter().flatten() {
-            // Never the checkpoint's own folder: where that is gone, it was pruned in this moment.
+            // Does not create the checkpoint's own folder: if this folder is missing, the checkpoint has just
+            // been pruned.
             below.push(part);
             let _ = fs::create_dir(&below);
             if !fs::symlink_metadata(&below)?.is_dir() {
@@ -246,7 +250,7 @@ impl Held {
             }
         }
         if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
-            // What is in it is not ours to remove.
+            // A folder has replaced the file. The folder's contents must not be deleted.
             return Err(io::ErrorKind::IsADirectory.into());
         }
         let mut partial = tempfile::NamedTempFile::new_in(outside)?;
@@ -274,21 +278,22 @@ impl Held {
 }
 
 impl Damage {
-    /// What was done, and what came of it. `others` had the checkpoint as well.
+    /// Describes the changes and whether they were reverted. `others` are the other sinks that had access to
+    /// the checkpoint.
     pub(super) fn describe(&self, others: &[String]) -> String {
         let did = self.did.join(", ");
         let who = match others {
-            [] => "it wrote to the checkpoint that it was given".to_owned(),
+            [] => "the sink wrote to the checkpoint".to_owned(),
             others => format!(
-                "the checkpoint was written to while it had it, and so had {}",
+                "the checkpoint was modified while this sink had access to it (other sinks with access: {})",
                 others.join(", ")
             ),
         };
         let came = match (self.lost.is_empty(), self.is_repaired) {
-            (true, true) => "; what was changed is put back".to_owned(),
+            (true, true) => "; the changes were reverted".to_owned(),
             (true, false) => String::new(),
             (false, _) => format!(
-                "; the checkpoint is damaged, since {} cannot be put back",
+                "; the checkpoint is damaged: {} cannot be restored",
                 self.lost.join(", ")
             ),
         };
@@ -296,7 +301,7 @@ impl Damage {
     }
 }
 
-/// Who of a run's sinks had which checkpoint.
+/// For each checkpoint, the sinks of the run that had access to it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Holders(Arc<Mutex<BTreeMap<Step, BTreeSet<String>>>>);
 
@@ -306,7 +311,7 @@ impl Holders {
         holders.entry(step).or_default().insert(label.to_owned());
     }
 
-    /// The sinks that had it beside this one.
+    /// Returns the other sinks that had access to the checkpoint of this step.
     pub(super) fn others(&self, step: Step, label: &str) -> Vec<String> {
         let holders = self.lock();
         let all = holders.get(&step).into_iter().flatten();
@@ -318,8 +323,8 @@ impl Holders {
     }
 }
 
-/// A copy that shares the bytes of the original until one of the two is written to; none where the file
-/// system has no such.
+/// Returns a copy that shares the bytes of the original until one of the two is written to. None if the file
+/// system does not support that.
 fn clone(path: &Path, file: &File) -> Option<File> {
     let clone = tempfile::tempfile_in(path.parent()?).ok()?;
     rustix::fs::ioctl_ficlone(&clone, file).ok()?;
@@ -341,7 +346,7 @@ fn sha256(file: &File) -> io::Result<String> {
     Ok(hex(&digest))
 }
 
-/// The files below a folder, by their paths in it, in order. What cannot be listed has none.
+/// Returns the sorted relative paths of the files below a folder. Ignores unreadable folders.
 fn names_in(folder: &Path, below: &str) -> Vec<String> {
     let entries = folder.join(below).read_dir().into_iter().flatten();
     let mut found = Vec::new();
@@ -368,7 +373,7 @@ mod tests {
 
     use super::*;
 
-    /// A checkpoint with a small file and one that is too large for memory.
+    /// Creates a checkpoint with small files, and one file that is too large for a copy in memory.
     fn checkpoint(folder: &Path) -> CheckpointDir {
         let path = folder.join("step-000010");
         fs::create_dir_all(path.join("trainer")).expect("made");
@@ -396,7 +401,8 @@ mod tests {
         }
     }
 
-    /// What is found after `act`, and whether the checkpoint is whole then.
+    /// Calls `act` with the folder of a checkpoint. Returns the changes that are found afterwards, and
+    /// whether the checkpoint is undamaged after they are reverted.
     fn after(act: impl Fn(&Path)) -> (Result<(), String>, bool) {
         let folder = tempfile::tempdir().expect("a folder");
         let checkpoint = checkpoint(folder.path());
@@ -408,14 +414,14 @@ mod tests {
             file.and_then(|file| sha256(&file))
                 .is_ok_and(|found| found == entry.sha256)
         });
-        // What was put back is found once.
+        // A second check finds changes only if the first check could not revert them.
         let is_pruned = !checkpoint.path.is_dir();
         assert_eq!(custody.end().is_ok(), is_whole || is_pruned);
         (found, is_whole)
     }
 
     #[test]
-    fn reading_linking_and_touching_are_no_change() {
+    fn reading_linking_and_touching_are_not_changes() {
         for act in [
             (|path: &Path| drop(fs::read(path.join("config.json")))) as fn(&Path),
             |path| fs::hard_link(path.join("config.json"), path.with_extension("link")).unwrap(),
@@ -431,7 +437,7 @@ mod tests {
                     .set_modified(std::time::SystemTime::UNIX_EPOCH)
                     .unwrap();
             },
-            // As pruning does.
+            // Like pruning.
             |path| fs::rename(path, path.with_extension("pruned")).unwrap(),
         ] {
             assert_eq!(after(act).0, Ok(()));
@@ -439,16 +445,16 @@ mod tests {
     }
 
     #[test]
-    fn what_a_sink_changes_is_named_and_put_back() {
-        const START: &str = "it wrote to the checkpoint that it was given: ";
-        const BACK: &str = "; what was changed is put back";
+    fn changes_are_reported_and_reverted() {
+        const START: &str = "the sink wrote to the checkpoint: ";
+        const BACK: &str = "; the changes were reverted";
         for (act, did) in [
             (
                 (|path: &Path| fs::write(path.join("config.json"), "[]").unwrap()) as fn(&Path),
                 "changed config.json",
             ),
             (
-                // The size and the time of the content stay.
+                // Changes the content, but keeps the size and the modification time.
                 |path| {
                     let file = path.join("config.json");
                     let modified = file.metadata().unwrap().modified().unwrap();
@@ -495,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_put_back_is_said() {
+    fn changes_that_cannot_be_reverted_are_reported() {
         let (found, is_whole) = after(|path| {
             let mut file = File::options()
                 .write(true)
@@ -504,13 +510,13 @@ mod tests {
         });
         let found = found.expect_err("changed");
         assert!(found.contains(": changed model.safetensors"), "{found}");
-        // On a file system with clones it is put back.
-        let is_said = found.ends_with("is damaged, since model.safetensors cannot be put back");
+        // The file is restored only if the file system supports clones.
+        let is_said = found.ends_with("is damaged: model.safetensors cannot be restored");
         assert_eq!(is_said, !is_whole, "{found}");
     }
 
     #[test]
-    fn what_was_damaged_before_is_not_handed_on() {
+    fn a_damaged_checkpoint_is_not_passed_to_a_sink() {
         let folder = tempfile::tempdir().expect("a folder");
         let checkpoint = checkpoint(folder.path());
         let path = checkpoint.path.join("config.json");

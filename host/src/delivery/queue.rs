@@ -6,13 +6,14 @@ use host_core::{CheckpointDir, DeliveryState, Emitter, EventBody, QueuePolicy, S
 
 use super::{Retry, Undelivered};
 
-/// Checkpoints that may wait for one sink. They are folders on the disk, so a place costs little.
+/// Maximum number of checkpoints that wait for a sink. A waiting checkpoint is a folder on the disk and needs
+/// little memory.
 const CAPACITY: usize = 1024;
 
-/// Ends the reason of what `QueuePolicy::Latest` drops.
+/// When `QueuePolicy::Latest` drops a checkpoint, the recorded reason ends with these words.
 pub(super) const TOOK_ITS_PLACE: &str = "took its place";
 
-/// What waits for one sink.
+/// The checkpoints that wait for a sink.
 pub(super) struct Queue {
     pub(super) label: String,
     policy: QueuePolicy,
@@ -25,22 +26,22 @@ pub(super) struct Queue {
 
 #[derive(Default)]
 struct State {
-    /// In order; the worker is at the first and removes it when it is done with it.
+    /// The queued checkpoints, in order. The worker handles the first checkpoint and then removes it.
     waiting: VecDeque<Arc<CheckpointDir>>,
-    /// The worker has the first in its hands.
+    /// Whether the worker is sending the first checkpoint.
     is_sending: bool,
-    /// The first has failed for now, and is not tried again before this.
+    /// When to retry the first checkpoint after a temporary failure.
     retry_at: Option<Instant>,
-    /// Tries of the first that failed in a row.
+    /// Number of consecutive failed attempts to deliver the first checkpoint.
     failures: u32,
-    /// The same since no more will come.
+    /// Like `failures`, but counts only the attempts that failed after the queue was closed.
     last_failures: u32,
-    /// The sink is not called any more.
+    /// Whether the sink is disabled.
     is_given_up: bool,
-    /// No more will come.
+    /// Whether no more checkpoints will be added.
     closed: bool,
     cancelled: bool,
-    /// Checkpoints that the sink refused for as long as this process lasts. Another offers them again.
+    /// Checkpoints that this process does not deliver. A later process retries them.
     refused: Vec<Step>,
     last_reason: String,
     /// Checkpoints that can never be delivered, and why.
@@ -48,7 +49,7 @@ struct State {
 }
 
 impl State {
-    /// The first is no more.
+    /// Removes the first checkpoint.
     fn advance(&mut self) {
         self.waiting.pop_front();
         self.is_sending = false;
@@ -65,7 +66,8 @@ impl State {
         self.is_sending && self.waiting.front().is_some_and(|c| c.step == step)
     }
 
-    /// Loses a checkpoint that is not in the worker's hands. False if it was not needed.
+    /// Removes a checkpoint and records it as lost. The worker must not be sending it. If the sink does not
+    /// need the checkpoint, changes nothing and returns false.
     fn give_up(&mut self, step: Step, reason: &str) -> bool {
         if !self.needs(step) {
             return false;
@@ -100,7 +102,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is whole between any two statements, so a panic elsewhere leaves it usable.
+        // The state is consistent between any two statements, so it is usable after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -111,8 +113,8 @@ impl Queue {
         }
     }
 
-    /// A delivery's events stand at the checkpoint's step, so that a run which goes back behind it
-    /// takes them back as well.
+    /// Emits a delivery event at the checkpoint's step, so that the event is also reverted if the run goes
+    /// back to an earlier step.
     fn tell(&self, step: Step, state: DeliveryState, detail: &str, retry_in: Option<Duration>) {
         let retry_time = |wait: Duration| {
             let wait = i64::try_from(wait.as_micros()).unwrap_or(i64::MAX);
@@ -132,14 +134,14 @@ impl Queue {
         *self.emitter.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Puts a checkpoint behind the others.
+    /// Appends a checkpoint and emits its `Queued` event.
     pub(super) fn offer(&self, checkpoint: Arc<CheckpointDir>) {
-        // The event goes first: the worker's own must come after it.
+        // Emits the event first: the worker's events must follow it.
         self.tell(checkpoint.step, DeliveryState::Queued, "", None);
         self.push(checkpoint);
     }
 
-    /// The same, of one that is on record as queued.
+    /// Appends a checkpoint that is already recorded as queued.
     pub(super) fn push(&self, checkpoint: Arc<CheckpointDir>) {
         let step = checkpoint.step;
         let mut state = self.lock();
@@ -149,7 +151,7 @@ impl Queue {
             let in_hands = usize::from(state.is_sending);
             dropped.extend(state.waiting.drain(in_hands..).map(|old| old.step));
         }
-        // A step that was done again: what was there before is no more.
+        // If an earlier checkpoint of the same step is queued, removes it, unless it is being sent.
         state.refused.retain(|&refused| refused != step);
         let in_hands = usize::from(state.is_sending);
         let mut place = 0;
@@ -167,18 +169,19 @@ impl Queue {
             .into_iter()
             .for_each(|old| self.superseded(old, step));
         if is_full {
-            let reason = format!("{CAPACITY} checkpoints wait for this sink already");
+            let reason = format!("{CAPACITY} checkpoints are already waiting for this sink");
             self.refuse(step, &reason);
         }
     }
 
-    /// Puts on record that a checkpoint can never be delivered, and why.
+    /// Records that a checkpoint can never be delivered, and why.
     pub(super) fn lose(&self, step: Step, reason: &str) {
         self.lock().lost.push((step, reason.to_owned()));
         self.tell(step, DeliveryState::Dropped, reason, None);
     }
 
-    /// Takes note of what the sink lacks, and that this process will not deliver it.
+    /// Records the steps of checkpoints that the sink has not received and that this process will not
+    /// deliver.
     pub(super) fn lacks(&self, steps: &[Step]) {
         self.lock().refused.extend_from_slice(steps);
     }
@@ -188,7 +191,7 @@ impl Queue {
         self.tell(old, DeliveryState::Dropped, &reason, None);
     }
 
-    /// Puts on record that this process will not deliver a checkpoint, and why.
+    /// Records that this process will not deliver a checkpoint, and why.
     pub(super) fn refuse(&self, step: Step, reason: &str) {
         let mut state = self.lock();
         state.refused.push(step);
@@ -197,7 +200,8 @@ impl Queue {
         self.tell(step, DeliveryState::Failed, reason, None);
     }
 
-    /// No more will come, and what has failed gets its last tries, the first of them now.
+    /// Closes the queue for new checkpoints. If the first checkpoint is waiting for a retry, it is retried at
+    /// once. Failed deliveries are then retried a few more times.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -215,7 +219,7 @@ impl Queue {
         self.lock().cancelled
     }
 
-    /// The next to deliver; blocks until there is one whose time has come. None when there will be none.
+    /// Blocks until a checkpoint is due, and returns it. None if the worker should end.
     pub(super) fn next(&self) -> Option<Arc<CheckpointDir>> {
         let mut state = self.lock();
         loop {
@@ -248,14 +252,14 @@ impl Queue {
         }
     }
 
-    /// The one in the worker's hands has arrived. The queue changes before the event goes out, here and
-    /// below, so that whoever sees the event finds the checkpoint no longer needed.
+    /// Records that the first checkpoint was delivered. Here and below, the queue is changed before the event
+    /// is emitted, so that [`Queue::needs`] is already up to date when other threads see the event.
     pub(super) fn delivered(&self, step: Step, receipt: &str) {
         self.lock().advance();
         self.tell(step, DeliveryState::Delivered, receipt, None);
     }
 
-    /// The sink will never take it.
+    /// Records that the sink permanently rejected the first checkpoint.
     pub(super) fn refused(&self, step: Step, reason: &str) {
         let mut state = self.lock();
         state.advance();
@@ -263,7 +267,8 @@ impl Queue {
         let newer = newer.filter(|&newer| self.policy == QueuePolicy::Latest && newer != step);
         let is_done_again = state.waiting.iter().any(|c| c.step == step);
         if newer.is_none() && !is_done_again {
-            // At no moment is it needed by nobody.
+            // The lock has been held since before `advance`, so that the checkpoint counts as needed at all
+            // times.
             state.refused.push(step);
         }
         state.last_reason = reason.to_owned();
@@ -274,8 +279,8 @@ impl Queue {
         }
     }
 
-    /// It was not delivered, and may be later: by this process or, if the sink is not called again, by
-    /// another.
+    /// Records a temporary failure to deliver the first checkpoint. The delivery is retried by this process
+    /// or, if the sink is disabled, by a later process.
     pub(super) fn postponed(&self, step: Step, reason: &str, is_called_again: bool) {
         let mut state = self.lock();
         state.is_sending = false;
@@ -286,7 +291,8 @@ impl Queue {
         let no_more_tries = state.last_failures >= self.retry.tries;
         let again = is_called_again && !no_more_tries && !state.cancelled;
         let in_a_row = match state.closed {
-            // The end has little time: it begins with short waits again.
+            // The time at the end of the run is limited, so the waits between attempts start again with the
+            // shortest.
             true => state.last_failures,
             false => state.failures,
         };
@@ -296,33 +302,34 @@ impl Queue {
         self.tell(step, DeliveryState::Failed, reason, wait);
     }
 
-    /// How many tries of the first have failed in a row.
+    /// Returns the number of consecutive failed attempts to deliver the first checkpoint.
     pub(super) fn failures(&self) -> u32 {
         self.lock().failures
     }
 
-    /// The sink is not called any more. What waits goes on waiting, and so does what is still to come.
+    /// Disables the sink. Its checkpoints stay queued, including those that are added later.
     pub(super) fn give_up(&self) {
         self.lock().is_given_up = true;
     }
 
-    /// Whether the sink lacks a checkpoint: it waits, is on its way, or was refused, which another process
-    /// makes up for.
+    /// Whether the sink still needs a checkpoint. True if the checkpoint is waiting, is being sent, or is
+    /// left to a later process.
     pub(super) fn needs(&self, step: Step) -> bool {
         self.lock().needs(step)
     }
 
-    /// How many wait, or are on their way.
+    /// Returns the number of checkpoints that wait or are being sent.
     pub(super) fn depth(&self) -> usize {
         self.lock().waiting.len()
     }
 
-    /// The step that comes first.
+    /// Returns the step of the first checkpoint.
     pub(super) fn first(&self) -> Option<Step> {
         self.lock().waiting.front().map(|c| c.step)
     }
 
-    /// What the sink does not have and may still get, and what it never will.
+    /// Returns the checkpoints that the sink did not receive. They are grouped: a group's `is_lost` tells
+    /// whether its checkpoints can never be delivered.
     pub(super) fn undelivered(&self) -> Vec<Undelivered> {
         let state = self.lock();
         let mut lost = BTreeMap::<&str, Vec<Step>>::new();
@@ -351,10 +358,11 @@ impl Queue {
     }
 }
 
-/// Takes a checkpoint from the queues, so that its folder may be removed: it is lost to those sinks that
-/// lack it, which is on record then. False, and nothing is changed, while a sink has it in its hands.
+/// Removes a checkpoint from the queues, so that its folder can be removed. Records it as lost for the sinks
+/// that need it. If a sink is sending the checkpoint, changes nothing and returns false.
 pub(super) fn give_up(queues: &[&Queue], step: Step, reason: &str) -> bool {
-    // All at once, so that none begins to send what another has lost. Nobody else holds two.
+    // Locks all queues, so that no sink starts to send a checkpoint that other sinks have lost. No other code
+    // locks more than one queue.
     let mut states: Vec<MutexGuard<'_, State>> = queues.iter().map(|queue| queue.lock()).collect();
     if states.iter().any(|state| state.is_in_hands(step)) {
         return false;

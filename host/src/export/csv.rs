@@ -4,7 +4,8 @@ use host_store::Point;
 
 use super::{Output, PointWriter};
 
-/// A row for each point. Numbers are the shortest that read back as the same; times are UTC.
+/// Writes a row for each point. A number is written with as few digits as possible without changing its
+/// value. Times are in UTC.
 pub(super) struct Csv(BufWriter<Output>);
 
 impl Csv {
@@ -17,7 +18,7 @@ impl Csv {
 impl PointWriter for Csv {
     fn write(&mut self, metric: &str, point: Point) -> std::io::Result<()> {
         let Point { step, value, .. } = point;
-        // A time that no calendar has stays empty.
+        // A time outside the calendar's range is left empty.
         let time = jiff::Timestamp::from_microsecond(point.time_us);
         let time = time.map_or(String::new(), |t| {
             t.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()

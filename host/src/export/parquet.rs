@@ -11,17 +11,18 @@ use parquet::schema::parser::parse_message_type;
 
 use super::{Output, PointWriter};
 
-/// A row for each point, by metric, so that a reader of one metric skips the others' row groups.
+/// Writes a row for each point. The rows are sorted by metric, so that a reader of one metric can skip row
+/// groups.
 pub(super) struct Parquet {
     file: SerializedFileWriter<BufWriter<Output>>,
-    /// The rows of the group to come.
+    /// The columns of the next row group.
     metrics: Vec<ByteArray>,
     steps: Vec<i64>,
     times: Vec<i64>,
     values: Vec<f64>,
 }
 
-/// Rows of a group: some megabytes at most, and a million points are eight.
+/// Rows in a row group. A group has at most a few megabytes; a million points need only eight groups.
 const GROUP_ROWS: usize = 1 << 17;
 
 const SCHEMA: &str = "message points {
@@ -67,12 +68,12 @@ impl Parquet {
 impl PointWriter for Parquet {
     fn write(&mut self, metric: &str, point: Point) -> std::io::Result<()> {
         let name = match self.metrics.last() {
-            // A name's bytes are shared by its rows.
+            // Rows of the same metric share the name's bytes.
             Some(last) if last.data() == metric.as_bytes() => last.clone(),
             _ => ByteArray::from(metric),
         };
         self.metrics.push(name);
-        // The column's type says that it is unsigned.
+        // Parquet stores the unsigned column as `i64`.
         self.steps.push(point.step.0.cast_signed());
         self.times.push(point.time_us);
         self.values.push(point.value);
@@ -100,7 +101,7 @@ fn write_column<T: DataType>(
     column.close()
 }
 
-/// The disk's own words where it is the disk's fault.
+/// Returns the I/O error inside `error`. If there is none, wraps `error` in a new I/O error.
 fn plain(error: ParquetError) -> std::io::Error {
     match error {
         ParquetError::External(source) => match source.downcast::<std::io::Error>() {

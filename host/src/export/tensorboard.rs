@@ -5,19 +5,19 @@ use prost::Message as _;
 
 use super::{Output, PointWriter};
 
-/// An event file as TensorFlow's `EventsWriter` writes it: records, each an `Event` message behind its
-/// length, both with checksums.
+/// Writes an event file in the format of TensorFlow's `EventsWriter`. Each record consists of a length and an
+/// `Event` message. Each of the two has a checksum.
 pub(super) struct EventFile {
     file: BufWriter<Output>,
     record: Vec<u8>,
 }
 
-/// What TensorBoard knows an event file by.
+/// Returns a name that TensorBoard recognizes as an event file.
 pub(super) fn file_name(run: &str, created_us: i64) -> String {
     format!("events.out.tfevents.{}.{run}", created_us / 1_000_000)
 }
 
-/// `tensorflow.Event`, as far as it is written here; `file_version` and `summary` are of one oneof.
+/// The fields of `tensorflow.Event` that are written here. `file_version` and `summary` form a oneof.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Event {
     #[prost(double, tag = "1")]
@@ -40,7 +40,7 @@ struct Summary {
 struct Value {
     #[prost(string, tag = "1")]
     tag: String,
-    /// Of a oneof, so it is written even where it is 0.
+    /// This field is part of a oneof, so it is written even if it is 0.
     #[prost(float, optional, tag = "2")]
     simple_value: Option<f32>,
 }
@@ -51,7 +51,8 @@ impl EventFile {
         let mut events = Self { file, record };
         events.put(&Event {
             wall_time: seconds(begun_us),
-            // With it, points that go back in the file hide none: metrics follow one another.
+            // With this version, TensorBoard keeps earlier points when the step decreases. In this file, the
+            // step decreases wherever the points of the next metric begin.
             file_version: Some("brain.Event:2".to_owned()),
             ..Event::default()
         })?;
@@ -97,7 +98,8 @@ fn seconds(time_us: i64) -> f64 {
     time_us as f64 / 1e6
 }
 
-/// Rotated and shifted, since a checksum of data that holds its own checksum says little.
+/// Returns the CRC with the mask that the format requires. Without the mask, the CRC of data that contains
+/// CRCs is weak.
 fn masked_crc(bytes: &[u8]) -> [u8; 4] {
     let crc = crc32c::crc32c(bytes);
     crc.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()

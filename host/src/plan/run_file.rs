@@ -1,7 +1,7 @@
-//! `run.toml`: what a run was made from, and with which plugins.
+//! `run.toml`: the configuration of a run, with its plugins.
 //!
-//! It is a configuration like any other, so that `host run runs/NAME/run.toml --name OTHER` trains
-//! the same again; its `record` table, which a configuration's reader skips, says what came of it.
+//! It is a valid configuration, so that `host run runs/NAME/run.toml --name OTHER` repeats the run. Readers
+//! of configurations skip its `record` table, which records the program and plugins that were used.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -16,36 +16,37 @@ use crate::config::settings::RECORD;
 use crate::plan::Plan;
 
 const HEADING: &str = "\
-# What this run was made from. `host resume` resumes it; `host run` on this file, with another
-# --name, trains the same again. The last table records the programs and plugins that made it.
+# The configuration of this run. `host resume` resumes the run; `host run` with this file and another
+# --name repeats it. The last table records the program and the plugins that were used.
 
 ";
 
-/// A plugin of the run: how it is asked for, and what was found.
+/// A plugin of the run: its SPEC, and the library that was found.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PluginEntry {
-    /// By id or by path.
+    /// The id or path in the SPEC.
     pub(crate) target: Target,
-    /// How it is run, as far as the user said so.
+    /// How the plugin is run. Contains only what the user specified.
     pub(crate) policy: Policy,
-    /// The settings with their types.
+    /// The plugin's settings, as typed values.
     pub(crate) config: serde_json::Map<String, serde_json::Value>,
-    /// The library.
+    /// Its library.
     pub(crate) found: FoundPlugin,
 }
 
-/// The library that a plugin was.
+/// The library of a plugin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FoundPlugin {
-    /// Its id.
+    /// The plugin's id.
     pub(crate) id: String,
-    /// Its version.
+    /// The plugin's version.
     pub(crate) version: String,
-    /// Of its file, in hexadecimal.
+    /// SHA-256 of the library's file, in hexadecimal.
     pub sha256: String,
-    /// Its file.
+    /// The library's file; absolute.
     pub(crate) path: PathBuf,
-    /// The plugin of the same id that came with the host, where this one was taken in its stead.
+    /// The library of the host's own plugin with the same id, which this plugin replaces. `None` if it
+    /// replaces none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) shadows: Option<PathBuf>,
 }
@@ -55,25 +56,25 @@ pub(crate) struct FoundPlugin {
 pub(crate) struct Record {
     /// Version of the program.
     pub(crate) host: String,
-    /// The git revision of the folder that the run was started in, `-dirty` behind it where files
-    /// had changed; absent outside of a repository.
+    /// The git revision of the folder that the run was started in, with `-dirty` appended if files had
+    /// changed. None outside a repository.
     pub(crate) git_revision: Option<String>,
-    /// When the run, or its last resume, began: RFC 3339.
+    /// The time of the last resume or, if the run was never resumed, of its start; in RFC 3339 format.
     pub(crate) started: String,
     /// The plugins.
     #[serde(default)]
     pub(crate) plugin: Vec<FoundPlugin>,
 }
 
-/// The whole of a run's configuration.
+/// The contents of `run.toml`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RunFile(Table);
 
 impl RunFile {
-    /// What the plan and the loaded plugins amount to.
+    /// Creates the contents from the plan and the loaded plugins.
     ///
     /// # Errors
-    /// A number that TOML has no room for.
+    /// Returns an error if a value cannot be written as TOML, such as a number that is too large.
     pub(crate) fn new(plan: &Plan, name: &RunName, plugins: &[PluginEntry]) -> Result<Self> {
         let mut table = Table::try_from(&plan.train).map_err(|e| unfit(&e))?;
         let runs_dir = plan.runs_dir.to_str().unwrap_or("runs");
@@ -112,10 +113,10 @@ impl RunFile {
         Ok(Self(table))
     }
 
-    /// Puts it at `path` as a whole or not at all.
+    /// Writes the file atomically.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// Returns an error if the file cannot be written.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let text = toml::to_string(&self.0).map_err(|e| unfit(&e))?;
         let partial = path.with_extension("toml.partial");
@@ -129,18 +130,19 @@ impl RunFile {
         write().map_err(|e| Error::io("write the run's configuration", path, &e))
     }
 
-    /// A run's file, and its `record` table.
+    /// Reads a run's file and its `record` table.
     ///
     /// # Errors
-    /// The file cannot be read, or is no run's.
+    /// Returns an error if the file cannot be read, or is not a run's file.
     pub(crate) fn read(path: &Path) -> Result<(Self, Record)> {
         let text = std::fs::read_to_string(path)
             .map_err(|e| Error::io("read the run's configuration", path, &e))?;
         let strange = |e: toml::de::Error| {
             let (why, path) = (e.message(), path.display());
             let message = format!("not a run's configuration: {why}: {path}");
-            Error::new(ErrorKind::Config, message)
-                .hint("`host run` writes it; one of your own belongs elsewhere")
+            Error::new(ErrorKind::Config, message).hint(
+                "restore the file that `host run` wrote; keep configurations of your own elsewhere",
+            )
         };
         let table: Table = toml::from_str(&text).map_err(strange)?;
         let record = table.get(RECORD).cloned();
@@ -148,12 +150,12 @@ impl RunFile {
         Ok((Self(table), record.try_into().map_err(strange)?))
     }
 
-    /// A setting that is text.
+    /// Returns a setting if it is a string.
     pub(crate) fn text(&self, key: &str) -> Option<&str> {
         self.0.get(key)?.as_str()
     }
 
-    /// As JSON, for the store.
+    /// Returns the contents as JSON, for the store.
     pub(crate) fn to_json(&self) -> String {
         serde_json::to_string(&self.0).unwrap_or_default()
     }
@@ -183,10 +185,10 @@ fn unfit(error: &toml::ser::Error) -> Error {
         ErrorKind::Config,
         format!("the configuration cannot be written as TOML: {error}"),
     )
-    .hint("numbers go up to 9223372036854775807, and paths must be UTF-8")
+    .hint("use numbers up to 9223372036854775807, and paths in UTF-8")
 }
 
-/// Asks git, where there is one.
+/// Returns the git revision of the current folder, if git and a repository exist.
 fn git_revision() -> Option<String> {
     let output = Command::new("git")
         .args([

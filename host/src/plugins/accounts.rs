@@ -1,36 +1,37 @@
-//! What the plugins cost, as metrics of the run: `plugin/LABEL/step_share` and its like.
+//! Reports the cost of plugins as metrics of the run, such as `plugin/LABEL/step_share`.
 
 use std::time::{Duration, Instant};
 
 use host_core::{EventBody, MetricValue, Step};
 use host_plugin::{CallAccount, PluginKind};
 
-/// The accounts of a run's plugins, which go on counting, and what of them was reported.
+/// The accounts of a run's plugins, and what was already reported of them.
 #[derive(Debug)]
 pub(crate) struct PluginAccounts {
     plugins: Vec<PluginAccount>,
-    /// When the time began that the next report's shares are of, and when it ended, if it has.
+    /// `since`: the start of the period that the next report covers. `until`: the end of the loop; not set
+    /// before the loop has ended.
     since: Instant,
     until: Option<Instant>,
     reported: Option<Step>,
 }
 
-/// A plugin's account.
+/// The account of a plugin.
 #[derive(Debug)]
 pub(crate) struct PluginAccount {
     label: String,
     account: CallAccount,
-    /// Whether the loop waits for any of its kinds. Sinks run beside the loop, and parameter groups are
-    /// made before it.
+    /// Whether the training loop waits for the plugin. Sinks run in parallel with the loop, and plugins that
+    /// choose parameter groups run before the loop starts.
     is_in_loop: bool,
-    /// Whether any of it runs in a process of its own, which may have to be started again.
+    /// Whether any part of the plugin runs in a separate process, which the host can restart.
     is_isolated: bool,
-    /// The time in the loop that was reported.
+    /// The time in the loop that was already reported.
     in_loop: Duration,
 }
 
 impl PluginAccount {
-    /// The account of the plugin of this label.
+    /// Creates the account of the plugin with this label.
     pub(crate) fn new(
         label: String,
         account: CallAccount,
@@ -49,7 +50,8 @@ impl PluginAccount {
 }
 
 impl PluginAccounts {
-    /// The loop begins now, at this step, of which an earlier process has reported if there was one.
+    /// Starts the accounts at the start of the loop. The step `start` is not reported, because an earlier
+    /// process may have reported it.
     pub(crate) fn begin(plugins: Vec<PluginAccount>, start: Step) -> Self {
         Self {
             plugins,
@@ -59,13 +61,14 @@ impl PluginAccounts {
         }
     }
 
-    /// The loop has ended: what comes now is in no share of its time.
+    /// Must be called at the end of the loop. Later time does not count for `step_share`.
     pub(crate) fn loop_ended(&mut self) {
         self.until = Some(Instant::now());
     }
 
-    /// The accounts at this step, none if they were reported at it or, before a roll-back, at a later
-    /// one. For each sink, `waiting` is how many checkpoints wait for it.
+    /// Returns the metrics at this step. Returns `None` if this step or a later step was already reported.
+    /// (After a roll-back, a later step may have been reported.) `waiting` contains, for each sink, how many
+    /// checkpoints wait for it.
     pub(crate) fn report(&mut self, step: Step, waiting: &[(String, usize)]) -> Option<EventBody> {
         if self.reported.is_some_and(|reported| step <= reported) {
             return None;
@@ -112,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_is_reported_once_and_a_sink_has_no_share_of_it() {
+    fn a_step_is_reported_once_and_a_sink_has_no_step_share() {
         let plugin = |label: &str, kind, is_isolated| {
             let account = CallAccount::default();
             PluginAccount::new(label.to_owned(), account, &[kind], is_isolated)
@@ -123,7 +126,7 @@ mod tests {
         ];
         let mut accounts = PluginAccounts::begin(plugins, Step(5));
         let waiting = [("s".to_owned(), 2)];
-        // The process before this one has reported of it.
+        // The previous process may have reported the first step.
         assert_eq!(accounts.report(Step(5), &waiting), None);
         let reported = values(accounts.report(Step(10), &waiting));
         let names: Vec<&str> = reported.iter().map(|value| &*value.name).collect();

@@ -1,12 +1,13 @@
-//! Whether two sinks deliver to one place.
+//! Finds sinks that deliver to the same place.
 
 use std::path::Path;
 
 use host_plugin::PluginManifest;
 use serde_json::{Map, Value};
 
-/// A warning for each sink whose plugin and whose texts, such as a folder, a repository or a branch, are
-/// those of one before it. Other settings say how a checkpoint is kept, not where.
+/// Returns a warning for each sink that has the same plugin and the same string settings as an earlier sink.
+/// String settings, such as the folder, the repository or the branch, determine where a checkpoint is kept.
+/// Other settings only determine how it is delivered.
 pub(super) fn shared(sinks: &[(&str, &PluginManifest, &Map<String, Value>)]) -> Vec<String> {
     let mut warnings = Vec::new();
     for (n, (label, manifest, config)) in sinks.iter().enumerate() {
@@ -28,7 +29,8 @@ pub(super) fn shared(sinks: &[(&str, &PluginManifest, &Map<String, Value>)]) -> 
     warnings
 }
 
-/// The settings that are free text, and name no variable.
+/// Returns the string settings. Leaves out settings with a fixed set of values, and settings that name
+/// environment variables.
 fn place(manifest: &PluginManifest, config: &Map<String, Value>) -> Vec<(String, String)> {
     let schema = manifest.config.as_ref();
     let is_choice = |key: &str| {
@@ -44,7 +46,7 @@ fn place(manifest: &PluginManifest, config: &Map<String, Value>) -> Vec<(String,
     place
 }
 
-/// Two spellings of a folder that is there are one place.
+/// Normalizes paths, so that two spellings of an existing folder are equal.
 fn normal(text: &str) -> String {
     let path = Path::new(text);
     let real = path.canonicalize().or_else(|_| match path.is_absolute() {
@@ -64,7 +66,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn two_sinks_of_one_place_are_both_named() {
+    fn two_sinks_with_the_same_place_are_both_named() {
         let manifest = |id: &str| PluginManifest {
             abi: (1, 0),
             min_host_minor: 0,

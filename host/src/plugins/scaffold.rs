@@ -1,12 +1,13 @@
-//! A plugin project to begin with.
+//! Creates the files of a new plugin project.
 //!
-//! The templates are real files of a plugin called `my-plugin`; the new name takes that one's place.
+//! The templates are working files of a plugin called `my-plugin`. The name of the user's new plugin replaces
+//! this name.
 
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-/// What the plugin is to be.
+/// The kind of the plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PluginKind {
     /// An evaluation metric
@@ -15,27 +16,27 @@ pub(crate) enum PluginKind {
     Groups,
     /// Delivers checkpoints
     Sink,
-    /// Sees what happens, and may ask to stop
+    /// Receives the run's events and can stop the run
     Observer,
 }
 
-/// What the plugin is to be written in.
+/// The plugin's programming language.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Language {
-    /// With the SDK, built by cargo
+    /// Rust with the SDK, built by cargo
     Rust,
-    /// C11, with the header, built by make
+    /// C11 with the header, built by make
     C,
-    /// C++17, with the header, built by make
+    /// C++17 with the header, built by make
     Cpp,
 }
 
-/// Where a project in Rust has the SDK from.
+/// Where a Rust project finds the SDK.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Sdk {
     /// This folder; absolute.
     Path(PathBuf),
-    /// The registry, in this host's version.
+    /// The crate registry. There, the SDK has the same version as this host.
     Registry,
 }
 
@@ -51,7 +52,7 @@ const SDK_NAME: &str = "host-plugin-sdk";
 const SDK_LINE: &str = "host-plugin-sdk = { path = \"../../../plugins/sdk\" }";
 
 impl PluginKind {
-    /// As in "a metric".
+    /// Returns the kind with its article, such as "a metric".
     pub(crate) fn phrase(self) -> &'static str {
         match self {
             Self::Metric => "a metric",
@@ -63,7 +64,7 @@ impl PluginKind {
 }
 
 impl Language {
-    /// Its name for people.
+    /// Returns the language's name for users.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Rust => "Rust",
@@ -73,7 +74,7 @@ impl Language {
     }
 }
 
-/// The project's files by their path in it.
+/// Returns the project's files: the path in the project and the contents of each file.
 pub(crate) fn files(
     name: &str,
     kind: PluginKind,
@@ -81,7 +82,8 @@ pub(crate) fn files(
     sdk: &Sdk,
 ) -> Vec<(String, String)> {
     let identifier = name.replace('-', "_");
-    // In this order: an identifier cannot bring a `my-plugin` with it, a name may bring a `my_plugin`.
+    // `my_plugin` is replaced first. In the other order, a `my_plugin` within the user's name would be
+    // replaced too. The identifier has no hyphen, so the second replacement does not change it.
     let named = |text: &str| {
         text.replace("my_plugin", &identifier)
             .replace("my-plugin", name)
@@ -122,8 +124,8 @@ pub(crate) fn files(
         .collect()
 }
 
-/// The folder of the SDK in the source tree that a program was built in, which lies below it in
-/// `target/`. None for a program that was installed elsewhere.
+/// Returns the SDK's folder if the program is still in the source tree in which it was built. Returns `None`
+/// for an installed program.
 pub(crate) fn sdk_beside(program: &Path) -> Option<PathBuf> {
     let sdk = |folder: &Path| folder.join("plugins/sdk");
     program
@@ -151,7 +153,7 @@ fn dependency(sdk: &Sdk) -> String {
     }
 }
 
-/// The source, and the schema of its settings.
+/// Returns the plugin's source and the schema of its settings.
 fn rust_source(kind: PluginKind) -> (&'static str, &'static str) {
     match kind {
         PluginKind::Metric => (
@@ -191,7 +193,7 @@ fn cpp_source(kind: PluginKind) -> &'static str {
     }
 }
 
-/// It meets the library over the C interface, in any language.
+/// Returns the test for a C or C++ plugin. The test calls the library through the C interface.
 fn c_test(kind: PluginKind) -> &'static str {
     match kind {
         PluginKind::Metric => template!("c/test/metric.c"),
@@ -206,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_project_has_its_name_and_nothing_of_the_template_s() {
+    fn a_project_has_its_name_instead_of_the_template_s() {
         let sdk = Sdk::Path("/a \"b\"/sdk".into());
         for kind in PluginKind::value_variants() {
             for language in Language::value_variants() {
@@ -227,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_may_be_like_the_template_s() {
+    fn a_name_can_contain_the_template_s() {
         let files = files(
             "my_plugin-my-plugin",
             PluginKind::Sink,
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sdk_is_named_by_its_folder_or_its_version() {
+    fn the_sdk_is_given_by_its_folder_or_its_version() {
         let manifest = |sdk| {
             let files = files("x", PluginKind::Metric, Language::Rust, &sdk);
             let (_, text) = files

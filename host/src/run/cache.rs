@@ -1,6 +1,6 @@
-//! Where what is worth keeping between runs is kept: trained tokenizers, and models that were fetched.
+//! The cache, a folder for data that later runs can reuse: trained tokenizers and fetched models.
 //!
-//! It is a convenience: where it cannot be written, a run works without it.
+//! The cache is optional: if it cannot be written, a run works without it.
 
 use std::fs;
 use std::io;
@@ -10,32 +10,33 @@ use std::path::{Path, PathBuf};
 use host_core::{Error, Result};
 use tempfile::TempDir;
 
-/// The folder. It need not be there, nor be writable.
+/// The cache folder, which can be missing or not writable.
 #[derive(Debug)]
 pub(crate) struct Cache {
     folder: PathBuf,
-    /// Set where the folder is this process's own and goes with it.
+    /// Set if this process uses a temporary folder, which is deleted on drop.
     temporary: Option<TempDir>,
-    /// Why it is not the usual one, in a sentence.
+    /// A warning that explains why the usual folder is not used.
     pub(crate) warning: Option<String>,
 }
 
-/// A folder for something large, and what keeps it there.
+/// A folder for large data. A temporary folder is deleted on drop.
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) path: PathBuf,
-    #[expect(dead_code, reason = "the folder goes when this does")]
+    #[expect(dead_code, reason = "deletes the folder on drop")]
     temporary: Option<TempDir>,
-    /// Why it will not be kept, in a sentence.
+    /// A warning that explains why the data will not be kept.
     pub(crate) warning: Option<String>,
 }
 
 impl Cache {
-    /// `host` in the user's cache folder. A user without a home has a folder for this user alone where
-    /// temporary files lie; what another has put there is not trusted.
+    /// Finds the folder `host` in the user's cache folder. If the user has no home folder, tries the folder
+    /// `host-UID` in the system's temporary folder. This folder is used only if no other user can write to
+    /// it. Otherwise, uses a temporary folder of this process.
     ///
     /// # Errors
-    /// A folder of this process's own is needed and cannot be made.
+    /// Returns an error if a temporary folder is needed and cannot be created.
     pub(crate) fn find() -> Result<Self> {
         let from = |name: &str| {
             std::env::var_os(name)
@@ -64,7 +65,7 @@ impl Cache {
             }),
             Err(why) => {
                 let place = folder.display();
-                let warning = format!("the cache is not used, since {why}: {place}");
+                let warning = format!("the cache is not used, because {why}: {place}");
                 let temporary = temporary(temp)?;
                 Ok(Self {
                     folder: temporary.path().to_owned(),
@@ -75,15 +76,15 @@ impl Cache {
         }
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// A folder below it that can be written, or else one of this process's own.
+    /// Returns a writable folder below the cache folder, or a temporary folder of this process.
     ///
     /// # Errors
-    /// None can be made anywhere.
+    /// Returns an error if the temporary folder cannot be created either.
     pub(crate) fn place(self, below: &Path) -> Result<Place> {
         let path = self.folder.join(below);
         let tried = fs::create_dir_all(&path).and_then(|()| {
@@ -104,7 +105,7 @@ impl Cache {
             path: temporary.path().to_owned(),
             temporary: Some(temporary),
             warning: Some(format!(
-                "what is fetched is not kept, since the cache cannot be written: {error}: {place}"
+                "fetched files are not kept, because the cache cannot be written: {error}: {place}"
             )),
         })
     }
@@ -114,23 +115,24 @@ fn temporary(temp: &Path) -> Result<TempDir> {
     tempfile::Builder::new()
         .prefix("host-")
         .tempdir_in(temp)
-        .map_err(|e| Error::io("make a temporary folder", temp, &e))
+        .map_err(|e| Error::io("create a temporary folder", temp, &e))
 }
 
-/// Makes a folder that only this user may change, or looks whether it is one.
+/// Creates a folder that only this user can write to. Accepts an existing folder if only this user can write
+/// to it. If neither is possible, returns the reason.
 fn own(folder: &Path, user: u32) -> std::result::Result<(), String> {
     match fs::DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error.to_string()),
         _ => {}
     }
-    // Not what a link leads to: the owner of the link could change it later.
+    // Does not follow a link, because the link's owner could change it later.
     let found = fs::symlink_metadata(folder).map_err(|error| error.to_string())?;
     if !found.is_dir() {
         Err("it is not a folder".to_owned())
     } else if found.uid() != user {
         Err("another user owns it".to_owned())
     } else if found.mode() & 0o022 != 0 {
-        Err("other users may write to it".to_owned())
+        Err("other users can write to it".to_owned())
     } else {
         Ok(())
     }
@@ -143,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_home_only_a_folder_of_the_users_own_is_used() {
+    fn without_a_home_only_a_folder_of_the_same_user_is_used() {
         let temp = tempfile::tempdir().expect("a folder");
         let user = rustix::process::geteuid().as_raw();
         let folder = temp.path().join(format!("host-{user}"));
@@ -162,7 +164,7 @@ mod tests {
             assert!(warning.expect("a warning").contains(why), "{why}");
         };
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).expect("opened");
-        refused("other users may write to it");
+        refused("other users can write to it");
         fs::remove_dir(&folder).expect("removed");
         symlink(temp.path(), &folder).expect("linked");
         refused("it is not a folder");
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_kept_gets_a_folder_that_goes() {
+    fn without_a_writable_cache_the_folder_is_temporary() {
         let home = tempfile::tempdir().expect("a folder");
         let cache = |folder: PathBuf| Cache {
             folder,

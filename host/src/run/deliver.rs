@@ -1,8 +1,7 @@
-//! The deliveries of a run whose process has ended: the lock → the ledger → plugins → deliver → the
-//! last word.
+//! The deliveries of a run whose process has ended: lock → ledger → plugins → deliver → summary.
 //!
-//! They are events of the same run, told at their checkpoints' steps. How the run itself ended is not
-//! touched: there is no new beginning and no new end.
+//! The deliveries are recorded as events of the same run, at the steps of their checkpoints. The recorded end
+//! of the run does not change, and no new start or end is recorded.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,13 +22,14 @@ use crate::show::console::Console;
 use crate::show::json_stream::JsonStream;
 use crate::show::printer::Printer;
 
-/// Events on their way to the store.
+/// Capacity of the queue of events to the store.
 const QUEUE: usize = 1024;
 
-/// Delivers what a run left, with the sinks that its file names, at most for so long.
+/// Delivers a run's undelivered checkpoints to the sinks in its `run.toml`. Stops after `patience`.
 ///
 /// # Errors
-/// The run is at work or cannot be read, a sink cannot be made, or something was not delivered.
+/// Returns an error if the run is live or unreadable, a sink cannot be created, or a checkpoint was not
+/// delivered.
 pub(crate) fn deliver(
     dir: &RunDir,
     (specs, search, secrets): (&[PluginSpec], &SearchPath, Secrets),
@@ -39,7 +39,7 @@ pub(crate) fn deliver(
 ) -> Result<StopReason> {
     let console = Console::new(json, 0);
     let Console { progress, warnings } = &console;
-    // The lock comes first: a run at work delivers by itself.
+    // Locks the run first. This fails if the run is live, because a live run delivers its checkpoints itself.
     let writer = Writer::open(dir.path())?;
     let reader = Reader::open(dir.path())?;
     let (_, recorded) = RunFile::read(&dir.config_file())?;
@@ -80,12 +80,13 @@ pub(crate) fn deliver(
         warnings.warn(message);
     }
     warnings.begin(emitter.clone(), emitter.clone(), || Step(0));
-    // A sink's policy is about the training, which is over: what fails stays undelivered.
+    // Through a control, a failing sink can end a training. No training is running here, so nothing reads
+    // this control.
     let control = Control::new();
     let destinations = Destination::all(dir, sinks)?;
     let retry = Retry::default();
     let mut deliveries = Deliveries::start(dir.name(), destinations, retry, &emitter, &control)?;
-    let again = "ended at once; `host deliver` delivers the rest";
+    let again = "stopped immediately; run `host deliver` again to deliver the rest";
     let interrupts = Control::new();
     let signals = SignalWatch::start(
         interrupts.clone(),
@@ -97,10 +98,10 @@ pub(crate) fn deliver(
     signals.draining();
     deliveries.take_up(&backlog, &emitter);
     let undelivered = deliveries.drain(patience, &mut |what| {
-        progress.say(&format!("{what}; Ctrl-C leaves them"));
+        progress.say(&format!("{what}; press Ctrl-C to stop waiting"));
     });
     drop(emitter);
-    // It has an emitter, and the store closes when all are gone.
+    // Drops the emitter of the warnings, because the store closes only after all emitters are dropped.
     warnings.end();
     let stored = writer.join();
     let digest = digest.lock().unwrap_or_else(PoisonError::into_inner);

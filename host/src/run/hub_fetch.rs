@@ -7,11 +7,14 @@ use super::cache::{Cache, Place};
 use crate::config::{HubModel, hub_model::PLUGIN};
 use crate::plugins::Plugins;
 
-/// Brings it to this machine's cache; what is there already is not brought again. What it lies in must
-/// be held until it was read: where the cache cannot be written, it goes with that. The token is that of the plugin among `specs` which pushes to the same repository, else the Hub's for the Hub.
+/// Fetches a model or checkpoint to the cache. Skips files that are already in the cache. Keep the returned
+/// [`Place`] until the files have been read: if the cache is not writable, dropping the `Place` deletes the
+/// files. If a plugin of `specs` pushes to the same repository, that plugin's token is used. Otherwise, the
+/// Hub's token is used if the repository is on the Hub.
 ///
 /// # Errors
-/// There is no such plugin, repository or revision, or it cannot be reached.
+/// Returns an error if the plugin hub-git, the repository or the revision does not exist, or the server
+/// cannot be reached.
 pub(crate) fn fetch(
     model: &HubModel,
     specs: &[PluginSpec],
@@ -27,7 +30,7 @@ pub(crate) fn fetch(
     let (mut sink, _) = plugins
         .sinks(|_| true)?
         .pop()
-        .ok_or_else(|| cannot(format!("plugin {PLUGIN} is no checkpoint sink")))?;
+        .ok_or_else(|| cannot(format!("plugin {PLUGIN} is not a checkpoint sink")))?;
     let port = sink.active().expect("nothing has failed yet");
     let fetched = port.fetch(Fetch {
         revision: model.revision.as_deref(),
@@ -36,17 +39,17 @@ pub(crate) fn fetch(
     });
     let fetched = fetched.map_err(|error| match error {
         SinkError::Temporary(reason) => {
-            cannot(reason).hint("the same again may go well; what has come whole is kept")
+            cannot(reason).hint("try again; completely fetched files are kept")
         }
         SinkError::Permanent(reason) => cannot(reason).hint(
-            "hub:USER/NAME@BRANCH names another branch; a private repository takes a token: HF_TOKEN, or the token_env of a hub-git with this repo",
+            "check the name, and write hub:USER/NAME@BRANCH for another branch; for a private repository, set HF_TOKEN, or configure a hub-git plugin with this repo and a token_env",
         ),
         SinkError::Cancelled => cannot("it was cancelled".to_owned()),
     })?;
     Ok((fetched, place))
 }
 
-/// A folder's name, another for each repository.
+/// Returns a folder name that is unique for the repository.
 fn folder_name(repo: &str) -> PathBuf {
     let mut name = String::new();
     for byte in repo.bytes() {
@@ -64,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_repository_has_a_folder_of_its_own() {
+    fn each_repository_has_its_own_folder() {
         let repos = ["a/b", "a__b", "a_b", "a_2fb", "https://x/a"];
         let names: std::collections::BTreeSet<_> = repos.map(folder_name).into_iter().collect();
         assert_eq!(names.len(), repos.len());

@@ -1,4 +1,4 @@
-//! What is open while a run is at work: its store, its service, its signals.
+//! The resources of a live run: its store, its service and its signal handling.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,13 +23,14 @@ use crate::show::printer::Printer;
 use crate::show::progress::Progress;
 use crate::show::warnings::Warnings;
 
-/// Events on their way to the store: some seconds of a fast training.
+/// Capacity of the queue through which events reach the store. If the store takes no events, a fast training
+/// run fills the queue in a few seconds.
 pub(super) const QUEUE: usize = 16_384;
 
-/// How long a process that a plugin ends waits for the events that say so.
+/// Maximum time to wait until the last events are stored, if a plugin ends the process.
 const LAST_EVENTS_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The run as the world sees it: its store is written and served.
+/// A live run, whose store is being written and served.
 pub(super) struct Live {
     pub(super) emitter: Emitter,
     pub(super) writer: host_store::WriterThread,
@@ -50,13 +51,13 @@ impl Live {
         progress: &Progress,
         warnings: &Warnings,
     ) -> Result<(Self, Requests)> {
-        // Before anybody can know of the run, and so end it.
+        // Signals are handled from here on. Other processes can send signals as soon as they can see the run.
         let control = Control::new();
         let signals = SignalWatch::start(
             control.clone(),
             progress.clone(),
             dir.transient_files(),
-            "ended at once; `host resume` resumes from the last checkpoint",
+            "stopped immediately; `host resume` resumes from the last checkpoint",
         )?;
         let (emitter, drafts) = Emitter::new(QUEUE);
         let digest = Arc::<Mutex<Digest>>::default();
@@ -100,8 +101,8 @@ impl Live {
         Ok((live, requests))
     }
 
-    /// Begins to record how the machine does. Observers do not see it: what they see comes again when
-    /// the run is repeated.
+    /// Starts to record the machine's load. Observers do not receive these values, because they differ when a
+    /// run is repeated.
     pub(super) fn watch_system(&self, dir: &RunDir, start: Step) -> Result<Option<SystemMetrics>> {
         let Some(every) = self.system_metrics else {
             return Ok(None);
@@ -111,7 +112,8 @@ impl Live {
         SystemMetrics::start(every, dir.path(), self.emitter.clone(), start, step).map(Some)
     }
 
-    /// Warnings are events from now on, of which observers do not hear those that plugins log.
+    /// Records warnings as events from now on. Warnings that plugins log are emitted through `unheard`.
+    /// Observers do not receive events that are emitted through `unheard`.
     pub(super) fn warn_from(&self, unheard: Emitter, start: Step) {
         let digest = Arc::clone(&self.digest);
         let step = move || digest.lock().unwrap_or_else(PoisonError::into_inner).step();
@@ -120,7 +122,7 @@ impl Live {
             .begin(emitter, unheard, move || step().max(start));
     }
 
-    /// When a plugin ends the process, the run ends as failed, by an event that says so.
+    /// From now on, records the run as failed if a plugin ends the process.
     pub(super) fn tell_of_end_by_plugin(&self, dir: &RunDir) {
         let (emitter, commits) = (self.emitter.clone(), self.writer.commits());
         let (digest, stale) = (Arc::clone(&self.digest), dir.transient_files());
@@ -135,21 +137,22 @@ impl Live {
             for file in &stale {
                 let _ = std::fs::remove_file(file);
             }
-            // The error that follows is the last line.
+            // After this closure returns, its caller prints the error as the last line.
             Printer::of_process().flush_soon();
         };
         on_exit_by_plugin(Some(tell));
     }
 
-    /// The step that the store has come to, which may be a few milliseconds behind.
+    /// Returns the step of the last stored event, which can be a few milliseconds behind the training.
     pub(super) fn digest_step(&self) -> Step {
         let digest = self.digest.lock().unwrap_or_else(PoisonError::into_inner);
         digest.step()
     }
 }
 
-/// What the store's writer tells: each event is counted in the digest, shown, and told to `committed`, in
-/// that order. A failure is shown; the store itself puts it on record when it can.
+/// Returns the callbacks of the store's writer. Each stored event is counted in the digest, shown, and passed
+/// to `committed`, in that order. If the store cannot be written, the error is shown at once, and is recorded
+/// as a warning when the store can be written again.
 pub(super) fn callbacks(
     digest: &Arc<Mutex<Digest>>,
     progress: &Progress,
@@ -167,7 +170,7 @@ pub(super) fn callbacks(
     }
 }
 
-/// Events of what plugins changed of the process.
+/// Emits an event for each change that a plugin made to the process.
 pub(super) fn emit_process_changes(emitter: &Emitter, step: Step) {
     for change in host_plugin::process_changes() {
         let ProcessChange {
@@ -184,7 +187,8 @@ pub(super) fn emit_process_changes(emitter: &Emitter, step: Step) {
     }
 }
 
-/// Where a run is to be found, and how it is served, if it is, for programs.
+/// Returns a JSON object with the run's name and folder. If the run is served, the object also contains the
+/// address.
 pub(super) fn described(dir: &RunDir, served: Option<&Served>) -> serde_json::Value {
     let path = dir.path().display().to_string();
     let mut run = json!({ "kind": "run", "name": dir.name(), "path": path });

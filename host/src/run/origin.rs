@@ -1,5 +1,5 @@
-//! Where a training begins: with the model that `model` names, or at the checkpoint that
-//! `resume_from_checkpoint` names. What lies in a git repository (`hub:REPO@REVISION`) is fetched first.
+//! The origin of a training run: the model in `model`, or the checkpoint in `resume_from_checkpoint`. Either
+//! is fetched first if it is in a git repository (`hub:REPO@REVISION`).
 
 use std::path::{Path, PathBuf};
 
@@ -16,24 +16,24 @@ use crate::run::cache::Place;
 use crate::show::progress::Progress;
 use crate::show::warnings::Warnings;
 
-/// The beginning of a training, on this machine.
+/// The origin of a training run, on this machine.
 pub(crate) struct Origin {
-    /// The plan as a run's file has it: what was fetched is named by its commit, so that the same comes
-    /// again.
+    /// The plan for `run.toml`. It contains the fetched commit, so that a repeated run uses the same commit.
     pub(crate) plan: Plan,
-    /// The plan with the folder of what was fetched.
+    /// The same plan, but with the folder of the fetched files in place of the repository's name.
     pub(crate) local: Plan,
-    /// The first step's side.
+    /// The state that the trainer starts from.
     pub(crate) start: Start,
-    /// Where that lies which was fetched. It must be held until it was read.
+    /// The folder of the fetched files. Keep it until the files have been read.
     pub(crate) fetched: Option<Place>,
 }
 
 impl Origin {
-    /// Finds what the plan begins with, and fetches what is not on this machine.
+    /// Finds the model or checkpoint that the plan starts with, and fetches it if necessary.
     ///
     /// # Errors
-    /// It cannot be fetched, or `resume_from_checkpoint` names no checkpoint, or another model's.
+    /// Returns an error if fetching fails, if `resume_from_checkpoint` is not a checkpoint, or if both
+    /// `resume_from_checkpoint` and `model` contain weights.
     pub(crate) fn find(mut plan: Plan, progress: &Progress, warnings: &Warnings) -> Result<Self> {
         let mut local = plan.clone();
         let mut start = Start::Fresh;
@@ -51,7 +51,7 @@ impl Origin {
             if !folder.join("manifest.json").is_file() {
                 let message = format!("no checkpoint to resume from: {}", folder.display());
                 return Err(Error::new(ErrorKind::Config, message).hint(
-                    "give the folder of a whole checkpoint, step-000100 for instance; --model begins at step 0 with its weights",
+                    "give the folder of a complete checkpoint, such as step-000100; to start at step 0 with its weights, use --model",
                 ));
             }
             if brings_model(&plan, &named, &folder, progress)? {
@@ -74,11 +74,12 @@ impl Origin {
         })
     }
 
-    /// The beginning of a run that is resumed from a checkpoint of its own. What it was made from need not be
-    /// there any more; `recorded`, its configuration when it began, says whether that was changed since.
+    /// Returns the origin of a run that is resumed from one of its own checkpoints. The files of the original
+    /// model and tokenizer may no longer exist. `recorded` is the configuration from the run's start. It
+    /// shows whether the settings `model` and `tokenizer` were changed since then.
     ///
     /// # Errors
-    /// `model` was changed in the run's file, to another model's weights.
+    /// Returns an error if `model` was changed in `run.toml` to a model with other weights.
     pub(crate) fn resumed(plan: Plan, start: Start, recorded: &str) -> Result<Self> {
         let mut local = plan.clone();
         let recorded: Value = serde_json::from_str(recorded).unwrap_or_default();
@@ -89,9 +90,9 @@ impl Origin {
                 local.train.model = folder.to_string_lossy().into_owned();
             } else if has_weights(model)? {
                 let was = was("model").unwrap_or_default();
-                let message = format!("model is {model}, and the run began with {was}");
+                let message = format!("model is {model}, but the run started with {was}");
                 return Err(Error::new(ErrorKind::Config, message).hint(format!(
-                    "set model in run.toml back; `host run --model {model}` begins a new training"
+                    "restore model in run.toml, or start a new run with `host run --model {model}`"
                 )));
             }
         }
@@ -108,8 +109,11 @@ impl Origin {
     }
 }
 
-/// Whether the checkpoint's folder takes the place of the model that the plan names: it is all of the
-/// model. Where the plan names only a shape, that is compared later.
+/// Returns true if the checkpoint replaces the plan's model. A model with a shape but no weights is not
+/// replaced: its shape is later compared with the checkpoint's shape.
+///
+/// # Errors
+/// Returns an error if the model was given by a flag and has its own weights.
 fn brings_model(plan: &Plan, named: &str, folder: &Path, progress: &Progress) -> Result<bool> {
     let model = &plan.train.model;
     let is_same = |a: &Path, b: &Path| {
@@ -124,18 +128,18 @@ fn brings_model(plan: &Plan, named: &str, folder: &Path, progress: &Progress) ->
     }
     if plan.model_given == Given::ByFlag {
         let message =
-            format!("model and resume_from_checkpoint both bring weights: {model}, {named}");
+            format!("model and resume_from_checkpoint both contain weights: {model}, {named}");
         return Err(Error::new(ErrorKind::Config, message).hint(
-            "leave --model out to resume from the checkpoint; leave --resume-from-checkpoint out to begin at step 0 with the model's weights",
+            "leave out --model to resume from the checkpoint, or --resume-from-checkpoint to start at step 0 with the model's weights",
         ));
     }
     progress.say(&format!(
-        "warning: the weights are those of the checkpoint, and not those of the configuration's model, {model}"
+        "warning: using the weights of the checkpoint instead of the configuration's model, {model}"
     ));
     Ok(true)
 }
 
-/// Whether a name stands for a model with weights.
+/// Whether a model name refers to a model with weights.
 fn has_weights(model: &str) -> Result<bool> {
     Ok(HubModel::parse(model)?.is_some() || host_train::has_weights(Path::new(model)))
 }

@@ -1,5 +1,6 @@
-//! Before the first step: will the checkpoints arrive? Every sink is asked at once, each on a thread of
-//! its own, and the run folder's disk is looked at meanwhile.
+//! The preflight runs before the first step. It checks whether checkpoints can be delivered. All sinks are
+//! checked in parallel, each on its own thread. The free space on the run folder's disk is checked at the
+//! same time.
 
 use std::fs;
 use std::path::Path;
@@ -16,34 +17,36 @@ use crate::runs::run_dir::RunDir;
 use crate::show::number;
 use crate::show::progress::Progress;
 
-/// A sink and what waits for it.
+/// A sink and the policy of its queue.
 pub(crate) type Sink = (Supervised<dyn CheckpointSink>, QueuePolicy);
 
-/// How long the sinks have to answer.
+/// How long to wait for the answers of the sinks.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// How long one that was cancelled has to end; in a process of its own it is killed before.
+/// How long to wait for a cancelled sink to stop. A sink in a separate process is killed sooner.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A wait that nobody needs to be told of.
+/// A wait for a sink is reported to the user only after this time.
 const SHORT: Duration = Duration::from_secs(2);
 
-/// Checkpoints that the run folder must have room for: the one before stays until the next is complete.
+/// Number of checkpoints that the run folder must have room for. There must be room for two, because the
+/// previous checkpoint is kept until the next one is complete.
 const CHECKPOINTS: u64 = 2;
 
-/// Tokenizer, configurations and the trainer's own small state.
+/// Estimated size in bytes of a checkpoint's small files: tokenizer, configuration and the trainer's scalar
+/// state.
 const SMALL_FILES: u64 = 2 << 20;
 
-/// About what a checkpoint takes.
+/// Approximate size of a checkpoint in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CheckpointSize {
-    /// All of it.
+    /// All files.
     all: u64,
-    /// Without what only a resume needs.
+    /// All files except those that only a resume needs.
     model: u64,
 }
 
-/// What keeps checkpoints from arriving.
+/// A reason why checkpoints cannot be delivered.
 struct Fault {
     /// A sink's label, or the run folder.
     of: String,
@@ -51,7 +54,7 @@ struct Fault {
     kind: ErrorKind,
 }
 
-/// A sink that is being asked.
+/// A sink whose preflight is running.
 struct Asked {
     label: String,
     cancel: Box<dyn Fn() + Send + Sync>,
@@ -59,7 +62,8 @@ struct Asked {
 }
 
 impl CheckpointSize {
-    /// The weights, and for a resume AdamW's two moments of each.
+    /// Estimates the size. A checkpoint contains the weights and two AdamW moments for each weight. Only a
+    /// resume needs the moments.
     pub(crate) fn of(params: &[ParamInfo]) -> Self {
         let bytes = |param: &ParamInfo| {
             let size = match param.dtype {
@@ -77,10 +81,11 @@ impl CheckpointSize {
     }
 }
 
-/// Asks whether checkpoints will arrive, and gives the sinks back with the warnings that came of it.
+/// Checks whether checkpoints can be delivered. Returns the sinks and the warnings.
 ///
 /// # Errors
-/// By the policy, all that is not ready; by any policy, a sink that does not return.
+/// Returns an error if a sink does not answer in time and does not stop when it is cancelled. Under
+/// `PreflightPolicy::Fail`, also returns an error if a check fails. The error lists all failed checks.
 pub(crate) fn check(
     policy: PreflightPolicy,
     dir: &RunDir,
@@ -135,7 +140,7 @@ fn ask(dir: &RunDir, size: CheckpointSize, sink: Sink) -> Result<Asked> {
     let cancel = sink.port().canceller();
     let state_dir = dir.sink_state(&label);
     fs::create_dir_all(&state_dir)
-        .map_err(|e| Error::io("make the sink's folder", &state_dir, &e))?;
+        .map_err(|e| Error::io("create the sink's folder", &state_dir, &e))?;
     let run: RunName = dir.name().clone();
     let (tell, answer) = sync_channel(1);
     let work = move || {
@@ -148,7 +153,7 @@ fn ask(dir: &RunDir, size: CheckpointSize, sink: Sink) -> Result<Asked> {
             }),
             None => Ok(None),
         };
-        // Nobody listens to one that came back too late.
+        // Fails if the sink took so long that the receiver is gone.
         let _ = tell.send(((sink, queue), outcome));
     };
     std::thread::Builder::new()
@@ -162,7 +167,8 @@ fn ask(dir: &RunDir, size: CheckpointSize, sink: Sink) -> Result<Asked> {
     })
 }
 
-/// The sink and its answer, which it is cancelled for when its time is over.
+/// Waits for a sink's answer, and cancels the sink if it takes longer than `limit`. Returns the sink and its
+/// answer.
 fn wait(
     label: &str,
     answer: &Receiver<(Sink, Result<Option<String>, SinkError>)>,
@@ -174,7 +180,7 @@ fn wait(
     let mut outcome = answer.recv_timeout(left(SHORT.min(limit)));
     if matches!(outcome, Err(RecvTimeoutError::Timeout)) {
         progress.busy(&format!(
-            "waiting up to {} s for {label} to say whether it is ready",
+            "waiting up to {} s for the preflight of {label}",
             limit.as_secs()
         ));
         outcome = answer.recv_timeout(left(limit));
@@ -185,28 +191,33 @@ fn wait(
     }
     outcome.map_err(|_| {
         let message = format!(
-            "plugin {label} failed in preflight: {}, and did not end when it was cancelled",
+            "plugin {label} failed in preflight: {}, and it did not stop when it was cancelled",
             no_answer()
         );
         Error::new(ErrorKind::Plugin, message)
-            .hint("without mode=in_process it can be ended; --preflight off does not ask it")
+            .hint("remove mode=in_process so that the plugin can be killed, or skip the check with --preflight off")
     })
 }
 
 fn no_answer() -> String {
-    format!("it gave no answer within {} s", LIMIT.as_secs())
+    format!("no answer within {} s", LIMIT.as_secs())
 }
 
-/// Whether the run folder has room for what must lie there at once.
+/// Checks whether the run folder's disk has room for the checkpoints that exist at the same time.
 fn check_room(run_dir: &Path, checkpoint_bytes: u64) -> Result<Option<Fault>> {
-    let disk = rustix::fs::statvfs(run_dir)
-        .map_err(|e| Error::io("ask the disk of the run", run_dir, &e.into()))?;
+    let disk = rustix::fs::statvfs(run_dir).map_err(|e| {
+        Error::io(
+            "determine the free space on the run's disk",
+            run_dir,
+            &e.into(),
+        )
+    })?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     let needed = checkpoint_bytes.saturating_mul(CHECKPOINTS);
     Ok((free < needed).then(|| Fault {
         of: "the run folder".to_owned(),
         reason: format!(
-            "{} are free, and {CHECKPOINTS} checkpoints take {}: {}",
+            "{} are free, but {CHECKPOINTS} checkpoints need {}: {}",
             number::bytes(free),
             number::bytes(needed),
             run_dir.display()
@@ -221,7 +232,7 @@ impl Fault {
     }
 }
 
-/// All that is not ready in one error.
+/// Returns one error that lists all faults.
 fn error(faults: &[Fault]) -> Error {
     let is_plugin = |fault: &&Fault| fault.kind == ErrorKind::Plugin;
     let kind = match faults.iter().find(is_plugin) {
@@ -231,7 +242,7 @@ fn error(faults: &[Fault]) -> Error {
     let lines: Vec<String> = faults.iter().map(Fault::line).collect();
     let names: Vec<&str> = faults.iter().map(|fault| &*fault.of).collect();
     Error::new(kind, lines.join("; ")).hint(format!(
-        "mend what is reported of {}; or start anyway with --preflight warn: checkpoints then wait in the run folder",
+        "fix the problems with {}, or start anyway with --preflight warn: checkpoints then wait in the run folder",
         names.join(", ")
     ))
 }
@@ -254,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn one_error_names_all_that_is_not_ready() {
+    fn one_error_lists_all_faults() {
         let faults = [
             fault("the run folder", ErrorKind::System),
             fault("hub-git", ErrorKind::Plugin),
@@ -266,7 +277,7 @@ mod tests {
             "the run folder is not ready: no; hub-git is not ready: no"
         );
         let hint = both.hint_text().expect("a hint");
-        assert!(hint.contains("of the run folder, hub-git;"), "{hint}");
+        assert!(hint.contains("with the run folder, hub-git,"), "{hint}");
         assert_eq!(error(&faults[..1]).kind(), ErrorKind::System);
     }
 
@@ -283,7 +294,7 @@ mod tests {
         assert_eq!(size.all, 3 * 440 + SMALL_FILES);
     }
 
-    /// Does not answer until it is cancelled.
+    /// A sink that does not answer until it is cancelled.
     struct Hanging(Receiver<()>, SyncSender<()>);
 
     impl CheckpointSink for Hanging {
@@ -306,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_that_does_not_answer_is_cancelled_and_given_back() {
+    fn a_sink_that_does_not_answer_is_cancelled_and_returned() {
         let runs = tempfile::tempdir().expect("a folder");
         let name = "run".parse().expect("a name");
         let dir = RunDir::create(runs.path(), Some(&name), "tiny").expect("made");

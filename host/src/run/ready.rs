@@ -1,4 +1,5 @@
-//! Everything that can fail before there is a run.
+//! Prepares a run. A new run is prepared before its folder is created, so most failures leave no folder
+//! behind.
 
 use host_core::{Observer, Result, Supervised};
 use host_train::{Start, Trainer};
@@ -13,10 +14,10 @@ use crate::show::console::Console;
 use crate::show::progress::Progress;
 use crate::show::warnings::Warnings;
 
-/// The parameter groups that a plan leads to.
+/// Returns the parameter groups of a plan.
 ///
 /// # Errors
-/// Whatever would keep the run from starting.
+/// Returns an error if a run with this plan could not start.
 pub(crate) fn groups(plan: &Plan) -> Result<Grouping> {
     let console = Console::new(false, 0);
     let grouping = grouping(plan, &console)?;
@@ -35,7 +36,7 @@ fn grouping(plan: &Plan, Console { progress, warnings }: &Console) -> Result<Gro
     Ok(grouping)
 }
 
-/// A training that can begin.
+/// A prepared training run.
 pub(super) struct Ready {
     pub(super) plugins: Plugins,
     pub(super) sinks: Vec<Sink>,
@@ -60,7 +61,7 @@ impl Ready {
             progress.say(&line);
         }
         if let Some(lock) = &plan.plugin_lock {
-            progress.say(&format!("plugins are held to {}", lock.path().display()));
+            progress.say(&format!("plugins are locked by {}", lock.path().display()));
         }
         let mut trainer = prepare(plan, start, progress)?;
         trainer.add_metrics(metrics)?;
@@ -77,7 +78,8 @@ impl Ready {
         })
     }
 
-    /// The plan with the values that are used where it leaves them open: what a run's file says.
+    /// Returns the plan for `run.toml`. A setting that has no value in the plan gets the value that the run
+    /// uses.
     pub(super) fn used(&self, plan: &Plan) -> Plan {
         let train = self.trainer.used(&plan.train);
         Plan {
@@ -86,7 +88,7 @@ impl Ready {
         }
     }
 
-    /// Asks the sinks whether checkpoints will arrive.
+    /// Runs the preflight.
     pub(super) fn check_sinks(
         mut self,
         plan: &Plan,

@@ -1,5 +1,5 @@
-//! Where a run goes on: at its newest checkpoint, at an older one that the user chooses, or, if it
-//! was ended before its first, at the beginning.
+//! Where a run resumes: at its newest checkpoint, at an older checkpoint that the user chooses, or at step 0
+//! if it ended before its first checkpoint.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,25 +11,26 @@ use host_train::{Start, TrainConfig};
 use crate::runs::RunDir;
 use crate::runs::{how_to_name, quoted};
 
-/// Events looked at in one go.
+/// Number of events to read at a time.
 const PAGE: usize = 10_000;
 
-/// Where a run goes on.
+/// Where a run resumes.
 #[derive(Debug)]
 pub(crate) struct ResumePoint {
-    /// The last step that still counts.
+    /// The last step that the run keeps.
     pub(crate) step: Step,
-    /// The checkpoint's folder; none at the beginning.
+    /// The checkpoint's folder. None: the run starts from step 0.
     checkpoint: Option<PathBuf>,
-    /// Names of what was measured before the first step and stands in the store.
+    /// Names of the metrics that were measured before the first step, according to the store.
     measured: BTreeSet<String>,
 }
 
 impl ResumePoint {
-    /// The newest checkpoint, or the one that the user names: `step-000020`, `20` or its path.
+    /// Chooses the checkpoint `from`, or the newest checkpoint if `from` is `None`. `from` is the name of a
+    /// checkpoint (`step-000020`), its step (`20`) or its path.
     ///
     /// # Errors
-    /// There is none of this name, or there were checkpoints once.
+    /// Returns an error if the checkpoint `from` does not exist, or the run has lost all its checkpoints.
     pub(crate) fn choose(dir: &RunDir, reader: &Reader, from: Option<&str>) -> Result<Self> {
         let mut found = dir.checkpoint_folders();
         let chosen = match from {
@@ -56,12 +57,14 @@ impl ResumePoint {
         })
     }
 
-    /// Where the training starts; none where the run itself began.
+    /// Returns the checkpoint from which the trainer starts. None: the trainer starts as it did when the run
+    /// was new.
     pub(crate) fn start(&self) -> Option<Start> {
         self.checkpoint.clone().map(Start::From)
     }
 
-    /// The run's configuration without what need not be measured a second time.
+    /// Returns the configuration. Disables measurements before the first step if the store already has their
+    /// results.
     pub(crate) fn unmeasured(&self, train: &TrainConfig) -> TrainConfig {
         let has = |part: &str| self.measured.iter().any(|name| name.starts_with(part));
         TrainConfig {
@@ -71,11 +74,11 @@ impl ResumePoint {
         }
     }
 
-    /// The learning rate that a client set last at a step. The step's checkpoint may have been
-    /// written before, and then knows nothing of it.
+    /// Returns the last request at this step that set the learning rate. If a checkpoint of this step was
+    /// written before the request, the checkpoint does not contain that learning rate.
     ///
     /// # Errors
-    /// The store cannot be read.
+    /// Returns an error if the store cannot be read.
     pub(crate) fn learning_rate_set(reader: &Reader, at: Step) -> Result<Option<Asked>> {
         let asked = |event: Event| match event.body {
             EventBody::Request {
@@ -92,8 +95,8 @@ impl ResumePoint {
         Ok(reader.requests()?.into_iter().filter_map(asked).next_back())
     }
 
-    /// What to warn of if the run's history does not reach the step that it goes on from: the power
-    /// failed, or the store was damaged.
+    /// Returns a warning if the stored events end before the checkpoint's step. Possible causes are a power
+    /// failure and a damaged store.
     pub(crate) fn gap(&self, dir: &RunDir, row: &RunRow) -> Option<String> {
         if row.last_step >= self.step {
             return None;
@@ -104,21 +107,23 @@ impl ResumePoint {
             format!("; a damaged store is kept as {}", name.display())
         });
         Some(format!(
-            "the run's history ends at step {} and the checkpoint is of step {}: what was recorded between \
-             them is lost{kept}",
+            "the run's history ends at step {}, but the checkpoint is from step {}: the events between them \
+             are lost{kept}",
             row.last_step, self.step
         ))
     }
 
-    /// Half a sentence for people.
+    /// Describes the point for users.
     pub(crate) fn describe(&self) -> String {
         match &self.checkpoint {
             Some(folder) => format!("resuming from step {}: {}", self.step, folder.display()),
-            None => "beginning again: the run was ended before its first checkpoint".to_owned(),
+            None => {
+                "starting again from step 0: the run ended before its first checkpoint".to_owned()
+            }
         }
     }
 
-    /// The error of a start that failed; if the checkpoint is damaged, with the older one to take.
+    /// Returns the error of a failed start. If the checkpoint is damaged, the hint names an older one.
     pub(crate) fn explain(&self, dir: &RunDir, error: Error) -> Error {
         let Some(checkpoint) = &self.checkpoint else {
             return error;
@@ -136,11 +141,11 @@ impl ResumePoint {
             Some((_, path)) => {
                 let name = path.file_name().unwrap_or_default().display().to_string();
                 format!(
-                    "`host resume {run} --from {name}` resumes from the one before, which is whole"
+                    "resume from an older, undamaged checkpoint: `host resume {run} --from {name}`"
                 )
             }
             None => format!(
-                "no older checkpoint is whole; `host run {} --name OTHER` trains the same again",
+                "repeat the run, which has no undamaged checkpoint: `host run {} --name OTHER`",
                 quoted(&dir.config_file())
             ),
         })
@@ -161,12 +166,15 @@ fn no_such(dir: &RunDir, from: &str, found: &[(Step, PathBuf)]) -> Error {
         .collect();
     let error = Error::new(ErrorKind::Config, message);
     match names.is_empty() {
-        true => error.hint("it has none at all; without --from it begins again"),
-        false => error.hint(format!("it has {}", names.join(", "))),
+        true => {
+            error.hint("leave out --from to start again from step 0; the run has no checkpoints")
+        }
+        false => error.hint(format!("choose one of {}", names.join(", "))),
     }
 }
 
-/// What was measured at step 0 of a run that never had a checkpoint.
+/// Returns the names of the metrics that were measured at step 0. Called if the run has no checkpoint.
+/// Returns an error if the run once wrote a checkpoint, which is now missing.
 fn measured_at_start(dir: &RunDir, reader: &Reader) -> Result<BTreeSet<String>> {
     let mut measured = BTreeSet::new();
     let mut cursor = 0;
@@ -190,9 +198,9 @@ fn measured_at_start(dir: &RunDir, reader: &Reader) -> Result<BTreeSet<String>> 
 
 fn gone(dir: &RunDir) -> Error {
     let folder = dir.checkpoints();
-    let message = format!("the run's checkpoints are gone: {}", folder.display());
+    let message = format!("the run's checkpoints are missing: {}", folder.display());
     Error::new(ErrorKind::Config, message).hint(format!(
-        "bring one back, or train the same again: `host run {} --name OTHER`",
+        "restore one, or repeat the run: `host run {} --name OTHER`",
         quoted(&dir.config_file())
     ))
 }
@@ -202,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_checkpoint_is_named_by_its_folder_its_step_or_its_path() {
+    fn a_checkpoint_is_given_by_its_folder_its_step_or_its_path() {
         for name in ["step-000020", "20", "runs/a/checkpoints/step-000020/"] {
             assert_eq!(named_step(name), Some(Step(20)), "{name}");
         }

@@ -1,8 +1,9 @@
-//! The signals that end a run, after a checkpoint: Ctrl-C, SIGTERM, a terminal that is gone, the warning
-//! of a scheduler.
+//! The signals that make a run write a checkpoint and end: Ctrl-C, SIGTERM, the loss of the terminal, and a
+//! scheduler's warning.
 //!
-//! `signal-hook` turns signals into values on a thread of ours: what has to be done at one (locks,
-//! messages, files) is not allowed in a signal handler. Nothing here waits for a terminal.
+//! `signal-hook` delivers signals as values to a thread of this module, because the actions that follow
+//! (locking, sending messages, deleting files) are not allowed in a signal handler. Nothing here waits for a
+//! terminal.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -17,17 +18,19 @@ use signal_hook::low_level::{emulate_default_handler, exit, signal_name};
 use crate::show::printer::Printer;
 use crate::show::progress::Progress;
 
-/// They ask for the end; the second of them ends the process at once.
+/// Signals that request the end of the run. The second such signal ends the process immediately.
 const ASKED: [i32; 3] = [SIGINT, SIGTERM, SIGQUIT];
-/// They warn, once or several times, of an end that comes from elsewhere: a hangup comes from the terminal
-/// and again from its shell, a scheduler tells each process of a group. They never end the process at once.
+/// Signals that warn that the process will soon be killed. A warning can arrive more than once: the terminal
+/// and its shell both send a hangup, and a scheduler sends its signal to each process of a group. These
+/// signals never end the process immediately.
 const WARNED: [i32; 3] = [SIGHUP, SIGUSR1, SIGUSR2];
 
-/// The first signal that came; 0 if none did. The process's exit code says it.
+/// The first signal received, or 0. It determines the exit code.
 static FIRST: AtomicI32 = AtomicI32::new(0);
 
-/// The thread that answers signals until this is dropped. The first asks the training to stop and
-/// whatever else is under way to end soon; the second request to end ends the process at once.
+/// Owns the thread that handles signals. The thread ends when this value is dropped. The first signal stops
+/// the training, or the deliveries if the training is over. The second request to end the run ends the
+/// process immediately.
 pub(crate) struct SignalWatch {
     handle: Handle,
     thread: Option<JoinHandle<()>>,
@@ -36,21 +39,21 @@ pub(crate) struct SignalWatch {
 
 #[derive(Default)]
 struct State {
-    /// Whether one came that asks for the end.
+    /// Whether a request to end the run was received.
     is_asked: bool,
-    /// Ends what the training's control does not reach.
+    /// Cancels the deliveries, which the training's control does not stop.
     cancel: Option<Box<dyn Fn() + Send>>,
-    /// Whether training is over and `cancel` is what a first signal is for.
+    /// Whether training is over. If so, a signal calls `cancel`.
     is_draining: bool,
 }
 
 impl SignalWatch {
-    /// Answers signals from now on. `stale` are files that must not outlive the process, `at_once` what
-    /// is said when it is ended at once. A hangup that was ignored when the process began, as behind
-    /// `nohup`, stays ignored.
+    /// Starts to handle signals. A second request to end the run deletes the files `stale`, prints `at_once`
+    /// and ends the process immediately. SIGHUP stays ignored if it was ignored when the process started, as
+    /// with `nohup`.
     ///
     /// # Errors
-    /// The system refuses.
+    /// Returns an error if the signals cannot be registered, or the thread cannot be started.
     pub(crate) fn start(
         control: Control,
         progress: Progress,
@@ -59,8 +62,8 @@ impl SignalWatch {
     ) -> Result<Self> {
         let warned = WARNED.into_iter().filter(|&s| !is_ignored_hangup(s));
         let mut signals = Signals::new(ASKED.into_iter().chain(warned)).map_err(refused)?;
-        // A file that grows beyond a limit of the user's is a write that fails, as on a full disk, and
-        // not the end of the process.
+        // Replaces the default action of SIGXFSZ, which kills the process. Exceeding the file size limit is
+        // then a write error, as on a full disk.
         signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(refused)?;
         let handle = signals.handle();
         let state = Arc::<Mutex<State>>::default();
@@ -73,7 +76,7 @@ impl SignalWatch {
                     .is_ok();
                 let asks = ASKED.contains(&signal);
                 if asks && std::mem::replace(&mut state.is_asked, true) {
-                    // Sinks get a word, so that no child process of theirs goes on alone.
+                    // Cancels the sinks, so that none of their child processes keeps running.
                     if let Some(cancel) = &state.cancel {
                         cancel();
                     }
@@ -87,7 +90,7 @@ impl SignalWatch {
                 }
                 control.stop(reason(signal));
                 match &state.cancel {
-                    // A warning that comes again cuts no delivery short.
+                    // A repeated warning does not cancel deliveries.
                     Some(cancel) if state.is_draining && (asks || is_first) => cancel(),
                     Some(_) if state.is_draining => {}
                     _ => progress.insist(&answer(signal)),
@@ -105,12 +108,13 @@ impl SignalWatch {
         })
     }
 
-    /// What ends the deliveries soon.
+    /// Sets the function that cancels the deliveries.
     pub(crate) fn on_cancel(&self, cancel: impl Fn() + Send + 'static) {
         self.lock().cancel = Some(Box::new(cancel));
     }
 
-    /// From now on a first signal ends the deliveries.
+    /// Records that the training is over. From now on, every signal except a repeated warning cancels the
+    /// deliveries.
     pub(crate) fn draining(&self) {
         self.lock().is_draining = true;
     }
@@ -129,16 +133,16 @@ impl Drop for SignalWatch {
     }
 }
 
-/// What is said at a signal while the training is under way.
+/// Returns the message for a signal during training.
 fn answer(signal: i32) -> String {
     let what = "finishing this step and writing a checkpoint";
     match signal {
-        SIGINT | SIGTERM => format!("{what}; once more ends at once"),
+        SIGINT | SIGTERM => format!("{what}; a second Ctrl-C or SIGTERM exits immediately"),
         signal => format!("{}: {what}", name(signal)),
     }
 }
 
-/// How a run counts as ended. Of the signals the store knows Ctrl-C and all others.
+/// Returns the stop reason to record. The store has one reason for Ctrl-C and one for all other signals.
 fn reason(signal: i32) -> StopReason {
     match signal {
         SIGINT => StopReason::Interrupted,
@@ -150,7 +154,8 @@ fn name(signal: i32) -> &'static str {
     signal_name(signal).unwrap_or("a signal")
 }
 
-/// The first signal that came, if the way the run ended does not say which it was.
+/// Returns the name of the first signal. Returns `None` for SIGINT and SIGTERM, because the stop reason
+/// implies them.
 pub(crate) fn uncommon() -> Option<&'static str> {
     match FIRST.load(Ordering::SeqCst) {
         0 | SIGINT | SIGTERM => None,
@@ -158,13 +163,14 @@ pub(crate) fn uncommon() -> Option<&'static str> {
     }
 }
 
-/// Whether a signal has come.
+/// Whether a signal was received.
 pub(crate) fn have_come() -> bool {
     FIRST.load(Ordering::SeqCst) != 0
 }
 
-/// The process's exit code for the way a run ended, 128 + the signal if one ended it. After SIGQUIT the
-/// process ends by that signal, with a core where the system keeps one.
+/// Returns the exit code of a run that ended for this reason. If signal N ended the run, the exit code is 128
+/// plus N. After SIGQUIT, this function does not return. Instead, the process ends itself with SIGQUIT, and
+/// dumps core if the system allows it.
 pub(crate) fn leave(reason: StopReason) -> u8 {
     let signal = match reason {
         StopReason::Completed | StopReason::Requested => return 0,
@@ -183,13 +189,13 @@ fn exit_code(signal: i32) -> u8 {
 
 fn end_at_once(signal: i32) {
     if signal == SIGQUIT {
-        // It does not return.
+        // Does not return.
         let _ = emulate_default_handler(signal);
     }
     exit(i32::from(exit_code(signal)));
 }
 
-/// Whether this is a hangup that the starter of the process has set to be ignored, as `nohup` does.
+/// Whether `signal` is SIGHUP and was ignored when the process started, as with `nohup`.
 fn is_ignored_hangup(signal: i32) -> bool {
     let ignored = || {
         let status = procfs::process::Process::myself().ok()?.status().ok()?;
@@ -198,22 +204,22 @@ fn is_ignored_hangup(signal: i32) -> bool {
     signal == SIGHUP && ignored().unwrap_or(false)
 }
 
-/// Ctrl-C, SIGTERM or a hangup, for what has nothing to finish. One that comes before it is waited for
-/// counts.
+/// Waits for Ctrl-C, SIGTERM or SIGHUP. Used by commands that have nothing to finish. A signal that arrives
+/// before the call of [`Self::wait`] counts, too.
 pub(crate) struct EndSignal(Signals);
 
 impl EndSignal {
-    /// Takes the signals from now on.
+    /// Starts to catch the signals.
     ///
     /// # Errors
-    /// The system refuses.
+    /// Returns an error if the signals cannot be registered.
     pub(crate) fn new() -> Result<Self> {
         let all = [SIGINT, SIGTERM, SIGHUP];
         let taken = all.into_iter().filter(|&s| !is_ignored_hangup(s));
         Ok(Self(Signals::new(taken).map_err(refused)?))
     }
 
-    /// Blocks until one comes, or at once when it has come.
+    /// Blocks until a signal arrives. Returns at once if one has arrived already.
     pub(crate) fn wait(mut self) {
         self.0.forever().next();
     }

@@ -1,4 +1,4 @@
-//! What there is to say when a run is over.
+//! The summary that is printed when a run is over.
 
 use std::collections::BTreeMap;
 
@@ -10,20 +10,20 @@ use crate::runs::run_dir::RunDir;
 use crate::show::event_line::{one_line, reason_word, receipt};
 use crate::show::number;
 
-/// What a run's events amount to for the last few lines.
+/// The values from a run's events that the summary needs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Digest {
-    /// First and last value of each of the evaluation's, in the order of their names.
+    /// First and last value of each evaluation metric, by name.
     evaluation: BTreeMap<String, (f64, f64)>,
     baselines: Vec<(String, f64)>,
     checkpoints: u64,
     step: Step,
-    /// For each sink, how many it has and its last receipt.
+    /// For each sink, the number of its deliveries and the last receipt.
     delivered: BTreeMap<String, (u64, String)>,
 }
 
 impl Digest {
-    /// Takes note of an event.
+    /// Adds an event.
     pub(crate) fn note(&mut self, event: &Event) {
         self.step = self.step.max(event.step);
         match &event.body {
@@ -55,12 +55,13 @@ impl Digest {
         }
     }
 
-    /// The furthest step of the events.
+    /// Returns the highest step of the events.
     pub(crate) fn step(&self) -> Step {
         self.step
     }
 
-    /// The lines, each ended: what was made, where, and what to type next.
+    /// Returns the lines of the summary, each with a newline. They show the run, its results, its
+    /// checkpoints, its deliveries, and the commands that the user can run next.
     pub(crate) fn lines(
         &self,
         dir: &RunDir,
@@ -116,7 +117,7 @@ impl Digest {
         aligned(&lines)
     }
 
-    /// The lines about the deliveries alone.
+    /// Returns only the lines about the deliveries.
     pub(crate) fn delivery_lines(&self, undelivered: &[Undelivered]) -> String {
         aligned(&self.deliveries(undelivered))
     }
@@ -151,7 +152,7 @@ mod tests {
     use host_core::MetricValue;
 
     #[test]
-    fn the_end_says_what_was_made_and_what_to_type() {
+    fn the_summary_has_the_results_and_the_next_commands() {
         let runs = tempfile::tempdir().expect("a folder");
         let name = "r".parse().expect("a name");
         let dir = RunDir::create(runs.path(), Some(&name), "tiny").expect("made");

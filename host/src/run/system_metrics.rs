@@ -1,4 +1,4 @@
-//! How the machine does while a run is on it, as `system/` metrics.
+//! Measures the machine during a run. The results are the `system/` metrics.
 
 mod gpu;
 mod machine;
@@ -13,20 +13,20 @@ use host_core::{Emitter, Error, ErrorKind, EventBody, MetricValue, Result, Step}
 use gpu::Gpus;
 use machine::Machine;
 
-/// A thread that looks at the machine from time to time. It ends with this.
+/// Owns the thread that measures the machine periodically. Dropping this ends the thread.
 pub(crate) struct SystemMetrics {
-    /// Hanging it up is the sign to end.
+    /// Dropping the sender ends the thread.
     stop: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl SystemMetrics {
-    /// Begins to look. A look is recorded at the step that the run has come to by then; if that is
-    /// still the step of the look before, or `start`, it is left out, since a metric has one value a
-    /// step.
+    /// Starts to measure. Each measurement is recorded at the run's current step. A metric has one value per
+    /// step, so nothing is measured while the run is still at the step `start` or at the step of the previous
+    /// measurement.
     ///
     /// # Errors
-    /// If the system has no thread left.
+    /// Returns an error if the thread cannot be started.
     pub(crate) fn start(
         every: Duration,
         run_dir: &Path,
@@ -51,7 +51,7 @@ impl Drop for SystemMetrics {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
-            // A run does not fail because of what it says of the machine.
+            // A panic in the thread does not make the run fail.
             let _ = thread.join();
         }
     }

@@ -1,5 +1,5 @@
-//! The proof that a resume is exact, for a configuration of the user's: a run that is killed and
-//! resumed against one that nothing happened to.
+//! Verifies that a resume is exact for a user's configuration. To do so, it compares an uninterrupted run
+//! with a run that was killed and resumed.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -13,23 +13,23 @@ use crate::plan::Plan;
 use crate::plan::run_file::RunFile;
 use crate::plugins::Plugins;
 
-/// What was found equal.
+/// Counts of what was compared and was equal in both runs.
 #[derive(Debug)]
 pub(crate) struct Proof {
-    /// Files of the last checkpoint.
+    /// Number of files in the last checkpoint.
     pub(crate) files: usize,
-    /// Metrics with the same points.
+    /// Number of metrics with the same points.
     pub(crate) metrics: usize,
-    /// Steps of each run.
+    /// Number of steps of each run.
     pub(crate) steps: u64,
 }
 
-/// Trains `2 * steps` steps twice, once with a SIGKILL after the checkpoint in the middle and a
-/// resume, and compares every file of the last checkpoint and every metric that measures no time.
-/// The sinks are left out: nothing is delivered anywhere. `say` is told what goes on.
+/// Trains `2 * steps` steps twice. One of the runs is killed with SIGKILL after the checkpoint in the middle,
+/// and then resumed. Compares all files of the last checkpoint. Also compares the metrics, except those that
+/// measure time or memory. The runs have no sinks, so nothing is delivered. Reports progress through `say`.
 ///
 /// # Errors
-/// A run that fails, or the first difference.
+/// Returns an error if a run fails, or if the runs differ. The error describes the first difference.
 pub(crate) fn verify_resume(
     mut plan: Plan,
     steps: u64,
@@ -39,12 +39,18 @@ pub(crate) fn verify_resume(
     plan.train.save_checkpoint_steps = steps;
     plan.train.keep_checkpoints = 0;
     if plan.resume_from_checkpoint.take().is_some() {
-        say("beginning at step 0, without resume_from_checkpoint");
+        say("starting at step 0, without resume_from_checkpoint");
     }
     if plan.train.max_eval_steps <= 0 {
         plan.train.max_eval_steps = 4;
     }
-    let io = |e: std::io::Error| Error::io("make a folder for the proof", &plan.runs_dir, &e);
+    let io = |e: std::io::Error| {
+        Error::io(
+            "create a folder for the verification runs",
+            &plan.runs_dir,
+            &e,
+        )
+    };
     std::fs::create_dir_all(&plan.runs_dir).map_err(io)?;
     let folder = tempfile::Builder::new()
         .prefix(".verify-resume-")
@@ -62,7 +68,7 @@ pub(crate) fn verify_resume(
             .map_err(cannot_start)?,
     )?;
     say(&format!(
-        "training again, and killing it after step {steps}"
+        "training again, in a process that is killed after step {steps}"
     ));
     let killed = folder.join("runs/killed");
     kill_after_checkpoint(host(&["run", &text(&config), "--name", "killed", "--json"]))?;
@@ -80,7 +86,7 @@ pub(crate) fn verify_resume(
     })
 }
 
-/// The plan as a configuration file, without the sinks.
+/// Writes the plan as a configuration file, without the sinks.
 fn write_config(plan: &Plan, config: &Path) -> Result<()> {
     let plugins = Plugins::load(plan)?.without_sinks();
     let name: RunName = "proof".parse()?;
@@ -91,7 +97,7 @@ fn write_config(plan: &Plan, config: &Path) -> Result<()> {
     RunFile::new(&plan, &name, &plugins.entries())?.write(config)
 }
 
-/// This program with other arguments; it says nothing unless it fails.
+/// Returns a command that runs this program with other arguments and captures its output.
 fn host(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap_or_else(|_| "host".into()));
     command
@@ -102,7 +108,7 @@ fn host(arguments: &[&str]) -> Command {
     command
 }
 
-/// Waits for a run, and hands on what it said if it failed.
+/// Waits for a run. If it failed, returns its error message and hint as an error.
 fn finish(child: Child) -> Result<()> {
     let output = child.wait_with_output().map_err(cannot_start)?;
     if output.status.success() {
@@ -117,8 +123,8 @@ fn finish(child: Child) -> Result<()> {
     let error = Error::new(
         ErrorKind::System,
         format!(
-            "a run of the proof failed: {}",
-            last("error: ").unwrap_or("it said nothing")
+            "a verification run failed: {}",
+            last("error: ").unwrap_or("no error message")
         ),
     );
     Err(match last("hint: ") {
@@ -127,9 +133,9 @@ fn finish(child: Child) -> Result<()> {
     })
 }
 
-/// Starts a run and ends it by SIGKILL once its first checkpoint is written.
+/// Starts a run and kills it with SIGKILL after its first checkpoint.
 fn kill_after_checkpoint(mut command: Command) -> Result<()> {
-    // What it says beside the events would fill a pipe that nobody reads.
+    // Discards stderr. Nothing reads the pipe, so the child process would block as soon as the pipe is full.
     let mut child = command
         .stderr(Stdio::null())
         .spawn()
@@ -150,7 +156,7 @@ fn kill_after_checkpoint(mut command: Command) -> Result<()> {
     finish(child)?;
     Err(Error::new(
         ErrorKind::System,
-        "a run of the proof ended before it could be killed",
+        "a verification run ended before it could be killed",
     ))
 }
 
@@ -193,12 +199,11 @@ fn equal_metrics(whole: &Path, killed: &Path) -> Result<usize> {
                 .collect())
         };
         let (whole, killed) = (points(&whole)?, points(&killed)?);
-        if whole != killed {
-            let step = std::iter::zip(&whole, &killed)
-                .find(|(a, b)| a != b)
-                .map_or(whole.len().min(killed.len()) as u64, |(a, _)| a.0);
+        let differs = |at: &usize| whole.get(*at) != killed.get(*at);
+        let first = (0..whole.len().max(killed.len())).find(differs);
+        if let Some((step, _)) = first.and_then(|at| whole.get(at).or(killed.get(at))) {
             return Err(not_exact(format!(
-                "{} differs from step {step} on",
+                "from step {step} on, {} differs",
                 series.name
             )));
         }
@@ -207,7 +212,7 @@ fn equal_metrics(whole: &Path, killed: &Path) -> Result<usize> {
     Ok(equal)
 }
 
-/// Whether a metric says what something cost in time or memory, which is never the same twice.
+/// Whether a metric measures time or memory, which differ between identical runs.
 fn measures_cost(name: &str) -> bool {
     name.ends_with("_secs")
         || name == "peak_memory_bytes"
@@ -219,13 +224,13 @@ fn measures_cost(name: &str) -> bool {
 
 fn not_exact(what: String) -> Error {
     Error::new(ErrorKind::Training, format!("the resume is not exact: {what}"))
-        .hint("on CUDA set deterministic = true; a metric plugin may keep something that no checkpoint holds")
+        .hint("on CUDA, set deterministic = true; look for metric plugins with state that is not in checkpoints")
 }
 
 fn cannot_start(error: std::io::Error) -> Error {
     Error::new(
         ErrorKind::System,
-        format!("cannot run this program again: {error}"),
+        format!("cannot start another process of this program: {error}"),
     )
 }
 

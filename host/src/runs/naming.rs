@@ -1,4 +1,4 @@
-//! How a run is named to a person.
+//! Names of runs in commands that are shown to users.
 
 use std::path::Path;
 
@@ -7,12 +7,13 @@ use host_plugin::shell_word;
 
 use super::RunDir;
 
-/// What other commands find the run by, from the folder where the user is.
+/// If a command in the current folder would find the run by its name, returns the name. Otherwise, returns
+/// the run's path.
 pub(crate) fn how_to_name(dir: &RunDir) -> String {
     how_to_name_at(dir.name(), dir.path())
 }
 
-/// The same of a run that is not opened.
+/// Like [`how_to_name`], for a run without a `RunDir`.
 pub(crate) fn how_to_name_at(name: &RunName, path: &Path) -> String {
     let usual = std::env::current_dir().map(|here| here.join("runs").join(name.as_str()));
     match usual {
@@ -21,7 +22,7 @@ pub(crate) fn how_to_name_at(name: &RunName, path: &Path) -> String {
     }
 }
 
-/// A path as a shell takes it.
+/// Quotes a path for the shell if necessary.
 pub(crate) fn quoted(path: &Path) -> String {
     shell_word(&path.display().to_string())
 }

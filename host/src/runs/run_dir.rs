@@ -1,4 +1,4 @@
-//! A run's folder: where everything of a run lies.
+//! The folder with all files of a run.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use host_store::{Reader, RunStatus};
 
 use crate::runs::how_to_name_at;
 
-/// What makes a folder a checkpoint: what says what is in it, and what it is about.
+/// A folder with one of these files is a checkpoint.
 const MANIFEST: &str = "manifest.json";
 const WEIGHTS: &str = "model.safetensors";
 
@@ -20,25 +20,27 @@ pub(crate) struct RunDir {
 }
 
 impl RunDir {
-    /// Makes the folder of a new run. A name of the user's must be free; one made here, of the model
-    /// and the time, gets a number behind it until it is.
+    /// Creates the folder of a new run. If no name is given, derives a name from the model and the time. If
+    /// the derived name is taken, appends a number to it.
     ///
     /// # Errors
-    /// The name is taken, or the folder cannot be made.
+    /// Returns an error if the given name is taken, or the folder cannot be created.
     pub(crate) fn create(runs: &Path, name: Option<&RunName>, model: &str) -> Result<Self> {
-        std::fs::create_dir_all(runs).map_err(|e| Error::io("make the runs' folder", runs, &e))?;
+        std::fs::create_dir_all(runs)
+            .map_err(|e| Error::io("create the runs' folder", runs, &e))?;
         let make = |name: RunName| {
             let path = runs.join(name.as_str());
             match std::fs::create_dir(&path) {
                 Ok(()) => {
-                    // A checkpoint in a folder whose name is lost with the power is lost, too.
+                    // Syncs the new entry: if a power failure removed it, the run's checkpoints would be
+                    // lost.
                     std::fs::File::open(runs)
                         .and_then(|folder| folder.sync_all())
                         .map_err(|e| Error::io("sync the runs' folder", runs, &e))?;
                     Ok(Some(Self { name, path }))
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(None),
-                Err(e) => Err(Error::io("make the run's folder", &path, &e)),
+                Err(e) => Err(Error::io("create the run's folder", &path, &e)),
             }
         };
         if let Some(name) = name {
@@ -54,13 +56,13 @@ impl RunDir {
                 return Ok(made);
             }
         }
-        unreachable!("a folder is found before the numbers end")
+        unreachable!("an unused run name always exists")
     }
 
-    /// Looks early whether [`RunDir::create`] will find the name free.
+    /// Checks early whether the name is free for [`RunDir::create`].
     ///
     /// # Errors
-    /// It is taken.
+    /// Returns an error if the name is taken.
     pub(crate) fn check_free(runs: &Path, name: &RunName) -> Result<()> {
         match runs.join(name.as_str()).exists() {
             true => Err(taken(runs, name)),
@@ -68,10 +70,10 @@ impl RunDir {
         }
     }
 
-    /// The folder of a run that the user names, by its name or its path.
+    /// Finds a run by its name or path.
     ///
     /// # Errors
-    /// There is none.
+    /// Returns an error if there is no such run.
     pub(crate) fn find(runs: &Path, run: &str) -> Result<Self> {
         let by_name = run
             .parse::<RunName>()
@@ -90,9 +92,9 @@ impl RunDir {
             let known = names(runs);
             return Err(match nearest(run, known.iter().map(String::as_str)) {
                 Some(name) => error.hint(format!("did you mean {name}?")),
-                None => {
-                    error.hint("`host runs list` names the runs; --runs-dir names their folder")
-                }
+                None => error.hint(
+                    "list the runs with `host runs list`, or give their folder with --runs-dir",
+                ),
             });
         };
         let path = found
@@ -108,82 +110,84 @@ impl RunDir {
         })
     }
 
-    /// The run's name.
+    /// Returns the run's name.
     pub(crate) fn name(&self) -> &RunName {
         &self.name
     }
 
-    /// The folder; absolute.
+    /// Returns the absolute path of the folder.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The folder that holds this one and other runs'; absolute.
+    /// Returns the absolute path of the folder that contains this run's folder and the folders of other runs.
     pub(crate) fn runs_dir(&self) -> &Path {
         self.path.parent().unwrap_or(&self.path)
     }
 
-    /// The resolved configuration.
+    /// Returns the path of `run.toml`.
     pub(crate) fn config_file(&self) -> PathBuf {
         self.path.join("run.toml")
     }
 
-    /// Where the live run listens; absent when it is not live.
+    /// Returns the path of the file with a live run's address. The file is removed when the run ends, but not
+    /// if the run's process is killed.
     pub(crate) fn address_file(&self) -> PathBuf {
         self.path.join(host_serve::ADDRESS_FILE)
     }
 
-    /// Where the run's own process listens; none if the run is not live.
+    /// Returns the address of the run's own process, or `None` if the run is not live.
     ///
     /// # Errors
-    /// The store cannot be read.
+    /// Returns an error if the store cannot be read.
     pub(crate) fn live_address(&self) -> Result<Option<String>> {
-        // A process that was killed leaves its address behind, so the store is asked, too.
+        // Checks the store as well, because a killed process leaves its address file behind.
         let status = Reader::open(&self.path)?.run()?.status;
         let address = std::fs::read_to_string(self.address_file()).ok();
         let address = address.filter(|_| status == RunStatus::Running);
         Ok(address.map(|address| address.trim().to_owned()))
     }
 
-    /// What lets this user control the live run; absent when it is not live, or the token is elsewhere.
+    /// Returns the path of the file with a live run's control token. The file is not written if the user gave
+    /// a token. Otherwise, it is removed when the run ends, but not if the run's process is killed.
     pub(crate) fn control_token_file(&self) -> PathBuf {
         self.path.join("control.token")
     }
 
-    /// The certificate that the run made for itself, if it did.
+    /// Returns the path of the run's self-signed certificate, which may not exist.
     pub(crate) fn certificate_file(&self) -> PathBuf {
         self.path.join("tls-cert.pem")
     }
 
-    /// Its key.
+    /// Returns the path of the certificate's private key.
     pub(crate) fn key_file(&self) -> PathBuf {
         self.path.join("tls-key.pem")
     }
 
-    /// What a live run leaves no longer than it lives.
+    /// Returns the files to remove when the run ends.
     pub(crate) fn transient_files(&self) -> [PathBuf; 2] {
         [self.address_file(), self.control_token_file()]
     }
 
-    /// The checkpoints.
+    /// Returns the folder of the checkpoints.
     pub(crate) fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
     }
 
-    /// A sink's own folder.
+    /// Returns the state folder of a sink.
     pub(crate) fn sink_state(&self, label: &str) -> PathBuf {
         self.path.join("sinks").join(label)
     }
 
-    /// The complete checkpoint of the highest step.
+    /// Returns the complete checkpoint with the highest step.
     pub(crate) fn newest_checkpoint(&self) -> Option<(Step, PathBuf)> {
         let mut found = self.checkpoint_folders();
         found.retain(|(_, path)| path.join(MANIFEST).is_file());
         found.pop()
     }
 
-    /// Every checkpoint, whole or damaged, in the steps' order. A folder that only a user's files keep
-    /// standing is none.
+    /// Returns all checkpoints, complete or damaged, in the order of their steps. A folder with only a user's
+    /// files is not a checkpoint.
     pub(crate) fn checkpoint_folders(&self) -> Vec<(Step, PathBuf)> {
         let entries = self.checkpoints().read_dir().into_iter().flatten();
         let mut found: Vec<(Step, PathBuf)> = entries
@@ -198,7 +202,7 @@ impl RunDir {
         found
     }
 
-    /// The highest generation for which a checkpoint was set aside; 0 if none was.
+    /// Returns the highest generation for which a checkpoint was set aside. Returns 0 if none was set aside.
     pub(crate) fn generation_set_aside(&self) -> u32 {
         let entries = self.checkpoints().read_dir().into_iter().flatten();
         let generation = |entry: std::io::Result<std::fs::DirEntry>| -> Option<u32> {
@@ -208,11 +212,12 @@ impl RunDir {
         entries.filter_map(generation).max().unwrap_or(0)
     }
 
-    /// Gives the checkpoints after `step` other names, since the run goes back there as its
-    /// `generation`: what it writes now is not mixed with what it wrote before. Returns the new names.
+    /// Renames the checkpoints whose step is higher than `step`, because the run goes back to `step` and
+    /// begins `generation`. Checkpoints that the run writes from now on will not have any of the new names.
+    /// Returns the new names.
     ///
     /// # Errors
-    /// The file system refuses.
+    /// Returns an error if a folder cannot be renamed or synced.
     pub(crate) fn set_aside_after(&self, step: Step, generation: u32) -> Result<Vec<String>> {
         let mut names = Vec::new();
         for (_, path) in self.checkpoint_folders().into_iter().filter(|c| c.0 > step) {
@@ -224,28 +229,28 @@ impl RunDir {
         }
         let folder = self.checkpoints();
         if !names.is_empty() {
-            // On the disk before an event says that the run went back.
+            // The names must be on the disk before an event records that the run went back.
             std::fs::File::open(&folder)
                 .and_then(|folder| folder.sync_all())
-                .map_err(|e| Error::io("set checkpoints aside in", &folder, &e))?;
+                .map_err(|e| Error::io("set checkpoints aside", &folder, &e))?;
         }
         Ok(names)
     }
 }
 
-/// How a checkpoint is called that was set aside, between its own name and the generation.
+/// Separates a checkpoint's name from the generation for which it was set aside.
 const SET_ASIDE: &str = ".superseded-";
 
 fn taken(runs: &Path, name: &RunName) -> Error {
     let path = runs.join(name.as_str());
-    let message = format!("there is a run {name} already: {}", path.display());
+    let message = format!("a run named {name} already exists: {}", path.display());
     Error::new(ErrorKind::Config, message).hint(format!(
-        "`host resume {}` resumes it; or choose another --name",
+        "resume it with `host resume {}`, or choose another --name",
         how_to_name_at(name, &path)
     ))
 }
 
-/// The names of the runs in a folder, in their order.
+/// Returns the sorted names of the runs in a folder.
 pub(crate) fn names(runs: &Path) -> Vec<String> {
     let Ok(entries) = runs.read_dir() else {
         return Vec::new();
@@ -259,10 +264,10 @@ pub(crate) fn names(runs: &Path) -> Vec<String> {
     names
 }
 
-/// `codeparrot-20261124-0155`.
+/// Returns a name such as `codeparrot-20261124-0155`.
 fn generated_name(model: &str, now: &jiff::ZonedDateTime) -> String {
     let path = Path::new(model);
-    // Of `gpt2/config.json` the folder tells more than the file.
+    // For `gpt2/config.json`, the folder's name is more descriptive than the file's.
     let telling = match path.file_name().and_then(|name| name.to_str()) {
         Some("config.json") => path.parent().and_then(Path::file_name),
         _ => path.file_stem(),
@@ -285,7 +290,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_generated_name_tells_the_model_and_the_time() {
+    fn a_generated_name_contains_the_model_and_the_time() {
         let now: jiff::ZonedDateTime = "2026-11-24T01:55:30[UTC]".parse().expect("a time");
         let names = ["codeparrot", "/m/gpt2/config.json", "./my model", "/"]
             .map(|model| generated_name(model, &now));
@@ -301,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_users_name_must_be_free_and_a_generated_one_becomes_so() {
+    fn a_given_name_must_be_free_and_a_generated_name_is_unique() {
         let runs = tempfile::tempdir().expect("a folder");
         let name: RunName = "a".parse().expect("a name");
         let first = RunDir::create(runs.path(), Some(&name), "tiny").expect("free");
@@ -339,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_checkpoint_is_a_complete_one() {
+    fn the_newest_checkpoint_is_complete() {
         let runs = tempfile::tempdir().expect("a folder");
         let run = RunDir::create(runs.path(), None, "tiny").expect("made");
         assert!(run.newest_checkpoint().is_none());
@@ -360,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_aside_is_no_checkpoint_and_stays() {
+    fn a_checkpoint_that_is_set_aside_is_kept_but_does_not_count() {
         let runs = tempfile::tempdir().expect("a folder");
         let run = RunDir::create(runs.path(), None, "tiny").expect("made");
         for step in [10, 20, 30] {

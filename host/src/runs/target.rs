@@ -1,25 +1,25 @@
-//! The run that is watched, and how it is reached.
+//! The run to watch, and how to connect to it.
 
 use host_core::Result;
 use host_serve::{Client, Remote, Server, Serving, Source};
 
 use crate::runs::run_dir::RunDir;
 
-/// Says how a server is reached. Asked again for each connection: a run that was resumed has another
-/// address and another token.
+/// A function that returns how to reach a server. It is called for each connection, because a resumed run has
+/// a new address and token.
 type Resolve = Box<dyn Fn() -> Result<Remote> + Send>;
 
-/// Where a run is read.
+/// The server that a run is read from.
 pub(crate) struct Target {
     resolve: Resolve,
-    /// The run's folder, if the user named the run and not a server.
+    /// The run's folder, if the user gave a run and not a server.
     dir: Option<RunDir>,
-    /// A server of this process, for a run that has none of its own any more.
+    /// A server in this process, for a run that is not live.
     serving: Option<Serving>,
 }
 
 impl Target {
-    /// A server.
+    /// Creates a target that is a server.
     pub(crate) fn server(resolve: Resolve) -> Self {
         Self {
             resolve,
@@ -28,7 +28,7 @@ impl Target {
         }
     }
 
-    /// A run by its folder, whether at work or not.
+    /// Creates a target that is a run, live or not.
     pub(crate) fn run(dir: RunDir, resolve: Resolve) -> Self {
         Self {
             dir: Some(dir),
@@ -36,21 +36,22 @@ impl Target {
         }
     }
 
-    /// The run's name, as far as the target says it.
+    /// Returns the run's name, if the target is a run.
     pub(crate) fn name(&self) -> Option<&str> {
         self.dir.as_ref().map(|dir| dir.name().as_str())
     }
 
-    /// Whether the run's process is there, as far as its folder says it.
+    /// Whether the run is live, according to its folder. None if the target is a server.
     pub(crate) fn is_live(&self) -> Option<bool> {
         let dir = self.dir.as_ref()?;
         Some(matches!(dir.live_address(), Ok(Some(_))))
     }
 
-    /// Connects, and says to what.
+    /// Connects. Returns the client and a text for the user: the server's address, or the run's folder if the
+    /// run is not live.
     ///
     /// # Errors
-    /// If nothing listens there, or the run's folder cannot be read.
+    /// Returns an error if the server does not answer, or the run's folder cannot be read.
     pub(crate) fn connect(&mut self) -> Result<(Client, String)> {
         if let Some(dir) = &self.dir
             && dir.live_address()?.is_none()
@@ -67,7 +68,8 @@ impl Target {
     }
 }
 
-/// Serves the runs beside this one, to this process.
+/// Starts a server on the loopback interface, for this process. It serves all runs in the parent folder of
+/// `dir`.
 fn serve(dir: &RunDir) -> Result<Serving> {
     let runs = dir.path().parent().unwrap_or(dir.path());
     let source = Source::Folder(runs.to_owned());

@@ -1,24 +1,24 @@
-//! What people read of a command that trains or delivers.
+//! The output of a command that trains or delivers.
 
 use crate::show::progress::{Progress, Style};
 use crate::show::warnings::Warnings;
 
-/// The progress and the warnings. When this goes away, the bar does, and later warnings are for the terminal
-/// alone.
+/// The progress bar and the warnings. Dropping a `Console` removes the progress bar. Later warnings are shown
+/// in the terminal but not recorded.
 pub(crate) struct Console {
     pub(crate) progress: Progress,
     pub(crate) warnings: Warnings,
 }
 
 impl Console {
-    /// Of a training that comes to step `last_step`, or of a command without steps.
+    /// Creates the output of a training that ends at step `last_step`, or of a command without steps.
     pub(crate) fn new(json: bool, last_step: u64) -> Self {
         let progress = Progress::new(Style::choose(json), last_step);
         let warnings = Warnings::new(&progress);
         Self { progress, warnings }
     }
 
-    /// Ends it; what is warned of later is shown at once.
+    /// Ends the output. Later warnings are shown immediately.
     pub(crate) fn end(self) -> Warnings {
         self.warnings.clone()
     }

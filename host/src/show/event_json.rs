@@ -3,13 +3,13 @@
 use host_core::{Event, EventBody};
 use serde_json::{Map, Value, json};
 
-/// The event as an object: `seq`, `time_us`, `step`, `kind`, and what belongs to the kind. The values
-/// of a `metrics` event are an object by name; one that is not finite is `"NaN"`, `"Infinity"` or
-/// `"-Infinity"`.
+/// Converts an event to an object: `seq`, `time_us`, `step`, `kind`, and the fields of the kind. The values
+/// of a `metrics` event form an object whose keys are the names of the metrics. A value that is not finite is
+/// `"NaN"`, `"Infinity"` or `"-Infinity"`.
 pub(crate) fn event_json(event: &Event) -> Value {
     let mut object = match serde_json::to_value(event) {
         Ok(Value::Object(object)) => object,
-        // Events are plain data, so this cannot happen; if it does, it can be seen.
+        // Events are plain data, so the conversion cannot fail. If it fails anyway, the output shows it.
         other => return json!({ "kind": "unreadable", "what": format!("{other:?}") }),
     };
     if let EventBody::Metrics { values } = &event.body {
@@ -22,7 +22,7 @@ pub(crate) fn event_json(event: &Event) -> Value {
     Value::Object(object)
 }
 
-/// JSON has no numbers that are not finite.
+/// Converts a number. JSON has no numbers that are not finite, so those become strings.
 pub(crate) fn number(value: f64) -> Value {
     match value {
         v if v.is_nan() => json!("NaN"),

@@ -1,11 +1,12 @@
-//! What happened, in a line for people.
+//! Events as lines of text.
 
 use host_core::{DeliveryState, EVAL_LOSS, Event, EventBody, MetricValue, Request};
 
 use crate::show::number;
 pub(crate) use crate::show::printable::one_line;
 
-/// The event in a line, if it is worth one: the steps of the training are not, the meter shows them.
+/// Formats an event as a line. Returns `None` for events that are not shown, such as training steps, which
+/// the meter shows.
 pub(crate) fn event_line(event: &Event) -> Option<String> {
     let at = format!("step {:<6}", event.step);
     let line = match &event.body {
@@ -14,7 +15,7 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
             format!("{at}  training resumed (resume {generation})")
         }
         EventBody::Superseded { from_step, .. } => {
-            format!("step {from_step:<6}  what was recorded after this step no longer counts")
+            format!("step {from_step:<6}  everything recorded after this step no longer counts")
         }
         EventBody::Metrics { values } => {
             let told: Vec<String> = values
@@ -37,7 +38,7 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
             number::bytes(*bytes),
             number::duration(*write_secs)
         ),
-        EventBody::CheckpointFailed { reason } => format!("{at}  no checkpoint: {reason}"),
+        EventBody::CheckpointFailed { reason } => format!("{at}  checkpoint failed: {reason}"),
         EventBody::Delivery {
             sink,
             checkpoint,
@@ -48,7 +49,7 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
             DeliveryState::Queued | DeliveryState::Sending => return None,
             DeliveryState::Delivered => {
                 format!(
-                    "step {checkpoint:<6}  delivered by {sink}{}",
+                    "step {checkpoint:<6}  delivered to {sink}{}",
                     receipt(detail)
                 )
             }
@@ -58,13 +59,13 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
                 } else {
                     "not"
                 };
-                format!("step {checkpoint:<6}  {again} delivered by {sink}: {detail}")
+                format!("step {checkpoint:<6}  {again} delivered to {sink}: {detail}")
             }
             DeliveryState::Dropped => {
-                format!("step {checkpoint:<6}  dropped for {sink}: {detail}")
+                format!("step {checkpoint:<6}  dropped, not delivered to {sink}: {detail}")
             }
         },
-        // The delivery's own events say how it ended; a try that will be repeated is no news.
+        // Not shown, because a delivery event already reports the failed attempt.
         EventBody::PluginFault { call, .. } if call == "publish" => return None,
         EventBody::PluginFault {
             plugin,
@@ -72,7 +73,7 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
             message,
         } => {
             let start = format!("plugin {plugin} failed in {call}: ");
-            // An error of a call says so itself.
+            // Some messages already start with this text.
             let reason = message.strip_prefix(&start).unwrap_or(message);
             format!("warning: {start}{reason}")
         }
@@ -81,8 +82,8 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
             request,
             reason,
         } => match reason.as_str() {
-            "" => format!("{at}  {by} asked {}", request_words(*request)),
-            reason => format!("{at}  {by} asked {}: {reason}", request_words(*request)),
+            "" => format!("{at}  {by} requested {}", request_words(*request)),
+            reason => format!("{at}  {by} requested {}: {reason}", request_words(*request)),
         },
         EventBody::Warning { message } => format!("warning: {message}"),
         EventBody::RunFinished { reason, message } => {
@@ -97,26 +98,26 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
     Some(one_line(&line))
 }
 
-/// What was asked for, behind `asked`.
+/// Returns words that describe a request. They are printed after the word `requested`.
 pub(crate) fn request_words(request: Request) -> String {
     match request {
-        Request::Stop => "to stop".to_owned(),
-        Request::Checkpoint => "for a checkpoint".to_owned(),
+        Request::Stop => "a stop".to_owned(),
+        Request::Checkpoint => "a checkpoint".to_owned(),
         Request::SkipStep => "to skip a step".to_owned(),
         Request::ScaleLearningRate { factor } => {
-            format!("for {factor} of the learning rate")
+            format!("to scale the learning rate by {factor}")
         }
         Request::RollBack => "to go back to the last checkpoint".to_owned(),
-        Request::Evaluate => "for an evaluation".to_owned(),
-        Request::Pause => "to pause".to_owned(),
+        Request::Evaluate => "an evaluation".to_owned(),
+        Request::Pause => "a pause".to_owned(),
         Request::Continue => "to continue".to_owned(),
         Request::SetLearningRate { factor } => {
-            format!("for {factor} times the schedule's learning rate")
+            format!("a learning rate of {factor} times the schedule's")
         }
     }
 }
 
-/// How a run ended, in a word.
+/// Returns how a run ended, in a word or two.
 pub(crate) fn reason_word(reason: host_core::StopReason) -> &'static str {
     match reason {
         host_core::StopReason::Completed => "completed",
@@ -133,8 +134,8 @@ fn is_evaluation(values: &[MetricValue]) -> bool {
     values.iter().any(|metric| tells(&metric.name))
 }
 
-/// The texts and numbers of a receipt: `: path /c, files 3`. Nothing if there are none. Digests are for
-/// programs.
+/// Formats the texts and numbers of a receipt, for example as `: path /c, files 3`. The result is empty if
+/// there are none. Digests are left out.
 pub(crate) fn receipt(json: &str) -> String {
     let Ok(serde_json::Value::Object(receipt)) = serde_json::from_str(json) else {
         return String::new();
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_says_once_which_plugin_failed_in_which_call() {
+    fn a_fault_names_the_plugin_and_the_call_once() {
         for message in ["no room", "plugin x failed in update: no room"] {
             let fault = EventBody::PluginFault {
                 plugin: "x".to_owned(),
@@ -216,16 +217,16 @@ mod tests {
                 delivery(DeliveryState::Delivered, r#"{"path":"/c/step-000100"}"#)
             )
             .as_deref(),
-            Some("step 100     delivered by local-disk: path /c/step-000100")
+            Some("step 100     delivered to local-disk: path /c/step-000100")
         );
         assert_eq!(
             line(120, delivery(DeliveryState::Failed, "a\u{1b}[2J\nb")).as_deref(),
-            Some("step 100     not delivered by local-disk: a [2J b")
+            Some("step 100     not delivered to local-disk: a [2J b")
         );
     }
 
     #[test]
-    fn a_request_says_who_asked_for_what_and_why() {
+    fn a_request_names_its_author_and_its_reason() {
         let asked = |request| {
             let (by, reason) = ("loss-guard".to_owned(), "loss/train is NaN".to_owned());
             line(
@@ -240,16 +241,16 @@ mod tests {
         };
         assert_eq!(
             asked(Request::Stop),
-            "step 7       loss-guard asked to stop: loss/train is NaN"
+            "step 7       loss-guard requested a stop: loss/train is NaN"
         );
         assert_eq!(
             asked(Request::ScaleLearningRate { factor: 0.5 }),
-            "step 7       loss-guard asked for 0.5 of the learning rate: loss/train is NaN"
+            "step 7       loss-guard requested to scale the learning rate by 0.5: loss/train is NaN"
         );
     }
 
     #[test]
-    fn the_end_says_why() {
+    fn the_end_includes_the_reason() {
         let end = |reason, message: &str| {
             let message = message.to_owned();
             line(9, EventBody::RunFinished { reason, message }).expect("a line")

@@ -1,7 +1,8 @@
-//! A run's events on stdout, for programs: each a line of JSON, in order, none missing.
+//! Writes a run's events to stdout, to be read by programs. Each event is one line of JSON. The events are in
+//! order, without gaps.
 //!
-//! A thread of its own reads them from the store and writes them. A reader that takes its time holds up
-//! this thread alone: what it has not taken yet lies on disk, and memory holds a page of it.
+//! A separate thread reads the events from the store and writes them. A slow reader blocks only this thread:
+//! unwritten events stay on disk, and at most one page is in memory.
 
 use std::fs::File;
 use std::io;
@@ -19,15 +20,15 @@ use serde_json::Value;
 use crate::show::event_json::event_json;
 use crate::show::{outlet, printable};
 
-/// Events of a page.
+/// Events per page.
 const PAGE: usize = 1024;
-/// How long the store may be unreadable before the stream ends.
+/// How long the store can be unreadable before the stream ends.
 const UNREADABLE: Duration = Duration::from_secs(5);
-/// How long the end of a run waits while not one byte is taken: of one that came to its end, and of one
-/// that a signal ended, after which a kill may follow soon.
+/// How long a run waits at its end for a reader that accepts no data. After a signal, it waits only
+/// [`SHORT_PATIENCE`], because a kill can follow.
 const PATIENCE: Duration = Duration::from_secs(60);
 const SHORT_PATIENCE: Duration = Duration::from_secs(3);
-/// After how long the wait is told.
+/// How long a run waits for the reader before it tells the user about the wait.
 const QUIET: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(50);
 
@@ -40,18 +41,18 @@ pub(crate) struct JsonStream {
 
 #[derive(Default)]
 struct State {
-    /// Pieces that were taken so far.
+    /// Number of writes to stdout so far. A long line needs several writes.
     pieces: AtomicU64,
-    /// The last event of which every byte was taken.
+    /// The sequence number of the last event that was written completely.
     cursor: AtomicU64,
 }
 
 impl JsonStream {
-    /// Writes `first`, and then every event that is committed from now on. `run` is how
+    /// Starts to write `first`, and then every event committed from now on. `run` is the argument with which
     /// other commands find the run.
     ///
     /// # Errors
-    /// The system refuses a thread.
+    /// Returns an error if stdout cannot be duplicated or the thread cannot be started.
     pub(crate) fn start(
         first: Value,
         run_dir: PathBuf,
@@ -71,7 +72,7 @@ impl JsonStream {
                 commits,
                 state: shared,
             };
-            // The end of the run may have given up.
+            // Sending fails if `finish` has given up waiting.
             let _ = tell.send(stream.follow(&first));
         };
         std::thread::Builder::new()
@@ -81,11 +82,12 @@ impl JsonStream {
         Ok(Self { ended, state, run })
     }
 
-    /// Waits until the last event is written, once the store is closed. `is_hurried` says whether a
-    /// signal has come.
+    /// Must be called after the store was closed. Waits until the last event is written. `is_hurried` returns
+    /// true once a signal has arrived.
     ///
     /// # Errors
-    /// Events are missing on stdout: it took nothing for too long, or the system refused.
+    /// Returns an error if events are missing on stdout, because stdout was not read for too long or a write
+    /// failed.
     pub(crate) fn finish(
         self,
         is_hurried: &dyn Fn() -> bool,
@@ -97,7 +99,7 @@ impl JsonStream {
             match self.ended.recv_timeout(TICK) {
                 Ok(outcome) => return outcome.map_err(|error| self.missing(error.message())),
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(self.missing("its thread is gone"));
+                    return Err(self.missing("the thread that writes to stdout has ended"));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -128,14 +130,14 @@ impl JsonStream {
 
     fn missing(&self, why: &str) -> Error {
         let (cursor, run) = (self.state.cursor.load(Ordering::SeqCst), &self.run);
-        let message = format!("stdout lacks the events after {cursor}: {why}");
+        let message = format!("events after {cursor} are missing on stdout: {why}");
         Error::new(ErrorKind::System, message).hint(format!(
             "`host watch {run} --json --after {cursor}` prints them"
         ))
     }
 }
 
-/// What the thread works with.
+/// The state of the thread.
 struct Stream {
     out: File,
     run_dir: PathBuf,
@@ -152,7 +154,8 @@ impl Stream {
         let mut unreadable: Option<Instant> = None;
         loop {
             let cursor = self.state.cursor.load(Ordering::SeqCst);
-            // Asked first: what is committed before it closes is in the page.
+            // The flag must be read before the page: if the store is closed by then, an empty page means that
+            // no event is left.
             let is_closed = self.commits.is_closed();
             let page = match self.page(&mut reader, cursor) {
                 Ok(page) => page,
@@ -189,7 +192,7 @@ impl Stream {
         reader.events_after(cursor, PAGE)
     }
 
-    /// False if the pipe is closed, as behind `| head`, which is no error.
+    /// Writes text. Returns false if the pipe is closed, as with `| head`, which is not an error.
     fn write(&self, text: &str) -> Result<bool> {
         let went = || {
             self.state.pieces.fetch_add(1, Ordering::SeqCst);
@@ -205,7 +208,7 @@ impl Stream {
     }
 }
 
-/// A value as a line.
+/// Formats a value as a line.
 fn line(value: &Value) -> String {
     printable::json(&format!("{value}\n"))
 }

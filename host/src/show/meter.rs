@@ -1,24 +1,24 @@
-//! Where the training stands, from its events.
+//! The progress of a training, from its events.
 
 use host_core::{Event, EventBody, Request, Step};
 
 use crate::show::number;
 
-/// The last values of a training and how long the rest will take.
+/// The latest values of a training, and the time until its end.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Meter {
     last_step: u64,
     step: u64,
     loss: Option<f64>,
     lr: Option<f64>,
-    /// A mean in which older steps fade.
+    /// Exponential moving average.
     tokens_per_second: Option<f64>,
     curve: Curve,
-    /// Time and step of the first event that this meter saw of the training; the time is later by
-    /// what was spent in pauses since.
+    /// Time and step of the training's last start or, if this meter saw no start, of the first step that it
+    /// saw. Each later pause moves this time forward by its length, so that pauses are not counted.
     begun: Option<(i64, u64)>,
     paused_us: Option<i64>,
-    /// When the training is expected to end, and when that was.
+    /// The expected end.
     expected: Option<Expected>,
     now_us: i64,
 }
@@ -30,13 +30,13 @@ struct Expected {
     at_us: i64,
 }
 
-/// The expected end follows the mean speed within this share of the time that the training took so
-/// far, or will still take if that is less: an evaluation makes the mean slower at once, and would make
-/// the end jump.
+/// The time constant with which the expected end follows the mean speed. It is a fraction of the time since
+/// the start or, if that is shorter, of the time until the end. Without this smoothing, every evaluation
+/// would make the expected end jump.
 const FOLLOWS_IN: f64 = 0.5;
 
 impl Meter {
-    /// A meter for a training of this many steps; 0 if that is not known.
+    /// Creates a meter for a training of `last_step` steps. Pass 0 if this number is unknown.
     pub(crate) fn new(last_step: u64) -> Self {
         Self {
             last_step,
@@ -44,12 +44,12 @@ impl Meter {
         }
     }
 
-    /// Takes note of an event; true if it finished a step.
+    /// Records an event. Returns true if it finished a step.
     pub(crate) fn note(&mut self, event: &Event) -> bool {
         self.now_us = event.time_us;
         match &event.body {
             EventBody::RunStarted { .. } => {
-                // The clock starts anew: an earlier generation says nothing about this one's speed.
+                // The clock restarts, because the speed before a resume does not apply.
                 self.begun = Some((event.time_us, event.step.0));
                 self.step = event.step.0;
                 (self.paused_us, self.expected) = (None, None);
@@ -96,23 +96,23 @@ impl Meter {
         }
     }
 
-    /// The step that was finished last.
+    /// Returns the last finished step.
     pub(crate) fn step(&self) -> Step {
         Step(self.step)
     }
 
-    /// Steps finished since the training was first seen.
+    /// Returns the number of steps finished since `begun`.
     pub(crate) fn steps_done(&self) -> u64 {
         let begun_at = self.begun.map_or(self.step, |(_, step)| step);
         self.step.saturating_sub(begun_at)
     }
 
-    /// The time of the newest event, in microseconds since 1970.
+    /// Returns the time of the newest event, in microseconds since 1970.
     pub(crate) fn time_us(&self) -> i64 {
         self.now_us
     }
 
-    /// A pause has ended: it took no time.
+    /// Ends a pause. The time of the pause does not count.
     fn go_on(&mut self, now_us: i64) {
         let Some(paused_us) = self.paused_us.take() else {
             return;
@@ -127,7 +127,7 @@ impl Meter {
         }
     }
 
-    /// Takes into account the step that was just finished.
+    /// Updates the expected end after a finished step.
     fn expect(&mut self) {
         let mean = || {
             let (begun_us, begun_at) = self.begun?;
@@ -150,14 +150,14 @@ impl Meter {
         self.expected = Some(Expected { end_us, at_us });
     }
 
-    /// Seconds until the end, at the mean speed so far, evaluations and checkpoints included and pauses
-    /// not.
+    /// Returns the seconds until the expected end, which follows from the mean speed so far. The mean
+    /// includes the time of evaluations and checkpoints, but not of pauses.
     pub(crate) fn seconds_left(&self) -> Option<f64> {
         let end_us = self.expected?.end_us;
         Some((end_us - self.now_us as f64).max(0.0) / 1e6)
     }
 
-    /// `loss 3.4127  lr 2.00e-4  12.3k tokens/s  3m10s left`, as far as it is known.
+    /// Formats the known values: `loss 3.4127  lr 2.00e-4  12.3k tokens/s  3m10s left`.
     pub(crate) fn values(&self) -> String {
         let parts = [
             self.loss
@@ -172,12 +172,12 @@ impl Meter {
         parts.into_iter().flatten().collect::<Vec<_>>().join("  ")
     }
 
-    /// The loss so far.
+    /// Returns the curve of the loss so far, reduced to at most `ROOM` values.
     pub(crate) fn curve(&self) -> &[f64] {
         &self.curve.values
     }
 
-    /// `step 120/2000  loss …`.
+    /// Formats the step and the values: `step 120/2000  loss …`.
     pub(crate) fn line(&self) -> String {
         let of = match self.last_step {
             0 => String::new(),
@@ -188,18 +188,18 @@ impl Meter {
     }
 }
 
-/// Values of any number in bounded room: when it is full, each two become their mean, and so do those
-/// that come later.
+/// A series with a bounded number of entries. When it is full, each pair of entries is replaced by its mean,
+/// and each later entry is the mean of twice as many values as before.
 #[derive(Clone, Debug)]
 struct Curve {
     values: Vec<f64>,
-    /// Values that make one.
+    /// Number of values per entry.
     width: u32,
     sum: f64,
     count: u32,
 }
 
-/// Room for a curve; even.
+/// Maximum number of entries of a curve; even.
 const ROOM: usize = 256;
 
 impl Default for Curve {
@@ -272,13 +272,13 @@ mod tests {
     }
 
     #[test]
-    fn an_evaluation_or_a_pause_makes_no_jump_of_the_time_left() {
+    fn an_evaluation_or_a_pause_does_not_make_the_time_left_jump() {
         let mut meter = Meter::new(1000);
         for n in 0..=100 {
             meter.note(&step(n, n as i64));
         }
         assert_eq!(meter.seconds_left(), Some(900.0));
-        // The mean speed alone would say 1080.
+        // Without smoothing, the mean speed would give about 1080 s.
         meter.note(&step(101, 121));
         let left = meter.seconds_left().expect("known");
         assert!((880.0..950.0).contains(&left), "{left}");
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_curve_of_any_length_has_bounded_room_and_keeps_its_shape() {
+    fn a_curve_has_bounded_size_and_keeps_its_shape() {
         let mut curve = Curve::default();
         for n in 0..100_000 {
             curve.push(f64::from(n));

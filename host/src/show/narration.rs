@@ -1,4 +1,4 @@
-//! A run's events as plain lines: what happened, and now and then where the training stands.
+//! Formats a run's events as plain lines. From time to time, adds a line about the progress.
 
 use host_core::Event;
 
@@ -6,23 +6,23 @@ use crate::show::event_line::event_line;
 use crate::show::meter::Meter;
 use crate::show::number;
 
-/// A line about the training comes at most this often.
+/// The minimum time between two lines about the progress.
 const LINE_EVERY_US: i64 = 10_000_000;
 
-/// Steps after which the speed says when the training will end.
+/// Number of steps after which the end of the training is forecast.
 const FORECAST_AFTER: u64 = 10;
 
-/// Makes lines of events, which come in order.
+/// Formats events as lines. The events must arrive in order.
 #[derive(Debug)]
 pub(crate) struct Narration {
     meter: Meter,
-    /// When the meter was last in a line.
+    /// The time at which the last line about the progress was formatted.
     shown_us: i64,
     has_forecast: bool,
 }
 
 impl Narration {
-    /// Of a training of this many steps; 0 if that is not known.
+    /// Creates the narration of a training. `last_step` is its number of steps, or 0 if that is unknown.
     pub(crate) fn new(last_step: u64) -> Self {
         Self {
             meter: Meter::new(last_step),
@@ -31,22 +31,23 @@ impl Narration {
         }
     }
 
-    /// The steps up to this time are history: they have no lines. The next one has.
+    /// Suppresses the lines about the progress up to this time. The first step after this time gets a line.
     pub(crate) fn catch_up(&mut self, time_us: i64) {
         self.shown_us = time_us.saturating_sub(LINE_EVERY_US) + 1;
     }
 
-    /// Where the training stands.
+    /// Returns the progress of the training.
     pub(crate) fn meter(&self) -> &Meter {
         &self.meter
     }
 
-    /// Takes note of an event; true if it finished a step.
+    /// Records an event. Returns true if the event marks the end of a step.
     pub(crate) fn note(&mut self, event: &Event) -> bool {
         self.meter.note(event)
     }
 
-    /// When the training will end, once: as soon as ten steps of it were seen.
+    /// The first call after ten steps returns a forecast of the training's end. Every other call returns
+    /// `None`.
     pub(crate) fn forecast(&mut self) -> Option<String> {
         if self.has_forecast || self.meter.steps_done() < FORECAST_AFTER {
             return None;
@@ -60,7 +61,7 @@ impl Narration {
         })
     }
 
-    /// Takes note of an event, and says it in lines.
+    /// Records an event and formats it as lines.
     pub(crate) fn lines(&mut self, event: &Event) -> impl Iterator<Item = String> {
         let is_due = self.note(event) && event.time_us - self.shown_us >= LINE_EVERY_US;
         let step = is_due.then(|| {
@@ -71,7 +72,8 @@ impl Narration {
     }
 }
 
-/// The local time `secs` after a moment: with its day, if that is another than the moment's.
+/// Adds `secs` seconds to `now_us` and formats the result as local time. If that time is not on the day of
+/// `now_us`, the text includes the date.
 fn end_time(now_us: i64, secs: f64) -> Option<String> {
     let now = jiff::Timestamp::from_microsecond(now_us).ok()?;
     let end_us = now_us.checked_add((secs * 1e6) as i64)?;
@@ -95,7 +97,7 @@ mod tests {
     use host_core::{EventBody, MetricValue, Step};
 
     #[test]
-    fn after_ten_steps_there_is_a_forecast_once() {
+    fn the_end_is_forecast_once_after_ten_steps() {
         let mut narration = Narration::new(1000);
         let event = |seq: u64, body| Event {
             seq,
@@ -123,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_have_a_line_every_ten_seconds_and_none_before_they_are_new() {
+    fn steps_have_a_line_every_ten_seconds_and_none_before_catching_up() {
         let mut narration = Narration::new(100);
         let mut at = |secs: i64, step| {
             let values = vec![MetricValue::new("loss/train", 2.0)];

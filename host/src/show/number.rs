@@ -1,6 +1,6 @@
-//! Numbers as people read them.
+//! Numbers formatted for people.
 
-/// A measured value with five significant digits: `3.4127`, `2.0000e-4`, `inf`.
+/// Formats a measured value with at most five significant digits: `3.4127`, `2.00e-4`, `inf`.
 pub(crate) fn value(value: f64) -> String {
     let size = value.abs();
     if !value.is_finite() {
@@ -23,19 +23,19 @@ pub(crate) fn value(value: f64) -> String {
     }
 }
 
-/// A count with three significant digits: `950`, `12.3k`, `4.57M`.
+/// Formats a count with three significant digits: `950`, `12.3k`, `4.57M`.
 pub(crate) fn count(count: f64) -> String {
     scaled(count, 1000.0, &["", "k", "M", "G", "T"])
 }
 
-/// A size in bytes: `950 B`, `12.3 MB`.
+/// Formats a size in bytes: `950 B`, `12.3 MB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     scaled(bytes as f64, 1000.0, &[" B", " kB", " MB", " GB", " TB"])
 }
 
 fn scaled(mut number: f64, base: f64, units: &[&str]) -> String {
     let mut unit = 0;
-    // 999.5 would be printed as 1000 of the smaller unit.
+    // From 999.5 on, a number would be rounded to 1000 of the smaller unit.
     while number >= base - 0.5 && unit + 1 < units.len() {
         number /= base;
         unit += 1;
@@ -49,7 +49,7 @@ fn scaled(mut number: f64, base: f64, units: &[&str]) -> String {
     format!("{number:.digits$}{}", units[unit])
 }
 
-/// A share of a hundred: `47 %`, `4.9 %`, `0.05 %`.
+/// Formats a percentage: `47 %`, `4.9 %`, `0.05 %`.
 pub(crate) fn percent(percent: f64) -> String {
     let digits = match percent.abs() {
         0.0 => 0,
@@ -60,7 +60,7 @@ pub(crate) fn percent(percent: f64) -> String {
     format!("{percent:.digits$} %")
 }
 
-/// A time span: `0.4s`, `52s`, `3m10s`, `2h05m`, `3d04h`.
+/// Formats a time span: `0.4s`, `52s`, `3m10s`, `2h05m`, `3d04h`.
 pub(crate) fn duration(secs: f64) -> String {
     if !secs.is_finite() || secs < 0.0 {
         return "?".to_owned();
@@ -78,8 +78,8 @@ pub(crate) fn duration(secs: f64) -> String {
     }
 }
 
-/// How long a call or a step takes: `12 µs`, `3.4 ms`, `0.42 s`, `12 s`, and as a [`duration`] from a
-/// minute on.
+/// Formats the time of a call or a step: `12 µs`, `3.4 ms`, `0.42 s`, `12 s`. A time of one minute or more is
+/// formatted by [`duration`].
 pub(crate) fn latency(secs: f64) -> String {
     let (number, unit) = match secs {
         60.0.. => return duration(secs),
@@ -97,7 +97,7 @@ pub(crate) fn latency(secs: f64) -> String {
     format!("{number:.digits$} {unit}")
 }
 
-/// A whole number with its thousands apart: `4,571,904`.
+/// Formats an integer with thousands separators: `4,571,904`.
 pub(crate) fn grouped(number: i64) -> String {
     let digits = number.unsigned_abs().to_string();
     let mut text = String::new();
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_share_is_not_nothing() {
+    fn a_small_percentage_is_not_zero() {
         let shown = [0.0, 0.012, 0.49, 4.9, 9.97, 46.8, 187.0].map(percent);
         assert_eq!(
             shown,
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn thousands_stand_apart() {
+    fn thousands_are_separated() {
         assert_eq!(
             [0, 999, 1000, 4_571_904].map(grouped),
             ["0", "999", "1,000", "4,571,904"]

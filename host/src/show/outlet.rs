@@ -1,4 +1,4 @@
-//! Stdout and stderr, whatever they are: a file, a terminal, a pipe that takes nothing for a while.
+//! Writes to stdout and stderr, which can be files, terminals, or pipes that block.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -7,14 +7,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-/// Bytes of one write. A pipe takes this much at once, so a count of the pieces shows whether the output moves.
+/// Maximum bytes per write. A write to a pipe can block until the reader has made room for all bytes. With
+/// small writes, the reader's progress is therefore noticed sooner.
 const PIECE: usize = 4096;
 
-/// Writes all of it, and says after each piece that it went. Blocks while nothing is taken, also where
-/// the parent has made the descriptor one that does not block.
+/// Writes all bytes, and calls `went` after each write. Blocks while the reader accepts nothing, even if the
+/// parent process set the descriptor to non-blocking.
 ///
 /// # Errors
-/// [`ErrorKind::BrokenPipe`] if the reading end is closed; else what the system says.
+/// Returns [`ErrorKind::BrokenPipe`] if the reading end is closed, or any other error of the system.
 pub(crate) fn write(out: BorrowedFd<'_>, bytes: &[u8], went: &dyn Fn()) -> io::Result<()> {
     let mut left = bytes;
     while !left.is_empty() {
@@ -33,10 +34,10 @@ pub(crate) fn write(out: BorrowedFd<'_>, bytes: &[u8], went: &dyn Fn()) -> io::R
     Ok(())
 }
 
-/// Blocks until the reading end of a pipe or a socket is closed; without end, where that cannot happen.
+/// Blocks until the reading end of a pipe or a socket is closed. Blocks forever if that cannot happen.
 ///
 /// # Errors
-/// The system refuses.
+/// Returns an error if `poll` fails.
 pub(crate) fn wait_for_no_reader(out: BorrowedFd<'_>) -> io::Result<()> {
     wait(out, PollFlags::empty())
 }
@@ -51,18 +52,18 @@ fn wait(out: BorrowedFd<'_>, events: PollFlags) -> io::Result<()> {
     }
 }
 
-/// The process's own stdout, without a buffer.
+/// Returns the process's stdout, unbuffered.
 ///
 /// # Errors
-/// The system refuses another descriptor.
+/// Returns an error if the descriptor cannot be duplicated.
 pub(crate) fn stdout() -> io::Result<File> {
     Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?))
 }
 
-/// The process's own stderr.
+/// Returns the process's stderr, unbuffered.
 ///
 /// # Errors
-/// The system refuses another descriptor.
+/// Returns an error if the descriptor cannot be duplicated.
 pub(crate) fn stderr() -> io::Result<File> {
     Ok(File::from(io::stderr().as_fd().try_clone_to_owned()?))
 }
@@ -77,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pipe_that_does_not_block_gets_every_byte_all_the_same() {
+    fn a_nonblocking_pipe_gets_every_byte() {
         let (mut read, write_end) = io::pipe().expect("a pipe");
         let flags = fcntl_getfl(&write_end).expect("flags");
         fcntl_setfl(&write_end, flags | OFlags::NONBLOCK).expect("set");
@@ -99,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_whose_reader_is_gone_says_so() {
+    fn a_pipe_without_a_reader_is_an_error() {
         let (read, write_end) = io::pipe().expect("a pipe");
         drop(read);
         wait_for_no_reader(write_end.as_fd()).expect("polled");

@@ -1,14 +1,14 @@
-//! Text of others on a terminal: a plugin's, a file's, a remote's. What would move the cursor, change
-//! colours or turn the reading direction becomes a space.
+//! Makes text of unknown origin (plugins, files, servers) safe for a terminal. Characters that move the
+//! cursor, change colors or change the writing direction are replaced by spaces.
 
-/// Text in one line.
+/// Returns the text as one line.
 pub(crate) fn one_line(text: &str) -> String {
     text.chars()
         .map(|c| if is_harmless(c) { c } else { ' ' })
         .collect()
 }
 
-/// Text of several lines, which stay.
+/// Like [`one_line`], but keeps line breaks and tabs.
 pub(crate) fn lines(text: &str) -> String {
     let is_kept = |c| is_harmless(c) || matches!(c, '\n' | '\t');
     text.chars()
@@ -16,8 +16,8 @@ pub(crate) fn lines(text: &str) -> String {
         .collect()
 }
 
-/// JSON in which a terminal finds nothing to obey: the same values, with `\u` for what JSON itself lets
-/// through. Outside of texts JSON has no control character but the line's end.
+/// In a JSON text, escapes each character that affects a terminal, as `\u`. The values stay the same. Outside
+/// of strings, line breaks are the only control characters that `text` may contain.
 pub(crate) fn json(text: &str) -> String {
     if text.chars().all(|c| is_harmless(c) || c == '\n') {
         return text.to_owned();
@@ -26,14 +26,15 @@ pub(crate) fn json(text: &str) -> String {
     for c in text.chars() {
         match c {
             c if is_harmless(c) || c == '\n' => escaped.push(c),
-            // All of them are of the first plane.
+            // All these characters are in the Basic Multilingual Plane, so four digits are enough.
             c => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
         }
     }
     escaped
 }
 
-/// Neither a control character (Cc), nor one that ends a line or turns the direction of what follows.
+/// Returns false for control characters (Cc), line separators, and characters that change the writing
+/// direction.
 fn is_harmless(c: char) -> bool {
     let turns = matches!(
         c,
@@ -47,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_a_terminal_obeys_is_left() {
+    fn characters_that_affect_a_terminal_are_removed() {
         for odd in [
             "\u{1b}[2J",
             "\u{9b}31m",

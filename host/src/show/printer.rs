@@ -1,8 +1,8 @@
-//! What people read while the program works: lines on stderr, the progress bar below them, the last
-//! words on stdout.
+//! The output for people while the program runs: lines on stderr, the progress bar below them, and the final
+//! lines on stdout.
 //!
-//! A thread of its own writes. A terminal may take nothing for a long time (Ctrl-S, a frozen ssh, a full
-//! pipe); then lines wait, and from a bound on they are counted instead. No caller waits for the output.
+//! A separate thread writes. A terminal can block for a long time (Ctrl-S, a frozen ssh, a full pipe). Lines
+//! then wait in a bounded queue; lines that do not fit are only counted. Callers never wait for the output.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -15,16 +15,16 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::show::outlet;
 use crate::show::printable::{lines, one_line};
 
-/// Lines that wait, and their bytes.
+/// Maximum number of waiting lines (`LINES`), and their maximum total size in bytes (`BYTES`).
 const LINES: usize = 4096;
 const BYTES: usize = 1 << 20;
-/// How long the end of the program waits for a terminal that takes nothing, and for one that is slow.
+/// How long the program waits at its end for a blocked terminal (`STUCK`) and for a slow terminal (`SLOW`).
 const STUCK: Duration = Duration::from_secs(2);
 const SLOW: Duration = Duration::from_secs(10);
-/// The same where the process is to end at once.
+/// Replaces both `STUCK` and `SLOW` if the process must end immediately.
 const SOON: Duration = Duration::from_millis(300);
 
-/// The thread that writes. `[any]`, shared.
+/// A handle to the thread that writes. `[any]`, shared.
 #[derive(Clone)]
 pub(crate) struct Printer(Arc<Shared>);
 
@@ -37,38 +37,38 @@ struct Shared {
 struct State {
     waiting: VecDeque<Item>,
     bytes: usize,
-    /// What the bar is to show; only the newest counts.
+    /// The next content of the bar; a newer one replaces it.
     face: Option<Face>,
-    /// Whether the thread is at work on something.
+    /// Whether the thread is writing.
     is_writing: bool,
-    /// Things written so far.
+    /// Number of items written so far.
     written: u64,
-    /// Whether no thread could be started.
+    /// Set if the thread could not be started.
     has_no_thread: bool,
 }
 
 enum Item {
     Line(String),
     LastWords(String),
-    /// So many lines found no room here.
+    /// A gap in the output: this many lines did not fit into the queue.
     NotShown(u64),
 }
 
-/// What the bar shows.
+/// The content of the bar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Face {
-    /// Work whose length is not known.
+    /// Work of unknown length.
     Busy(String),
-    /// Steps done, of how many, and what there is to say beside them.
+    /// Finished steps, total steps, and a text next to them.
     Steps(u64, u64, String),
-    /// There is no bar.
+    /// No bar.
     Gone,
 }
 
 static PRINTER: OnceLock<Printer> = OnceLock::new();
 
 impl Printer {
-    /// The process's own, which is made when it is first asked for.
+    /// Returns the printer of this process, and starts it on the first call.
     pub(crate) fn of_process() -> &'static Self {
         PRINTER.get_or_init(|| match (outlet::stderr(), outlet::stdout()) {
             (Ok(stderr), Ok(stdout)) => Self::start(stderr, stdout),
@@ -76,8 +76,8 @@ impl Printer {
         })
     }
 
-    /// Waits until all that the process has said is shown, if it has said anything. A process that has not
-    /// stays without the printer's thread, so that it can still fork.
+    /// Waits until all output of the process is written. If there was no output, the printer's thread is not
+    /// started, so that the process can still fork.
     pub(crate) fn flush_process() {
         if let Some(printer) = PRINTER.get() {
             printer.flush();
@@ -90,7 +90,7 @@ impl Printer {
             changed: Condvar::new(),
         }));
         let shared = Arc::clone(&printer.0);
-        // It ends with the process.
+        // The thread runs until the process ends.
         let thread = std::thread::Builder::new()
             .name("printer".to_owned())
             .spawn(move || shared.write(Device::new(stderr, stdout)));
@@ -100,7 +100,8 @@ impl Printer {
         }
     }
 
-    /// One that writes what it is told at once: there is no thread left, so there will be no training.
+    /// Creates a printer that writes synchronously. Used if threads cannot be started. No training runs then,
+    /// so a blocked write is harmless.
     fn without_thread() -> Self {
         let state = State {
             has_no_thread: true,
@@ -112,22 +113,22 @@ impl Printer {
         }))
     }
 
-    /// A line for the person who waits, on stderr, above the bar. Where too many wait it is counted.
+    /// Writes a line to stderr, above the bar. If too many lines wait, it is only counted.
     pub(crate) fn say(&self, line: &str) {
         self.put(Item::Line(one_line(line)), false);
     }
 
-    /// The same for what must not be missing: an error, an answer to a signal.
+    /// Like [`Self::say`], for a line that must not be lost: an error, or an answer to a signal.
     pub(crate) fn insist(&self, line: &str) {
         self.put(Item::Line(one_line(line)), true);
     }
 
-    /// Takes the bar away and writes these lines to stdout.
+    /// Removes the bar and writes these lines to stdout.
     pub(crate) fn conclude(&self, text: &str) {
         self.put(Item::LastWords(lines(text)), true);
     }
 
-    /// What the bar shows from now on.
+    /// Sets the content of the bar.
     pub(crate) fn show(&self, face: Face) {
         let mut state = self.0.state();
         if !state.has_no_thread {
@@ -136,12 +137,13 @@ impl Printer {
         }
     }
 
-    /// Waits until everything is written, or the terminal takes no more. False if something is left.
+    /// Waits until everything is written, but at most as long as `STUCK` and `SLOW` allow. Returns false if
+    /// output is left.
     pub(crate) fn flush(&self) -> bool {
         self.0.flush(STUCK, SLOW)
     }
 
-    /// The same for a process that is to end at once.
+    /// Like [`Self::flush`], for a process that must end immediately.
     pub(crate) fn flush_soon(&self) {
         self.0.flush(SOON, SOON);
     }
@@ -180,11 +182,11 @@ impl Item {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        // It is whole at every moment, whoever panicked.
+        // The state is consistent at all times, even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The thread's work.
+    /// Runs the thread's loop.
     fn write(&self, mut device: Device) {
         let mut state = self.state();
         loop {
@@ -236,7 +238,7 @@ impl Shared {
     }
 }
 
-/// Where it is written to. Only the thread has it.
+/// The outputs. Owned by the thread.
 struct Device {
     stderr: File,
     stdout: File,
@@ -256,7 +258,7 @@ impl Device {
         match item {
             Item::Line(line) => self.line(&line),
             Item::NotShown(count) => self.line(&format!(
-                "{count} lines are not shown: the output was not read in time; the run's events are complete"
+                "{count} lines were not shown: the output was not read in time; the run's events are complete"
             )),
             Item::LastWords(text) => {
                 self.show(Face::Gone);
@@ -308,7 +310,7 @@ impl Device {
 }
 
 fn style(template: &str) -> ProgressStyle {
-    // The templates are constants of this file.
+    // The templates are constants in this file.
     ProgressStyle::with_template(template).expect("a template")
 }
 
@@ -321,7 +323,7 @@ mod tests {
 
     use super::*;
 
-    /// A pipe that takes not one byte more.
+    /// Creates a full pipe.
     fn full_pipe() -> (PipeReader, PipeWriter) {
         let (read, mut write) = pipe().expect("a pipe");
         let flags = fcntl_getfl(&write).expect("flags");
@@ -336,11 +338,11 @@ mod tests {
     }
 
     #[test]
-    fn what_a_full_pipe_does_not_take_waits_and_then_is_counted() {
+    fn lines_for_a_full_pipe_wait_and_then_are_counted() {
         let (read, full) = full_pipe();
         let stdout = pipe().expect("a pipe");
         let printer = Printer::start(file(full), file(stdout.1));
-        // None of these waits; that all are said is the proof.
+        // These calls must not block: if one did, the test would hang.
         for n in 0..LINES + 500 {
             printer.say(&format!("line {n}"));
         }
@@ -356,12 +358,12 @@ mod tests {
             }
         }
         let shown = said.len() - 2;
-        // The thread may hold one line of those that wait.
+        // In addition to the lines in the queue, the thread can hold one line.
         assert!((LINES..=LINES + 1).contains(&shown), "{shown}");
         assert!((0..shown).all(|n| said[n] == format!("line {n}")));
         let missing = LINES + 500 - shown;
         assert!(
-            said[shown].starts_with(&format!("{missing} lines are not shown")),
+            said[shown].starts_with(&format!("{missing} lines were not shown")),
             "{}",
             said[shown]
         );
@@ -383,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_words_are_on_stdout_and_lines_on_stderr_in_their_order() {
+    fn the_conclusion_is_on_stdout_and_lines_are_on_stderr_in_order() {
         let (stderr, stdout) = (pipe().expect("a pipe"), pipe().expect("a pipe"));
         let printer = Printer::start(file(stderr.1), file(stdout.1));
         printer.say("one\u{1b}[2J");

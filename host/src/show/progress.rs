@@ -1,4 +1,4 @@
-//! What a person sees of a run while it happens. Nothing here waits for a terminal: the [`Printer`]
+//! The display of a running command. Nothing here waits for a terminal; only the thread of the [`Printer`]
 //! does.
 
 use std::path::Path;
@@ -12,22 +12,24 @@ use crate::show::printer::{Face, Printer};
 use crate::show::sparkline::sparkline;
 use crate::show::terminal::can_draw;
 
-/// Bars of the loss's curve beside the progress bar.
+/// The loss is drawn as a curve of small bars, next to the progress bar. This is the number of small bars.
 const CURVE: usize = 16;
 
 /// How events are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Style {
-    /// A bar on a terminal, lines above it.
+    /// A bar on a terminal, with lines above it.
     Bar,
     /// Plain lines on stderr.
     Lines,
-    /// On stderr only what is no event; stdout has those, as JSON, of which the store's reader takes care.
+    /// Plain lines on stderr, but none for events. [`JsonStream`](crate::show::json_stream::JsonStream)
+    /// writes the events to stdout as JSON.
     Json,
 }
 
 impl Style {
-    /// JSON if asked for; else a bar where stderr is a terminal that can be drawn on.
+    /// Returns `Json` if requested. Otherwise, returns `Bar` if stderr is a terminal that can be drawn on. In
+    /// all other cases, returns `Lines`.
     pub(crate) fn choose(json: bool) -> Self {
         match json {
             true => Self::Json,
@@ -47,7 +49,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// A display that shows nothing yet; `last_step` is where the training ends.
+    /// Creates an empty display. The training ends at `last_step`.
     pub(crate) fn new(style: Style, last_step: u64) -> Self {
         Self {
             style,
@@ -57,29 +59,30 @@ impl Progress {
         }
     }
 
-    /// Whether the events are for programs.
+    /// Returns true if the events are written as JSON.
     pub(crate) fn is_json(&self) -> bool {
         self.style == Style::Json
     }
 
-    /// A line for the person who waits, on stderr, above the bar.
+    /// Writes a line to stderr, above the bar.
     pub(crate) fn say(&self, line: &str) {
         self.printer.say(line);
     }
 
-    /// A line that is shown however many wait.
+    /// Like [`Self::say`], for a line that must be shown even if too many lines are waiting.
     pub(crate) fn insist(&self, line: &str) {
         self.printer.insist(line);
     }
 
-    /// Where the run is to be found, and in lines how it is served, if it is.
+    /// Shows the run's folder and, if the run is served, the lines that say how to connect.
     pub(crate) fn opened(&self, name: &RunName, path: &Path, served: &[String]) {
         self.printer
             .insist(&format!("run {name} at {}", path.display()));
         served.iter().for_each(|line| self.printer.insist(line));
     }
 
-    /// What goes on now, until something else does. On a terminal it moves; else it is a line.
+    /// Shows the current activity until the next activity starts. On a terminal, it is animated; otherwise,
+    /// it is a line.
     pub(crate) fn busy(&self, what: &str) {
         match self.style {
             Style::Bar => self.printer.show(Face::Busy(one_line(what))),
@@ -87,12 +90,12 @@ impl Progress {
         }
     }
 
-    /// Shows the bar from this step on.
+    /// Shows the bar, starting at this step.
     pub(crate) fn begin(&self, step: Step) {
         self.steps(step, String::new());
     }
 
-    /// Shows events, which come in order.
+    /// Shows events, which must arrive in order.
     pub(crate) fn show(&self, events: &[Event]) {
         let mut narration = self.narration();
         match self.style {
@@ -128,7 +131,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away and says the last words: on stdout, unless that is for programs.
+    /// Removes the bar and writes the final lines. They go to stdout, or to stderr if stdout carries JSON.
     pub(crate) fn conclude(&self, text: &str) {
         self.end();
         match self.style {
@@ -137,7 +140,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away; what was said stays.
+    /// Removes the bar; the lines stay.
     pub(crate) fn end(&self) {
         if self.style == Style::Bar {
             self.printer.show(Face::Gone);

@@ -2,14 +2,14 @@
 
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// Draws at most `width` bars between the smallest and the largest value, each the mean of its share
-/// of the values. Values that are not finite are left out.
+/// Draws the values as at most `width` bars. Each bar shows the mean of one part of the values. The scale
+/// goes from the lowest to the highest mean. Values that are not finite are left out.
 pub(crate) fn sparkline(values: &[f64], width: usize) -> String {
     let means = means(values, width);
     bars(&means, extent(&means))
 }
 
-/// Draws several curves of equally many values, all between the smallest and the largest of them all.
+/// Draws several curves on the same scale. The scale goes from the lowest to the highest mean of all curves.
 pub(crate) fn sparklines(curves: &[&[f64]], width: usize) -> Vec<String> {
     let means: Vec<Vec<f64>> = curves.iter().map(|curve| means(curve, width)).collect();
     let extent = extent(&means.concat());
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_curve_spans_all_heights_and_skips_what_is_not_finite() {
+    fn a_curve_spans_all_heights_and_skips_values_that_are_not_finite() {
         assert_eq!(sparkline(&[7.0, f64::NAN, 3.5, 0.0], 10), "█▅▁");
         assert_eq!(sparkline(&[1.0, 1.0], 10), "▁▁");
         assert_eq!(sparkline(&[], 10), "");

@@ -1,13 +1,13 @@
-//! Columns of text for people.
+//! Tables of text.
 
 use crate::show::printable::one_line;
 
-/// Which side of its column a cell keeps to.
+/// The alignment of a column.
 #[derive(Clone, Copy)]
 pub(crate) enum Align {
-    /// Words.
+    /// For words.
     Left,
-    /// Numbers.
+    /// For numbers.
     Right,
 }
 
@@ -18,7 +18,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// A table with a heading for each column.
+    /// Creates a table with these column headings.
     pub(crate) fn new<const N: usize>(columns: [(&str, Align); N]) -> Self {
         Self {
             columns: columns.iter().map(|&(_, align)| align).collect(),
@@ -26,13 +26,13 @@ impl Table {
         }
     }
 
-    /// Adds a row, which has a cell for each column. A cell is one line, whatever is in it.
+    /// Adds a row with one cell per column. Line breaks in a cell become spaces.
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
         debug_assert_eq!(N, self.columns.len());
         self.rows.push(cells.map(|cell| one_line(&cell)).to_vec());
     }
 
-    /// The lines, each ended.
+    /// Formats the table. Each line ends with a line break.
     pub(crate) fn render(&self) -> String {
         let width = |column: usize| {
             let cells = self.rows.iter().map(|row| row[column].chars().count());

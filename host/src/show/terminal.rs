@@ -1,12 +1,12 @@
-//! Whether an output is a terminal that can be drawn on.
+//! Detects terminals on which lines can be redrawn.
 
 use std::ffi::OsStr;
 use std::io::IsTerminal;
 
 use ratatui::crossterm::terminal::size;
 
-/// Whether lines can be taken back on `out`, rather than only be added: an editor's shell, a build
-/// server's log and a terminal without a size get plain lines.
+/// Returns true if lines on `out` can be redrawn. This is not possible in an editor's shell, in a build
+/// server's log, or in a terminal without a size. Such outputs receive only plain lines.
 pub(crate) fn can_draw(out: &impl IsTerminal) -> bool {
     let (term, ci) = (std::env::var_os("TERM"), std::env::var_os("CI"));
     out.is_terminal()
@@ -14,7 +14,7 @@ pub(crate) fn can_draw(out: &impl IsTerminal) -> bool {
         && size().is_ok_and(|(columns, rows)| columns > 0 && rows > 0)
 }
 
-/// By what `TERM` and `CI` say.
+/// Returns true if the values of `TERM` and `CI` allow lines to be redrawn.
 fn is_drawable(term: Option<&OsStr>, ci: Option<&OsStr>) -> bool {
     let is_terminal =
         term.is_some_and(|term| !["", "dumb", "unknown"].map(OsStr::new).contains(&term));

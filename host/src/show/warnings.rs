@@ -1,6 +1,5 @@
-//! The warnings of a run. There is one way for all of them: each is an event, and so reaches the
-//! terminal, the store, `--json` and every client alike. What is to be warned of before the run's store
-//! is open waits for it.
+//! The warnings of a run. Every warning is an event, so it reaches the terminal, the store, `--json` and
+//! every client. A warning emitted before the run's store is open is held until then.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,10 +8,10 @@ use host_core::{Emitter, EventBody, Step};
 
 use crate::show::progress::Progress;
 
-/// Warnings that are put on record of what one plugin logs; the others are only shown.
+/// Maximum number of logged warnings to record per plugin; further warnings are only shown.
 const OF_A_PLUGIN: u64 = 100;
 
-/// Where warnings go. `[any]`, shared.
+/// The destination of warnings. `[any]`, shared.
 #[derive(Clone)]
 pub(crate) struct Warnings {
     progress: Progress,
@@ -22,31 +21,31 @@ pub(crate) struct Warnings {
 #[derive(Default)]
 struct State {
     stage: Stage,
-    /// What each plugin has logged.
+    /// Number of warnings that each plugin has logged.
     logged: HashMap<String, u64>,
 }
 
 #[derive(Default)]
 enum Stage {
-    /// There is no store yet.
+    /// The store is not open yet.
     Held(Vec<String>),
     Live(Live),
-    /// The store is closed: only the terminal is left.
+    /// The store is closed, so warnings are only shown on the terminal.
     #[default]
     Over,
 }
 
-/// The way into the store.
+/// The emitters that write to the store, and a function that returns the run's current step.
 struct Live {
     emitter: Emitter,
-    /// One that observers do not hear: of what plugins log, lest an observer that warns of warnings never
-    /// ends.
+    /// Emits the warnings that plugins log. Observers do not receive these warnings. Otherwise, an observer
+    /// that logs a warning for each warning it receives would cause an endless loop.
     unheard: Emitter,
     step: Box<dyn Fn() -> Step + Send>,
 }
 
 impl Warnings {
-    /// Of a run that has not begun.
+    /// Creates the destination for the warnings of a run that has not started.
     pub(crate) fn new(progress: &Progress) -> Self {
         let state = State {
             stage: Stage::Held(Vec::new()),
@@ -58,13 +57,13 @@ impl Warnings {
         }
     }
 
-    /// Warns of something, in half a sentence.
+    /// Emits a warning. The message should be short and have no full stop.
     pub(crate) fn warn(&self, message: impl Into<String>) {
         self.state().stage.warn(message.into(), &self.progress);
     }
 
-    /// What a plugin logged as a warning, or worse. Of one that logs without end the store gets the first
-    /// alone.
+    /// Emits a message that a plugin logged as a warning or an error. Only the first `OF_A_PLUGIN` messages
+    /// of each plugin are recorded.
     pub(crate) fn logged(&self, plugin: &str, message: &str) {
         let mut state = self.state();
         let State { stage, logged } = &mut *state;
@@ -77,14 +76,14 @@ impl Warnings {
         }
         if *count == OF_A_PLUGIN {
             let message = format!(
-                "{plugin} has logged {OF_A_PLUGIN} warnings: later ones are in the terminal alone"
+                "{plugin} has logged {OF_A_PLUGIN} warnings: later ones are only shown in the terminal"
             );
             stage.warn(message, &self.progress);
         }
     }
 
-    /// The run's store is open: what was held becomes events, at the step that `step` tells. Observers hear
-    /// what `emitter` emits and not what `unheard` does.
+    /// Called once the run's store is open. Emits the held warnings as events. `step` returns the step of
+    /// these events. Observers receive what `emitter` emits, but not what `unheard` emits.
     pub(crate) fn begin(
         &self,
         emitter: Emitter,
@@ -104,7 +103,7 @@ impl Warnings {
         }
     }
 
-    /// The run is over, or never began: what is still held is only shown.
+    /// Called when the run has ended or failed to start. Prints the held warnings to the terminal.
     pub(crate) fn end(&self) {
         let before = std::mem::take(&mut self.state().stage);
         if let Stage::Held(held) = before {
@@ -146,14 +145,14 @@ mod tests {
     use crate::show::progress::Style;
 
     #[test]
-    fn what_is_held_becomes_events_and_a_plugin_that_logs_without_end_a_hundred() {
+    fn held_warnings_become_events_and_a_plugin_has_at_most_a_hundred() {
         let warnings = Warnings::new(&Progress::new(Style::Lines, 0));
         warnings.warn("early");
         let (emitter, drafts) = Emitter::new(1000);
         warnings.begin(emitter.clone(), emitter, || Step(7));
         (0..300).for_each(|n| warnings.logged("talker", &format!("line {n}")));
         warnings.logged("other", "once");
-        // Lets the emitter go, so that the store can close.
+        // Drops the emitter, so that the store can close.
         warnings.end();
         let said: Vec<(Step, String)> = drafts
             .iter()
@@ -165,7 +164,11 @@ mod tests {
         assert_eq!(said.len(), 103);
         assert_eq!(said[0], (Step(7), "early".to_owned()));
         assert_eq!(said[100].1, "talker: line 99");
-        assert!(said[101].1.contains("terminal alone"), "{}", said[101].1);
+        assert!(
+            said[101].1.contains("only shown in the terminal"),
+            "{}",
+            said[101].1
+        );
         assert_eq!(said[102].1, "other: once");
     }
 }

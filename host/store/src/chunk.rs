@@ -1,7 +1,8 @@
-//! The bytes of a chunk. Axis: per row the differences to the row before of seq, step and time, as
-//! zigzag varints. Column: a tag, then the values as little-endian floats of the width the tag says.
+//! The encoding of chunks. An axis has three numbers for each row: how much seq, step and time differ from
+//! the previous row. They are zigzag varints. A column has a tag and then the values. The values are
+//! little-endian floats, and the tag sets their width.
 
-/// Where a metric event stands: everything of it but its values.
+/// The position of a metric event: everything except its values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) seq: u64,
@@ -9,13 +10,13 @@ pub(crate) struct Place {
     pub(crate) time_us: i64,
 }
 
-/// The bytes are not what was encoded.
+/// The bytes are not a valid encoding.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
 /// Values are f64.
 const WIDE: u8 = 0;
-/// All values are exact in f32, as losses of a model in f32 are, and are stored so.
+/// Values are f32. Used if every value is exact in f32, as the losses of an f32 model are.
 const NARROW: u8 = 1;
 
 pub(crate) fn encode_axis(places: &[Place]) -> Vec<u8> {
@@ -33,7 +34,7 @@ pub(crate) fn encode_axis(places: &[Place]) -> Vec<u8> {
     bytes
 }
 
-/// Appends `rows` places to `into`.
+/// Decodes an axis that has this number of rows. Appends the decoded places to `into`.
 pub(crate) fn decode_axis(
     mut bytes: &[u8],
     rows: usize,
@@ -56,7 +57,7 @@ pub(crate) fn decode_axis(
 pub(crate) fn encode_column(values: &[f64]) -> Vec<u8> {
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "the point is to see whether it truncates"
+        reason = "`exact` checks that narrowing loses nothing"
     )]
     let narrow = |value: f64| value as f32;
     let exact = |&value: &f64| f64::from(narrow(value)).to_bits() == value.to_bits();
@@ -71,7 +72,7 @@ pub(crate) fn encode_column(values: &[f64]) -> Vec<u8> {
     }
 }
 
-/// A column, read in place.
+/// A column that is read directly from its bytes, without a copy.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Column<'a> {
     Wide(&'a [[u8; 8]]),
@@ -97,7 +98,7 @@ impl<'a> Column<'a> {
         }
     }
 
-    /// The value of a row below the number of rows.
+    /// Returns the value of the row with this index, which must be less than the number of rows.
     pub(crate) fn get(&self, row: usize) -> f64 {
         match self {
             Self::Wide(values) => f64::from_le_bytes(values[row]),
@@ -106,7 +107,7 @@ impl<'a> Column<'a> {
     }
 }
 
-/// The values of an event that is not folded.
+/// Encodes the values of an event that is not folded into a chunk.
 pub(crate) fn encode_row(values: impl Iterator<Item = f64>) -> Vec<u8> {
     values.flat_map(f64::to_le_bytes).collect()
 }
@@ -123,7 +124,8 @@ fn whole<const N: usize>(bytes: &[u8]) -> Result<&[[u8; N]], Malformed> {
     }
 }
 
-/// Differences are small and of either sign: zigzag, seven bits a byte, low bits first.
+/// Appends a difference as a zigzag varint: seven bits per byte, low bits first. Most differences are small,
+/// and some are negative.
 fn put(bytes: &mut Vec<u8>, difference: u64) {
     let signed = difference.cast_signed();
     let mut rest = (signed << 1 ^ signed >> 63).cast_unsigned();
@@ -151,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_axis_comes_back_whatever_its_numbers() {
+    fn an_axis_round_trips_for_any_numbers() {
         let places: Vec<Place> = [
             (1, 0, 0),
             (2, 0, 1_700_000_000_000_000),
@@ -168,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn an_axis_that_is_cut_or_too_long_is_malformed() {
+    fn a_truncated_or_too_long_axis_is_malformed() {
         let bytes = encode_axis(&[Place::default(), Place::default()]);
         let decode = |bytes: &[u8], rows| decode_axis(bytes, rows, &mut Vec::new());
         assert_eq!(decode(&bytes[1..], 2), Err(Malformed));
@@ -177,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_column_comes_back_bit_for_bit_and_narrow_where_that_is_exact() {
+    fn a_column_round_trips_bit_for_bit_and_is_narrow_if_that_is_exact() {
         let odd_nan = f64::from_bits(0x7ff8_dead_beef_0001);
         for (values, width) in [
             (vec![], 4),

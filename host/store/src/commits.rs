@@ -1,7 +1,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How far the writer of this process has committed, for those who wait for more. `[any]`
+/// A handle with which threads wait for commits of this process's writer. `[any]`
 #[derive(Clone, Debug)]
 pub struct Commits(Arc<(Mutex<State>, Condvar)>);
 
@@ -22,25 +22,26 @@ impl Commits {
         Self(Arc::new((Mutex::new(state), Condvar::new())))
     }
 
-    /// The sequence number of the last committed event; 0 before the first.
+    /// Returns the sequence number of the last committed event; 0 before the first.
     pub fn last_seq(&self) -> u64 {
         self.state().last_seq
     }
 
-    /// Whether the writer has ended, so that nothing more will come.
+    /// Whether the writer has ended, so that no more events follow.
     pub fn is_closed(&self) -> bool {
         self.state().closed
     }
 
-    /// Waits until an event beyond `seq` is committed, the writer has ended, or `timeout` is over;
-    /// returns the last committed sequence number.
+    /// Waits until one of the following: an event after `seq` is committed; the writer has ended; `timeout`
+    /// has passed. Returns the sequence number of the last committed event.
     pub fn wait_beyond(&self, seq: u64, timeout: Duration) -> u64 {
         self.wait_while(timeout, |state| state.last_seq <= seq)
             .last_seq
     }
 
-    /// Waits until the first `count` events that came out of the queue are committed, or were let go
-    /// because the disk refused for too long; false if the writer ended or `timeout` is over before.
+    /// Waits until the first `count` events of the queue are settled. An event is settled when it is
+    /// committed, or when it is dropped because the disk failed for too long. Returns false if the writer
+    /// ends, or `timeout` passes, before all of them are settled.
     pub fn wait_settled(&self, count: u64, timeout: Duration) -> bool {
         self.wait_while(timeout, |state| state.settled < count)
             .settled
@@ -75,7 +76,7 @@ impl Commits {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it holds the lock.
+        // No code panics while it holds the lock, so the state is consistent.
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -85,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_waits_wakes_at_a_commit_at_the_end_and_in_time() {
+    fn waiting_ends_at_a_commit_at_the_end_or_at_the_timeout() {
         let commits = Commits::new(3);
         let long = Duration::from_secs(600);
         assert_eq!(commits.wait_beyond(2, long), 3);

@@ -4,18 +4,18 @@ use host_core::{Result, Step};
 
 use crate::{Point, Reader};
 
-/// A whole series of one run, as it counts, and its ends.
+/// A whole series of one run, without superseded points.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Curve {
     /// Number of points; at least one.
     pub count: u64,
     /// The last point.
     pub last: Point,
-    /// The point with the lowest value, the first of equals; none if no value is a number.
+    /// The first point with the lowest value; `None` if all values are NaN.
     pub lowest: Option<Point>,
-    /// The point with the highest value, the first of equals; none if no value is a number.
+    /// The first point with the highest value; `None` if all values are NaN.
     pub highest: Option<Point>,
-    /// The last value of each step, by step.
+    /// The last value of each step, sorted by step.
     values: Vec<(Step, f64)>,
 }
 
@@ -24,9 +24,10 @@ pub struct Curve {
 pub struct MetricComparison {
     /// The metric's name.
     pub name: Arc<str>,
-    /// Steps at which each run that has the metric has a value, thinned evenly; the last stays.
+    /// Steps at which every run with this metric has a value. If there are too many, they are thinned evenly,
+    /// but the last step is kept.
     pub steps: Vec<Step>,
-    /// In the order of the runs; none for a run without the metric.
+    /// One entry per run, in the order of the runs; `None` for a run without the metric.
     pub runs: Vec<Option<RunMetric>>,
 }
 
@@ -37,19 +38,19 @@ pub struct RunMetric {
     pub count: u64,
     /// The last point.
     pub last: Point,
-    /// The point with the lowest value; none if no value is a number.
+    /// The point with the lowest value; `None` if all values are NaN.
     pub lowest: Option<Point>,
-    /// The point with the highest value; none if no value is a number.
+    /// The point with the highest value; `None` if all values are NaN.
     pub highest: Option<Point>,
     /// The values at the comparison's steps.
     pub values: Vec<f64>,
 }
 
 impl Reader {
-    /// A whole series; none if nothing of it counts.
+    /// Returns a whole series. Returns `None` if it has no points, or if all its points are superseded.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn curve(&self, series: &str) -> Result<Option<Curve>> {
         let mut curve: Option<Curve> = None;
         self.points(
@@ -95,11 +96,12 @@ impl Curve {
         }
     }
 
-    /// Orders the values by step, of which each stays once. Nearly always they are so already.
+    /// Sorts the values by step and keeps the last value of each step. The values are nearly always sorted
+    /// already.
     fn by_step(mut self) -> Self {
         if !self.values.is_sorted_by(|a, b| a.0 < b.0) {
             self.values.sort_by_key(|&(step, _)| step);
-            // `dedup` keeps the first of equals, and the last is wanted.
+            // `dedup_by_key` keeps the first value of a step, but the last value is needed.
             self.values.reverse();
             self.values.dedup_by_key(|&mut (step, _)| step);
             self.values.reverse();
@@ -107,7 +109,7 @@ impl Curve {
         self
     }
 
-    /// The values at these steps, all of which the curve has.
+    /// Returns the values at these steps. The curve must have a value at each of these steps.
     fn at(&self, steps: &[Step]) -> Vec<f64> {
         let mut values = self.values.iter();
         let mut at = |step: &Step| values.find(|(at, _)| at == step).map(|&(_, value)| value);
@@ -116,7 +118,7 @@ impl Curve {
 }
 
 impl MetricComparison {
-    /// Lays the curves of a metric side by side, at no more than `max_points` of their common steps.
+    /// Compares the curves of a metric at no more than `max_points` of their common steps.
     pub fn new(name: Arc<str>, curves: Vec<Option<Curve>>, max_points: usize) -> Self {
         let steps = thinned(common_steps(&curves), max_points);
         let beside = |curve: Curve| RunMetric {
@@ -183,9 +185,9 @@ mod tests {
     }
 
     #[test]
-    fn curves_meet_at_the_steps_that_all_of_them_have() {
+    fn curves_are_compared_at_the_steps_they_have_in_common() {
         let a = curve(&[(1, 5.0), (2, 4.0), (3, f64::NAN), (4, 2.0), (6, 1.0)]);
-        // Out of order, and step 4 twice, of which the last counts.
+        // The points are out of order, and step 4 occurs twice: the last value of step 4 counts.
         let b = curve(&[(4, 9.0), (2, 7.0), (4, 8.0), (5, 6.0), (6, 5.0)]);
         let of_both = MetricComparison::new("loss".into(), vec![Some(a), None, Some(b)], 10);
         assert_eq!(steps(&of_both), [2, 4, 6]);
@@ -200,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn many_steps_are_thinned_evenly_and_the_last_stays() {
+    fn many_steps_are_thinned_evenly_and_the_last_is_kept() {
         let all = curve(&(0..1000).map(|n| (n, 0.5)).collect::<Vec<_>>());
         let thin = |max| {
             steps(&MetricComparison::new(
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_curve_has_what_counts_and_no_more() {
+    fn a_curve_has_no_superseded_points() {
         let dir = tempfile::tempdir().expect("a folder");
         let mut writer = Writer::create(dir.path(), &record())
             .expect("a run")
@@ -242,7 +244,7 @@ mod tests {
         assert_eq!(curve.count, 7);
         assert_eq!(reader.curve("no such").expect("readable"), None);
 
-        // The same points, one series after the other.
+        // `Reader::points` visits the same points, one series after the other.
         let mut all = Vec::new();
         let each = |name: &str, point: Point| {
             all.push((name.to_owned(), point.step.0));

@@ -10,34 +10,34 @@ use crate::reader::ReadError;
 use crate::schema::{self, Mark};
 use crate::{FILE, Reader, fault};
 
-/// A store that could not be used and was put out of the way.
+/// A store that could not be used and was set aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loss {
-    /// What was wrong with it.
+    /// What was wrong with the store.
     pub why: String,
-    /// What its file is called now, in the run's folder; none if there was nothing left to keep.
+    /// The store's new file name in the run's folder; `None` if there was no file left to keep.
     pub kept_as: Option<String>,
 }
 
-/// What a run's store is called after it was set aside, with a number behind it.
+/// The beginning of the name of a store that was set aside; a number follows.
 const DAMAGED: &str = "events.db.damaged-";
-/// The files that SQLite keeps beside a database, by the end of their names.
+/// Suffixes of the files that SQLite keeps next to a database.
 const BESIDE: [&str; 3] = ["-wal", "-journal", "-shm"];
-/// Events that are read at once.
+/// Number of events to read at once.
 const PAGE: usize = 4096;
 
-/// What is wrong with a store, by all that is in it; none if nothing is. It is for the run's writer
-/// alone, which holds the lock.
+/// Reads the whole store and returns a description of its damage; `None` if it is not damaged. Only for the
+/// run's writer, which holds the lock.
 ///
 /// # Errors
-/// If that cannot be told: the system refuses, or another program holds the file.
+/// Returns an error if the store cannot be examined: on a system error, or if another program holds the file.
 pub(crate) fn damage(run_dir: &Path) -> Result<Option<String>> {
     let path = run_dir.join(FILE);
     match std::fs::symlink_metadata(&path) {
         Ok(file) if !file.is_file() => return Ok(Some("it is not a regular file".to_owned())),
         Ok(_) => {}
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Ok(Some("it is gone".to_owned()));
+            return Ok(Some("it is missing".to_owned()));
         }
         Err(e) => return Err(Error::io("read the run store", &path, &e)),
     }
@@ -53,7 +53,7 @@ fn examine(run_dir: &Path, path: &Path) -> Result<(), ReadError> {
     let connection = schema::open_existing(path)?;
     match schema::mark(&connection)? {
         Mark::Run => {}
-        // The writer says what is to be done about it.
+        // A newer format is not damage. The writer itself reports it.
         Mark::Newer(_) => return Ok(()),
         Mark::Blank => return Err(ReadError::damaged("it is empty")),
         Mark::Foreign => return Err(ReadError::damaged("it is not a run store")),
@@ -68,7 +68,8 @@ fn examine(run_dir: &Path, path: &Path) -> Result<(), ReadError> {
     reader.attempt(|tx| {
         reader.run_row(tx, false)?;
         FrameIndex::load(tx)?;
-        // The next events would get the numbers of those beyond the head.
+        // Without this check, the store could contain events after the last sequence number in the table
+        // `head`, and new events would reuse their numbers.
         reader.check_complete(tx)?;
         check_chunks(tx)
     })?;
@@ -82,14 +83,15 @@ fn examine(run_dir: &Path, path: &Path) -> Result<(), ReadError> {
     }
 }
 
-/// Compares what the chunks' rows say of them with the chunks themselves: a page is looked for by that.
+/// Compares each row of the table `chunks` with the content of its chunk, since the row alone decides which
+/// reads use the chunk.
 fn check_chunks(connection: &Connection) -> Result<(), ReadError> {
     let mut chunks = connection
         .prepare("SELECT id, rows, first_seq, last_seq, min_step, max_step, axis FROM chunks")?;
     let mut rows = chunks.query([])?;
     while let Some(row) = rows.next()? {
         let id: i64 = row.get(0)?;
-        let damaged = || ReadError::damaged(format!("chunk {id}"));
+        let damaged = || ReadError::damaged(format!("chunk {id} cannot be read"));
         let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
         let mut places = Vec::new();
         chunk::decode_axis(row.get_ref(6)?.as_blob()?, row.get(1)?, &mut places)
@@ -115,7 +117,7 @@ fn check_chunks(connection: &Connection) -> Result<(), ReadError> {
     Ok(())
 }
 
-/// When the run was made, if as much of a damaged store can be read.
+/// Reads the time of the run's creation from a damaged store. Returns `None` if it cannot be read.
 pub(crate) fn created_us(run_dir: &Path) -> Option<i64> {
     let connection = schema::open_existing(&run_dir.join(FILE)).ok()?;
     connection
@@ -123,19 +125,22 @@ pub(crate) fn created_us(run_dir: &Path) -> Option<i64> {
         .ok()
 }
 
-/// Gives the store's files names under which nobody looks for a store, so that they are kept for who may
-/// want to save something from them. Returns the file's new name; none if there is no file.
+/// Renames the store's files, so that they are kept for recovery but no longer used. Returns the store's new
+/// file name; `None` if there is no file.
 ///
 /// # Errors
-/// The file system refuses.
+/// Returns an error if a file cannot be renamed.
 pub(crate) fn set_aside(run_dir: &Path) -> Result<Option<String>> {
     let kept_as = (1..)
         .map(|number| format!("{DAMAGED}{number}"))
         .find(|name| is_free(run_dir, name));
     let kept_as = kept_as.unwrap_or_default();
     let mut is_any = false;
-    // The log first: a store without its log would pass for one that ends there.
-    for suffix in BESIDE.into_iter().chain([""]) {
+    // The database is renamed before its log. In the opposite order, a kill between the two would leave the
+    // database without its log. The next start would mistake this database for a complete store that ends
+    // earlier. In this order, a kill would leave a log without a database. The next start sets such a log
+    // aside.
+    for suffix in [""].into_iter().chain(BESIDE) {
         let from = run_dir.join(format!("{FILE}{suffix}"));
         match std::fs::rename(&from, run_dir.join(format!("{kept_as}{suffix}"))) {
             Ok(()) => is_any |= suffix != "-shm",
@@ -146,7 +151,7 @@ pub(crate) fn set_aside(run_dir: &Path) -> Result<Option<String>> {
     Ok(is_any.then_some(kept_as))
 }
 
-/// Stores of a run that were set aside, by name.
+/// Returns the stores of a run that were set aside, sorted by name.
 pub fn set_aside_stores(run_dir: &Path) -> Vec<PathBuf> {
     let is_one = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str());
@@ -175,7 +180,7 @@ mod tests {
     use crate::Writer;
     use crate::tests::{draft, metrics, record};
 
-    /// A store of some pages, with chunks, rows and words, and its bytes.
+    /// Creates a store of several pages with chunks, rows and texts, and returns the bytes of its file.
     fn store(run_dir: &Path) -> Vec<u8> {
         let mut writer = Writer::create(run_dir, &record())
             .expect("a run")
@@ -192,7 +197,7 @@ mod tests {
         std::fs::read(run_dir.join(FILE)).expect("the file")
     }
 
-    /// What damage does to the file of a store, each by a name.
+    /// Returns damaged copies of a store's file, each with a description.
     fn damages(good: &[u8]) -> Vec<(String, Vec<u8>)> {
         let mut all = vec![
             ("zeroed".to_owned(), vec![0; good.len()]),
@@ -218,7 +223,7 @@ mod tests {
         all
     }
 
-    /// SQLite finds nothing wrong with such a file.
+    /// SQLite's own checks do not detect this damage.
     #[test]
     fn rows_that_contradict_each_other_are_damage() {
         for sql in [
@@ -259,13 +264,13 @@ mod tests {
             assert_eq!(connection.execute(sql, []).expect(sql), 1, "{sql}");
             drop(connection);
             let (writer, loss) = Writer::restore(dir.path(), &record()).expect(sql);
-            assert!(loss.is_some(), "taken for whole: {sql}");
+            assert!(loss.is_some(), "accepted as undamaged: {sql}");
             assert_eq!(writer.last_seq(), 0, "{sql}");
         }
     }
 
     #[test]
-    fn damage_of_any_kind_is_found_and_set_aside_and_a_new_store_begins() {
+    fn a_damaged_store_is_set_aside_and_replaced_by_a_new_one() {
         let dir = tempfile::tempdir().expect("a folder");
         let good = store(dir.path());
         let path = dir.path().join(FILE);
@@ -275,10 +280,10 @@ mod tests {
         for (number, (what, bytes)) in (1..).zip(damages(&good)) {
             std::fs::write(&path, &bytes).expect("written");
             let (writer, loss) = Writer::restore(dir.path(), &record()).expect(&what);
-            let loss = loss.unwrap_or_else(|| panic!("{what}: taken for whole"));
+            let loss = loss.unwrap_or_else(|| panic!("{what}: accepted as undamaged"));
             let kept_as = loss.kept_as.expect("kept");
             assert_eq!(kept_as, format!("events.db.damaged-{number}"), "{what}");
-            // SQLite may have looked at it, but nothing of it is lost.
+            // Even if SQLite opened the file, it did not shorten it.
             let kept = std::fs::read(dir.path().join(kept_as)).expect("kept");
             assert_eq!(kept.len(), bytes.len(), "{what}");
             assert_eq!(writer.last_seq(), 0, "{what}");
@@ -290,8 +295,33 @@ mod tests {
         assert_eq!(loss.expect("a loss").kept_as, None);
     }
 
+    /// The process was killed after it renamed the database, and before it renamed the log.
     #[test]
-    fn what_is_read_of_a_damaged_store_is_what_was_there_or_an_error() {
+    fn a_log_without_a_database_is_set_aside() {
+        let dir = tempfile::tempdir().expect("a folder");
+        drop(Writer::create(dir.path(), &record()).expect("a run"));
+        let (path, log) = (dir.path().join(FILE), dir.path().join("events.db-wal"));
+        let held = Connection::open(&path).expect("opened");
+        held.execute_batch("PRAGMA journal_mode = WAL; UPDATE head SET last_step = 7")
+            .expect("written");
+        let bytes = std::fs::read(&log).expect("a log");
+        assert!(!bytes.is_empty());
+        drop(held);
+        std::fs::rename(&path, dir.path().join("events.db.damaged-1")).expect("renamed");
+        std::fs::write(&log, &bytes).expect("written");
+
+        let (writer, loss) = Writer::restore(dir.path(), &record()).expect("a new store");
+        assert_eq!(
+            loss.expect("a loss").kept_as.as_deref(),
+            Some("events.db.damaged-2")
+        );
+        assert_eq!(writer.last_seq(), 0);
+        let kept = std::fs::read(dir.path().join("events.db.damaged-2-wal")).expect("the log");
+        assert_eq!(kept, bytes);
+    }
+
+    #[test]
+    fn reading_a_damaged_store_returns_the_original_data_or_an_error() {
         let dir = tempfile::tempdir().expect("a folder");
         let good = store(dir.path());
         let path = dir.path().join(FILE);
@@ -337,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_cannot_be_examined_is_left_where_it_is() {
+    fn a_store_that_cannot_be_examined_is_not_set_aside() {
         let dir = tempfile::tempdir().expect("a folder");
         store(dir.path());
         let file = Connection::open(dir.path().join(FILE)).expect("the file");

@@ -7,14 +7,15 @@ use crate::settings;
 /// A configuration key whose values differ between runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ConfigDifference {
-    /// The key; inside a table behind a dot, and of a plugin as `plugin/hub-git/repo`.
+    /// The key. A key in a table is prefixed with the table's name and a dot; a plugin's setting has a key
+    /// such as `plugin/hub-git/repo`.
     pub key: String,
-    /// In the order of the runs; none for a run whose configuration lacks the key.
+    /// The values in the order of the runs; `None` for a run whose configuration lacks the key.
     pub values: Vec<Option<Value>>,
 }
 
-/// What differs between configurations, by key: a plugin's settings are compared with those of the same
-/// plugin. What every run has for itself, such as its name and when it was begun, is no difference.
+/// Returns the differences between configurations, sorted by key. Plugins are matched by their ids. Keys that
+/// are specific to each run, such as its name and start time, are left out.
 pub fn config_differences(configs: &[Value]) -> Vec<ConfigDifference> {
     let mut all: BTreeMap<String, Vec<Option<Value>>> = BTreeMap::new();
     for (run, config) in configs.iter().enumerate() {
@@ -29,7 +30,7 @@ pub fn config_differences(configs: &[Value]) -> Vec<ConfigDifference> {
         .collect()
 }
 
-/// What says which run it is, and nothing of what it trains.
+/// Keys that identify a run and do not affect its training.
 const OWN: [&str; 4] = ["name", "runs_dir", "listen", "record.started"];
 
 #[cfg(test)]
@@ -38,7 +39,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn only_what_differs_is_told_and_plugins_by_their_ids() {
+    fn only_differences_are_listed_and_plugins_are_matched_by_id() {
         let differences = config_differences(&[
             json!({ "name": "a", "seed": 1, "lr": 0.1, "data": ["a"], "plugin": [
                 { "id": "hub-git", "repo": "x" }, { "id": "perplexity" }

@@ -8,43 +8,44 @@ use tempfile::TempDir;
 
 use crate::{FILE, lock};
 
-/// A copy of a store in a folder of this user's own.
+/// A copy of a store in a temporary folder of this user.
 ///
-/// What a run that was killed committed last lies in a log beside its store, and to read that, SQLite has
-/// to write there. Where it may not, on a read-only file system or in another user's folder, a copy is
-/// read.
+/// The last commits of a killed run are in a log next to its store. SQLite can read these commits only if it
+/// can write to the run's folder. If the folder belongs to another user or is on a read-only file system, a
+/// copy is read instead.
 #[derive(Debug)]
 pub(crate) struct Copy {
     folder: TempDir,
-    /// What was copied, as it was then.
+    /// The state of the original files when they were copied.
     original: Vec<Stamp>,
 }
 
-/// The files that make up a store.
+/// The suffixes of the files that make up a store.
 const FILES: [&str; 3] = ["", "-wal", "-journal"];
-/// How often it is copied again because it changed meanwhile.
+/// Maximum number of attempts to copy a store. An attempt fails if the store changes during the copy.
 const ATTEMPTS: usize = 3;
 
-/// A file's state; none if it is not there.
+/// A file's state; `None` if it does not exist.
 type Stamp = Option<(u64, u64, u64, i64, i64)>;
 
 impl Copy {
     /// Copies a run's store.
     ///
     /// # Errors
-    /// Somebody writes to it, it cannot be read, or there is no room.
+    /// Returns an error if another program writes to the store, the store cannot be read, or the disk is
+    /// full.
     pub(crate) fn make(run_dir: &Path) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("host-store-").tempdir();
         let folder = folder.map_err(|e| {
             Error::io(
-                "make a folder for a copy of the run store in",
+                "create a folder for a copy of the run store",
                 &std::env::temp_dir(),
                 &e,
             )
-            .hint("TMPDIR chooses the folder for copies")
+            .hint("set TMPDIR to choose the folder for copies")
         })?;
         for _ in 0..ATTEMPTS {
-            // A writer on this machine would change one file after the other.
+            // A writer changes the files one after the other, so a copy made meanwhile could be inconsistent.
             if lock::is_held(run_dir) {
                 break;
             }
@@ -57,19 +58,19 @@ impl Copy {
             }
         }
         let message = format!(
-            "another program writes to the run store: {}",
+            "another program is writing to the run store: {}",
             run_dir.join(FILE).display()
         );
         Err(Error::new(ErrorKind::System, message)
-            .hint("read it as the user who trains, or over gRPC: `host watch ADDR`"))
+            .hint("read it as the user who runs the training, or over gRPC: `host watch ADDR`"))
     }
 
-    /// The copy.
+    /// Returns the path of the copy.
     pub(crate) fn path(&self) -> PathBuf {
         self.folder.path().join(FILE)
     }
 
-    /// Whether the original is still what was copied.
+    /// Whether the original is still the same as when it was copied.
     pub(crate) fn is_current(&self, run_dir: &Path) -> bool {
         stamps(run_dir) == self.original
     }
@@ -83,14 +84,15 @@ fn copy(run_dir: &Path, folder: &Path, suffix: &str) -> Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => {
             return Err(Error::io("read the run store", &from, &e)
-                .hint("without this file the end of the run is missing; who owns it may read it"));
+                .hint("read the run as the file's owner; without this file, the run's last events are missing"));
         }
     };
     File::create(&to)
         .and_then(|mut target| io::copy(&mut source, &mut target))
         .map(drop)
         .map_err(|e| {
-            Error::io("copy the run store to", &to, &e).hint("TMPDIR chooses the folder for copies")
+            Error::io("copy the run store", &to, &e)
+                .hint("set TMPDIR to choose the folder for copies")
         })
 }
 

@@ -6,35 +6,37 @@ use crate::chunk::Place;
 use crate::reader::{ReadError, supersessions};
 use crate::{Reader, event_row};
 
-/// An entry of the delivery ledger: how far a checkpoint came on its way to a sink.
+/// An entry of the delivery ledger: the state of a checkpoint's delivery to a sink.
 ///
-/// The ledger is nothing of its own but what a run's delivery events amount to, so it is as durable as
-/// they are, and a run that goes back takes its entries back with it.
+/// The ledger is not stored separately but derived from a run's delivery events. So the ledger is as durable
+/// as these events. When a run returns to an earlier checkpoint, all later events of the run are
+/// superseded, and so are the entries that result from them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
     /// The sink's label.
     pub sink: String,
     /// The checkpoint's step.
     pub checkpoint: Step,
-    /// How far it came.
+    /// The state of the delivery.
     pub state: DeliveryState,
-    /// The sink's receipt (JSON) when delivered, the reason when failed or dropped, else empty.
+    /// If delivered, the sink's receipt (JSON). If failed or dropped, the reason. Otherwise empty.
     pub detail: String,
-    /// When a failed one is tried again, in microseconds since the Unix epoch; none if nobody will.
+    /// When a failed delivery is retried, in microseconds since the Unix epoch; `None` if it is not retried.
     pub retry_time_us: Option<i64>,
-    /// The sequence number of the event that says so.
+    /// The sequence number of the delivery event.
     pub seq: u64,
-    /// Its time in microseconds since the Unix epoch.
+    /// The time of the delivery event, in microseconds since the Unix epoch.
     pub time_us: i64,
 }
 
 impl Delivery {
-    /// Where a delivered checkpoint is found, by the sink's receipt: a git commit's id, or else a path.
+    /// Returns the location of a delivered checkpoint, from the sink's receipt: the id of a git commit if the
+    /// receipt contains one, otherwise a path.
     pub fn location(&self) -> Option<String> {
         self.receipt("commit").or_else(|| self.receipt("path"))
     }
 
-    /// SHA-256 of a delivered checkpoint's `manifest.json`, by the sink's receipt.
+    /// Returns the SHA-256 of a delivered checkpoint's `manifest.json`, from the sink's receipt.
     pub fn manifest_sha256(&self) -> Option<String> {
         self.receipt("manifest_sha256")
     }
@@ -49,11 +51,11 @@ impl Delivery {
 }
 
 impl Reader {
-    /// The delivery ledger: for each sink and checkpoint the last that is known and counts, by sink
-    /// and then by step.
+    /// Returns the delivery ledger, sorted by sink and step. It contains, for each sink and checkpoint, the
+    /// last entry that is not superseded.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// Returns an error if the store cannot be read.
     pub fn deliveries(&self) -> Result<Vec<Delivery>> {
         let mut ledger = BTreeMap::new();
         for event in self.events_of(event_row::DELIVERY)? {
@@ -80,15 +82,15 @@ impl Reader {
         Ok(ledger.into_values().collect())
     }
 
-    /// What was asked of the loop and carried out, in order: the events of that kind which count.
+    /// Returns the requests that the training loop carried out, in order. Leaves out superseded requests.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// Returns an error if the store cannot be read.
     pub fn requests(&self) -> Result<Vec<Event>> {
         self.events_of(event_row::REQUEST)
     }
 
-    /// All events of a kind that no resume superseded.
+    /// Returns all events of this kind, without superseded events.
     fn events_of(&self, kind: &str) -> Result<Vec<Event>> {
         self.snapshot(|tx| {
             let superseded = supersessions(tx)?;
@@ -157,7 +159,7 @@ mod tests {
         draft(from_step, body)
     }
 
-    /// The ledger after these events, in short.
+    /// Returns the ledger that results from these events: the sink, step and state of each entry.
     fn ledger(drafts: Vec<Draft>) -> Vec<(String, u64, DeliveryState)> {
         let dir = tempfile::tempdir().expect("a folder");
         let mut writer = Writer::create(dir.path(), &record()).expect("a run");
@@ -170,7 +172,7 @@ mod tests {
     use DeliveryState::{Delivered, Failed, Queued, Sending};
 
     #[test]
-    fn the_last_word_about_a_checkpoint_counts() {
+    fn the_last_entry_of_a_checkpoint_counts() {
         let found = ledger(vec![
             delivery("b", 10, Queued),
             delivery("a", 20, Queued),
@@ -188,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_receipt_says_where_the_checkpoint_is() {
+    fn a_receipt_contains_the_checkpoints_location() {
         let entry = |state, detail: &str| Delivery {
             sink: "a".to_owned(),
             checkpoint: Step(10),
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_run_went_back_behind_is_not_in_it() {
+    fn superseded_entries_are_left_out() {
         let found = ledger(vec![
             delivery("a", 10, Delivered),
             delivery("a", 20, Delivered),

@@ -1,16 +1,17 @@
 use crate::Point;
 
-/// Thins a history to at most a number of points such that a plot looks the same: of each of equally
-/// many neighbouring points the lowest and the highest stay, and of all of them the last.
+/// Reduces a history to a maximum number of points, chosen so that a plot of them looks like a plot of the
+/// whole history. Keeps the lowest and the highest point of each bucket of neighboring points, and the last
+/// point of the history. A history that does not exceed the maximum is not changed.
 ///
-/// A value that is no number stays only where its neighbours are none either. With room for fewer
-/// than three points only the last stays.
+/// A NaN is kept in two cases only: if the whole bucket is NaN, or if it is the last point. If the maximum is
+/// below three, only the last point is kept.
 #[derive(Debug)]
 pub(crate) struct Downsample {
     total: usize,
     buckets: usize,
     seen: usize,
-    /// Lowest and highest of the bucket that `seen` is in.
+    /// The lowest and the highest point of the current bucket.
     extremes: Option<(Point, Point)>,
     bucket: usize,
     last: Option<Point>,
@@ -18,9 +19,9 @@ pub(crate) struct Downsample {
 }
 
 impl Downsample {
-    /// For a history of `total` points, of which at most `max_points` may stay.
+    /// Prepares to reduce a history of `total` points to at most `max_points`.
     pub(crate) fn new(total: usize, max_points: usize) -> Self {
-        // Of the room for two a bucket, one is the last point's.
+        // Two points per bucket, and one for the last point.
         let buckets = match max_points {
             _ if total <= max_points => total,
             n => n.saturating_sub(1) / 2,
@@ -58,7 +59,7 @@ impl Downsample {
         self.seen += 1;
     }
 
-    /// What stays, in order.
+    /// Returns the kept points, in order.
     pub(crate) fn finish(mut self) -> Vec<Point> {
         self.close();
         if let Some(last) = self.last
@@ -104,13 +105,13 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_stays_as_it_is() {
+    fn a_history_that_fits_is_unchanged() {
         assert_eq!(thinned(&[3.0, 1.0, 2.0], 3), [3.0, 1.0, 2.0]);
         assert_eq!(thinned(&[], 10), [0.0; 0]);
     }
 
     #[test]
-    fn extremes_and_the_last_point_stay_for_every_size() {
+    fn extremes_and_the_last_point_are_kept_for_every_size() {
         let values: Vec<f64> = (0..1000).map(|i| f64::from((i * 7919) % 1009)).collect();
         let low = values.iter().copied().fold(f64::INFINITY, f64::min);
         let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_hides_no_extreme() {
+    fn nan_does_not_hide_extremes() {
         let nan = f64::NAN;
         let kept = thinned(&[nan, 1.0, nan, 5.0, nan, 2.0, nan, nan], 3);
         assert_eq!(kept[..2], [1.0, 5.0]);

@@ -1,19 +1,19 @@
 use host_core::EventBody;
 use serde_json::{Map, Value};
 
-/// The `kind` of what hides earlier points.
+/// The `kind` of events that hide earlier points.
 pub(crate) const SUPERSEDED: &str = "superseded";
-/// The `kind` of an entry of the delivery ledger.
+/// The `kind` of entries in the delivery ledger.
 pub(crate) const DELIVERY: &str = "delivery";
-/// The kind of what the loop was asked for.
+/// The `kind` of requests to the training loop.
 pub(crate) const REQUEST: &str = "request";
-/// The `kind` of a beginning.
+/// The `kind` of a run's start.
 pub(crate) const RUN_STARTED: &str = "run_started";
-/// The `kind` of an end.
+/// The `kind` of a run's end.
 pub(crate) const RUN_FINISHED: &str = "run_finished";
 
-/// An event other than metrics as its `kind` and the rest of it as JSON, so that any SQLite shell
-/// can read it.
+/// Encodes an event that contains no metrics. Returns its `kind`, and the rest as JSON, which people can read
+/// in any SQLite shell.
 pub(crate) fn encode(body: &EventBody) -> Result<(String, String), serde_json::Error> {
     let mut fields = match serde_json::to_value(finite(body))? {
         Value::Object(fields) => fields,
@@ -33,7 +33,8 @@ pub(crate) fn decode(kind: &str, body: &str) -> Result<EventBody, serde_json::Er
     serde_json::from_value(Value::Object(fields))
 }
 
-/// JSON has no infinity. A duration that is not finite was not measured.
+/// Replaces each duration that is not finite with 0. JSON has no infinity, and such durations were not
+/// measured.
 fn finite(body: &EventBody) -> EventBody {
     let mut body = body.clone();
     if let EventBody::CheckpointWritten {
@@ -57,7 +58,7 @@ mod tests {
     use host_core::{DeliveryState, Request, Step, StopReason};
 
     #[test]
-    fn every_kind_comes_back_as_it_was() {
+    fn every_kind_round_trips() {
         for body in [
             EventBody::RunStarted { generation: 3 },
             EventBody::Superseded {
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kinds_that_queries_look_for_are_those_that_are_written() {
+    fn queries_use_the_kinds_that_are_written() {
         let kind = |body: EventBody| encode(&body).expect("JSON").0;
         assert_eq!(kind(EventBody::RunStarted { generation: 0 }), RUN_STARTED);
         assert_eq!(
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_that_is_no_number_does_not_make_the_log_unreadable() {
+    fn a_duration_that_is_not_finite_does_not_make_the_log_unreadable() {
         let odd = EventBody::CheckpointWritten {
             name: String::new(),
             bytes: 0,

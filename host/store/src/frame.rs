@@ -5,16 +5,16 @@ use std::sync::Arc;
 use host_core::{Event, EventBody, MetricValue};
 use rusqlite::{Connection, OptionalExtension};
 
-/// The series that are measured together, in their order.
+/// The names of the series that are measured together, in order.
 pub(crate) type Names = Arc<[Arc<str>]>;
 
-/// What the writer knows by heart of series and frames. Made from the file, and made anew after a
-/// commit that failed, since it then may know what was never written.
+/// The writer's cache of series and frames. The cache is loaded from the file. After a failed commit, it may
+/// contain entries that were never written, so it is reloaded.
 #[derive(Debug)]
 pub(crate) struct FrameIndex {
     series: HashMap<Arc<str>, i64>,
     frames: HashMap<Names, i64>,
-    /// By frame, how many of its events are not folded.
+    /// For each frame, the number of events that are not folded into a chunk.
     pub(crate) unfolded: HashMap<i64, usize>,
     scratch: Vec<Arc<str>>,
 }
@@ -47,7 +47,7 @@ impl FrameIndex {
         Ok(index)
     }
 
-    /// The frame of an event with these values; it and its series are written if they are new.
+    /// Returns the frame of an event with these values. Writes it and its series if they are new.
     pub(crate) fn frame_of(
         &mut self,
         connection: &Connection,
@@ -86,15 +86,15 @@ impl FrameIndex {
     }
 }
 
-/// What a reader has looked up of frames. A frame never changes, so what was read stays true.
+/// A reader's cache of frames. A frame never changes, so cached names stay valid.
 #[derive(Debug, Default)]
 pub(crate) struct FrameNames(RefCell<HashMap<i64, Names>>);
 
-/// More frames than a sane run has; beyond it the names are forgotten and read again.
+/// Maximum number of cached frames. A normal run has fewer. The cache is cleared at this size.
 const REMEMBERED: usize = 4096;
 
 impl FrameNames {
-    /// The names of a frame's series.
+    /// Returns the names of a frame's series.
     pub(crate) fn get(&self, connection: &Connection, frame: i64) -> rusqlite::Result<Names> {
         if let Some(names) = self.0.borrow().get(&frame) {
             return Ok(Arc::clone(names));
@@ -117,7 +117,7 @@ fn names_of(connection: &Connection, frame: i64) -> rusqlite::Result<Names> {
     query.query_map([frame], |row| row.get(0))?.collect()
 }
 
-/// The id of a series, if the run has it.
+/// Returns the id of a series, if the run has it.
 pub(crate) fn series_id(connection: &Connection, name: &str) -> rusqlite::Result<Option<i64>> {
     connection
         .prepare_cached("SELECT id FROM series WHERE name = ?")?
@@ -125,7 +125,7 @@ pub(crate) fn series_id(connection: &Connection, name: &str) -> rusqlite::Result
         .optional()
 }
 
-/// The values of a metric event; none for others.
+/// Returns the values of a metric event; empty for other events.
 pub(crate) fn values_of(event: &Event) -> &[MetricValue] {
     match &event.body {
         EventBody::Metrics { values } => values,

@@ -8,39 +8,39 @@ use crate::frame::series_id;
 use crate::reader::{ReadError, supersessions};
 use crate::supersession::{Live, Supersessions};
 
-/// A value of a series.
+/// A point of a series.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point {
-    /// The sequence number of the event that brought it.
+    /// The sequence number of the event.
     pub seq: u64,
-    /// The optimizer steps finished by then.
+    /// The number of optimizer steps that were finished when the event was emitted.
     pub step: Step,
-    /// When, in microseconds since the Unix epoch.
+    /// The time of the event, in microseconds since the Unix epoch.
     pub time_us: i64,
-    /// The value; infinity and NaN are values.
+    /// The value; it can be infinite or NaN.
     pub value: f64,
 }
 
-/// Where some of a series' points lie.
+/// The place where some of a series' points are stored.
 enum Part {
-    /// In a chunk, at a place of its frame.
+    /// In a chunk. `place` is the position of the series in the chunk's frame.
     Chunk {
         id: i64,
         place: i64,
         rows: usize,
         live: Live,
     },
-    /// In an event of its own.
+    /// In the row of an event that is not folded into a chunk.
     Row(Point),
 }
 
 impl Reader {
-    /// The history of a series in the log's order, without what was superseded, thinned to at most
-    /// `max_points` such that a plot looks the same: extremes and the last point stay. None if the run
-    /// has no such series.
+    /// Returns the history of a series in the log's order, without superseded points. If there are more than
+    /// `max_points` points, returns at most `max_points` of them. A plot still looks the same, because
+    /// extremes and the last point are kept. Returns `None` if the run has no such series.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn history(&self, series: &str, max_points: usize) -> Result<Option<Vec<Point>>> {
         self.snapshot(|tx| {
             self.check_complete(tx)?;
@@ -56,12 +56,13 @@ impl Reader {
         })
     }
 
-    /// Hands over every point of the series that are wanted, series by series in the order of their
-    /// names, and each in the log's order, without what was superseded: all of one commit, and in
-    /// memory that does not grow with the history. It ends with the first error of `each`.
+    /// Calls `each` with the points of the series for which `wanted` returns true, without superseded points.
+    /// The series are sorted by name, and the points of each series are in the log's order. All points are
+    /// read from the same state of the file. Memory use does not grow with the history. Stops at the first
+    /// error of `each`.
     ///
     /// # Errors
-    /// If the file cannot be read, and those of `each`.
+    /// Returns an error if the file cannot be read, or the error of `each`.
     pub fn points(
         &self,
         wanted: impl Fn(&str) -> bool,
@@ -94,7 +95,8 @@ impl Reader {
     }
 }
 
-/// The parts of a series, each with the first sequence number it may hold, by which they are ordered.
+/// Returns the parts of a series, each with the lowest sequence number that it can contain. The parts are
+/// sorted by this number.
 fn parts(
     connection: &Connection,
     series: i64,
@@ -144,14 +146,15 @@ fn parts(
         }
     }
     if parts.is_empty() && superseded.is_empty() {
-        // A series is written together with its first point.
+        // If no events are superseded, every series has a point, because a series is stored together with its
+        // first point.
         return Err(ReadError::damaged("a metric has no points"));
     }
     parts.sort_by_key(|&(first, _)| first);
     Ok(parts)
 }
 
-/// How many points of the parts count.
+/// Returns the number of points in the parts, without superseded points.
 fn count(
     connection: &Connection,
     parts: &[(u64, Part)],
@@ -184,8 +187,8 @@ fn count(
     Ok(total)
 }
 
-/// Hands over the points that count, in the log's order. Chunks of different frames may overlap, so
-/// points wait until no part to come can hold an earlier one.
+/// Calls `each` with the points that are not superseded, in the log's order. Chunks of different frames can
+/// overlap, so each point is held back until none of the remaining parts can contain an earlier point.
 fn for_each_point(
     connection: &Connection,
     parts: Vec<(u64, Part)>,
@@ -242,5 +245,5 @@ fn point(place: Place, value: f64) -> Point {
 }
 
 fn damaged(chunk: i64) -> ReadError {
-    ReadError::damaged(format!("chunk {chunk}"))
+    ReadError::damaged(format!("chunk {chunk} cannot be read"))
 }

@@ -1,14 +1,14 @@
 //! The run store: one writer, many readers, one SQLite file per run.
 //!
-//! A run's events lie in `events.db` in the order of their sequence numbers, and each is kept once.
-//! Every event begins as a row. Metric events that name the same series in the same order form a
-//! *frame*; when a frame has a thousand rows they are folded into one *chunk*, which holds the places
-//! (sequence number, step, time) of its rows once and the values of each series as a column. From
-//! this one representation come both reads: the history of a series, which touches only that series'
-//! columns, and the events after a cursor, which puts the folded events together again.
+//! A run's events are stored in `events.db` in the order of their sequence numbers, each exactly once. Every
+//! event is first stored as a row. Metric events that name the same series in the same order form a *frame*.
+//! When a frame has a thousand rows, they are folded into one *chunk*, which stores the places (sequence
+//! number, step, time) of its rows once and the values of each series as a column. This representation serves
+//! two kinds of read. To read the history of a series, only that series' columns are read. To read all events
+//! after a cursor, the folded events are reassembled.
 //!
-//! There is no server here, no async, and no process-wide state: whoever holds a [`Reader`] may be
-//! another process than the one that writes.
+//! There is no server, no async and no process-wide state: a [`Reader`] and the writer can be in different
+//! processes.
 #![forbid(unsafe_code)]
 
 mod chunk;

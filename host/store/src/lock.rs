@@ -8,18 +8,19 @@ use host_core::{Error, ErrorKind, Result};
 /// The lock's file in a run folder.
 const FILE: &str = "writer.lock";
 
-/// The right to write to a run, held by at most one process and, within it, at most one [`RunLock`].
+/// The right to write to a run. At most one process has it. Within that process, at most one [`RunLock`]
+/// exists.
 ///
-/// It is an advisory lock of the kernel's on `writer.lock`, so it ends with its process however that
-/// ends. The file stays; it holds the owner's process id, for people.
+/// It is an advisory lock of the kernel on `writer.lock`, so it is always released when its process ends. The
+/// file is never removed; it contains the owner's process id, for people to read.
 #[derive(Debug)]
 pub(crate) struct RunLock(File);
 
 impl RunLock {
-    /// Takes the lock.
+    /// Acquires the lock.
     ///
     /// # Errors
-    /// Names the process that holds it.
+    /// Returns an error if another owner holds the lock; the error names the process.
     pub(crate) fn take(run_dir: &Path) -> Result<Self> {
         let path = lock_path(run_dir);
         let mut file = OpenOptions::new()
@@ -29,7 +30,8 @@ impl RunLock {
             .write(true)
             .open(&path)
             .map_err(|e| Error::io("lock the run", &path, &e))?;
-        // A reader that looks whether the run is alive holds a shared lock for some microseconds.
+        // Retries for a short time, because a reader that checks whether the run is alive holds a shared lock
+        // for a few microseconds.
         let patience = Instant::now() + Duration::from_millis(200);
         loop {
             match file.try_lock() {
@@ -51,19 +53,20 @@ impl RunLock {
 
 impl Drop for RunLock {
     fn drop(&mut self) {
-        // The kernel does it at the latest when the file is closed.
+        // If unlocking fails, the kernel releases the lock when the file is closed.
         let _ = self.0.unlock();
     }
 }
 
-/// Keeps writers out while it is there, so that a file can be read as it lies; none if somebody
-/// writes, or nobody ever has. A writer waits 200 ms for it, so it is for short reads alone.
+/// Keeps writers out while the returned file is open, so that a store can be read without locks. `None` if a
+/// writer holds the lock or the run never had a writer. A writer waits at most 200 ms for the lock, so
+/// use this function only for short reads.
 pub(crate) fn keep_still(run_dir: &Path) -> Option<File> {
     let file = File::open(lock_path(run_dir)).ok()?;
     file.try_lock_shared().is_ok().then_some(file)
 }
 
-/// Whether somebody holds the lock now.
+/// Whether a writer holds the lock.
 pub(crate) fn is_held(run_dir: &Path) -> bool {
     File::open(lock_path(run_dir))
         .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
@@ -91,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_writer_is_told_who_the_first_is() {
+    fn the_error_of_a_second_writer_names_the_first() {
         let dir = tempfile::tempdir().expect("a folder");
         assert!(!is_held(dir.path()));
         let lock = RunLock::take(dir.path()).expect("free");

@@ -1,14 +1,14 @@
 use rusqlite::{Connection, TransactionBehavior};
 
-/// Turns the tables of one format into those of the next, what they hold included.
+/// Converts the tables of one format, with their content, to the next format.
 pub(crate) type Migration = fn(&Connection) -> rusqlite::Result<()>;
 
-/// From format 1 to 2, from 2 to 3 and so on: the newest format is how many there are, and one. None
-/// is changed once it was released, for there are files that it has changed.
+/// The migrations from format 1 to 2, from 2 to 3, and so on. The newest format is the number of migrations
+/// plus one. A released migration must never change, since files were already converted with it.
 pub(crate) const MIGRATIONS: &[Migration] = &[];
 
-/// Brings the file to the newest format: all the way in one commit, or not at all. It is for the run's
-/// writer alone; a reader takes an older file as it lies.
+/// Converts the file to the newest format in one transaction. Only the run's writer may call this; a reader
+/// does not convert an older file.
 pub(crate) fn migrate(
     connection: &mut Connection,
     migrations: &[Migration],
@@ -25,7 +25,7 @@ pub(crate) fn migrate(
     transaction.commit()
 }
 
-/// Those that the file has not seen.
+/// Returns the migrations that the file still needs.
 fn pending<'a>(
     connection: &Connection,
     migrations: &'a [Migration],
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_brought_from_any_format_to_the_newest() {
+    fn a_file_is_converted_from_any_format_to_the_newest() {
         for steps in 0..=2 {
             let dir = tempfile::tempdir().expect("a folder");
             let mut writer = Writer::create(dir.path(), &record()).expect("a run");
@@ -67,7 +67,8 @@ mod tests {
             drop(writer);
             let mut file = Connection::open(dir.path().join(FILE)).expect("the file");
             let all: [Migration; 2] = [add_host, rename_series];
-            // First to this one, by an older program, and then to the newest; and once more.
+            // First converts the file to an intermediate format, as an older program would. Then converts it
+            // to the newest format. The third conversion finds nothing to do.
             for migrations in [&all[..steps], &all, &all] {
                 migrate(&mut file, migrations).expect("migrated");
                 let newest = i32::try_from(1 + migrations.len()).expect("few");
@@ -79,7 +80,8 @@ mod tests {
                 })
                 .expect("readable");
             assert_eq!(names, "here/lr");
-            // This program's own reader would refuse the format that it does not know.
+            // Set the format to 1, because the reader would reject the test's format, which is newer than
+            // this program's.
             file.pragma_update(None, "user_version", 1).expect("set");
             let events = Reader::open(dir.path()).and_then(|reader| reader.events_after(0, 10));
             let events = events.expect("readable");
@@ -89,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_migration_that_fails_leaves_the_file_as_it_was() {
+    fn a_failed_migration_leaves_the_file_unchanged() {
         let dir = tempfile::tempdir().expect("a folder");
         let mut writer = Writer::create(dir.path(), &record()).expect("a run");
         let events = vec![draft(1, metrics(&[("lr", 0.5)]))];

@@ -8,16 +8,17 @@ use crate::reader::{ReadError, last_seq};
 use crate::{Reader, event_row};
 
 impl Reader {
-    /// The events after a sequence number (0: from the beginning), at most `limit`, in order. Each is
-    /// there, superseded ones too, and none twice, however often the caller goes on from the last.
+    /// Returns at most `limit` events after a sequence number, in order. The number 0 means from the
+    /// beginning. The result includes superseded events. If the caller continues after the last event of each
+    /// call, no event is missing or repeated.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn events_after(&self, seq: u64, limit: usize) -> Result<Vec<Event>> {
         self.snapshot(|tx| self.page(tx, seq, limit))
     }
 
-    /// The same within one look at the file.
+    /// Like [`Self::events_after`], but within the caller's transaction.
     pub(crate) fn page(
         &self,
         connection: &Connection,
@@ -80,8 +81,9 @@ impl Reader {
             let names = self.frames.get(connection, frame)?;
             let (after, last) = page.bounds();
             let mut chunks = chunks_of.query((frame, after, last))?;
-            // Of the chunks that end beyond `after`, the first few begin early enough: a frame's
-            // chunks do not overlap. The loop ends itself, since the query would look at them all.
+            // A frame's chunks do not overlap, so after a chunk that reaches the end of the page, no other
+            // chunk is on the page. The loop stops there; otherwise, the query would also read all later
+            // chunks.
             while let Some(row) = chunks.next()? {
                 let chunk: i64 = row.get(0)?;
                 let damaged = |_: Malformed| ReadError::damaged(format!("chunk {chunk}"));
@@ -120,7 +122,7 @@ impl Reader {
     }
 }
 
-/// The events of a range of sequence numbers, found in any order.
+/// The events of a range of sequence numbers. They can be added in any order.
 struct Page {
     after: u64,
     events: Vec<Option<Event>>,
@@ -135,13 +137,14 @@ impl Page {
         }
     }
 
-    /// What precedes the first and the last, as SQLite's integers.
+    /// Returns the page's bounds as SQLite integers: the sequence number just before the first event, and the
+    /// sequence number of the last event.
     fn bounds(&self) -> (i64, i64) {
         let last = self.after + self.events.len() as u64;
         (self.after.cast_signed(), last.cast_signed())
     }
 
-    /// Which rows of a chunk are on this page.
+    /// Returns the rows of a chunk that are on this page.
     fn rows_of(&self, places: &[Place]) -> std::ops::Range<usize> {
         let last = self.after + self.events.len() as u64;
         let first = places.partition_point(|place| place.seq <= self.after);

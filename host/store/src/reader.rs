@@ -14,10 +14,10 @@ use crate::schema::{self, Found};
 use crate::supersession::Supersessions;
 use crate::{FILE, Progress, RunRow, RunStatus, event_row, fault, lock};
 
-/// Reads a run, which may be written meanwhile by this or another process.
+/// Reads a run. This or another process can write to the run at the same time.
 ///
-/// Each call sees the run as it was at one commit. A reader may move between threads but serves one at
-/// a time; open several to read in parallel.
+/// Each call reads the run as of one commit. A reader can move between threads, but only one thread can use
+/// it at a time. To read in parallel, open several readers.
 #[derive(Debug)]
 pub struct Reader {
     connection: Connection,
@@ -26,9 +26,9 @@ pub struct Reader {
     /// Device and inode of the file.
     identity: (u64, u64),
     pub(crate) frames: FrameNames,
-    /// Whether all events were found to be there.
+    /// Whether a check has found that all events are present.
     is_complete: Cell<bool>,
-    // Last, so that it is closed before it is removed.
+    // The last field, so that the connection is closed before the copy of the store is removed.
     copy: Option<Copy>,
 }
 
@@ -36,7 +36,7 @@ impl Reader {
     /// Opens a run's store.
     ///
     /// # Errors
-    /// If the folder has no run, or its format is newer than this program.
+    /// Returns an error if the folder has no run, or its format is newer than this program.
     pub fn open(run_dir: &Path) -> Result<Self> {
         let path = run_dir.join(FILE);
         std::fs::metadata(&path).map_err(|e| match e.kind() {
@@ -44,7 +44,7 @@ impl Reader {
             _ => Error::io("read the run store", &path, &e),
         })?;
         let (connection, copy) = schema::open_to_read(run_dir)?;
-        match schema::recognise(&connection, &path)? {
+        match schema::recognize(&connection, &path)? {
             Found::Run => {
                 let reader = Self::of(connection, run_dir)
                     .map_err(|e| Error::io("read the run store", &path, &e))?;
@@ -54,7 +54,7 @@ impl Reader {
         }
     }
 
-    /// A reader of a run's store that is open already.
+    /// Creates a reader for a store that is already open.
     pub(crate) fn of(connection: Connection, run_dir: &Path) -> std::io::Result<Self> {
         let path = run_dir.join(FILE);
         Ok(Self {
@@ -68,8 +68,9 @@ impl Reader {
         })
     }
 
-    /// Opens the store of a run that nobody writes to, for one short look: in a third of the time,
-    /// without a file beside it. While the guard is there no writer begins. None if that cannot be.
+    /// Opens the store of a run that has no writer, for one short read. Takes a third of the time of
+    /// [`Self::open`] and creates no file next to the store. Also returns an open file that holds a lock: no
+    /// writer can start until this file is closed. Returns `None` if the store cannot be opened in this way.
     pub(crate) fn open_still(run_dir: &Path) -> Option<(Self, File)> {
         let path = run_dir.join(FILE);
         let guard = lock::keep_still(run_dir)?;
@@ -77,33 +78,33 @@ impl Reader {
             return None;
         }
         let connection = schema::open_still(&path).ok()?;
-        let found = schema::recognise(&connection, &path);
+        let found = schema::recognize(&connection, &path);
         let reader = Self::of(connection, run_dir).ok()?;
         matches!(found, Ok(Found::Run)).then_some((reader, guard))
     }
 
-    /// Whether the run's folder still has the file that this reader has open, rather than another
-    /// run's that took its place.
+    /// Returns true if the file that this reader has open is still in the run's folder. Returns false if it
+    /// was removed, or replaced by another file.
     pub fn is_current(&self) -> bool {
         let is_same = |copy: &Copy| copy.is_current(&self.run_dir);
         std::fs::metadata(&self.path).is_ok_and(|file| identity(&file) == self.identity)
             && self.copy.as_ref().is_none_or(is_same)
     }
 
-    /// What the run is and how it stands.
+    /// Returns the run's description and current state.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn run(&self) -> Result<RunRow> {
         let alive = lock::is_held(&self.run_dir);
         self.snapshot(|tx| Ok(self.run_row(tx, alive)?))
     }
 
-    /// Whether the loop stands still until it is asked to continue: by what was asked since it last
-    /// began. Says nothing of a run that is not at work.
+    /// Whether the training loop is paused, according to the requests since the run's last start. Only
+    /// meaningful for a run that is running.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn is_paused(&self) -> Result<bool> {
         self.snapshot(|tx| {
             let mut query = tx.prepare_cached(
@@ -127,12 +128,13 @@ impl Reader {
         })
     }
 
-    /// How far the log has come; cheap enough to ask many times a second.
+    /// Returns the progress of the log. The call is cheap enough to be made many times a second.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn progress(&self) -> Result<Progress> {
-        // The lock first: a run that ends between the two looks is then seen as ended, not as crashed.
+        // The lock is checked before the events are read. A run that ends in between then appears as ended,
+        // not as crashed.
         let alive = lock::is_held(&self.run_dir);
         self.snapshot(|tx| {
             Ok(Progress {
@@ -142,26 +144,27 @@ impl Reader {
         })
     }
 
-    /// The last event's sequence number; 0 before the first.
+    /// Returns the sequence number of the last event, or 0 if there is no event yet.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn last_seq(&self) -> Result<u64> {
         self.snapshot(|tx| Ok(last_seq(tx)?))
     }
 
-    /// The store's file.
+    /// Returns the path of the store's file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Reads as of one commit.
+    /// Calls `read` in one transaction, so that it reads the run as of one commit.
     pub(crate) fn snapshot<T>(
         &self,
         mut read: impl FnMut(&Transaction<'_>) -> Result<T, ReadError>,
     ) -> Result<T> {
         let result = match self.attempt(&mut read) {
-            // Found before anything was read: the writer was killed since the last look.
+            // The writer was killed since the last read. The failed attempt has read nothing, so `read` can
+            // be called again.
             Err(ReadError::Sql(error)) if schema::is_half_written(&error) => {
                 schema::finish_commit(&self.path)
                     .map_err(ReadError::Sql)
@@ -177,7 +180,7 @@ impl Reader {
 }
 
 impl Reader {
-    /// [`Reader::run`] within one look at the file. `alive`: whether a writer holds the run.
+    /// Like [`Reader::run`], but reads in the transaction `tx`. `alive` is true if a writer holds the run's lock.
     pub(crate) fn run_row(&self, tx: &Connection, alive: bool) -> rusqlite::Result<RunRow> {
         let (generation, end) = beginning_and_end(tx)?;
         let status = status(alive, end);
@@ -198,7 +201,7 @@ impl Reader {
                 })
             },
         )?;
-        // A folder that was copied or renamed is another run, whatever it was called when it was made.
+        // A copied or renamed folder is a different run, so the folder's name replaces the recorded name.
         if let Some(name) = folder_name(&self.run_dir)
             && run.name != name
         {
@@ -208,7 +211,7 @@ impl Reader {
         Ok(run)
     }
 
-    /// One look at the file.
+    /// Calls `read` once, in one transaction.
     pub(crate) fn attempt<T>(
         &self,
         read: impl FnOnce(&Transaction<'_>) -> Result<T, ReadError>,
@@ -217,8 +220,8 @@ impl Reader {
         read(&transaction)
     }
 
-    /// Looks, once, whether all events are there: what a damaged file has lost would look like what never
-    /// was.
+    /// Checks that all events are present. Does nothing if an earlier check succeeded. Without this check,
+    /// events that were lost through damage would look as if they had never existed.
     pub(crate) fn check_complete(&self, connection: &Connection) -> Result<(), ReadError> {
         if self.is_complete.get() {
             return Ok(());
@@ -231,7 +234,7 @@ impl Reader {
         )?;
         if found != last_seq {
             return Err(ReadError::damaged(format!(
-                "it has {found} events, of {last_seq}"
+                "it has {found} of {last_seq} events"
             )));
         }
         self.is_complete.set(true);
@@ -239,7 +242,7 @@ impl Reader {
     }
 }
 
-/// Why a read failed, before it has words.
+/// Why a read failed. Later converted to an error with a message.
 #[derive(Debug)]
 pub(crate) enum ReadError {
     Sql(rusqlite::Error),
@@ -271,7 +274,7 @@ pub(crate) fn last_seq(connection: &Connection) -> rusqlite::Result<u64> {
     Ok(seq.cast_unsigned())
 }
 
-/// What no longer counts.
+/// Returns the supersessions of the run.
 pub(crate) fn supersessions(connection: &Connection) -> Result<Supersessions, ReadError> {
     let mut query =
         connection.prepare_cached("SELECT seq, body FROM events WHERE kind = ? ORDER BY seq")?;
@@ -297,11 +300,11 @@ fn status(alive: bool, end: Option<host_core::StopReason>) -> RunStatus {
     }
 }
 
-/// What the run is called: its folder's name, if a run can have it.
+/// Returns the name of the run's folder; `None` if that is not a valid name for a run.
 fn folder_name(run_dir: &Path) -> Option<String> {
     let name: RunName = match run_dir.file_name() {
         Some(name) => name.to_str()?.parse().ok()?,
-        // `.` and `..` have none.
+        // `file_name` returns `None` for a path such as `.` or `..`.
         None => {
             let folder = run_dir.canonicalize().ok()?;
             folder.file_name()?.to_str()?.parse().ok()?
@@ -310,7 +313,7 @@ fn folder_name(run_dir: &Path) -> Option<String> {
     Some(name.to_string())
 }
 
-/// A configuration with another name for the run.
+/// Returns the configuration with a different run name.
 fn renamed(config_json: &str, name: &str) -> String {
     match serde_json::from_str(config_json) {
         Ok(serde_json::Value::Object(mut config)) if config.contains_key("name") => {
@@ -328,7 +331,7 @@ fn identity(file: &Metadata) -> (u64, u64) {
 fn no_run(run_dir: &Path) -> Error {
     Error::new(
         ErrorKind::Config,
-        format!("there is no run in the folder: {}", run_dir.display()),
+        format!("no run in the folder: {}", run_dir.display()),
     )
-    .hint("`host runs list` shows the runs there are")
+    .hint("list the runs with `host runs list`")
 }

@@ -10,17 +10,17 @@ use crate::{FILE, Reader, RunRow, RunStatus};
 
 /// The runs in a folder.
 ///
-/// What a run that is over says of itself is kept and read again only when its file has changed, so a
-/// list that is asked for again costs a look at each file.
+/// The rows of ended runs are cached. A cached row is read again only if the metadata of its file shows a
+/// change.
 #[derive(Debug)]
 pub struct RunList {
     runs_dir: PathBuf,
     kept: Mutex<HashMap<RunName, (Stamp, RunRow)>>,
 }
 
-/// Rows that are kept at most, a few kilobytes each with their configurations.
+/// Maximum number of cached rows. A row with its configuration takes a few kilobytes.
 const KEPT: usize = 4096;
-/// Threads that read a list, and the fewest runs that are worth one.
+/// Maximum number of threads that read a list, and minimum number of runs per thread.
 const READERS: usize = 8;
 const RUNS_PER_READER: usize = 32;
 
@@ -35,7 +35,7 @@ struct Stamp {
 }
 
 impl RunList {
-    /// Of a folder, which need not be there yet.
+    /// Creates the list of a folder, which need not exist yet.
     pub fn new(runs_dir: &Path) -> Self {
         Self {
             runs_dir: runs_dir.to_owned(),
@@ -43,15 +43,15 @@ impl RunList {
         }
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn runs_dir(&self) -> &Path {
         &self.runs_dir
     }
 
-    /// The names of the runs, in order. What is no run is passed over.
+    /// Returns the names of the runs, sorted. Skips everything that is not a run.
     ///
     /// # Errors
-    /// If the folder cannot be read. A folder that is not there has no runs.
+    /// Returns an error if the folder cannot be read. A missing folder has no runs.
     pub fn names(&self) -> Result<Vec<RunName>> {
         let failed = |e: &std::io::Error| Error::io("list the runs", &self.runs_dir, e);
         let entries = match std::fs::read_dir(&self.runs_dir) {
@@ -72,19 +72,19 @@ impl RunList {
         Ok(names)
     }
 
-    /// All runs, in the order of their names; for one that cannot be read, why.
+    /// Returns all runs, sorted by name, with an error for each run that cannot be read.
     ///
     /// # Errors
-    /// As of [`Self::names`].
+    /// As for [`Self::names`].
     pub fn all(&self) -> Result<Vec<(RunName, Result<RunRow>)>> {
         Ok(self.rows(self.names()?))
     }
 
-    /// What these runs are and how they stand, in the same order; for one that cannot be read, why.
+    /// Returns the rows of these runs in the same order, with an error for each run that cannot be read.
     pub fn rows(&self, names: Vec<RunName>) -> Vec<(RunName, Result<RunRow>)> {
         let read = |name: &RunName| self.row(name);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        // What a thread costs is a run or two.
+        // Starting a thread takes as long as reading one or two runs.
         let share = names
             .len()
             .div_ceil(cores.min(READERS))
@@ -103,7 +103,7 @@ impl RunList {
                 .collect();
             rows.extend(work(mine));
             for (names, thread) in threads {
-                // Without a thread, or after its panic, the work is done here.
+                // If a thread did not start or panicked, the calling thread reads the rows in its place.
                 let done = thread.ok().and_then(|thread| thread.join().ok());
                 rows.extend(done.unwrap_or_else(|| work(names)));
             }
@@ -113,7 +113,8 @@ impl RunList {
 
     fn row(&self, name: &RunName) -> Result<RunRow> {
         let run_dir = self.runs_dir.join(name.as_str());
-        // Before it is read: a change meanwhile is then seen the next time.
+        // The file's state is taken before the row is read, so that a change during reading is noticed the
+        // next time.
         let stamp = Stamp::of(&run_dir);
         if let Some(stamp) = stamp
             && let Some((at, row)) = self.kept().get(name)
@@ -125,7 +126,8 @@ impl RunList {
             Some((reader, _writers_wait)) => reader.run(),
             None => Reader::open(&run_dir)?.run(),
         }?;
-        // One that says that it ended says so until something is written.
+        // Only the rows of ended runs are cached. The row of a running run can change without a write,
+        // because the run can crash.
         if let (Some(stamp), RunStatus::Finished(_)) = (stamp, row.status) {
             let mut kept = self.kept();
             if kept.len() >= KEPT {
@@ -137,13 +139,14 @@ impl RunList {
     }
 
     fn kept(&self) -> MutexGuard<'_, HashMap<RunName, (Stamp, RunRow)>> {
-        // A map is whole between two calls, whoever panicked.
+        // Even if a thread panicked while it held the lock, the map is consistent, because each of the map's
+        // methods leaves it so.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Stamp {
-    /// None while a log with something in it belongs to the file.
+    /// Returns `None` while the store has a log that is not empty.
     fn of(run_dir: &Path) -> Option<Self> {
         has_no_log(run_dir).then_some(())?;
         let file = std::fs::metadata(run_dir.join(FILE)).ok()?;
@@ -163,7 +166,7 @@ impl From<&Metadata> for Stamp {
     }
 }
 
-/// Whether all that was committed is in the file itself.
+/// Whether all commits are in the store's file itself, and none in a log.
 pub(crate) fn has_no_log(run_dir: &Path) -> bool {
     ["-wal", "-journal"].iter().all(|suffix| {
         let beside = run_dir.join(format!("{FILE}{suffix}"));
@@ -180,7 +183,7 @@ mod tests {
     use crate::tests::{draft, metrics, record};
 
     #[test]
-    fn a_list_that_is_kept_sees_runs_go_on_come_and_go() {
+    fn a_cached_list_notices_resumed_new_and_removed_runs() {
         let runs = tempfile::tempdir().expect("a folder");
         let dir = runs.path().join("demo");
         let started = |generation| draft(1, EventBody::RunStarted { generation });
@@ -199,7 +202,7 @@ mod tests {
             rows.map(|row| (row.status, row.last_step.0))
                 .collect::<Vec<_>>()
         };
-        // With its writer still there, and without, and again.
+        // Lists the run while its writer exists, then twice after the writer has ended.
         let interrupted = RunStatus::Finished(StopReason::Interrupted);
         assert_eq!(look(), [(interrupted, 4)]);
         assert!(list.kept().is_empty());
@@ -219,7 +222,7 @@ mod tests {
         let completed = RunStatus::Finished(StopReason::Completed);
         assert_eq!(look(), [(completed, 6)]);
 
-        // Another run takes its place.
+        // Another run with the same name takes its place.
         std::fs::rename(&dir, runs.path().join("elder")).expect("moved");
         drop(Writer::create(&dir, &record()).expect("a run"));
         assert_eq!(look(), [(RunStatus::Crashed, 0), (completed, 6)]);

@@ -3,60 +3,62 @@ use rusqlite::{Connection, OptionalExtension};
 
 use crate::event_row;
 
-/// What a run is, said once when it is made.
+/// The description of a run, written once when it is created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunRecord {
-    /// The run's name; one that [`RunName`](host_core::RunName) accepts.
+    /// The run's name, valid for [`RunName`](host_core::RunName).
     pub name: String,
-    /// When it was made, in microseconds since the Unix epoch.
+    /// When it was created, in microseconds since the Unix epoch.
     pub created_us: i64,
     /// Its resolved configuration, a JSON object.
     pub config_json: String,
 }
 
-/// What a run is and how it stands.
+/// The description of a run and its current state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunRow {
     /// The run's name.
     pub name: String,
-    /// When it was made, in microseconds since the Unix epoch.
+    /// When it was created, in microseconds since the Unix epoch.
     pub created_us: i64,
     /// Its resolved configuration, a JSON object.
     pub config_json: String,
-    /// Whether it is at work, and if not, why.
+    /// Whether it is running, and if not, why.
     pub status: RunStatus,
-    /// How often it was resumed.
+    /// How many times it was resumed.
     pub generation: u32,
-    /// The last event's sequence number; 0 before the first.
+    /// The last event's sequence number; 0 if there is no event yet.
     pub last_seq: u64,
-    /// The furthest step of what counts: a delivery's events stand at their checkpoint's step, behind
-    /// which the run may be far ahead.
+    /// The highest step that is not superseded. The step of the last event can be lower: delivery events
+    /// have the step of their checkpoint.
     pub last_step: Step,
-    /// The last event's time in microseconds since the Unix epoch; before the first, the run's own.
+    /// The last event's time in microseconds since the Unix epoch. If there is no event yet, this is the
+    /// run's creation time.
     pub last_time_us: i64,
 }
 
-/// Whether a run is at work.
+/// Whether a run is running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunStatus {
-    /// A writer holds the run, and it has not said that it ended.
+    /// A writer holds the run, and no end is recorded.
     Running,
-    /// The run said that it ended, and why.
+    /// The run's end is recorded, with this reason.
     Finished(StopReason),
-    /// Nobody holds the run, and it never said that it ended: it was killed, or the machine was.
+    /// No writer holds the run, and no end is recorded: the process was killed or the machine failed.
     Crashed,
 }
 
-/// How far a run's log has come.
+/// The progress of a run's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// The last event's sequence number; 0 before the first.
+    /// The last event's sequence number; 0 if there is no event yet.
     pub last_seq: u64,
-    /// Whether more may come.
+    /// Whether more events can follow.
     pub status: RunStatus,
 }
 
-/// The run's last beginning (its generation) and its last end, if that came later.
+/// Returns the generation of the run's last start. If the run has ended since that start, also returns the
+/// reason for the end.
 pub(crate) fn beginning_and_end(
     connection: &Connection,
 ) -> rusqlite::Result<(u32, Option<StopReason>)> {

@@ -9,8 +9,8 @@ use crate::migration::MIGRATIONS;
 use crate::run_list::has_no_log;
 use crate::{FILE, fault};
 
-/// `PRAGMA user_version` of what this program writes. A change of the tables, or a new kind of event,
-/// adds a migration, and by that raises it.
+/// `PRAGMA user_version` of the files that this program writes. A change of the tables, or a new kind of
+/// event, requires a new migration, which increments this version.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
@@ -18,12 +18,12 @@ use crate::{FILE, fault};
 )]
 pub(crate) const VERSION: i32 = 1 + MIGRATIONS.len() as i32;
 
-/// `PRAGMA application_id`: "Host" in ASCII, so that `file` and we know the file for ours.
+/// `PRAGMA application_id`: "Host" in ASCII. The `file` command and this program identify the file by it.
 const APPLICATION_ID: i32 = 0x486f_7374;
 
-/// Steps are u64 and lie in SQLite's i64 bit for bit; no query compares them.
+/// Steps are u64. Their bits are stored as SQLite's i64, so queries must not compare steps.
 const TABLES: &str = "
--- What the run is. One row, written once.
+-- The run's description. One row, written once.
 CREATE TABLE run (
     id          INTEGER PRIMARY KEY CHECK (id = 1),
     name        TEXT NOT NULL,
@@ -31,7 +31,7 @@ CREATE TABLE run (
     config_json TEXT NOT NULL
 ) STRICT;
 
--- Where the log ends. One row, written with every commit; polling readers look at nothing else.
+-- The end of the log. One row, written with every commit; polling readers read nothing else.
 CREATE TABLE head (
     id           INTEGER PRIMARY KEY CHECK (id = 1),
     last_seq     INTEGER NOT NULL,
@@ -44,7 +44,7 @@ CREATE TABLE series (
     name TEXT NOT NULL UNIQUE
 ) STRICT;
 
--- A frame: the series that are measured together, in their order. folded: whether it has chunks.
+-- A frame: the series that are measured together, in order. folded: whether it has chunks.
 CREATE TABLE frames (
     id     INTEGER PRIMARY KEY,
     folded INTEGER NOT NULL DEFAULT 0
@@ -85,7 +85,7 @@ CREATE TABLE chunks (
 ) STRICT;
 CREATE INDEX chunks_by_frame ON chunks(frame, last_seq, first_seq, rows, min_step, max_step);
 
--- The values of one place of a chunk's frame.
+-- The values of one series of a chunk, by its place in the frame.
 CREATE TABLE columns (
     chunk INTEGER NOT NULL REFERENCES chunks,
     place INTEGER NOT NULL,
@@ -94,22 +94,22 @@ CREATE TABLE columns (
 ) STRICT;
 ";
 
-/// What a file turned out to be.
+/// The content of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// Nothing: a new file, or one whose making was cut short.
+    /// Empty: a new file, or one whose creation was interrupted.
     Empty,
-    /// A run store of a version this program reads.
+    /// A run store in a format that this program reads.
     Run,
 }
 
-/// Opens the file to write; makes it if it is not there.
+/// Opens the file for writing; creates it if it does not exist.
 pub(crate) fn open_to_write(path: &Path) -> Result<Connection> {
     open_read_write(path, OpenFlags::SQLITE_OPEN_CREATE)
         .map_err(|e| fault::sql("open the run store", path, &e))
 }
 
-/// Opens a file to write that is there.
+/// Opens an existing file for writing.
 pub(crate) fn open_existing(path: &Path) -> rusqlite::Result<Connection> {
     open_read_write(path, OpenFlags::empty())
 }
@@ -117,13 +117,14 @@ pub(crate) fn open_existing(path: &Path) -> rusqlite::Result<Connection> {
 fn open_read_write(path: &Path, more: OpenFlags) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
     let connection = Connection::open_with_flags(path, flags)?;
-    // Short, because the writer's thread empties no queue while it waits here; it tries again.
+    // The timeout is short, because the writer's thread does not empty the queue while it waits here. The
+    // thread retries later.
     connection.busy_timeout(Duration::from_millis(100))?;
     Ok(connection)
 }
 
-/// Opens a run's store to read, or, where it cannot be read as it lies, a copy. The writer may be at work,
-/// in any process.
+/// Opens a run's store for reading. If the store cannot be read in place, opens a copy. A writer can be
+/// active at the same time, in any process.
 pub(crate) fn open_to_read(run_dir: &Path) -> Result<(Connection, Option<Copy>)> {
     let path = &run_dir.join(FILE);
     let failed = |e: rusqlite::Error| fault::sql("read the run store", path, &e);
@@ -133,13 +134,14 @@ pub(crate) fn open_to_read(run_dir: &Path) -> Result<(Connection, Option<Copy>)>
     });
     match opened {
         Ok(connection) => Ok((connection, None)),
-        // A log on a read-only medium has nowhere to put its index.
+        // Without write access, SQLite cannot create the index (`-shm`) that it needs for reading a log
+        // (`-wal`).
         Err(_) if is_fixed(run_dir, path) => match has_no_log(run_dir) {
             true => Ok((open_still(path).map_err(failed)?, None)),
             false => {
                 let copy = Copy::make(run_dir)?;
                 let path = copy.path();
-                // With its log it becomes one file, which this process alone knows.
+                // Merges the copy with its log into one file, which only this process uses.
                 finish_commit(&path).map_err(failed)?;
                 Ok((open_read_only(&path).map_err(failed)?, Some(copy)))
             }
@@ -153,8 +155,8 @@ fn open_read_only(path: &Path) -> rusqlite::Result<Connection> {
     open_with(path, flags)
 }
 
-/// Opens a file that nobody changes meanwhile, which is the caller's to know: without locks, and
-/// without a look at a log beside it.
+/// Opens a file without locks and without reading a log next to it. The caller must ensure that the file
+/// does not change.
 pub(crate) fn open_still(path: &Path) -> rusqlite::Result<Connection> {
     let escaped = path.to_str().unwrap_or_default();
     let escaped = escaped
@@ -170,25 +172,27 @@ pub(crate) fn open_still(path: &Path) -> rusqlite::Result<Connection> {
 fn open_with(name: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(name, flags)?;
     connection.busy_timeout(Duration::from_secs(5))?;
-    // The first read is what finds out whether the file can be read at all.
+    // Only the first read shows whether the file can be read at all.
     connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
     Ok(connection)
 }
 
-/// Whether the file was left in the middle of a commit, which only who may write can undo.
+/// Whether the error means that a commit was interrupted. Only a process with write access can undo such a
+/// commit.
 pub(crate) fn is_half_written(error: &rusqlite::Error) -> bool {
     /// `SQLITE_READONLY_ROLLBACK` and `SQLITE_READONLY_RECOVERY`.
     const CODES: [i32; 2] = [776, 264];
     matches!(error, rusqlite::Error::SqliteFailure(code, _) if CODES.contains(&code.extended_code))
 }
 
-/// Undoes the commit that a writer was killed in. `SQLite` itself makes sure that no writer is alive.
+/// Undoes the commit of a killed writer. `SQLite` itself ensures that no writer is alive.
 pub(crate) fn finish_commit(path: &Path) -> rusqlite::Result<()> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     open_with(path, flags).map(drop)
 }
 
-/// Whether this process cannot change the file, or what lies beside it.
+/// Returns true if at least one of these is read-only for this process: the file, its folder, its log, its
+/// index.
 fn is_fixed(folder: &Path, path: &Path) -> bool {
     use rustix::fs::{Access, access};
     let log = folder.join(format!("{FILE}-wal"));
@@ -199,8 +203,8 @@ fn is_fixed(folder: &Path, path: &Path) -> bool {
         && (cannot_write(folder) || cannot_write(path) || is_other(&log) || is_other(&index))
 }
 
-/// Looks whether the file is a run store that this program understands.
-pub(crate) fn recognise(connection: &Connection, path: &Path) -> Result<Found> {
+/// Checks that the file is a run store that this program supports.
+pub(crate) fn recognize(connection: &Connection, path: &Path) -> Result<Found> {
     let mark = mark(connection).map_err(|e| fault::sql("read the run store", path, &e))?;
     match mark {
         Mark::Blank => Ok(Found::Empty),
@@ -208,7 +212,7 @@ pub(crate) fn recognise(connection: &Connection, path: &Path) -> Result<Found> {
         Mark::Newer(newer) => Err(Error::new(
             ErrorKind::Config,
             format!(
-                "the run store has format {newer}, this program knows formats up to {VERSION}: {}",
+                "the run store has format {newer}, but this program supports formats up to {VERSION}: {}",
                 path.display()
             ),
         )
@@ -217,20 +221,20 @@ pub(crate) fn recognise(connection: &Connection, path: &Path) -> Result<Found> {
             ErrorKind::Config,
             format!("not a run store: {}", path.display()),
         )
-        .hint("move the file away; a run folder's events.db must be the program's own")),
+        .hint("move the file away; events.db in a run folder must be a run store")),
     }
 }
 
-/// What a file says that it is.
+/// The kind of a file, according to its header.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Mark {
-    /// Nothing: it has no table.
+    /// Empty: it has no table.
     Blank,
     /// A run store that this program reads.
     Run,
-    /// A run store of this format, which is of a later program.
+    /// A run store in this format, which is newer than this program.
     Newer(i32),
-    /// Another program's.
+    /// A file of another program.
     Foreign,
 }
 
@@ -251,7 +255,7 @@ fn is_blank(connection: &Connection) -> rusqlite::Result<bool> {
     })
 }
 
-/// Makes the tables, and marks the file as ours. To be called in a transaction.
+/// Creates the tables and marks the file as a run store. Must be called in a transaction.
 pub(crate) fn make_tables(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(TABLES)?;
     connection.pragma_update(None, "application_id", APPLICATION_ID)?;
@@ -262,19 +266,19 @@ pub(crate) fn make_tables(connection: &Connection) -> rusqlite::Result<()> {
 mod tests {
     use super::*;
 
-    fn recognised(sql: &str) -> Result<Found> {
+    fn recognized(sql: &str) -> Result<Found> {
         let connection = Connection::open_in_memory().expect("a database");
         connection.execute_batch(sql).expect("SQL");
-        recognise(&connection, Path::new("events.db"))
+        recognize(&connection, Path::new("events.db"))
     }
 
     #[test]
     fn only_a_store_of_a_known_format_is_accepted() {
-        assert_eq!(recognised("").expect("fine"), Found::Empty);
+        assert_eq!(recognized("").expect("fine"), Found::Empty);
 
         let ours = format!("PRAGMA application_id = {APPLICATION_ID};");
         let newer = format!("{ours} PRAGMA user_version = {};", VERSION + 1);
-        let error = recognised(&newer).expect_err("refused");
+        let error = recognized(&newer).expect_err("refused");
         assert!(
             error
                 .message()
@@ -284,16 +288,16 @@ mod tests {
         assert!(error.hint_text().expect("a hint").contains("newer"));
 
         for foreign in ["CREATE TABLE t(x)", "PRAGMA user_version = 1", &ours] {
-            let error = recognised(foreign).expect_err("refused");
+            let error = recognized(foreign).expect_err("refused");
             assert!(error.message().starts_with("not a run store"), "{error}");
         }
     }
 
     #[test]
-    fn the_tables_are_made_and_recognised() {
+    fn the_created_tables_are_recognized() {
         let connection = Connection::open_in_memory().expect("a database");
         make_tables(&connection).expect("tables");
-        let found = recognise(&connection, Path::new("events.db")).expect("fine");
+        let found = recognize(&connection, Path::new("events.db")).expect("fine");
         assert_eq!(found, Found::Run);
     }
 }

@@ -9,7 +9,7 @@ use crate::reader::{ReadError, supersessions};
 use crate::supersession::{Live, Supersessions};
 use crate::{Point, Reader};
 
-/// A series of a run: a metric's name and what there is of it, without what was superseded.
+/// A series of a run: a metric's name, and a summary of the points that are not superseded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
     /// The metric's name.
@@ -21,10 +21,10 @@ pub struct Series {
 }
 
 impl Reader {
-    /// The run's series by name. One whose every point was superseded is not there.
+    /// Returns the run's series, sorted by name. A series with only superseded points is left out.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn series(&self) -> Result<Vec<Series>> {
         self.snapshot(|tx| {
             self.check_complete(tx)?;
@@ -65,7 +65,7 @@ impl Reader {
     }
 }
 
-/// How many events of a frame count, and the last of them.
+/// A summary of a frame's events that are not superseded: their number, and the last of them.
 struct FrameEnds {
     count: u64,
     last: Place,
@@ -78,7 +78,8 @@ fn frame_ends(
     superseded: &Supersessions,
 ) -> Result<Option<FrameEnds>, ReadError> {
     let mut count = 0;
-    // The last chunk with something that counts, its rows and how it counts.
+    // The id of the last chunk with an event that is not superseded, and the number of all rows of this
+    // chunk, superseded or not.
     let mut last_chunk = None;
     let mut chunks = connection.prepare_cached(
         "SELECT id, rows, first_seq, last_seq, min_step, max_step FROM chunks
@@ -115,7 +116,7 @@ fn frame_ends(
         }
     }
 
-    // A frame's rows are all later than its chunks.
+    // In a frame, every event outside the chunks is later than every event in a chunk.
     let ends = match (last_row, last_chunk) {
         (Some(last), _) => Some((last, row_values(connection, last.seq)?)),
         (None, Some((chunk, rows))) => {
@@ -132,7 +133,7 @@ fn frame_ends(
     }))
 }
 
-/// The rows of a chunk that count.
+/// Returns the rows of a chunk that are not superseded.
 fn live_places(
     connection: &Connection,
     chunk: i64,
@@ -184,5 +185,5 @@ fn chunk_values(
 }
 
 fn damaged(chunk: i64) -> ReadError {
-    ReadError::damaged(format!("chunk {chunk}"))
+    ReadError::damaged(format!("chunk {chunk} cannot be read"))
 }

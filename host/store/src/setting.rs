@@ -2,9 +2,9 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// The settings of a run's configuration by name, each with the value that takes effect. What is inside of
-/// a table is behind a dot, and what is a plugin's is `plugin/ID/KEY`; of several plugins with one id the
-/// second is `ID-2`, as in the names of its metrics.
+/// Returns the settings of a run's configuration by name, each with the value that takes effect. A key in a
+/// table is prefixed with the table's name and a dot. A plugin's setting is named `plugin/ID/KEY`. If several
+/// plugins have the same id, the second is `ID-2`, as in the names of its metrics.
 pub fn settings(config: &Value) -> BTreeMap<String, Value> {
     let mut all = BTreeMap::new();
     let Value::Object(fields) = config else {
@@ -18,8 +18,8 @@ pub fn settings(config: &Value) -> BTreeMap<String, Value> {
             }),
         }
     }
-    // The one setting of the run's that a plugin may have for itself: it groups the parameters, and what
-    // it gives them counts.
+    // A plugin that groups the parameters sets their weight decay. This is the only setting of the run that a
+    // plugin can override.
     let is_own = |key: &&String| key.starts_with("plugin/") && key.ends_with("/weight_decay");
     if let Some(own) = all
         .keys()
@@ -37,7 +37,7 @@ const PLUGIN: &str = "plugin";
 fn plugin_settings(config: &Value, tables: &[Value], all: &mut BTreeMap<String, Value>) {
     let mut ids: Vec<&str> = Vec::new();
     for (place, table) in tables.iter().enumerate() {
-        // One that was asked for by its path has its id in the record of what was found.
+        // If the plugin is given by its path, its id is only in the run's record.
         let found = &config["record"][PLUGIN][place]["id"];
         let id = table["id"].as_str().or(found.as_str());
         let id = id.unwrap_or("unknown");
@@ -78,7 +78,8 @@ fn flatten(key: &str, value: &Value, each: &mut impl FnMut(String, &Value)) {
     }
 }
 
-/// What tells a table from those before it.
+/// Returns a label for a plugin's table. It is the plugin's id, with a number appended if `before` already
+/// contains this id.
 fn label(id: &str, before: &[&str]) -> String {
     match before.iter().filter(|other| **other == id).count() {
         0 => id.to_owned(),
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plugin_s_settings_are_named_by_it_however_it_was_asked_for() {
+    fn plugin_settings_are_named_by_id_whether_given_by_id_or_path() {
         let config = json!({
             "seed": 1,
             "plugin": [

@@ -1,15 +1,16 @@
 use crate::chunk::Place;
 
-/// What no longer counts: a run that was resumed went back to a checkpoint, and each time what lay
-/// above that checkpoint's step was superseded.
+/// The superseded events of a run. Each time the run was resumed, it returned to a checkpoint. This
+/// superseded all earlier events with a higher step than the checkpoint's.
 #[derive(Debug, Default)]
 pub(crate) struct Supersessions {
-    /// Sequence number of each, and the highest step that counts among all events before it: the
-    /// lowest `from_step` of this supersession and those that follow. Ordered by sequence number.
+    /// For each supersession, its sequence number and a limit. Earlier events are superseded if their step is
+    /// above the limit. The limit is the lowest `from_step` of this and all later supersessions. Sorted by
+    /// sequence number.
     limits: Vec<(u64, u64)>,
 }
 
-/// How much of a chunk counts.
+/// How much of a chunk is not superseded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Live {
     All,
@@ -18,7 +19,7 @@ pub(crate) enum Live {
 }
 
 impl Supersessions {
-    /// From (sequence number, `from_step`) in the log's order.
+    /// Creates the list from pairs of (sequence number, `from_step`) in the log's order.
     pub(crate) fn new(mut limits: Vec<(u64, u64)>) -> Self {
         let mut lowest = u64::MAX;
         for (_, from_step) in limits.iter_mut().rev() {
@@ -28,17 +29,17 @@ impl Supersessions {
         Self { limits }
     }
 
-    /// Whether everything counts.
+    /// Whether nothing is superseded.
     pub(crate) fn is_empty(&self) -> bool {
         self.limits.is_empty()
     }
 
-    /// Whether an event that stands there counts.
+    /// Whether an event at this place is not superseded.
     pub(crate) fn is_live(&self, place: &Place) -> bool {
         place.step <= self.limit(place.seq)
     }
 
-    /// The same for all events of a chunk at once.
+    /// Like [`Self::is_live`], for all events of a chunk at once.
     pub(crate) fn of_chunk(&self, seqs: (u64, u64), steps: (u64, u64)) -> Live {
         // The limits rise with the sequence number.
         if steps.1 <= self.limit(seqs.0) {
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_supersession_hides_what_was_before_it_and_above_its_step() {
+    fn a_supersession_hides_earlier_events_above_its_step() {
         // Steps 1..=5, back to 3, steps 4..=6, back to 2, steps 3...
         let list = Supersessions::new(vec![(6, 3), (10, 2)]);
         let live = |seq, step| {
@@ -74,7 +75,7 @@ mod tests {
         assert!(live(2, 2));
         assert!(
             !live(3, 3),
-            "the second supersession reaches behind the first"
+            "the second supersession also applies before the first"
         );
         assert!(!live(4, 4));
         assert!(!live(7, 4));
@@ -83,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_is_judged_as_its_events_are() {
+    fn a_chunk_is_live_as_far_as_its_events_are() {
         let list = Supersessions::new(vec![(10, 5)]);
         assert_eq!(list.of_chunk((1, 9), (1, 5)), Live::All);
         assert_eq!(list.of_chunk((1, 9), (1, 6)), Live::Some);

@@ -1,5 +1,5 @@
-//! The store against a plain list of events: whatever is appended, in whatever batches and with
-//! however many reopenings, both reads give what the list gives.
+//! Compares the store with a plain list of events. Both kinds of read must return what the list contains,
+//! however the events are batched and however often the store is reopened.
 
 use host_core::{Draft, Event, EventBody, MetricValue, Step, StopReason};
 
@@ -57,7 +57,9 @@ fn random_draft(random: &mut fastrand::Rng, step: &mut u64, generation: &mut u32
             message: format!("\"{}\" ü", random.u64(..)),
         },
         8 => metrics(&[]),
-        // The frames of a run: the loop's, an evaluation's, and two that share a series.
+        // The frames of a run, in this order: the training loop's frame; an evaluation's frame; a frame with
+        // one series of the evaluation and one of the training loop; a frame that has one series twice; and a
+        // frame with only one series of the training loop.
         9..60 => metrics(&[NAMES[0], NAMES[1], NAMES[2]].map(|n| (n, random_value(random)))),
         60..70 => metrics(&[(NAMES[3], random_value(random))]),
         70..80 => metrics(&[NAMES[3], NAMES[0]].map(|n| (n, random_value(random)))),
@@ -76,7 +78,7 @@ fn random_draft(random: &mut fastrand::Rng, step: &mut u64, generation: &mut u32
     draft
 }
 
-/// What the reads must give, straight from the words.
+/// Returns the expected history, computed directly from its definition.
 fn history_of(events: &[Event], name: &str) -> Vec<Point> {
     let hidden = |event: &Event| {
         events.iter().any(|later| {
@@ -98,7 +100,7 @@ fn history_of(events: &[Event], name: &str) -> Vec<Point> {
     points
 }
 
-/// Values bit for bit, since NaN equals nothing.
+/// Returns the points with their values as bits, since NaN is not equal to itself.
 fn exact(points: &[Point]) -> Vec<(u64, Step, i64, u64)> {
     points
         .iter()
@@ -169,7 +171,7 @@ fn check(reader: &Reader, model: &[Event], random: &mut fastrand::Rng) {
 }
 
 #[test]
-fn both_reads_give_what_a_plain_list_gives() {
+fn both_reads_return_what_a_plain_list_contains() {
     for seed in 0..12 {
         let mut random = fastrand::Rng::with_seed(seed);
         let journal = if seed % 4 == 3 {
@@ -218,7 +220,7 @@ fn both_reads_give_what_a_plain_list_gives() {
 }
 
 #[test]
-fn a_commit_that_fails_leaves_no_trace_and_may_be_tried_again() {
+fn a_failed_commit_leaves_no_trace_and_can_be_retried() {
     let dir = tempfile::tempdir().expect("a folder");
     let mut writer = Writer::create(dir.path(), &record())
         .expect("a run")
@@ -226,7 +228,7 @@ fn a_commit_that_fails_leaves_no_trace_and_may_be_tried_again() {
     let batch = |name: &str| (0..20).map(|n| draft(n, metrics(&[(name, 0.1)]))).collect();
     let mut model = writer.append(batch("a")).expect("room");
     writer.limit_pages(1);
-    // New series and frames, and a fold, all of which must be undone.
+    // This append adds a series and a frame, and folds events. It fails, so all of this must be undone.
     let big = (0..9000)
         .map(|n| draft(n, metrics(&[("b", 0.1), ("a", 0.2)])))
         .collect();
@@ -296,14 +298,14 @@ fn a_run_is_running_finished_or_crashed() {
 }
 
 #[test]
-fn what_cannot_be_made_or_opened_says_why() {
+fn stores_that_cannot_be_created_or_opened_are_errors() {
     let runs = tempfile::tempdir().expect("a folder");
     let dir = runs.path().join("demo");
     let message = |error: host_core::Error| error.message().to_owned();
     let none = message(Writer::open(&dir).expect_err("no run"));
-    assert!(none.starts_with("there is no run in the folder"), "{none}");
+    assert!(none.starts_with("no run in the folder"), "{none}");
     let none = message(Reader::open(&dir).expect_err("no run"));
-    assert!(none.starts_with("there is no run in the folder"), "{none}");
+    assert!(none.starts_with("no run in the folder"), "{none}");
 
     drop(Writer::create(&dir, &record()).expect("a run"));
     let twice = message(Writer::create(&dir, &record()).expect_err("there already"));

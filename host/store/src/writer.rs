@@ -14,59 +14,61 @@ use crate::run_row::RunRecord;
 use crate::schema::{self, Found};
 use crate::{FILE, event_row, fault};
 
-/// Rows of a chunk: large enough that a million points are a thousand reads, small enough that the
-/// rows not yet folded are quickly gone through.
+/// Rows per chunk. The chunks are large enough that a million points take only about a thousand reads. They
+/// are small enough that the rows not yet in a chunk are read quickly.
 const CHUNK_ROWS: usize = 1024;
 
-/// How SQLite keeps a commit whole.
+/// How SQLite makes commits atomic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Journal {
-    /// A write-ahead log, so that readers and the writer never wait for one another; a rollback
-    /// journal where the file system cannot have the former, as network file systems cannot.
+    /// A write-ahead log, so that readers and the writer never wait for each other. Some file systems do not
+    /// support such a log, for example network file systems. On these, a rollback journal is used instead.
     #[default]
     Automatic,
     /// A rollback journal.
     Rollback,
 }
 
-/// The one writer of a run. It holds the run's lock until it is dropped.
+/// The only writer of a run. Holds the run's lock until it is dropped.
 #[derive(Debug)]
 pub struct Writer {
     connection: Connection,
     path: PathBuf,
     last_seq: u64,
-    /// As [`RunRow::last_step`](crate::RunRow::last_step).
+    /// See [`RunRow::last_step`](crate::RunRow::last_step).
     last_step: Step,
-    /// Absent after a commit that failed, until it is made anew.
+    /// `None` after a failed commit, until the index is reloaded.
     index: Option<FrameIndex>,
     chunk_rows: usize,
-    // Last, so that the file is closed before another may open it.
+    // Must be the last field, because the last field is dropped last. The file is then closed before the lock
+    // is released and another writer opens the file.
     _lock: RunLock,
 }
 
 impl Writer {
-    /// Makes the run's folder and store.
+    /// Creates the run's folder and store.
     ///
     /// # Errors
-    /// If the folder already has a run, if another process writes to it, or if the disk refuses.
+    /// Returns an error if the folder already has a run, another process writes to it, or writing fails.
     pub fn create(run_dir: &Path, record: &RunRecord) -> Result<Self> {
         Self::create_with(run_dir, record, Journal::Automatic)
     }
 
-    /// Like [`Writer::create`], with a journal of the caller's choice.
+    /// Like [`Writer::create`], with the given journal.
     ///
     /// # Errors
-    /// As [`Writer::create`].
+    /// As for [`Writer::create`].
     pub fn create_with(run_dir: &Path, record: &RunRecord, journal: Journal) -> Result<Self> {
         record.name.parse::<RunName>()?;
-        std::fs::create_dir_all(run_dir).map_err(|e| Error::io("make the folder", run_dir, &e))?;
+        std::fs::create_dir_all(run_dir)
+            .map_err(|e| Error::io("create the folder", run_dir, &e))?;
         Self::make(run_dir, RunLock::take(run_dir)?, record, journal)
     }
 
     fn make(run_dir: &Path, lock: RunLock, record: &RunRecord, journal: Journal) -> Result<Self> {
         let path = run_dir.join(FILE);
         let connection = schema::open_to_write(&path)?;
-        if schema::recognise(&connection, &path)? == Found::Run {
+        if schema::recognize(&connection, &path)? == Found::Run {
             return Err(Error::new(
                 ErrorKind::Config,
                 format!("the folder already has a run: {}", run_dir.display()),
@@ -74,23 +76,24 @@ impl Writer {
             .hint("choose another name, or resume that run with `host resume`"));
         }
         prepare(&connection, &path, journal)?;
-        make_run(&connection, record).map_err(|e| fault::sql("make the run store", &path, &e))?;
+        make_run(&connection, record).map_err(|e| fault::sql("create the run store", &path, &e))?;
         Self::start(connection, path, lock)
     }
 
-    /// Opens the store of a run that goes on. Sequence numbers go on where they ended. A store of an
-    /// older format gets this program's.
+    /// Opens the store of a run that is resumed. Sequence numbers continue. A store of an older format is
+    /// converted to the newest.
     ///
     /// # Errors
-    /// If there is no run, its format is newer than this program, or another process writes to it.
+    /// Returns an error if there is no run, its format is newer than this program, or another process writes
+    /// to it.
     pub fn open(run_dir: &Path) -> Result<Self> {
         Self::open_with(run_dir, Journal::Automatic)
     }
 
-    /// Like [`Writer::open`], with a journal of the caller's choice.
+    /// Like [`Writer::open`], with the given journal.
     ///
     /// # Errors
-    /// As [`Writer::open`].
+    /// As for [`Writer::open`].
     pub fn open_with(run_dir: &Path, journal: Journal) -> Result<Self> {
         let path = run_dir.join(FILE);
         if !path.is_file() {
@@ -99,12 +102,12 @@ impl Writer {
         Self::take_up(run_dir, RunLock::take(run_dir)?, journal)
     }
 
-    /// Opens the store of a run that goes on, whatever became of it: it is read as a whole, and one that is
-    /// damaged or gone is set aside, and a new one begun in its place, as `record` says. What was lost is
-    /// told.
+    /// Opens the store of a run that is resumed, even if the store is damaged. Reads the whole store; if it
+    /// is damaged, sets it aside. If it is damaged or missing, creates a new one from `record`. Returns what
+    /// was lost, if anything.
     ///
     /// # Errors
-    /// As of [`Writer::open`]; or if the file system refuses.
+    /// As for [`Writer::open`], or if a file cannot be renamed or created.
     pub fn restore(run_dir: &Path, record: &RunRecord) -> Result<(Self, Option<Loss>)> {
         let lock = RunLock::take(run_dir)?;
         let Some(why) = condition::damage(run_dir)? else {
@@ -122,12 +125,12 @@ impl Writer {
     fn take_up(run_dir: &Path, lock: RunLock, journal: Journal) -> Result<Self> {
         let path = run_dir.join(FILE);
         let mut connection = schema::open_to_write(&path)?;
-        if schema::recognise(&connection, &path)? == Found::Empty {
+        if schema::recognize(&connection, &path)? == Found::Empty {
             return Err(no_run(run_dir));
         }
         prepare(&connection, &path, journal)?;
         migrate(&mut connection, MIGRATIONS)
-            .map_err(|e| fault::sql("bring the run store to this program's format", &path, &e))?;
+            .map_err(|e| fault::sql("convert the run store to this program's format", &path, &e))?;
         Self::start(connection, path, lock)
     }
 
@@ -150,20 +153,20 @@ impl Writer {
         })
     }
 
-    /// The sequence number of the last event; 0 before the first.
+    /// Returns the sequence number of the last event; 0 before the first.
     pub fn last_seq(&self) -> u64 {
         self.last_seq
     }
 
-    /// The store's file.
+    /// Returns the path of the store's file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Commits events: all, or none. They get the next sequence numbers.
+    /// Commits either all of the events or none. They get the next sequence numbers.
     ///
     /// # Errors
-    /// If the disk refuses, or another program holds the file.
+    /// Returns an error if writing fails, or another program has locked the file.
     pub fn append(&mut self, drafts: Vec<Draft>) -> Result<Vec<Event>> {
         let events: Vec<Event> = (self.last_seq + 1..)
             .zip(drafts)
@@ -178,7 +181,8 @@ impl Writer {
         Ok(events)
     }
 
-    /// Commits events whose sequence numbers follow the last one: all, or none.
+    /// Commits either all of the events or none. Their sequence numbers must continue those of the committed
+    /// events.
     pub(crate) fn commit(&mut self, events: &[Event]) -> Result<()> {
         let Some(last) = events.last() else {
             return Ok(());
@@ -240,14 +244,14 @@ impl Writer {
         Ok(())
     }
 
-    /// Folds at so many rows, so that a test needs no thousands of events.
+    /// Makes the writer fold a frame at this many rows, so that a test does not need thousands of events.
     #[cfg(test)]
     pub(crate) fn fold_at(mut self, rows: usize) -> Self {
         self.chunk_rows = rows;
         self
     }
 
-    /// Lets the file grow to so many pages and no further, as a full disk would.
+    /// Limits the file to this many pages, like a full disk.
     #[cfg(test)]
     pub(crate) fn limit_pages(&self, pages: u32) {
         self.connection
@@ -258,35 +262,36 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // Leaves one file where no reader prevents it; if one does, the log stays beside it, whole.
+        // Moves the content of the log into the store's file, which then contains all events. If a reader
+        // prevents this, the log remains intact next to that file.
         let _ = self
             .connection
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
     }
 }
 
-/// Brings what was committed to the disk, so that a failure of the power takes none of it. A commit alone
-/// lets the system choose the moment.
+/// Syncs the committed events to disk, so that a power failure loses none of them. After a commit alone, the
+/// system decides when to write them to disk.
 ///
-/// It leaves `events.db` itself to SQLite, which brings it to the disk before it takes the log for done:
-/// whoever opens and closes that file in the writer's process takes the writer's locks away.
+/// This function does not sync `events.db` itself. SQLite syncs that file before it discards the log. Opening
+/// and closing it here, in the writer's process, would release the writer's locks.
 ///
 /// # Errors
-/// The disk refuses.
+/// Returns an error if a sync fails.
 pub fn sync_log(run_dir: &Path) -> Result<()> {
     let log = run_dir.join(format!("{FILE}-wal"));
     let synced = match File::open(&log) {
         Ok(file) => file.sync_all(),
-        // With a rollback journal a commit is on the disk when it is done.
+        // With a rollback journal, there is no log, and a commit is on disk when it returns.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(e) => Err(e),
     };
     synced
         .and_then(|()| File::open(run_dir)?.sync_all())
-        .map_err(|e| Error::io("bring the run's events to the disk", &log, &e))
+        .map_err(|e| Error::io("sync the run's events to disk", &log, &e))
 }
 
-/// How far the run has come by this event.
+/// Returns the run's last step after this event.
 fn furthest(so_far: Step, event: &Event) -> Step {
     match event.body {
         EventBody::RunStarted { .. } | EventBody::Superseded { .. } => event.step,
@@ -297,9 +302,9 @@ fn furthest(so_far: Step, event: &Event) -> Step {
 fn no_run(run_dir: &Path) -> Error {
     Error::new(
         ErrorKind::Config,
-        format!("there is no run in the folder: {}", run_dir.display()),
+        format!("no run in the folder: {}", run_dir.display()),
     )
-    .hint("`host runs list` shows the runs there are")
+    .hint("list the runs with `host runs list`")
 }
 
 fn make_run(connection: &Connection, record: &RunRecord) -> rusqlite::Result<()> {
@@ -313,15 +318,16 @@ fn make_run(connection: &Connection, record: &RunRecord) -> rusqlite::Result<()>
     transaction.commit()
 }
 
-/// Chooses the journal. With a write-ahead log, `synchronous = NORMAL` loses nothing when the process
-/// dies, and at most the last commits, never consistency, when the power fails.
+/// Sets the journal. With a write-ahead log, `synchronous = NORMAL` loses nothing when the process dies. A
+/// power failure can lose the last commits, but the file stays consistent.
 fn prepare(connection: &Connection, path: &Path, journal: Journal) -> Result<()> {
     let wal = journal == Journal::Automatic && !on_network(path);
     let set = || -> rusqlite::Result<()> {
         let mode = |name: &str| -> rusqlite::Result<String> {
             connection.pragma_update_and_check(None, "journal_mode", name, |row| row.get(0))
         };
-        // SQLite answers with the mode it could set, or with an error, by the kind of refusal.
+        // If SQLite cannot set the mode, it returns either the mode that remains set or an error, depending
+        // on the cause.
         if !(wal && mode("WAL").is_ok_and(|got| got == "wal")) {
             mode("TRUNCATE")?;
         }
@@ -332,13 +338,14 @@ fn prepare(connection: &Connection, path: &Path, journal: Journal) -> Result<()>
     set().map_err(|e| fault::sql("open the run store", path, &e))
 }
 
-/// Whether the file system is shared by machines, which have no memory in common for a log's index.
+/// Whether several machines can share the file system. SQLite then needs a rollback journal: the index of a
+/// write-ahead log is in memory, which only processes of one machine can share.
 fn on_network(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|fs| is_shared(fs.f_type))
 }
 
-/// Whether file systems of this type, as `statfs` says it, may be. With some it depends on the mount: a
-/// rollback journal is right on all.
+/// Whether file systems of this `statfs` type can be shared. Returns true for types where this depends on the
+/// mount, because a rollback journal always works.
 fn is_shared(f_type: i64) -> bool {
     const SHARED: [u32; 23] = [
         0x6969,      // NFS
@@ -350,7 +357,7 @@ fn is_shared(f_type: i64) -> bool {
         0x0bd0_0bd0, // Lustre
         0x4750_4653, // GPFS
         0x5346_414f, // AFS
-        0x6b41_4653, // AFS, the kernel's own
+        0x6b41_4653, // AFS in the kernel
         0x7375_7245, // Coda
         0x7461_636f, // OCFS2
         0x0116_1970, // GFS2
@@ -361,8 +368,8 @@ fn is_shared(f_type: i64) -> bool {
         0xbeef_dead, // StorNext
         0x0131_11a8, // IBRIX
         0x786f_4256, // VirtualBox's shared folders
-        0xbacb_acbc, // VMware's
-        0x7c7c_6673, // Parallels'
+        0xbacb_acbc, // VMware's shared folders
+        0x7c7c_6673, // Parallels' shared folders
         0x6573_5546, // FUSE: sshfs and the like, virtiofs
     ];
     #[expect(
@@ -406,8 +413,9 @@ fn insert_metrics(connection: &Connection, frame: i64, event: &Event) -> rusqlit
     Ok(())
 }
 
-/// Folds a frame's rows and its fresh events into chunks of `chunk_rows` as far as they go. Returns
-/// how many of the fresh events are left over; of the rows none is, as they are fewer than a chunk.
+/// Folds a frame's stored rows and then its fresh events into as many chunks of `chunk_rows` rows as
+/// possible. Together, they must fill at least one chunk. All stored rows are folded, since they are fewer
+/// than a chunk needs. Returns how many fresh events are not folded.
 fn fold(
     connection: &Connection,
     frame: i64,
@@ -502,7 +510,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn file_systems_of_several_machines_are_told_from_those_of_one() {
+    fn shared_file_systems_are_recognized() {
         for shared in [0x6969, 0xff53_4d42, 0x0102_1997, 0x6573_5546] {
             assert!(is_shared(shared), "{shared:#x}");
         }

@@ -6,24 +6,25 @@ use host_core::{Draft, Error, ErrorKind, Event, EventBody, Result, Step};
 
 use crate::{Commits, Writer};
 
-/// The least time between commits, and so the longest that an event waits for one.
+/// Minimum time between commits. It is also the maximum time that an event waits for a commit.
 const COMMIT_EVERY: Duration = Duration::from_millis(10);
-/// How long after an event the writer sleeps between looks at the queue; then it waits at the queue, so
-/// that the first event after a pause is committed at once.
+/// How long the writer polls the queue after an event. After that it blocks on the queue, so that the first
+/// event after a pause is committed at once.
 const BUSY_FOR: Duration = Duration::from_millis(50);
-/// Events of a look from which on it does not sleep: the queue would fill meanwhile.
+/// If a poll returns at least this many events, the writer does not sleep before the next poll, since the
+/// queue would fill up during the sleep.
 const NAP_BELOW: u64 = 512;
-/// Most events of a commit; bounds the memory and the time of one.
+/// Maximum events per commit; bounds a commit's memory and time.
 const COMMIT_AT_MOST: usize = 8192;
-/// Metric events kept while the disk refuses. Beyond, they are counted and let go, for the loop must
-/// not wait for a disk for ever.
+/// Maximum number of metric events kept while the disk fails. Further events are counted and dropped, since
+/// the training loop must not wait for a disk forever.
 const METRICS_KEPT: usize = 65_536;
-/// The same for events of other kinds, which are few.
+/// An event without metrics is dropped only if this many events of all kinds are kept. Such events are rare.
 const EVENTS_KEPT: usize = 2 * METRICS_KEPT;
-/// Waits between attempts while the disk refuses.
+/// The shortest and the longest wait between attempts while the disk fails.
 const RETRY: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(50)..=Duration::from_secs(2);
-/// How long the last commit is tried when nothing more comes.
+/// How long the last commit is retried after every emitter was dropped.
 const LAST_ATTEMPTS: Duration = Duration::from_secs(5);
 
 /// See [`Callbacks::on_commit`].
@@ -31,12 +32,13 @@ pub type OnCommit = Box<dyn FnMut(&[Event]) + Send>;
 /// See [`Callbacks::on_failure`].
 pub type OnFailure = Box<dyn FnMut(&Error) + Send>;
 
-/// Who hears of what the writer does. Both are called on the writer's thread, so they must be quick,
-/// and must not wait for an emitter of the same queue.
+/// Callbacks of the writer. Both are called on the writer's thread, so they must be quick and must not wait
+/// for an emitter of the same queue.
 pub struct Callbacks {
-    /// Called with the events of a commit, after it.
+    /// Called after a commit, with its events.
     pub on_commit: OnCommit,
-    /// Called when a commit fails for the first time, and again when events must be let go.
+    /// Called when commits begin to fail, and again when the first event is dropped before a commit succeeds.
+    /// Later failures are reported in the same way.
     pub on_failure: OnFailure,
 }
 
@@ -55,7 +57,7 @@ impl std::fmt::Debug for Callbacks {
     }
 }
 
-/// The thread that empties the queue of events into the store.
+/// The thread that moves events from the queue to the store.
 #[derive(Debug)]
 pub struct WriterThread {
     thread: JoinHandle<Result<()>>,
@@ -63,22 +65,23 @@ pub struct WriterThread {
 }
 
 impl Writer {
-    /// Gives the writer a thread of its own, which commits what comes out of the queue at most 10 ms
-    /// apart, and ends when every emitter is gone.
+    /// Moves the writer to its own thread, which commits each event within 10 ms and ends when every emitter
+    /// is dropped.
     ///
-    /// While the disk refuses, it goes on emptying the queue, so that the training does not stand
-    /// still, and tries again; what it cannot keep is counted, told to `on_failure` and to `join`, and
-    /// recorded as a warning once the disk accepts again.
+    /// While the disk fails, the thread retries. It also keeps emptying the queue, so that training does not
+    /// block. Events that it cannot keep are counted. This loss is reported to `on_failure` and by `join`.
+    /// When the disk works again, the loss is recorded as a warning.
     ///
     /// # Errors
-    /// If the system has no thread left.
+    /// Returns an error if the system cannot start a thread.
     pub fn spawn(self, drafts: Receiver<Draft>, callbacks: Callbacks) -> Result<WriterThread> {
         let commits = Commits::new(self.last_seq());
         let shared = commits.clone();
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || {
-                // Closed however the thread ends, and after the run's lock is free.
+                // Closes `shared` when the thread ends, even by a panic, but only after the run's lock is
+                // released.
                 let _closing = Closing(shared.clone());
                 let mut log = Log::new(self, callbacks, shared);
                 log.run(&drafts);
@@ -90,15 +93,15 @@ impl Writer {
 }
 
 impl WriterThread {
-    /// How far the writer has come.
+    /// Returns a handle with which threads wait for the writer's commits.
     pub fn commits(&self) -> Commits {
         self.commits.clone()
     }
 
-    /// Waits until every emitter is gone and everything is committed.
+    /// Waits until every emitter is dropped and everything is committed.
     ///
     /// # Errors
-    /// If events were lost, and why.
+    /// Returns an error with the reason if events were lost.
     pub fn join(self) -> Result<()> {
         self.thread.join().unwrap_or_else(|panic| {
             let why = panic
@@ -122,25 +125,25 @@ impl Drop for Closing {
     }
 }
 
-/// The events on their way into the file.
+/// The events between the queue and the file.
 struct Log {
     writer: Writer,
     callbacks: Callbacks,
     commits: Commits,
-    /// Not yet committed; their sequence numbers follow the writer's last.
+    /// Events that are not committed yet. Their sequence numbers continue after `writer.last_seq()`.
     pending: Vec<Event>,
-    /// Events that came out of the queue.
+    /// Number of events received from the queue.
     taken: u64,
     committed_at: Option<Instant>,
-    /// When the queue was last looked at, and how many events that brought.
+    /// When the queue was last checked, and how many events it had.
     looked_at: Instant,
     brought: u64,
-    /// Until when events are expected to go on coming.
+    /// The time until which more events are expected.
     busy_until: Option<Instant>,
     failing: Option<Failing>,
-    /// Whether the first of `pending` says that the disk refused.
+    /// Whether the first of `pending` is a warning about a failed commit.
     has_warning: bool,
-    /// Events let go since the last commit, and ever, and why the last of them was.
+    /// The number of events dropped since the last commit, the number dropped in total, and the last error.
     lost: u64,
     lost_ever: u64,
     last_error: Option<Error>,
@@ -196,7 +199,7 @@ impl Log {
             }
             let full = self.failing.is_none() && self.pending.len() >= COMMIT_AT_MOST;
             if full || self.commit_due().is_some_and(|due| due <= Instant::now()) {
-                // What has come by now goes along.
+                // Events that have arrived by now join this commit.
                 while self.pending.len() < COMMIT_AT_MOST
                     && let Ok(draft) = drafts.try_recv()
                 {
@@ -208,7 +211,7 @@ impl Log {
         }
     }
 
-    /// Notes how many events a look at the queue brought.
+    /// Records how many events a check of the queue returned.
     fn looked(&mut self, events: u64) {
         self.looked_at = Instant::now();
         self.brought = events;
@@ -217,17 +220,18 @@ impl Log {
         }
     }
 
-    /// Until when to sleep rather than to wait at the queue. Who emits must wake one that waits, which
-    /// takes longer than all else of the call; so while events come, the queue is looked at between
-    /// commits. Not while it fills quickly, nor while the disk refuses: then it must be emptied.
+    /// Returns when to wake up from a sleep; `None` for no sleep. While events arrive, the thread sleeps
+    /// between commits instead of blocking on the queue. An emitter would have to wake a blocked thread, and
+    /// that takes longer than the rest of the emitter's call. The thread does not sleep while the queue
+    /// fills quickly or the disk fails, because it must then empty the queue.
     fn nap_ends(&self) -> Option<Instant> {
         let is_busy = self.busy_until.is_some_and(|until| self.looked_at < until);
         let naps = is_busy && self.brought < NAP_BELOW && self.failing.is_none();
         naps.then(|| self.looked_at + COMMIT_EVERY)
     }
 
-    /// When to commit; never if there is nothing to. The first event after a pause is committed at
-    /// once.
+    /// Returns the time of the next commit; `None` if there is nothing to commit. The first event after a
+    /// pause is committed at once.
     fn commit_due(&self) -> Option<Instant> {
         match &self.failing {
             Some(failing) => Some(failing.retry_at),
@@ -270,7 +274,7 @@ impl Log {
             let error = Error::new(
                 ErrorKind::System,
                 format!(
-                    "the run store cannot be written to, and events are being lost: {}",
+                    "the run store cannot be written to, so events are being lost: {}",
                     self.writer.path().display()
                 ),
             )
@@ -287,7 +291,8 @@ impl Log {
             Ok(()) => {
                 self.failing = None;
                 self.committed_at = Some(Instant::now());
-                // Who waits for events to settle finds them shown.
+                // The callback precedes the announcement of the commit: threads that wait for the commit
+                // expect the callback to be done.
                 (self.callbacks.on_commit)(&self.pending);
                 self.commits.advance(self.writer.last_seq(), self.taken);
                 self.pending.clear();
@@ -312,8 +317,8 @@ impl Log {
         }
     }
 
-    /// Puts a refusal on record, for when the disk accepts again: before the events that waited, of which
-    /// the run's end may be one.
+    /// Adds a warning about the failure. The warning is committed when the disk works again. It precedes the
+    /// pending events, since one of them can be the run's end.
     fn record_refusal(&mut self, error: &Error) {
         let Some(first) = self.pending.first() else {
             return;
@@ -328,7 +333,7 @@ impl Log {
         self.has_warning = true;
     }
 
-    /// Puts what was lost on record, in the place where it is missing.
+    /// Records the loss at the place where events are missing.
     fn record_loss(&mut self) {
         let (time_us, step) = self
             .pending
@@ -345,7 +350,7 @@ impl Log {
         });
     }
 
-    /// Commits what is left, and says whether all went well.
+    /// Commits the remaining events. Returns an error if events were lost.
     fn finish(mut self) -> Result<()> {
         let until = Instant::now() + LAST_ATTEMPTS;
         while !self.pending.is_empty() {
@@ -390,10 +395,10 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_is_emitted_is_committed_in_order_and_then_told() {
+    fn emitted_events_are_committed_in_order_and_then_reported() {
         let dir = tempfile::tempdir().expect("a folder");
         let (emitter, drafts) = Emitter::new(8);
-        // One message a commit, and no more commits than events.
+        // The channel has room for one message per commit, because 1000 events need at most 1000 commits.
         let (told, committed) = sync_channel(1000);
         let path = dir.path().to_owned();
         let callbacks = Callbacks {
@@ -402,7 +407,7 @@ mod tests {
                 let reader = Reader::open(&path).expect("readable");
                 assert!(reader.last_seq().expect("readable") >= last);
                 told.send(events.iter().map(|e| e.seq).collect::<Vec<_>>())
-                    .expect("somebody listens");
+                    .expect("a receiver");
             }),
             ..Callbacks::default()
         };
@@ -425,22 +430,23 @@ mod tests {
     }
 
     #[test]
-    fn while_the_file_cannot_be_written_the_queue_is_emptied_and_nothing_is_lost() {
+    fn the_queue_is_emptied_and_nothing_is_lost_while_the_file_is_locked() {
         for journal in [Journal::Automatic, Journal::Rollback] {
             let dir = tempfile::tempdir().expect("a folder");
             let writer = Writer::create_with(dir.path(), &record(), journal).expect("a run");
             let (emitter, drafts) = Emitter::new(4);
             let (told, failures) = sync_channel(8);
             let callbacks = Callbacks {
-                on_failure: Box::new(move |e| told.send(e.to_string()).expect("listened to")),
+                on_failure: Box::new(move |e| told.send(e.to_string()).expect("a receiver")),
                 ..Callbacks::default()
             };
             let blocker = rusqlite::Connection::open(dir.path().join(FILE)).expect("the file");
             blocker.execute_batch("BEGIN IMMEDIATE").expect("the lock");
             let thread = writer.spawn(drafts, callbacks).expect("a thread");
-            // Far more than the queue holds: this ends only if somebody empties it.
+            // Emits far more events than the queue holds, so the loop ends only if the writer empties the
+            // queue.
             (1..=500).for_each(|n| emitter.emit(Step(n), metrics(&[("a", 1.0)])));
-            let failure = failures.recv().expect("told");
+            let failure = failures.recv().expect("a failure");
             assert!(
                 failure.starts_with("cannot write to the run store"),
                 "{failure}"
@@ -455,7 +461,7 @@ mod tests {
             let steps = events.iter().filter(|event| !is_warning(event));
             let steps: Vec<u64> = steps.map(|event| event.step.0).collect();
             assert_eq!(steps, (1..=500).collect::<Vec<_>>());
-            // What was told is on record, too, once.
+            // The reported failure is also recorded, exactly once.
             let warnings: Vec<&Event> = events.iter().filter(is_warning).collect();
             let [warning] = warnings[..] else {
                 panic!("{warnings:?}");
@@ -470,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_reported_at_the_end_and_leaves_what_was_committed_whole() {
+    fn a_full_disk_is_reported_at_the_end_and_committed_events_stay_readable() {
         let dir = tempfile::tempdir().expect("a folder");
         let mut writer = writer(dir.path());
         writer
@@ -498,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_kept_is_counted_and_put_on_record() {
+    fn dropped_events_are_counted_and_recorded() {
         let dir = tempfile::tempdir().expect("a folder");
         let mut log = Log::new(writer(dir.path()), Callbacks::default(), Commits::new(0));
         for n in 0..METRICS_KEPT as u64 + 7 {

@@ -1,5 +1,6 @@
-//! A store of each format there was, as a program of its day wrote it, is read as it lies, and gone on
-//! with. `formats/N.sql` is one of format N, as SQL; a new format adds one and changes none.
+//! Stores that older versions of the program wrote can be read and continued, with all their events
+//! unchanged. `formats/N.sql` is a store of format N as SQL. Each new format adds a file, and existing files
+//! never change.
 #![allow(missing_docs)]
 
 use host_core::{DeliveryState, Draft, Event, EventBody, MetricValue, Step, StopReason};
@@ -7,8 +8,8 @@ use host_store::{FILE, Journal, Reader, RunStatus, Writer};
 
 const FORMATS: [(i32, &str); 1] = [(1, include_str!("formats/1.sql"))];
 
-/// What they all hold: a chunk, rows that are not folded, and an event of each kind that the store
-/// itself looks at.
+/// The events in each of these stores. Some are folded into a chunk, and some are not. There is at least one
+/// event of each kind that the store itself reads.
 fn drafts() -> Vec<Draft> {
     let mut bodies = vec![EventBody::RunStarted { generation: 0 }];
     #[expect(clippy::cast_precision_loss, reason = "small")]
@@ -49,7 +50,7 @@ fn drafts() -> Vec<Draft> {
 }
 
 #[test]
-fn a_store_of_each_format_is_read_and_gone_on_with() {
+fn a_store_of_each_format_can_be_read_and_continued() {
     for (format, sql) in FORMATS {
         for journal in [Journal::Automatic, Journal::Rollback] {
             let dir = tempfile::tempdir().expect("a folder");
@@ -92,7 +93,7 @@ fn a_store_of_each_format_is_read_and_gone_on_with() {
             assert_eq!(row.status, RunStatus::Finished(StopReason::Completed));
             assert_eq!((row.name.as_str(), row.generation), ("demo", 1));
             let loss = reader.history("loss/train", 10_000).expect("readable");
-            // What came after step 1028 is superseded.
+            // The points after step 1028 are superseded.
             assert_eq!(loss.expect("a series").len(), 1028);
             assert_eq!(reader.deliveries().expect("readable"), []);
         }

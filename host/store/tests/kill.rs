@@ -1,5 +1,6 @@
-//! A writer killed at a random moment, a hundred times, with either journal: the file is whole, no
-//! event is missing before the last, and what is lost is less than a second of what it had said.
+//! Kills writers at random moments: fifty writers with each kind of journal. After each kill, the file must
+//! be undamaged and must contain every event up to its last one. An event may be lost only if it was reported
+//! less than a second before the kill.
 #![allow(missing_docs)]
 
 use std::io::{BufRead, BufReader, Write};
@@ -10,24 +11,26 @@ use std::time::Duration;
 use host_core::{Emitter, EventBody, MetricValue, Step};
 use host_store::{Callbacks, FILE, Journal, Reader, RunRecord, RunStatus, Writer};
 
-/// Set in the child, which is this same test run again.
+/// The environment variable with the run's folder. It is set only in the child process, which runs this same
+/// test.
 const CHILD: &str = "HOST_STORE_WRITE_TO";
 
-/// Writers in turn on one file, and files: what is read after each kill would grow for ever.
+/// Each of `FILES` files has `WRITERS` writers, one after the other. A single file for all writers would take
+/// too long, because the file grows with every writer, and the whole file is read after each kill.
 const WRITERS: usize = 10;
 const FILES: u64 = 5;
 
 #[test]
-fn a_killed_writer_leaves_a_whole_file_with_a_log() {
+fn a_killed_writer_leaves_an_intact_file_with_a_log() {
     kill_writers(
-        "a_killed_writer_leaves_a_whole_file_with_a_log",
+        "a_killed_writer_leaves_an_intact_file_with_a_log",
         Journal::Automatic,
     );
 }
 
 #[test]
-fn a_killed_writer_leaves_a_whole_file_with_a_rollback_journal() {
-    let name = "a_killed_writer_leaves_a_whole_file_with_a_rollback_journal";
+fn a_killed_writer_leaves_an_intact_file_with_a_rollback_journal() {
+    let name = "a_killed_writer_leaves_an_intact_file_with_a_rollback_journal";
     kill_writers(name, Journal::Rollback);
 }
 
@@ -45,7 +48,7 @@ fn kill_writers(name: &str, journal: Journal) {
             config_json: "{}".to_owned(),
         };
         drop(Writer::create_with(dir.path(), &record, journal).expect("a run"));
-        // One that is there all the time, over all deaths.
+        // A reader that stays open while writers are killed.
         let reader = Reader::open(dir.path()).expect("a run");
         let mut before = 0;
         for _ in 0..WRITERS {
@@ -71,18 +74,18 @@ fn kill_writers(name: &str, journal: Journal) {
         assert_eq!(writer.last_seq(), before);
         writer.append(Vec::new()).expect("nothing to do");
     }
-    println!("{journal:?}: at most {worst} us of what was said were lost");
+    println!("{journal:?}: at most {worst} us of the reported events were lost");
     assert!(worst < 1_000_000, "{worst} us were lost");
 }
 
-/// Reads what the child says, the times of its events, to the end: the last of them.
+/// Reads the times of the events that the child process reports; returns the last time.
 fn listen(said: ChildStdout) -> std::thread::JoinHandle<i64> {
     let read = move || {
         let lines = BufReader::new(said).lines().map_while(Result::ok);
-        // The last line may be half a one, and the test's own frame says other things.
+        // The last line may be incomplete, and the test harness prints other lines.
         let times =
             lines.filter_map(|line| line.strip_prefix("said ")?.strip_suffix('.')?.parse().ok());
-        times.last().expect("the child said something")
+        times.last().expect("the child reported a time")
     };
     let thread = std::thread::Builder::new().name("listener".to_owned());
     thread.spawn(read).expect("a thread")
@@ -116,7 +119,7 @@ fn write_for_ever(dir: &Path, journal: Journal) -> ! {
         };
         emitter.emit(Step(n), body);
         if n.is_multiple_of(10) {
-            // Said after it was emitted, as a training's other outputs are.
+            // The event is emitted first and reported afterwards, as in a run.
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
             let us = now.expect("after 1970").as_micros();
             writeln!(std::io::stdout(), "said {us}.").expect("heard");
@@ -124,7 +127,7 @@ fn write_for_ever(dir: &Path, journal: Journal) -> ! {
     }
 }
 
-/// Reads everything, and returns the last sequence number.
+/// Checks the whole store, and returns its last sequence number.
 fn check(dir: &Path) -> u64 {
     let file = rusqlite::Connection::open(dir.join(FILE)).expect("the file");
     let verdict: String = file
@@ -143,7 +146,8 @@ fn check(dir: &Path) -> u64 {
         }
         for event in page {
             last += 1;
-            // Events are numbered as the child counted them, over all its lives.
+            // Each step has the same number as its event. Each child process continues the numbers of the
+            // previous one.
             assert_eq!((event.seq, event.step.0), (last, last));
             metrics += usize::from(matches!(event.body, EventBody::Metrics { .. }));
         }

@@ -1,7 +1,8 @@
-// my-plugin: a metric, the share of tokens that cost the model more than `threshold` nats.
+// my-plugin: a metric that returns the share of costly tokens. A token is costly if its loss is above
+// `threshold` nats.
 //
-// `make` builds it, `make test` tests it. host_plugin.h says on every function what it may do and on
-// which thread.
+// `make` builds it; `make test` tests it. The comments in host_plugin.h say what each function must do and on
+// which thread it runs.
 
 #include "host_plugin.h"
 #include "settings.h"
@@ -13,23 +14,23 @@
 #define STR(literal) {(const uint8_t *)(literal), sizeof(literal) - 1}
 #define STATE_VERSION 1
 
-// What the host reads from the file before it runs any of the code below. "config" is the JSON Schema of
-// the settings.
+// The manifest. The host reads it from the library file before it runs any of the code below. "config" is the
+// JSON Schema of the settings.
 __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char manifest[] =
     "{\"abi\": [1, 0], \"id\": \"" ID "\", \"version\": \"" VERSION "\","
-    " \"description\": \"Share of tokens that cost the model more than a threshold\","
+    " \"description\": \"Share of tokens whose loss is above a threshold\","
     " \"kinds\": [\"metric\"], \"needs\": [\"nll\"],"
     " \"config\": {\"type\": \"object\", \"additionalProperties\": false, \"properties\": {"
     "   \"threshold\": {\"type\": \"number\", \"default\": 5.0,"
-    "     \"description\": \"A token that costs more nats than this is a costly one\"}}}}";
+    "     \"description\": \"Number of nats above which a token counts as costly\"}}}}";
 
 typedef struct {
     const HostApi *api;
     double threshold;
-    uint64_t costly, tokens; // Counts merge exactly; a share would not.
+    uint64_t costly, tokens; // Counts can be merged exactly; a share cannot.
 } Metric;
 
-// What export_state gives and merge_state takes.
+// The format that export_state writes and merge_state reads.
 typedef struct {
     uint64_t version, costly, tokens;
 } State;
@@ -48,7 +49,7 @@ static const HostTensor *find(const HostBatch *batch, const char *name) {
     for (size_t i = 0; i < batch->n_tensors; i++) {
         if (tensor->name.len == strlen(name) && !memcmp(tensor->name.ptr, name, tensor->name.len))
             return tensor;
-        // The host's build may know a longer struct than this one.
+        // A newer host can pass larger structs, so advance by struct_size.
         tensor = (const HostTensor *)((const char *)tensor + tensor->struct_size);
     }
     return NULL;
@@ -77,15 +78,15 @@ static HostStatus update(void *instance, const HostBatch *batch) {
     Metric *self = instance;
     const HostTensor *tensor = find(batch, "nll"); // (batch, time), in nats
     if (!tensor)
-        return fail(self, HOST_UNSUPPORTED, "the host passed no nll");
+        return fail(self, HOST_UNSUPPORTED, "the host did not pass nll");
     const DLTensor *nll = tensor->dl;
     if (nll->device.device_type != 1 || nll->ndim != 2 || nll->dtype.code != 2 ||
         nll->dtype.bits != 32 || nll->dtype.lanes != 1)
-        return fail(self, HOST_UNSUPPORTED, "nll is no matrix of f32 in main memory");
+        return fail(self, HOST_UNSUPPORTED, "nll is not an f32 matrix in main memory");
     const float *first = (const float *)((const char *)nll->data + nll->byte_offset);
     for (int64_t i = 0; i < nll->shape[0]; i++)
         for (int64_t j = 0; j < nll->shape[1]; j++) {
-            // NaN is no number below the threshold, so it is costly.
+            // Written so that NaN counts as costly.
             self->costly += !(first[i * nll->strides[0] + j * nll->strides[1]] <= self->threshold);
             self->tokens++;
         }
@@ -102,10 +103,10 @@ static HostStatus merge_state(void *instance, HostStr bytes) {
     Metric *self = instance;
     State state;
     if (bytes.len != sizeof state)
-        return fail(self, HOST_ERROR, "a state has 24 bytes");
+        return fail(self, HOST_ERROR, "the state does not have 24 bytes");
     memcpy(&state, bytes.ptr, sizeof state);
     if (state.version != STATE_VERSION)
-        return fail(self, HOST_UNSUPPORTED, "a state of another version");
+        return fail(self, HOST_UNSUPPORTED, "unsupported state version");
     self->costly += state.costly;
     self->tokens += state.tokens;
     return HOST_OK;
@@ -119,7 +120,7 @@ static HostStatus compute(void *instance, const HostOut *out) {
 }
 
 const HostPlugin *host_plugin_entry_v1(const HostApi *api) {
-    (void)api; // The symbol's name is the major version, and 1.0 is all that is used here.
+    (void)api; // No version check: the symbol implies major version 1, and any minor version is enough.
     static const HostMetric metric = {sizeof metric, 0,      create,       destroy,     reset,
                                       update,        export_state, merge_state, compute};
     static const HostPluginItem item = {sizeof item, HOST_KIND_METRIC, &metric};

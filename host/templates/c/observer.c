@@ -1,7 +1,7 @@
-// my-plugin: an observer that ends the training once `metric` is as low as `target`.
+// my-plugin: an observer that stops training when `metric` is at or below `target`.
 //
-// `make` builds it, `make test` tests it. host_plugin.h says on every function what it may do and on
-// which thread.
+// `make` builds it; `make test` tests it. The comments in host_plugin.h say what each function must do and on
+// which thread it runs.
 
 #include "host_plugin.h"
 #include "settings.h"
@@ -14,17 +14,17 @@
 #define STR(literal) {(const uint8_t *)(literal), sizeof(literal) - 1}
 #define LONGEST_NAME 200
 
-// What the host reads from the file before it runs any of the code below. "config" is the JSON Schema of
-// the settings.
+// The manifest. The host reads it from the library file before it runs any of the code below. "config" is the
+// JSON Schema of the settings.
 __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char manifest[] =
     "{\"abi\": [1, 0], \"id\": \"" ID "\", \"version\": \"" VERSION "\","
-    " \"description\": \"Ends the training once the loss is as low as a target\","
+    " \"description\": \"Stops training when a metric is at or below a target\","
     " \"kinds\": [\"observer\"], \"events\": [\"metrics\"],"
     " \"config\": {\"type\": \"object\", \"additionalProperties\": false, \"properties\": {"
     "   \"metric\": {\"type\": \"string\", \"minLength\": 1, \"maxLength\": 200, \"default\": \"loss/eval\","
-    "     \"description\": \"The metric to look at\"},"
+    "     \"description\": \"Metric to compare with the target\"},"
     "   \"target\": {\"type\": \"number\", \"default\": 1.0,"
-    "     \"description\": \"The training ends once it is as low as this\"}}}}";
+    "     \"description\": \"Training stops when the metric is at or below this value\"}}}}";
 
 typedef struct {
     const HostApi *api;
@@ -57,7 +57,7 @@ static HostStatus create(const HostApi *api, HostStr config, void **instance) {
 
 static void destroy(void *instance) { free(instance); }
 
-// The training waits for it, so it does little.
+// Training waits for this call, so keep it short.
 static HostStatus observe(void *instance, const HostEvent *event, const HostRequestsOut *out) {
     const Observer *self = instance;
     if (event->kind != HOST_EVENT_METRICS)
@@ -72,18 +72,18 @@ static HostStatus observe(void *instance, const HostEvent *event, const HostRequ
                      self->target);
             if (out->ask(out->ctx, HOST_REQUEST_STOP, 0.0, str(reason)) == HOST_OK)
                 return HOST_OK;
-            self->api->set_error(self->api->ctx, str("the host refused to stop"));
+            self->api->set_error(self->api->ctx, str("the host rejected the stop request"));
             return HOST_ERROR;
         }
-        // The host's build may know a longer struct than this one.
+        // A newer host can pass larger structs, so advance by struct_size.
         value = (const HostValue *)((const char *)value + value->struct_size);
     }
     return HOST_OK;
 }
 
 const HostPlugin *host_plugin_entry_v1(const HostApi *api) {
-    (void)api; // The symbol's name is the major version, and 1.0 is all that is used here.
-    // What it knows is in the events, so it has no state to export or import.
+    (void)api; // No version check: the symbol implies the major version, and this plugin only needs 1.0.
+    // The observer keeps no state between events, so it has none to export or import.
     static const HostObserver observer = {sizeof observer, 0, create, destroy, observe, NULL, NULL};
     static const HostPluginItem item = {sizeof item, HOST_KIND_OBSERVER, &observer};
     static const HostPlugin plugin = {sizeof plugin, HOST_ABI_MAJOR, 0, 0, STR(ID), STR(VERSION), 1,

@@ -1,8 +1,8 @@
-// Reads the settings that `create` gets, in C and in C++. They are a JSON object that the host has checked
-// against the schema in the manifest, with the schema's defaults filled in.
+// Functions for C and C++ that read the settings that `create` receives. The settings are a JSON object. The
+// host has validated it against the schema in the manifest, and has filled in the schema's defaults.
 //
-// Each function finds a setting by its name. Where it is not there, or is of another type, the function
-// returns false and leaves `value` as it is.
+// Each function finds a setting by its name. If the setting is missing or has another type, the function
+// returns false and leaves `value` unchanged.
 
 #ifndef SETTINGS_H
 #define SETTINGS_H
@@ -21,7 +21,7 @@ static inline void settings_skip_space(SettingsText *text) {
         text->at++;
 }
 
-// Moves behind the value that begins here: a string, a table or a list with all that is in it, or a word.
+// Skips the value that begins here: a string, a number, a literal, or a whole object or array.
 static inline void settings_skip_value(SettingsText *text) {
     int depth = 0;
     bool in_string = false;
@@ -43,13 +43,13 @@ static inline void settings_skip_value(SettingsText *text) {
     }
 }
 
-// The text of the setting's value. A name has nothing in it that JSON escapes.
+// Finds the text of a setting's value. `name` must not contain characters that JSON escapes.
 static inline bool settings_find(HostStr config, const char *name, SettingsText *value) {
     SettingsText text = {(const char *)config.ptr, (const char *)config.ptr + config.len};
     settings_skip_space(&text);
     if (text.at == text.end || *text.at != '{')
         return false;
-    for (text.at++; text.at < text.end; text.at++) { // Behind `{` or `,`.
+    for (text.at++; text.at < text.end; text.at++) { // After `{` or `,`.
         SettingsText key, found;
         settings_skip_space(&text);
         key.at = text.at;
@@ -57,7 +57,7 @@ static inline bool settings_find(HostStr config, const char *name, SettingsText 
         key.end = text.at;
         settings_skip_space(&text);
         if (text.at == text.end || *text.at != ':')
-            return false; // The object's end.
+            return false; // The end of the object.
         text.at++;
         settings_skip_space(&text);
         found.at = text.at;
@@ -89,7 +89,7 @@ static inline bool settings_number(HostStr config, const char *name, double *val
     return true;
 }
 
-// JSON knows numbers alone: a whole one beyond 2^53 is not exact in every program.
+// Rejects integers beyond 2^53: JSON has no integer type, and many programs round such integers.
 static inline bool settings_integer(HostStr config, const char *name, int64_t *value) {
     double number;
     if (!settings_number(config, name, &number) || number < -9007199254740992.0 ||
@@ -107,13 +107,14 @@ static inline bool settings_bool(HostStr config, const char *name, bool *value) 
     return true;
 }
 
-// The number of the four hexadecimal digits of `\u`.
+// Returns the value of the four hexadecimal digits of a `\u` escape.
 static inline unsigned long settings_unit(const char *digits) {
     char text[5] = {digits[0], digits[1], digits[2], digits[3], 0};
     return strtoul(text, NULL, 16);
 }
 
-// Writes UTF-8 that ends in a zero. False, too, for a text with a zero in it, or of `size` bytes and more.
+// Writes the setting as NUL-terminated UTF-8. Also returns false if the string contains a NUL or needs more
+// than `size` bytes.
 static inline bool settings_string(HostStr config, const char *name, char *value, size_t size) {
     SettingsText found;
     if (!settings_find(config, name, &found) || *found.at != '"')
@@ -133,7 +134,7 @@ static inline bool settings_string(HostStr config, const char *name, char *value
         }
         unsigned long code = settings_unit(at + 1);
         at += 4;
-        if (code >= 0xd800 && code < 0xdc00 && at + 6 < found.end) { // The first half of a pair.
+        if (code >= 0xd800 && code < 0xdc00 && at + 6 < found.end) { // The first half of a surrogate pair.
             code = 0x10000 + ((code - 0xd800) << 10) + (settings_unit(at + 3) - 0xdc00);
             at += 6;
         }

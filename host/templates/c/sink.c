@@ -1,8 +1,8 @@
-// my-plugin: a sink that keeps the path of the newest checkpoint in latest.txt in its own folder of the
-// run, for programs that want to find it.
+// my-plugin: a sink that writes the path of the newest checkpoint to the file latest.txt, so that other
+// programs can read it. The file is in the folder that the run keeps for this sink.
 //
-// `make` builds it, `make test` tests it. host_plugin.h says on every function what it may do and on
-// which thread.
+// `make` builds it; `make test` tests it. The comments in host_plugin.h say what each function must do and on
+// which thread it runs.
 
 #define _POSIX_C_SOURCE 200809L // stat
 #include "host_plugin.h"
@@ -17,16 +17,16 @@
 #define STR(literal) {(const uint8_t *)(literal), sizeof(literal) - 1}
 #define LONGEST_PATH 4096
 
-// What the host reads from the file before it runs any of the code below. For settings add
-// "config" with a JSON Schema; `create` then gets them as JSON, which settings.h reads.
+// The manifest. The host reads it from the library file before it runs any of the code below. To add settings,
+// add "config" with a JSON Schema; `create` then receives them as JSON, which settings.h reads.
 __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char manifest[] =
     "{\"abi\": [1, 0], \"id\": \"" ID "\", \"version\": \"" VERSION "\","
-    " \"description\": \"Keeps the path of the newest checkpoint in a file\","
+    " \"description\": \"Writes the path of the newest checkpoint to a file\","
     " \"kinds\": [\"checkpoint_sink\"]}";
 
 typedef struct {
     const HostApi *api;
-    atomic_bool cancelled; // `cancel` comes from another thread.
+    atomic_bool cancelled; // `cancel` is called on another thread.
 } Sink;
 
 static HostStr str(const char *text) {
@@ -38,8 +38,8 @@ static HostStatus fail(const Sink *self, HostStatus status, const char *why) {
     return status;
 }
 
-// Writes the text as a string of JSON; returns its end. `to` has six bytes for each of the text's, and
-// three more.
+// Writes `text` to `to` as a JSON string and returns the string's end. `to` must have room for six times
+// the bytes of `text`, plus three.
 static char *json_string(char *to, const char *text) {
     *to++ = '"';
     for (; *text; text++) {
@@ -69,25 +69,27 @@ static HostStatus create(const HostApi *api, HostStr config, void **instance) {
 
 static void destroy(void *instance) { free(instance); }
 
-// It may block: it runs on a thread of its own. Delivering the same again changes nothing.
+// May block, because it runs on its own thread. Must be idempotent, because a checkpoint can be delivered
+// again.
 static HostStatus publish(void *instance, const HostCheckpoint *checkpoint, const HostOut *out) {
     Sink *self = instance;
     atomic_store(&self->cancelled, false);
     char path[LONGEST_PATH], partial[LONGEST_PATH + 8], receipt[6 * LONGEST_PATH + 16];
     HostStr dir = checkpoint->state_dir, from = checkpoint->dir;
     if (dir.len + sizeof "/latest.txt" > sizeof path || from.len + 1 > sizeof path)
-        return fail(self, HOST_ERROR, "a folder has too long a path");
-    // A receipt means that the checkpoint is there.
+        return fail(self, HOST_ERROR, "the path of a folder is too long");
+    // A receipt promises that the checkpoint exists, so check first.
     struct stat folder;
     sprintf(path, "%.*s", (int)from.len, (const char *)from.ptr);
     if (stat(path, &folder))
-        return fail(self, HOST_ERROR, "the checkpoint is not there");
+        return fail(self, HOST_ERROR, "the checkpoint does not exist");
     sprintf(path, "%.*s/latest.txt", (int)dir.len, (const char *)dir.ptr);
     sprintf(partial, "%s.partial", path);
-    // A sink that works for long asks this again and again.
+    // A slow sink should check this flag often.
     if (atomic_load(&self->cancelled))
         return fail(self, HOST_CANCELLED, "cancelled");
-    // By one rename, so that nobody reads half of it. A full disk may pass: the host tries again.
+    // Write, then rename, so that readers never see half a file. A full disk is temporary: the host tries
+    // again later.
     FILE *file = fopen(partial, "w");
     if (!file)
         return fail(self, HOST_TEMPORARY, "cannot write latest.txt");
@@ -96,7 +98,7 @@ static HostStatus publish(void *instance, const HostCheckpoint *checkpoint, cons
     int failed = ferror(file);
     if (fclose(file) || failed || rename(partial, path))
         return fail(self, HOST_TEMPORARY, "cannot write latest.txt");
-    // The receipt: what lets a person find it.
+    // The receipt tells a person where to find the result.
     char *end = json_string(receipt + sprintf(receipt, "{\"path\": "), path);
     strcpy(end, "}");
     return out->put_bytes(out->ctx, str(receipt));
@@ -108,9 +110,9 @@ static void cancel(void *instance) {
 }
 
 const HostPlugin *host_plugin_entry_v1(const HostApi *api) {
-    (void)api; // The symbol's name is the major version, and 1.0 is all that is used here.
-    // No preflight: the folder is the run's own, and there is nothing to look at before the first step. No
-    // fetch: nothing is kept that could be brought back.
+    (void)api; // No version check: the symbol implies the major version, and this plugin only needs 1.0.
+    // No preflight: the folder belongs to the run, so there is nothing to check before the first step. No
+    // fetch: the sink keeps no copy of a checkpoint.
     static const HostCheckpointSink sink = {sizeof sink, 0,      create, destroy,
                                             publish,     cancel, NULL,   NULL};
     static const HostPluginItem item = {sizeof item, HOST_KIND_CHECKPOINT_SINK, &sink};

@@ -1,8 +1,8 @@
-// my-plugin: two parameter groups by shape. Matrices and embeddings decay, vectors (biases and norms)
-// do not.
+// my-plugin: two parameter groups by shape. Matrices and embeddings have weight decay; vectors (biases and
+// norms) have none.
 //
-// `make` builds it, `make test` tests it. host_plugin.h says on every function what it may do and on
-// which thread. No exception may leave the plugin: `guarded` sees to it.
+// `make` builds it; `make test` tests it. The comments in host_plugin.h say what each function must do and on
+// which thread it runs. Exceptions must not leave the plugin: `guarded` catches them.
 
 #include "host_plugin.h"
 #include "settings.h"
@@ -15,15 +15,15 @@
 #define ID "my-plugin"
 #define VERSION "0.1.0"
 
-// What the host reads from the file before it runs any of the code below. "config" is the JSON Schema of
-// the settings.
+// The manifest. The host reads it from the library file before it runs any of the code below. "config" is the
+// JSON Schema of the settings.
 __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char manifest[] =
     R"({"abi": [1, 0], "id": ")" ID R"(", "version": ")" VERSION R"(",
         "description": "Weight decay for matrices and embeddings, none for vectors",
         "kinds": ["param_groups"],
         "config": {"type": "object", "additionalProperties": false, "properties": {
             "weight_decay": {"type": "number", "minimum": 0,
-                "description": "Weight decay of matrices and embeddings; the run's if absent"}}}})";
+                "description": "Weight decay of matrices and embeddings; default: the weight decay of the run"}}}})";
 
 namespace {
 
@@ -31,7 +31,7 @@ HostStr str(std::string_view text) {
     return {reinterpret_cast<const uint8_t *>(text.data()), text.size()};
 }
 
-// Runs a call of the host's and makes an exception its error.
+// Runs `call` and turns an exception into an error for the host.
 template <typename Call> HostStatus guarded(const HostApi *api, Call call) noexcept {
     try {
         call();
@@ -39,7 +39,7 @@ template <typename Call> HostStatus guarded(const HostApi *api, Call call) noexc
     } catch (const std::exception &error) {
         api->set_error(api->ctx, str(error.what()));
     } catch (...) {
-        api->set_error(api->ctx, str("an exception of an unknown type"));
+        api->set_error(api->ctx, str("unknown exception"));
     }
     return HOST_ERROR;
 }
@@ -53,7 +53,7 @@ public:
     }
 
     void group(const HostGroupsRequest &request, const HostGroupsOut &out) {
-        // The last number is a multiplier of the learning rate.
+        // The 1.0 is the learning rate multiplier.
         uint32_t decay, no_decay;
         check(out.add_group(out.ctx, str("decay"), weight_decay.value_or(request.weight_decay), 1.0, &decay));
         check(out.add_group(out.ctx, str("no_decay"), 0.0, 1.0, &no_decay));
@@ -61,18 +61,18 @@ public:
         for (size_t i = 0; i < request.n_params; i++) {
             auto &known = *reinterpret_cast<const HostParam *>(param);
             check(out.assign(out.ctx, i, known.ndim >= 2 ? decay : no_decay));
-            param += known.struct_size; // The host's build may know a longer struct than this one.
+            param += known.struct_size; // A newer host can pass larger structs, so advance by struct_size.
         }
     }
 
     const HostApi *const api;
 
 private:
-    std::optional<double> weight_decay; // The run's if absent.
+    std::optional<double> weight_decay; // If absent, the run's weight decay is used.
 
     static void check(HostStatus status) {
         if (status != HOST_OK)
-            throw std::runtime_error("the host refused a group or a parameter");
+            throw std::runtime_error("the host rejected a group or a parameter");
     }
 };
 
@@ -93,7 +93,7 @@ const HostParamGroups groups = {
 } // namespace
 
 const HostPlugin *host_plugin_entry_v1(const HostApi *) {
-    // The symbol's name is the major version, and 1.0 is all that is used here.
+    // No version check: the symbol implies the major version, and this plugin only needs 1.0.
     static const HostPluginItem item = {sizeof item, HOST_KIND_PARAM_GROUPS, &groups};
     static const HostPlugin plugin = {sizeof plugin, HOST_ABI_MAJOR, 0, 0, str(ID), str(VERSION), 1, &item};
     return &plugin;

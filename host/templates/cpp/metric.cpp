@@ -1,7 +1,8 @@
-// my-plugin: a metric, the share of tokens that cost the model more than `threshold` nats.
+// my-plugin: a metric that returns the share of costly tokens. A token is costly if its loss is above
+// `threshold` nats.
 //
-// `make` builds it, `make test` tests it. host_plugin.h says on every function what it may do and on
-// which thread. No exception may leave the plugin: `guarded` sees to it.
+// `make` builds it; `make test` tests it. The comments in host_plugin.h say what each function must do and on
+// which thread it runs. Exceptions must not leave the plugin: `guarded` catches them.
 
 #include "host_plugin.h"
 #include "settings.h"
@@ -14,15 +15,15 @@
 #define ID "my-plugin"
 #define VERSION "0.1.0"
 
-// What the host reads from the file before it runs any of the code below. "config" is the JSON Schema of
-// the settings.
+// The manifest. The host reads it from the library file before it runs any of the code below. "config" is the
+// JSON Schema of the settings.
 __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char manifest[] =
     R"({"abi": [1, 0], "id": ")" ID R"(", "version": ")" VERSION R"(",
-        "description": "Share of tokens that cost the model more than a threshold",
+        "description": "Share of tokens whose loss is above a threshold",
         "kinds": ["metric"], "needs": ["nll"],
         "config": {"type": "object", "additionalProperties": false, "properties": {
             "threshold": {"type": "number", "default": 5.0,
-                "description": "A token that costs more nats than this is a costly one"}}}})";
+                "description": "Number of nats above which a token counts as costly"}}}})";
 
 namespace {
 
@@ -34,23 +35,23 @@ std::string_view view(HostStr text) {
     return {reinterpret_cast<const char *>(text.ptr), text.len};
 }
 
-// Runs a call of the host's and makes an exception its error.
+// Runs `call` and turns an exception into an error for the host.
 template <typename Call> HostStatus guarded(const HostApi *api, Call call) noexcept {
     try {
         call();
         return HOST_OK;
     } catch (const std::invalid_argument &error) {
         api->set_error(api->ctx, str(error.what()));
-        return HOST_UNSUPPORTED; // Asking again would not help.
+        return HOST_UNSUPPORTED; // A retry would not help.
     } catch (const std::exception &error) {
         api->set_error(api->ctx, str(error.what()));
     } catch (...) {
-        api->set_error(api->ctx, str("an exception of an unknown type"));
+        api->set_error(api->ctx, str("unknown exception"));
     }
     return HOST_ERROR;
 }
 
-// Counts merge exactly; a share would not.
+// Keeps counts, which can be merged exactly; a share cannot.
 class CostlyTokens {
 public:
     CostlyTokens(const HostApi *api, HostStr config) : api(api) {
@@ -63,12 +64,12 @@ public:
         const DLTensor &nll = find(batch, "nll"); // (batch, time), in nats
         if (nll.device.device_type != 1 || nll.ndim != 2 || nll.dtype.code != 2 ||
             nll.dtype.bits != 32 || nll.dtype.lanes != 1)
-            throw std::invalid_argument("nll is no matrix of f32 in main memory");
+            throw std::invalid_argument("nll is not an f32 matrix in main memory");
         auto first = reinterpret_cast<const float *>(static_cast<const char *>(nll.data) +
                                                      nll.byte_offset);
         for (int64_t i = 0; i < nll.shape[0]; i++)
             for (int64_t j = 0; j < nll.shape[1]; j++) {
-                // NaN is no number below the threshold, so it is costly.
+                // Written so that NaN counts as costly.
                 counts.costly += !(first[i * nll.strides[0] + j * nll.strides[1]] <= threshold);
                 counts.tokens++;
             }
@@ -79,10 +80,10 @@ public:
     void merge(std::string_view state) {
         Counts other;
         if (state.size() != sizeof other)
-            throw std::invalid_argument("a state has 24 bytes");
+            throw std::invalid_argument("the state does not have 24 bytes");
         std::memcpy(&other, state.data(), sizeof other);
         if (other.version != counts.version)
-            throw std::invalid_argument("a state of another version");
+            throw std::invalid_argument("unsupported state version");
         counts.costly += other.costly;
         counts.tokens += other.tokens;
     }
@@ -104,9 +105,9 @@ private:
             auto &known = *reinterpret_cast<const HostTensor *>(tensor);
             if (view(known.name) == name)
                 return *known.dl;
-            tensor += known.struct_size; // The host's build may know a longer struct than this one.
+            tensor += known.struct_size; // A newer host can pass larger structs, so advance by struct_size.
         }
-        throw std::invalid_argument("the host did not pass what the manifest needs");
+        throw std::invalid_argument("the host did not pass an input that the manifest needs");
     }
 
     struct Counts {
@@ -136,7 +137,7 @@ const HostMetric metric = {
     [](void *instance, const HostOut *out) {
         return guarded(self(instance).api, [&] {
             if (out->put_f64(out->ctx, str("my_plugin"), self(instance).value()) != HOST_OK)
-                throw std::runtime_error("the host refused the value");
+                throw std::runtime_error("the host rejected the value");
         });
     },
 };
@@ -144,7 +145,7 @@ const HostMetric metric = {
 } // namespace
 
 const HostPlugin *host_plugin_entry_v1(const HostApi *) {
-    // The symbol's name is the major version, and 1.0 is all that is used here.
+    // No version check: the symbol implies the major version, and this plugin only needs 1.0.
     static const HostPluginItem item = {sizeof item, HOST_KIND_METRIC, &metric};
     static const HostPlugin plugin = {sizeof plugin, HOST_ABI_MAJOR, 0, 0, str(ID), str(VERSION), 1, &item};
     return &plugin;

@@ -1,7 +1,7 @@
-// my-plugin: an observer that ends the training once `metric` is as low as `target`.
+// my-plugin: an observer that stops training when `metric` is at or below `target`.
 //
-// `make` builds it, `make test` tests it. host_plugin.h says on every function what it may do and on
-// which thread. No exception may leave the plugin: `guarded` sees to it.
+// `make` builds it; `make test` tests it. The comments in host_plugin.h say what each function must do and on
+// which thread it runs. Exceptions must not leave the plugin: `guarded` catches them.
 
 #include "host_plugin.h"
 #include "settings.h"
@@ -14,17 +14,17 @@
 #define ID "my-plugin"
 #define VERSION "0.1.0"
 
-// What the host reads from the file before it runs any of the code below. "config" is the JSON Schema of
-// the settings.
+// The manifest. The host reads it from the library file before it runs any of the code below. "config" is the
+// JSON Schema of the settings.
 __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char manifest[] =
     R"({"abi": [1, 0], "id": ")" ID R"(", "version": ")" VERSION R"(",
-        "description": "Ends the training once the loss is as low as a target",
+        "description": "Stops training when a metric is at or below a target",
         "kinds": ["observer"], "events": ["metrics"],
         "config": {"type": "object", "additionalProperties": false, "properties": {
             "metric": {"type": "string", "minLength": 1, "maxLength": 200, "default": "loss/eval",
-                "description": "The metric to look at"},
+                "description": "Metric to compare with the target"},
             "target": {"type": "number", "default": 1.0,
-                "description": "The training ends once it is as low as this"}}}})";
+                "description": "Training stops when the metric is at or below this value"}}}})";
 
 namespace {
 
@@ -38,7 +38,7 @@ std::string_view view(HostStr text) {
     return {reinterpret_cast<const char *>(text.ptr), text.len};
 }
 
-// Runs a call of the host's and makes an exception its error.
+// Runs `call` and turns an exception into an error for the host.
 template <typename Call> HostStatus guarded(const HostApi *api, Call call) noexcept {
     try {
         call();
@@ -46,7 +46,7 @@ template <typename Call> HostStatus guarded(const HostApi *api, Call call) noexc
     } catch (const std::exception &error) {
         api->set_error(api->ctx, str(error.what()));
     } catch (...) {
-        api->set_error(api->ctx, str("an exception of an unknown type"));
+        api->set_error(api->ctx, str("unknown exception"));
     }
     return HOST_ERROR;
 }
@@ -64,7 +64,7 @@ public:
         }
     }
 
-    // The training waits for it, so it does little.
+    // Training waits for this call, so keep it short.
     void observe(const HostEvent &event, const HostRequestsOut &out) {
         if (event.kind != HOST_EVENT_METRICS)
             return;
@@ -73,7 +73,7 @@ public:
             auto &known = *reinterpret_cast<const HostValue *>(value);
             if (view(known.name) == metric && known.value <= target)
                 return stop(known.value, out);
-            value += known.struct_size; // The host's build may know a longer struct than this one.
+            value += known.struct_size; // A newer host can pass larger structs, so advance by struct_size.
         }
     }
 
@@ -87,13 +87,13 @@ private:
         std::string reason(metric);
         reason += " is " + std::to_string(value) + ", the target is " + std::to_string(target);
         if (out.ask(out.ctx, HOST_REQUEST_STOP, 0.0, str(reason)) != HOST_OK)
-            throw std::runtime_error("the host refused to stop");
+            throw std::runtime_error("the host rejected the stop request");
     }
 };
 
 Target &self(void *instance) { return *static_cast<Target *>(instance); }
 
-// What it knows is in the events, so it has no state to export or import.
+// The observer keeps no state between events, so it has none to export or import.
 const HostObserver observer = {
     sizeof observer,
     0,
@@ -111,7 +111,7 @@ const HostObserver observer = {
 } // namespace
 
 const HostPlugin *host_plugin_entry_v1(const HostApi *) {
-    // The symbol's name is the major version, and 1.0 is all that is used here.
+    // No version check: the symbol implies the major version, and this plugin only needs 1.0.
     static const HostPluginItem item = {sizeof item, HOST_KIND_OBSERVER, &observer};
     static const HostPlugin plugin = {sizeof plugin, HOST_ABI_MAJOR, 0, 0, str(ID), str(VERSION), 1, &item};
     return &plugin;

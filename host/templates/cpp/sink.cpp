@@ -1,8 +1,8 @@
-// my-plugin: a sink that keeps the path of the newest checkpoint in latest.txt in its own folder of the
-// run, for programs that want to find it.
+// my-plugin: a sink that writes the path of the newest checkpoint to the file latest.txt, so that other
+// programs can read it. The file is in the folder that the run keeps for this sink.
 //
-// `make` builds it, `make test` tests it. host_plugin.h says on every function what it may do and on
-// which thread. No exception may leave the plugin: `guarded` sees to it.
+// `make` builds it; `make test` tests it. The comments in host_plugin.h say what each function must do and on
+// which thread it runs. Exceptions must not leave the plugin: `guarded` catches them.
 
 #include "host_plugin.h"
 #include <atomic>
@@ -18,11 +18,11 @@
 #define ID "my-plugin"
 #define VERSION "0.1.0"
 
-// What the host reads from the file before it runs any of the code below. For settings add
-// "config" with a JSON Schema; `create` then gets them as JSON, which settings.h reads.
+// The manifest. The host reads it from the library file before it runs any of the code below. To add settings,
+// add "config" with a JSON Schema; `create` then receives them as JSON, which settings.h reads.
 __attribute__((section(HOST_PLUGIN_MANIFEST_SECTION), used)) static const char manifest[] =
     R"({"abi": [1, 0], "id": ")" ID R"(", "version": ")" VERSION R"(",
-        "description": "Keeps the path of the newest checkpoint in a file",
+        "description": "Writes the path of the newest checkpoint to a file",
         "kinds": ["checkpoint_sink"]})";
 
 namespace {
@@ -35,8 +35,8 @@ std::string_view view(HostStr text) {
     return {reinterpret_cast<const char *>(text.ptr), text.len};
 }
 
-// Runs a call of the host's and makes an exception its error. What a full disk or a lost network makes
-// fail is temporary: the host tries again.
+// Runs `call` and turns an exception into an error for the host. A system error, such as a full disk, is
+// temporary: the host tries again later.
 template <typename Call> HostStatus guarded(const HostApi *api, Call call) noexcept {
     try {
         return call();
@@ -46,7 +46,7 @@ template <typename Call> HostStatus guarded(const HostApi *api, Call call) noexc
     } catch (const std::exception &error) {
         api->set_error(api->ctx, str(error.what()));
     } catch (...) {
-        api->set_error(api->ctx, str("an exception of an unknown type"));
+        api->set_error(api->ctx, str("unknown exception"));
     }
     return HOST_ERROR;
 }
@@ -71,32 +71,33 @@ class Latest {
 public:
     explicit Latest(const HostApi *api) : api(api) {}
 
-    // It may block: it runs on a thread of its own. Delivering the same again changes nothing.
+    // May block, because it runs on its own thread. Must be idempotent, because a checkpoint can be delivered
+    // again.
     HostStatus publish(const HostCheckpoint &checkpoint, const HostOut &out) {
         cancelled = false;
-        // A receipt means that the checkpoint is there.
+        // A receipt promises that the checkpoint exists, so check first.
         if (!std::filesystem::is_directory(view(checkpoint.dir)))
-            throw std::runtime_error("the checkpoint is not there");
+            throw std::runtime_error("the checkpoint does not exist");
         auto path = std::filesystem::path(view(checkpoint.state_dir)) / "latest.txt";
         auto partial = path;
         partial += ".partial";
-        // A sink that works for long asks this again and again.
+        // A slow sink should check `cancelled` often.
         if (cancelled)
             return HOST_CANCELLED;
-        // By one rename, so that nobody reads half of it.
+        // Write, then rename, so that readers never see half a file.
         std::ofstream file;
         file.exceptions(std::ios::failbit | std::ios::badbit);
         file.open(partial);
         file << view(checkpoint.dir) << '\n';
         file.close();
         std::filesystem::rename(partial, path);
-        // The receipt: what lets a person find it.
+        // The receipt tells a person where to find the result.
         std::string receipt = "{\"path\": " + json_string(path.native()) + "}";
         return out.put_bytes(out.ctx, str(receipt));
     }
 
     const HostApi *const api;
-    std::atomic<bool> cancelled{false}; // `cancel` comes from another thread.
+    std::atomic<bool> cancelled{false}; // `cancel` is called on another thread.
 };
 
 Latest &self(void *instance) { return *static_cast<Latest *>(instance); }
@@ -112,16 +113,16 @@ const HostCheckpointSink sink = {
         return guarded(self(instance).api, [&] { return self(instance).publish(*checkpoint, *out); });
     },
     [](void *instance) { self(instance).cancelled = true; },
-    // No preflight: the folder is the run's own, and there is nothing to look at before the first step.
+    // No preflight: the folder belongs to the run, so there is nothing to check before the first step.
     nullptr,
-    // No fetch: nothing is kept that could be brought back.
+    // No fetch: the sink keeps no copy of a checkpoint.
     nullptr,
 };
 
 } // namespace
 
 const HostPlugin *host_plugin_entry_v1(const HostApi *) {
-    // The symbol's name is the major version, and 1.0 is all that is used here.
+    // No version check: the symbol implies the major version, and this plugin only needs 1.0.
     static const HostPluginItem item = {sizeof item, HOST_KIND_CHECKPOINT_SINK, &sink};
     static const HostPlugin plugin = {sizeof plugin, HOST_ABI_MAJOR, 0, 0, str(ID), str(VERSION), 1, &item};
     return &plugin;

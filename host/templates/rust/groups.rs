@@ -1,11 +1,12 @@
-//! Two parameter groups by shape: matrices and embeddings decay, vectors (biases and norms) do not.
+//! Two parameter groups by shape: matrices and embeddings have weight decay, vectors (biases and norms)
+//! have none.
 
 #![forbid(unsafe_code)]
 
 use host_plugin_sdk::{Groups, GroupsRequest, Host, ParamGroups, Result, export_plugin};
 use serde::Deserialize;
 
-/// The settings; `config.schema.json` describes them to the host and its users.
+/// The settings, which `config.schema.json` describes.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -25,7 +26,7 @@ impl ParamGroups for ByShape {
 
     fn group(&mut self, request: &GroupsRequest<'_>, groups: &mut Groups<'_>) -> Result<()> {
         let weight_decay = self.0.weight_decay.unwrap_or(request.weight_decay());
-        // The last number is a multiplier of the learning rate.
+        // The 1.0 is the learning rate multiplier.
         let decay = groups.add_group("decay", weight_decay, 1.0)?;
         let no_decay = groups.add_group("no_decay", 0.0, 1.0)?;
         for (index, param) in request.params().iter().enumerate() {
@@ -49,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn vectors_do_not_decay() {
+    fn vectors_have_no_weight_decay() {
         let params = [
             Param::new("transformer.wte.weight", &[64, 8]),
             Param::new("transformer.h.0.ln_1.weight", &[8]),

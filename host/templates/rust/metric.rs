@@ -1,14 +1,14 @@
-//! `my_plugin`: the share of tokens that cost the model more than `threshold` nats.
+//! `my_plugin`: the share of costly tokens. A token is costly if its loss is above `threshold` nats.
 
 #![forbid(unsafe_code)]
 
 use host_plugin_sdk::{Batch, Error, Host, Metric, Result, Values, export_plugin};
 use serde::Deserialize;
 
-/// First byte of a state. Another layout gets another number, so that no old state is misread.
+/// The first byte of a state. Increase it when the layout changes, so that old states are rejected.
 const STATE_VERSION: u8 = 1;
 
-/// The settings; `config.schema.json` describes them to the host and its users.
+/// The settings, which `config.schema.json` describes.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -20,7 +20,7 @@ fn default_threshold() -> f32 {
     5.0
 }
 
-/// The costly ones among the tokens seen so far. Counts merge exactly; a share would not.
+/// Counts the costly tokens. Counts can be merged exactly; a share cannot.
 #[derive(Debug)]
 pub struct CostlyTokens {
     threshold: f32,
@@ -61,10 +61,10 @@ impl Metric for CostlyTokens {
 
     fn merge_state(&mut self, state: &[u8]) -> Result<()> {
         let Some((&STATE_VERSION, counts)) = state.split_first() else {
-            return Err(Error::unsupported("a state of another version"));
+            return Err(Error::unsupported("unsupported state version"));
         };
         let (&[costly, tokens], []) = counts.as_chunks::<8>() else {
-            return Err(Error::new("a state has 17 bytes"));
+            return Err(Error::new("the state does not have 17 bytes"));
         };
         self.costly += u64::from_le_bytes(costly);
         self.tokens += u64::from_le_bytes(tokens);
@@ -80,7 +80,7 @@ impl Metric for CostlyTokens {
 }
 
 export_plugin! {
-    description: "Share of tokens that cost the model more than a threshold",
+    description: "Share of tokens whose loss is above a threshold",
     metric: CostlyTokens,
     needs: ["nll"],
     config: "config.schema.json",
@@ -101,13 +101,13 @@ mod tests {
     }
 
     #[test]
-    fn it_counts_what_is_above_the_threshold() {
+    fn counts_tokens_above_the_threshold() {
         let values = metric(&[0.5, 2.0, 2.5, f32::NAN]).compute();
         assert_eq!(values.expect("computed")["my_plugin"], 0.5);
     }
 
     #[test]
-    fn merged_parts_are_the_whole() {
+    fn merging_adds_the_counts() {
         let mut merged = metric(&[3.0, 1.0, 1.0]);
         let state = metric(&[9.0]).export_state().expect("exported");
         merged.merge_state(&state).expect("merged");
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_one_is_new() {
+    fn reset_clears_the_counts() {
         let mut metric = metric(&[3.0]);
         metric.reset().expect("reset");
         assert!(metric.compute().is_err());

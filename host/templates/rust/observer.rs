@@ -1,11 +1,11 @@
-//! An observer that ends the training once `metric` is as low as `target`.
+//! An observer that stops training when `metric` is at or below `target`.
 
 #![forbid(unsafe_code)]
 
 use host_plugin_sdk::{Event, Host, Observer, Request, Requests, Result, export_plugin};
 use serde::Deserialize;
 
-/// The settings; `config.schema.json` describes them to the host and its users.
+/// The settings, which `config.schema.json` describes.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -23,7 +23,7 @@ fn default_target() -> f64 {
     1.0
 }
 
-/// Ends the training at a target. What it knows is in the events, so it has no state to export.
+/// Stops training at the target. Keeps no state between events, so there is none to export.
 #[derive(Debug)]
 pub struct Target(Config);
 
@@ -34,7 +34,7 @@ impl Observer for Target {
         Ok(Self(config))
     }
 
-    // The training waits for it, so it does little.
+    // Training waits for this call, so keep it short.
     fn observe(
         &mut self,
         _step: u64,
@@ -53,7 +53,7 @@ impl Observer for Target {
 }
 
 export_plugin! {
-    description: "Ends the training once a metric is as low as a target",
+    description: "Stops training when a metric is at or below a target",
     observer: Target,
     events: ["metrics"],
     config: "config.schema.json",
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_stops_at_the_target_and_not_before() {
+    fn stops_at_the_target_and_not_before() {
         let plugin = Plugin::load(&PLUGIN);
         let mut observer = plugin.observer(r#"{"target": 2.0}"#).expect("created");
         let mut asked = |name, value| {

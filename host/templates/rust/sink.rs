@@ -1,4 +1,4 @@
-//! A sink that keeps the path of the newest checkpoint in a file, for programs that want to find it.
+//! A sink that writes the path of the newest checkpoint to a file, where other programs can read it.
 
 #![forbid(unsafe_code)]
 
@@ -9,14 +9,14 @@ use host_plugin_sdk::{Cancel, Checkpoint, CheckpointSink, Error, Host, Result, e
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The settings; `config.schema.json` describes them to the host and its users.
+/// The settings, which `config.schema.json` describes.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     file: Option<PathBuf>,
 }
 
-/// Notes where the newest checkpoint is.
+/// Records where the newest checkpoint is.
 #[derive(Debug)]
 pub struct Latest {
     config: Config,
@@ -30,29 +30,30 @@ impl CheckpointSink for Latest {
         Ok(Self { config, host })
     }
 
-    // It may block: it runs on a thread of its own. Delivering the same again changes nothing.
+    // May block, because it runs on its own thread. Must be idempotent, because a checkpoint can be delivered
+    // again.
     fn publish(&mut self, checkpoint: &Checkpoint<'_>, cancel: &Cancel) -> Result<Value> {
         let own = || checkpoint.state_dir().join("latest.txt");
         let file = self.config.file.clone().unwrap_or_else(own);
         let partial = file.with_extension("partial");
-        // A sink that works for long asks this again and again.
+        // A slow sink should make this check often.
         cancel.check()?;
-        // A receipt means that the checkpoint is there.
+        // A receipt promises that the checkpoint exists, so check first.
         let dir = checkpoint.dir();
         fs::metadata(dir).map_err(|error| Error::io("read", dir, &error))?;
         let line = format!("{}\n", dir.display());
-        // By one rename, so that nobody reads half of it. What a full disk or a lost network makes
-        // fail, `Error::io` marks as temporary, and the host tries again.
+        // Write, then rename, so that readers never see half a file. `Error::io` marks errors such as a
+        // full disk as temporary: the host tries again later.
         fs::write(&partial, line).map_err(|error| Error::io("write", &partial, &error))?;
         fs::rename(&partial, &file).map_err(|error| Error::io("write", &file, &error))?;
-        self.host.debug(&format!("noted in {}", file.display()));
-        // The receipt: what lets a person find it.
+        self.host.debug(&format!("wrote {}", file.display()));
+        // The receipt tells a person where to find the result.
         Ok(json!({ "path": file }))
     }
 }
 
 export_plugin! {
-    description: "Keeps the path of the newest checkpoint in a file",
+    description: "Writes the path of the newest checkpoint to a file",
     checkpoint_sink: Latest,
     config: "config.schema.json",
 }
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_checkpoint_is_noted_however_often() {
+    fn the_newest_checkpoint_is_recorded() {
         let scratch = Scratch::new();
         let file = scratch.path().join("newest.txt");
         let config = json!({ "file": file }).to_string();
@@ -81,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn without_settings_the_note_is_in_the_sinks_own_folder() {
+    fn the_default_file_is_in_the_sinks_own_folder() {
         let scratch = Scratch::new();
         let checkpoint = Checkpoint::write(&scratch.path().join("step-1"), 1, &[]);
         let mut sink = Plugin::load(&PLUGIN)

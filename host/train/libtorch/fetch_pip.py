@@ -1,6 +1,6 @@
-"""Fetches pip's wheel from the package index, for a python3 without pip: fetch_pip.py FILE
+"""Downloads pip's wheel from the package index, for a python3 without pip: fetch_pip.py FILE
 
-The index is PIP_INDEX_URL, as for pip itself. A wheel of pip runs as it is: `python3 FILE/pip install …`.
+The index is PIP_INDEX_URL, as for pip itself. The wheel runs without installation: `python3 FILE/pip install …`.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ def main(file: str) -> None:
         sys.exit(f"{index} has no {WHEEL}")
     wheel = fetch(urllib.parse.urljoin(index, link))
     if hashlib.sha256(wheel).hexdigest() != SHA256:
-        sys.exit(f"{WHEEL} is not the file that was expected: {link}")
+        sys.exit(f"{WHEEL} does not have the expected hash: {link}")
     with open(file, "wb") as out:
         out.write(wheel)
 

@@ -1,4 +1,4 @@
-//! What happens between two steps: observers, clients and signals decide what the loop does next.
+//! The boundary between two steps, where signals and the requests of observers and clients take effect.
 
 use std::time::{Duration, Instant};
 
@@ -13,45 +13,46 @@ use crate::observers::Observers;
 use crate::ports::BoundaryPorts;
 use crate::training::Training;
 
-/// Longest interval between two reports of what surrounds the loop, where no evaluation triggers one.
+/// Maximum interval between two calls of [`BoundaryPorts::report`]. An evaluation triggers an earlier call.
 const REPORT_PERIOD: Duration = Duration::from_secs(10);
 
 /// How often a paused loop checks for signals.
 const PAUSE_PERIOD: Duration = Duration::from_millis(50);
 
-/// Decides between two steps, and yields the orders for the next.
+/// Carries out requests between two steps and returns the orders for the next step.
 pub(crate) struct Boundary<'a> {
     collective: Collective,
     pub(crate) emitter: Emitter,
     pub(crate) control: Control,
     pub(crate) observers: Observers,
-    /// Called after plugins were called, with whether it may not be put off.
+    /// See [`BoundaryPorts::put_back`].
     pub(crate) put_back: Box<dyn FnMut(Step, bool) + 'a>,
-    /// What clients ask for; none once the loop has ended.
+    /// Requests of clients; `None` once the loop has ended.
     requests: Option<Requests>,
     report: Box<dyn FnMut(Step) + 'a>,
     reported: Instant,
     max_train_steps: u64,
     save_checkpoint_steps: u64,
-    /// Set by clients and lowered by observers.
+    /// The factor for the schedule's learning rate. Clients set it, and observers lower it.
     learning_rate_factor: f64,
     is_paused: bool,
     /// Why the loop ends, once that is decided.
     reason: StopReason,
 }
 
-/// What the next step does beside training.
+/// Settings of the next step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Orders {
-    /// Changes no weight.
+    /// Whether to leave the weights unchanged.
     pub(crate) skip: bool,
-    /// Multiplies the schedule's learning rate by this.
+    /// The factor for the schedule's learning rate.
     pub(crate) learning_rate_factor: f64,
 }
 
 impl Orders {
-    /// Whether the optimizer leaves the weights as they are: 0-d f32, 1 for yes, on the norm's device.
-    /// None where it never does.
+    /// Returns a flag that tells the optimizer whether to leave the weights unchanged (1) or to update them
+    /// (0). The flag is a 0-d f32 tensor on the norm's device. Returns `None` if the optimizer always updates
+    /// the weights.
     pub(crate) fn skip(self, mode: OnNonfinite, loss: &Tensor, norm: &Tensor) -> Option<Tensor> {
         let skip = match mode {
             _ if self.skip => norm.ones_like(),
@@ -86,11 +87,11 @@ impl<'a> Boundary<'a> {
         }
     }
 
-    /// Carries out what is asked for before the next step, in order. None when there is no next step;
-    /// [`Boundary::end`] says why.
+    /// Carries out the pending requests, in order. Returns `None` if there is no next step; [`Boundary::end`]
+    /// then returns the reason.
     ///
     /// # Errors
-    /// A checkpoint could not be made or read, or the loss before it was not finite.
+    /// Returns an error if a checkpoint cannot be written or read, or if the last loss was not finite.
     pub(crate) fn next(&mut self, training: &mut Training<'_>) -> Result<Option<Orders>> {
         if training.state.step.0 >= self.max_train_steps {
             return Ok(self.stop(StopReason::Completed));
@@ -139,20 +140,20 @@ impl<'a> Boundary<'a> {
         None
     }
 
-    /// Takes no more requests, so that those who wait for one to be carried out hear that it will not be,
-    /// and says why the loop ended.
+    /// Closes the request queue and returns why the loop ended. Clients whose requests are still in the queue
+    /// then learn that these will not be carried out.
     pub(crate) fn end(&mut self) -> StopReason {
         drop(self.requests.take());
         self.reason
     }
 
-    /// Shows the observers what happened since the last time.
+    /// Passes to the observers the events that were emitted since the last call of this function.
     pub(crate) fn observe(&mut self, step: Step) {
         self.observers.observe(step, &self.emitter, &self.control);
         (self.put_back)(step, false);
     }
 
-    /// What a checkpoint keeps.
+    /// Returns the state for a checkpoint.
     pub(crate) fn export(&mut self, step: Step) -> BoundaryState {
         let (observers, asked) = self.observers.export(step, &self.emitter, &self.control);
         (self.put_back)(step, true);
@@ -163,16 +164,16 @@ impl<'a> Boundary<'a> {
         }
     }
 
-    /// Takes over what a checkpoint kept.
+    /// Restores the state from a checkpoint.
     ///
     /// # Errors
-    /// An observer refuses its state.
+    /// Returns an error if an observer rejects its state.
     pub(crate) fn import(&mut self, step: Step, stored: BoundaryState) -> Result<()> {
         let left = self.observers.import(&stored.observers, stored.asked)?;
         if !left.is_empty() {
             let names = left.join(", ");
             let message = format!(
-                "the checkpoint has the state of plugins that this run does not have, and it is lost: {names}"
+                "the checkpoint contains the state of plugins that this run does not use; that state is discarded: {names}"
             );
             self.emitter.emit(step, EventBody::Warning { message });
         }
@@ -180,8 +181,9 @@ impl<'a> Boundary<'a> {
         Ok(())
     }
 
-    /// The next request to carry out before the step, recorded: first of the observers, then of clients.
-    /// A paused loop waits for one. Returns `None` if nothing is requested or a signal stops the run.
+    /// Returns the next request to carry out and emits its event. Requests of observers come before those of
+    /// clients. A paused loop waits for a request. Returns `None` if there is no request or a signal stops
+    /// the run.
     fn next_request(&mut self, training: &mut Training<'_>) -> Option<Request> {
         let was_paused = self.is_paused;
         let asked = loop {
@@ -195,7 +197,7 @@ impl<'a> Boundary<'a> {
             }
         };
         if was_paused {
-            // The pause does not count as a part of the next step.
+            // The time of the next step must not include the pause.
             training.log.begin();
         }
         let Asked {

@@ -1,4 +1,4 @@
-//! Checkpoints: the loop copies its state, a thread of its own writes it.
+//! Checkpoints: the training loop copies its state, and a separate thread writes the copy.
 
 mod folder;
 mod removal;
@@ -17,5 +17,5 @@ pub(crate) use self::stored::Stored;
 pub(crate) use self::trainer_state::{BoundaryState, TrainerState};
 pub(crate) use self::writer::CheckpointWriter;
 
-/// An observer's state is `trainer/observer-LABEL`, bytes of its own.
+/// Prefix of an observer's state file, `trainer/observer-LABEL`. Only the observer interprets its bytes.
 const OBSERVER: &str = "observer-";

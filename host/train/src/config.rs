@@ -2,52 +2,55 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// What a training is made from: the arguments of CodeParrot's training script under their names
-/// and with their defaults, and what this host adds. As TOML keys they are the same words; as flags
-/// they are in kebab-case.
+/// The settings of a training run. Some are arguments of CodeParrot's training script, with the script's
+/// names and defaults. This host adds the others. TOML uses the same names; flags are in kebab-case.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
     /// Folders, files or patterns (`src/**/*.rs`) to train on. Symbolic links below a folder are followed,
-    /// and each file counts once. A file is one text, or has many documents by its name: JSON lines
-    /// (`.jsonl`, `.ndjson`, `.json.gz`, `.json.zst`, a `.json` whose first lines are objects),
-    /// `.parquet`, or the `.tokens` that `host data tokenize` writes. Text and JSON lines may be
-    /// compressed (`.gz`, `.zst`).
+    /// and each file counts once. A file is a single text unless it has a format with many documents: JSON
+    /// lines (`.jsonl`, `.ndjson`, `.json.gz`, `.json.zst`, a `.json` whose first lines are objects), Parquet
+    /// (`.parquet`), or the `.tokens` that `host data tokenize` writes. Text and JSON lines can be compressed
+    /// (`.gz`, `.zst`).
     pub data: Vec<PathBuf>,
-    /// The share of each of `data` in the training tokens, in relation to the others. The next document
-    /// comes from the one that is furthest behind its share, and each has epochs of its own. Empty: all
-    /// are one, and an epoch meets each document once.
+    /// For each entry of `data`, its share of the training tokens, relative to the other entries. The next
+    /// document is taken from the entry that is furthest behind its share, and each entry has its own epochs.
+    /// Empty: all entries form one set, and an epoch contains each document once.
     pub data_weights: Vec<f64>,
-    /// The same as `data` for evaluation. Empty: some of `data` is held out, see `valid_every`.
+    /// Like `data`, but for evaluation. Empty: a part of `data` is held out (see `valid_every`).
     pub valid_data: Vec<PathBuf>,
-    /// Which files of a folder count, by extension without the dot. Empty: all.
+    /// From folders, only files with these extensions are read. The extensions have no dot. Empty: all files.
     pub extensions: Vec<String>,
-    /// Files and folders that are left out: patterns of names (`*.min.js`, `node_modules`), or with a
-    /// slash of paths below a folder of `data` (`docs/**`).
+    /// Patterns for files and folders to leave out. A pattern without a slash, such as `*.min.js` or
+    /// `node_modules`, is for names. A pattern with a slash, such as `docs/**`, is for paths below a folder
+    /// of `data`.
     pub exclude: Vec<String>,
-    /// The field of a JSON line, or the column of a Parquet file, that has the text.
+    /// The field of a JSON line or the column of a Parquet file that contains the text.
     pub text_column: String,
-    /// One file in this many, chosen by its name, is held out for evaluation when `valid_data` is empty.
-    /// If there is but one file, and it has records, one record in this many, chosen by the hash of
-    /// its text, but at least one; the file is read once before the start then. Of a single text it is
-    /// the last part. With `data_weights` each of `data` is split by itself.
+    /// If `valid_data` is empty, one in this many files is held out for evaluation. The files are chosen by
+    /// name. A single file with records is split instead: one in this many records is held out, but at least
+    /// one. The records are chosen by the hash of their text, so the file is read once before training. If
+    /// the only file is a single text, its last part is held out. With `data_weights`, each entry of `data`
+    /// is split separately.
     pub valid_every: u64,
-    /// Threads that tokenize ahead of the loop; the batches do not depend on it. None: one for every
-    /// second core, at most 8.
+    /// The number of threads that tokenize ahead of the loop. This number does not change the batches.
+    /// `None`: one for every second core, at most 8.
     pub data_workers: Option<usize>,
-    /// A preset (`tiny demo gpt2 codeparrot-small codeparrot`), a Hugging Face `config.json`, or a
-    /// folder with one and perhaps with weights. What lies on a hub is fetched before this is read.
+    /// A preset (`tiny demo gpt2 codeparrot-small codeparrot`), a Hugging Face `config.json`, or a folder
+    /// with a `config.json` and optionally weights. If the model is on a hub, the host fetches it first and
+    /// passes the folder of the fetched files here.
     pub model: String,
-    /// A `tokenizer.json`, GPT-2's `vocab.json` with its `merges.txt`, or a folder with either. None: that of `model` if it has one, else that beside a
-    /// token file, else a byte-level BPE is trained on `data` and kept in the cache.
+    /// A `tokenizer.json`, GPT-2's `vocab.json` with its `merges.txt`, or a folder with either. `None`: the
+    /// tokenizer of `model` if it has one, else the one next to a token file, else a byte-level BPE that is
+    /// trained on `data` and cached.
     pub tokenizer: Option<PathBuf>,
-    /// The token between documents. None: the one that the tokenizer's configuration says, else
+    /// The token between documents. `None`: the one in the tokenizer's configuration, else
     /// `<|endoftext|>`.
     pub end_of_text: Option<String>,
-    /// Whether the name of a special token in the data, such as `<|endoftext|>`, is text like any other. Else
-    /// it is that token. Token files have made this choice already.
+    /// How the name of a special token in the data, such as `<|endoftext|>`, is treated. True: as plain text.
+    /// False: as that token. For token files, this is decided when they are written.
     pub split_special_tokens: bool,
-    /// Size of a vocabulary trained here. None: the model's `vocab_size`.
+    /// Size of the vocabulary of a newly trained tokenizer. `None`: the model's `vocab_size`.
     pub vocab_size: Option<i64>,
     /// `cpu`, `cuda`, `cuda:N` or `auto`.
     pub device: String,
@@ -57,91 +60,92 @@ pub struct TrainConfig {
     pub train_batch_size: i64,
     /// Sequences in an evaluation batch.
     pub valid_batch_size: i64,
-    /// AdamW's weight decay, for the groups that decay.
+    /// AdamW's weight decay, for the parameter groups to which it applies.
     pub weight_decay: f64,
-    /// Sequences in the buffer that the training stream is shuffled through.
+    /// Sequences in the buffer that shuffles the training stream.
     pub shuffle_buffer: usize,
     /// AdamW's peak learning rate.
     pub learning_rate: f64,
-    /// How the learning rate goes, by transformers' names.
+    /// The shape of the learning rate over the steps, with the names that transformers uses.
     pub lr_scheduler_type: SchedulerType,
     /// Optimizer steps over which the learning rate rises from 0.
     pub num_warmup_steps: u64,
-    /// Optimizer steps over which `warmup_stable_decay` falls to 0. None: a tenth of all.
+    /// With `warmup_stable_decay`: the number of optimizer steps at the end, over which the learning rate
+    /// falls to 0. `None`: a tenth of all steps.
     pub num_decay_steps: Option<u64>,
-    /// Micro-batches whose gradients make one optimizer step.
+    /// Micro-batches per optimizer step.
     pub gradient_accumulation_steps: u64,
-    /// Trade computation for memory in the backward pass.
+    /// Recompute activations in the backward pass. This takes longer, but needs less memory.
     pub gradient_checkpointing: bool,
-    /// Largest L2 norm of the gradient; larger ones are scaled down to it. 0: no clipping.
+    /// Maximum L2 norm of the gradient; larger gradients are scaled down to it. 0: no clipping.
     pub max_grad_norm: f64,
     /// Optimizer steps to train for.
     pub max_train_steps: u64,
-    /// Batches of an evaluation; -1 is the whole validation set.
+    /// Batches per evaluation; -1 is the whole validation set.
     pub max_eval_steps: i64,
-    /// Tokens of a sequence.
+    /// Tokens per sequence.
     pub seq_length: i64,
     /// Seeds weights, dropout and shuffling.
     pub seed: i64,
-    /// Evaluate and write a checkpoint every so many optimizer steps. 0: only at the end.
+    /// Optimizer steps between checkpoints, each with an evaluation. 0: only at the end.
     pub save_checkpoint_steps: u64,
-    /// Evaluate once before the first step, too.
+    /// Also evaluate before the first step.
     pub eval_on_start: bool,
-    /// Report the validation set's perplexity under a unigram and a bigram model, counted on the
-    /// training tokens, before the first step. Reads the training data once.
+    /// Before the first step, report the validation set's perplexity under a unigram and a bigram model. The
+    /// training data is read once to get the counts for these models.
     pub ngram_baselines: bool,
-    /// How many checkpoints stay in the run folder; 0 keeps all. The newest and those that a sink
-    /// still needs stay in any case.
+    /// The number of checkpoints to keep in the run folder; 0 keeps all. The newest checkpoint is always
+    /// kept. Checkpoints that a sink still needs are kept too.
     pub keep_checkpoints: usize,
-    /// What a loss or gradient that is not finite does.
+    /// The reaction to a loss or gradient that is not finite.
     pub on_nonfinite: OnNonfinite,
-    /// Threads of a CPU training. None: one for each core.
+    /// Threads for training on the CPU. `None`: one per core.
     pub threads: Option<usize>,
-    /// Use deterministic algorithms on CUDA, at some cost. The CPU always does.
+    /// Use deterministic algorithms on CUDA, which are slower. The CPU always uses them.
     pub deterministic: bool,
 }
 
-/// Arithmetic of the training.
+/// The arithmetic of training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32-bit floats.
     F32,
-    /// 64-bit floats, for proofs.
+    /// 64-bit floats, for verification.
     F64,
     /// bfloat16 matrix products over 32-bit weights.
     Bf16,
 }
 
-/// How the learning rate goes over the steps.
+/// The shape of the learning rate over the steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SchedulerType {
-    /// Warm-up, then down to 0 in a line.
+    /// Warm-up, then a linear decay to 0.
     Linear,
-    /// Warm-up, then down to 0 in half a cosine.
+    /// Warm-up, then half a cosine down to 0.
     Cosine,
-    /// The same; transformers' default of one cycle.
+    /// Like `Cosine`, with transformers' default of one cycle.
     CosineWithRestarts,
-    /// Warm-up, then down to 1e-7 in a line: transformers' default power of 1.
+    /// Warm-up, then a decay to 1e-7. The decay is linear, because the power is transformers' default of 1.
     Polynomial,
     /// Always the peak.
     Constant,
     /// Warm-up, then always the peak.
     ConstantWithWarmup,
-    /// Warm-up, the peak, and over the last `num_decay_steps` down to 0 in half a cosine.
+    /// Warm-up, the peak, then half a cosine down to 0 over the last `num_decay_steps`.
     WarmupStableDecay,
 }
 
-/// What a loss or gradient that is not finite does.
+/// The reaction to a loss or gradient that is not finite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnNonfinite {
-    /// The run ends with an error; the last checkpoint stands.
+    /// End the run with an error; the last checkpoint remains.
     Stop,
-    /// The step changes no weight, and an event says so.
+    /// Leave the weights unchanged in this step, and emit a warning.
     Skip,
-    /// Nothing but an event.
+    /// Only emit a warning.
     Continue,
 }
 

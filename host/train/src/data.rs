@@ -1,39 +1,47 @@
-//! From files to batches: find, split, read, tokenise, pack, shuffle.
+//! From files to batches: find, split, read, tokenize, pack, shuffle.
 //!
 //! ```text
-//! files -> reader -> workers (tokenise) -> stream -> packer -> loader (shuffle buffer) -> the loop
+//! files -> reader -> workers (tokenize) -> stream -> packer -> loader (shuffle buffer) -> the loop
 //!          '------------------ the "data" thread ----------'
 //! ```
 //!
-//! A document is one file of text, one JSON line or one row of Parquet; a token file has documents that are
-//! tokenised already, in its own order.
+//! A document is one file of text, one JSON line or one row of Parquet. A token file contains documents that
+//! are already tokenized, in the order in which they are used.
 //!
-//! **Memory** does not grow with the files. A reader takes, beside a few passages of 256 KiB:
+//! **Memory** use does not grow with the size of the files. In addition to a few passages of 256 KiB, a
+//! reader uses:
 //!
-//! | of | at most |
+//! | format | at most |
 //! |---|---|
 //! | text, token files | 24 MiB |
-//! | JSON lines | 384 MiB: a line, of 64 MiB, and its text while it is unescaped |
-//! | Parquet | one page as it stands in the file, three times what it holds, and one row; pages of more than 512 MiB and rows of more than 64 MiB are left out |
-//! | Zstandard | its window besides, 8 MiB where none was asked for and 2 GiB at most |
+//! | JSON lines | 384 MiB: a line of up to 64 MiB, and its text while it is unescaped |
+//! | Parquet | one page as stored in the file, three times its uncompressed size, and one row; pages over 512 MiB and rows over 64 MiB are left out |
+//! | Zstandard | in addition, the window: 8 MiB by default, at most 2 GiB |
 //!
-//! `memory.rs` tests this. A document that is longer than 256 KiB is tokenised in passages, each of which
-//! has memory of its own. Passages that wait for the tokenizer have 8 MiB together, and a thread that
-//! tokenises one takes about a hundred times its size.
+//! `memory.rs` tests these limits. A document longer than 256 KiB is tokenized in passages. Each passage has
+//! its own memory, so a waiting passage does not keep its whole document in memory. The passages waiting for
+//! the tokenizer use 8 MiB in total, and a thread that tokenizes a passage uses about a hundred times the
+//! passage's size.
 //!
-//! **What is wrong with the data** either refuses the training before it begins or is left out and
-//! counted, in documents; it never ends a training. Refused is what is wrong from the start: a path that
-//! is not there, a folder without files, a file of records in a codec that is not read, a first file of
-//! records without any text in its first ten thousand (records whose text is null or empty are no reason:
-//! then the next file is looked at), a token file that is not whole or of another tokenizer, data of which
-//! nothing counts. Left out, while the rest of the file counts, are a line that is not a JSON object, a
-//! record without the text column or with an empty one, a record that is not UTF-8 or longer than 64 MiB.
-//! Left out with the rest of its file is a text from the passage on that is not UTF-8, and what comes after
-//! the place at which a file is damaged or cut short: the documents before it count. Left out as a whole
-//! is a file that vanished, cannot be read or has another size than at the start. The count, with a reason
-//! and the first place for each, becomes a `Warning` with the next checkpoint and at the end. A file
-//! without a document, in whatever format, is as if it were not there. A folder that cannot be read and a
-//! link that leads to no file become a `Warning` at the start.
+//! **Faulty data** is either rejected before training begins, or left out. The documents left out are
+//! counted. A run that has started ends only if an epoch has no usable document, or if the tokenizer rejects
+//! 1000 passages in a row.
+//!
+//! The following is rejected: a path that does not exist; a folder without files; a file of records (JSON
+//! lines or Parquet) in an unsupported codec; a file of records whose first ten thousand records are all
+//! faulty (in this check, a null or empty text is not a fault, and files after the first one with a text are
+//! not checked); a token file that is incomplete or belongs to another tokenizer; data without a usable
+//! document.
+//!
+//! Each of the following causes a single document to be left out: a line is not a JSON object; the text
+//! column of a record is missing or empty; a record is not UTF-8; a record is longer than 64 MiB. If a
+//! passage of a text is not UTF-8, this passage and the rest of the text are left out. If a file is damaged
+//! or truncated, the rest of the file is left out. A whole file is left out if it vanished, cannot be read,
+//! or has a different size than at the start.
+//!
+//! The counts, each with the reason and the place of the first occurrence, are emitted as a `Warning` with
+//! the next checkpoint and at the end. A file without a document is ignored, in any format. Unreadable
+//! folders and broken links are reported by a `Warning` at the start.
 
 mod batch;
 mod corpus;
@@ -80,14 +88,14 @@ pub(crate) use workers::Workers;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// Random numbers for one purpose: another stream of the seed for each.
+/// Returns a random number generator for one purpose. Each purpose uses its own stream of the seed.
 fn random(seed: i64, stream: u64) -> ChaCha8Rng {
     let mut random = ChaCha8Rng::seed_from_u64(seed.cast_unsigned());
     random.set_stream(stream);
     random
 }
 
-/// A number below `n`. The bias of the multiplication is below n / 2^64.
+/// Returns a number below `n`. The bias of the multiplication is below n / 2^64.
 fn below(random: &mut ChaCha8Rng, n: usize) -> usize {
     ((u128::from(random.next_u64()) * n as u128) >> 64) as usize
 }

@@ -5,10 +5,10 @@ use tch::{Cuda, Device};
 
 use crate::torch_shim;
 
-/// The device that a configuration's `device` means.
+/// Parses the `device` setting.
 ///
 /// # Errors
-/// A word that is none, or a device that this machine lacks.
+/// Returns an error if the value is invalid or this machine does not have the device.
 pub(crate) fn parse(device: &str) -> Result<Device> {
     let wanted: usize = match device {
         "cpu" => return Ok(Device::Cpu),
@@ -43,10 +43,11 @@ fn absent(device: &str, why: &str) -> Error {
         ErrorKind::Config,
         format!("device {device} is not available: {why}"),
     )
-    .hint("use --device cpu, or look whether nvidia-smi shows the device")
+    .hint("use --device cpu, or check that nvidia-smi lists the device")
 }
 
-/// Loads libtorch's CUDA side and counts its devices. That takes seconds, so it comes last.
+/// Loads libtorch's CUDA library and counts the devices. Takes seconds, so the caller makes all other checks
+/// first.
 fn cuda_devices() -> Result<usize> {
     if !torch_shim::has_cuda_driver() {
         return Err(Error::new(
@@ -58,7 +59,8 @@ fn cuda_devices() -> Result<usize> {
     Ok(usize::try_from(Cuda::device_count()).unwrap_or(0))
 }
 
-/// Whether there is a way to an NVIDIA device: on Linux itself, or within Windows.
+/// Returns whether there is a device file for GPUs. Checks for the file of NVIDIA's driver on Linux, and for
+/// the file of the Windows Subsystem for Linux.
 fn has_device_file() -> bool {
     ["/dev/nvidiactl", "/dev/dxg"]
         .iter()
@@ -71,8 +73,9 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// The device that the tests run on: `TEST_DEVICE`, else the CPU. It comes before any other use
-    /// of libtorch in the process, which must not have looked for CUDA before it was loaded.
+    /// Returns the device for the tests. The environment variable `TEST_DEVICE` names it; the default is the
+    /// CPU. Must be called before any other use of libtorch in the process, because libtorch must not look
+    /// for CUDA before the CUDA library is loaded.
     pub(crate) fn device() -> Device {
         static DEVICE: OnceLock<Device> = OnceLock::new();
         *DEVICE.get_or_init(|| {
@@ -82,7 +85,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_device_is_had_or_refused() {
+    fn unknown_and_missing_devices_are_rejected() {
         assert_eq!(parse("cpu").expect("always there"), Device::Cpu);
         assert!(parse("auto").is_ok());
         for none in ["tpu", "cuda:x", "cuda:-1", "cuda:"] {

@@ -15,25 +15,25 @@ use crate::collective::{Collective, Share};
 use crate::data::{Batch, Validation};
 use crate::model::Decoder;
 
-/// The evaluation: the model over the validation set, seen by the metrics.
+/// Evaluates the model on the validation set and passes the results to the metrics.
 pub(crate) struct Evaluation {
     pub(crate) validation: Validation,
     batch_size: usize,
-    /// Bytes of each token, on the model's device.
+    /// The number of bytes of each token, on the model's device.
     byte_lengths: ByteTable,
     pub(crate) metrics: Vec<Supervised<dyn Metric>>,
     names: Names,
 }
 
-/// Which of the metrics gives which values, by its label: a name is never of two.
+/// Maps the name of each value to the label of the metric that owns it. No two metrics may use the same name.
 #[derive(Debug, Default)]
 struct Names(BTreeMap<String, String>);
 
 impl Names {
-    /// Claims the names of a metric's values, all of them or none.
+    /// Claims the names of a metric's values. If there is an error, claims none of them.
     ///
     /// # Errors
-    /// One is another metric's, or none that a metric may give.
+    /// Returns an error if another metric uses one of the names, or if a name is not allowed for a metric.
     fn claim(&mut self, label: &str, values: &[(String, f64)]) -> Result<()> {
         let refused = |why: String, hint: String| {
             let message = format!("plugin {label} failed in compute: {why}");
@@ -43,12 +43,12 @@ impl Names {
             if let Some(why) = metric_name_fault(name) {
                 return refused(
                     why,
-                    format!("leave {label} out; its author must choose another name"),
+                    format!("remove plugin {label}; its author must rename the value"),
                 );
             }
             if let Some(other) = self.0.get(name).filter(|other| *other != label) {
-                let why = format!("it gives a value called {name:?}, and so does plugin {other}");
-                return refused(why, format!("leave {label} or {other} out"));
+                let why = format!("the value name {name:?} is already used by plugin {other}");
+                return refused(why, format!("remove plugin {label} or {other}"));
             }
         }
         for (name, _) in values {
@@ -61,7 +61,7 @@ impl Names {
 }
 
 impl Evaluation {
-    /// An evaluation by batches of this many sequences, without metrics of plugins.
+    /// Creates an evaluation with batches of `batch_size` sequences and without plugins' metrics.
     pub(crate) fn new(validation: Validation, batch_size: usize, byte_lengths: ByteTable) -> Self {
         Self {
             validation,
@@ -72,12 +72,12 @@ impl Evaluation {
         }
     }
 
-    /// Evaluates: every sequence once, each process its share, without dropout. The loss is the mean over
-    /// all predicted tokens. A metric that fails is missing from the values; that is an event, and its policy
-    /// says what else.
+    /// Evaluates every sequence once, without dropout. Each process evaluates its share. The loss is the mean
+    /// over all predicted tokens. The values of a failed metric are missing; an event reports the failure,
+    /// and the metric's policy is applied.
     ///
     /// # Errors
-    /// The other processes do not answer.
+    /// Returns an error if the other processes do not respond.
     pub(crate) fn evaluate(
         &mut self,
         model: &Decoder,
@@ -101,11 +101,12 @@ impl Evaluation {
         Ok(values)
     }
 
-    /// Shows one batch to every metric, so that one that cannot work ends the run before it begins,
-    /// whatever its policy.
+    /// Passes one batch to every metric before training begins. A metric that fails here ends the run,
+    /// regardless of its policy.
     ///
     /// # Errors
-    /// The first metric that fails, or two that give the same name, or one that gives the host's.
+    /// Returns the error of the first metric that fails. A metric also fails if it uses a name of another
+    /// metric or of the host.
     pub(crate) fn rehearse(&mut self, model: &Decoder) -> Result<()> {
         if self.metrics.is_empty() {
             return Ok(());
@@ -120,7 +121,7 @@ impl Evaluation {
         let hint = match error.hint_text() {
             Some(hint) => hint.to_owned(),
             None => format!(
-                "leave {} out, or see `host plugin info {}` for what it needs",
+                "remove plugin {}, or run `host plugin info {}` to see what it needs",
                 metric.label(),
                 metric.name()
             ),
@@ -128,8 +129,8 @@ impl Evaluation {
         Err(Error::new(ErrorKind::Plugin, message).hint(hint))
     }
 
-    /// The values of at most so many batches of this process's share, joined with the others', and for
-    /// each metric its first fault.
+    /// Evaluates at most `max_batches` batches of this process's share and merges the results of the other
+    /// processes. Returns all values and, for each metric, its first fault.
     fn run(
         &mut self,
         model: &Decoder,
@@ -144,11 +145,11 @@ impl Evaluation {
         Ok(pass.end(&mut self.names))
     }
 
-    /// The values that so many processes find together, each with its share of the set: their states are
-    /// exported, and merged into that of one that has seen nothing.
+    /// Evaluates the set in `parts` shares, as several processes would. After each share, exports the
+    /// metrics' states and merges them into new states. Returns the values.
     ///
     /// # Errors
-    /// The first metric that fails.
+    /// Returns the error of the first metric that fails.
     pub(crate) fn run_in_parts(
         &mut self,
         model: &Decoder,
@@ -176,7 +177,7 @@ impl Evaluation {
     }
 }
 
-/// The validation set, the size of its batches, and the bytes of each token.
+/// The validation set, the size of its batches, and the number of bytes of each token.
 type Set<'a> = (&'a Validation, usize, &'a ByteTable);
 
 /// One pass over a share of the validation set.
@@ -188,7 +189,7 @@ struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// A pass that has seen nothing.
+    /// Begins a pass: resets all metrics.
     fn begin(metrics: &'a mut [Supervised<dyn Metric>], device: Device) -> Self {
         let watched = metrics.iter_mut().map(|metric| Watched {
             label: metric.label().to_owned(),
@@ -206,7 +207,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Shows at most so many batches of a share to every metric.
+    /// Passes at most `max_batches` batches of a share to every metric.
     fn see(
         &mut self,
         model: &Decoder,
@@ -229,7 +230,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Takes in what the other processes have seen.
+    /// Merges the results of the other processes.
     fn join(&mut self, collective: Collective) -> Result<()> {
         self.loss_sum = collective.sum(self.loss_sum.shallow_clone())?;
         self.token_count = collective.sum_count(self.token_count)?;
@@ -244,7 +245,7 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// Every metric's state; none of those that failed.
+    /// Returns the state of each metric, or `None` for a failed metric.
     fn export(&mut self) -> Vec<Option<Vec<u8>>> {
         let watched = self.watched.iter_mut();
         watched
@@ -252,7 +253,7 @@ impl<'a> Pass<'a> {
             .collect()
     }
 
-    /// Merges the states of another pass into the metrics'.
+    /// Merges the states of another pass into the metrics.
     fn merge(&mut self, states: &[Option<Vec<u8>>]) {
         for (metric, state) in self.watched.iter_mut().zip(states) {
             if let Some(state) = state {
@@ -261,7 +262,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The values, and for each metric its first fault.
+    /// Returns all values and, for each metric, its first fault.
     fn end(mut self, names: &mut Names) -> (Vec<MetricValue>, Vec<Option<Fault>>) {
         let mut values = Vec::new();
         for metric in &mut self.watched {
@@ -273,7 +274,7 @@ impl<'a> Pass<'a> {
                     let found = found.into_iter();
                     values.extend(found.map(|(name, value)| MetricValue::new(name, value)));
                 }
-                // As of any other failure, its values are missing.
+                // As with any other failure, the metric's values are missing.
                 Err(error) => {
                     metric.fault = Some(Fault {
                         call: "compute",
@@ -297,16 +298,17 @@ struct Fault {
     error: Error,
 }
 
-/// A metric within one evaluation: after its first failure it is left alone until the next.
+/// A metric within one evaluation. After its first failure, it is not called until the next evaluation.
 struct Watched<'a> {
     label: String,
-    /// None if it is not called any more.
+    /// `None` if the metric is disabled.
     metric: Option<&'a mut (dyn Metric + 'static)>,
     fault: Option<Fault>,
 }
 
 impl Watched<'_> {
-    /// Shows it a batch: what it needs, and nothing if it failed before.
+    /// Passes a batch to the metric, unless it failed before. Only the inputs that the metric needs are
+    /// computed.
     fn see(&mut self, step: Step, inputs: &mut Inputs<'_>) {
         self.call("update", |metric| {
             let tensors = inputs.views(metric.needs(), metric.reads_cuda());
@@ -342,7 +344,7 @@ mod tests {
     use crate::model::{Dtypes, ModelConfig};
     use crate::tokenizer::ByteLengths;
 
-    /// Notes what it is shown and where that lies.
+    /// A metric that records the inputs that it receives, and the addresses of these inputs.
     struct Looker {
         needs: Vec<Need>,
         seen: Vec<(Need, usize)>,
@@ -371,7 +373,7 @@ mod tests {
         }
         fn reset(&mut self) -> Result<()> {
             if self.fails {
-                return Err(Error::new(ErrorKind::Plugin, "told to fail"));
+                return Err(Error::new(ErrorKind::Plugin, "set to fail"));
             }
             Ok(())
         }
@@ -392,7 +394,7 @@ mod tests {
         }
     }
 
-    /// Shows one batch of a tiny model to these; what was computed for them.
+    /// Passes one batch of a tiny model to the metrics. Returns the inputs that were computed for them.
     fn computed_for(lookers: &mut [Looker]) -> Vec<Need> {
         let _guard = no_grad_guard();
         let config = ModelConfig::preset("tiny")
@@ -420,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_computed_that_nobody_asked_for() {
+    fn only_requested_inputs_are_computed() {
         assert_eq!(computed_for(&mut []), []);
         let mut loss = [Looker::new(&[Need::LossSum])];
         assert_eq!(computed_for(&mut loss), [Need::LossSum]);
@@ -434,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_never_of_two_metrics_nor_the_hosts() {
+    fn a_name_of_another_metric_or_of_the_host_is_rejected() {
         let values = |names: &[&str]| -> Vec<(String, f64)> {
             names.iter().map(|name| ((*name).to_owned(), 1.0)).collect()
         };
@@ -446,15 +448,15 @@ mod tests {
         let error = names.claim("b", &values(&["y", "x"])).expect_err("taken");
         assert_eq!(
             error.message(),
-            "plugin b failed in compute: it gives a value called \"x\", and so does plugin a"
+            "plugin b failed in compute: the value name \"x\" is already used by plugin a"
         );
-        assert_eq!(error.hint_text(), Some("leave b or a out"));
+        assert_eq!(error.hint_text(), Some("remove plugin b or a"));
         names.claim("c", &values(&["y"])).expect("not claimed by b");
         assert!(names.claim("d", &values(&["system/cpu_percent"])).is_err());
     }
 
     #[test]
-    fn what_two_metrics_need_is_computed_once() {
+    fn an_input_of_two_metrics_is_computed_once() {
         let both = [Need::LabelRank, Need::Nll, Need::Logits];
         let mut lookers = [Looker::new(&both), Looker::new(&both)];
         assert_eq!(computed_for(&mut lookers), both);

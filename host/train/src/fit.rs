@@ -11,11 +11,11 @@ use crate::trainer::Trainer;
 use crate::training::Training;
 
 impl Trainer {
-    /// Trains until the boundary between two steps decides to stop, at the last step or before. Returns
-    /// when the last checkpoint is written.
+    /// Trains until the last step or until a stop is requested. Does not return before the last checkpoint is
+    /// written.
     ///
     /// # Errors
-    /// What made training impossible; the checkpoints written before it remain.
+    /// Returns the error that ended training. Checkpoints written before it remain.
     pub fn fit(self, ports: Ports<'_>) -> Result<Outcome> {
         let (config, schedule, collective) = (self.config.clone(), self.schedule, self.collective);
         let batch_size = config.train_batch_size as usize;

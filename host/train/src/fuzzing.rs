@@ -1,4 +1,4 @@
-//! Entry points for the fuzzer (`tests/fuzz`): readers of untrusted files. Only fuzzing builds have them.
+//! Entry points for the fuzzer (`tests/fuzz`): readers of untrusted files. Compiled only for fuzzing.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ pub fn read_checkpoint(folder: &Path) -> Vec<host_core::Error> {
     let state = Stored::read(folder).and_then(|stored| stored.check(folder, &[], 64));
     let model = ModelSource::read(&folder.to_string_lossy()).map(drop);
     let weights = weights::read(folder, &mut |_, tensor| {
-        // A loader reads these before it copies a tensor.
+        // A loader reads the size and the kind before it copies a tensor.
         let _ = (tensor.size(), tensor.kind());
         Ok(())
     });
@@ -28,29 +28,29 @@ pub fn read_checkpoint(folder: &Path) -> Vec<host_core::Error> {
     parts.into_iter().filter_map(Result::err).collect()
 }
 
-/// Removes a checkpoint as a run does that keeps only the newest ones.
+/// Removes a checkpoint in the same way as a run that keeps only the newest checkpoints.
 ///
 /// # Errors
-/// The file system refuses.
+/// Returns the error of the file system.
 pub fn remove_checkpoint(folder: &Path) -> std::io::Result<()> {
     remove(folder).map(drop)
 }
 
-/// A passage of a document, or why something that should be one does not count.
+/// A passage of a document, or the reason why a passage was left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Read {
     /// Text, and whether its document ends here.
     Text(String, bool),
     /// Token ids, and whether their document ends here.
     Ids(Vec<u32>, bool),
-    /// The reason in words.
+    /// The reason as text.
     LeftOut(String),
 }
 
-/// Reads a file of training data, from the passage `skip` on, at most `limit` passages.
+/// Reads at most `limit` passages of a file of training data, starting with passage `skip`.
 ///
 /// # Errors
-/// The file is refused before a training begins.
+/// Returns an error if the file would be rejected before training begins.
 pub fn read_data(path: &Path, skip: u64, limit: usize) -> Result<Vec<Read>> {
     let config = TrainConfig::default();
     let found = find("data", &[path.to_owned()], &config)?;

@@ -9,30 +9,30 @@ use crate::device;
 use crate::model::{Decoder, Dtypes, ModelSource, Past};
 use crate::tokenizer::Tokenizer;
 
-/// What to sample.
+/// The settings for sampling text.
 #[derive(Clone, Debug)]
 pub struct Generate {
-    /// A checkpoint's folder, ours or transformers'.
+    /// The folder of a checkpoint, written by this host or by transformers.
     pub checkpoint: PathBuf,
-    /// The text to go on from.
+    /// The text to continue.
     pub prompt: String,
-    /// Tokens to make at most.
+    /// The maximum number of new tokens.
     pub max_new_tokens: usize,
-    /// 0 takes the likeliest token each time.
+    /// The sampling temperature; 0 always picks the most likely token.
     pub temperature: f64,
-    /// Only the so many likeliest tokens count; 0: all.
+    /// Sampling is limited to this number of the most likely tokens. 0 means no limit.
     pub top_k: i64,
-    /// Seeds the choice.
+    /// Seeds the sampling.
     pub seed: i64,
     /// `cpu`, `cuda`, `cuda:N` or `auto`.
     pub device: String,
 }
 
-/// Samples from a checkpoint until the end of the text or of the wanted length, handing on each
-/// piece of text as soon as it is whole, until `piece` wants no more.
+/// Samples text from a checkpoint. Passes each piece of the text to `piece` as soon as the piece's characters
+/// are complete. Stops at the end-of-text token, at `max_new_tokens`, or when `piece` returns `Break`.
 ///
 /// # Errors
-/// A checkpoint that cannot be read, or a sampling that is none.
+/// Returns an error if the checkpoint cannot be read or the settings are invalid.
 pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<()> {
     if !(request.temperature.is_finite() && request.temperature >= 0.0) || request.top_k < 0 {
         return Err(Error::new(
@@ -48,12 +48,12 @@ pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str) -> ControlFlow<(
             request.checkpoint.display()
         );
         return Err(Error::new(ErrorKind::Config, message)
-            .hint("name a checkpoint's folder, or a run that has one"));
+            .hint("use the folder of a checkpoint, or a run that has a checkpoint"));
     }
     let tokenizer = Tokenizer::read(&request.checkpoint, None)?;
     if tokenizer.vocab_size() > source.config.shape.vocab_size {
         let message = format!(
-            "the tokenizer has ids up to {}, the model rows for {}: {}",
+            "the tokenizer has ids up to {}, but the model has only {} rows: {}",
             tokenizer.vocab_size() - 1,
             source.config.shape.vocab_size,
             request.checkpoint.display()
@@ -77,7 +77,7 @@ pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str) -> ControlFlow<(
     for _ in 0..request.max_new_tokens {
         let window = usize::try_from(model.config.shape.positions).unwrap_or(1);
         if ids.len() > window || past.is_empty() && new.len() > window {
-            // The positions are used up: begin again with the younger half.
+            // All positions are used. Start over with the newest tokens, which fill half of the window.
             new = ids[ids.len() - window / 2..].to_vec();
             past = Past::new();
         }
@@ -89,7 +89,7 @@ pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str) -> ControlFlow<(
         }
         ids.push(next);
         new = vec![next];
-        // A character may need several tokens: hold back while the text ends in half of one.
+        // A character can need several tokens, so wait while the text ends in an incomplete character.
         let text = tokenizer.decode(&ids[begin..]);
         if !text.ends_with('\u{fffd}') && text.is_char_boundary(said) {
             if piece(&text[said..]).is_break() {

@@ -1,8 +1,8 @@
 //! The training loop and everything that touches libtorch.
 //!
-//! The way in: [`Trainer::prepare`] reads a [`TrainConfig`] and the data, [`Trainer::params`] shows
-//! what there is to group, [`Trainer::fit`] trains and talks to the other rooms by the ports of
-//! `host-core` only. [`generate()`] samples from a checkpoint.
+//! Entry points: [`Trainer::prepare`] reads a [`TrainConfig`] and the data, [`Trainer::params`] returns the
+//! parameters that are put into groups, and [`Trainer::fit`] trains and calls other crates only through the
+//! ports of `host-core`. [`generate()`] samples from a checkpoint.
 
 #![deny(unsafe_code)]
 
@@ -57,18 +57,18 @@ pub use trainer::Trainer;
 
 use std::path::Path;
 
-/// Makes a process that does not train return freed memory to the system. A training keeps it, because
-/// each step would fault it in again.
+/// Makes the allocator return freed memory to the system. Call this in processes that do not train: training
+/// keeps freed memory, because otherwise each step would fault it in again.
 pub fn return_freed_memory() {
     torch_shim::return_memory();
 }
 
-/// Whether a folder has weights, in whatever format.
+/// Returns whether a folder contains weights in any format, including unsupported ones.
 pub fn has_weights(folder: &Path) -> bool {
     folder.is_dir() && !matches!(weight_files::WeightFiles::find(folder), Ok(None))
 }
 
-/// Whether a model's name is that of a shape that is built in.
+/// Returns whether `model` is the name of a built-in preset.
 pub fn is_preset(model: &str) -> bool {
     model::ModelConfig::preset(model).is_some()
 }

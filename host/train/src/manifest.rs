@@ -1,8 +1,8 @@
-//! A checkpoint's manifest: what proves that its files are what was written.
+//! A checkpoint's manifest, which proves that the checkpoint's files are unchanged.
 //!
-//! A folder may come from somebody else. So a name in a manifest leads nowhere but below its folder, only
-//! regular files are read, none beyond the size that the manifest says, and a file that a reader of the
-//! checkpoint takes must be in the manifest.
+//! A folder can be from an untrusted source. So a name in a manifest must not lead out of its folder. Only
+//! regular files are read, and none beyond the size in the manifest. Every file that a reader of the
+//! checkpoint uses must be in the manifest.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -18,18 +18,19 @@ use crate::regular_file;
 /// Compares every file of a checkpoint with its manifest.
 ///
 /// # Errors
-/// Names the first file that is missing, not what it was, or not in the manifest.
+/// Returns an error that names the first file that is missing, changed, or not in the manifest.
 pub fn verify(folder: &Path) -> Result<Manifest> {
     let manifest = read(folder)?;
     check(folder, &manifest, &|_| true)?;
     Ok(manifest)
 }
 
-/// Compares those files of a folder that are taken from it with its manifest, if it has one: a folder of
-/// elsewhere has none, or one of another kind.
+/// Compares some files with the folder's manifest: those for which `is_taken` returns true. Two kinds of
+/// folders pass without a comparison: a folder without a manifest, and another program's model with that
+/// program's manifest.
 ///
 /// # Errors
-/// As [`verify`].
+/// As for [`verify`].
 pub(crate) fn verify_part(folder: &Path, is_taken: &dyn Fn(&str) -> bool) -> Result<()> {
     let file = folder.join(NAME);
     if file.symlink_metadata().is_err() {
@@ -42,14 +43,14 @@ pub(crate) fn verify_part(folder: &Path, is_taken: &dyn Fn(&str) -> bool) -> Res
     read(folder)
         .and_then(|manifest| check(folder, &manifest, is_taken))
         .map_err(|error| {
-            error.hint("use another copy; without manifest.json it is a model like any other, which no run can be resumed from")
+            error.hint("use another copy of the checkpoint; if you remove manifest.json, the folder can be used as a model, but no run can be resumed from it")
         })
 }
 
-/// Reads a checkpoint's manifest; its files are not looked at.
+/// Reads a checkpoint's manifest; does not check the checkpoint's files.
 ///
 /// # Errors
-/// It is missing, is no manifest, or a name in it leads out of the folder.
+/// Returns an error if the manifest is missing, is not valid, or lists a file outside the folder.
 pub fn read(folder: &Path) -> Result<Manifest> {
     let file = folder.join(NAME);
     let text = regular_file::open_no_link(&file)
@@ -59,7 +60,7 @@ pub fn read(folder: &Path) -> Result<Manifest> {
     let manifest: Manifest =
         serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
     match manifest.files.keys().find(|name| !is_inside(name)) {
-        Some(name) => Err(unusable(format!("{name:?} leads out of this folder"))),
+        Some(name) => Err(unusable(format!("{name:?} is outside this folder"))),
         None => Ok(manifest),
     }
 }
@@ -67,7 +68,8 @@ pub fn read(folder: &Path) -> Result<Manifest> {
 const NAME: &str = "manifest.json";
 const TRAINER: &str = "trainer";
 
-/// Whether a model's loader, or a resume, takes a file of this name from a checkpoint.
+/// Returns true if this program reads a file of this name from a checkpoint, to load a model or to resume a
+/// run.
 fn is_read(name: &str) -> bool {
     match name.split_once('/') {
         Some((folder, _)) => folder == TRAINER,
@@ -82,8 +84,8 @@ fn is_read(name: &str) -> bool {
     }
 }
 
-/// Compares files with the manifest. A user may keep notes beside a checkpoint's files; what is read must
-/// be in the manifest.
+/// Compares some files with the manifest: those for which `is_taken` returns true. Files that this program
+/// reads from a checkpoint must be in the manifest. Other files, such as a user's notes, need not be in it.
 fn check(folder: &Path, manifest: &Manifest, is_taken: &dyn Fn(&str) -> bool) -> Result<()> {
     for (name, entry) in manifest.files.iter().filter(|(name, _)| is_taken(name)) {
         check_file(folder, name, entry)?;
@@ -92,7 +94,7 @@ fn check(folder: &Path, manifest: &Manifest, is_taken: &dyn Fn(&str) -> bool) ->
         let place = folder.join(below);
         let entries = match fs::read_dir(&place) {
             Ok(entries) => entries,
-            // The files that are missing with it are found missing by their names.
+            // The folder does not exist. If it should contain a file, `check_file` has already failed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(unreadable(&place, &error)),
         };
@@ -100,7 +102,7 @@ fn check(folder: &Path, manifest: &Manifest, is_taken: &dyn Fn(&str) -> bool) ->
             let entry = entry.map_err(|error| unreadable(&place, &error))?;
             let name = format!("{below}{}", entry.file_name().to_string_lossy());
             if is_read(&name) && is_taken(&name) && !manifest.files.contains_key(&name) {
-                let how = "its manifest does not list a file that is there";
+                let how = "its manifest does not list this file";
                 return Err(damaged(how, &entry.path()));
             }
         }
@@ -125,17 +127,17 @@ fn check_file(folder: &Path, name: &str, entry: &FileEntry) -> Result<()> {
         .map_err(|error| unreadable(&path, &error))?;
     match found.as_ref() == Some(entry) {
         true => Ok(()),
-        false => Err(damaged("a file is not what its manifest says", &path)),
+        false => Err(damaged("a file does not match its manifest", &path)),
     }
 }
 
-/// Whether a name is a path within the folder: neither absolute nor with a way up.
+/// Whether a name is a path within the folder: relative and without `..`.
 fn is_inside(name: &str) -> bool {
     let is_part = |part: &str| !matches!(part, "" | "." | "..") && !part.contains('\0');
     name != NAME && name.split('/').all(is_part)
 }
 
-/// Whether a manifest is JSON of another program's.
+/// Whether a manifest is JSON that another program wrote.
 fn is_foreign(file: &Path) -> bool {
     let is_ours = |json: Value| {
         serde_json::from_value::<BTreeMap<String, FileEntry>>(json["files"].clone()).is_ok()
@@ -149,7 +151,7 @@ fn is_foreign(file: &Path) -> bool {
 fn unreadable(path: &Path, error: &io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::NotFound => damaged("a file is missing", path),
-        // What was found in the place of a file.
+        // The path is not a regular file.
         io::ErrorKind::Other => damaged(&error.to_string(), path),
         _ => Error::io("read the checkpoint", path, error),
     }
@@ -160,12 +162,12 @@ fn damaged(how: &str, path: &Path) -> Error {
     Error::new(ErrorKind::Config, message).hint("use another copy of it, or an older checkpoint")
 }
 
-/// Waits until a file or a folder's entries are on the disk.
+/// Waits until a file or a folder's entries are on disk.
 pub(super) fn sync(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// What the manifest says of a file.
+/// Returns the manifest entry of a file.
 pub(super) fn hash(path: &Path) -> io::Result<FileEntry> {
     hash_of(File::open(path)?)
 }
@@ -199,7 +201,7 @@ mod tests {
 
     use super::*;
 
-    /// A folder with two files of a checkpoint and their manifest.
+    /// Returns a folder with two files of a checkpoint and their manifest.
     fn checkpoint() -> (TempDir, impl Fn(&str) -> PathBuf) {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path().to_owned();
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_leads_nowhere_but_below_the_folder() {
+    fn names_outside_the_folder_are_rejected() {
         let (folder, path) = checkpoint();
         for name in [
             "../a",
@@ -244,12 +246,12 @@ mod tests {
         ] {
             let entry = json!({ "sha256": "00", "size": 1 });
             write(&path("manifest.json"), &json!({ "files": { name: entry } }));
-            refused(folder.path(), "leads out of this folder");
+            refused(folder.path(), "is outside this folder");
         }
     }
 
     #[test]
-    fn a_file_that_is_read_must_be_listed_and_a_note_need_not_be() {
+    fn files_that_are_read_must_be_listed_but_notes_need_not() {
         let (folder, path) = checkpoint();
         fs::write(path("my-eval.json"), "{}").expect("written");
         fs::create_dir(path("plots")).expect("made");
@@ -262,7 +264,7 @@ mod tests {
             "generation_config.json",
         ] {
             fs::write(path(name), "").expect("written");
-            refused(folder.path(), "does not list a file that is there");
+            refused(folder.path(), "does not list this file");
             let only_weights = |name: &str| name == "model.safetensors";
             verify_part(folder.path(), &only_weights).expect("not taken");
             fs::remove_file(path(name)).expect("removed");
@@ -270,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn only_regular_files_of_the_size_that_is_said_are_read() {
+    fn only_regular_files_of_the_listed_size_are_read() {
         let (folder, path) = checkpoint();
         let good = fs::read(path("model.safetensors")).expect("read");
         let replaced = |make: &dyn Fn(&Path), how: &str| {
@@ -292,19 +294,19 @@ mod tests {
             assert!(made.expect("mkfifo").success());
         };
         replaced(&pipe, "not a regular file");
-        // As large as no disk is; nothing of it is read.
+        // A sparse file larger than any disk; none of it is read.
         let sparse = |file: &Path| {
             let made = File::create(file).expect("made");
             made.set_len(1 << 42).expect("a sparse file");
         };
-        replaced(&sparse, "not what its manifest says");
+        replaced(&sparse, "does not match its manifest");
         fs::remove_file(path("model.safetensors")).expect("removed");
         fs::write(path("model.safetensors"), &good).expect("written");
         verify(folder.path()).expect("whole again");
     }
 
     #[test]
-    fn a_folder_and_the_manifest_are_no_links() {
+    fn a_folder_and_the_manifest_must_not_be_links() {
         let (folder, path) = checkpoint();
         fs::rename(path("trainer"), path("elsewhere")).expect("moved");
         symlink("elsewhere", path("trainer")).expect("linked");
@@ -316,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_of_elsewhere_may_have_a_manifest_of_another_kind() {
+    fn a_model_can_have_a_manifest_of_another_program() {
         let folder = tempfile::tempdir().expect("a folder");
         verify_part(folder.path(), &|_| true).expect("none");
         fs::write(folder.path().join("config.json"), "{}").expect("written");

@@ -1,4 +1,4 @@
-//! The memory that a training works in: what it will need, what there is, what it took.
+//! Memory for training: how much is needed, available and used.
 
 mod check;
 mod estimate;
@@ -10,9 +10,8 @@ use tch::Device;
 
 use crate::torch_shim;
 
-/// The most bytes that the training took so far of the memory it works in: main memory, all of the
-/// process's, on the CPU, and libtorch's part of the device's on CUDA. None where the system does not
-/// say.
+/// Returns the peak memory usage so far, in bytes. On the CPU, this is the main memory of the whole process.
+/// On CUDA, it is the device memory that libtorch uses. `None` if the system does not report it.
 pub(crate) fn peak_bytes(device: Device) -> Option<u64> {
     if let Device::Cuda(index) = device {
         return torch_shim::cuda_peak_bytes(index).ok();
@@ -33,9 +32,9 @@ mod tests {
     use crate::device::tests::device;
 
     #[test]
-    fn what_was_taken_is_counted_when_it_is_given_back() {
+    fn freed_memory_counts_in_the_peak() {
         let bytes = 64 << 20;
         drop(Tensor::ones([bytes], (Kind::Uint8, device())));
-        assert!(peak_bytes(device()).expect("told") >= bytes.unsigned_abs());
+        assert!(peak_bytes(device()).expect("known") >= bytes.unsigned_abs());
     }
 }

@@ -1,5 +1,4 @@
-//! A decoder over an ordered list of named parameters; its family says what the layers are and what they are
-//! called.
+//! A decoder with an ordered list of named parameters. The model family defines the layers and their names.
 
 mod activation;
 mod attention;
@@ -27,18 +26,18 @@ pub(crate) use self::source::ModelSource;
 use crate::torch_shim;
 use crate::weights;
 
-/// A model. Its parameters are leaves that collect gradients; the layers hold the same tensors.
+/// A model. Its parameters are leaf tensors that accumulate gradients; the layers share these tensors.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     pub(crate) config: ModelConfig,
-    /// In the order of transformers' `named_parameters`; tied weights stand here once.
+    /// The parameters, in the order of transformers' `named_parameters`; tied weights appear once.
     pub(crate) params: Vec<Param>,
     pub(crate) device: Device,
     dtypes: Dtypes,
     layers: Layers,
 }
 
-/// What a decoder computes with.
+/// The layers of a decoder.
 #[derive(Debug)]
 struct Layers {
     embedding: Embedding,
@@ -48,17 +47,18 @@ struct Layers {
     head: Tensor,
 }
 
-/// Keys and values of the tokens seen so far, for each block.
+/// Keys and values of the previous tokens, for each block.
 pub(crate) type Past = Vec<Option<BlockPast>>;
 
-/// Logits that exist at once in training, in elements. On the CPU: few enough for the cache, enough
-/// for a matrix product. A CUDA device wants more at once: a quarter of a gigabyte in f32.
+/// Returns the number of logits that exist at once in training. On the CPU, this number is small enough for
+/// the cache and large enough for an efficient matrix product. On a CUDA device, an efficient product needs
+/// more logits; in f32, they take a quarter of a gigabyte.
 pub(crate) fn logits_at_once(device: Device) -> i64 {
     if device.is_cuda() { 1 << 26 } else { 1 << 22 }
 }
 
 impl Decoder {
-    /// A model with new weights.
+    /// Creates a model with new weights.
     pub(crate) fn new(config: ModelConfig, dtypes: Dtypes, device: Device) -> Self {
         let _guard = no_grad_guard();
         let mut maker = ParamMaker {
@@ -76,11 +76,12 @@ impl Decoder {
         }
     }
 
-    /// Takes over the weights of a folder with `model.safetensors` or its shards, ours or
-    /// transformers'; names without the `transformer.` prefix and stored attention masks are known.
+    /// Loads weights that this host or transformers wrote to a folder. Names without the prefix
+    /// `transformer.` are accepted, and stored attention masks are ignored.
     ///
     /// # Errors
-    /// A missing, misshapen or unreadable tensor, or a head that should be the embedding and is not.
+    /// Returns an error if a tensor is missing, unknown or unreadable, or if it has a wrong shape or type.
+    /// Also returns an error if a stored head differs from the embedding to which it is tied.
     pub(crate) fn load(&mut self, folder: &Path) -> Result<()> {
         let _guard = no_grad_guard();
         let family = &self.config.family;
@@ -95,14 +96,14 @@ impl Decoder {
         let wrong = |why: String| {
             let message = format!("{why}: {}", folder.display());
             Error::new(ErrorKind::Config, message)
-                .hint("the folder's config.json must be that of its weights")
+                .hint("use the config.json that belongs to the weights in the folder")
         };
         weights::read(folder, &mut |name, stored| {
             let full = family.full_name(name);
             match wanted.remove(full.as_str()) {
-                // Whole numbers are weights that somebody packed, and stand for others.
+                // Tensors of integers are quantized weights: their values cannot be used directly.
                 Some(_) if !stored.is_floating_point() => Err(wrong(format!(
-                    "{name} has the type {:?} and not a float's",
+                    "{name} has the type {:?}, which is not a floating-point type",
                     stored.kind()
                 ))),
                 Some(tensor) if tensor.size() == stored.size() => {
@@ -110,7 +111,7 @@ impl Decoder {
                     Ok(())
                 }
                 Some(tensor) => Err(wrong(format!(
-                    "{name} is {:?} in the weights and {:?} in the configuration",
+                    "{name} has the shape {:?} in the weights but {:?} in the configuration",
                     stored.size(),
                     tensor.size(),
                 ))),
@@ -133,13 +134,13 @@ impl Decoder {
         }
         let unknown: Vec<String> = unknown.into_iter().collect();
         Err(wrong(format!(
-            "the weights are not those of this model; missing: [{}]; unknown: [{}]",
+            "the weights do not match the model; missing: [{}]; unknown: [{}]",
             missing.join(", "),
             unknown.join(", "),
         )))
     }
 
-    /// A head that is stored a second time must be the embedding that it is tied to.
+    /// Checks that a separately stored head equals the embedding to which it is tied.
     fn check_tied(&self, stored: Option<Tensor>, folder: &Path) -> Result<()> {
         let Some(head) = stored.map(|head| head.to_device(self.device)) else {
             return Ok(());
@@ -150,15 +151,15 @@ impl Decoder {
         }
         let [head, embedding] = self.config.family.tied();
         let message = format!(
-            "{head} is not {embedding}, though config.json ties the two: {}",
+            "{head} differs from {embedding}, but config.json ties them: {}",
             folder.display()
         );
         Err(Error::new(ErrorKind::Config, message).hint(
-            "\"tie_word_embeddings\": false in config.json keeps the head; without lm_head.weight the embedding takes its place",
+            "set \"tie_word_embeddings\": false in config.json to keep the head, or remove lm_head.weight to use the embedding",
         ))
     }
 
-    /// The parameters for whoever groups them.
+    /// Returns a description of each parameter, from which parameter groups are formed.
     pub(crate) fn param_infos(&self) -> Vec<ParamInfo> {
         self.params
             .iter()
@@ -173,11 +174,12 @@ impl Decoder {
             .collect()
     }
 
-    /// Forward and backward over `tokens`, (batch, sequence) i64: adds the gradient of `scale` times
-    /// the mean loss to the parameters', and returns the mean loss (0-d, without a graph).
+    /// Runs the forward and backward passes over `tokens`, (batch, sequence) i64. Adds the gradient of
+    /// `scale` times the mean loss to the parameters' gradients, and returns the mean loss (0-d, without a
+    /// graph).
     ///
-    /// With `checkpointing`, blocks keep only their inputs and are computed again for the backward
-    /// pass, with the same dropout.
+    /// With `checkpointing`, blocks keep only their inputs and are computed again in the backward pass, with
+    /// the same dropout.
     pub(crate) fn backward(
         &self,
         tokens: &Tensor,
@@ -220,9 +222,10 @@ impl Decoder {
         Ok(loss)
     }
 
-    /// From the last block's output (without a graph) to the mean loss over all tokens but the
-    /// first, and back: adds to the head's gradients, and returns the loss (0-d) and the gradient
-    /// of `scale` times it with respect to the output.
+    /// Computes the mean loss over all tokens except the first of each sequence. `output` is the last block's
+    /// output, without a graph. The scaled loss is `scale` times the mean loss. Adds the gradients of the
+    /// scaled loss to the gradients of the final norm and the head. Returns the mean loss (0-d), and the
+    /// gradient of the scaled loss with respect to `output`.
     fn loss_backward(
         &self,
         output: &Tensor,
@@ -244,8 +247,8 @@ impl Decoder {
         Ok((loss, output.grad()))
     }
 
-    /// Logits of every position but the last, (batch, sequence - 1, vocabulary) f32 (f64 where the
-    /// weights are), without dropout.
+    /// Returns the logits of every position except the last. They are computed without dropout. Their shape
+    /// is (batch, sequence - 1, vocabulary). Their type is f32, or f64 if the weights are f64.
     pub(crate) fn logits(&self, tokens: &Tensor) -> Tensor {
         let dropout = self.dropout(false);
         let embedded = self.layers.embedding.forward(tokens, 0, dropout);
@@ -254,8 +257,8 @@ impl Decoder {
         self.head(&hidden.narrow(1, 0, tokens.size()[1] - 1))
     }
 
-    /// Logits after the last of `tokens`, (batch, vocabulary), given what `past` holds of those
-    /// before; it then holds these as well.
+    /// Returns the logits after the last of `tokens`: (batch, vocabulary). `past` contains the keys and
+    /// values of the previous tokens. The keys and values of `tokens` are added to it.
     pub(crate) fn next_logits(&self, tokens: &Tensor, past: &mut Past) -> Tensor {
         let dropout = self.dropout(false);
         past.resize_with(self.layers.blocks.len(), || None);
@@ -270,7 +273,7 @@ impl Decoder {
         self.head(&x.select(1, -1))
     }
 
-    /// (…, vocabulary) `param` of (…, width).
+    /// Maps hidden states (…, width) to logits (…, vocabulary). The logits have the type `dtypes.param`.
     fn head(&self, hidden: &Tensor) -> Tensor {
         let compute = self.dtypes.compute;
         let normed = self.layers.norm.forward(hidden).to_kind(compute);

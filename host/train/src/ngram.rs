@@ -1,4 +1,4 @@
-//! What a model that only counts would reach: the yardstick for a small training.
+//! Computes baselines for small runs: the perplexities of n-gram models.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,12 +7,14 @@ use host_core::{MetricValue, Result};
 
 use crate::data::{Packer, SourceFile, Validation, Workers};
 
-/// Weights that the bigram model may give to the unigram's opinion, in tokens.
+/// Candidates for the weight of the unigram model within the bigram model. With a weight of 10, the unigram
+/// model counts as much as 10 observed tokens.
 const PRIORS: [f64; 5] = [1.0, 10.0, 100.0, 1000.0, 10_000.0];
 
-/// Perplexities of the validation set's predicted tokens under a unigram model with one count added
-/// to every token, and under a bigram model that leans on it (Dirichlet prior; of some strengths
-/// the one that serves it best). Both are counted on the training files, read once.
+/// Returns the perplexities of a unigram model and a bigram model on the validation set. The first token of
+/// each sequence is left out, because a model does not predict it. The unigram model has add-one smoothing.
+/// The bigram model is smoothed with the unigram model (Dirichlet prior, with the best weight of [`PRIORS`]).
+/// Both models are estimated from the training files, which are read once.
 pub(crate) fn baselines(
     files: Arc<[SourceFile]>,
     workers: &Arc<Workers>,

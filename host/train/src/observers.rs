@@ -4,20 +4,21 @@ use host_core::{
     Ask, Asked, Control, Emitter, EventBody, Inbox, Observer, Request, Result, Step, Supervised,
 };
 
-/// The observers of a run, what they have yet to see, and what they asked for.
+/// The observers of a run, the events that they have not received yet, and their pending requests.
 pub struct Observers {
-    /// Each under a label of its own.
+    /// The observers. Their labels are unique.
     observers: Vec<Supervised<dyn Observer>>,
     inbox: Inbox,
-    /// What was not carried out yet. It is part of a checkpoint: who asked will not ask again.
+    /// Requests that have not been carried out yet. They are stored in checkpoints, because observers do not
+    /// repeat them.
     asked: VecDeque<Asked>,
 }
 
-/// The call that shows an event.
+/// The name of the call that passes an event to an observer.
 const OBSERVE: &str = "observe";
 
 impl Observers {
-    /// The observers; `inbox` gets what the run's emitter emits.
+    /// Creates the set of observers. The run's emitter must copy its events into `inbox`.
     pub fn new(observers: Vec<Supervised<dyn Observer>>, inbox: Inbox) -> Self {
         Self {
             observers,
@@ -26,15 +27,16 @@ impl Observers {
         }
     }
 
-    /// Shows them what happened since the last time. One that fails at an event misses it.
+    /// Passes new events to the observers: all events since the last call of this function. If an observer
+    /// fails at an event, it does not receive this event again.
     pub(crate) fn observe(&mut self, step: Step, emitter: &Emitter, control: &Control) {
         let (events, lost) = self.inbox.take();
         if lost > 0 {
-            let message = format!("the observers did not see {lost} events: too many at once");
+            let message = format!("the observers missed {lost} events: too many in one step");
             emitter.emit(step, EventBody::Warning { message });
         }
         for (at, event) in &events {
-            // Two that fail at every event would feed each other for ever.
+            // Without this check, two observers that fail at every event would trigger each other endlessly.
             if matches!(event, EventBody::PluginFault { call, .. } if call == OBSERVE) {
                 continue;
             }
@@ -46,7 +48,8 @@ impl Observers {
                     observer.observe(*at, event)
                 });
                 let Some(asks) = asks else { continue };
-                // An event is what ends a row of failures: those it did not want, and its states, do not.
+                // Only a handled event resets the count of consecutive failures. Unwanted events and exported
+                // states do not.
                 watched.succeeded();
                 let asked = |Ask { request, reason }| Asked {
                     by: watched.label().to_owned(),
@@ -58,18 +61,18 @@ impl Observers {
         }
     }
 
-    /// The next thing that they have asked for.
+    /// Removes and returns the next request.
     pub(crate) fn take(&mut self) -> Option<Asked> {
         self.asked.pop_front()
     }
 
-    /// Whether one of them has asked for a roll-back that was not carried out yet.
+    /// Returns whether a request to roll back is pending.
     pub(crate) fn wants_roll_back(&self) -> bool {
         let mut asked = self.asked.iter();
         asked.any(|asked| asked.request == Request::RollBack)
     }
 
-    /// What a checkpoint keeps of them: their states by label, and what they asked for.
+    /// Returns the data to store in a checkpoint: the observers' states by label, and the pending requests.
     pub(crate) fn export(
         &mut self,
         step: Step,
@@ -93,10 +96,11 @@ impl Observers {
         (states, self.asked.iter().cloned().collect())
     }
 
-    /// Takes back what a checkpoint kept. Returns the labels of states that no observer takes.
+    /// Restores the states and requests from a checkpoint. Returns the labels of the states for which there
+    /// is no observer.
     ///
     /// # Errors
-    /// An observer refuses its state.
+    /// Returns an error if an observer rejects its state.
     pub(crate) fn import(
         &mut self,
         states: &BTreeMap<String, Vec<u8>>,
@@ -119,7 +123,8 @@ impl Observers {
     }
 }
 
-/// Calls an observer, if it is still called. A failure is an event, and its policy says what else.
+/// Calls an observer, unless it is disabled. If the call fails, emits an event and applies the observer's
+/// failure policy.
 fn call<T>(
     watched: &mut Supervised<dyn Observer>,
     call: &'static str,
@@ -132,7 +137,7 @@ fn call<T>(
         Err(error) => {
             emitter.emit(step, watched.fault(call, &error));
             let lost = watched.port().lost();
-            let consequence = "it sees nothing and asks for nothing from here on";
+            let consequence = "it receives no more events and makes no more requests";
             watched
                 .failed(error, lost)
                 .carry_out(step, emitter, control, consequence);

@@ -1,5 +1,5 @@
-//! AdamW over the plugin's parameter groups: libtorch's fused kernel over state tensors of our own,
-//! since tch's optimizers show none of theirs.
+//! AdamW over the plugin's parameter groups. This module calls libtorch's fused kernel with its own state
+//! tensors, because tch's optimizers do not expose theirs.
 
 use std::collections::HashMap;
 
@@ -14,9 +14,9 @@ use crate::torch_shim::{self, AdamW};
 #[derive(Debug)]
 pub(crate) struct Optimizer {
     groups: Vec<Group>,
-    /// Every parameter once, for the gradients' norm.
+    /// All parameters without duplicates. They are needed to compute the norm of the gradients.
     params: Vec<Tensor>,
-    /// Steps done, 0-d f32 on the parameters' device, as the kernel wants it.
+    /// Number of finished steps: 0-d f32 on the parameters' device, as the kernel requires.
     step: Tensor,
 }
 
@@ -31,7 +31,7 @@ struct Group {
 }
 
 impl Optimizer {
-    /// An optimizer that has done no step. `groups` were checked.
+    /// Creates an optimizer before its first step. `groups` must have been checked.
     pub(crate) fn new(params: &[Param], groups: &[ParamGroup]) -> Self {
         let device = params
             .first()
@@ -68,14 +68,14 @@ impl Optimizer {
         }
     }
 
-    /// Scales the gradients down to the norm `max_norm` (0: does not), and returns the norm they
-    /// had: 0-d, on the device.
+    /// Scales the gradients down if their norm exceeds `max_norm`. If `max_norm` is 0, never scales. Returns
+    /// the norm before scaling, as a 0-d tensor on the device.
     pub(crate) fn clip_gradients(&self, max_norm: f64) -> Result<Tensor> {
         torch_shim::clip_grad_norm(&self.params, max_norm)
     }
 
-    /// Changes the parameters by their gradients, which it then drops. Where `skip` (0-d f32) is
-    /// 1, no parameter and no state changes.
+    /// Updates the parameters and clears their gradients. If `skip` (0-d f32) is 1, parameters and state do
+    /// not change.
     pub(crate) fn step(&mut self, learning_rate: f64, skip: Option<&Tensor>) -> Result<()> {
         let _guard = no_grad_guard();
         let count = match skip {
@@ -103,7 +103,7 @@ impl Optimizer {
         torch_shim::clear_gradients(&self.params)
     }
 
-    /// The state by name, in one order always: `step`, `exp_avg.NAME`, `exp_avg_sq.NAME`.
+    /// Returns the state by name: `step`, `exp_avg.NAME`, `exp_avg_sq.NAME`. The order is deterministic.
     pub(crate) fn state(&self) -> Vec<(String, Tensor)> {
         let mut state = vec![("step".to_owned(), self.step.shallow_clone())];
         for group in &self.groups {
@@ -121,7 +121,8 @@ impl Optimizer {
         state
     }
 
-    /// Takes a state over. The groups may be others; the parameters must be the same.
+    /// Restores a state. The parameter groups may differ from those of the stored optimizer; the parameters
+    /// must be the same.
     pub(crate) fn restore(&mut self, mut stored: HashMap<String, Tensor>) -> Result<()> {
         let _guard = no_grad_guard();
         for (name, mut tensor) in self.state() {
@@ -130,10 +131,10 @@ impl Optimizer {
                 _ => {
                     return Err(Error::new(
                         ErrorKind::Config,
-                        format!("the optimizer's state lacks {name} or has it in another shape"),
+                        format!("{name} is missing from the optimizer's state or has a wrong shape"),
                     )
                     .hint(
-                        "resume with the model and configuration that the checkpoint was made with",
+                        "resume with the model and configuration with which the checkpoint was written",
                     ));
                 }
             }

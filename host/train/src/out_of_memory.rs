@@ -1,5 +1,5 @@
-//! Memory that runs out, on a device or of the machine, as an error that says what helps. tch's
-//! operations panic where libtorch fails.
+//! Converts libtorch's out-of-memory failures to an error with a hint, both for a device and for main memory.
+//! Such a failure can be a panic, because tch's operations panic if libtorch fails.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -9,11 +9,12 @@ use std::sync::Once;
 use host_core::{Error, ErrorKind, Result};
 
 thread_local! {
-    /// Whether this thread is within [`explained`].
+    /// Whether this thread is inside a call of [`explained`].
     static EXPLAINED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `f`, whose only panic that becomes an error is libtorch's about memory.
+/// Runs `f`. Converts libtorch's out-of-memory panics and errors to an error with a hint. Other panics
+/// continue to unwind.
 pub(crate) fn explained<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     be_silent_about_it();
     let outer = EXPLAINED.replace(true);
@@ -36,11 +37,11 @@ fn full(wanted: String) -> Error {
     )
     .hint(
         "lower --train-batch-size and raise --gradient-accumulation-steps, turn on \
-         --gradient-checkpointing, or lower --valid-batch-size if it was an evaluation",
+         --gradient-checkpointing, or lower --valid-batch-size if an evaluation failed",
     )
 }
 
-/// How much libtorch could not get, if that is what it says.
+/// Returns the size of the failed allocation, if the message is libtorch's out-of-memory error.
 fn wanted(message: &str) -> Option<String> {
     if !message.contains("out of memory") && !message.contains("can't allocate memory") {
         return None;
@@ -57,7 +58,7 @@ fn said(panic: &(dyn Any + Send)) -> Option<&str> {
         .or_else(|| panic.downcast_ref::<&str>().copied())
 }
 
-/// Such a panic is not printed: the error is.
+/// Suppresses the output of out-of-memory panics, because the error is printed instead.
 fn be_silent_about_it() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -79,10 +80,10 @@ mod tests {
     use crate::device::tests::device;
 
     #[test]
-    fn too_large_a_tensor_is_an_error_and_another_panic_stays_one() {
-        // 16 PiB, in whatever unit libtorch says it.
+    fn too_large_a_tensor_is_an_error_and_other_panics_continue() {
+        // 16 PiB. The test does not check the unit, which libtorch chooses.
         let make = || Ok(Tensor::zeros([1 << 54], (Kind::Uint8, device())));
-        let error = explained(make).expect_err("no machine has that");
+        let error = explained(make).expect_err("too large");
         let start = "out of memory: an allocation of 1";
         assert!(error.message().starts_with(start), "{error}");
         assert!(error.hint_text().is_some());
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn cudas_words_are_understood() {
+    fn the_message_of_cuda_is_recognized() {
         let said =
             "libtorch failed: CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total";
         let error = explained(|| -> Result<()> { Err(Error::new(ErrorKind::System, said)) });

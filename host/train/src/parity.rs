@@ -1,5 +1,5 @@
-//! The same numbers as transformers' GPT-2 and torch's AdamW, from the golden data that
-//! `tests/peers/golden.py` makes. `make test-peers` runs it on the CPU, `make test-gpu` on a GPU.
+//! Compares numbers with transformers' GPT-2 and torch's AdamW, using the golden data that
+//! `tests/peers/golden.py` creates. `make test-peers` runs these tests on the CPU, `make test-gpu` on a GPU.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ type Golden = HashMap<String, Tensor>;
 
 fn golden(config: &str, precision: Precision) -> (Golden, Decoder) {
     let folder = std::env::var_os("GOLDEN")
-        .expect("GOLDEN names the folder that golden.py filled; run: make test-peers");
+        .expect("GOLDEN must be set to the folder that golden.py filled: run make test-peers");
     let folder = PathBuf::from(folder);
     let short = if precision == Precision::F64 {
         "f64"
@@ -49,13 +49,13 @@ fn golden(config: &str, precision: Precision) -> (Golden, Decoder) {
     (data, model)
 }
 
-/// Largest difference, as a part of the largest reference.
+/// Returns the largest absolute difference, divided by the largest absolute value of the reference.
 fn max_error(value: &Tensor, reference: &Tensor) -> f64 {
     let difference = (value - reference).abs().max().double_value(&[]);
     difference / reference.abs().max().double_value(&[])
 }
 
-/// L2 norm of the difference, as a part of the reference's.
+/// Returns the L2 norm of the difference, divided by the L2 norm of the reference.
 fn l2_error(value: &Tensor, reference: &Tensor) -> f64 {
     (value - reference).norm().double_value(&[]) / reference.norm().double_value(&[])
 }
@@ -70,7 +70,7 @@ fn each(check: impl Fn(&str, Precision, &Golden, &Decoder)) {
 }
 
 #[test]
-fn logits_and_loss_are_the_references() {
+fn logits_match_the_reference() {
     each(|config, precision, data, model| {
         let _guard = no_grad_guard();
         let bound = if precision == Precision::F64 {
@@ -84,17 +84,17 @@ fn logits_and_loss_are_the_references() {
         println!("{config} {precision:?}: logits within {error:.1e}");
         assert!(
             error <= bound,
-            "{config} {precision:?}: logits within {error:e}"
+            "{config} {precision:?}: logits differ by {error:e}"
         );
     });
 }
 
 #[test]
-fn every_gradient_is_the_references_with_and_without_checkpointing() {
+fn loss_and_gradients_match_the_reference_with_and_without_checkpointing() {
     each(|config, precision, data, model| {
         let bound = match precision {
             Precision::F64 => 1e-12,
-            // The reference was computed on the CPU, whose tanh and exp round otherwise.
+            // The reference was computed on the CPU, where tanh and exp round differently than on the GPU.
             _ if device().is_cuda() => 1e-4,
             _ => 1e-5,
         };
@@ -110,7 +110,7 @@ fn every_gradient_is_the_references_with_and_without_checkpointing() {
                 );
                 assert!(
                     error <= bound,
-                    "{config} {precision:?} {}: gradient within {error:e}",
+                    "{config} {precision:?} {}: gradient differs by {error:e}",
                     param.name
                 );
             }
@@ -125,7 +125,7 @@ fn every_gradient_is_the_references_with_and_without_checkpointing() {
 }
 
 #[test]
-fn twenty_steps_change_the_weights_as_the_references_do() {
+fn the_weights_after_twenty_steps_match_the_reference() {
     each(|config, precision, data, model| {
         let bound = if precision == Precision::F64 {
             1e-8
@@ -189,7 +189,7 @@ fn twenty_steps_change_the_weights_as_the_references_do() {
             worst = worst.max(error);
             assert!(
                 error <= bound,
-                "{config} {precision:?} {}: change within {error:e}",
+                "{config} {precision:?} {}: change differs by {error:e}",
                 param.name
             );
         }
@@ -197,16 +197,17 @@ fn twenty_steps_change_the_weights_as_the_references_do() {
     });
 }
 
-/// A query's scores all shift by the same when the keys' bias changes, and softmax ignores that: the
-/// bias of the keys has gradient 0. In f32 it is rounding noise instead, which AdamW enlarges to
-/// whole steps, on either side to other ones. Only f64 can compare it.
+/// Removes the bias of the keys. A change of this bias shifts all scores of a query by the same amount.
+/// Softmax ignores such a shift, so the exact gradient of the bias is 0. In f32, the computed gradient is
+/// rounding noise. AdamW amplifies it to full steps, which differ between the two implementations. These
+/// biases can be compared only in f64.
 fn without_keys(bias: &Tensor) -> Tensor {
     let parts = bias.chunk(3, 0);
     Tensor::cat(&[&parts[0], &parts[2]], 0)
 }
 
 #[test]
-fn the_keys_bias_has_no_gradient() {
+fn the_gradient_of_the_keys_bias_is_zero() {
     each(|config, precision, data, _| {
         if precision == Precision::F64 {
             let gradient = &data["gradient/transformer.h.0.attn.c_attn.bias"];
@@ -214,14 +215,14 @@ fn the_keys_bias_has_no_gradient() {
             let all = gradient.norm().double_value(&[]);
             assert!(
                 keys <= 1e-14 * all.max(1e-3),
-                "{config}: {keys:e} of {all:e}"
+                "{config}: the gradient of the keys' bias has the norm {keys:e}, that of the whole bias {all:e}"
             );
         }
     });
 }
 
 #[test]
-fn every_schedule_is_the_references() {
+fn every_schedule_matches_the_reference() {
     let file = PathBuf::from(std::env::var_os("GOLDEN").expect("GOLDEN")).join("schedules.json");
     let text = std::fs::read_to_string(file).expect("golden schedules");
     let golden: HashMap<SchedulerType, Vec<f64>> = serde_json::from_str(&text).expect("rates");

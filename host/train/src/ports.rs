@@ -4,57 +4,59 @@ use host_core::{CheckpointDir, Control, Emitter, ParamGroup, Requests, Step, Sto
 
 use crate::observers::Observers;
 
-/// What a training talks to.
+/// The interfaces between a training run and the rest of the host.
 pub struct Ports<'a> {
-    /// The parameter groups, checked.
+    /// The parameter groups, already checked.
     pub groups: Vec<ParamGroup>,
-    /// Where events go.
+    /// Sends the run's events.
     pub emitter: Emitter,
-    /// How often the run was resumed.
+    /// Number of times the run was resumed.
     pub generation: u32,
-    /// What decides between two steps.
+    /// The ports that are used between two steps.
     pub boundary: BoundaryPorts<'a>,
-    /// Where checkpoints go.
+    /// The ports for checkpoints.
     pub checkpoints: CheckpointPorts<'a>,
 }
 
-/// What decides between two steps. Everything here is called on the loop's thread.
+/// The ports that are used between two steps. All of them are used on the loop's thread.
 pub struct BoundaryPorts<'a> {
-    /// The signals that end the run, and the plugins whose failure ends it.
+    /// Stops the run after a signal or the failure of a plugin.
     pub control: Control,
-    /// See every event, and may ask for something.
+    /// The observers, which receive every event and can make requests.
     pub observers: Observers,
-    /// What clients ask for.
+    /// The requests of clients.
     pub requests: Requests,
-    /// Puts back what plugins changed of the process. Called after plugins were called; `true` says that it
-    /// may not be put off.
+    /// Restores the process state that plugins have changed. The training loop calls this after it has called
+    /// plugins. The second argument is `true` if the state must be restored at once, and `false` if a later
+    /// call can restore it.
     pub put_back: Box<dyn FnMut(Step, bool) + 'a>,
-    /// Reports what surrounds the loop. Called when the loop continues after an evaluation and every few
-    /// seconds, but not at the last step.
+    /// Emits metrics that are measured outside the training loop, such as the cost of plugins. The loop calls
+    /// this every few seconds, and when it continues after an evaluation, but not at the last step.
     pub report: Box<dyn FnMut(Step) + 'a>,
 }
 
-/// Where checkpoints go. Everything here is called on the checkpoint writer's thread.
+/// The ports for checkpoints. All of them are called on the checkpoint writer's thread.
 pub struct CheckpointPorts<'a> {
-    /// The folder that receives `step-000100` and its like. Absolute.
+    /// The absolute path of the folder that contains a folder for each checkpoint (`step-000100`).
     pub folder: PathBuf,
-    /// Returns when the events emitted so far are on record, or cannot be for now: a checkpoint that
-    /// stood before them would be resumed from without them.
+    /// Waits until the events emitted so far are committed, or until it is clear that they cannot be
+    /// committed for now. Without this wait, events could be missing after a resume from the checkpoint.
     pub await_events: Box<dyn Fn() + Send + 'a>,
     /// Receives each complete checkpoint.
     pub on_checkpoint: Box<dyn FnMut(CheckpointDir) + Send + 'a>,
-    /// Whether a checkpoint that is older than the newest `keep_checkpoints` must stay.
+    /// Decides about a checkpoint that is not among the newest `keep_checkpoints`. Returns true if the
+    /// checkpoint must be kept.
     pub is_needed: Box<dyn Fn(Step) -> bool + Send + 'a>,
-    /// Whether such a checkpoint may be removed all the same, because the disk has no room for the next. If
-    /// so, the loss is on record.
+    /// Called with the step of a needed checkpoint if the disk has no space for the next one. Returns true if
+    /// the needed checkpoint may be removed anyway. In that case, this function has recorded its loss.
     pub give_up: Box<dyn Fn(Step) -> bool + Send + 'a>,
 }
 
-/// How a training ended.
+/// The result of a training run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Why.
+    /// Why the run ended.
     pub reason: StopReason,
-    /// The steps done, those before a resume included.
+    /// The number of finished steps, including those before a resume.
     pub step: Step,
 }

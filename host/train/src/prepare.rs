@@ -1,4 +1,4 @@
-//! From a configuration to a training that is ready, in named steps.
+//! Prepares a training run from its configuration, in named stages.
 
 mod origin;
 
@@ -24,22 +24,21 @@ use crate::torch_shim;
 use crate::trainer::Trainer;
 use crate::{SchedulerType, TrainConfig};
 
-/// Where a training begins.
+/// The starting point of a training run.
 #[derive(Clone, Debug)]
 pub enum Start {
-    /// At step 0, with the weights of `model` if it has some, else with new ones.
+    /// Step 0, with the weights of `model` if it has any, else with new weights.
     Fresh,
-    /// At the checkpoint in this folder, exactly.
+    /// The exact state of the checkpoint in this folder.
     From(PathBuf),
 }
 
 impl Trainer {
-    /// Reads the configuration, finds the data, trains or loads the tokenizer, builds the model.
-    /// `cache` is the folder for files that later runs reuse. `say` receives a short phrase before each
-    /// step that takes long.
+    /// Reads the configuration, finds the data, trains or loads the tokenizer, and creates the model. `cache`
+    /// is the folder for files that later runs reuse. `say` receives a short phrase before each slow stage.
     ///
     /// # Errors
-    /// Anything in the configuration or the data that would fail later.
+    /// Returns an error for any fault in the configuration or the data that would make training fail later.
     pub fn prepare(
         config: &TrainConfig,
         start: &Start,
@@ -98,7 +97,7 @@ impl Trainer {
     }
 }
 
-/// Sets what libtorch has one of in a process. Returns the threads of its operations.
+/// Applies libtorch's process-wide settings. Returns the number of threads that libtorch's operations use.
 fn set_up_libtorch(config: &TrainConfig) -> usize {
     torch_shim::keep_memory();
     torch_shim::set_deterministic(config.deterministic);
@@ -108,7 +107,7 @@ fn set_up_libtorch(config: &TrainConfig) -> usize {
     threads
 }
 
-/// The sequences to evaluate on: all, or as many as `max_eval_steps` batches have.
+/// Reads the sequences for the evaluation. Reads all of them, or as many as `max_eval_steps` batches need.
 fn read_validation(
     config: &TrainConfig,
     corpus: &Corpus,
@@ -127,7 +126,8 @@ fn read_validation(
     )
 }
 
-/// The training data from the beginning, or from a checkpoint's place and shuffle buffer.
+/// Starts loading the training data. A new run starts at the beginning of the data. A resumed run continues
+/// with the position and the shuffle buffer of the checkpoint.
 fn start_loader(
     config: &TrainConfig,
     corpus: &Corpus,
@@ -144,7 +144,8 @@ fn start_loader(
     Loader::new(packer, config.shuffle_buffer, config.seed, resume)
 }
 
-/// The files of a checkpoint that stay the same: tokenizer, `config.json`, `generation_config.json`.
+/// Returns the files that are the same in every checkpoint: tokenizer, `config.json`,
+/// `generation_config.json`.
 fn checkpoint_files(
     tokenizer: &Tokenizer,
     model: &Decoder,
@@ -160,13 +161,13 @@ fn checkpoint_files(
     files
 }
 
-/// What to warn of where the learning rate comes to its peak after the last step.
+/// Returns a warning if the learning rate does not reach its peak before the last step.
 fn only_warms_up(config: &TrainConfig, begin: Step) -> Option<String> {
     let (warmup, last) = (config.num_warmup_steps, config.max_train_steps);
     let warms_up = config.lr_scheduler_type != SchedulerType::Constant;
     (warms_up && begin.0 < last && warmup > 0 && warmup >= last).then(|| {
         format!(
-            "the learning rate only rises and never comes to its peak: num_warmup_steps is {warmup}, max_train_steps {last}"
+            "the learning rate never reaches its peak: num_warmup_steps is {warmup}, max_train_steps is {last}"
         )
     })
 }

@@ -5,12 +5,12 @@ use tch::{Device, Tensor};
 
 use crate::torch_shim;
 
-/// The random numbers that are part of a training's state: libtorch's, on the CPU and on the device.
+/// libtorch's random number generators on the CPU and on the device. They are part of the training state.
 #[derive(Debug)]
 pub(crate) struct RandomState(Vec<(&'static str, Device)>);
 
 impl RandomState {
-    /// Seeds them.
+    /// Seeds the generators.
     pub(crate) fn seed(seed: i64, device: Device) -> Self {
         tch::manual_seed(seed);
         let mut generators = vec![("cpu", Device::Cpu)];
@@ -20,13 +20,13 @@ impl RandomState {
         Self(generators)
     }
 
-    /// The state by name: 1-d u8, on the CPU.
+    /// Returns the states by name: 1-d u8, on the CPU.
     pub(crate) fn take(&self) -> Result<Vec<(&'static str, Tensor)>> {
         let state = |&(name, device)| Ok((name, torch_shim::rng_state(device)?));
         self.0.iter().map(state).collect()
     }
 
-    /// Goes back to a state; a generator that it lacks keeps its own.
+    /// Restores the states. A generator without a stored state keeps its current one.
     pub(crate) fn restore(&self, stored: &HashMap<String, Tensor>) -> Result<()> {
         for &(name, device) in &self.0 {
             if let Some(state) = stored.get(name) {

@@ -1,5 +1,5 @@
-//! Files of folders that somebody else may have prepared: a device or a pipe in the place of a file would
-//! never end, and a file may be larger than any that is meant.
+//! Reads files safely from folders of untrusted origin. Reading a device or a pipe might never end, and a
+//! file can be larger than expected.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -8,21 +8,21 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-/// What a configuration, a tokenizer's settings or a list of files may have in bytes.
+/// Maximum size in bytes of a small file: a configuration, a tokenizer's settings or a list of files.
 pub(crate) const SMALL: u64 = 64 << 20;
 
 /// Opens a regular file, or a symbolic link to one.
 ///
 /// # Errors
-/// It is missing, cannot be opened, or is a folder, a device, a pipe or a socket.
+/// Returns an error if the file is missing, cannot be opened, or is a folder, a device, a pipe or a socket.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     open_with(path, OFlags::empty())
 }
 
-/// The same, and a symbolic link is refused too.
+/// Like [`open`], but rejects symbolic links.
 ///
 /// # Errors
-/// As [`open`].
+/// Returns an error in the same cases as [`open`], and if the path is a symbolic link.
 pub(crate) fn open_no_link(path: &Path) -> io::Result<File> {
     if path.symlink_metadata()?.is_symlink() {
         return Err(io::Error::other("it is a symbolic link"));
@@ -31,7 +31,7 @@ pub(crate) fn open_no_link(path: &Path) -> io::Result<File> {
 }
 
 fn open_with(path: &Path, flags: OFlags) -> io::Result<File> {
-    // Without NONBLOCK, opening a pipe would wait for its writer.
+    // Without `NONBLOCK`, opening a pipe would block until another process opens it for writing.
     let flags = flags | OFlags::NONBLOCK;
     let file = OpenOptions::new()
         .read(true)
@@ -46,25 +46,25 @@ fn open_with(path: &Path, flags: OFlags) -> io::Result<File> {
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// As [`open`], or it is larger.
+/// Returns an error in the same cases as [`open`], and if the file is larger.
 pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     read_all(open(path)?, limit)
 }
 
-/// The same as text.
+/// Like [`read`], but returns text.
 ///
 /// # Errors
-/// As [`read`], or it is not UTF-8.
+/// Returns an error in the same cases as [`read`], and if the file is not UTF-8.
 pub(crate) fn read_text(path: &Path, limit: u64) -> io::Result<String> {
     String::from_utf8(read(path, limit)?).map_err(|_| io::Error::other("it is not UTF-8"))
 }
 
-/// Reads what was opened, at most `limit` bytes.
+/// Reads an open file of at most `limit` bytes.
 ///
 /// # Errors
-/// It is larger, or cannot be read.
+/// Returns an error if the file is larger or cannot be read.
 pub(crate) fn read_all(file: File, limit: u64) -> io::Result<Vec<u8>> {
-    let too_large = || io::Error::other(format!("it has more than {} MiB", limit >> 20));
+    let too_large = || io::Error::other(format!("it is larger than {} MiB", limit >> 20));
     let size = file.metadata()?.len();
     if size > limit {
         return Err(too_large());
@@ -77,7 +77,7 @@ pub(crate) fn read_all(file: File, limit: u64) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Whether the bytes are what Git LFS leaves in the place of a file that was not fetched.
+/// Whether the bytes are a Git LFS pointer, which replaces a file that was not fetched.
 pub(crate) fn is_lfs_pointer(bytes: &[u8]) -> bool {
     bytes.starts_with(b"version https://git-lfs.github.com/spec/")
 }
@@ -114,6 +114,9 @@ mod tests {
             assert!(open_no_link(&path(name)).is_err(), "{name}");
         }
         let error = read(&path("file"), 3).expect_err("too large");
-        assert!(error.to_string().starts_with("it has more than"), "{error}");
+        assert!(
+            error.to_string().starts_with("it is larger than"),
+            "{error}"
+        );
     }
 }

@@ -2,22 +2,22 @@ use std::f64::consts::PI;
 
 use crate::config::{SchedulerType, TrainConfig};
 
-/// The learning rate over the steps, by the formulas of transformers' `optimization.py`.
+/// The learning rate as a function of the step, with the formulas of transformers' `optimization.py`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Schedule {
     pub(crate) kind: SchedulerType,
     pub(crate) peak: f64,
     pub(crate) warmup_steps: u64,
-    /// Only `warmup_stable_decay` looks at it.
+    /// Number of steps of the decay. Used only by `warmup_stable_decay`.
     pub(crate) decay_steps: u64,
     pub(crate) total_steps: u64,
 }
 
-/// `polynomial` ends here, as transformers' `lr_end`.
+/// The final learning rate of `polynomial`: transformers' `lr_end`.
 const POLYNOMIAL_END: f64 = 1e-7;
 
 impl Schedule {
-    /// The schedule that a configuration states.
+    /// Returns the schedule that a configuration specifies.
     pub(crate) fn of(config: &TrainConfig) -> Self {
         Self {
             kind: config.lr_scheduler_type,
@@ -30,7 +30,7 @@ impl Schedule {
         }
     }
 
-    /// The learning rate of the step after `done` others: warm-up begins at 0.
+    /// Returns the learning rate of the step that follows `done` finished steps. Warm-up begins at 0.
     pub(crate) fn learning_rate(&self, done: u64) -> f64 {
         if self.kind != SchedulerType::Constant && done < self.warmup_steps {
             return self.peak * (done as f64 / self.warmup_steps.max(1) as f64);
@@ -46,7 +46,7 @@ impl Schedule {
             SchedulerType::Constant | SchedulerType::ConstantWithWarmup => self.peak,
             SchedulerType::Linear => self.peak * (1.0 - all).max(0.0),
             SchedulerType::Cosine => self.peak * half_cosine(all),
-            // One cycle, transformers' default, which ends hard at 0.
+            // A single cycle, as is the default in transformers. Afterwards the learning rate stays at 0.
             SchedulerType::CosineWithRestarts if all >= 1.0 => 0.0,
             SchedulerType::CosineWithRestarts => self.peak * half_cosine(all),
             SchedulerType::Polynomial if all > 1.0 => POLYNOMIAL_END,
@@ -79,15 +79,15 @@ mod tests {
         (0..8).map(|done| schedule.learning_rate(done)).collect()
     }
 
-    /// Values of transformers' `get_scheduler(NAME, optimizer, 2, 6)` with a peak of 1; the parity
-    /// tests compare longer ones with transformers itself.
+    /// The expected values are from transformers' `get_scheduler(NAME, optimizer, 2, 6)` with a peak of 1.
+    /// The parity tests compare longer schedules with transformers itself.
     #[test]
     fn rates_are_those_of_transformers() {
         let near = |kind, expected: [f64; 8]| {
             for (rate, expected) in rates(kind).iter().zip(expected) {
                 assert!(
                     (rate - expected).abs() < 1e-6,
-                    "{kind:?}: {rate} for {expected}"
+                    "{kind:?}: {rate}, expected {expected}"
                 );
             }
         };

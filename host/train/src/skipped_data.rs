@@ -6,11 +6,11 @@ use host_core::{Emitter, EventBody, Step};
 use crate::data::LeftOut;
 use crate::ports::CheckpointPorts;
 
-/// Reports how much of the training data was skipped, whenever that has grown. `[any]`
+/// Reports how much of the training data was skipped, if the amount has grown. `[any]`
 pub(crate) struct SkippedData {
     left_out: Arc<LeftOut>,
     emitter: Emitter,
-    /// What was skipped at the last report.
+    /// The amount of skipped data at the last report.
     reported: AtomicU64,
 }
 
@@ -23,7 +23,7 @@ impl SkippedData {
         }
     }
 
-    /// Reports at each checkpoint as well.
+    /// Returns `ports`, changed so that each checkpoint also causes a report.
     pub(crate) fn report_with<'a>(
         self: &Arc<Self>,
         ports: CheckpointPorts<'a>,
@@ -39,7 +39,7 @@ impl SkippedData {
         }
     }
 
-    /// Emits a warning if more was skipped since the last.
+    /// Emits a warning if more data was skipped since the last report.
     pub(crate) fn report(&self, step: Step) {
         let count = self.left_out.count();
         if self.reported.swap(count, Ordering::Relaxed) == count {

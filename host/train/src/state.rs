@@ -10,9 +10,9 @@ use crate::model::Decoder;
 use crate::optimizer::Optimizer;
 use crate::random::RandomState;
 
-/// What a training is made of at a step, and what a checkpoint keeps of it.
+/// The state of a training run after a step. A checkpoint stores this state.
 pub(crate) struct State {
-    /// The steps done.
+    /// The number of finished steps.
     pub(crate) step: Step,
     pub(crate) model: Decoder,
     pub(crate) optimizer: Optimizer,
@@ -23,10 +23,10 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// This share of the next `count` batches: `size` sequences each.
+    /// Returns this process's share of each of the next `count` batches. A share has `size` sequences.
     ///
     /// # Errors
-    /// The data cannot be read.
+    /// Returns an error if the data cannot be read.
     pub(crate) fn next_batches(
         &mut self,
         count: u64,
@@ -39,24 +39,25 @@ impl State {
             .collect()
     }
 
-    /// Where a step's loss is added up: 0-d f64 on the device.
+    /// Returns a zero, to which the losses of a step are added. It is a 0-d f64 tensor on the device.
     pub(crate) fn zero_loss(&self) -> Tensor {
         Tensor::zeros([], (Kind::Double, self.model.device))
     }
 
-    /// Takes over optimizer and random numbers of a checkpoint.
+    /// Restores the optimizer and the random numbers from a checkpoint.
     ///
     /// # Errors
-    /// The optimizer's state is of other parameters.
+    /// Returns an error if the optimizer's state belongs to other parameters.
     pub(crate) fn restore(&mut self, stored: Stored) -> Result<()> {
         self.optimizer.restore(stored.optimizer)?;
         self.random.restore(&stored.random)
     }
 
-    /// What a checkpoint of this step copies, but for what the boundary and the evaluation add.
+    /// Returns the data to copy into a checkpoint of this step. The caller adds the state of the step
+    /// boundary and the metrics of the evaluation.
     ///
     /// # Errors
-    /// libtorch does not give the state of its random numbers.
+    /// Returns an error if libtorch does not return the state of its random numbers.
     pub(crate) fn view(&self) -> Result<CheckpointView<'_>> {
         let params = self.model.params.iter();
         Ok(CheckpointView {

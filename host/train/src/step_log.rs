@@ -11,40 +11,43 @@ use crate::memory;
 use crate::model::{Decoder, flops};
 use crate::torch_shim::Readback;
 
-/// Turns what the loop measures into events.
+/// Emits the loop's measurements as events.
 ///
-/// A CUDA device is given the next step before it has done the last: a step's loss and gradient norm
-/// arrive, and its time is known, when the next one is under way. On the CPU they are there at once.
+/// On CUDA, a step is queued before the device has finished the previous step. The loss, the gradient norm
+/// and the time of a step are therefore available only while the next step runs. On the CPU they are
+/// available at once.
 pub(crate) struct StepLog {
     emitter: Emitter,
     names: Names,
     on_nonfinite: OnNonfinite,
     device: Device,
     tokens_per_sequence: u64,
-    /// What the model needs for a token, and what the device can do in a second.
+    /// Operations that the model needs per token.
     flops_per_token: f64,
+    /// Operations that the device can do per second.
     peak_flops: f64,
     pending: Option<Pending>,
-    /// Sequences trained on when the last step ended.
+    /// Number of sequences that the run had used for training when the last step ended.
     sequences: u64,
     waited: Duration,
-    /// When what is to be timed began: a step, an evaluation, a checkpoint.
+    /// When the current step, evaluation or checkpoint began.
     began: Instant,
 }
 
-/// A step that the device may still be at.
+/// A step that the device may not have finished.
 struct Pending {
     step: Step,
     learning_rate: f64,
-    /// Loss and gradient norm, (2) f64.
+    /// Loss and gradient norm: a tensor of two f64.
     results: Readback,
-    /// Sequences trained on up to its end, and in it.
+    /// Number of sequences that the run has used for training when the step ends.
     sequences: u64,
+    /// Number of sequences in this step.
     new_sequences: u64,
     data_wait: Duration,
 }
 
-/// The names of what the loop measures. They are shared, not made anew each step.
+/// The names of the loop's metrics, allocated once and shared by all events.
 macro_rules! names {
     ($($field:ident: $name:literal,)*) => {
         struct Names {
@@ -104,18 +107,18 @@ impl StepLog {
         }
     }
 
-    /// Something begins: a step, an evaluation, a checkpoint. Returns how long it is since the last
-    /// thing began.
+    /// Starts timing a step, an evaluation or a checkpoint. Returns the time since the previous start.
     pub(crate) fn begin(&mut self) -> Duration {
         let now = Instant::now();
         now - std::mem::replace(&mut self.began, now)
     }
 
-    /// A step was given to the device, `loss` and `norm` (0-d) with it, and the next begins.
+    /// Logs a step that was queued on the device, with its `loss` and `norm` (0-d). Then starts timing the
+    /// next step.
     ///
     /// # Errors
-    /// This step, or on CUDA the one before, had a loss or gradient that is not finite, and the
-    /// configuration says stop.
+    /// Returns an error if `on_nonfinite` is `stop` and the loss or the gradient norm of a step is not
+    /// finite. On the CPU, the step that is being logged is checked. On CUDA, the step before it is checked.
     pub(crate) fn stepped(
         &mut self,
         step: Step,
@@ -144,21 +147,24 @@ impl StepLog {
         done.map_or(Ok(()), |done| self.emit(done))
     }
 
-    /// Reads and emits what is pending.
+    /// Waits for the pending step, if there is one, and emits its values.
     ///
     /// # Errors
-    /// As for [`StepLog::stepped`], of the last step.
+    /// See [`StepLog::stepped`].
     pub(crate) fn flush(&mut self) -> Result<()> {
         self.pending
             .take()
             .map_or(Ok(()), |pending| self.emit(pending))
     }
 
-    /// An evaluation gave these values, and something else begins.
+    /// Emits the values and the time of an evaluation, and starts the next timing.
     pub(crate) fn evaluated(&mut self, step: Step, values: &[MetricValue]) {
         let took = self.begin();
         for value in values.iter().filter(|value| !value.value.is_finite()) {
-            let message = format!("the evaluation gave {} = {}", value.name, value.value);
+            let message = format!(
+                "non-finite evaluation value: {} = {}",
+                value.name, value.value
+            );
             self.emitter.emit(step, EventBody::Warning { message });
         }
         let mut values = values.to_vec();
@@ -169,7 +175,7 @@ impl StepLog {
         self.emitter.emit(step, EventBody::Metrics { values });
     }
 
-    /// A snapshot was taken, and something else begins.
+    /// Emits the times and the memory of a checkpoint's snapshot, and starts the next timing.
     pub(crate) fn saved(&mut self, step: Step, waited: Duration, copied: Duration) {
         let value = |name: &Arc<str>, value: f64| MetricValue::new(name.clone(), value);
         let mut values = vec![
@@ -213,11 +219,11 @@ impl StepLog {
         }
         let what = format!("loss {loss} with gradient norm {norm} at step {step}");
         let then = match self.on_nonfinite {
-            OnNonfinite::Continue => "on_nonfinite is continue: the weights took it",
+            OnNonfinite::Continue => "the weights were updated, because on_nonfinite is continue",
             OnNonfinite::Skip => "the step was skipped",
             OnNonfinite::Stop => {
                 return Err(Error::new(ErrorKind::Training, format!("training diverged: {what}"))
-                    .hint("set a lower learning_rate, or on_nonfinite = \"skip\", in the run's run.toml: `host resume` resumes from the last checkpoint with it"));
+                    .hint("set a lower learning_rate or on_nonfinite = \"skip\" in the run's run.toml, and run `host resume` to continue from the last checkpoint"));
             }
         };
         let message = format!("{what}: {then}");
@@ -231,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_plugin_can_take_a_name_of_the_loops() {
+    fn the_names_of_the_loops_metrics_are_reserved() {
         assert_eq!(Names::ALL, host_core::HOST_METRICS);
     }
 }

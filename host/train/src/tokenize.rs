@@ -1,4 +1,4 @@
-//! Token files of a corpus: what `host data tokenize` does.
+//! Writes a corpus as token files, for `host data tokenize`.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -17,41 +17,41 @@ use crate::tokenizer::Tokenizer;
 /// A token file that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenFile {
-    /// Where it is.
+    /// The file's path.
     pub path: PathBuf,
-    /// The ids in it, end-of-text tokens included.
+    /// Number of ids in the file, including end-of-text tokens.
     pub tokens: u64,
-    /// Its tokenizer's vocabulary.
+    /// Size of the tokenizer's vocabulary.
     pub vocab_size: u32,
 }
 
-/// What somebody who waits for token files is told.
+/// Progress of [`tokenize`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenizeNews<'a> {
-    /// What begins, in half a sentence.
+    /// A stage begins. The text is a phrase such as `training a tokenizer`.
     Begins(&'a str),
-    /// How far the file is.
+    /// Progress of the current file.
     Tokens {
-        /// Ids written.
+        /// Number of ids written.
         tokens: u64,
-        /// Source files read.
+        /// Number of source files read.
         files: usize,
-        /// Source files that there are.
+        /// Total number of source files.
         of_files: usize,
     },
-    /// How many documents were left out and why, or what else to warn of, in a sentence.
+    /// A warning as a sentence. For example, the sentence states how many documents were skipped, and why.
     Warning(&'a str),
 }
 
-/// Writes `data` as token files, by the data's own settings in `config`, its tokenizer and its seed.
+/// Writes `data` as token files, using the data settings, the tokenizer and the seed in `config`.
 ///
-/// An `output` that ends in `.tokens` is one file of all `data`. Any other is a folder that receives
-/// `train.tokens`, and `valid.tokens` of `valid_data` or what is held out. `tokenizer.json` is written
-/// beside them first. The training documents stand in the order in which a training's first epoch would
-/// meet them. Each file appears under its name when it is whole, or not at all.
+/// If `output` ends in `.tokens`, it becomes one file with all of `data`. Otherwise it becomes a folder with
+/// `train.tokens` and `valid.tokens`. `valid.tokens` contains `valid_data` or the held-out data. First, the
+/// tokenizer's files are written to the folder of the token files. Training documents are in the order in
+/// which the first epoch of a run reads them. A file appears under its final name only when it is complete.
 ///
 /// # Errors
-/// Data or a tokenizer that cannot be used, or a file that cannot be written.
+/// Returns an error if the data or the tokenizer cannot be used, or a file cannot be written.
 pub fn tokenize(
     config: &TrainConfig,
     output: &Path,
@@ -92,9 +92,9 @@ pub fn tokenize(
     };
     for (_, _, files, _) in &parts {
         if let Some(file) = files.iter().find(|file| file.format == Format::Tokens) {
-            let message = format!("the data is tokenized already: {}", file.path.display());
+            let message = format!("the data is already tokenized: {}", file.path.display());
             return Err(Error::new(ErrorKind::Config, message)
-                .hint("give the text that it was made from, or train on it as it is"));
+                .hint("use the original text, or train on the token file directly"));
         }
     }
     let tokenizer = match &config.tokenizer {
@@ -114,7 +114,7 @@ pub fn tokenize(
         .data_workers
         .unwrap_or_else(|| 2 * Workers::default_count());
     let workers = Arc::new(Workers::start(&tokenizer, count)?);
-    fs::create_dir_all(folder).map_err(|error| Error::io("make the folder", folder, &error))?;
+    fs::create_dir_all(folder).map_err(|error| Error::io("create the folder", folder, &error))?;
     for (name, content) in tokenizer.files() {
         write_whole(&folder.join(name), |file| {
             file.write_all(content.as_bytes())
@@ -152,7 +152,7 @@ pub fn tokenize(
         .collect()
 }
 
-/// Tokens in a vocabulary that is trained here when nothing is said: CodeParrot's.
+/// Default size of a newly trained vocabulary, as in CodeParrot.
 pub const VOCAB_SIZE: i64 = 32_768;
 
 fn write_tokens(
@@ -192,7 +192,7 @@ fn write_tokens(
     Ok(written)
 }
 
-/// Writes a file beside its place and moves it there when it is whole and on the disk.
+/// Writes a file under a temporary name, and renames it when it is complete and synced.
 fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let partial = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));

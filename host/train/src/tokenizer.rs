@@ -1,4 +1,4 @@
-//! Text to token ids and back: GPT-2's byte-level BPE, or any other that a `tokenizer.json` describes.
+//! Converts text to token ids and back, with GPT-2's byte-level BPE or any tokenizer in a `tokenizer.json`.
 
 mod byte_lengths;
 mod files;
@@ -12,42 +12,46 @@ use sha2::{Digest, Sha256};
 pub(crate) use self::byte_lengths::ByteLengths;
 use self::files::{TokenizerFiles, none_at, other_in, unusable};
 
-/// GPT-2's one special token.
+/// GPT-2's only special token.
 pub(crate) const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// Text to token ids and back.
+/// Converts text to token ids and back.
 #[derive(Debug)]
 pub(crate) struct Tokenizer {
     inner: tokenizers::Tokenizer,
     end_of_text: u32,
-    /// The files that go into a checkpoint, by name.
+    /// The files to write into a checkpoint, by name.
     files: Vec<(&'static str, String)>,
-    /// What to warn of, in a sentence.
+    /// A warning, as a sentence.
     warning: Option<String>,
 }
 
-/// The highest id that a token may have: a model has a row for each id.
+/// The maximum id of a token. It limits the size of a model, which has a row for each id.
 const HIGHEST_ID: u32 = (1 << 24) - 1;
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`, GPT-2's older files, or a folder that has either. `end_of_text` is the token
-    /// between documents; without it, the one that the tokenizer's own configuration says.
+    /// Reads a `tokenizer.json`, a vocabulary and merges in GPT-2's older format, or a folder with such
+    /// files. `end_of_text` is the token between documents. By default, it is the token that the tokenizer's
+    /// configuration names. If the configuration names none, it is GPT-2's token.
     ///
     /// # Errors
-    /// There is no tokenizer, or none that can be read, or it has no such token.
+    /// Returns an error if there is no readable tokenizer, or if the tokenizer does not have the end-of-text
+    /// token.
     pub(crate) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Self> {
         let files = TokenizerFiles::find(path).ok_or_else(|| none_at(path))?;
         let (text, config) = files.read()?;
         Self::from_json(text, config, end_of_text).map_err(|why| {
             let error = unusable(&why, files.path());
             match why.contains(NO_END) {
-                true => error.hint("--end-of-text TOKEN names the token that ends a document"),
+                true => {
+                    error.hint("use --end-of-text TOKEN to name the token that ends a document")
+                }
                 false => error,
             }
         })
     }
 
-    /// The same with something to warn of.
+    /// Adds a warning.
     pub(crate) fn with_warning(self, warning: String) -> Self {
         Self {
             warning: Some(warning),
@@ -55,17 +59,17 @@ impl Tokenizer {
         }
     }
 
-    /// A file of a tokenizer that cannot be used, as an error.
+    /// Returns the error for a tokenizer file that cannot be used.
     pub(crate) fn unusable(why: &str, file: &Path) -> Error {
         unusable(why, file)
     }
 
-    /// Whether a path names or has a tokenizer that can be read.
+    /// Whether a path is a tokenizer file, or a folder with a tokenizer, in a supported format.
     pub(crate) fn is_at(path: &Path) -> bool {
         TokenizerFiles::find(path).is_some()
     }
 
-    /// The tokenizer in another format that a model's folder has, as an error.
+    /// Returns an error if a model's folder has a tokenizer in an unsupported format.
     pub(crate) fn unreadable_in(folder: &Path) -> Option<Error> {
         other_in(folder).map(|_| none_at(folder))
     }
@@ -78,7 +82,8 @@ impl Tokenizer {
         let mut inner: tokenizers::Tokenizer = text
             .parse()
             .map_err(|error: tokenizers::Error| error.to_string())?;
-        // A stored tokenizer may cut or pad, which is the packer's business here.
+        // A stored tokenizer can truncate or pad. Both are disabled, because the packer determines the
+        // lengths.
         inner.with_padding(None);
         inner
             .with_truncation(None)
@@ -89,7 +94,7 @@ impl Tokenizer {
                 .ok()
                 .filter(Value::is_object)
                 .map(|json| (json, config))
-                .ok_or("tokenizer_config.json beside it is not a JSON object")?,
+                .ok_or("the tokenizer_config.json next to it is not a JSON object")?,
             None => (Value::Null, String::new()),
         };
         let stated = token_name(&config.0["eos_token"]);
@@ -111,7 +116,7 @@ impl Tokenizer {
             });
             config.1 = format!("{:#}\n", config.0);
         } else if end_of_text.is_some() && stated != Some(name.clone()) {
-            // The checkpoint's own says what it was trained with.
+            // The checkpoint's tokenizer_config.json must name the end-of-text token used in training.
             config.0["eos_token"] = name.into();
             config.1 = format!("{:#}\n", config.0);
         }
@@ -126,17 +131,17 @@ impl Tokenizer {
         })
     }
 
-    /// Number of ids, those that no token has included: the highest and one.
+    /// Returns the number of ids, including those without a token: the highest id plus one.
     pub(crate) fn vocab_size(&self) -> i64 {
         highest_id(&self.inner).map_or(0, |highest| i64::from(highest) + 1)
     }
 
-    /// What is to be warned of, in a sentence.
+    /// Returns the warning, if any, as a sentence.
     pub(crate) fn warning(&self) -> Option<&str> {
         self.warning.as_deref()
     }
 
-    /// What tells it from another, however its file is laid out.
+    /// Returns a hash that identifies the tokenizer, independent of its file's layout.
     pub(crate) fn sha256(&self) -> [u8; 32] {
         let json: Value = serde_json::from_str(&self.files[0].1).unwrap_or_default();
         let mut hash = Sha256::new();
@@ -145,67 +150,69 @@ impl Tokenizer {
         hash.finalize().into()
     }
 
-    /// The id of a token.
+    /// Returns the id of a token.
     pub(crate) fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// The token between documents.
+    /// Returns the id of the token between documents.
     pub(crate) fn end_of_text(&self) -> u32 {
         self.end_of_text
     }
 
-    /// Whether the names of special tokens in a text are text like any other (true), or these tokens.
+    /// Sets whether the names of special tokens in a text are encoded as ordinary text (true) or as special
+    /// tokens.
     pub(crate) fn splitting_special_tokens(mut self, split: bool) -> Self {
         self.inner.set_encode_special_tokens(split);
         self
     }
 
-    /// The ids of a text; none if the tokenizer cannot take it.
+    /// Returns the token ids of a text, or `None` if the tokenizer fails.
     pub(crate) fn encode(&self, text: &str) -> Option<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).ok()?;
         Some(encoding.get_ids().to_vec())
     }
 
-    /// The text of some ids, those of special tokens left out.
+    /// Returns the text that the ids represent, without special tokens.
     pub(crate) fn decode(&self, ids: &[u32]) -> String {
         self.inner.decode(ids, true).unwrap_or_default()
     }
 
-    /// How many bytes of text each id below `rows` stands for.
+    /// For each id below `rows`, returns the number of bytes of the text that the id represents.
     pub(crate) fn byte_lengths(&self, rows: i64) -> ByteLengths {
         let json: Value = serde_json::from_str(&self.files[0].1).unwrap_or_default();
         let rows = u32::try_from(rows).unwrap_or(0);
         ByteLengths::of(&self.inner, &json, self.end_of_text, rows)
     }
 
-    /// What goes into a checkpoint: (file name, content).
+    /// Returns the files to write into a checkpoint: (file name, content).
     pub(crate) fn files(&self) -> &[(&'static str, String)] {
         &self.files
     }
 }
 
-/// What begins the error of a tokenizer without the token between documents.
+/// The beginning of the error for a tokenizer without an end-of-text token.
 const NO_END: &str = "it has no end-of-text token";
 
 fn highest_id(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
     tokenizer.get_vocab(true).values().copied().max()
 }
 
-/// A token's text, as configurations write it: alone, or with how it is to be found.
+/// Returns the text of a token in a configuration. The token is either a string, or an object with the field
+/// `content`.
 fn token_name(value: &Value) -> Option<String> {
     let name = value.as_str().or_else(|| value["content"].as_str());
     name.map(str::to_owned)
 }
 
-/// Whether the ids are such that a model can have a row for each, and those that the file says: where the
-/// vocabulary has holes, added tokens are given other ids than the file's, which may be another token's.
+/// Checks that a model can have a row for each id, and that the library uses the ids in the file. If the
+/// vocabulary has gaps, the library assigns different ids to added tokens, possibly ids of other tokens.
 fn check_ids(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<(), String> {
     match highest_id(tokenizer) {
         None => return Err("it has no tokens".to_owned()),
         Some(highest) if highest > HIGHEST_ID => {
             return Err(format!(
-                "a token has the id {highest}, and {HIGHEST_ID} is the highest"
+                "a token has the id {highest}, above the maximum of {HIGHEST_ID}"
             ));
         }
         Some(_) => {}
@@ -219,7 +226,7 @@ fn check_ids(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<(), String
         if given != Some(id) {
             let given = given.map_or("none".to_owned(), |given| given.to_string());
             return Err(format!(
-                "the added token {content:?} has the id {id}, and would be given {given}: the ids before it have holes, or it stands there twice"
+                "the added token {content:?} has the id {id} in the file, but would be loaded with {given}: the ids before it have gaps, or the token is listed twice"
             ));
         }
     }

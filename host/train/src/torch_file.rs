@@ -1,8 +1,8 @@
-//! Tensors in the files that `torch.save` writes, such as `pytorch_model.bin`: a zip archive with a pickle
-//! and the tensors' bytes.
+//! Reads tensors from files written by `torch.save`, such as `pytorch_model.bin`. Such a file is a zip
+//! archive that contains a pickle and the tensors' bytes.
 //!
-//! A pickle is a program. This reads only what a table of tensors is written with: it has no way to call
-//! anything, and whatever else the pickle wants is an error.
+//! A pickle is a program. This module supports only the operations that a table of tensors needs. It cannot
+//! call arbitrary functions, and every other operation is an error.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -18,17 +18,17 @@ use zip::result::ZipError;
 
 use crate::regular_file::{self, SMALL};
 
-/// Whether a file begins as one of these, as a zip archive does.
+/// Whether a file begins like a zip archive. Files written by `torch.save` begin like this.
 ///
 /// # Errors
-/// It cannot be read.
+/// Returns an error if the file cannot be read.
 pub(crate) fn is_one(file: &Path) -> io::Result<bool> {
     let mut head = Vec::new();
     regular_file::open(file)?.take(2).read_to_end(&mut head)?;
     Ok(head == b"PK")
 }
 
-/// Reads every tensor of a file and hands each on by its name.
+/// Reads every tensor of a file and passes each to `take` with its name.
 pub(crate) fn read_file(
     file: &Path,
     take: &mut dyn FnMut(&str, Tensor) -> Result<()>,
@@ -37,7 +37,7 @@ pub(crate) fn read_file(
         regular_file::open(file).map_err(|error| Error::io("read the weights", file, &error))?;
     let bad = |why: String| {
         let path = file.display();
-        let message = format!("the weights cannot be used: {why}: {path}");
+        let message = format!("the weights file cannot be used: {why}: {path}");
         Error::new(ErrorKind::Config, message).hint(
             "convert the model with transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)",
         )
@@ -47,7 +47,8 @@ pub(crate) fn read_file(
     let tensors = Machine::default().run(&pickle).map_err(&bad)?;
     let mut last: Option<(Rc<Storage>, Tensor)> = None;
     for (name, tensor) in tensors {
-        // Tensors of one storage come one after the other.
+        // Tensors that share a storage are adjacent, so it is enough to keep the storage of the previous
+        // tensor.
         let whole = match &last {
             Some((storage, whole)) if *storage == tensor.storage => whole.shallow_clone(),
             _ => archive.storage(&tensor.storage).map_err(&bad)?,
@@ -61,7 +62,7 @@ pub(crate) fn read_file(
     Ok(())
 }
 
-/// The archive. All its entries are below one folder, whose name is the file's when it was written.
+/// The zip archive. All entries are in one folder, whose name is the original name of the file.
 struct Archive {
     zip: ZipArchive<File>,
     folder: String,
@@ -71,7 +72,9 @@ impl Archive {
     fn open(file: File) -> Result<Self, String> {
         let zip = ZipArchive::new(file).map_err(|error| match error {
             ZipError::Io(error) => error.to_string(),
-            _ => "it is not what torch.save writes since torch 1.6".to_owned(),
+            _ => {
+                "it is not in the zip format that torch.save has written since torch 1.6".to_owned()
+            }
         })?;
         let folder = zip
             .file_names()
@@ -90,7 +93,7 @@ impl Archive {
         let read = |zip: &mut ZipArchive<File>| -> io::Result<Vec<u8>> {
             let entry = zip.by_name(&path)?;
             if entry.size() > limit {
-                return Err(io::Error::other("it is larger than its tensor"));
+                return Err(io::Error::other("it is larger than expected"));
             }
             let mut bytes = Vec::with_capacity(usize::try_from(entry.size()).unwrap_or(0));
             entry.take(limit).read_to_end(&mut bytes)?;
@@ -99,33 +102,33 @@ impl Archive {
         read(&mut self.zip).map_err(|error| format!("{name}: {error}"))
     }
 
-    /// The whole of a storage, 1-d.
+    /// Reads a whole storage as a one-dimensional tensor.
     fn storage(&mut self, storage: &Storage) -> Result<Tensor, String> {
         let bytes = storage
             .count
             .checked_mul(storage.kind.elt_size_in_bytes() as i64)
             .and_then(|bytes| u64::try_from(bytes).ok())
-            .ok_or("a tensor has no such size")?;
+            .ok_or("a tensor has an invalid size")?;
         let name = format!("data/{}", storage.key);
         let data = self.entry(&name, bytes)?;
         if data.len() as u64 != bytes {
-            return Err(format!("{name} is cut short"));
+            return Err(format!("{name} is truncated"));
         }
         Tensor::f_from_data_size(&data, &[storage.count], storage.kind)
             .map_err(|error| format!("{name}: {error}"))
     }
 }
 
-/// Where tensors' bytes are.
+/// A storage: the bytes that tensors are views of.
 #[derive(Clone, Debug, PartialEq)]
 struct Storage {
     kind: Kind,
     key: Rc<str>,
-    /// Elements.
+    /// Number of elements.
     count: i64,
 }
 
-/// A view of a storage.
+/// A tensor: a view of a storage.
 #[derive(Clone, Debug, PartialEq)]
 struct Stored {
     storage: Rc<Storage>,
@@ -134,10 +137,10 @@ struct Stored {
     stride: Vec<i64>,
 }
 
-/// Tensors by name, in their order.
+/// Tensors by name, in the order of the file.
 type Tensors = Vec<(Rc<str>, Stored)>;
 
-/// What stands on the pickle machine's stack.
+/// A value on the pickle machine's stack.
 #[derive(Clone, Debug)]
 enum Value {
     None,
@@ -148,21 +151,22 @@ enum Value {
     Tuple(Rc<[Value]>),
     List,
     Table(Rc<RefCell<Tensors>>),
-    /// A module's name and that of what it has.
+    /// A global: its module and its name.
     Global(Rc<str>, Rc<str>),
     Storage(Rc<Storage>),
     Tensor(Rc<Stored>),
     Mark,
 }
 
-/// The pickle machine, without what calls anything.
+/// An interpreter for pickles that cannot call arbitrary functions.
 #[derive(Default)]
 struct Machine {
     stack: Vec<Value>,
     memo: HashMap<u32, Value>,
 }
 
-/// How deep tuples may be within one another: a size within the arguments of a tensor is 2.
+/// Maximum nesting depth of tuples. A tensor needs a depth of 2: the tuple of its arguments contains the
+/// tuple of its sizes.
 const DEPTH: usize = 8;
 
 impl Machine {
@@ -195,7 +199,7 @@ impl Machine {
                     let length = input.byte()?;
                     let bytes = input.take(length.into())?;
                     if bytes.len() > 8 {
-                        return Err("a number in it has more than 64 bits".to_owned());
+                        return Err("one of its numbers has more than 64 bits".to_owned());
                     }
                     let fill = bytes.last().is_some_and(|last| last & 0x80 != 0);
                     let mut number = [if fill { 0xff } else { 0 }; 8];
@@ -259,7 +263,8 @@ impl Machine {
                     let (arguments, callee) = (self.pop()?, self.pop()?);
                     self.stack.push(made(&callee, &arguments)?);
                 }
-                // What an object keeps beside its content, such as the modules' versions.
+                // This operation sets attributes of an object, such as the versions of modules. It is
+                // ignored.
                 b'b' => drop(self.pop()?),
                 b's' => {
                     let from = self.stack.len().checked_sub(2).ok_or(MALFORMED)?;
@@ -275,7 +280,11 @@ impl Machine {
                     let mark = self.mark()?;
                     self.stack.truncate(mark);
                 }
-                code => return Err(format!("it is no table of tensors: code {code:#x}")),
+                code => {
+                    return Err(format!(
+                        "it is not a dict of tensors: unsupported pickle opcode {code:#x}"
+                    ));
+                }
             }
         }
         match self.pop()? {
@@ -286,7 +295,7 @@ impl Machine {
                     .map(|(name, tensor)| (name.to_string(), tensor.clone()))
                     .collect())
             }
-            _ => Err("it is no table of tensors".to_owned()),
+            _ => Err("it is not a dict of tensors".to_owned()),
         }
     }
 
@@ -303,7 +312,7 @@ impl Machine {
     }
 
     fn push_text(&mut self, bytes: &[u8]) -> Result<(), String> {
-        let text = std::str::from_utf8(bytes).map_err(|_| "a name in it is not UTF-8")?;
+        let text = std::str::from_utf8(bytes).map_err(|_| "one of its names is not UTF-8")?;
         self.stack.push(Value::Text(text.into()));
         Ok(())
     }
@@ -312,7 +321,7 @@ impl Machine {
         let values: Rc<[Value]> = self.stack.drain(from..).collect();
         let tuple = Value::Tuple(values);
         if depth(&tuple) > DEPTH {
-            return Err("its tuples are too deep".to_owned());
+            return Err("its tuples are nested too deeply".to_owned());
         }
         self.stack.push(tuple);
         Ok(())
@@ -330,7 +339,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Puts the keys and values from a place of the stack on into the table below it.
+    /// Moves keys and values from the stack into the table below them. They start at index `from`.
     fn put(&mut self, from: usize) -> Result<(), String> {
         let pairs: Vec<Value> = self.stack.drain(from..).collect();
         let Some(Value::Table(table)) = self.stack.last() else {
@@ -341,11 +350,11 @@ impl Machine {
                 [Value::Text(name), Value::Tensor(tensor)] => {
                     table.borrow_mut().push((name.clone(), (**tensor).clone()));
                 }
-                // Of an object's own table, which is not the one that is wanted.
+                // These entries are attributes of an object, and not tensors.
                 [Value::Text(name), _] if &**name == "_metadata" || &**name == "version" => {}
                 [Value::Text(_), Value::Table(inner)] if inner.borrow().is_empty() => {}
                 [Value::Text(name), _] => {
-                    return Err(format!("{name} in it is no tensor"));
+                    return Err(format!("its entry {name} is not a tensor"));
                 }
                 _ => return Err(MALFORMED.to_owned()),
             }
@@ -363,7 +372,7 @@ fn depth(value: &Value) -> usize {
     }
 }
 
-/// What a persistent id stands for: `("storage", torch.FloatStorage, "0", "cpu", 6)`.
+/// Returns the storage for a persistent id, such as `("storage", torch.FloatStorage, "0", "cpu", 6)`.
 fn storage(id: &Value) -> Result<Storage, String> {
     let Value::Tuple(parts) = id else {
         return Err(MALFORMED.to_owned());
@@ -387,7 +396,7 @@ fn storage(id: &Value) -> Result<Storage, String> {
         "IntStorage" => Kind::Int,
         "ByteStorage" => Kind::Uint8,
         "BoolStorage" => Kind::Bool,
-        _ => return Err(format!("its tensors have the type {class}")),
+        _ => return Err(format!("its tensors have the unsupported type {class}")),
     };
     if &**what != "storage" || &**module != "torch" || *count < 0 || key.contains(['/', '\\']) {
         return Err(MALFORMED.to_owned());
@@ -399,7 +408,7 @@ fn storage(id: &Value) -> Result<Storage, String> {
     })
 }
 
-/// What a call would make, of the few that tables of tensors are written with.
+/// Returns the result of a call. Supports only the few calls that tables of tensors need.
 fn made(callee: &Value, arguments: &Value) -> Result<Value, String> {
     let (Value::Global(module, name), Value::Tuple(arguments)) = (callee, arguments) else {
         return Err(MALFORMED.to_owned());
@@ -428,10 +437,12 @@ fn made(callee: &Value, arguments: &Value) -> Result<Value, String> {
             };
             match tensor.is_inside() {
                 true => Ok(Value::Tensor(Rc::new(tensor))),
-                false => Err("a tensor in it reaches beyond its bytes".to_owned()),
+                false => Err("one of its tensors exceeds its storage".to_owned()),
             }
         }
-        _ => Err(format!("it holds {module}.{name}, which is not a tensor")),
+        _ => Err(format!(
+            "it contains {module}.{name}, which is not a tensor"
+        )),
     }
 }
 
@@ -462,7 +473,7 @@ impl Stored {
     }
 }
 
-/// What is left of a pickle.
+/// The unread rest of a pickle.
 struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
@@ -501,7 +512,7 @@ mod tests {
 
     use super::*;
 
-    /// `global`, a name in a module, as the pickle has it.
+    /// Returns the pickle code of a global: a name in a module.
     fn global(name: &str) -> Vec<u8> {
         let (module, name) = name.rsplit_once('.').expect("a module");
         format!("c{module}\n{name}\n").into_bytes()
@@ -514,7 +525,8 @@ mod tests {
         bytes
     }
 
-    /// A tensor of floats with these sizes and strides in the storage `0` of six.
+    /// Returns the pickle code of a float tensor with these sizes and strides, in the storage `0` of six
+    /// floats.
     fn tensor(size: [u8; 2], stride: [u8; 2], offset: u8) -> Vec<u8> {
         [
             &global("torch._utils._rebuild_tensor_v2")[..],
@@ -547,7 +559,7 @@ mod tests {
     /// A tensor's name, sizes and values.
     type Found = (String, Vec<i64>, Vec<f64>);
 
-    /// What is read of an archive with this pickle.
+    /// Writes an archive that contains this pickle, and reads the archive.
     fn read(pickle: &[u8]) -> Result<Vec<Found>, String> {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("pytorch_model.bin");
@@ -598,32 +610,32 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_called_and_nothing_beyond_the_bytes_is_read() {
+    fn nothing_is_called_and_tensors_stay_within_their_storage() {
         let call = [text("w"), global("os.system"), text("x"), vec![0x85, b'R']].concat();
         for (pickle, why) in [
-            (table(&call), "it holds os.system, which is not a tensor"),
+            (table(&call), "it contains os.system, which is not a tensor"),
             (
                 table(&[text("w"), tensor([3, 3], [3, 1], 0)].concat()),
-                "beyond its bytes",
+                "exceeds its storage",
             ),
             (
                 table(&[text("w"), tensor([2, 3], [3, 1], 1)].concat()),
-                "beyond its bytes",
+                "exceeds its storage",
             ),
             (
                 table(&[text("w"), tensor([255, 255], [255, 255], 0)].concat()),
-                "beyond its bytes",
+                "exceeds its storage",
             ),
             (
                 table(&[text("w"), b"K\x01".to_vec()].concat()),
-                "w in it is no tensor",
+                "its entry w is not a tensor",
             ),
-            (b"\x80\x02K\x01.".to_vec(), "no table of tensors"),
+            (b"\x80\x02K\x01.".to_vec(), "not a dict of tensors"),
             (b"\x80\x02u.".to_vec(), "damaged"),
             (b"\x80\x02(X\xff\xff\xff\xff".to_vec(), "damaged"),
             (b"\x80\x02i".to_vec(), "code 0x69"),
             (Vec::new(), "damaged"),
-            // A tuple in a tuple in a tuple…
+            // Deeply nested tuples.
             (
                 [b"\x80\x02)".to_vec(), vec![0x85; 100_000]].concat(),
                 "too deep",
@@ -639,7 +651,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_file_is_named_as_such() {
+    fn an_older_format_is_reported() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("pytorch_model.bin");
         std::fs::write(&file, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.").expect("written");

@@ -14,7 +14,7 @@ use crate::random::RandomState;
 use crate::schedule::Schedule;
 use crate::{SchedulerType, TrainConfig};
 
-/// A training that is ready to go: data found, tokenizer at hand, model built.
+/// A training run that is ready to start: the data was found, the tokenizer loaded, and the model created.
 pub struct Trainer {
     pub(crate) config: TrainConfig,
     pub(crate) collective: Collective,
@@ -27,50 +27,50 @@ pub struct Trainer {
     pub(crate) fingerprint: Fingerprint,
     pub(crate) checkpoint_files: Vec<(&'static str, String)>,
     pub(crate) random: RandomState,
-    /// The memory that it needs, for people.
+    /// The memory that training needs, as text for the user.
     pub(crate) memory: Option<String>,
     pub(crate) files: Arc<[SourceFile]>,
     pub(crate) workers: Arc<Workers>,
     pub(crate) params: Vec<ParamInfo>,
-    /// Emitted when it begins.
+    /// Warnings to emit when training begins.
     pub(crate) warnings: Vec<String>,
     pub(crate) threads: usize,
     pub(crate) data_workers: usize,
 }
 
 impl Trainer {
-    /// The trainable parameters in the model's order; tied weights appear once.
+    /// Returns the trainable parameters in the model's order; tied weights appear once.
     pub fn params(&self) -> &[ParamInfo] {
         &self.params
     }
 
-    /// Adds metrics to the evaluation, beside the host's own `loss/eval`, and shows one batch to
-    /// each, so that one that cannot work is known before the training begins.
+    /// Adds metrics to the evaluation, in addition to the host's own `loss/eval`. Passes one batch to each
+    /// metric, so that an unusable metric fails before training begins.
     ///
     /// # Errors
-    /// The first metric that fails, or two that give a value of the same name.
+    /// Returns the error of the first metric that fails, or an error if two metrics use the same name.
     pub fn add_metrics(&mut self, metrics: Vec<Supervised<dyn Metric>>) -> Result<()> {
         self.evaluation.metrics.extend(metrics);
         out_of_memory::explained(|| self.evaluation.rehearse(&self.model))
     }
 
-    /// The scores of the model, found in so many parts of the validation set whose metrics' states are
-    /// merged, as those of processes are.
+    /// Splits the validation set into `parts` parts and evaluates the model on each part. Then merges the
+    /// metrics' states, as several processes would do, and returns the values.
     ///
     /// # Errors
-    /// The first metric that fails.
+    /// Returns the error of the first metric that fails.
     #[doc(hidden)]
     pub fn evaluate_in_parts(&mut self, parts: usize) -> Result<Vec<MetricValue>> {
         self.evaluation.run_in_parts(&self.model, parts)
     }
 
-    /// The step that `fit` begins at.
+    /// Returns the step at which `fit` begins.
     pub fn step(&self) -> Step {
         self.step
     }
 
-    /// A configuration of this training with the values that are used where it leaves them open, so that it
-    /// trains the same on a machine with other devices, cores or defaults.
+    /// Returns a copy of `config` in which unset settings have the values that this run uses. The copy gives
+    /// the same training on a machine with other devices, cores or defaults.
     pub fn used(&self, config: &TrainConfig) -> TrainConfig {
         let device = match self.model.device {
             Device::Cuda(index) => format!("cuda:{index}"),
@@ -89,7 +89,7 @@ impl Trainer {
         }
     }
 
-    /// One line for people: parameters, layers, vocabulary, device, data, memory.
+    /// Returns a one-line summary for the user: parameters, layers, vocabulary, device, data, memory.
     pub fn summary(&self) -> String {
         let parameters: i64 = self.params.iter().map(ParamInfo::numel).sum();
         let bytes: u64 = self.files.iter().map(|file| file.bytes).sum();
@@ -111,10 +111,10 @@ impl Trainer {
         )
     }
 
-    /// Emits what the run begins with: warnings, and the baselines that the data itself gives.
+    /// Emits the first events of the run: warnings, and the baselines that are computed from the data.
     ///
     /// # Errors
-    /// The data cannot be read.
+    /// Returns an error if the data cannot be read.
     pub(crate) fn announce(&self, emitter: &Emitter) -> Result<()> {
         let left_out = &self.evaluation.validation.left_out;
         let warnings = self.warnings.iter().cloned();

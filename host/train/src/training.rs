@@ -16,29 +16,30 @@ use crate::state::State;
 use crate::step_log::StepLog;
 use crate::trainer::Trainer;
 
-/// The loop's side of a training: its state, and what it does with it beside a step: log, evaluate, save,
-/// roll back.
+/// The state of a training run. Its methods are the operations of the training loop: log, evaluate, save, and
+/// roll back. They do not include the training step.
 pub(crate) struct Training<'scope> {
     pub(crate) state: State,
     pub(crate) log: StepLog,
     evaluation: Evaluation,
     writer: CheckpointWriter<'scope>,
-    /// The step of the last checkpoint, or the one that the training began at.
+    /// The step of the last checkpoint, or the step at which this process began.
     saved: Step,
-    /// The folder of the checkpoints.
+    /// The folder for the checkpoints.
     checkpoints: PathBuf,
-    /// How often the run was resumed.
+    /// Number of times the run was resumed.
     generation: u32,
     skipped_data: Arc<SkippedData>,
     collective: Collective,
 }
 
 impl<'scope> Training<'scope> {
-    /// A training before its first step, and the boundary that decides on it. The checkpoint writer's
-    /// thread ends with the training.
+    /// Prepares the first step. Returns the run's state, and the boundary that carries out requests between
+    /// its steps. The checkpoint writer's thread ends when the returned `Training` is dropped.
     ///
     /// # Errors
-    /// The checkpoint that it resumes from cannot be taken over, or the thread cannot be started.
+    /// Returns an error if the data cannot be read, the checkpoint to resume from cannot be restored, the
+    /// thread cannot be started, or the first evaluation fails.
     pub(crate) fn begin<'env>(
         trainer: Trainer,
         ports: Ports<'env>,
@@ -92,10 +93,10 @@ impl<'scope> Training<'scope> {
         Ok((training, boundary))
     }
 
-    /// Evaluates the model and logs the scores.
+    /// Evaluates the model and emits the values.
     ///
     /// # Errors
-    /// As [`Evaluation::evaluate`].
+    /// See [`Evaluation::evaluate`].
     pub(crate) fn evaluate(&mut self, boundary: &mut Boundary<'_>) -> Result<Vec<MetricValue>> {
         let step = self.state.step;
         self.log.begin();
@@ -110,10 +111,10 @@ impl<'scope> Training<'scope> {
         Ok(scores)
     }
 
-    /// Evaluates, and saves a checkpoint unless an observer wants the step rolled back.
+    /// Evaluates the model. Then saves a checkpoint, unless an observer requested a roll-back.
     ///
     /// # Errors
-    /// The last loss was not finite, or there can be no checkpoint.
+    /// Returns an error if the last loss was not finite, or the checkpoint cannot be written.
     pub(crate) fn evaluate_and_save(&mut self, boundary: &mut Boundary<'_>) -> Result<()> {
         self.log.flush()?;
         let scores = self.evaluate(boundary)?;
@@ -124,10 +125,10 @@ impl<'scope> Training<'scope> {
         self.save(scores, boundary)
     }
 
-    /// Saves a checkpoint, unless this step's exists or is being written.
+    /// Saves a checkpoint, unless a checkpoint of this step exists or is being written.
     ///
     /// # Errors
-    /// As [`Training::evaluate_and_save`].
+    /// See [`Training::evaluate_and_save`].
     pub(crate) fn save_once(&mut self, boundary: &mut Boundary<'_>) -> Result<()> {
         if self.state.step == self.saved && self.saved > Step(0) {
             return Ok(());
@@ -144,7 +145,7 @@ impl<'scope> Training<'scope> {
             asked,
         } = boundary.export(step);
         if !self.collective.is_lead() {
-            // The lead writes for all.
+            // Only the lead process writes checkpoints.
             self.saved = step;
             return Ok(());
         }
@@ -159,17 +160,17 @@ impl<'scope> Training<'scope> {
         Ok(())
     }
 
-    /// Restores weights, optimizer and random numbers of the last complete checkpoint. The data continues
-    /// where it is, so that the batches that led here do not come again.
+    /// Restores weights, optimizer and random numbers from the last complete checkpoint. The position in the
+    /// data does not change, so that the batches that led to the roll-back are not repeated.
     ///
     /// # Errors
-    /// The last loss was not finite, or the checkpoint cannot be read.
+    /// Returns an error if the last loss was not finite, or the checkpoint cannot be read.
     pub(crate) fn roll_back(&mut self, boundary: &Boundary<'_>) -> Result<()> {
         self.log.flush()?;
         self.writer.settle()?;
         let step = self.state.step;
         let Some((back, folder)) = checkpoint::newest(&self.checkpoints, step) else {
-            let message = "there is no checkpoint to go back to; training continues".to_owned();
+            let message = "there is no checkpoint to roll back to; training continues".to_owned();
             boundary.emitter.emit(step, EventBody::Warning { message });
             return Ok(());
         };
@@ -186,11 +187,11 @@ impl<'scope> Training<'scope> {
         Ok(())
     }
 
-    /// Saves the last checkpoint and waits until it is written. A training that a signal ended is not
-    /// evaluated again, because somebody waits for its end.
+    /// Saves the last checkpoint and waits until it is written. Does not evaluate the model after a signal or
+    /// a failure, so that the process ends soon.
     ///
     /// # Errors
-    /// The last loss was not finite, or the checkpoint was not written.
+    /// Returns an error if the last loss was not finite, or the checkpoint cannot be written.
     pub(crate) fn finish(mut self, mut boundary: Boundary<'_>) -> Result<Outcome> {
         self.log.flush()?;
         let reason = boundary.end();

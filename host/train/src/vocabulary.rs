@@ -1,9 +1,10 @@
-//! Trains the vocabulary of a byte-level BPE on a sample of the data, in memory that does not grow with
-//! the text.
+//! Trains the vocabulary of a byte-level BPE on a sample of the data. The memory usage does not grow with the
+//! size of the text.
 //!
-//! Of the text only the different words are kept, with their counts. When their characters fill
-//! [`WORDS`], the rarest go until half is left, so a text without repetition takes no more memory than
-//! another. The training itself takes about a hundred bytes for each of these characters.
+//! Only the distinct words of the text are kept, with their counts. When the words exceed [`WORDS`] bytes,
+//! the rarest are dropped until at most half of this size is left. A text without repetition therefore uses
+//! no more memory than any other text. The training itself needs about a hundred times as much memory as
+//! these words.
 
 use std::fs;
 use std::path::Path;
@@ -22,23 +23,25 @@ use tokenizers::{
 use crate::data::{Compression, Content, Format, Reader, SourceFile};
 use crate::tokenizer::{END_OF_TEXT, Tokenizer};
 
-/// Text that a vocabulary is trained on, about: more would take long and change little.
+/// Approximate bytes of text to train a vocabulary on. More text takes longer and changes little.
 const TEXT: u64 = 256 << 20;
-/// Text of a file that is worth opening it, where there are so many that not all of it counts.
+/// Minimum bytes to read from a file when the text is sampled. It is not worth opening a file for fewer
+/// bytes.
 const PIECE: u64 = 64 << 10;
-/// Bytes of the different words at most.
+/// Maximum total bytes of the distinct words.
 const WORDS: usize = 16 << 20;
-/// Bytes of text that are taken apart at once.
+/// Bytes of text to split into words at once.
 const BATCH: usize = 8 << 20;
-/// Threads that take text apart at most.
+/// Maximum threads that split text into words.
 const THREADS: usize = 8;
 
 impl Tokenizer {
-    /// Trains a vocabulary of `vocab_size` on the files, or takes the one that was trained on the
-    /// same text before from `cache`.
+    /// Trains a vocabulary of `vocab_size` on the files. If `cache` already contains the vocabulary for the
+    /// same size and text, returns it without training.
     ///
     /// # Errors
-    /// Files without text, or a cache that cannot be written.
+    /// Returns an error if training fails. If the cache cannot be written, the tokenizer contains a warning,
+    /// and there is no error.
     pub(crate) fn train(
         files: &[SourceFile],
         vocab_size: i64,
@@ -54,7 +57,7 @@ impl Tokenizer {
         });
         let folder = cache.join("tokenizers");
         let file = folder.join(format!("{}.json", &hex(&hash.finalize())[..32]));
-        // One that cannot be read is made again.
+        // An unreadable cache entry is created again.
         if file.is_file()
             && let Ok(known) = Self::read(&file, None)
         {
@@ -62,7 +65,8 @@ impl Tokenizer {
         }
         say("training a tokenizer");
         let text = train(&sample, vocab_size, END_OF_TEXT)?;
-        // Another run may do the same at this moment: each renames a whole file of its own.
+        // Another run can do the same concurrently. Each run therefore writes its own temporary file, and
+        // renames it.
         let partial = folder.join(format!(".{}.partial", std::process::id()));
         let kept = fs::create_dir_all(&folder)
             .and_then(|()| fs::write(&partial, &text))
@@ -73,24 +77,25 @@ impl Tokenizer {
             let _ = fs::remove_file(&partial);
             let folder = folder.display();
             trained = trained.with_warning(format!(
-                "the tokenizer is not kept for the next run, since the cache cannot be written: {error}: {folder}"
+                "the tokenizer is not kept for the next run, because the cache cannot be written: {error}: {folder}"
             ));
         }
         Ok(trained)
     }
 }
 
-/// The text a vocabulary is trained on: some of each file, or of as many as there is room for. It is read
-/// from the files each time.
+/// The text to train a vocabulary on. It consists of a part of each file or, if there are too many files, of
+/// a part of some files. Each pass reads the files again.
 pub(crate) struct Sample<'a> {
-    /// How many bytes of each file count.
+    /// Bytes to use of each file.
     shares: Vec<(&'a SourceFile, u64)>,
 }
 
 impl<'a> Sample<'a> {
-    /// All of the files, or if that is more than `TEXT` the beginnings of files, spread over all of them in
-    /// proportion to their sizes. What a compressed file or one of records holds is not known before it is
-    /// read: these share equally in what files of plain text leave, which is half at least.
+    /// Samples up to `TEXT` bytes. At most half of these bytes come from plain text files, or all bytes if
+    /// there are no other files. If the plain text files are larger than that, uses only their beginnings, in
+    /// proportion to their sizes. The other files are compressed files and files of records. They share the
+    /// remaining bytes equally, because the amount of text in them is unknown until they are read.
     pub(crate) fn of(files: &'a [SourceFile]) -> Self {
         Self::up_to(TEXT, files)
     }
@@ -110,7 +115,8 @@ impl<'a> Sample<'a> {
             let mut seen: u128 = 0;
             for file in plain {
                 seen += u128::from(file.bytes);
-                // What is due by now, in proportion.
+                // The number of bytes to take from this file and the previous files together. It is
+                // proportional to their total size.
                 let due = (seen * u128::from(room) / u128::from(total)) as u64;
                 let share = (due - taken).min(file.bytes);
                 if share >= PIECE.min(file.bytes).min(room) {
@@ -128,8 +134,8 @@ impl<'a> Sample<'a> {
         Self { shares }
     }
 
-    /// Shows the texts, of which none is longer than a passage. What cannot be used is left out here as it
-    /// is in the training.
+    /// Calls `see` with each piece of text, which is at most one passage long. Skips unusable documents, as
+    /// training does.
     pub(crate) fn each(&self, see: &mut dyn FnMut(String)) {
         for (file, share) in &self.shares {
             let Ok(mut reader) = Reader::open(file) else {
@@ -153,12 +159,12 @@ impl<'a> Sample<'a> {
 /// Trains a vocabulary of this size and returns its `tokenizer.json`.
 ///
 /// # Errors
-/// What the library refuses.
+/// Returns an error if the library fails.
 pub(crate) fn train(sample: &Sample<'_>, vocab_size: i64, end_of_text: &str) -> Result<String> {
     train_within(sample, vocab_size, end_of_text, WORDS)
 }
 
-/// The same with so many bytes of different words.
+/// Like [`train`], with at most `limit` bytes of distinct words.
 pub(crate) fn train_within(
     sample: &Sample<'_>,
     vocab_size: i64,
@@ -203,11 +209,11 @@ pub(crate) fn train_within(
 
 type Counts = AHashMap<CompactString, u64>;
 
-/// How often each word was met.
+/// How often each word occurs.
 #[derive(Default)]
 struct Words {
     counts: Counts,
-    /// Of the words, each once.
+    /// Total bytes of the words, each counted once.
     bytes: usize,
 }
 
@@ -253,7 +259,7 @@ impl Words {
             let join = |thread: thread::ScopedJoinHandle<'_, _>| {
                 thread
                     .join()
-                    .unwrap_or_else(|_| Err("a text could not be taken apart".into()))
+                    .unwrap_or_else(|_| Err("a text could not be split into words".into()))
             };
             threads.into_iter().map(join).collect()
         });
@@ -273,14 +279,14 @@ impl Words {
         Ok(())
     }
 
-    /// Forgets the rarest words until the others have no more than so many bytes.
+    /// Drops the rarest words until the remaining words have at most `bytes` bytes in total.
     fn forget(&mut self, bytes: usize) {
         let mut words: Vec<(u64, CompactString)> = self
             .counts
             .drain()
             .map(|(word, count)| (count, word))
             .collect();
-        // By the word among equals, so that the order of a map decides nothing.
+        // Equal counts are ordered by word, so the result does not depend on the map's order.
         words.sort_unstable_by(|a, b| b.cmp(a));
         self.bytes = 0;
         for (count, word) in words {
@@ -326,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn the_vocabulary_is_that_of_the_library_on_the_whole_text() {
+    fn the_vocabulary_equals_the_librarys_on_the_whole_text() {
         let folder = tempfile::tempdir().expect("a folder");
         let text = include_str!("vocabulary.rs");
         for n in 0..3 {
@@ -361,9 +367,9 @@ mod tests {
     }
 
     #[test]
-    fn a_text_of_more_than_there_is_room_for_is_cut_between_characters() {
+    fn a_text_larger_than_the_sample_is_cut_between_characters() {
         let folder = tempfile::tempdir().expect("a folder");
-        // Three bytes each, so that most cuts at a fixed place would split one.
+        // Each character has three bytes, so most cuts at a fixed byte offset would split a character.
         let text = "日本語".repeat(100_000);
         std::fs::write(folder.path().join("a.txt"), &text).expect("written");
         let files = files(folder.path());
@@ -376,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_file_counts_whatever_files_stand_before_it() {
+    fn a_large_file_is_sampled_whichever_files_precede_it() {
         let folder = tempfile::tempdir().expect("a folder");
         let put = |name: &str, bytes: usize| {
             let line = format!("{name}\n");
@@ -397,18 +403,19 @@ mod tests {
                 .filter(|(file, _)| file.name.starts_with(part));
             of_part.map(|(_, share)| share).sum::<u64>()
         };
-        // In proportion: three quarters of a mebibyte, and the rest.
+        // The shares are proportional to the sizes: three quarters of a mebibyte for `b`, and the rest for
+        // the `c` files.
         assert!((700_000..=800_000).contains(&share("b")), "{}", share("b"));
         assert!((200_000..=300_000).contains(&share("c")), "{}", share("c"));
         let opened = sample
             .shares
             .iter()
             .filter(|(file, _)| file.name.starts_with('c'));
-        assert!(opened.count() < 40, "whole files, and not all of them");
+        assert!(opened.count() < 40, "whole files, but not all of them");
     }
 
     #[test]
-    fn records_count_beside_much_plain_text() {
+    fn records_are_sampled_next_to_much_plain_text() {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("a.txt"), "a\n".repeat(1 << 20)).expect("written");
         let line = format!("{}\n", serde_json::json!({ "content": "b".repeat(999) }));
@@ -423,14 +430,14 @@ mod tests {
     }
 
     #[test]
-    fn words_fill_no_more_than_their_room_and_the_frequent_ones_stay() {
+    fn words_stay_within_the_limit_and_frequent_ones_are_kept() {
         let folder = tempfile::tempdir().expect("a folder");
         let put = |name: &str, text: String| {
             std::fs::write(folder.path().join(name), text).expect("written");
         };
         let mut rare = String::new();
         for n in 0..40_000_u32 {
-            // Letters alone, so that each is one word.
+            // Only letters are used, so that each string is a single word.
             let letters: String = n
                 .to_string()
                 .bytes()

@@ -1,8 +1,8 @@
-//! Which files of a folder hold a model's weights.
+//! Finds the files in a folder that contain a model's weights.
 //!
-//! Read are `model.safetensors` and, without it, the shards that
-//! `model.safetensors.index.json` lists, and then the same of `pytorch_model.bin`: transformers' order.
-//! Weights in another format are an error and never a reason to begin with new ones.
+//! As in transformers, `model.safetensors` comes first, then the shards that `model.safetensors.index.json`
+//! lists, then `pytorch_model.bin` and its shards. If all weights in a folder are in other formats, that is
+//! an error, so that training does not start from new weights instead.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -18,22 +18,23 @@ use crate::regular_file::{self, SMALL};
 /// The weights of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WeightFiles {
-    /// Files of one format, which together hold every tensor.
+    /// Files of one format, which together contain every tensor.
     pub(crate) files: Vec<PathBuf>,
-    /// What else is there and is not read, in a sentence.
+    /// A message about a file that is not read.
     pub(crate) ignored: Option<String>,
 }
 
 const WHOLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// The formats that are read, in the order in which they are looked for: the whole, and the list of shards.
+/// The supported formats in order of preference. For each format: the name of a single file, and the name of
+/// the list of shards.
 const READ: [(&str, &str); 2] = [
     (WHOLE, INDEX),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 ];
 
-/// Parts of a file's name, between its dots, that say that it holds weights.
+/// Dots separate the parts of a file name. A file whose name has one of these parts is taken for weights.
 const PARTS: [&str; 29] = [
     "safetensors",
     "bin",
@@ -67,19 +68,19 @@ const PARTS: [&str; 29] = [
 ];
 
 impl WeightFiles {
-    /// Finds a folder's weights; none if it has no file of weights at all.
+    /// Finds the weights in a folder. Returns `None` if the folder contains no weight files.
     ///
     /// # Errors
-    /// It has weights in a format that is not read, or a list of shards that cannot be used.
+    /// Returns an error if the weights are in an unsupported format, or the list of shards cannot be used.
     pub(crate) fn find(folder: &Path) -> Result<Option<Self>> {
-        // A link that leads nowhere is a file that was not fetched, and not one that is not there.
+        // A broken link counts as present, because it stands for a file that was not fetched.
         let has = |name: &str| folder.join(name).symlink_metadata().is_ok();
         for (whole, index) in READ {
             if has(whole) {
                 let index = folder.join(index);
                 let ignored = index.symlink_metadata().is_ok().then(|| {
                     let index = index.display();
-                    format!("{whole} is read, and the list of shards beside it is ignored: {index}")
+                    format!("{whole} is read; the list of shards next to it is ignored: {index}")
                 });
                 let files = vec![folder.join(whole)];
                 return Ok(Some(Self { files, ignored }));
@@ -96,22 +97,22 @@ impl WeightFiles {
                 Some(first) => Err(not_read(folder, first, others.len())),
                 None => Ok(None),
             },
-            Err(error) => Err(Error::io("look into the model's folder", folder, &error)),
+            Err(error) => Err(Error::io("read the model's folder", folder, &error)),
         }
     }
 }
 
-/// Whether a file's name says that it holds weights.
+/// Whether a file's name indicates weights.
 pub(crate) fn is_weights(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let mut parts = name.split('.').skip(1).peekable();
     let is_part = |part: &str| PARTS.contains(&part) || part.starts_with("ckpt-");
     let last = name.rsplit('.').next().unwrap_or_default();
-    // TensorFlow's `model-1000.data-00000-of-00001` has no dot in `model-1000`, but always a part like this.
+    // TensorFlow's `model-1000.data-00000-of-00001` is recognized by its last part.
     parts.any(is_part) || last.starts_with("data-0")
 }
 
-/// The files below a folder that hold weights, those in it first.
+/// Returns the weight files in a folder, then those in its subfolders.
 fn others(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = Vec::new();
@@ -125,7 +126,7 @@ fn others(folder: &Path) -> io::Result<Vec<PathBuf>> {
     found.sort();
     folders.sort();
     for below in folders {
-        // What cannot be looked into holds nothing that was meant to be read.
+        // Unreadable subfolders are ignored: they are unlikely to contain the model.
         for (name, is_folder) in entries(&folder.join(&below)).unwrap_or_default() {
             if !is_folder && is_weights(&name.to_string_lossy()) {
                 found.push(Path::new(&below).join(name));
@@ -151,17 +152,17 @@ fn not_read(folder: &Path, first: &Path, count: usize) -> Error {
         count => format!(" and {} more", count - 1),
     };
     let message = format!(
-        "the model's folder has weights that are not read: {name}{more}: {}",
+        "the model's folder has weights in an unsupported format: {name}{more}: {}",
         folder.display()
     );
     let new = format!(
-        "for new weights of its shape, --model {}",
+        "to train new weights with the model's configuration, use --model {}",
         folder.join("config.json").display()
     );
     Error::new(ErrorKind::Config, message).hint(format!("{}; {new}", conversion(folder, &name)))
 }
 
-/// How a file of weights becomes one that is read.
+/// Returns a hint on how to convert a weight file to a supported format.
 fn conversion(folder: &Path, name: &str) -> String {
     let lower = name.to_ascii_lowercase();
     let from = folder.display();
@@ -174,24 +175,24 @@ fn conversion(folder: &Path, name: &str) -> String {
     let is = |part: &str| lower.split('.').skip(1).any(|p| p == part);
     if lower.contains("adapter") {
         return format!(
-            "an adapter is no whole model; {}",
+            "an adapter is not a whole model; {}",
             convert("peft.AutoPeftModelForCausalLM", "", ".merge_and_unload()")
         );
     }
     if is("safetensors") {
         if let Some((below, _)) = name.split_once('/') {
             return format!(
-                "if the model is in the folder below, --model {}",
+                "if the model is in the subfolder, use --model {}",
                 folder.join(below).display()
             );
         }
         return match lower.contains("-of-") {
-            true => format!("shards need their list, {INDEX}: fetch it too"),
-            false => format!("if it is the whole model, call it {WHOLE}"),
+            true => format!("fetch the list of shards too: {INDEX}"),
+            false => format!("if it is the whole model, rename it to {WHOLE}"),
         };
     }
     if name.contains('/') {
-        return "save the model as model.safetensors with the program that made it".to_owned();
+        return "save the model as model.safetensors with the program that created it".to_owned();
     }
     if is("gguf") || is("ggml") {
         return model(&format!(", gguf_file=\"{name}\""));
@@ -207,21 +208,21 @@ fn conversion(folder: &Path, name: &str) -> String {
     }
     if ["pt", "pth", "bin"].into_iter().any(is) {
         return format!(
-            "load it with torch and save it under transformers' names: safetensors.torch.save_file(weights, \"{}\")",
+            "load it with torch and save it with the tensor names of transformers: safetensors.torch.save_file(weights, \"{}\")",
             folder.join(WHOLE).display()
         );
     }
-    "export the model as model.safetensors with the program that made it".to_owned()
+    "export the model as model.safetensors with the program that created it".to_owned()
 }
 
-/// The files that the list of shards names.
+/// Returns the files in the list of shards.
 fn shards(folder: &Path, index: &str) -> Result<Vec<PathBuf>> {
     let index = folder.join(index);
     let bad = |why: String| {
         let path = index.display();
         let message = format!("the list of weight files cannot be used: {why}: {path}");
         Error::new(ErrorKind::Config, message)
-            .hint("fetch the model once more, or save it again with save_pretrained")
+            .hint("fetch the model again, or save it again with save_pretrained")
     };
     let text = regular_file::read(&index, SMALL)
         .map_err(|error| Error::io("read the list of weight files", &index, &error))?;
@@ -231,12 +232,16 @@ fn shards(folder: &Path, index: &str) -> Result<Vec<PathBuf>> {
         .ok_or_else(|| bad("it has no weight_map".to_owned()))?;
     let mut shards = BTreeSet::new();
     for (tensor, shard) in map {
-        // A shard is a file of this folder: the list must not lead elsewhere.
+        // A shard must be a file in this folder.
         match shard.as_str() {
             Some(name) if !name.contains(['/', '\\']) && !matches!(name, "" | "." | "..") => {
                 shards.insert(name);
             }
-            _ => return Err(bad(format!("{shard} of {tensor} is not a file name"))),
+            _ => {
+                return Err(bad(format!(
+                    "its entry for {tensor} is {shard}, which is not a file name"
+                )));
+            }
         }
     }
     if shards.is_empty() {
@@ -271,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_of_any_format_are_known_by_their_names() {
+    fn weights_of_any_format_are_recognized_by_name() {
         for name in [
             "pytorch_model-00001-of-00002.bin",
             "tf_model.h5",
@@ -333,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_file_comes_first_and_the_list_beside_it_is_told() {
+    fn the_whole_file_comes_first_and_the_ignored_list_is_reported() {
         let folder = folder(&["model.safetensors"]);
         let whole = WeightFiles::find(folder.path())
             .expect("found")
@@ -350,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_names_shards_of_its_folder_that_are_there() {
+    fn a_list_must_name_existing_files_in_its_folder() {
         let folder = folder(&["a.safetensors", "b.safetensors"]);
         let find = |index: &str| {
             fs::write(folder.path().join(INDEX), index).expect("written");
@@ -385,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_to_a_file_that_was_not_fetched_is_no_absent_file() {
+    fn a_broken_link_is_not_an_absent_file() {
         let folder = folder(&["config.json"]);
         symlink("../../blobs/ab", folder.path().join("model.safetensors")).expect("linked");
         assert!(WeightFiles::find(folder.path()).expect("found").is_some());

@@ -1,4 +1,4 @@
-//! Tensors in files: reading them into libtorch, and what a snapshot is written from.
+//! Reads tensors from files into libtorch, and writes the tensors of snapshots.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -15,12 +15,12 @@ use crate::torch_file;
 use crate::torch_shim::HostBuffer;
 use crate::weight_files::WeightFiles;
 
-/// Reads every tensor of a folder's weights and hands each on by its name.
+/// Reads the weights in a folder. Passes each tensor and its name to `take`.
 pub(crate) fn read(folder: &Path, take: &mut dyn FnMut(&str, Tensor) -> Result<()>) -> Result<()> {
     let weights = WeightFiles::find(folder)?.ok_or_else(|| {
         let message = format!("the folder has no weights: {}", folder.display());
         Error::new(ErrorKind::Config, message)
-            .hint("name a folder with model.safetensors, such as a checkpoint's")
+            .hint("name a folder with model.safetensors, such as a checkpoint")
     })?;
     weights
         .files
@@ -28,14 +28,13 @@ pub(crate) fn read(folder: &Path, take: &mut dyn FnMut(&str, Tensor) -> Result<(
         .try_for_each(|file| read_file(file, take))
 }
 
-/// Reads every tensor of a safetensors file, or of one that `torch.save` wrote, and hands each on by its
-/// name.
+/// Reads a file that safetensors or `torch.save` wrote. Passes each tensor and its name to `take`.
 pub(crate) fn read_file(
     file: &Path,
     take: &mut dyn FnMut(&str, Tensor) -> Result<()>,
 ) -> Result<()> {
     let io = |error: io::Error| Error::io("read the weights", file, &error);
-    // By what is in it, since names are changed easily.
+    // The content determines the format, because files are easily renamed.
     if torch_file::is_one(file).map_err(io)? {
         return torch_file::read_file(file, take);
     }
@@ -44,14 +43,13 @@ pub(crate) fn read_file(
         let path = file.display();
         Error::new(
             ErrorKind::Config,
-            format!("the weights cannot be used: {why}: {path}"),
+            format!("the weights file cannot be used: {why}: {path}"),
         )
     };
     if regular_file::is_lfs_pointer(&bytes) {
-        let why = "it is a pointer of Git LFS, and the file itself was not fetched";
-        return Err(refused(why.to_owned()).hint(
-            "fetch it in its repository with `git lfs pull`, or name the model as hub:REPO",
-        ));
+        let why = "it is a Git LFS pointer; the file itself was not fetched";
+        return Err(refused(why.to_owned())
+            .hint("run `git lfs pull` in its repository, or name the model as hub:REPO"));
     }
     let bad = |why: String| {
         refused(why).hint("the file is damaged or not a safetensors file; use another copy")
@@ -64,8 +62,12 @@ pub(crate) fn read_file(
         Err(error) => return Err(bad(error.to_string())),
     };
     for (name, view) in tensors.tensors() {
-        let kind = torch_kind(view.dtype())
-            .ok_or_else(|| bad(format!("{name} has the type {:?}", view.dtype())))?;
+        let kind = torch_kind(view.dtype()).ok_or_else(|| {
+            bad(format!(
+                "{name} has the unsupported type {:?}",
+                view.dtype()
+            ))
+        })?;
         let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
         let tensor = Tensor::f_from_data_size(view.data(), &shape, kind)
             .map_err(|error| bad(format!("{name}: {error}")))?;
@@ -74,7 +76,7 @@ pub(crate) fn read_file(
     Ok(())
 }
 
-/// A tensor's copy in main memory, kept between snapshots.
+/// A tensor's copy in main memory, reused between snapshots.
 #[derive(Debug)]
 pub(crate) struct CpuTensor {
     name: String,
@@ -86,12 +88,12 @@ pub(crate) struct CpuTensor {
 #[derive(Debug)]
 enum Data {
     Copied(HostBuffer),
-    /// Of integers that no tensor holds.
+    /// Integers that were not copied from a tensor.
     Made(Vec<u8>),
 }
 
 impl CpuTensor {
-    /// A copy of `tensor`.
+    /// Copies `tensor`.
     pub(crate) fn copy_of(name: impl Into<String>, tensor: &Tensor) -> Result<Self> {
         let dtype = match tensor.kind() {
             Kind::Float => Dtype::F32,
@@ -102,7 +104,7 @@ impl CpuTensor {
             kind => {
                 return Err(Error::new(
                     ErrorKind::System,
-                    format!("tensors of {kind:?} are not written"),
+                    format!("cannot write tensors of {kind:?}"),
                 ));
             }
         };
@@ -116,7 +118,8 @@ impl CpuTensor {
         Ok(copy)
     }
 
-    /// Copies tensors, all on one device and of the same types and shapes, again.
+    /// Copies the tensors again. All tensors must be on one device, and their types and shapes must be
+    /// unchanged.
     pub(crate) fn refresh<'a>(
         copies: impl IntoIterator<Item = (&'a mut Self, &'a Tensor)>,
     ) -> Result<()> {
@@ -130,7 +133,7 @@ impl CpuTensor {
         )
     }
 
-    /// Integers that no tensor holds.
+    /// Stores integers that were not copied from a tensor.
     pub(crate) fn of_u32(name: impl Into<String>, values: &[u32], shape: [usize; 2]) -> Self {
         Self {
             name: name.into(),
@@ -171,12 +174,13 @@ impl View for &CpuTensor {
     }
 }
 
-/// Writes tensors to a safetensors file as transformers expects it.
+/// Writes tensors to a safetensors file in the form that transformers expects.
 pub(crate) fn write<'a>(file: &Path, tensors: impl Iterator<Item = &'a CpuTensor>) -> Result<()> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let named = tensors.map(|tensor| (tensor.name.as_str(), tensor));
-    // safetensors renames a temporary file into place, which only its owner may read: give it the
-    // permissions that any other file gets here.
+    // The safetensors crate writes a temporary file that only its owner can read, and renames it to `file`.
+    // Therefore, this function first creates `file` to learn the default permissions, and sets them at the
+    // end.
     let permissions = File::create(file)
         .and_then(|made| made.metadata())
         .map_err(|error| Error::io("write the weights", file, &error))?
@@ -208,7 +212,8 @@ fn torch_kind(dtype: Dtype) -> Option<Kind> {
     })
 }
 
-/// Reads the one (rows, columns) u32 tensor of a file, row by row.
+/// Reads the tensor `buffer` of a file and returns its rows. The tensor must have the type u32 and the shape
+/// (rows, columns).
 pub(crate) fn read_u32_rows(file: &Path) -> Result<Vec<Box<[u32]>>> {
     let bytes = regular_file::read(file, u64::MAX - 1)
         .map_err(|error| Error::io("read the shuffle buffer", file, &error))?;
@@ -226,10 +231,10 @@ pub(crate) fn read_u32_rows(file: &Path) -> Result<Vec<Box<[u32]>>> {
         .tensor("buffer")
         .map_err(|error| bad(&error.to_string()))?;
     let &[_, columns] = view.shape() else {
-        return Err(bad("it has not two dimensions"));
+        return Err(bad("it does not have two dimensions"));
     };
     if view.dtype() != Dtype::U32 {
-        return Err(bad("it does not hold u32"));
+        return Err(bad("it is not of type u32"));
     }
     let values: Vec<u32> = view
         .data()

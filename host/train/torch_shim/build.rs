@@ -1,12 +1,12 @@
-//! Builds the C++ side of the shim against libtorch's headers and says where libtorch lies, to the
-//! linker and, by `links` metadata, to the binary's own build script.
+//! Builds the C++ side of the shim against libtorch's headers. Passes the path of libtorch to the linker.
+//! Also passes it to the binary's build script, as `links` metadata.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 fn main() {
     let lib = PathBuf::from(
-        env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys tells where libtorch is"),
+        env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys sets the path of libtorch"),
     );
     let torch = lib.parent().unwrap_or(Path::new("/"));
     cc::Build::new()
@@ -25,6 +25,6 @@ fn main() {
         println!("cargo::rerun-if-changed=torch_shim/{file}");
     }
     println!("cargo::metadata=LIBTORCH_LIB={}", lib.display());
-    // This crate's own tests find libtorch by this; the binary's build script sees to the binary.
+    // Sets the library path for this crate's tests. The binary's build script does the same for the binary.
     println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display());
 }

@@ -1,5 +1,5 @@
-// CUDA without its headers: libtorch's device-independent interfaces, behind which its CUDA side
-// stands once it is loaded. The conventions are those of shim.cpp.
+// CUDA support without CUDA's headers. This file uses libtorch's device-independent interfaces, which call
+// libtorch's CUDA library once that library is loaded. The conventions are those of shim.cpp.
 
 #include <dlfcn.h>
 
@@ -27,12 +27,13 @@ c10::Stream stream_of(at::Device device) {
 
 extern "C" {
 
-// Whether this machine has NVIDIA's driver. Without one libtorch's CUDA side loads as well; it takes
-// its time, and finds no device.
+// Returns whether this machine has NVIDIA's driver. libtorch's CUDA library can be loaded even without the
+// driver, but this is slow, and the library then finds no device.
 bool shim_has_cuda_driver() { return dlopen("libcuda.so.1", RTLD_LAZY) != nullptr; }
 
-// The linker drops libtorch_cuda, which nothing refers to; CUDA exists from here on. This comes
-// before anything that asks libtorch for CUDA: it remembers the answer.
+// Loads libtorch's CUDA library. The linker drops this library, because the program refers to none of its
+// symbols. Must be called before libtorch is asked whether CUDA is available, because libtorch caches the
+// answer.
 int shim_load_cuda() {
 	return guarded([] {
 		if (!dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL))
@@ -40,8 +41,8 @@ int shim_load_cuda() {
 	});
 }
 
-// Chooses deterministic algorithms or the fastest, before CUDA is loaded. Single precision is IEEE's
-// in either case: no TF32, whatever the environment says.
+// Selects deterministic algorithms or the fastest ones. Must be called before CUDA is loaded. Single
+// precision follows IEEE 754 in both cases: TF32 is disabled, regardless of the environment.
 void shim_set_deterministic(bool on) {
 	auto &context = at::globalContext();
 	context.setDeterministicAlgorithms(on, /*warn_only=*/false);
@@ -49,13 +50,15 @@ void shim_set_deterministic(bool on) {
 	context.setBenchmarkCuDNN(!on);
 	context.setAllowTF32CuBLAS(false);
 	context.setAllowTF32CuDNN(false);
-	// cuBLAS is deterministic only with workspaces of a fixed size, and libtorch insists on it.
+	// cuBLAS is deterministic only with workspaces of a fixed size, and libtorch checks that
+	// CUBLAS_WORKSPACE_CONFIG requests such workspaces.
 	if (on)
 		c10::utils::set_env("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/false);
 }
 
-// A CPU tensor's copy on a CUDA device (new). The caller does not wait for what the device has to do
-// before it; libtorch keeps the pinned memory until then.
+// Copies a CPU tensor through pinned memory to a CUDA device, and stores the new tensor in `*copy`. Does not
+// wait for the device's queued work, nor for the copy; libtorch keeps the pinned memory until the copy is
+// complete.
 int shim_to_cuda(at::Tensor *tensor, int index, at::Tensor **copy) {
 	return guarded([&] {
 		const at::Device device(at::kCUDA, static_cast<c10::DeviceIndex>(index));
@@ -64,8 +67,9 @@ int shim_to_cuda(at::Tensor *tensor, int index, at::Tensor **copy) {
 	});
 }
 
-// Begins to copy a tensor to the CPU, after all that its device has to do up to here. `*copy` (new)
-// may be read once `shim_end_copy` took `*event` (new, or null if there is nothing to wait for).
+// Queues a copy of a tensor to the CPU. The copy begins after the work that is already queued on the tensor's
+// device. Stores the new tensor in `*copy`. Stores a new event in `*event`, or null if there is nothing to
+// wait for. The copy can be read after `shim_end_copy` is called with the event.
 int shim_begin_copy(at::Tensor *tensor, at::Tensor **copy, c10::Event **event) {
 	return guarded([&] {
 		at::NoGradGuard guard;
@@ -82,7 +86,7 @@ int shim_begin_copy(at::Tensor *tensor, at::Tensor **copy, c10::Event **event) {
 	});
 }
 
-// Waits for the end of a copy.
+// Waits for the end of a copy, and frees the event.
 int shim_end_copy(c10::Event *event) {
 	return guarded([&] {
 		std::unique_ptr<c10::Event> done(event);
@@ -91,7 +95,8 @@ int shim_end_copy(c10::Event *event) {
 	});
 }
 
-// Room for a copy of a tensor in main memory (new, contiguous): pinned, if a device fills it.
+// Allocates main memory for a copy of a tensor, and stores it in `*buffer` as a new, contiguous tensor. The
+// memory is pinned if the tensor is on a device.
 int shim_host_buffer(at::Tensor *tensor, at::Tensor **buffer) {
 	return guarded([&] {
 		const auto options = tensor->options().requires_grad(false).device(at::kCPU);
@@ -100,7 +105,8 @@ int shim_host_buffer(at::Tensor *tensor, at::Tensor **buffer) {
 	});
 }
 
-// Copies tensors of one device to their buffers, all at once, and waits for the end.
+// Copies tensors, which must all be on one device, to their buffers concurrently. Waits until all copies are
+// complete.
 int shim_fill_host_buffers(at::Tensor *const *buffers, at::Tensor *const *tensors, size_t n) {
 	return guarded([&] {
 		at::NoGradGuard guard;
@@ -112,7 +118,7 @@ int shim_fill_host_buffers(at::Tensor *const *buffers, at::Tensor *const *tensor
 	});
 }
 
-// The most bytes of a CUDA device's memory that libtorch held so far.
+// Stores libtorch's peak memory usage on a CUDA device so far, in bytes.
 int shim_cuda_peak_bytes(int index, int64_t *bytes) {
 	return guarded([&] {
 		const auto stats = c10::getDeviceAllocator(at::kCUDA)->getDeviceStats(
@@ -122,7 +128,7 @@ int shim_cuda_peak_bytes(int index, int64_t *bytes) {
 	});
 }
 
-// The bytes of a CUDA device's memory that are free, and all it has.
+// Stores a CUDA device's free and total memory, in bytes.
 int shim_cuda_memory(int index, int64_t *free, int64_t *total) {
 	return guarded([&] {
 		const auto info = c10::getDeviceAllocator(at::kCUDA)->getMemoryInfo(

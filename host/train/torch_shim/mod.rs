@@ -1,9 +1,9 @@
-//! What tch does not bind of libtorch: the Rust side of `shim.cpp` and `device.cpp`, and the only
-//! unsafe code of the training room.
+//! Binds the parts of libtorch that tch does not bind. It is the Rust side of `shim.cpp` and `device.cpp`. In
+//! this crate, only this module and `src/data/memory_map.rs` contain unsafe code.
 
 #![expect(
     unsafe_code,
-    reason = "calls into libtorch by tensor pointers; denied elsewhere in the crate"
+    reason = "calls libtorch through tensor pointers; unsafe code is denied elsewhere in the crate"
 )]
 
 use std::ffi::{CStr, c_char, c_int};
@@ -72,7 +72,7 @@ unsafe extern "C" {
     fn shim_set_rng_state(cuda: bool, index: c_int, state: *const C_tensor) -> c_int;
 }
 
-/// AdamW's numbers for a call of [`fused_adamw`].
+/// AdamW's hyperparameters for a call of [`fused_adamw`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AdamW {
     pub(crate) lr: f64,
@@ -82,29 +82,30 @@ pub(crate) struct AdamW {
     pub(crate) eps: f64,
 }
 
-/// Keeps freed buffers in the process, which glibc would hand back and fault in again at each step.
+/// Makes glibc keep freed buffers in the process. By default, glibc returns them to the system, and each step
+/// causes page faults when it allocates them again.
 pub(crate) fn keep_memory() {
     shim_keep_memory();
 }
 
-/// Returns freed memory to the system: what a server wants after a burst of requests.
+/// Makes glibc return freed memory to the system, as a server should after a burst of requests.
 pub(crate) fn return_memory() {
     shim_return_memory();
 }
 
-/// Scales the gradients of `params` down to the L2 norm `max_norm` (0: does not) and returns the
-/// norm they had: 0-d, on their device.
+/// If the L2 norm of the gradients of `params` exceeds `max_norm`, scales the gradients down. If `max_norm`
+/// is 0, never scales them. Returns the norm before scaling, as a 0-d tensor on the parameters' device.
 pub(crate) fn clip_grad_norm(params: &[Tensor], max_norm: f64) -> Result<Tensor> {
     let params = pointers(params);
     let mut norm = ptr::null_mut();
-    // SAFETY: the pointers are of live tensors, and `norm` receives a new one.
+    // SAFETY: the pointers refer to live tensors, and `norm` receives a new tensor.
     checked(unsafe { shim_clip_grad_norm(params.as_ptr(), params.len(), max_norm, &mut norm) })?;
-    // SAFETY: the call went well, so `norm` is a tensor that nobody else owns.
+    // SAFETY: the call succeeded, so `norm` is a tensor without another owner.
     Ok(unsafe { Tensor::from_ptr(norm) })
 }
 
-/// One step of AdamW over parameters that share its numbers. `step` (0-d f32) counts it already;
-/// where `found_inf` (0-d f32) is 1, nothing changes.
+/// Performs one step of AdamW for parameters that have the same hyperparameters. `step` (0-d f32) is the
+/// number of steps, and must already include this step. If `found_inf` (0-d f32) is 1, nothing changes.
 pub(crate) fn fused_adamw(
     params: &[Tensor],
     exp_avgs: &[Tensor],
@@ -116,7 +117,7 @@ pub(crate) fn fused_adamw(
     assert!(params.len() == exp_avgs.len() && params.len() == exp_avg_sqs.len());
     let (params, exp_avgs, exp_avg_sqs) =
         (pointers(params), pointers(exp_avgs), pointers(exp_avg_sqs));
-    // SAFETY: all pointers are of live tensors, and the three lists are as long as `n` says.
+    // SAFETY: all pointers refer to live tensors, and each of the three lists has `n` elements.
     checked(unsafe {
         shim_fused_adamw(
             params.as_ptr(),
@@ -134,39 +135,41 @@ pub(crate) fn fused_adamw(
     })
 }
 
-/// GPT-2's `Conv1D`, `x @ weight + bias`, with a graph: (n, out) from (n, in), (in, out) and (out), all of one type.
+/// Computes GPT-2's `Conv1D`, `x @ weight + bias`, with an autograd graph. `x` is (n, in), `weight` (in,
+/// out), `bias` (out), and the result (n, out). All have the same type.
 ///
 /// # Panics
-/// As tch's own operations do, where shapes or types do not match.
+/// Like tch's own operations, panics if shapes or types do not match.
 pub(crate) fn conv1d(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
     let mut y = ptr::null_mut();
-    // SAFETY: the pointers are of live tensors, and `y` receives a new one.
+    // SAFETY: the pointers refer to live tensors, and `y` receives a new tensor.
     let done = checked(unsafe { shim_conv1d(x.as_ptr(), weight.as_ptr(), bias.as_ptr(), &mut y) });
-    done.expect("the model's layers fit each other");
-    // SAFETY: the call went well, so `y` is a tensor that nobody else owns.
+    done.expect("the shapes of the model's layers match");
+    // SAFETY: the call succeeded, so `y` is a tensor without another owner.
     unsafe { Tensor::from_ptr(y) }
 }
 
-/// Causal self-attention with a graph: (batch, time, width) from queries, keys and values side by
-/// side, (batch, time, 3 width), whose scores are multiplied by `scale`.
+/// Computes causal self-attention with an autograd graph. Maps the concatenated queries, keys and values,
+/// (batch, time, 3 width), to (batch, time, width). The scores are multiplied by `scale`.
 ///
 /// # Panics
-/// As tch's own operations do, where shapes or types do not match.
+/// Like tch's own operations, panics if shapes or types do not match.
 pub(crate) fn causal_attention(qkv: &Tensor, heads: i64, dropout: f64, scale: f64) -> Tensor {
     let mut y = ptr::null_mut();
-    // SAFETY: the pointer is of a live tensor, and `y` receives a new one.
+    // SAFETY: the pointer refers to a live tensor, and `y` receives a new tensor.
     let done =
         checked(unsafe { shim_causal_attention(qkv.as_ptr(), heads, dropout, scale, &mut y) });
-    done.expect("the heads divide the width");
-    // SAFETY: the call went well, so `y` is a tensor that nobody else owns.
+    done.expect("the width is divisible by the number of heads");
+    // SAFETY: the call succeeded, so `y` is a tensor without another owner.
     unsafe { Tensor::from_ptr(y) }
 }
 
-/// The head and its loss, forward and backward at once, without ever holding all logits.
+/// Computes the head and its loss. Runs the forward and the backward pass together, so that it does not keep
+/// all logits in memory.
 ///
-/// `hidden` is (n, width), `weight` (vocabulary, width), `labels` (n) i64. Returns the mean
-/// cross-entropy (0-d) and `scale` times its gradient with respect to `hidden`; `scale` times that
-/// with respect to `weight` is added to the weight's. The logits exist `rows` rows at a time.
+/// `hidden` is (n, width), `weight` (vocabulary, width), `labels` (n) i64. Returns the mean cross-entropy
+/// (0-d) and `scale` times its gradient with respect to `hidden`. Adds `scale` times the gradient with
+/// respect to `weight` to the weight's gradient. Only `rows` rows of the logits exist at a time.
 pub(crate) fn linear_cross_entropy(
     hidden: &Tensor,
     weight: &Tensor,
@@ -176,7 +179,7 @@ pub(crate) fn linear_cross_entropy(
     bf16: bool,
 ) -> Result<(Tensor, Tensor)> {
     let (mut loss, mut gradient) = (ptr::null_mut(), ptr::null_mut());
-    // SAFETY: the pointers are of live tensors, and the two results receive new ones.
+    // SAFETY: the pointers refer to live tensors, and `loss` and `gradient` receive new tensors.
     checked(unsafe {
         shim_linear_cross_entropy(
             hidden.as_ptr(),
@@ -189,37 +192,37 @@ pub(crate) fn linear_cross_entropy(
             &mut gradient,
         )
     })?;
-    // SAFETY: the call went well, so both are tensors that nobody else owns.
+    // SAFETY: the call succeeded, so both are tensors without another owner.
     Ok(unsafe { (Tensor::from_ptr(loss), Tensor::from_ptr(gradient)) })
 }
 
-/// Leaves the parameters without gradients.
+/// Removes the parameters' gradients.
 pub(crate) fn clear_gradients(params: &[Tensor]) -> Result<()> {
     let params = pointers(params);
-    // SAFETY: the pointers are of live tensors.
+    // SAFETY: the pointers refer to live tensors.
     checked(unsafe { shim_clear_gradients(params.as_ptr(), params.len()) })
 }
 
-/// Backward through `tensor` with the gradient that arrives from above it.
+/// Runs the backward pass from `tensor`, with `gradient` as the gradient of `tensor`.
 pub(crate) fn backward_with(tensor: &Tensor, gradient: &Tensor) -> Result<()> {
-    // SAFETY: both pointers are of live tensors.
+    // SAFETY: both pointers refer to live tensors.
     checked(unsafe { shim_backward_with(tensor.as_ptr(), gradient.as_ptr()) })
 }
 
-/// The state of the device's random numbers: 1-d u8, on the CPU.
+/// Returns the state of the device's random number generator: 1-d u8, on the CPU.
 pub(crate) fn rng_state(device: Device) -> Result<Tensor> {
     let (cuda, index) = cuda_index(device);
     let mut state = ptr::null_mut();
     // SAFETY: `state` receives a new tensor.
     checked(unsafe { shim_rng_state(cuda, index, &mut state) })?;
-    // SAFETY: the call went well, so `state` is a tensor that nobody else owns.
+    // SAFETY: the call succeeded, so `state` is a tensor without another owner.
     Ok(unsafe { Tensor::from_ptr(state) })
 }
 
-/// Puts back what [`rng_state`] returned.
+/// Restores a state that [`rng_state`] returned.
 pub(crate) fn set_rng_state(device: Device, state: &Tensor) -> Result<()> {
     let (cuda, index) = cuda_index(device);
-    // SAFETY: the pointer is of a live tensor.
+    // SAFETY: the pointer refers to a live tensor.
     checked(unsafe { shim_set_rng_state(cuda, index, state.as_ptr()) })
 }
 
@@ -238,7 +241,7 @@ fn checked(status: c_int) -> Result<()> {
     if status == 0 {
         return Ok(());
     }
-    // SAFETY: the shim's text ends in a zero and lives until this thread's next failing call.
+    // SAFETY: the shim's text is null-terminated and valid until this thread's next failing call.
     let reason = unsafe { CStr::from_ptr(shim_error()) }.to_string_lossy();
     let first_line = reason.lines().next().unwrap_or_default();
     Err(Error::new(
@@ -254,7 +257,7 @@ mod tests {
     use tch::Kind;
 
     #[test]
-    fn the_head_in_parts_gives_the_whole_ones_loss_and_gradients() {
+    fn the_head_in_parts_has_the_same_loss_and_gradients_as_the_whole() {
         let options = (Kind::Double, device());
         let hidden = Tensor::randn([10, 4], options).set_requires_grad(true);
         let weight = Tensor::randn([6, 4], options).set_requires_grad(true);
@@ -271,7 +274,7 @@ mod tests {
             let near = |a: &Tensor, b: &Tensor| a.allclose(b, 1e-12, 1e-12, false);
             assert!(near(&loss, &whole));
             assert!(near(&gradient, &hidden_gradient));
-            // The weight's gradient is added up.
+            // The weight's gradient accumulates.
             assert!(near(&weight.grad(), &(&weight_gradient * f64::from(times))));
         }
     }
@@ -299,8 +302,9 @@ mod tests {
     }
 
     #[test]
-    fn causal_attention_is_libtorchs_with_its_gradient() {
-        // Shorter than, as long as and longer than what is computed of the scores at once.
+    fn causal_attention_and_its_gradient_match_libtorchs() {
+        // The scores are computed in blocks of rows. The first sequence is shorter than a block, the second
+        // is as long as a block, and the third is longer.
         for (batch, time, heads, size) in [(2, 7, 3, 5), (1, 256, 2, 8), (2, 300, 1, 16)] {
             let options = (Kind::Float, device());
             let width = heads * size;
@@ -328,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn the_head_computes_in_bfloat16_where_it_is_asked_to() {
+    fn the_head_computes_in_bfloat16_if_it_is_set() {
         let options = (Kind::Float, device());
         let (a, b) = (
             Tensor::randn([8, 8], options),
@@ -346,17 +350,17 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_libtorch_is_told() {
+    fn an_error_of_libtorch_is_returned() {
         let tensor = Tensor::zeros([2], (Kind::Float, Device::Cpu));
         let error = clip_grad_norm(&[tensor], 1.0).expect_err("no gradient");
         assert!(
-            error.message().contains("took no part in the loss"),
+            error.message().contains("did not contribute to the loss"),
             "{error}"
         );
     }
 
     #[test]
-    fn random_numbers_come_again_with_their_state() {
+    fn a_restored_state_repeats_the_random_numbers() {
         let draw = || Tensor::rand([4], (Kind::Float, device()));
         let comes_again = || {
             let state = rng_state(device()).expect("a state");
@@ -364,8 +368,8 @@ mod tests {
             set_rng_state(device(), &state).expect("set");
             draw() == first
         };
-        // The generator belongs to the process: another test may draw in between, though not each
-        // time. A state that were not restored would come again never.
+        // The whole process shares the generator, so another test can draw numbers in between. One successful
+        // attempt is therefore enough: if the state were not restored, the numbers would never repeat.
         assert!((0..1000).any(|_| comes_again()));
     }
 }

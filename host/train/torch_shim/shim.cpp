@@ -1,8 +1,8 @@
-// What tch 0.26 does not bind of libtorch 2.13, as C functions over its tensor pointers.
+// C functions for the parts of libtorch 2.13 that tch 0.26 does not bind.
 //
-// A tensor pointer is tch's `C_tensor *`, which is an `at::Tensor *`. They are borrowed; a returned
-// one is new and the caller's. A function that can fail returns 0 when it went well, else 1, and
-// `shim_error` then gives the reason on the same thread.
+// A tensor pointer is tch's `C_tensor *`, which is an `at::Tensor *`. Arguments are borrowed; returned
+// tensors are new and owned by the caller. A function that can fail returns 0 on success, else 1. After a
+// failure, a call of `shim_error` on the same thread returns the reason.
 
 #include <malloc.h>
 
@@ -37,20 +37,20 @@ std::vector<at::Tensor> gradients(at::Tensor *const *params, size_t n) {
 	std::vector<at::Tensor> out;
 	out.reserve(n);
 	for (size_t i = 0; i < n; i++) {
-		TORCH_CHECK(params[i]->grad().defined(), "a parameter took no part in the loss");
+		TORCH_CHECK(params[i]->grad().defined(), "a parameter did not contribute to the loss");
 		out.push_back(params[i]->grad());
 	}
 	return out;
 }
 
-// Whether oneDNN multiplies such matrices. libtorch gives single precision on the CPU to MKL, which
-// does not use the wide vectors of processors that are not Intel's: there oneDNN is twice as fast;
-// with AVX2 alone, the two are equal.
+// Returns whether to multiply matrices like `x` with oneDNN. For single precision on the CPU, libtorch itself
+// uses MKL, which does not use the wide vector units of non-Intel processors. On a non-Intel processor with
+// such units, oneDNN is twice as fast as MKL. On a processor with only AVX2, the two are equally fast.
 bool one_dnn_multiplies(const at::Tensor &x) {
 	return x.is_cpu() && x.scalar_type() == at::kFloat && at::globalContext().userEnabledMkldnn();
 }
 
-// oneDNN's `x @ weight^T + bias` over matrices; it has no graph.
+// Computes `x @ weight^T + bias` for matrices with oneDNN, without an autograd graph.
 at::Tensor one_dnn_linear(const at::Tensor &x, const at::Tensor &weight,
                           const std::optional<at::Tensor> &bias = std::nullopt) {
 	using Scalars = c10::List<std::optional<at::Scalar>>;
@@ -63,12 +63,12 @@ at::Tensor one_dnn_linear(const at::Tensor &x, const at::Tensor &weight,
 	return operation.call(x, weight, bias, "none", Scalars(), std::nullopt);
 }
 
-// `x @ weight^T` without a graph.
+// Computes `x @ weight^T` without an autograd graph.
 at::Tensor product(const at::Tensor &x, const at::Tensor &weight) {
 	return one_dnn_multiplies(x) ? one_dnn_linear(x, weight) : at::mm(x, weight.t());
 }
 
-// GPT-2's Conv1D by oneDNN, with its gradients.
+// The forward and backward passes of GPT-2's Conv1D with oneDNN.
 struct OneDnnConv1d : torch::autograd::Function<OneDnnConv1d> {
 	static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &x,
 	                          const at::Tensor &weight, const at::Tensor &bias) {
@@ -80,7 +80,7 @@ struct OneDnnConv1d : torch::autograd::Function<OneDnnConv1d> {
 	                                               const torch::autograd::variable_list &above) {
 		const auto saved = context->get_saved_variables();
 		const auto &x = saved[0], &weight = saved[1], &gradient = above[0];
-		// One thread transposes the left matrix: let it be the narrower one.
+		// The left matrix is transposed by a single thread, so it should be the narrower one.
 		const auto to_weight = x.size(1) <= gradient.size(1)
 		                           ? one_dnn_linear(x.t(), gradient.t())
 		                           : one_dnn_linear(gradient.t(), x.t()).t().contiguous();
@@ -88,16 +88,18 @@ struct OneDnnConv1d : torch::autograd::Function<OneDnnConv1d> {
 	}
 };
 
-// Causal self-attention by oneDNN, with its gradients: (batch, time, width) from queries, keys and
-// values side by side, (batch, time, 3 width). Each thread takes one head of one sequence at a time,
-// and of that some rows of the scores, which are computed again on the way back: what exists of them
-// at once is small (FlashAttention, arXiv:2205.14135, without its tiling of the keys).
+// The forward and backward passes of causal self-attention with oneDNN. Maps the concatenated queries, keys
+// and values, (batch, time, 3 width), to (batch, time, width). Each thread processes one head of one sequence
+// at a time, and computes that head's scores in blocks of rows. The backward pass computes the scores again
+// instead of storing them, so each thread needs memory for only one block. This is FlashAttention
+// (arXiv:2205.14135) without tiling of the keys.
 struct OneDnnAttention : torch::autograd::Function<OneDnnAttention> {
-	// Rows of scores at once: fewer skip more of what the mask hides, in smaller products.
+	// Number of rows in a block of scores. Smaller blocks skip more of the masked scores, but make the
+	// products smaller.
 	static constexpr int64_t ROWS = 256;
 
-	// A head's softmax of `queries keys^T` for the queries from `begin` on; `mask` (ROWS, ROWS)
-	// hides the future from the square on the diagonal.
+	// Returns the softmax of `queries @ keys^T` for consecutive queries of a head, beginning at position
+	// `begin`. `mask` (ROWS, ROWS) hides future keys in the square on the diagonal.
 	static at::Tensor probabilities(const at::Tensor &queries, const at::Tensor &keys, int64_t begin,
 	                                const at::Tensor &mask) {
 		const auto rows = queries.size(0);
@@ -111,14 +113,14 @@ struct OneDnnAttention : torch::autograd::Function<OneDnnAttention> {
 		return at::full({rows, rows}, -INFINITY, options).triu_(1);
 	}
 
-	// Calls `f(head)` for each head of each sequence, on libtorch's threads: its own loop over a tensor
-	// of their numbers, because at::parallel_for works only where OpenMP compiles it.
+	// Calls `f(head)` for each head of each sequence, on libtorch's threads. Uses libtorch's loop over a
+	// tensor of head numbers, because at::parallel_for is parallel only in code compiled with OpenMP.
 	template <typename F> static void for_each_head(int64_t heads, F f) {
 		auto numbers = at::arange(heads, at::kLong);
 		at::TensorIterator::nullary_op(numbers)
 		    .for_each(
 		        [&](char **data, const int64_t *strides, int64_t n, int64_t rows) {
-			        // The graph is a matter of the thread that calls; these have their own switch.
+			        // Autograd is disabled per thread, so each worker thread must disable it too.
 			        at::AutoDispatchBelowAutograd guard;
 			        for (int64_t i = 0; i < n * rows; i++)
 				        f(*reinterpret_cast<const int64_t *>(
@@ -170,7 +172,8 @@ struct OneDnnAttention : torch::autograd::Function<OneDnnAttention> {
 		for_each_head(batch * heads, [&](int64_t head) {
 			const auto q = parts[0][head], k = parts[1][head], v = parts[2][head];
 			const auto to = qkv.select(0, head / heads).select(2, head % heads);
-			// Keys and values lie transposed here, as in linear_cross_entropy and for its reason.
+			// The gradients of keys and values are transposed, so that the wide matrix is the right operand
+			// of each product. oneDNN transposes the right operand in parallel, but not the left one.
 			auto dk = at::zeros({size, time}, parts.options()), dv = at::zeros_like(dk);
 			for (int64_t begin = 0; begin < time; begin += ROWS) {
 				const auto rows = std::min(ROWS, time - begin), end = begin + rows;
@@ -201,20 +204,21 @@ extern "C" {
 
 const char *shim_error() { return shim::error.c_str(); }
 
-// Keeps freed buffers in the process: glibc would give those of every step back to the system and
-// fault them in again. Worth 1.1 to 1.25 times the speed of a CPU training.
+// Makes glibc keep freed buffers in the process. By default, glibc returns the buffers of every step to the
+// system, and the next step causes page faults when it allocates them again. This setting makes training on
+// the CPU 1.1 to 1.25 times faster.
 void shim_keep_memory() {
 	mallopt(M_MMAP_THRESHOLD, 1 << 30);
 	mallopt(M_TRIM_THRESHOLD, -1);
 }
 
-// Returns freed memory to the system. Left alone, glibc raises its threshold with the first large
-// buffers that are freed, and then keeps up to 64 MiB in each thread's arena.
+// Makes glibc return freed memory to the system. By default, glibc raises its threshold for returning memory
+// when the first large buffers are freed, and then keeps up to 64 MiB in each thread's arena.
 void shim_return_memory() { mallopt(M_TRIM_THRESHOLD, 1 << 20); }
 
-// The L2 norm of all gradients as one, in `*norm` (new, 0-d); they are scaled down so that it is at
-// most max_norm, if that is above 0. Nothing is copied from the device. The formula is
-// torch.nn.utils.clip_grad_norm_'s.
+// Stores the combined L2 norm of all gradients in `*norm`, a new 0-d tensor. If `max_norm` is above 0, scales
+// the gradients down so that their norm is at most `max_norm`. Copies nothing from the device. The formula is
+// that of torch.nn.utils.clip_grad_norm_.
 int shim_clip_grad_norm(at::Tensor *const *params, size_t n, double max_norm, at::Tensor **norm) {
 	return guarded([&] {
 		at::NoGradGuard guard;
@@ -226,9 +230,9 @@ int shim_clip_grad_norm(at::Tensor *const *params, size_t n, double max_norm, at
 	});
 }
 
-// One step of AdamW by libtorch's fused kernel over parameters that share a learning rate and a
-// weight decay. `step` (0-d f32) must count this step already. Where `found_inf` (0-d f32) is given
-// and 1, nothing changes.
+// Performs one step of AdamW with libtorch's fused kernel, for parameters with the same learning rate and
+// weight decay. `step` (0-d f32) must already include this step. If `found_inf` (0-d f32) is not null and is
+// 1, nothing changes.
 int shim_fused_adamw(at::Tensor *const *params, at::Tensor *const *exp_avgs,
                      at::Tensor *const *exp_avg_sqs, size_t n, at::Tensor *step, double lr,
                      double beta1, double beta2, double weight_decay, double eps,
@@ -243,7 +247,8 @@ int shim_fused_adamw(at::Tensor *const *params, at::Tensor *const *exp_avgs,
 	});
 }
 
-// `x @ weight + bias`, (n, out) from (n, in), (in, out) and (out), with a graph, in `*y` (new).
+// Computes `x @ weight + bias` with an autograd graph, and stores the new tensor in `*y`. `x` is (n, in),
+// `weight` (in, out), `bias` (out), and the result (n, out).
 int shim_conv1d(at::Tensor *x, at::Tensor *weight, at::Tensor *bias, at::Tensor **y) {
 	return guarded([&] {
 		*y = new at::Tensor(one_dnn_multiplies(*x) ? OneDnnConv1d::apply(*x, *weight, *bias)
@@ -251,8 +256,9 @@ int shim_conv1d(at::Tensor *x, at::Tensor *weight, at::Tensor *bias, at::Tensor 
 	});
 }
 
-// Causal self-attention, (batch, time, width) from queries, keys and values side by side, (batch,
-// time, 3 width), with a graph, in `*y` (new). The scores are multiplied by `scale`.
+// Computes causal self-attention with an autograd graph, and stores the new tensor in `*y`. Maps the
+// concatenated queries, keys and values, (batch, time, 3 width), to (batch, time, width). The scores are
+// multiplied by `scale`.
 int shim_causal_attention(at::Tensor *qkv, int64_t heads, double dropout, double scale,
                           at::Tensor **y) {
 	return guarded([&] {
@@ -269,11 +275,12 @@ int shim_causal_attention(at::Tensor *qkv, int64_t heads, double dropout, double
 	});
 }
 
-// The head and its loss, forward and backward at once: the mean over the rows of `hidden` (n, width)
-// of the cross-entropy of `hidden @ weight^T` (vocabulary, width) with `labels` (n) goes to `*loss`
-// (new, 0-d); `scale` times its gradient goes to `*hidden_gradient` (new) and is added to the
-// weight's. Only `rows` rows of the logits exist at any time, and they turn into their own gradient
-// in place. The products are in bfloat16 if `bf16`.
+// Computes the forward and backward passes of the head and its loss together. `hidden` is (n, width),
+// `weight` (vocabulary, width), `labels` (n). The loss is the mean cross-entropy of `hidden @ weight^T` with
+// `labels`. Stores the loss in `*loss`, a new 0-d tensor. Stores `scale` times the loss's gradient with
+// respect to `hidden` in `*hidden_gradient`, a new tensor. Adds `scale` times the loss's gradient with
+// respect to `weight` to the weight's gradient. Only `rows` rows of the logits exist at any time; their
+// gradient overwrites them. Products are in bfloat16 if `bf16` is set.
 int shim_linear_cross_entropy(at::Tensor *hidden, at::Tensor *weight, at::Tensor *labels,
                               int64_t rows, double scale, bool bf16, at::Tensor **loss,
                               at::Tensor **hidden_gradient) {
@@ -285,8 +292,8 @@ int shim_linear_cross_entropy(at::Tensor *hidden, at::Tensor *weight, at::Tensor
 		const auto h = hidden->detach().to(product_type), w = weight->detach().to(product_type);
 		auto total = at::zeros({}, options);
 		auto dh = at::empty(hidden->sizes(), options);
-		// (width, vocabulary): this way round the wide matrix is the one that the product reorders
-		// by itself, in parallel.
+		// The gradient of the weight, transposed: (width, vocabulary). In this order, the wide matrix is the
+		// right operand of `product`. oneDNN transposes the right operand in parallel, but not the left one.
 		at::Tensor dw;
 		for (int64_t begin = 0; begin < n; begin += rows) {
 			const auto length = std::min(rows, n - begin);
@@ -311,7 +318,7 @@ int shim_linear_cross_entropy(at::Tensor *hidden, at::Tensor *weight, at::Tensor
 	});
 }
 
-// Leaves the parameters without gradients: the next backward pass then need not add to zeros.
+// Removes the parameters' gradients, so that the next backward pass does not have to add to zeros.
 int shim_clear_gradients(at::Tensor *const *params, size_t n) {
 	return guarded([&] {
 		for (size_t i = 0; i < n; i++)
@@ -319,12 +326,12 @@ int shim_clear_gradients(at::Tensor *const *params, size_t n) {
 	});
 }
 
-// Backward through `tensor` with the gradient that arrives from above it.
+// Runs the backward pass from `tensor`, with `gradient` as the gradient of `tensor`.
 int shim_backward_with(at::Tensor *tensor, at::Tensor *gradient) {
 	return guarded([&] { tensor->backward(*gradient); });
 }
 
-// The default generator's state as bytes (new, 1-d u8).
+// Stores the state of the default generator as bytes in `*state`, a new 1-d u8 tensor.
 int shim_rng_state(bool cuda, int index, at::Tensor **state) {
 	return guarded([&] {
 		auto gen = generator(cuda, index);

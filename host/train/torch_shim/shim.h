@@ -1,4 +1,4 @@
-// What the shim's files share.
+// Error handling shared by the shim's files.
 #pragma once
 
 #include <exception>
@@ -8,10 +8,10 @@
 
 namespace shim {
 
-// Why this thread's last failing call failed.
+// The message of this thread's last failed call.
 inline thread_local std::string error;
 
-// Runs `f`; 0 if it went well, else 1 and `error` says why.
+// Runs `f`. Returns 0 on success; otherwise sets `error` and returns 1.
 template <typename F> int guarded(F f) noexcept {
 	try {
 		f();

@@ -10,23 +10,23 @@ pub struct HostCheckpoint {
     pub struct_size: u32,
     /// Zero.
     pub flags: u32,
-    /// The optimizer step it was taken at.
+    /// The optimizer step of the checkpoint.
     pub step: u64,
     /// The run's name: letters, digits, `.`, `_` and `-`; a valid branch name.
     pub run: HostStr,
-    /// Absolute path of the checkpoint's folder. Not to be written to.
+    /// Absolute path of the checkpoint's folder. Do not write to it.
     pub dir: HostStr,
     /// The folder's `manifest.json`: `{"files": {"PATH": {"sha256": HEX, "size": BYTES}, …}}`.
     pub manifest_json: HostStr,
-    /// The evaluation's values at this step, `{"loss/eval": 1.5, …}`; those that are not finite
+    /// The evaluation's values at this step: `{"loss/eval": 1.5, …}`. Values that are not finite
     /// are strings (`"inf"`, `"nan"`).
     pub metrics_json: HostStr,
-    /// Absolute path of a folder of the sink's own, which exists, survives the run and is part of
-    /// no checkpoint.
+    /// Absolute path of the sink's own folder. It exists, is kept after the run, and is not part of any
+    /// checkpoint.
     pub state_dir: HostStr,
 }
 
-/// What a sink may know of a run before its first step.
+/// Information about a run, available before its first step.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HostPreflight {
@@ -34,17 +34,17 @@ pub struct HostPreflight {
     pub struct_size: u32,
     /// Zero.
     pub flags: u32,
-    /// The run's name, as its checkpoints will have it.
+    /// The run's name, the same as in its checkpoints.
     pub run: HostStr,
-    /// Absolute path of the sink's own folder, as its checkpoints will have it.
+    /// Absolute path of the sink's own folder: the `state_dir` of every [`HostCheckpoint`] of the run.
     pub state_dir: HostStr,
-    /// About how many bytes a checkpoint of the run takes, with all that a resume needs.
+    /// Approximate size of a checkpoint of the run, with everything that a resume needs.
     pub checkpoint_bytes: u64,
-    /// About how many of them are the model, its configuration and its tokenizer.
+    /// Approximate size of the model, its configuration and its tokenizer within a checkpoint.
     pub model_bytes: u64,
 }
 
-/// Which checkpoint of a destination is wanted back, and where it may be kept.
+/// A request to fetch a checkpoint from a sink's destination.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HostFetch {
@@ -52,13 +52,14 @@ pub struct HostFetch {
     pub struct_size: u32,
     /// [`HOST_FETCH_FOR_RESUME`](crate::HOST_FETCH_FOR_RESUME), or zero.
     pub flags: u32,
-    /// Which one, in the destination's own words: a branch, a commit. Empty: the newest.
+    /// The checkpoint to fetch, as the destination identifies it, for example a branch or a commit.
+    /// If empty, the sink fetches the newest checkpoint.
     pub revision: HostStr,
-    /// Absolute path of a folder of the sink's own, which exists and survives the process.
+    /// Absolute path of the sink's own folder. It exists and is kept after the process ends.
     pub state_dir: HostStr,
 }
 
-/// Delivers checkpoints somewhere. The host owns the queue and the ledger; the sink reports.
+/// Delivers checkpoints to a destination. The host manages the queue and the ledger.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HostCheckpointSink {
@@ -70,11 +71,12 @@ pub struct HostCheckpointSink {
     pub create: Option<HostCreate>,
     /// See [`HostDestroy`].
     pub destroy: Option<HostDestroy>,
-    /// `[worker]` Delivers the checkpoint and puts a receipt by `put_bytes`: a JSON object of the
-    /// sink's, with what lets a person find it (`commit`, `path`). Delivering the same again changes
-    /// nothing. The checkpoint is borrowed until this returns. After `HOST_TEMPORARY` and
-    /// `HOST_CANCELLED` it stays queued and is tried again, after `HOST_PANIC` by another instance. Any
-    /// other failure is final for it in this process; another that takes up the run offers it again.
+    /// `[worker]` Delivers the checkpoint and passes a receipt to `put_bytes`: a JSON object by
+    /// which users can find the checkpoint (`commit`, `path`). Delivering a checkpoint again must
+    /// change nothing. The checkpoint is borrowed until this returns. After `HOST_TEMPORARY` or
+    /// `HOST_CANCELLED`, the checkpoint stays queued and the host tries again. After `HOST_PANIC`,
+    /// the host tries again with a new instance. Any other failure is final in this process, but a
+    /// process that resumes the run tries again.
     pub publish: Option<
         unsafe extern "C" fn(
             instance: *mut c_void,
@@ -82,14 +84,15 @@ pub struct HostCheckpointSink {
             out: *const HostOut,
         ) -> HostStatus,
     >,
-    /// `[any]` Asks the `publish` or `preflight` that is running, if any, to end soon with
-    /// `HOST_CANCELLED`. Returns at once, and cannot fail.
+    /// `[any]` Requests that the current call of `publish`, `preflight` or `fetch`, if there is
+    /// one, end soon with `HOST_CANCELLED`. Returns immediately and cannot fail.
     pub cancel: Option<unsafe extern "C" fn(instance: *mut c_void)>,
-    /// `[worker]` Since 1.1; may be null. Looks, before the first step of a run or of its resume,
-    /// whether checkpoints will arrive: whether the destination is there, may be written to and has
-    /// room. Delivers nothing. `HOST_OK` if so; what was found may be put by `put_bytes`, as a short
-    /// text for people. `HOST_TEMPORARY` if the world is not ready (no network), any other failure if
-    /// it never will be. `preflight` is borrowed until this returns.
+    /// `[worker]` Since 1.1; can be null. Called before the first step of a new or resumed run.
+    /// Checks that checkpoints can be delivered. For this, the destination must exist, be writable
+    /// and have enough space. Delivers nothing. Returns `HOST_OK` if checkpoints can be delivered,
+    /// and can pass a short text for users to `put_bytes`. Returns `HOST_TEMPORARY` if the
+    /// destination is not ready (no network), and another failure if the destination will never be
+    /// ready. `preflight` is borrowed until this returns.
     pub preflight: Option<
         unsafe extern "C" fn(
             instance: *mut c_void,
@@ -97,13 +100,14 @@ pub struct HostCheckpointSink {
             out: *const HostOut,
         ) -> HostStatus,
     >,
-    /// `[worker]` Since 1.2; may be null, in a sink that brings nothing back. Brings a checkpoint that
-    /// the destination has into a folder below `state_dir`, laid out as it was delivered, and puts a
-    /// receipt by `put_bytes`: a JSON object whose `path` is the folder, absolute, and which says for
-    /// people and for the next time what it is (`commit`). The folder is whole, and the host may read
-    /// it for as long as it likes. Fetching the same again changes nothing. `HOST_TEMPORARY` if the
-    /// world is not ready (no network), any other failure if the destination has no such checkpoint.
-    /// `fetch` is borrowed until this returns. `cancel` ends it, too.
+    /// `[worker]` Since 1.2; null if the sink cannot fetch. Copies a checkpoint from the
+    /// destination into a folder below `state_dir`. The folder has the layout of a delivered
+    /// checkpoint. Passes a receipt to `put_bytes`: a JSON object with the folder's absolute `path`
+    /// and an identifier for users and for later fetches (`commit`). The folder must be complete
+    /// and must be kept, since the host can read it at any later time. Fetching a checkpoint again
+    /// must change nothing. Returns `HOST_TEMPORARY` if the destination is not ready (no network),
+    /// and another failure if the destination does not have the checkpoint. `fetch` is borrowed
+    /// until this returns.
     pub fetch: Option<
         unsafe extern "C" fn(
             instance: *mut c_void,

@@ -1,30 +1,30 @@
 //! The C ABI between the host and its plugins, version 1.
 //!
-//! A plugin is a shared library that exports one function, [`ENTRY_SYMBOL`], and embeds a JSON
-//! manifest in the ELF section [`MANIFEST_SECTION`], which the host reads before it runs any code
-//! of the plugin. The C header `host_plugin.h` beside this crate is generated from it.
+//! A plugin is a shared library that exports one function, [`ENTRY_SYMBOL`], and contains a JSON
+//! manifest in the ELF section [`MANIFEST_SECTION`]. The host reads the manifest before it runs any
+//! code of the plugin. The C header `host_plugin.h` is generated from this crate.
 //!
-//! Rules that hold for every type here:
+//! Rules for all types:
 //!
-//! - **Growth.** The major version is in the entry symbol's name. A minor version only appends
-//!   fields. Every struct but [`HostStr`] and the DLPack ones starts with `struct_size`; read the
-//!   field `f` only if `offsetof(f) + sizeof(f) <= struct_size`.
-//! - **Ownership.** Who allocates frees, and nothing is freed across the boundary. What a call
-//!   receives is borrowed until it returns, unless its comment says otherwise. Output goes only
-//!   through the host's callbacks, which copy.
-//! - **Strings** are UTF-8, pointer and length, without a terminating zero.
-//! - **Threads.** `[main]` the thread that set the host up. `[inst]` one thread at a time for an
-//!   instance, which may migrate between calls. `[any]` any thread at any time. `[worker]` a
-//!   thread of the instance's own on which it may block.
-//! - **Faults.** No panic, exception or `longjmp` leaves a plugin. After [`HOST_PANIC`] the host
+//! - **Versions.** The major version is part of the entry symbol's name. A minor version only
+//!   appends fields. Every struct except [`HostStr`] and the DLPack structs starts with
+//!   `struct_size`. Read a field `f` only if `offsetof(f) + sizeof(f) <= struct_size`.
+//! - **Ownership.** Each side frees only its own allocations. Arguments are borrowed until the call
+//!   returns, unless a comment says otherwise. Results are passed only to the host's callbacks,
+//!   which copy them.
+//! - **Strings** are UTF-8, with pointer and length, and without a terminating zero.
+//! - **Threads.** `[main]`: the thread that initialized the host. `[inst]`: one thread at a time per
+//!   instance, possibly another thread for each call. `[any]`: any thread at any time. `[worker]`: a
+//!   thread of the instance, which may block.
+//! - **Faults.** No panic, exception or `longjmp` may leave a plugin. After [`HOST_PANIC`] the host
 //!   only destroys the instance.
-//! - A plugin does not link libtorch, and leaves alone signals, the environment, the working
-//!   directory, panic hooks and `exit`.
+//! - A plugin must not link libtorch, and must not change signals, the environment, the working
+//!   directory or panic hooks, or call `exit`.
 
 #![no_std]
 #![expect(
     unsafe_code,
-    reason = "the ABI is where the host and its plugins meet by pointers"
+    reason = "the host and its plugins exchange pointers through the ABI"
 )]
 
 mod checkpoint_sink;
@@ -60,12 +60,12 @@ pub use param_groups::{HostGroupsOut, HostGroupsRequest, HostParam, HostParamGro
 pub use string::HostStr;
 pub use tensor::{DLDataType, DLDevice, DLTensor, HostTensor};
 
-/// Major version: part of the entry symbol's name; another major is another ABI.
+/// Major version: part of the entry symbol's name. Different major versions are incompatible.
 pub const HOST_ABI_MAJOR: u32 = 1;
-/// Minor version: counts the appended fields.
+/// Minor version: increases when fields are appended.
 pub const HOST_ABI_MINOR: u32 = 2;
 
-/// The one symbol a plugin exports; its type is [`HostPluginEntry`].
+/// The only symbol that a plugin exports. Its type is [`HostPluginEntry`].
 pub const ENTRY_SYMBOL: &str = "host_plugin_entry_v1";
 /// The ELF section that holds the plugin's manifest: one JSON object in UTF-8.
 ///
@@ -74,31 +74,34 @@ pub const ENTRY_SYMBOL: &str = "host_plugin_entry_v1";
 ///   "kinds": ["metric"], "needs": ["loss_sum"], "devices": ["cpu"], "config": { JSON Schema } }
 /// ```
 ///
-/// `kinds` has `param_groups`, `metric`, `checkpoint_sink` and `observer`. `needs` and `devices` are a
-/// metric's; `devices` has `cpu` and `cuda`, and is `["cpu"]` where it is absent. `events` are an
-/// observer's: `run_started`, `superseded`, `metrics`, `checkpoint_written`, `checkpoint_failed`,
-/// `delivery`, `plugin_fault`, `request`, `warning`, `run_finished`; it sees those alone, and all where
-/// it is absent. Without `config` the plugin takes no settings. An optional
-/// `min_host_minor` is the descriptor's. Keys that the host does not know are ignored, and so are
-/// zero bytes behind the object, which C puts at the end of a string.
+/// `kinds`: `param_groups`, `metric`, `checkpoint_sink`, `observer`. `needs` and `devices` apply to
+/// metrics; `devices` can contain `cpu` and `cuda`, the default is `["cpu"]`. `events` applies to
+/// observers: `run_started`, `superseded`, `metrics`, `checkpoint_written`, `checkpoint_failed`,
+/// `delivery`, `plugin_fault`, `request`, `warning`, `run_finished`. The observer receives only the
+/// listed kinds of events; the default is all kinds. Without `config` the plugin has no settings.
+/// The optional `min_host_minor` is the same as in [`HostPlugin`]. The host ignores unknown keys
+/// and trailing zero bytes, such as the end of a C string.
 pub const MANIFEST_SECTION: &str = ".host_manifest";
 
-/// What a call ended with. An unknown value counts as [`HOST_ERROR`].
+/// The result of a call. Unknown values count as [`HOST_ERROR`].
 pub type HostStatus = i32;
-/// The call did what it says.
+/// The call succeeded.
 pub const HOST_OK: HostStatus = 0;
-/// It failed; the reason is what `set_error` was last told on this thread.
+/// The call failed. The reason is the last message passed to `set_error` on this thread.
 pub const HOST_ERROR: HostStatus = 1;
-/// The plugin panicked; the instance is poisoned and may only be destroyed.
+/// The plugin panicked. The instance is poisoned and can only be destroyed.
 pub const HOST_PANIC: HostStatus = 2;
-/// The plugin cannot do this, and asking again would not help: an unknown dtype, a missing field.
+/// The call is not supported, and a retry would not help. Examples are an unknown dtype and a
+/// missing field.
 pub const HOST_UNSUPPORTED: HostStatus = 3;
 /// The call ended early because `cancel` was called.
 pub const HOST_CANCELLED: HostStatus = 4;
-/// It failed for a reason that may pass (the network, a lock): the host may try again.
+/// The call failed for a temporary reason, such as the network or a lock. The host can try again.
 pub const HOST_TEMPORARY: HostStatus = 5;
 
-/// Kinds of a [`HostPluginItem`]. See [`HostParamGroups`].
+/// The next constants are the kinds of a [`HostPluginItem`].
+///
+/// See [`HostParamGroups`].
 pub const HOST_KIND_PARAM_GROUPS: u32 = 1;
 /// See [`HostMetric`].
 pub const HOST_KIND_METRIC: u32 = 2;
@@ -107,17 +110,19 @@ pub const HOST_KIND_CHECKPOINT_SINK: u32 = 3;
 /// See [`HostObserver`].
 pub const HOST_KIND_OBSERVER: u32 = 4;
 
-/// Levels of [`HostApi::log`].
+/// The next constants are the levels of [`HostApi::log`].
+///
+/// A failure.
 pub const HOST_LOG_ERROR: i32 = 1;
-/// Something is wrong, and the plugin goes on.
+/// A problem. The plugin continues.
 pub const HOST_LOG_WARN: i32 = 2;
-/// What a user may like to know.
+/// Information for users.
 pub const HOST_LOG_INFO: i32 = 3;
-/// What an author may like to know.
+/// Information for plugin authors.
 pub const HOST_LOG_DEBUG: i32 = 4;
 
-/// Flag of [`HostFetch`]: all that a resume needs is wanted, not the model, its configuration and its
-/// tokenizer alone. Since 1.2.
+/// Flag of [`HostFetch`]: fetch everything that a resume needs, not only the model, its configuration
+/// and its tokenizer. Since 1.2.
 pub const HOST_FETCH_FOR_RESUME: u32 = 1;
 
 /// Flag of [`HostTensor`]: the plugin must not write through `dl.data`.

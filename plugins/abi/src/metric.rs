@@ -10,28 +10,29 @@ pub struct HostBatch {
     pub struct_size: u32,
     /// Zero.
     pub flags: u32,
-    /// The optimizer step at which the evaluation takes place.
+    /// The optimizer step of the evaluation.
     pub step: u64,
-    /// What the manifest's `needs` asked for, in any order.
+    /// The inputs that the manifest's `needs` lists, in any order.
     ///
-    /// | name | shape and type | what |
+    /// | name | shape and type | content |
     /// |---|---|---|
     /// | `loss_sum` | 0-d f64 | sum of the negative log likelihoods in nats |
     /// | `token_count` | 0-d i64 | number of predicted tokens |
     /// | `nll` | (batch, time) f32 | negative log likelihood of each predicted token, nats |
     /// | `labels` | (batch, time) i64 | the predicted tokens' ids |
-    /// | `argmax` | (batch, time) i64 | the most likely token |
-    /// | `label_rank` | (batch, time) i64 | the label's place from 0, the likeliest first, of equal ones the lower id |
-    /// | `byte_count` | 0-d i64 | UTF-8 bytes of the predicted tokens |
-    /// | `logits` | (batch, time, vocabulary) f32 | all of them; large, so the last resort |
+    /// | `argmax` | (batch, time) i64 | the most likely token's id |
+    /// | `label_rank` | (batch, time) i64 | the label's rank by likelihood, from 0; ties are ordered by id |
+    /// | `byte_count` | 0-d i64 | number of UTF-8 bytes of the predicted tokens |
+    /// | `logits` | (batch, time, vocabulary) f32 | all logits; large, so use them only as a last resort |
     pub tensors: *const HostTensor,
     /// Length of `tensors`.
     pub n_tensors: usize,
 }
 
-/// An evaluation metric: a state that batches are added to and that merges across ranks.
+/// An evaluation metric. The host adds batches to the state of an instance, and merges the states
+/// of all ranks.
 ///
-/// Merging is associative and commutative: integers exactly, f64 sums to 1e-12.
+/// Merging must be associative and commutative: exactly for integers, to 1e-12 for f64 sums.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HostMetric {
@@ -43,23 +44,25 @@ pub struct HostMetric {
     pub create: Option<HostCreate>,
     /// See [`HostDestroy`].
     pub destroy: Option<HostDestroy>,
-    /// `[inst]` Makes the state that of a new instance. It comes before each evaluation.
+    /// `[inst]` Resets the state to that of a new instance. Called before each evaluation.
     pub reset: Option<unsafe extern "C" fn(instance: *mut c_void) -> HostStatus>,
-    /// `[inst]` Adds a batch to the state. The batch and its tensors are the host's and are borrowed
-    /// until this returns. Of an input that it cannot read it says `HOST_UNSUPPORTED`. After a failure
-    /// the metric has no value in this evaluation.
+    /// `[inst]` Adds a batch to the state. The batch and its tensors are borrowed until this
+    /// returns. Returns `HOST_UNSUPPORTED` for an input that the metric cannot read. If the call
+    /// fails, the metric has no value in this evaluation.
     pub update:
         Option<unsafe extern "C" fn(instance: *mut c_void, batch: *const HostBatch) -> HostStatus>,
-    /// `[inst]` Puts the state as bytes by `put_bytes`, which copies. They say their own version.
+    /// `[inst]` Passes the state as bytes to `put_bytes`, which copies them. The bytes must contain
+    /// the version of their format.
     pub export_state:
         Option<unsafe extern "C" fn(instance: *mut c_void, out: *const HostOut) -> HostStatus>,
-    /// `[inst]` Adds to the state one that another instance exported. The bytes are borrowed until this
-    /// returns, and need not be aligned. Those that are no state are an error and leave this one's as
-    /// it is.
+    /// `[inst]` Merges a state that another instance exported into this state. The bytes are borrowed
+    /// until this returns and can be unaligned. Returns an error for bytes that are not a valid state, and
+    /// then leaves this state unchanged.
     pub merge_state:
         Option<unsafe extern "C" fn(instance: *mut c_void, state: HostStr) -> HostStatus>,
-    /// `[inst]` Puts the named values of the state by `put_f64`, and leaves the state as it is. Infinity
-    /// and NaN are values; where there is none, as of no batch, it fails.
+    /// `[inst]` Passes the named values of the state to `put_f64`. Does not change the state.
+    /// Values can be infinite or NaN. Fails if there is no value, for example because no batch was
+    /// added.
     pub compute:
         Option<unsafe extern "C" fn(instance: *mut c_void, out: *const HostOut) -> HostStatus>,
 }

@@ -2,29 +2,31 @@ use core::ffi::c_void;
 
 use crate::{HostCreate, HostDestroy, HostEvent, HostOut, HostStatus, HostStr};
 
-/// What may be asked of the loop. Training ends, with a checkpoint.
+/// The next constants are the requests to the training loop.
+///
+/// Ends training, with a checkpoint.
 pub const HOST_REQUEST_STOP: u32 = 1;
-/// A checkpoint is written, whatever the period says.
+/// Writes a checkpoint, regardless of the configured interval.
 pub const HOST_REQUEST_CHECKPOINT: u32 = 2;
-/// The next step takes its batches and counts, but its update is not applied.
+/// Does not apply the update of the next step. The step still counts and uses its batches.
 pub const HOST_REQUEST_SKIP_STEP: u32 = 3;
-/// The learning rate is the schedule's times the factor from now on; factors multiply.
+/// Multiplies the learning rate by the factor from now on, in addition to earlier factors.
 pub const HOST_REQUEST_SCALE_LEARNING_RATE: u32 = 4;
-/// Weights and optimizer become those of the last complete checkpoint, and training goes on with
-/// the batches behind those already seen.
+/// Restores the weights and the optimizer from the last complete checkpoint. Batches that were
+/// already seen are not repeated: training continues with the next batch.
 pub const HOST_REQUEST_ROLL_BACK: u32 = 5;
-/// The model is evaluated. This request and those after it are people's: observers see that they are
-/// carried out, and are answered `HOST_UNSUPPORTED` if they ask for one.
+/// Evaluates the model. Only clients can send this request and the following ones. Observers
+/// receive the events of these requests, but `ask` returns `HOST_UNSUPPORTED` for the requests.
 pub const HOST_REQUEST_EVALUATE: u32 = 6;
-/// The loop stands still at the step boundary.
+/// Pauses the loop at the step boundary.
 pub const HOST_REQUEST_PAUSE: u32 = 7;
-/// The loop goes on after a pause.
+/// Ends a pause.
 pub const HOST_REQUEST_CONTINUE: u32 = 8;
-/// The learning rate is the schedule's times the factor from now on, whatever it was before; the
-/// factor is above 0 and may be above 1.
+/// From now on, the learning rate is the schedule's rate times the factor, regardless of earlier
+/// factors. The factor is above 0 and can be above 1.
 pub const HOST_REQUEST_SET_LEARNING_RATE: u32 = 9;
 
-/// Where requests go. Valid until the call returns.
+/// Receives requests. Valid until the call returns.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HostRequestsOut {
@@ -32,13 +34,13 @@ pub struct HostRequestsOut {
     pub struct_size: u32,
     /// Zero.
     pub reserved: u32,
-    /// Handed back as the first argument of each function below.
+    /// The first argument to pass to each function below.
     pub ctx: *mut c_void,
-    /// `[main]` Asks the loop for something, a `HOST_REQUEST_*`, which it does at the next step
-    /// boundary. `factor` is in (0, 1] for `HOST_REQUEST_SCALE_LEARNING_RATE`, and not looked at
-    /// otherwise. `reason` is for people and is recorded; it may not be empty. A host that does
-    /// not know the request answers `HOST_UNSUPPORTED`, and the plugin may ask for another;
-    /// `HOST_ERROR` is for a factor or a reason that cannot be. The host copies the reason.
+    /// `[main]` Sends a request (a `HOST_REQUEST_*`) to the loop, which carries it out at the next step
+    /// boundary. `factor` is in (0, 1] for `HOST_REQUEST_SCALE_LEARNING_RATE` and ignored otherwise.
+    /// `reason` is for users and is recorded; it must not be empty. The host copies it. Returns
+    /// `HOST_UNSUPPORTED` if the host does not support the request; the plugin can then send another.
+    /// Returns `HOST_ERROR` for an invalid factor or reason.
     pub ask: Option<
         unsafe extern "C" fn(
             ctx: *mut c_void,
@@ -49,11 +51,12 @@ pub struct HostRequestsOut {
     >,
 }
 
-/// Sees what happens in a run, in order, and may ask for something.
+/// Receives the events of a run in order and can send requests.
 ///
-/// It is the one kind with a state in the checkpoint: a metric is reset before each evaluation and
-/// no checkpoint is taken within one, a grouping is made once, and a sink keeps what it must know
-/// in its `state_dir`, since a checkpoint has the same bytes wherever it is delivered.
+/// Only observers have state in the checkpoint. The other kinds do not need it: metrics are reset
+/// before each evaluation, and no checkpoint is written during one; parameter groups are computed only
+/// once. Sinks keep their state in `state_dir`, so that a checkpoint has the same bytes at every
+/// destination.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HostObserver {
@@ -65,8 +68,8 @@ pub struct HostObserver {
     pub create: Option<HostCreate>,
     /// See [`HostDestroy`].
     pub destroy: Option<HostDestroy>,
-    /// `[main]` Looks at an event of the kinds that the manifest's `events` names, of all if it has
-    /// none. The event is borrowed until this returns. The training waits for it.
+    /// `[main]` Receives an event. The manifest's `events` lists the kinds; the default is all. The event
+    /// is borrowed until this returns. Training waits for this call.
     pub observe: Option<
         unsafe extern "C" fn(
             instance: *mut c_void,
@@ -74,14 +77,15 @@ pub struct HostObserver {
             out: *const HostRequestsOut,
         ) -> HostStatus,
     >,
-    /// `[main]` Puts the state as bytes by `put_bytes`, which copies. They say their own version;
-    /// equal states are equal bytes. They go into the checkpoint; after a failure it has none of this
-    /// plugin. Null, together with `import_state`, if there is no state.
+    /// `[main]` Passes the state as bytes to `put_bytes`, which copies them, for the checkpoint.
+    /// The bytes must contain the version of their format, and equal states must have equal bytes.
+    /// If the call fails, the checkpoint has no state of this plugin. If the observer has no state,
+    /// this and `import_state` must both be null.
     pub export_state:
         Option<unsafe extern "C" fn(instance: *mut c_void, out: *const HostOut) -> HostStatus>,
-    /// `[main]` Makes the state one that an instance exported before, perhaps of another version of
-    /// the plugin. The bytes are borrowed until this returns. Those that it cannot read are an error
-    /// and leave the state as it is; the resume fails then.
+    /// `[main]` Replaces the state with an exported state, possibly from another version of the
+    /// plugin. The bytes are borrowed until this returns. If the bytes cannot be read, returns an
+    /// error and leaves the state unchanged; the resume then fails.
     pub import_state:
         Option<unsafe extern "C" fn(instance: *mut c_void, state: HostStr) -> HostStatus>,
 }

@@ -2,7 +2,7 @@ use core::ffi::c_void;
 
 use crate::{HostStatus, HostStr};
 
-/// Where a call puts its results. Valid until the call returns; the functions copy.
+/// Receives the results of a call. Valid until the call returns. The functions copy their arguments.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HostOut {
@@ -10,15 +10,17 @@ pub struct HostOut {
     pub struct_size: u32,
     /// Zero.
     pub reserved: u32,
-    /// Handed back as the first argument of each function below.
+    /// The first argument to pass to each function below.
     pub ctx: *mut c_void,
-    /// `[inst]` Adds a named number, at most 1,000 in a call. The host copies the name, which has 1 to 200
-    /// bytes. `HOST_ERROR` for the same name twice, or one that cannot be a name; the call fails then,
-    /// whatever it returns. It fails afterwards where a name is the host's (`lr`, `loss/train`, what
-    /// begins with `system/`, `plugin/` or `baseline/`), looks like one of those, or is another plugin's.
+    /// `[inst]` Adds a named number; a call can add at most 1,000. The name has 1 to 200 bytes; the
+    /// host copies it. Returns `HOST_ERROR` for a duplicate or invalid name. The plugin's call then
+    /// fails, regardless of the status that the plugin returns. When the plugin's call has
+    /// returned, the host checks the names. The call fails if a name is one of these: a name of the
+    /// host (`lr`, `loss/train`, names that start with `system/`, `plugin/` or `baseline/`); a name
+    /// that resembles a name of the host; a name of another plugin.
     pub put_f64:
         Option<unsafe extern "C" fn(ctx: *mut c_void, name: HostStr, value: f64) -> HostStatus>,
-    /// `[inst]` Sets the bytes of the result, which the host copies; the last call counts. `HOST_ERROR`
-    /// for more than 64 MiB.
+    /// `[inst]` Sets the bytes of the result. The host copies them. If this is called several
+    /// times, the host uses the last bytes. Returns `HOST_ERROR` for more than 64 MiB.
     pub put_bytes: Option<unsafe extern "C" fn(ctx: *mut c_void, bytes: HostStr) -> HostStatus>,
 }

@@ -6,11 +6,11 @@ use crate::{DLDataType, HostCreate, HostDestroy, HostStatus, HostStr};
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HostParam {
-    /// Size of this struct in the host's build; also the stride of the array it lies in.
+    /// Size of this struct in the host's build; also the stride of its array.
     pub struct_size: u32,
     /// Zero.
     pub flags: u32,
-    /// Its name as on the Hub: `transformer.h.0.ln_1.weight`.
+    /// The parameter's name as on the Hub, such as `transformer.h.0.ln_1.weight`.
     pub name: HostStr,
     /// `ndim` sizes.
     pub shape: *const i64,
@@ -20,7 +20,7 @@ pub struct HostParam {
     pub dtype: DLDataType,
 }
 
-/// What a grouping is made from.
+/// The input of a grouping.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HostGroupsRequest {
@@ -32,11 +32,12 @@ pub struct HostGroupsRequest {
     pub params: *const HostParam,
     /// Length of `params`.
     pub n_params: usize,
-    /// The run's `weight_decay`, for groups that decay and say no other.
+    /// The run's `weight_decay`. Use it for groups with weight decay but without a value of their
+    /// own.
     pub weight_decay: f64,
 }
 
-/// Where the groups go. Valid until the call returns.
+/// Receives the groups. Valid until the call returns.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HostGroupsOut {
@@ -44,11 +45,12 @@ pub struct HostGroupsOut {
     pub struct_size: u32,
     /// Zero.
     pub reserved: u32,
-    /// Handed back as the first argument of each function below.
+    /// The first argument to pass to each function below.
     pub ctx: *mut c_void,
-    /// `[inst]` Adds a group and writes its index to `group`. The learning rate of its parameters
-    /// is the schedule's times `lr_multiplier`. The host copies the name. `HOST_ERROR` for one that
-    /// cannot be a group's. Numbers that are not finite, or below 0, make the result unusable.
+    /// `[inst]` Adds a group and writes its index to `group`. The learning rate of the group's
+    /// parameters is the schedule's learning rate times `lr_multiplier`. The host copies the name.
+    /// Returns `HOST_ERROR` for an invalid or duplicate name. The host rejects the result if a
+    /// number is negative or not finite.
     pub add_group: Option<
         unsafe extern "C" fn(
             ctx: *mut c_void,
@@ -58,17 +60,17 @@ pub struct HostGroupsOut {
             group: *mut u32,
         ) -> HostStatus,
     >,
-    /// `[inst]` Puts the parameter with this index of the request into a group. `HOST_ERROR` if there
-    /// is no such parameter or group. The host refuses the result unless each parameter was put into
-    /// one group once.
+    /// `[inst]` Assigns the parameter with this index in the request to a group. Returns `HOST_ERROR` for
+    /// an unknown parameter or group. The host rejects the result unless each parameter is assigned
+    /// exactly once.
     pub assign:
         Option<unsafe extern "C" fn(ctx: *mut c_void, param: usize, group: u32) -> HostStatus>,
-    /// `[inst]` Tells the user of something odd, such as a pattern that matches nothing. The host
-    /// copies the message. What it returns can be ignored.
+    /// `[inst]` Reports a warning to the user, such as a pattern without matches. The host copies the
+    /// message. The status can be ignored.
     pub warn: Option<unsafe extern "C" fn(ctx: *mut c_void, message: HostStr) -> HostStatus>,
 }
 
-/// Decides the optimizer's parameter groups.
+/// Assigns the model's parameters to the optimizer's groups.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HostParamGroups {
@@ -80,8 +82,8 @@ pub struct HostParamGroups {
     pub create: Option<HostCreate>,
     /// See [`HostDestroy`].
     pub destroy: Option<HostDestroy>,
-    /// `[inst]` Puts every parameter of the request into a group. The order of the parameters does
-    /// not matter to the result. The request is borrowed until this returns. After a failure the run
+    /// `[inst]` Assigns every parameter of the request to a group. The result must not depend on the
+    /// order of the parameters. The request is borrowed until this returns. If the call fails, the run
     /// does not start.
     pub group: Option<
         unsafe extern "C" fn(

@@ -1,6 +1,7 @@
-/// UTF-8 text or, where a comment says so, bytes. Borrowed. `ptr` may be null only if `len` is 0.
+/// A borrowed UTF-8 text. It contains arbitrary bytes only where the comment of a field or function allows
+/// them. `ptr` can be null only if `len` is 0.
 ///
-/// Frozen: the one struct of the ABI without a size.
+/// The layout is frozen, so this struct has no `struct_size`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HostStr {
@@ -11,12 +12,12 @@ pub struct HostStr {
 }
 
 impl HostStr {
-    /// A view of `text`, which must outlive every use of the view.
+    /// Creates a view of `text`, which must outlive every use of the view.
     pub const fn new(text: &str) -> Self {
         Self::from_bytes(text.as_bytes())
     }
 
-    /// A view of `bytes`, which must outlive every use of the view.
+    /// Creates a view of `bytes`, which must outlive every use of the view.
     pub const fn from_bytes(bytes: &[u8]) -> Self {
         Self {
             ptr: bytes.as_ptr(),
@@ -24,7 +25,7 @@ impl HostStr {
         }
     }
 
-    /// The bytes behind the view.
+    /// Returns the bytes of the view.
     ///
     /// # Safety
     /// `ptr` and `len` must denote readable bytes that stay unchanged for `'a`.
@@ -32,21 +33,21 @@ impl HostStr {
         if self.ptr.is_null() || self.len == 0 {
             return &[];
         }
-        // SAFETY: the caller vouches for the pointer, the length and the lifetime.
+        // SAFETY: the caller promises that the pointer, the length and the lifetime are valid.
         unsafe { core::slice::from_raw_parts(self.ptr, self.len) }
     }
 
-    /// The text behind the view, or the place of the first byte that is not UTF-8.
+    /// Returns the text of the view, or an error with the position of the first byte that is not UTF-8.
     ///
     /// # Safety
-    /// As for [`HostStr::as_bytes`].
+    /// See [`HostStr::as_bytes`].
     pub const unsafe fn as_str<'a>(self) -> Result<&'a str, core::str::Utf8Error> {
-        // SAFETY: the caller's promise is that of `as_bytes`.
+        // SAFETY: the caller promises the same as for `as_bytes`.
         core::str::from_utf8(unsafe { self.as_bytes() })
     }
 }
 
-// SAFETY: a `HostStr` is a borrowed view; those that are shared between threads are constants.
+// SAFETY: a `HostStr` is a borrowed view; only constants are shared between threads.
 unsafe impl Send for HostStr {}
-// SAFETY: as above, and nothing can be changed through it.
+// SAFETY: as for `Send`, and the view gives no write access.
 unsafe impl Sync for HostStr {}

@@ -8,7 +8,7 @@ use crate::HostStr;
 pub struct DLDevice {
     /// `DLDeviceType`.
     pub device_type: i32,
-    /// Which of them.
+    /// Index of the device among those of its type.
     pub device_id: i32,
 }
 
@@ -24,15 +24,15 @@ pub struct DLDataType {
     pub lanes: u16,
 }
 
-/// DLPack 1's `DLTensor`, the layout that every array library reads.
+/// `DLTensor` of DLPack 1, the layout that array libraries support.
 ///
-/// The element `i` lies at `data + byte_offset + sum(i[d] * strides[d]) * bits / 8`.
+/// The address of element `i` is `data + byte_offset + sum(i[d] * strides[d]) * bits / 8`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct DLTensor {
     /// Start of the allocation; null if the tensor is empty.
     pub data: *mut c_void,
-    /// Where the data lies.
+    /// Device of the data.
     pub device: DLDevice,
     /// Number of dimensions; 0 for a scalar.
     pub ndim: i32,
@@ -50,14 +50,14 @@ pub struct DLTensor {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HostTensor {
-    /// Size of this struct in the host's build; also the stride of the array it lies in.
+    /// Size of this struct in the host's build; also the stride of an array of these structs.
     pub struct_size: u32,
     /// `HOST_TENSOR_*`.
     pub flags: u32,
-    /// Which input it is: a name of the manifest's `needs`.
+    /// Name of the input, from the manifest's `needs`.
     pub name: HostStr,
-    /// The view itself.
+    /// The tensor's layout and data.
     pub dl: *const DLTensor,
-    /// The CUDA stream on which the data is ready, or null: then it is ready already.
+    /// The CUDA stream on which the data becomes ready. Null if it is ready already.
     pub stream: *mut c_void,
 }

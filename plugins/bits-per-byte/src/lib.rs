@@ -1,10 +1,10 @@
-//! `bits_per_byte`: how many bits the model needs for a byte of the evaluation text. Unlike the
-//! perplexity it can be compared between models with different tokenizers.
+//! `bits_per_byte`: the bits that the model needs per byte of the evaluation text. Unlike the
+//! perplexity, it is comparable between models with different tokenizers.
 //!
-//! It is the sum of all negative log likelihoods in bits over the number of bytes of the predicted
-//! tokens, as lm-evaluation-harness has it. A token that stands for no text, such as the one between
-//! documents, has 0 bytes, and what predicting it costs counts: where a document ends is information,
-//! too. Shorter documents therefore cost a little more.
+//! It is the sum of all negative log likelihoods in bits divided by the number of bytes of the predicted
+//! tokens, as in lm-evaluation-harness. A token without text, such as the separator of
+//! documents, has 0 bytes, but its loss counts, because the end of a document is information
+//! too. Shorter documents therefore cost slightly more.
 
 #![forbid(unsafe_code)]
 
@@ -12,9 +12,9 @@ use std::f64::consts::LN_2;
 
 use host_plugin_sdk::{Batch, Error, Host, Metric, NoConfig, Result, Sum, Values, export_plugin};
 
-/// First byte of a state; another layout gets another number.
+/// First byte of an exported state. It must change when the layout changes.
 const STATE_VERSION: u8 = 1;
-/// Version, sum, count.
+/// Size of an exported state: version, sum, count.
 const STATE_BYTES: usize = 1 + 16 + 8;
 
 /// Bits per byte of the text seen so far.
@@ -39,7 +39,7 @@ impl Metric for BitsPerByte {
     fn update(&mut self, batch: &Batch<'_>) -> Result<()> {
         let byte_count = batch.scalar_i64("byte_count")?;
         let byte_count = u64::try_from(byte_count)
-            .map_err(|_| Error::new(format!("a batch of {byte_count} bytes")))?;
+            .map_err(|_| Error::new(format!("invalid byte_count: {byte_count}")))?;
         self.add(Sum::from(batch.scalar_f64("loss_sum")?), byte_count)
     }
 
@@ -53,16 +53,16 @@ impl Metric for BitsPerByte {
 
     fn merge_state(&mut self, state: &[u8]) -> Result<()> {
         let Some((&version, numbers)) = state.split_first() else {
-            return Err(Error::new("an empty state of bits-per-byte"));
+            return Err(Error::new("the state of bits-per-byte is empty"));
         };
         if version != STATE_VERSION {
             return Err(Error::unsupported(format!(
-                "a state of bits-per-byte of version {version}, this is version {STATE_VERSION}"
+                "the state of bits-per-byte has version {version}, but this plugin reads version {STATE_VERSION}"
             )));
         }
         let wrong = || {
             Error::new(format!(
-                "a state of bits-per-byte has {STATE_BYTES} bytes, this has {}",
+                "a state of bits-per-byte has {STATE_BYTES} bytes, but this one has {}",
                 state.len()
             ))
         };
@@ -73,7 +73,7 @@ impl Metric for BitsPerByte {
 
     fn compute(&self, values: &mut Values<'_>) -> Result<()> {
         if self.byte_count == 0 {
-            return Err(Error::new("no text was evaluated, so it has no bytes"));
+            return Err(Error::new("no text was evaluated, so the byte count is 0"));
         }
         let nats_per_byte = self.loss_sum.value() / self.byte_count as f64;
         values.put_f64("bits_per_byte", nats_per_byte / LN_2)
@@ -83,7 +83,7 @@ impl Metric for BitsPerByte {
 impl BitsPerByte {
     fn add(&mut self, loss_sum: Sum, byte_count: u64) -> Result<()> {
         let count = self.byte_count.checked_add(byte_count);
-        self.byte_count = count.ok_or_else(|| Error::new("more bytes than can be counted"))?;
+        self.byte_count = count.ok_or_else(|| Error::new("the byte count overflowed"))?;
         self.loss_sum += loss_sum;
         Ok(())
     }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_without_text_costs_and_has_no_bytes() {
+    fn a_token_without_text_adds_loss_but_no_bytes() {
         assert_eq!(value(of(&[(LN_2, 0), (2.0 * LN_2, 3)])), 1.0);
         let failure = of(&[(LN_2, 0)]).compute().expect_err("no bytes");
         assert!(failure.message.contains("no text"), "{failure}");
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn reset_makes_it_new() {
+    fn reset_restores_the_initial_state() {
         let mut metric = of(&[(f64::NAN, 4)]);
         metric.reset().expect("reset");
         assert!(metric.compute().is_err());
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_state_are_refused_and_change_nothing() {
+    fn invalid_states_are_refused_and_change_nothing() {
         let state = of(&[(3.0, 4)]).export_state().expect("exported");
         assert_eq!(state.len(), STATE_BYTES);
         let mut metric = of(&[(LN_2, 1)]);
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_lacks_something_is_refused() {
+    fn an_incomplete_batch_is_refused() {
         let mut metric = of(&[]);
         let lacking = fake::Batch::new().with("loss_sum", 1.0);
         let failure = metric.update(&lacking).expect_err("refused");

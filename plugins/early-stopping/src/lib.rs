@@ -3,19 +3,19 @@
 //! ```toml
 //! [[plugin]]
 //! id = "early-stopping"
-//! metric = "loss/eval"        # the default; any metric of the run will do
+//! metric = "loss/eval"        # the default; any metric of the run
 //! greater_is_better = false   # the default; true for accuracies
-//! patience = 3                # the default; measurements in a row without an improvement
-//! min_delta = 0.0             # the default; an improvement is one by more than this
-//! stopping_threshold = 1.5    # better than this is good enough; none by default
+//! patience = 3                # the default; consecutive measurements without an improvement
+//! min_delta = 0.0             # the default; an improvement must be larger than this
+//! stopping_threshold = 1.5    # stop when the metric is better than this; not set by default
 //! check_finite = true         # the default; infinity or NaN stops at once
 //! ```
 //!
-//! What is counted are measurements of the metric, which for `loss/eval` are evaluations; those come
-//! every `save_checkpoint_steps`. The names and what they mean are those of Lightning's `EarlyStopping`
-//! (`patience`, `min_delta`, `stopping_threshold`, `check_finite`; Keras has the first two as well)
-//! and of transformers (`greater_is_better`). The best value so far and the count are in every
-//! checkpoint, so a resumed run stops where it would have stopped.
+//! Each measurement of the metric counts. For `loss/eval`, the measurements are the evaluations, which take
+//! place every `save_checkpoint_steps` steps. Names and meaning are from Lightning's `EarlyStopping`
+//! (`patience`, `min_delta`, `stopping_threshold`, `check_finite`; Keras has the first two as well) and from
+//! transformers (`greater_is_better`). Every checkpoint contains the best value and the count, so a resumed
+//! run stops at the same step.
 
 #![forbid(unsafe_code)]
 
@@ -24,9 +24,10 @@ use host_plugin_sdk::{
 };
 use serde::Deserialize;
 
-/// First byte of a state; another layout gets another number.
+/// First byte of an exported state. It must change when the layout changes.
 const STATE_VERSION: u8 = 1;
-/// Version, best value, its step, measurements without an improvement.
+/// Size of an exported state: version, best value, step of the best value, measurements without an
+/// improvement.
 const STATE_BYTES: usize = 1 + 8 + 8 + 8;
 
 /// The settings; `config.schema.json` describes them.
@@ -60,14 +61,14 @@ pub struct EarlyStopping {
     metric: WatchedMetric,
     config: Config,
     best: Best,
-    /// Measurements in a row without an improvement.
+    /// Consecutive measurements without an improvement.
     waited: u64,
 }
 
 /// The best value so far.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Best {
-    /// The worst there is, before the first measurement.
+    /// Before the first measurement, the worst possible value.
     value: f64,
     step: u64,
 }
@@ -124,13 +125,13 @@ impl Observer for EarlyStopping {
             Some(&STATE_VERSION) if state.len() == STATE_BYTES => {}
             Some(&STATE_VERSION) | None => {
                 return Err(Error::new(format!(
-                    "a state of early-stopping has {STATE_BYTES} bytes, this has {}",
+                    "a state of early-stopping has {STATE_BYTES} bytes, but this one has {}",
                     state.len()
                 )));
             }
             Some(version) => {
                 return Err(Error::unsupported(format!(
-                    "a state of early-stopping of version {version}, this is version {STATE_VERSION}"
+                    "the state of early-stopping has version {version}, but this plugin reads version {STATE_VERSION}"
                 )));
             }
         }
@@ -149,8 +150,8 @@ impl Observer for EarlyStopping {
 }
 
 impl EarlyStopping {
-    /// Takes note of a measurement. An infinite or NaN one leaves the best value and, where it stops,
-    /// the count as they are.
+    /// Records a measurement. Returns the reason to stop training, if there is one. If `check_finite` is set,
+    /// an infinite or NaN value changes neither the best value nor the count.
     fn reason_to_stop(&mut self, step: u64, value: f64) -> Option<String> {
         let Config {
             patience,
@@ -197,7 +198,7 @@ impl EarlyStopping {
         })
     }
 
-    /// Never so if one of the two is NaN.
+    /// Whether `value` is better than `than`. False if either of them is NaN.
     fn is_better(&self, value: f64, than: f64) -> bool {
         match self.config.greater_is_better {
             true => value > than,
@@ -206,7 +207,7 @@ impl EarlyStopping {
     }
 }
 
-/// A value with five digits, for people.
+/// Formats a value with five significant digits for a message.
 fn short(value: f64) -> String {
     let rounded: f64 = format!("{value:.4e}").parse().unwrap_or(value);
     let text = format!("{rounded:?}");
@@ -232,8 +233,8 @@ mod tests {
         plugin.observer(&config.to_string()).expect("created")
     }
 
-    /// Shows a value of `loss/eval` every 100 steps, from step 100 on; why and at which of them it
-    /// first asked to stop.
+    /// Passes values of `loss/eval` to the plugin, one every 100 steps, starting at step 100. Returns the
+    /// index of the value at which the plugin first requested a stop, and the reason.
     fn stop(config: Value, values: &[f64]) -> Option<(usize, String)> {
         stop_of(&mut observer(config), "loss/eval", values)
     }
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stops_after_so_many_evaluations_without_an_improvement() {
+    fn it_stops_after_patience_evaluations_without_an_improvement() {
         assert_eq!(
             stop(json!({}), &[3.0, 2.31, 2.5, 2.31, 2.4]),
             Some((
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn an_improvement_begins_the_count_again() {
+    fn an_improvement_resets_the_count() {
         let values = [3.0, 4.0, 4.0, 2.9, 4.0, 4.0, 2.8, 4.0, 4.0];
         assert_eq!(stop(json!({}), &values), None);
         assert_eq!(at(stop(json!({"patience": 2}), &values)), Some(2));
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn an_improvement_is_one_by_more_than_min_delta() {
+    fn an_improvement_must_be_larger_than_min_delta() {
         let values = [3.0, 2.75, 2.5, 2.25];
         let config = |delta: f64| json!({"min_delta": delta, "patience": 2});
         assert_eq!(stop(config(0.24), &values), None);
@@ -314,7 +315,11 @@ mod tests {
             "an improvement is measured from the best value"
         );
         let exact = stop(json!({"min_delta": 0.25, "patience": 1}), &values);
-        assert_eq!(at(exact), Some(1), "exactly min_delta is not more than it");
+        assert_eq!(
+            at(exact),
+            Some(1),
+            "a change of exactly min_delta is not an improvement"
+        );
         let rising = json!({"min_delta": 0.25, "patience": 1, "greater_is_better": true});
         assert_eq!(at(stop(rising, &[1.0, 1.5, 1.75])), Some(2));
     }
@@ -334,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_stops_or_is_no_improvement() {
+    fn a_value_that_is_not_finite_stops_or_is_no_improvement() {
         assert_eq!(
             stop(json!({}), &[2.0, f64::NAN]),
             Some((1, "loss/eval is NaN at step 200".to_owned()))
@@ -374,7 +379,7 @@ mod tests {
             let stopped = stop_of(&mut after, "loss/eval", &values[split..]);
             assert_eq!(at(stopped), Some(7 - split));
         }
-        // A run that was stopped and is resumed all the same stops again, unless it improves.
+        // If a stopped run is resumed anyway, it stops again unless the metric improves.
         let mut stopped = observer(json!({}));
         assert!(stop_of(&mut stopped, "loss/eval", &values).is_some());
         let state = stopped.export_state().expect("exported");
@@ -385,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_state_are_refused_and_change_nothing() {
+    fn invalid_states_are_refused_and_change_nothing() {
         let mut observer = observer(json!({}));
         assert_eq!(stop_of(&mut observer, "loss/eval", &[3.0, 4.0]), None);
         let state = observer.export_state().expect("exported");
@@ -400,13 +405,13 @@ mod tests {
         assert!(failure.is_unsupported());
         assert_eq!(
             failure.message,
-            "a state of early-stopping of version 2, this is version 1"
+            "the state of early-stopping has version 2, but this plugin reads version 1"
         );
         assert_eq!(observer.export_state().expect("exported"), state);
     }
 
     #[test]
-    fn settings_that_make_no_sense_are_refused() {
+    fn invalid_settings_are_refused() {
         let plugin = fake::Plugin::load(&PLUGIN);
         for (config, message) in [
             (r#"{"patience": 0}"#, "patience is 0, it must be at least 1"),
@@ -420,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn the_schema_s_defaults_are_the_code_s() {
+    fn the_defaults_of_schema_and_code_are_equal() {
         let plugin = fake::Plugin::load(&PLUGIN);
         let properties = &plugin.manifest()["config"]["properties"];
         let defaults: serde_json::Map<String, Value> = properties
@@ -434,9 +439,11 @@ mod tests {
     }
 
     #[test]
-    fn a_metric_that_nobody_measures_is_told() {
+    fn an_unknown_metric_is_warned_of() {
         let plugin = fake::Plugin::load(&PLUGIN);
-        let mut typo = plugin.observer(r#"{"metric": "los/eval"}"#).expect("made");
+        let mut typo = plugin
+            .observer(r#"{"metric": "los/eval"}"#)
+            .expect("created");
         assert_eq!(stop_of(&mut typo, "loss/eval", &[1.0, 1.0, 1.0, 1.0]), None);
         let checkpoint = Event::CheckpointWritten {
             name: "step-000100",
@@ -445,7 +452,7 @@ mod tests {
         typo.observe(100, &checkpoint).expect("observed");
         assert_eq!(
             plugin.log(),
-            ["warn: no metric is called los/eval so far; there are: loss/eval, lr"]
+            ["warn: no metric named los/eval so far; measured metrics: loss/eval, lr"]
         );
     }
 }

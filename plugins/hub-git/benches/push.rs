@@ -1,12 +1,13 @@
-//! What it costs to push a checkpoint of 300 MB: from the call of `publish` until the branch has moved,
-//! beside `sha256sum` of the file and an upload of it by `curl` to the same server.
+//! Measures the time to push a checkpoint of 300 MB, from the call of `publish` until the branch is updated.
+//! Compares this time with the sum of two times. One is the time that `sha256sum` needs for the weights file.
+//! The other is the time that `curl` needs to upload this file to the same server.
 //!
-//! The server is the tests' own, in this process: git's http-backend and an LFS server that checks every
-//! digest. Each push is the first of its file to a new repository. The ways take turns, so that a change
-//! of the machine's speed meets all of them. Both numbers of the peers are of processes that were
-//! started for it.
+//! The server is the test hub, which runs in this process. It consists of git's http-backend and an LFS
+//! server that checks every digest. Each push is the first one to a new repository. The push and the two
+//! programs take turns, so that changes of the machine's speed affect all three equally. The times of
+//! `sha256sum` and `curl` include the start of the process.
 //!
-//! One more push is made by a process of its own, of which the most memory is told.
+//! One more push runs in a separate process, whose peak memory is reported.
 //!
 //! `cargo bench -p hub-git --bench push -- [--json FILE] [--rounds N] [--megabytes N]`
 
@@ -39,7 +40,7 @@ fn main() {
     let rounds = number("--rounds", 5);
     let size = number("--megabytes", 300) * 1_000_000;
     let scene = Scene::new(size);
-    // What is read for the first time is nobody's cost.
+    // Reads the file into the page cache, so that no measured time includes reading from the disk.
     let _ = scene.sha256sum();
     let mut times: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for round in 0..rounds {
@@ -51,27 +52,27 @@ fn main() {
     let ratios: Vec<f64> = (0..rounds)
         .map(|n| times["hub-git"][n] / (times["sha256sum"][n] + times["curl"][n]))
         .collect();
-    println!("{} MB, {rounds} rounds in turn", size / 1_000_000);
+    println!("{} MB, {rounds} rounds", size / 1_000_000);
     for (name, secs) in &times {
         println!("{name:10} {:.2} s {}", median(secs), spread(secs));
     }
     println!(
-        "hub-git is {:.2}x of sha256sum and curl {}",
+        "hub-git takes {:.2}x the time of sha256sum and curl {}",
         median(&ratios),
         spread(&ratios)
     );
     let memory = scene.memory();
-    println!("a process that pushes it has {memory:.1} MB at most");
+    println!("peak memory of a process that pushes it: {memory:.1} MB");
     if let Some(file) = value_of("--json") {
         let report = json!({ "bytes": size, "secs": times, "ratios": ratios, "memory_mb": memory });
         fs::write(file, report.to_string()).expect("written");
     }
 }
 
-/// What this program is told when it pushes once, to a test hub elsewhere.
+/// The flag with which this program starts itself as a separate process that pushes once.
 const PUSH: &str = "--push";
 
-/// Pushes the checkpoint in a folder, and prints the most memory that it had, in KiB.
+/// Pushes the checkpoint in a folder, and prints the peak memory of this process in KiB.
 fn push_alone(hub: &str, dir: &Path) {
     let state_dir = dir.with_extension("sink");
     fs::create_dir(&state_dir).expect("a folder");
@@ -81,14 +82,15 @@ fn push_alone(hub: &str, dir: &Path) {
     println!("{}", peak.expect("a peak").trim().trim_end_matches(" kB"));
 }
 
-/// The files of a checkpoint, with their digests.
+/// Returns the files of a checkpoint, with their digests.
 fn files_of(dir: &Path) -> BTreeMap<String, FileEntry> {
     let entry = |name: &str| {
         let path = dir.join(name);
         let mut file = fs::File::open(&path).expect("a file");
         let (mut hash, mut piece) = (Sha256::new(), [0; 1 << 16]);
         let mut size = 0;
-        // In pieces: the whole of it would be the most memory that the process ever has.
+        // The file is read in pieces, because holding all of it in memory would raise the reported peak
+        // memory.
         while let read @ 1.. = file.read(&mut piece).expect("a file") {
             hash.update(&piece[..read]);
             size += read as u64;
@@ -100,7 +102,7 @@ fn files_of(dir: &Path) -> BTreeMap<String, FileEntry> {
     ["model.safetensors", "config.json"].map(entry).into()
 }
 
-/// Seconds of a push.
+/// Pushes a checkpoint. Returns the time in seconds.
 fn publish(
     hub: &str,
     name: &str,
@@ -155,7 +157,7 @@ impl Scene {
         }
     }
 
-    /// Seconds of a push.
+    /// Pushes the checkpoint to a new repository. Returns the time in seconds.
     fn push(&self, round: usize) -> f64 {
         let name = format!("user/pushed-{round}");
         self.hub.create_repo(&name, &[("README.md", "# A model\n")]);
@@ -167,7 +169,7 @@ impl Scene {
         secs
     }
 
-    /// The most memory of a process that pushes, in MB.
+    /// Starts a process that pushes. Returns its peak memory in MB.
     fn memory(&self) -> f64 {
         self.hub
             .create_repo("user/alone", &[("README.md", "# A model\n")]);
@@ -186,7 +188,8 @@ impl Scene {
         timed(command.arg(&self.weights).stdout(Stdio::null()))
     }
 
-    /// Seconds of an upload alone: where to is asked before.
+    /// Uploads the file with curl. Returns the time of the upload in seconds. This time does not include the
+    /// earlier request for the upload link.
     fn curl(&self, round: usize) -> f64 {
         let name = format!("user/curled-{round}");
         self.hub.create_repo(&name, &[("README.md", "# A model\n")]);
@@ -224,13 +227,13 @@ impl Scene {
         secs
     }
 
-    /// Makes room.
+    /// Removes the repository, to free disk space.
     fn forget(&self, name: &str) {
         fs::remove_dir_all(self.hub.repo_path(name)).expect("removed");
     }
 }
 
-/// Seconds that a program takes, its start included.
+/// Runs a program. Returns the time in seconds, including the start of the process.
 fn timed(command: &mut Command) -> f64 {
     let begun = Instant::now();
     let status = command.status().expect("it starts");
@@ -238,7 +241,7 @@ fn timed(command: &mut Command) -> f64 {
     begun.elapsed().as_secs_f64()
 }
 
-/// Bytes that nothing can make smaller, by xorshift (Marsaglia 2003).
+/// Returns incompressible bytes, generated with xorshift (Marsaglia 2003).
 fn noise(size: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(size + 8);

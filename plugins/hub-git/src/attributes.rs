@@ -1,8 +1,8 @@
-//! Lines of `.gitattributes`: which files go by Git LFS.
+//! Creates lines of `.gitattributes`, which determine the files that are stored with Git LFS.
 
 use std::fmt::Write;
 
-/// Endings of formats that hold tensors. All files of such a kind go by LFS, now and later.
+/// File extensions of tensor formats. All files with such an extension are stored with LFS.
 const TENSORS: [&str; 9] = [
     "safetensors",
     "bin",
@@ -15,16 +15,18 @@ const TENSORS: [&str; 9] = [
     "msgpack",
 ];
 
-/// What the Hub takes as a plain file at most; its limit is 10 MiB, and files grow.
+/// Files above this size are stored with LFS. The Hub's own limit for plain files is 10 MiB. The limit here
+/// is lower, because files can grow between checkpoints.
 const PLAIN_BYTES: u64 = 5 << 20;
 
-/// Whether a file should go by LFS where nobody has said so: the Hub takes no large and no binary
-/// plain files. `beginning` is the file's first kilobytes.
+/// Whether to store a file with LFS although `.gitattributes` does not require it. This can be necessary
+/// because the Hub rejects plain files that are large or binary. `beginning` contains the first kilobytes of
+/// the file.
 pub(crate) fn wants_lfs(name: &str, size: u64, beginning: &[u8]) -> bool {
     size > PLAIN_BYTES || tensor_ending(name).is_some() || beginning.contains(&0)
 }
 
-/// The attributes with lines for more files. What is there stays as it is.
+/// Returns the attributes with added lines for more files. Existing lines are unchanged.
 pub(crate) fn extend<'a>(attributes: &str, names: impl IntoIterator<Item = &'a str>) -> String {
     let mut text = attributes.to_owned();
     if !text.is_empty() && !text.ends_with('\n') {
@@ -39,7 +41,8 @@ pub(crate) fn extend<'a>(attributes: &str, names: impl IntoIterator<Item = &'a s
     text
 }
 
-/// All files of a tensor format, or that one file.
+/// If the file has a tensor format, returns a pattern for all files of that format. Otherwise, returns a
+/// pattern for this file only.
 fn pattern(name: &str) -> String {
     if let Some(ending) = tensor_ending(name) {
         return format!("*.{ending}");
@@ -47,7 +50,7 @@ fn pattern(name: &str) -> String {
     let mut pattern = "/".to_owned();
     for c in name.chars() {
         match c {
-            // A blank would end the pattern.
+            // A space or tab would end the pattern.
             ' ' | '\t' => pattern.push_str("[[:space:]]"),
             '*' | '?' | '[' | '\\' => pattern.extend(['\\', c]),
             _ => pattern.push(c),
@@ -66,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn large_binary_and_tensor_files_go_by_lfs() {
+    fn large_binary_and_tensor_files_are_stored_with_lfs() {
         assert!(wants_lfs("model.safetensors", 10, b""));
         assert!(wants_lfs("tokenizer.json", 6 << 20, b"{"));
         assert!(wants_lfs("cursor", 10, b"a\0b"));
@@ -74,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_stays_and_nothing_comes_twice() {
+    fn existing_lines_stay_and_no_line_is_added_twice() {
         let before = "*.h5 filter=lfs diff=lfs merge=lfs -text\n# mine";
         let names = ["a.bin", "b.bin", "my file[1].json"];
         let after = extend(before, names);

@@ -2,7 +2,7 @@ use serde::Deserialize;
 
 use crate::{Error, Result};
 
-/// The sink's configuration; `config.schema.json` says the same to the host.
+/// The sink's configuration; `config.schema.json` describes it to the host.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -12,50 +12,52 @@ pub struct Config {
     #[serde(default)]
     pub branch: Option<String>,
     /// Name of the environment variable that holds the token. If absent, a remote on the Hub uses
-    /// `HF_TOKEN` or the Hub's token file, and any other remote no token at all: the Hub's token is
-    /// nobody else's business.
+    /// `HF_TOKEN` or the Hub's token file. Any other remote uses no token, so that the Hub's token is not
+    /// sent to other servers.
     #[serde(default)]
     pub token_env: Option<String>,
-    /// Name of the environment variable that holds the token for the LFS server that the branch's
-    /// `.lfsconfig` names, if that is another server than the remote's.
+    /// Name of the environment variable that holds the token for a separate LFS server. It is used only if
+    /// the branch's `.lfsconfig` names a server other than the remote's own.
     #[serde(default)]
     pub lfs_token_env: Option<String>,
-    /// Whether the repository is made if it is not there: on the Hub, or as a folder.
+    /// Whether to create a missing repository. It can be a repository on the Hub, or a folder.
     #[serde(default)]
     pub create: bool,
-    /// Who may see a repository that is made on the Hub: its owner alone, or everybody. If absent,
-    /// the owner's settings there decide.
+    /// Whether a repository that is created on the Hub is private. If absent, the owner's settings on the Hub
+    /// apply.
     #[serde(default)]
     pub private: Option<bool>,
-    /// What goes by Git LFS.
+    /// Which files are stored with Git LFS.
     #[serde(default)]
     pub lfs: LfsMode,
-    /// Whether the trainer's own state (optimizer, RNG, data cursor) is pushed too.
+    /// Whether to push the trainer state (optimizer, RNG, data cursor) too.
     #[serde(default)]
     pub trainer: bool,
     /// The name of the commits' author.
     #[serde(default)]
     pub author_name: Option<String>,
-    /// The address of the commits' author, which a server may have rules for.
+    /// The email address of the commits' author. Some servers accept only certain addresses.
     #[serde(default)]
     pub author_email: Option<String>,
-    /// A file of certificate authorities (PEM), instead of the environment's or the system's.
+    /// A PEM file of trusted certificate authorities. It replaces the authorities that the environment and
+    /// the system trust.
     #[serde(default)]
     pub ca_file: Option<String>,
-    /// The proxy for all requests, instead of the environment's; empty for none.
+    /// The proxy for all requests. It replaces the environment's proxy. Empty means no proxy.
     #[serde(default)]
     pub proxy: Option<String>,
-    /// Longest time for one checkpoint.
+    /// Time limit for one checkpoint, in seconds.
     #[serde(default = "default_timeout_secs")]
     pub timeout_secs: u64,
 }
 
 impl Config {
-    /// Settles the branch: `refs/heads/main` is `main`, and who named the page of a branch meant that one.
-    /// `main` is what a page shows when nobody chose.
+    /// Sets `branch` to its final value. For example, `refs/heads/main` becomes `main`. If `branch` is absent
+    /// and the URL in `repo` is a page of a branch, that branch is used. A page of `main` or `master` does
+    /// not select a branch, because servers show such a page by default.
     ///
     /// # Errors
-    /// It names something that is not a branch, or another than the page.
+    /// Returns an error if `branch` does not name a branch, or contradicts the page.
     pub(crate) fn settle_branch(&mut self, of_page: Option<&str>) -> Result<()> {
         let is_id = |name: &str| name.len() >= 40 && name.bytes().all(|b| b.is_ascii_hexdigit());
         let page = of_page.filter(|name| !matches!(*name, "main" | "master") && !is_id(name));
@@ -64,20 +66,21 @@ impl Config {
         self.branch = match (named.map(bare), page.map(bare)) {
             (Some(branch), Some(page)) if branch != page => {
                 return Err(Error::Permanent(format!(
-                    "branch names {branch}, and the page in repo is that of {page}: leave one out"
+                    "branch is {branch}, but the URL in repo is the page of branch {page}: \
+                     leave out the setting branch, or set repo to the URL of the repository itself"
                 )));
             }
             (branch, page) => branch.or(page),
         };
         match self.branch.as_deref() {
             Some(name) if name.starts_with("refs/") || name == "HEAD" => Err(Error::Permanent(
-                format!("{name} is not a branch: write main for refs/heads/main"),
+                format!("{name} is not a branch: set branch to the name of a branch, such as main"),
             )),
             _ => Ok(()),
         }
     }
 
-    /// Who makes the commits: a name and an address.
+    /// Returns the name and the email address of the commits' author.
     pub(crate) fn author(&self) -> (&str, &str) {
         (
             self.author_name.as_deref().unwrap_or("hub-git"),
@@ -86,17 +89,17 @@ impl Config {
     }
 }
 
-/// What goes by Git LFS.
+/// Which files are stored with Git LFS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LfsMode {
-    /// Large and binary files if the remote is the Hub; elsewhere what the branch's
-    /// `.gitattributes` names.
+    /// On the Hub, large and binary files; elsewhere, the files that the branch's `.gitattributes`
+    /// selects.
     #[default]
     Auto,
     /// Large and binary files.
     Always,
-    /// Nothing.
+    /// No files.
     Never,
 }
 
@@ -109,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_branch_is_settled() {
+    fn the_branch_comes_from_the_setting_or_the_page() {
         let settled = |branch: Option<&str>, page: Option<&str>| {
             let config = serde_json::json!({"repo": "a/b", "branch": branch});
             let mut config: Config = serde_json::from_value(config).expect("a configuration");

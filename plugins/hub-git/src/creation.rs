@@ -1,4 +1,4 @@
-//! Making the repository, where the configuration asks for it.
+//! Creates the remote repository if the setting `create` is on.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,37 +16,38 @@ use crate::remote::{HubName, Kind, Remote};
 use crate::token::Token;
 use crate::{Config, Error, Result};
 
-/// The Hub's words for two requests at the same moment, which say nothing about whether the
-/// repository is there.
+/// The Hub's error message if two requests to create a repository arrive at the same time. The message does
+/// not indicate whether the repository exists.
 const CONFLICT: &str = "another conflicting operation is in progress";
 
-/// Says at once if the repository cannot be made at such a remote, or with such a visibility.
+/// Returns an error if `create` or `private` does not work with this kind of remote. Sends no request.
 pub(crate) fn check(config: &Config, remote: &Remote) -> Result<()> {
     let refuse = |words: &str| Err(Error::Permanent(format!("{words}: {}", remote.url())));
     if config.private.is_some() && !config.create {
-        return refuse("private is for a repository that create = true makes");
+        return refuse("private requires create = true");
     }
     if !config.create {
         return Ok(());
     }
     match remote.kind() {
         Kind::Hub if remote.hub_name().is_none() => {
-            refuse("create = true makes models alone, whose names are USER/NAME")
+            refuse("create = true can only create models, which are named USER/NAME")
         }
         Kind::Local if config.private.is_some() => {
-            refuse("private is for the Hub: who may read a folder is its permissions' matter")
+            refuse("private works only on the Hub: for a folder, set file permissions")
         }
         Kind::Hub | Kind::Local => Ok(()),
         Kind::Http | Kind::Ssh => refuse(
-            "create = true works on the Hub and for a folder: make the repository on its server first",
+            "create = true works only on the Hub and for folders: create the repository on its server first",
         ),
     }
 }
 
-/// Makes sure that the repository exists, if that is asked for.
+/// Creates the repository if `create` is set and it does not exist.
 ///
 /// # Errors
-/// It is not there and cannot be made, in the words of the Hub or of git.
+/// Returns an error if the repository does not exist and cannot be created. The error contains the message of
+/// the Hub or git.
 pub(crate) fn ensure(publisher: &Publisher, limit: &Limit<'_>) -> Result<()> {
     let Publisher {
         config,
@@ -64,7 +65,8 @@ pub(crate) fn ensure(publisher: &Publisher, limit: &Limit<'_>) -> Result<()> {
             let Asked::Forbidden(words) = asked else {
                 return Ok(());
             };
-            // A token may be good for one repository alone, which somebody else made.
+            // A token for only this repository lacks the permission to create one, but the repository may
+            // already exist.
             let look = git.call(["ls-remote", "--quiet", "--", remote.url(), "HEAD"]);
             let look = look
                 .authorization(remote.origin(), Some(token))
@@ -80,11 +82,11 @@ pub(crate) fn ensure(publisher: &Publisher, limit: &Limit<'_>) -> Result<()> {
     }
 }
 
-/// What the Hub answered.
+/// The Hub's response.
 enum Asked {
-    /// It is there: new and empty, or from before and left as it is.
+    /// The repository exists: it was created empty, or it already existed and was not changed.
     There,
-    /// The token may not make it.
+    /// The token lacks permission to create it.
     Forbidden(String),
 }
 
@@ -114,7 +116,7 @@ fn ask_hub(
             409 if said.contains(CONFLICT) => Err(Error::Temporary(cannot(&said))),
             409 => Ok(Asked::There),
             403 => Ok(Asked::Forbidden(cannot(&format!(
-                "the token may not (403): {said}"
+                "the token lacks permission (403): {said}"
             )))),
             _ => match answer.success(endpoint) {
                 Ok(_) => Ok(Asked::There),
@@ -132,7 +134,7 @@ fn make_folder(git: &Git, remote: &Remote, limit: &Limit<'_>) -> Result<()> {
         Err(error) => return Err(Error::io("create repository", dir, &error)),
     };
     if holds_something {
-        // Whether that is a repository is seen when git goes there.
+        // If the folder is not a repository, git reports an error later.
         return Ok(());
     }
     let args = ["init", "--quiet", "--bare", "--template="];

@@ -11,7 +11,8 @@ use crate::limit::Limit;
 use crate::upload::{Sent, hex, link_refused};
 use crate::{Error, Result};
 
-/// A file that an object is brought into, and how much of it is there.
+/// The file into which an object is downloaded. Tracks the size and the digest of the part that is already
+/// written.
 pub(crate) struct Target<'a> {
     file: &'a File,
     path: &'a Path,
@@ -19,13 +20,13 @@ pub(crate) struct Target<'a> {
     bytes: u64,
 }
 
-/// How often in a row a connection may break before anything more has come.
+/// Maximum number of consecutive attempts that receive no data.
 const ATTEMPTS: u32 = 4;
 
-/// Bytes that are read at once.
+/// Buffer size in bytes.
 const PIECE: usize = 256 << 10;
 
-/// Whether a server gives an object of so many bytes, which are not looked at.
+/// Whether a server returns an object of `size` bytes. The content is not checked.
 pub(crate) fn is_there(http: &Http<'_>, action: &Action, size: u64) -> Result<bool> {
     let got = action.with_access(
         http,
@@ -45,7 +46,7 @@ pub(crate) fn is_there(http: &Http<'_>, action: &Action, size: u64) -> Result<bo
 }
 
 impl<'a> Target<'a> {
-    /// An empty file; its path is for errors.
+    /// Wraps an empty file; `path` is for error messages.
     pub(crate) fn new(file: &'a File, path: &'a Path) -> Self {
         Self {
             file,
@@ -55,10 +56,11 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Brings in what is missing, and goes on where a connection broke.
+    /// Downloads the missing bytes. If a connection breaks, resumes at the same position.
     ///
     /// # Errors
-    /// The server does not give it, gives something else, or the disk refuses.
+    /// Returns an error if the server does not return the object or returns other content, or if writing the
+    /// file fails.
     pub(crate) fn fill(
         &mut self,
         http: &Http<'_>,
@@ -82,7 +84,7 @@ impl<'a> Target<'a> {
             }
             let so_far = format!("{} of {} bytes", self.bytes, pointer.size);
             http.limit().warn(&format!(
-                "a download stopped at {so_far} and continues: {failed}"
+                "a download was interrupted at {so_far} and is resumed: {failed}"
             ));
             http.limit()
                 .sleep(Duration::from_millis(200 * (1 << attempt)))?;
@@ -91,14 +93,15 @@ impl<'a> Target<'a> {
             return Ok(Sent::Whole);
         }
         Err(Error::Permanent(format!(
-            "{server} gave something else ({} bytes, sha256 {}) for the object {}",
+            "{server} sent the wrong content ({} bytes, sha256 {}) for the object {}",
             self.bytes,
             hex(self.hash.clone()),
             pointer.sha256
         )))
     }
 
-    /// Brings in what one answer has.
+    /// Downloads the content of one response. If the server refused the link in `action`, returns
+    /// [`Sent::LinkRefused`].
     fn take(
         &mut self,
         http: &Http<'_>,
@@ -117,12 +120,13 @@ impl<'a> Target<'a> {
                 let refused = link_refused(&answer);
                 return match refused {
                     Some(refused) => Ok(Some(refused)),
-                    // A success without content would be asked for again without end.
+                    // A successful response without content is not retried: if the server always returned
+                    // such responses, the loop would never end.
                     None => Err(answer.success(&server).map_or_else(
                         |error| error,
                         |answer| {
                             let status = answer.status;
-                            Error::Permanent(format!("{server} gives no content ({status})"))
+                            Error::Permanent(format!("{server} returned no content ({status})"))
                         },
                     )),
                 };
@@ -142,7 +146,7 @@ impl<'a> Target<'a> {
         Ok(None)
     }
 
-    /// Copies a stream, of which one byte too many is enough to know that it is wrong.
+    /// Copies a stream. If the content is longer than `size` bytes, it is wrong, and the copy stops.
     pub(crate) fn copy(
         &mut self,
         reader: &mut dyn Read,
@@ -154,7 +158,7 @@ impl<'a> Target<'a> {
             limit.check()?;
             let read = match reader.read(&mut piece) {
                 Ok(0) if self.bytes < size => {
-                    return Err(Error::Temporary("it ended early".to_owned()));
+                    return Err(Error::Temporary("the data ended early".to_owned()));
                 }
                 Ok(0) => return Ok(()),
                 Ok(read) => read,
@@ -184,7 +188,7 @@ impl<'a> Target<'a> {
         Ok(())
     }
 
-    /// Whether the content is the object's.
+    /// Whether the content matches the pointer.
     pub(crate) fn is(&self, pointer: &Pointer) -> bool {
         self.bytes == pointer.size && hex(self.hash.clone()) == pointer.sha256
     }

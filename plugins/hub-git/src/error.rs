@@ -4,11 +4,13 @@ use std::path::Path;
 /// Why a checkpoint was not delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// It may go well later: the network, a busy server, a full disk.
+    /// A later attempt can succeed, for example if the network failed, the server is busy, or the disk is
+    /// full.
     Temporary(String),
-    /// It will not go well without somebody doing something: a refused token, a hook's refusal.
+    /// Later attempts fail too, until the user removes the cause. Examples of causes: an invalid token, a
+    /// hook.
     Permanent(String),
-    /// It was asked to end.
+    /// The host cancelled the operation.
     Cancelled,
 }
 
@@ -16,12 +18,13 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// A file operation that failed, which may pass: disks are emptied, folders come back.
+    /// Returns the error for a failed file operation. It is temporary, because space can be freed and folders
+    /// can be mounted again.
     pub(crate) fn io(verb: &str, path: &Path, source: &std::io::Error) -> Self {
         Self::Temporary(format!("cannot {verb}: {source}: {}", path.display()))
     }
 
-    /// The same error with its words changed.
+    /// Returns the same error with its message changed.
     #[must_use]
     pub(crate) fn map(self, change: impl FnOnce(String) -> String) -> Self {
         match self {

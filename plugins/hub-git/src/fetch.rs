@@ -1,4 +1,4 @@
-//! Bringing a checkpoint back: the files of one commit in a folder of their own, which stays.
+//! Downloads a checkpoint. The files of one commit are written to a folder that is kept.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -17,22 +17,22 @@ use crate::publisher::{MANIFEST, Publisher, TRAINER};
 use crate::repository::{Blob, Repository, remove, says_how};
 use crate::{Error, Result, git};
 
-/// A checkpoint that is wanted back.
+/// The checkpoint to download.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
-    /// A branch, a tag or a commit's whole id; the configuration's branch, or else the repository's
-    /// default one, if absent.
+    /// A branch, a tag or a full commit id. If absent, the configured revision is downloaded. If no revision
+    /// is configured either, the latest commit of the repository's default branch is downloaded.
     pub revision: Option<&'a str>,
-    /// Whether the trainer's state is wanted, too.
+    /// Whether to download the trainer state too.
     pub for_resume: bool,
-    /// A folder of the sink's own.
+    /// The sink's private folder.
     pub state_dir: &'a Path,
 }
 
-/// A checkpoint that was brought back.
+/// A checkpoint that was downloaded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Brought {
-    /// Its folder: whole, and never changed again.
+    /// The checkpoint's folder. It is complete and is never changed later.
     pub path: PathBuf,
     /// The commit's id.
     pub commit: String,
@@ -40,18 +40,18 @@ pub struct Brought {
     pub remote: String,
 }
 
-/// A file to bring.
+/// A file to download.
 struct Piece {
     blob: Blob,
-    /// What stands in its place in git, if it lies elsewhere.
+    /// The LFS pointer, if git holds a pointer instead of the content.
     pointer: Option<Pointer>,
 }
 
-/// Endings of a model's, its configuration's and its tokenizer's files. Tokenizers in formats that are not
-/// read are small, and the host names them in its error.
+/// File name endings of models, configurations and tokenizers. The list includes unsupported tokenizer
+/// formats: their files are small, and the host can name a downloaded file in its error.
 const MODEL: [&str; 5] = [".json", ".txt", ".safetensors", ".model", ".bpe"];
 
-/// Endings of weights in formats that are not read.
+/// File name endings of weights in unsupported formats.
 const OTHER_WEIGHTS: [&str; 12] = [
     ".bin",
     ".h5",
@@ -68,11 +68,13 @@ const OTHER_WEIGHTS: [&str; 12] = [
 ];
 
 impl Publisher {
-    /// Brings a checkpoint back. The same commit again costs nothing, not even a look at the remote if
-    /// the revision is its id. Processes that fetch into the same folder wait for each other.
+    /// Downloads a checkpoint into the sink's private folder. A commit that is already there is not
+    /// downloaded again. If the revision is the id of such a commit, no request is sent. Processes that fetch
+    /// into the same folder wait for each other.
     ///
     /// # Errors
-    /// The remote has no such checkpoint, or does not give it. No error holds the token.
+    /// Returns an error if the remote does not have the checkpoint, or the download fails. No error contains
+    /// the token.
     pub fn fetch(
         &self,
         wanted: &Wanted<'_>,
@@ -97,7 +99,8 @@ impl Publisher {
             return Ok(brought(id));
         }
         let token = self.token.as_ref();
-        // That in which commits are made lacks what was delivered.
+        // A separate repository is necessary. The repository in which commits are created does not contain
+        // the delivered files.
         let place = wanted.state_dir.join("fetch");
         fs::create_dir_all(&place).map_err(|error| Error::io("make folder", &place, &error))?;
         let repository = Repository::open(&self.git, &self.remote, token, &place, limit)?;
@@ -157,7 +160,7 @@ impl Publisher {
         fs::rename(&partial, &folder).map_err(|error| failed(&folder, &error))
     }
 
-    /// The files of a commit that are wanted.
+    /// Lists the files to download from a commit.
     fn pieces(
         &self,
         repository: &Repository<'_>,
@@ -178,7 +181,7 @@ impl Publisher {
         let lacks = |what: &str, more: &str| {
             let (url, short) = (self.remote.url(), &commit[..commit.len().min(12)]);
             Err(Error::Permanent(format!(
-                "{short} has no {what}{more}: {url}"
+                "commit {short} has no {what}{more}: {url}"
             )))
         };
         if !has("config.json") {
@@ -186,19 +189,19 @@ impl Publisher {
                 Some(_) => String::new(),
                 None => repository.other_branches()?,
             };
-            return lacks("config.json, and so no model", &more);
+            return lacks("config.json, so it does not contain a model", &more);
         }
         if in_torch
             && !blobs.iter().any(|blob| is_torch(&blob.path))
             && let Some(other) = others
         {
             let more = format!(
-                ", and {other} is not read: convert it with from_pretrained and save_pretrained of transformers"
+                ", and {other} is not supported: convert it with from_pretrained and save_pretrained of transformers"
             );
             return lacks("model.safetensors", &more);
         }
         if wanted.for_resume && !has(MANIFEST) {
-            let more = ", which trainer = true pushes with each checkpoint";
+            let more = "; only checkpoints that were pushed with trainer = true contain it";
             return lacks("state to resume from", more);
         }
         let piece = |blob: Blob| {
@@ -211,7 +214,7 @@ impl Publisher {
         blobs.into_iter().map(piece).collect()
     }
 
-    /// Copies an object out of the store of a repository on this machine.
+    /// Copies an object from the LFS store of a repository on this machine.
     fn copy_object(
         &self,
         pointer: &Pointer,
@@ -227,7 +230,7 @@ impl Publisher {
         }
         let from = from.display();
         Err(Error::Permanent(format!(
-            "the object is not what its name says: {from}"
+            "the object's content does not match its name: {from}"
         )))
     }
 }
@@ -241,8 +244,8 @@ impl Piece {
     }
 }
 
-/// The right to fetch into a folder, until it is dropped or the process ends.
-struct Turn(#[expect(dead_code, reason = "it holds the lock")] File);
+/// A lock on the folder for fetching, released when dropped or when the process ends.
+struct Turn(#[expect(dead_code, reason = "keeps the file lock")] File);
 
 impl Turn {
     fn take(state_dir: &Path, limit: &Limit<'_>) -> Result<Self> {
@@ -259,13 +262,13 @@ impl Turn {
     }
 }
 
-/// Where a commit's files lie.
+/// Returns the folder of a commit's files.
 fn folder_of(commit: &str, wanted: &Wanted<'_>) -> PathBuf {
     let what = if wanted.for_resume { "resume" } else { "model" };
     wanted.state_dir.join(format!("{commit}-{what}"))
 }
 
-/// Whether a text is a whole commit id, of SHA-1 or SHA-256.
+/// Whether a text is a full commit id (SHA-1 or SHA-256).
 fn is_commit_id(text: &str) -> bool {
     matches!(text.len(), 40 | 64)
         && text
@@ -273,12 +276,13 @@ fn is_commit_id(text: &str) -> bool {
             .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Whether a file has weights as transformers wrote them before there was safetensors.
+/// Whether a file contains weights in the format that transformers wrote before it changed to safetensors.
 fn is_torch(path: &str) -> bool {
     path.starts_with("pytorch_model") && path.ends_with(".bin") && !path.contains('/')
 }
 
-/// The first file of weights in a format that is not read, in the repository's own folder.
+/// Returns the name of a file that contains weights in an unsupported format. Considers only the repository's
+/// top-level folder. If it has several such files, returns the first one by name.
 fn other_weights<'a>(paths: impl Iterator<Item = &'a str>) -> Option<String> {
     let is_one = |path: &&str| {
         !path.contains('/')
@@ -288,8 +292,8 @@ fn other_weights<'a>(paths: impl Iterator<Item = &'a str>) -> Option<String> {
     paths.filter(is_one).min().map(str::to_owned)
 }
 
-/// Whether a file of the repository is a part of the checkpoint that is wanted. A path comes from the
-/// remote: one that leaves its folder is none.
+/// Whether a file of the repository belongs to the checkpoint. The remote chooses the path, so a path that
+/// could leave the checkpoint's folder is rejected.
 fn is_wanted(path: &str, for_resume: bool) -> bool {
     let is_name = |part: &str| !matches!(part, "" | "." | ".." | ".git");
     if !path.split('/').all(is_name) {
@@ -307,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wanted_of_a_commit() {
+    fn only_files_of_the_checkpoint_are_downloaded() {
         for (path, of_a_model, for_resume) in [
             ("config.json", true, true),
             ("model-00001-of-00002.safetensors", true, true),
@@ -329,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_that_are_not_read_are_known() {
+    fn weights_in_unsupported_formats_are_found() {
         let found = |paths: &[&str]| other_weights(paths.iter().copied());
         for weights in [
             "model.bin",
@@ -350,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_id_is_told_from_a_branch() {
+    fn a_full_commit_id_is_distinguished_from_a_branch() {
         assert!(is_commit_id(&"0a".repeat(20)) && is_commit_id(&"0a".repeat(32)));
         assert!(!is_commit_id("0a0a") && !is_commit_id(&"0g".repeat(20)) && !is_commit_id("main"));
     }

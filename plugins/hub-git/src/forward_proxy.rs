@@ -1,5 +1,6 @@
-//! Plain HTTP through an HTTP proxy, which is asked for whole URLs. Such proxies open tunnels for HTTPS
-//! alone, and a tunnel is all that ureq knows.
+//! Sends plain HTTP requests through an HTTP proxy. For the proxy, the request line must contain the full
+//! URL. This module is necessary because ureq only supports proxies that open a tunnel, and HTTP proxies open
+//! a tunnel only for HTTPS.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -9,11 +10,12 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
-/// Finds the proxy, whatever host is asked for.
+/// Resolves every host to the proxy's address.
 #[derive(Debug)]
 pub(crate) struct ToProxy(pub(crate) Proxy);
 
-/// Makes the request's line one for a proxy. Each connection carries one request: its agent keeps none.
+/// Rewrites the request line for a proxy. Each connection carries one request, because the agent keeps no
+/// idle connections.
 #[derive(Debug)]
 pub(crate) struct ForwardConnector(pub(crate) Proxy);
 
@@ -21,9 +23,9 @@ pub(crate) struct ForwardConnector(pub(crate) Proxy);
 #[derive(Debug)]
 struct ToForward {
     inner: Box<dyn Transport>,
-    /// `http://host:port`, which goes before the path.
+    /// `http://host:port`, which is inserted before the path.
     target: String,
-    /// The proxy's own credentials, as a header's line.
+    /// The header line with the proxy's credentials; may be empty.
     authorization: String,
     has_begun: bool,
 }
@@ -76,7 +78,7 @@ impl<In: Transport> Connector<In> for ForwardConnector {
 }
 
 impl ToForward {
-    /// The beginning of a request, as a proxy wants it.
+    /// Returns the beginning of a request, rewritten for a proxy.
     fn rewritten(&self, head: &[u8]) -> Vec<u8> {
         let path = head
             .iter()

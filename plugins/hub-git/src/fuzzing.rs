@@ -1,5 +1,5 @@
-//! Entry points for the fuzzer (`tests/fuzz`): readers of what git and servers answer. Only fuzzing builds
-//! have them.
+//! Entry points for the fuzzer (`tests/fuzz`). They parse the output of git and servers. Only fuzzing builds
+//! contain them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,10 +18,10 @@ use crate::remote::Remote;
 use crate::repository::{Blob, Tip};
 use crate::upload::Source;
 
-/// Parses the stdout and stderr of git, as for each command whose output is parsed.
+/// Parses stdout and stderr of git with each parser of git output.
 ///
 /// # Panics
-/// If a recognized Git LFS pointer has no digest.
+/// Panics if the digest of a recognized Git LFS pointer is not 64 characters long.
 pub fn read_git(stdout: &str, stderr: &str) {
     let remote = Remote::parse("https://hub.test/ann/gpt-2", &|_| None).expect("a remote");
     let _ = refusal::judge_push(stdout, stderr, "refs/heads/run-1", &remote);
@@ -39,7 +39,7 @@ pub fn read_git(stdout: &str, stderr: &str) {
 /// Parses a repository's address.
 ///
 /// # Panics
-/// If an accepted address has more than one line.
+/// Panics if an accepted address has more than one line.
 pub fn read_address(text: &str) {
     if let Ok(remote) = Remote::parse(text, &|_| None) {
         let _ = (remote.hub_name(), remote.ssh_address(), remote.lfs_url());
@@ -50,29 +50,29 @@ pub fn read_address(text: &str) {
     }
 }
 
-/// A file that is uploaded and downloaded.
+/// A file to upload and download.
 #[derive(Clone, Copy, Debug)]
 pub struct Object<'a> {
     /// The file to upload.
     pub path: &'a Path,
-    /// Its content's digest, in lower-case hexadecimal.
+    /// SHA-256 of its content, in lower-case hexadecimal.
     pub sha256: &'a str,
-    /// Its bytes.
+    /// Its size in bytes.
     pub size: u64,
-    /// The file to download into, which is empty.
+    /// The empty file to download into.
     pub target: &'a Path,
 }
 
-/// The LFS server that [`move_object`] asks.
+/// The LFS server that [`move_object`] uses.
 pub const LFS_SERVER: &str = "http://hub.test";
-/// The secret that goes to it alone.
+/// The secret that is sent only to [`LFS_SERVER`].
 pub const SECRET: &str = "Basic c2VjcmV0";
 
-/// Uploads an object to an LFS server and downloads it again. Every request goes to `proxy`. Both stop when
-/// `is_over` returns true. Returns whether each succeeded.
+/// Uploads an object to an LFS server and downloads it again. Every request goes through `proxy`. Both
+/// transfers stop when `is_over` returns true. Returns whether the upload and the download succeeded.
 ///
 /// # Panics
-/// If the target file cannot be opened.
+/// Panics if the target file cannot be opened.
 pub fn move_object(
     proxy: &str,
     object: &Object<'_>,

@@ -14,22 +14,22 @@ use crate::network::Network;
 use crate::token::Token;
 use crate::{Error, Result};
 
-/// The git command line, run so that nothing of the user's surroundings changes what it does: no
-/// system or user configuration, no attributes but the branch's own, no repository of the current
-/// folder, no credential helper, no prompt, no hook of ours, no editor.
+/// The git command line, isolated from the user's environment. Git uses no system or user configuration, and
+/// no repository in the current folder. Of all attributes files, it uses only those in the branch. It runs no
+/// credential helper, prompt, local hook or editor.
 ///
-/// Each call is a process group of its own, which is killed as a whole when its time is over, and when
-/// the process that called ends, whatever ended it.
+/// Each call runs in its own process group. The whole group is killed in two cases: when the time limit is
+/// reached, and when the calling process ends for any reason.
 #[derive(Clone, Debug)]
 pub(crate) struct Git {
     program: PathBuf,
-    /// Variables that hold secrets, which no child gets.
+    /// Environment variables with secrets. They are removed from the environment of each child.
     hidden: Vec<String>,
-    /// How servers are reached; nothing special until it is known.
+    /// The connection settings; the defaults until [`Git::with_network`] sets them.
     network: Network,
 }
 
-/// One call of git, being put together.
+/// A builder for one call of git.
 pub(crate) struct Call<'a> {
     git: &'a Git,
     program: &'a Path,
@@ -38,11 +38,11 @@ pub(crate) struct Call<'a> {
     stdin: &'a [u8],
     stdout: Option<&'a File>,
     authorization: Option<(&'a str, &'a Token)>,
-    /// Whether the user's and the system's configuration are asked.
+    /// Whether the call reads the user's and the system's configuration.
     asks_user: bool,
 }
 
-/// What a call came to.
+/// The result of a call.
 #[derive(Debug)]
 pub(crate) struct Output {
     pub(crate) status: ExitStatus,
@@ -50,16 +50,17 @@ pub(crate) struct Output {
     pub(crate) stderr: String,
 }
 
-/// The oldest git that takes configuration by `GIT_CONFIG_COUNT` and `GIT_CONFIG_GLOBAL`.
+/// The oldest version of git that reads `GIT_CONFIG_COUNT` and `GIT_CONFIG_GLOBAL`.
 const OLDEST: (u32, u32) = (2, 32);
 
-/// The shell's status for a program that is not there.
+/// The shell's exit status if the program does not exist.
 const NOT_FOUND: i32 = 127;
 
-/// Longest output that is looked at.
+/// Maximum bytes of output that are read.
 const OUTPUT_BYTES: u64 = 4 << 20;
 
-/// Variables of git's that the user may have set to make the remote reachable at all.
+/// The `GIT_*` variables that every call keeps from the user's environment. Without them, git might not reach
+/// the remote.
 const KEPT: [&str; 4] = [
     "GIT_EXEC_PATH",
     "GIT_SSH",
@@ -67,11 +68,11 @@ const KEPT: [&str; 4] = [
     "GIT_SSH_VARIANT",
 ];
 
-/// Configuration of every call. A transfer that stands still for a minute is given up. Weights do
-/// not compress, so git shall not try, and it shall stream what is large. No call leaves a
-/// housekeeping process behind. Git would take the token along to where a server leads it, so it
-/// follows nobody (`moved.rs` does). The user's attributes are read without any configuration, unless
-/// it names another file.
+/// Configuration of every call. A transfer that stalls for a minute is aborted. Weights do not compress, so
+/// compression is off, and large files are streamed. No call starts a housekeeping process. Git does not
+/// follow redirects, because it would send the token to the target; `moved.rs` follows them instead. The
+/// files for attributes and excludes are set, because git would otherwise read the user's files from default
+/// paths.
 const CONFIG: [(&str, &str); 12] = [
     ("core.attributesFile", "/dev/null"),
     ("core.excludesFile", "/dev/null"),
@@ -87,9 +88,10 @@ const CONFIG: [(&str, &str); 12] = [
     ("http.lowSpeedTime", "60"),
 ];
 
-/// What a call runs under: it starts the program, and ends the whole group when standard input, a pipe
-/// from the calling process, is closed without a word. The kernel closes it whatever ends that process. Git
-/// gets a moment to take its locks away, which a repository on this machine would keep.
+/// The shell script that runs a call. It starts the program, and ends the whole process group when standard
+/// input is closed. Standard input is a pipe from the calling process. The kernel closes the pipe when that
+/// process ends for any reason. Git first receives SIGTERM. It then has two seconds to remove its lock files,
+/// which would otherwise stay in a repository on this machine.
 const GUARD: &str = r#"exec 3<&0 </dev/null
 "$@" 3<&- &
 program=$!
@@ -102,10 +104,10 @@ wait $guard 2>/dev/null
 exit $status"#;
 
 impl Git {
-    /// Finds out whether git is there and new enough. `hidden` are the variables that hold secrets.
+    /// Checks that git exists and is new enough. `hidden` lists the environment variables that hold secrets.
     ///
     /// # Errors
-    /// It is not.
+    /// Returns an error if git does not exist, cannot be run, or is too old.
     pub(crate) fn find(
         program: impl Into<PathBuf>,
         hidden: &[&str],
@@ -121,7 +123,7 @@ impl Git {
         match version(&said) {
             Some(found) if found >= OLDEST => Ok(git),
             _ => Err(Error::Permanent(format!(
-                "git {}.{} or later is needed, but {} says {said:?}",
+                "git {}.{} or later is required, but {} reports {said:?}",
                 OLDEST.0,
                 OLDEST.1,
                 git.program.display()
@@ -129,17 +131,17 @@ impl Git {
         }
     }
 
-    /// The same with another way to reach servers.
+    /// Sets the connection settings.
     pub(crate) fn with_network(self, network: Network) -> Self {
         Self { network, ..self }
     }
 
-    /// How servers are reached.
+    /// Returns the connection settings.
     pub(crate) fn network(&self) -> &Network {
         &self.network
     }
 
-    /// A value of the user's or the system's configuration; none if it is not set.
+    /// Reads a value of the user's or the system's configuration. Returns `None` if it is not set.
     pub(crate) fn ask_user<S: AsRef<OsStr>>(
         &self,
         args: impl IntoIterator<Item = S>,
@@ -156,7 +158,7 @@ impl Git {
         }))
     }
 
-    /// Whether a branch may be called so.
+    /// Returns an error if git does not accept the branch name.
     pub(crate) fn check_branch(&self, branch: &str) -> Result<()> {
         let name = format!("refs/heads/{branch}");
         let limit = Limit::new(60, &|| false);
@@ -164,17 +166,17 @@ impl Git {
         if output.status.success() {
             return Ok(());
         }
-        Err(Error::Permanent(format!("{branch:?} cannot name a branch")))
+        Err(Error::Permanent(format!("invalid branch name: {branch:?}")))
     }
 
-    /// A call with these arguments.
+    /// Returns a call of git with these arguments.
     pub(crate) fn call<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Call<'_> {
         self.call_of(&self.program, args)
     }
 
-    /// A call of ssh as git itself would make it, by the same variables.
+    /// Returns a call that starts ssh in the same way as git does, with the same environment variables.
     pub(crate) fn ssh<S: AsRef<OsStr>>(&self, args: &[S]) -> Call<'_> {
-        // A command is for the shell, a program is not.
+        // GIT_SSH_COMMAND is a shell command line, GIT_SSH the name of a program.
         let script = "case $GIT_SSH_COMMAND in \
             '') exec \"$GIT_SSH\" \"$@\" ;; \
             *) eval \"$GIT_SSH_COMMAND \"'\"$@\"' ;; esac";
@@ -215,14 +217,14 @@ impl<'a> Call<'a> {
         self
     }
 
-    /// Puts the output into a file, however long it is, and not into memory.
+    /// Writes stdout to a file instead of to memory. The size of this file is not limited.
     pub(crate) fn stdout(mut self, file: &'a File) -> Self {
         self.stdout = Some(file);
         self
     }
 
-    /// Sends the token to `origin` (`https://host/`) and nowhere else. It travels in the environment,
-    /// where no list of processes shows it.
+    /// Sends the token only to `origin` (`https://host/`). Git receives the token in an environment variable,
+    /// because process lists show arguments.
     pub(crate) fn authorization(
         mut self,
         origin: Option<&'a str>,
@@ -232,14 +234,14 @@ impl<'a> Call<'a> {
         self
     }
 
-    /// Runs it to its end, whatever its exit status.
+    /// Runs the call until it ends. Returns `Ok` for any exit status.
     ///
     /// # Errors
-    /// There is no git, the limit is over, or it was killed.
+    /// Returns an error if git does not exist, the limit was reached, or the process was killed.
     pub(crate) fn run(self, limit: &Limit<'_>) -> Result<Output> {
         limit.check()?;
-        // Files in memory instead of pipes: nobody has to empty them, a grandchild that keeps one
-        // open holds nobody up, and a full disk does not matter.
+        // Input and output use files in memory. Pipes would need a thread to drain them, and would block this
+        // process while a grandchild keeps one open. Files on disk would fail if the disk is full.
         let memory = || {
             rustix::fs::memfd_create("hub-git", MemfdFlags::CLOEXEC)
                 .map(File::from)
@@ -255,7 +257,8 @@ impl<'a> Call<'a> {
             command.args(["-c", GUARD, "sh"]).arg(self.program);
             (from, lifeline) = (Stdio::from(end), Some(ours));
         } else {
-            // What takes something in asks no server, and ends by itself.
+            // A call that reads stdin contacts no server. It ends soon by itself, so it does not need the
+            // `GUARD` script.
             stdin.write_all(self.stdin).map_err(broken)?;
             stdin.rewind().map_err(broken)?;
             command = Command::new(self.program);
@@ -273,14 +276,14 @@ impl<'a> Call<'a> {
         let child = command
             .spawn()
             .map_err(|error| Error::Temporary(format!("cannot run git: {error}")))?;
-        // The command holds the other end of the pipe, which the child alone shall have.
+        // `command` still holds the child's end of the pipe, which only the child may hold.
         drop(command);
         let status = wait(child, limit)?;
         drop(lifeline);
         if status.code() == Some(NOT_FOUND) && self.program != Path::new("sh") {
             let program = self.program.display();
             return Err(Error::Permanent(format!(
-                "{program} is not there: install git {}.{} or later",
+                "{program} was not found: install git {}.{} or later",
                 OLDEST.0, OLDEST.1
             )));
         }
@@ -309,7 +312,8 @@ impl<'a> Call<'a> {
             .env_remove("SSH_ASKPASS")
             .env("LC_ALL", "C")
             .env("GIT_TERMINAL_PROMPT", "0")
-            // None, unless the call names one: not that of the current folder.
+            // With this setting, git uses a repository only if the call names one. By default, it would use
+            // the repository in the current folder.
             .env("GIT_DIR", "/dev/null")
             .envs(self.env.iter().map(|(name, value)| (name, value)));
         if self.asks_user {
@@ -326,7 +330,7 @@ impl<'a> Call<'a> {
             .env("GIT_ATTR_NOSYSTEM", "1")
             .envs(self.git.network.git_env());
         if self.git.network.has_decided() {
-            // Which proxy it is was decided with these already.
+            // `network` has already applied these variables, so git must not apply them again.
             command.env_remove("no_proxy").env_remove("NO_PROXY");
         }
         let header = self.authorization.map(|(origin, token)| {
@@ -350,7 +354,7 @@ impl<'a> Call<'a> {
 }
 
 impl Output {
-    /// The output, if git was content.
+    /// Returns stdout if the exit status is a success, else stderr.
     pub(crate) fn success(self) -> Result<Vec<u8>, String> {
         if self.status.success() {
             Ok(self.stdout)
@@ -360,18 +364,18 @@ impl Output {
     }
 }
 
-/// Waits for the child, and kills its whole group if the limit comes first.
+/// Waits for the child, and kills its process group if the limit is reached first.
 fn wait(mut child: Child, limit: &Limit<'_>) -> Result<ExitStatus> {
     let group = Pid::from_child(&child);
     let mut pause = Duration::from_millis(1);
     let lost = |error: std::io::Error| Error::Temporary(format!("cannot wait for git: {error}"));
     loop {
         if let Some(status) = child.try_wait().map_err(lost)? {
-            // The shell says by 128 and more that a signal ended the program.
+            // The shell returns 128 plus the signal's number if a signal ended the program.
             let of_program = status.code().map(|code| code - 128);
             let of_program = of_program.filter(|signal| [9, 15].contains(signal));
             if let Some(signal) = status.signal().or(of_program) {
-                // Somebody killed git itself; what it had started must not go on alone.
+                // If git itself was killed, the processes that it started must end too.
                 let _ = rustix::process::kill_process_group(group, Signal::KILL);
                 return Err(Error::Temporary(format!(
                     "git was killed by signal {signal}"
@@ -380,10 +384,10 @@ fn wait(mut child: Child, limit: &Limit<'_>) -> Result<ExitStatus> {
             return Ok(status);
         }
         if let Err(over) = limit.check() {
-            // The group exists until its leader is waited for, so the number is still ours.
+            // The group exists until its leader is waited for, so the id cannot have been reused.
             let _ = rustix::process::kill_process_group(group, Signal::KILL);
             child.wait().map_err(lost)?;
-            // The others die by themselves; a moment later nothing of them touches our files.
+            // SIGKILL also reached the other processes. Wait until they have ended and no longer use files.
             for _ in 0..200 {
                 if rustix::process::test_kill_process_group(group).is_err() {
                     break;
@@ -397,13 +401,13 @@ fn wait(mut child: Child, limit: &Limit<'_>) -> Result<ExitStatus> {
     }
 }
 
-/// `git version 2.47.3` as (2, 47).
+/// Parses `git version 2.47.3` as (2, 47).
 fn version(said: &str) -> Option<(u32, u32)> {
     let mut numbers = said.strip_prefix("git version ")?.split('.');
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// Whether a folder looks like what git calls a repository: bare, or with a `.git` inside.
+/// Returns the git directory of a repository: its `.git` folder if it has one, else the path itself.
 pub(crate) fn git_dir(path: &Path) -> PathBuf {
     let inside = path.join(".git");
     if inside.is_dir() {
@@ -435,23 +439,23 @@ mod tests {
     }
 
     #[test]
-    fn git_must_be_there_and_new_enough() {
+    fn git_must_exist_and_be_new_enough() {
         let limit = Limit::new(10, &|| false);
-        let error = Git::find("/nowhere/git", &[], &limit).expect_err("not there");
+        let error = Git::find("/nowhere/git", &[], &limit).expect_err("not found");
         assert_eq!(
             error,
-            Error::Permanent("/nowhere/git is not there: install git 2.32 or later".to_owned())
+            Error::Permanent("/nowhere/git was not found: install git 2.32 or later".to_owned())
         );
         let (_folder, old) = script("echo git version 2.20.1");
         let error = Git::find(old, &[], &limit).expect_err("too old");
         assert!(
-            error.to_string().contains("2.32 or later is needed"),
+            error.to_string().contains("2.32 or later is required"),
             "{error}"
         );
     }
 
     #[test]
-    fn when_the_time_is_over_no_child_survives() {
+    fn no_child_survives_the_time_limit() {
         let folder = tempfile::tempdir().expect("a folder");
         let pid = folder.path().join("pid");
         let text = format!(
@@ -472,14 +476,14 @@ mod tests {
         );
         let grandchild = std::fs::read_to_string(&pid).expect("a pid");
         let status = PathBuf::from(format!("/proc/{}/stat", grandchild.trim()));
-        // Its new parent may take a moment to collect it; a zombie (Z) no longer runs.
+        // The grandchild's new parent may need a moment to reap it. A zombie (Z) is no longer running.
         while std::fs::read_to_string(&status).is_ok_and(|stat| !stat.contains(") Z ")) {
             std::thread::yield_now();
         }
     }
 
     #[test]
-    fn the_users_surroundings_stay_outside() {
+    fn git_does_not_inherit_the_users_environment() {
         let (_folder, program) = script("env; echo; git config --list");
         let token_config = serde_json::json!({"repo": "a/b"});
         let config = serde_json::from_value(token_config).expect("a configuration");

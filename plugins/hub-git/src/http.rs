@@ -16,46 +16,48 @@ use crate::network::Network;
 use crate::proxy;
 use crate::{Error, Result, patience};
 
-/// HTTP within the limits of one delivery.
+/// An HTTP client for one delivery. Its requests stop when the delivery is cancelled or its deadline is
+/// reached.
 pub(crate) struct Http<'a> {
     network: &'a Network,
     root_certs: RootCerts,
-    /// One for each way out that was taken, by the proxy and whether it is asked for whole URLs.
+    /// One agent for each route in use.
     agents: Mutex<Vec<(Way, Agent)>>,
     limit: &'a Limit<'a>,
     origins: Mutex<BTreeSet<String>>,
 }
 
-/// A way out: the proxy as it is written, and whether the URL is plain HTTP.
+/// A route: the proxy as configured, and whether the URL is plain HTTP.
 type Way = (Option<String>, bool);
 
-/// A server's answer, whatever its status.
+/// A server's response with any status.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    /// `https://host:port` of whom we asked.
+    /// `https://host:port` of the server.
     server: String,
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Vec<u8>,
 }
 
-/// The longest answer; a multipart upload's has a URL for every part.
+/// Size limit of a response body. It must be large, because the response for a multipart upload contains a
+/// URL for each part.
 const ANSWER_BYTES: u64 = 64 << 20;
 
-/// How often what is asked for may be elsewhere.
+/// Maximum number of redirects that are followed for one request.
 const REDIRECTS: u32 = 5;
 
-/// What came of asking for something large.
+/// The response to a request for a large file.
 pub(crate) enum Got {
-    /// Its content, from this byte on.
+    /// The content, starting at this byte offset.
     Body(u64, Body),
-    /// The server does not give it.
+    /// The server does not return the file.
     Refusal(Answer),
 }
 
 impl<'a> Http<'a> {
-    /// Does work that asks servers. While it runs, a thread of its own watches for the cancellation
-    /// and then cuts the connections, so that no wait for a server outlasts it.
+    /// Calls `work` with a client. Meanwhile, a separate thread checks the limit. When the limit is reached,
+    /// the thread closes the connections, so that `work` does not wait any longer for a server.
     pub(crate) fn during<R>(
         network: &'a Network,
         limit: &'a Limit<'a>,
@@ -69,7 +71,7 @@ impl<'a> Http<'a> {
             origins: Mutex::default(),
         };
         std::thread::scope(|scope| {
-            // Dropping the sender ends the thread, also when `work` panics.
+            // Dropping the sender ends the thread, even if `work` panics.
             let (_running, ended) = sync_channel::<()>(0);
             let http = &http;
             std::thread::Builder::new()
@@ -90,10 +92,10 @@ impl<'a> Http<'a> {
         })
     }
 
-    /// Sends a request and reads the answer. It is not followed where the server leads.
+    /// Sends a request and reads the response. Does not follow redirects.
     ///
     /// # Errors
-    /// There was no answer. Any status is one.
+    /// Returns an error if there was no response. A response with any status is `Ok`.
     pub(crate) fn send(&self, request: Request<SendBody<'_>>) -> Result<Answer> {
         self.limit.check()?;
         let url = request.uri().to_string();
@@ -104,7 +106,7 @@ impl<'a> Http<'a> {
             .map_err(|error| self.unreached(&server, &error))
     }
 
-    /// The agent for a URL.
+    /// Returns the agent for a URL.
     fn agent(&self, url: &str) -> Result<Agent> {
         let proxy = self.network.proxy(url);
         let way = (proxy.map(str::to_owned), url.starts_with("http://"));
@@ -129,13 +131,13 @@ impl<'a> Http<'a> {
             .user_agent(concat!("hub-git/", env!("CARGO_PKG_VERSION")))
             .tls_config(tls.build())
             .http_status_as_error(false)
-            // A redirect could take the token or the file elsewhere.
+            // The agent does not follow redirects, which could send the token or the file to another server.
             .max_redirects(0)
             .max_redirects_will_error(false)
             .timeout_global(Some(self.limit.remaining()))
             .timeout_connect(secs(30))
             .timeout_per_write(secs(60))
-            // A server may check a file of many gigabytes before it answers.
+            // A server may check a file of many gigabytes before it responds.
             .timeout_recv_response(secs(600))
             .timeout_recv_body(secs(60));
         match proxy {
@@ -150,23 +152,25 @@ impl<'a> Http<'a> {
         }
     }
 
-    /// Remembers that a server wants the credentials of the LFS server whose origin it shares.
+    /// Records that requests to `server` need the LFS server's credentials. `server` must have the same
+    /// origin as the LFS server.
     pub(crate) fn wants_credentials(&self, server: &str) {
         let mut origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
         origins.insert(server.to_owned());
     }
 
-    /// Whether a server has said so.
+    /// Whether `wants_credentials` was called for this server.
     pub(crate) fn gets_credentials(&self, server: &str) -> bool {
         let origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
         origins.contains(server)
     }
 
-    /// Asks for what is at a URL, from its byte `from` on if the server can, and follows where it is
-    /// led. The header goes to the URL's own server and to no other.
+    /// Sends a GET request and follows redirects. The content begins at byte `from` if the server supports
+    /// this, otherwise at byte 0. `header` is sent only to the server of `url`, not to a server that a
+    /// redirect names.
     ///
     /// # Errors
-    /// There was no answer.
+    /// Returns an error if there was no response.
     pub(crate) fn get(
         &self,
         url: &str,
@@ -210,8 +214,8 @@ impl<'a> Http<'a> {
         }
     }
 
-    /// The error of a server that gave no answer. A signed URL is as good as a token, so errors name the
-    /// server alone.
+    /// Returns the error for a server that did not respond. A signed URL is as secret as a token, so errors
+    /// contain only the name of the server.
     pub(crate) fn unreached(&self, server: &str, error: &ureq::Error) -> Error {
         if let Err(over) = self.limit.check() {
             return over;
@@ -225,11 +229,11 @@ impl<'a> Http<'a> {
         }
     }
 
-    /// Makes a request, and makes it again as often as the server asks for a wait first. Each wait is
-    /// said aloud, and none outlasts the limit.
+    /// Sends a request, and repeats it as long as the server asks to retry later. Each wait is reported as a
+    /// warning. If a wait would exceed the limit, returns the response instead.
     ///
     /// # Errors
-    /// There was no answer, or the server wants a longer wait than is left.
+    /// Returns an error if there was no response, or the limit was reached.
     pub(crate) fn patiently(&self, mut make: impl FnMut() -> Result<Answer>) -> Result<Answer> {
         loop {
             let answer = make()?;
@@ -239,14 +243,14 @@ impl<'a> Http<'a> {
         }
     }
 
-    /// Waits if the server asks for it and there is time, and says whether it did.
+    /// Waits if the server asks to retry later and there is time left. Returns whether it waited.
     fn waits(&self, answer: &Answer) -> Result<bool> {
         let wait = patience::wanted(answer.status, answer.retry_after(), SystemTime::now());
         let Some(wait) = wait.filter(|wait| *wait < self.limit.remaining()) else {
             return Ok(false);
         };
         self.limit.warn(&format!(
-            "{} asks for patience ({}): the next try is in {:.0} s",
+            "{} is busy ({}): the next attempt is in {:.0} s",
             answer.server,
             answer.status,
             wait.as_secs_f64().ceil()
@@ -255,12 +259,12 @@ impl<'a> Http<'a> {
         Ok(true)
     }
 
-    /// Makes a request, waits as often as the server asks for it, and makes it again where the server
-    /// leads. `make` gets the URL and whether that is still on the server that was asked first: what is
-    /// secret goes to no other.
+    /// Sends a request, waits when the server asks for it, and follows redirects. `make` receives the URL and
+    /// whether it is on the original server, because secrets must not be sent to another server.
     ///
     /// # Errors
-    /// There was no answer, or it leads from HTTPS to plain HTTP, or in a circle.
+    /// Returns an error if there was no response, if a redirect goes from HTTPS to plain HTTP, or if there
+    /// are too many redirects.
     pub(crate) fn follow(
         &self,
         url: &str,
@@ -275,18 +279,16 @@ impl<'a> Http<'a> {
                 None => return Ok((at, answer)),
             }
         }
-        let words = format!(
-            "{} leads from one address to the next without end",
-            server(url)
-        );
+        let words = format!("{} redirected the request too often", server(url));
         Err(Error::Permanent(words))
     }
 
-    /// Posts JSON of a media type, waits as long as the server asks for, and follows where it leads, but
-    /// takes the header along to no other server.
+    /// Posts JSON with a media type, waits when the server asks for it, and follows redirects. `header` is
+    /// not sent to another server.
     ///
     /// # Errors
-    /// There was no answer, or it is at another server, which wants what the header says.
+    /// Returns an error if there was no response, or if the request was redirected to another server that
+    /// refuses it without the header.
     pub(crate) fn post(
         &self,
         url: &str,
@@ -312,7 +314,7 @@ impl<'a> Http<'a> {
         if server(&at) != server(url) && !header.is_empty() && matches!(answer.status, 401 | 403) {
             let (from, to) = (server(url), server(&at));
             return Err(Error::Permanent(format!(
-                "{from} leads to {to}, where its token is not sent: set repo to the address there"
+                "{from} redirects to {to}, where its token is not sent: set repo to the repository's URL on that server"
             )));
         }
         Ok(answer)
@@ -323,7 +325,7 @@ impl<'a> Http<'a> {
     }
 }
 
-/// The whole of an answer.
+/// Reads a response to its end.
 fn read(server: String, response: Response<Body>) -> Result<Answer, ureq::Error> {
     let (parts, body) = response.into_parts();
     let body = body.into_with_config().limit(ANSWER_BYTES).read_to_vec()?;
@@ -336,7 +338,8 @@ fn read(server: String, response: Response<Body>) -> Result<Answer, ureq::Error>
 }
 
 impl Answer {
-    /// The answer, if its status says that all went well. `server` is whom we asked.
+    /// Returns the response if its status is a success. Otherwise, returns an error in which the server is
+    /// called `server`.
     pub(crate) fn success(self, server: &str) -> Result<Self> {
         if (200..300).contains(&self.status) {
             return Ok(self);
@@ -349,17 +352,17 @@ impl Answer {
         ))
     }
 
-    /// What the server says, in a line.
+    /// Returns the server's message, as one line.
     pub(crate) fn message(&self) -> String {
         message(&String::from_utf8_lossy(&self.body))
     }
 
-    /// `https://host:port` of whom we asked.
+    /// `https://host:port` of the server.
     pub(crate) fn server(&self) -> &str {
         &self.server
     }
 
-    /// What the server says of a trouble of its own that may pass.
+    /// Returns the error message if the server reports a temporary error.
     pub(crate) fn trouble(&self) -> Option<String> {
         match refused(&self.server, self.status, None, &self.message()) {
             Error::Temporary(words) => Some(words),
@@ -374,21 +377,21 @@ impl Answer {
     }
 }
 
-/// What a status other than success means.
+/// Returns the error for a status other than success.
 pub(crate) fn refused(server: &str, status: u16, retry_after: Option<&str>, words: &str) -> Error {
     let why = match status {
         300..=399 => "the repository has moved",
         401 => "the token was not accepted",
-        403 => "the token may not do this here",
-        404 | 410 => "there is no such repository or no Git LFS, or the token may not see it",
-        408 | 425 | 429 => "the server asks for patience",
+        403 => "the token lacks permission",
+        404 | 410 => "no such repository, no Git LFS, or the token has no access",
+        408 | 425 | 429 => "the server is busy",
         413 => "the file is too large for this server",
-        500.. => "the server is in trouble",
+        500.. => "the server failed",
         _ => "the request was refused",
     };
     let mut text = format!("{server}: {why} ({status})");
     if let Some(after) = retry_after {
-        text += &format!(", try again after {after}");
+        text += &format!(", retry after {after}");
     }
     if !words.is_empty() {
         text += &format!(": {words}");
@@ -400,16 +403,18 @@ pub(crate) fn refused(server: &str, status: u16, retry_after: Option<&str>, word
     }
 }
 
-/// A server gave an address or a header that cannot be used.
+/// Returns the error for an unusable URL or header that a server returned.
 pub(crate) fn bad_request(url: &str, error: &ureq::http::Error) -> Error {
     let server = server(url);
-    Error::Permanent(format!("{server} gave a bad request to make: {error}"))
+    Error::Permanent(format!(
+        "{server} returned an invalid URL or header: {error}"
+    ))
 }
 
-/// Where an answer leads, if it does.
+/// Returns the target if a response is a redirect.
 ///
 /// # Errors
-/// It leads from HTTPS to plain HTTP, or to no HTTP at all.
+/// Returns an error if the redirect goes from HTTPS to plain HTTP, or to a URL that is not HTTP.
 pub(crate) fn leads(status: u16, headers: &HeaderMap, from: &str) -> Option<Result<String>> {
     let location = headers
         .get("location")
@@ -428,7 +433,7 @@ pub(crate) fn leads(status: u16, headers: &HeaderMap, from: &str) -> Option<Resu
     } else if location.starts_with('/') {
         format!("{scheme}://{authority}{location}")
     } else if location.contains("://") {
-        let words = format!("{} leads to what is not HTTP", server(from));
+        let words = format!("{} redirects to a URL that is not HTTP", server(from));
         return Some(Err(Error::Permanent(words)));
     } else {
         let path = from.split(['?', '#']).next().unwrap_or(from);
@@ -437,7 +442,7 @@ pub(crate) fn leads(status: u16, headers: &HeaderMap, from: &str) -> Option<Resu
     };
     if scheme == "https" && to.starts_with("http://") {
         let words = format!(
-            "{} leads from https to plain http, which is not followed: {}",
+            "{} redirects from https to plain http, which is not followed: {}",
             server(from),
             server(&to)
         );
@@ -453,7 +458,7 @@ pub(crate) fn server(url: &str) -> String {
         .to_owned()
 }
 
-/// What a server says: the `message` of a JSON answer, else the beginning of its text.
+/// Returns a server's message: the `message` of a JSON response, else the beginning of its text.
 fn message(body: &str) -> String {
     let json: Option<serde_json::Value> = serde_json::from_str(body).ok();
     let message = json.as_ref().and_then(|json| {
@@ -470,7 +475,7 @@ fn message(body: &str) -> String {
         .collect()
 }
 
-/// A reader that ends with an error once the limit is over.
+/// A reader that returns an error once the limit is reached.
 pub(crate) struct Limited<'a, R> {
     pub(crate) inner: R,
     pub(crate) limit: &'a Limit<'a>,
@@ -488,7 +493,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_pass_is_told_from_what_does_not() {
+    fn temporary_statuses_are_distinguished_from_permanent_ones() {
         for (status, temporary) in [
             (401, false),
             (403, false),
@@ -510,12 +515,12 @@ mod tests {
         let busy = refused("https://x", 429, Some("30"), "slow down");
         assert_eq!(
             busy.to_string(),
-            "https://x: the server asks for patience (429), try again after 30: slow down"
+            "https://x: the server is busy (429), retry after 30: slow down"
         );
     }
 
     #[test]
-    fn a_servers_words_are_found_and_shortened() {
+    fn a_servers_message_is_found_and_shortened() {
         assert_eq!(
             message(r#"{"message": "no  such\nthing"}"#),
             "no such thing"

@@ -7,25 +7,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// What was delivered and what was tried, on disk in the sink's own folder. It makes a second try the
-/// same as the first: the commit gets the same date and so the same id, and a push whose answer was
-/// lost is recognised.
+/// A record of deliveries and attempts, on disk in the sink's folder. A second attempt uses the recorded
+/// date, so its commit has the same id as the commit of the first attempt. The record also makes it possible
+/// to recognize a push that succeeded although its response was lost.
 #[derive(Debug)]
 pub(crate) struct Journal {
     path: PathBuf,
     deliveries: BTreeMap<String, Delivery>,
-    /// Held for the time of a delivery: one process at a time works in the folder.
+    /// Locked during a delivery, so that only one process at a time uses the folder.
     lock: File,
 }
 
-/// One checkpoint's way to one branch.
+/// The delivery of one checkpoint to one branch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Delivery {
     pub(crate) step: u64,
     pub(crate) branch: String,
     /// The commit's date, in seconds since the Unix epoch.
     pub(crate) time_secs: u64,
-    /// A commit that was pushed, but it is not known whether it arrived.
+    /// A commit that was pushed, but may not have arrived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) pending: Option<String>,
     /// The commit that is on the branch.
@@ -34,17 +34,17 @@ pub(crate) struct Delivery {
 }
 
 impl Journal {
-    /// Reads the journal of the folder and locks the folder.
+    /// Locks the folder and reads its journal.
     ///
     /// # Errors
-    /// Another process works there, or the disk fails.
+    /// Returns an error if another process uses the folder, or if reading fails.
     pub(crate) fn open(state_dir: &Path) -> Result<Self> {
         let lock_path = state_dir.join("lock");
         let lock = File::create(&lock_path)
             .map_err(|error| Error::io("create lock file", &lock_path, &error))?;
         lock.try_lock().map_err(|error| match error {
             fs::TryLockError::WouldBlock => Error::Temporary(format!(
-                "another process is delivering from this folder: {}",
+                "another process is using this state folder: {}",
                 state_dir.display()
             )),
             fs::TryLockError::Error(error) => Error::io("lock", &lock_path, &error),
@@ -53,7 +53,7 @@ impl Journal {
         let deliveries = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
                 let path = path.display();
-                Error::Permanent(format!("the journal cannot be read: {error}: {path}"))
+                Error::Permanent(format!("cannot read the journal: {error}: {path}"))
             })?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => return Err(Error::io("read journal", &path, &error)),
@@ -69,7 +69,7 @@ impl Journal {
         self.deliveries.get(key)
     }
 
-    /// Keeps how far a delivery came; it is on disk when this returns.
+    /// Records the state of a delivery. The record is on disk when this function returns.
     pub(crate) fn set(&mut self, key: &str, delivery: Delivery) -> Result<()> {
         self.deliveries.insert(key.to_owned(), delivery);
         let written = self.write();
@@ -92,8 +92,8 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        // Closing the file would not do: a child that another thread is just starting may still
-        // have it open, and the lock with it.
+        // Closing the file is not enough. A child process that another thread is starting may still have a
+        // copy of the file descriptor. That copy would keep the lock.
         let _ = self.lock.unlock();
     }
 }
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_there_again_and_one_process_has_it() {
+    fn it_survives_a_restart_and_is_locked_while_open() {
         let folder = tempfile::tempdir().expect("a folder");
         let delivery = Delivery {
             step: 5,

@@ -13,14 +13,13 @@ use crate::{Error, Result};
 
 /// A client of the Git LFS batch API.
 ///
-/// It asks for each object by itself, just before it is sent or fetched: links are given for a short
-/// time.
+/// It requests the links of each object separately, just before the transfer, because links expire soon.
 pub(crate) struct Client<'a> {
     http: &'a Http<'a>,
     server: &'a LfsServer,
 }
 
-/// What stands in git for a file that lies elsewhere.
+/// The content of an LFS pointer file, which git stores instead of the real file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pointer {
     /// Lower-case hexadecimal.
@@ -28,14 +27,14 @@ pub(crate) struct Pointer {
     pub(crate) size: u64,
 }
 
-/// Where a server wants a request to go.
+/// A request that the LFS server tells the client to send.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Action {
     pub(crate) href: String,
     #[serde(default)]
     pub(crate) header: BTreeMap<String, String>,
-    /// What the LFS server itself is asked with, if the request goes to that same server and the action
-    /// names no credentials: it may want them.
+    /// The LFS server's own credentials, which the server may require. Empty if the request goes to another
+    /// server, or if the action contains credentials.
     #[serde(skip)]
     access: BTreeMap<String, String>,
 }
@@ -50,7 +49,7 @@ struct Batch {
 #[derive(Deserialize)]
 struct Object {
     oid: String,
-    /// Some servers say -1 of an object that they do not have.
+    /// Some servers return -1 for an object that they do not have.
     #[serde(default)]
     size: Option<i64>,
     #[serde(default)]
@@ -73,26 +72,28 @@ struct ObjectError {
     message: String,
 }
 
-/// How often links are asked for one object, if the object host refuses those it got.
+/// Maximum number of requests for the links of one object. Links are requested again if the object host
+/// refuses them.
 const LINKS: u32 = 3;
 
-/// How often a server is asked whether an object arrived: one of several may not know it yet.
+/// Maximum number of requests to verify an object. The first can fail, because a replica may not have seen
+/// the upload yet.
 const VERIFICATIONS: u32 = 3;
 
 const MEDIA_TYPE: &str = "application/vnd.git-lfs+json";
 
-/// The longest text that is looked at as a pointer, by the specification.
+/// Size limit of a pointer file, from the specification.
 pub(crate) const POINTER_BYTES: u64 = 1024;
 
 const POINTER_BEGINNING: &str = "version https://git-lfs.github.com/spec/v1\n";
 
-/// The text that stands in git for an object.
+/// Returns the pointer file of an object.
 pub(crate) fn pointer(sha256: &str, size: u64) -> String {
     format!("{POINTER_BEGINNING}oid sha256:{sha256}\nsize {size}\n")
 }
 
 impl Pointer {
-    /// What a text stands for, if it is a pointer.
+    /// Parses a pointer file. Returns `None` if the text is not a pointer.
     pub(crate) fn read(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok()?;
         let rest = text.strip_prefix(POINTER_BEGINNING)?;
@@ -110,7 +111,7 @@ impl Pointer {
 }
 
 impl Action {
-    /// A request to a URL that says all by itself.
+    /// Creates a request to a signed URL, without a header.
     pub(crate) fn plain(href: &str) -> Self {
         Self {
             href: href.to_owned(),
@@ -119,13 +120,13 @@ impl Action {
         }
     }
 
-    /// Whether the server may ask for credentials that were not sent yet.
+    /// Whether the server may require credentials that were not sent yet.
     pub(crate) fn may_want_more(&self, http: &Http<'_>) -> bool {
         !self.access.is_empty() && !http.gets_credentials(&http::server(&self.href))
     }
 
-    /// Makes the request with what the action says, and with the LFS server's credentials if they are
-    /// asked for.
+    /// Sends the request with the action's header. If `is_refused` returns true for the response, repeats the
+    /// request with the LFS server's credentials.
     pub(crate) fn with_access<R>(
         &self,
         http: &Http<'_>,
@@ -154,7 +155,7 @@ impl<'a> Client<'a> {
         Self { http, server }
     }
 
-    /// Makes sure that the server has the files, for a branch.
+    /// Uploads the files of a push to `branch`, except those that the server already has.
     pub(crate) fn upload(&self, branch: &str, sources: &[Source<'_>]) -> Result<()> {
         let mut sent = HashSet::new();
         for source in sources {
@@ -165,7 +166,7 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// Brings an object's content into a file, which is empty.
+    /// Downloads an object into an empty file.
     pub(crate) fn download(&self, pointer: &Pointer, target: &mut Target) -> Result<()> {
         by_links(|| {
             let Pointer { sha256, size } = pointer;
@@ -177,13 +178,13 @@ impl<'a> Client<'a> {
             match object.actions.and_then(|actions| actions.download) {
                 Some(action) => target.fill(self.http, &action, pointer),
                 None => Err(Error::Permanent(format!(
-                    "{server} says not where the object {sha256} is"
+                    "{server} returned no download link for the object {sha256}"
                 ))),
             }
         })
     }
 
-    /// Asks for links and sends the object to them.
+    /// Requests the links for an object, and uploads the object to them.
     fn upload_by_links(&self, branch: &str, source: &Source<'_>) -> Result<Sent> {
         let (sha256, size) = (&*source.sha256, source.size);
         let (transfer, object) = self.batch("upload", Some(branch), sha256, size)?;
@@ -191,7 +192,7 @@ impl<'a> Client<'a> {
         if let Some(error) = object.error {
             return Err(http::refused(&server, error.code, None, &error.message));
         }
-        // Without an upload action the server has it already.
+        // If the response has no upload action, the server already has the object.
         let Some(Actions {
             upload: Some(upload),
             verify,
@@ -201,21 +202,23 @@ impl<'a> Client<'a> {
             let says = object.size.unwrap_or(-1);
             if object.size.is_some() && u64::try_from(says) != Ok(size) && !self.has(source)? {
                 return Err(Error::Temporary(format!(
-                    "{server} says that it has the object {sha256}, of {says} bytes instead of {size}, and does not give it"
+                    "{server} claims to have the object {sha256}, with {says} bytes instead of {size}, \
+                     but a download request does not return it"
                 )));
             }
             return Ok(Sent::Whole);
         };
         let sent = match transfer.as_deref() {
             None | Some("basic") => upload::basic(self.http, &upload, source)?,
-            // The Hub says `multipart` for the whole answer; an object without parts is plain.
+            // The Hub can choose `multipart` for the whole response and still return no parts for an object.
+            // Such an object uses the basic transfer.
             Some("multipart") if !upload.header.contains_key("chunk_size") => {
                 upload::basic(self.http, &upload, source)?
             }
             Some("multipart") => upload::multipart(self.http, &upload, source)?,
             Some(other) => {
                 let words =
-                    format!("{server} wants the LFS transfer {other:?}, which was not offered");
+                    format!("{server} chose the LFS transfer {other:?}, which was not offered");
                 return Err(Error::Permanent(words));
             }
         };
@@ -225,8 +228,8 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Lets the server confirm an object. One that does not know it yet is asked again, and whether the
-    /// object can be fetched counts in the end.
+    /// Asks the server to verify an object. Retries if the server refuses. If the server also refuses the
+    /// last attempt, this function still succeeds if the object can be downloaded.
     fn verify(&self, verify: &Action, source: &Source<'_>) -> Result<()> {
         let body = json!({"oid": source.sha256, "size": source.size});
         let server = http::server(&verify.href);
@@ -248,14 +251,14 @@ impl<'a> Client<'a> {
             }
             let limit = self.http.limit();
             limit.warn(&format!(
-                "a file's arrival is not confirmed, which is asked again: {refused}"
+                "an uploaded file is not verified yet, retrying: {refused}"
             ));
             limit.sleep(Duration::from_millis(250 * (1 << attempt)))?;
             attempt += 1;
         }
     }
 
-    /// Whether the server gives an object, with its size.
+    /// Whether the object can be downloaded from the server and has the right size.
     fn has(&self, source: &Source<'_>) -> Result<bool> {
         let (_, object) = self.batch("download", None, &source.sha256, source.size)?;
         let download = object.actions.and_then(|actions| actions.download);
@@ -265,7 +268,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Asks where an object shall go, or where it is.
+    /// Requests the links to upload or download an object.
     fn batch(
         &self,
         operation: &str,
@@ -274,7 +277,7 @@ impl<'a> Client<'a> {
         size: u64,
     ) -> Result<(Option<String>, Object)> {
         let href = format!("{}/objects/batch", self.server.url);
-        // An object is fetched as it is: parts are the Hub's way to take a large one.
+        // The Hub uses multipart transfers only for uploads.
         let transfers: &[&str] = match operation {
             "upload" => &["basic", "multipart"],
             _ => &["basic"],
@@ -293,14 +296,17 @@ impl<'a> Client<'a> {
         let answer = answer
             .success(&server)
             .map_err(|error| self.server.explain(error))?;
-        let batch: Batch = serde_json::from_slice(&answer.body)
-            .map_err(|error| Error::Temporary(format!("{server} speaks no Git LFS: {error}")))?;
+        let batch: Batch = serde_json::from_slice(&answer.body).map_err(|error| {
+            Error::Temporary(format!(
+                "{server} returned an invalid Git LFS response: {error}"
+            ))
+        })?;
         let object = batch
             .objects
             .into_iter()
             .find(|object| object.oid == sha256);
         let mut object = object.ok_or_else(|| {
-            Error::Temporary(format!("{server} does not answer about the object"))
+            Error::Temporary(format!("{server} did not return the requested object"))
         })?;
         let actions = object.actions.iter_mut().flat_map(|actions| {
             [
@@ -329,8 +335,8 @@ impl<'a> Client<'a> {
     }
 }
 
-/// Moves an object by links, and asks for others if those are refused: they are given for a short time,
-/// which a slow line can outlast.
+/// Calls `moved`, which requests links and transfers an object with them. Calls it again if the object host
+/// refuses the links, because links can expire before a slow transfer is complete.
 fn by_links(mut moved: impl FnMut() -> Result<Sent>) -> Result<()> {
     let mut links = 1;
     loop {
@@ -342,7 +348,7 @@ fn by_links(mut moved: impl FnMut() -> Result<Sent>) -> Result<()> {
     }
 }
 
-/// Posts JSON of the LFS kind.
+/// Posts JSON with the media type of LFS.
 pub(crate) fn post(
     http: &Http<'_>,
     href: &str,
@@ -352,7 +358,7 @@ pub(crate) fn post(
     http.post(href, MEDIA_TYPE, header, body)
 }
 
-/// The place of an object in a store of LFS objects.
+/// Returns the path of an object in an LFS object store.
 pub(crate) fn object_path(store: &Path, sha256: &str) -> std::path::PathBuf {
     store.join(&sha256[..2]).join(&sha256[2..4]).join(sha256)
 }
@@ -362,14 +368,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pointer_is_as_the_specification_has_it() {
+    fn a_pointer_follows_the_specification() {
         let text = pointer(&"ab".repeat(32), 12);
         let read = test_hub::parse_pointer(text.as_bytes());
         assert_eq!(read, Some(("ab".repeat(32), 12)));
     }
 
     #[test]
-    fn a_pointer_is_told_from_a_text() {
+    fn other_texts_are_not_read_as_pointers() {
         let text = pointer(&"ab".repeat(32), 12);
         let (sha256, size) = ("ab".repeat(32), 12);
         let read = |text: &str| Pointer::read(text.as_bytes());

@@ -1,4 +1,4 @@
-//! Where a remote's Git LFS server is, and how it is asked.
+//! Finds a remote's Git LFS server and the credentials for it.
 
 use std::collections::BTreeMap;
 
@@ -17,13 +17,15 @@ use crate::{Error, Result, http};
 pub(crate) struct LfsServer {
     /// `https://host/user/name.git/info/lfs`
     pub(crate) url: String,
-    /// What goes along with each request to it, and to nobody else: it holds a secret.
+    /// The header of each request to this server. It contains a secret, so it must not be sent to another
+    /// server.
     pub(crate) header: BTreeMap<String, String>,
-    /// Whether the branch named it, and it is not the remote's own.
+    /// True if two conditions hold: the branch's `.lfsconfig` names this LFS server, and the remote is on
+    /// another server.
     is_foreign: bool,
 }
 
-/// What `git-lfs-authenticate` says on the server's side of ssh.
+/// The output of `git-lfs-authenticate`, which runs on the server over ssh.
 #[derive(Deserialize)]
 struct Answer {
     #[serde(default)]
@@ -33,12 +35,13 @@ struct Answer {
 }
 
 impl LfsServer {
-    /// The server of a remote for `upload` or `download`, or `None` if the remote is a folder, which has
-    /// none. `lfs_config` is the branch's `.lfsconfig`, which may name another. A server over SSH is asked
-    /// for it; what it answers is good for a short time.
+    /// Returns the LFS server of a remote. Returns `None` if the remote is a folder. `operation` is `upload`
+    /// or `download`. `lfs_config` is the branch's `.lfsconfig`, which may name another server. A remote over
+    /// SSH is asked for its LFS server and for the header, which expires soon.
     ///
     /// # Errors
-    /// A remote over SSH gives none, or cannot be asked.
+    /// Returns an error if the `.lfsconfig` is not usable, or if a remote over SSH cannot be reached or has
+    /// no LFS server.
     pub(crate) fn of(
         publisher: &Publisher,
         operation: &str,
@@ -62,8 +65,9 @@ impl LfsServer {
         }
     }
 
-    /// The server that a branch names. The remote's token goes there only if it is the same server: who
-    /// can push to the branch must not learn it.
+    /// Returns the LFS server that a branch's `.lfsconfig` names. The remote's token is sent to the LFS
+    /// server only if the remote itself is on that server. If the token were sent to any named server, anyone
+    /// who can push to the branch could obtain it.
     fn named(
         publisher: &Publisher,
         named: &str,
@@ -83,17 +87,17 @@ impl LfsServer {
         };
         let Some(origin) = remote::origin(named) else {
             let server = Remote::parse(named, &|_| None)
-                .map_err(|error| cannot(&format!("no LFS server: {error}")))?;
+                .map_err(|error| cannot(&format!("an invalid LFS server: {error}")))?;
             return match server.ssh_address() {
                 Some(address) => Self::over_ssh(git, &server, &address, operation, limit),
                 None => Err(cannot(
-                    "a folder for LFS objects, which only git-lfs itself can use",
+                    "a folder for LFS objects, which only git-lfs can use",
                 )),
             };
         };
         if origin.contains('@') {
             return Err(cannot(
-                "an LFS server with credentials in its URL, which are not used",
+                "an LFS server with credentials in its URL, which is not supported",
             ));
         }
         let url = named.trim_end_matches('/').to_owned();
@@ -113,7 +117,7 @@ impl LfsServer {
         Self::over_http_with(url, authorization.into_iter().collect())
     }
 
-    /// A server with the header that its requests need.
+    /// Creates an LFS server from its URL and the header for its requests.
     pub(crate) fn over_http_with(url: String, header: BTreeMap<String, String>) -> Self {
         Self {
             url,
@@ -122,12 +126,13 @@ impl LfsServer {
         }
     }
 
-    /// Says of a refusal why no token went along, if that is why.
+    /// If a request was refused because it had no token, the returned error explains why the token is
+    /// missing.
     pub(crate) fn explain(&self, error: Error) -> Error {
         match error {
             Error::Permanent(words) if self.is_foreign && self.header.is_empty() => {
                 Error::Permanent(format!(
-                    "{words}: the branch's .lfsconfig names this server, which the repository's token is not sent to; lfs_token_env names the variable of one for it"
+                    "{words}: the branch's .lfsconfig names this server, and the repository's token is not sent there: set lfs_token_env to the name of the variable that contains a token for this server"
                 ))
             }
             other => other,
@@ -154,13 +159,14 @@ impl LfsServer {
             if unknown || stderr.contains("command not found") {
                 no_lfs(remote, &refusal::words(&stderr))
             } else {
-                refusal::judge(&stderr, "ask for Git LFS at", remote)
+                refusal::judge(&stderr, "get Git LFS access from", remote)
             }
         })?;
         let answer: Answer = serde_json::from_slice(&said)
-            .map_err(|error| no_lfs(remote, &format!("its answer is no JSON: {error}")))?;
+            .map_err(|error| no_lfs(remote, &format!("its response is not valid JSON: {error}")))?;
         let url = match answer.href.trim_end_matches('/') {
-            // The specification's guess.
+            // If there is no URL, use the default LFS server that the specification of Git LFS defines for
+            // the remote.
             "" => {
                 let (_, host) = address.host.rsplit_once('@').unwrap_or(("", &address.host));
                 let path = address
@@ -175,17 +181,17 @@ impl LfsServer {
     }
 }
 
-/// The LFS server that a `.lfsconfig` names, in git-lfs's order.
+/// Returns the LFS server that a `.lfsconfig` names. The keys have the same precedence as in git-lfs.
 fn named(git: &Git, text: &str, operation: &str, limit: &Limit<'_>) -> Result<Option<String>> {
     let args = ["config", "--file", "-", "--null", "--list"];
-    // Nothing would be read as the text of no file.
+    // `Call::run` treats empty input as no input.
     if text.trim().is_empty() {
         return Ok(None);
     }
     let output = git.call(args).stdin(text.as_bytes()).run(limit)?;
     let listed = output.success().map_err(|stderr| {
         let words = refusal::words(&stderr);
-        Error::Permanent(format!("the branch's .lfsconfig cannot be read: {words}"))
+        Error::Permanent(format!("cannot read the branch's .lfsconfig: {words}"))
     })?;
     let listed = String::from_utf8_lossy(&listed).into_owned();
     let value = |key: &str| {
@@ -207,13 +213,13 @@ fn named(git: &Git, text: &str, operation: &str, limit: &Limit<'_>) -> Result<Op
 
 fn no_lfs(remote: &Remote, words: &str) -> Error {
     Error::Permanent(format!(
-        "the server gives no Git LFS over ssh: use the repository's https URL, or lfs = \"never\": {}: {words}",
+        "the server does not support Git LFS over ssh: use the repository's https URL, or lfs = \"never\": {}: {words}",
         remote.url()
     ))
 }
 
-/// A path as one word for the shell at the other end. Plain where it can be: servers that know no shell
-/// read this by themselves.
+/// Quotes a path as one word for the remote shell. Simple paths are not quoted, because some servers parse
+/// the command without a shell.
 fn quoted(path: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-~+".contains(c);
     if path.chars().all(is_plain) {

@@ -1,19 +1,20 @@
-//! A checkpoint sink that pushes to any git remote, such as the Hugging Face Hub: a branch per run,
-//! one commit `step N` per checkpoint, large files by Git LFS.
+//! A checkpoint sink that pushes to any git remote, such as the Hugging Face Hub. It creates a branch for
+//! each run, and a commit `step N` for each checkpoint. Large files are stored with Git LFS.
 //!
-//! Commits are made by git's plumbing in a bare repository without a work tree, LFS objects are
-//! streamed from the checkpoint itself by a client of our own; so a delivery costs next to no disk.
-//! The order is: upload objects, make the commit, write its id to the journal, push it with a lease
-//! on the branch. A push whose answer was lost is found on the branch and not made again. The same
-//! client brings a commit's files back.
+//! Git plumbing commands create the commits in a bare repository. A built-in client streams LFS objects
+//! directly from the checkpoint, so a delivery needs almost no disk space. A delivery uploads the objects,
+//! creates the commit, writes the commit's id to the journal, and pushes the commit with a lease on the
+//! branch. If the response to a push is lost, the next attempt finds the commit on the branch and does not
+//! push again. The built-in client also downloads the files of a commit.
 //!
-//! Git runs without the user's and the system's configuration, attributes and variables: what is pushed
-//! depends on the checkpoint, the sink's settings and the branch alone. How a server is reached does come
-//! from there (`network.rs`), for git and for our own requests alike: certificate authorities, proxies,
-//! `core.sshCommand`, and the folders that `safe.directory` names. `url.*.insteadOf` does not count: it
-//! would change where a token goes. No token follows a redirect to another server.
+//! Git runs without the configuration, attributes and environment variables of the user and the system. The
+//! pushed commit therefore depends only on the checkpoint, the sink's settings and the branch. Only the
+//! connection settings of the user and the system apply (`network.rs`). These are certificate authorities,
+//! proxies, `core.sshCommand`, and the folders in `safe.directory`. They apply to git and to the built-in
+//! client. `url.*.insteadOf` is ignored, because it would change where a token is sent. No token follows a
+//! redirect to another server.
 //!
-//! When the sink's process ends, so do the processes of git that it started, whatever ended it.
+//! When the sink's process ends for any reason, its git processes are ended too.
 #![forbid(unsafe_code)]
 
 mod attributes;
@@ -57,7 +58,7 @@ pub use fetch::{Brought, Wanted};
 pub use preflight::Question;
 pub use publisher::{Publisher, PushedCheckpoint, Receipt};
 
-/// The sink as the host sees it.
+/// The sink that the host creates.
 #[derive(Debug)]
 pub struct HubGit {
     publisher: Publisher,
@@ -96,7 +97,7 @@ impl CheckpointSink for HubGit {
             ..
         } = &receipt;
         self.host.debug(&format!(
-            "step {} is on branch {branch} as {commit}: {remote}",
+            "step {} was pushed to branch {branch} as {commit}: {remote}",
             snapshot.step
         ));
         Ok(serde_json::json!(receipt))

@@ -2,8 +2,8 @@ use std::time::{Duration, Instant};
 
 use crate::{Error, Result};
 
-/// How long a delivery may take, whether it was asked to end, and who is told of a wait. Everything
-/// that waits looks here.
+/// The deadline and the cancellation of a delivery, which every wait in the delivery checks. Also contains
+/// the function that receives the delivery's warnings.
 pub(crate) struct Limit<'a> {
     secs: u64,
     deadline: Instant,
@@ -12,7 +12,7 @@ pub(crate) struct Limit<'a> {
 }
 
 impl<'a> Limit<'a> {
-    /// `secs` from now, or until `cancelled` says so.
+    /// Creates a limit that is reached after `secs` seconds, or when `cancelled` returns true.
     pub(crate) fn new(secs: u64, cancelled: &'a (dyn Fn() -> bool + Sync)) -> Self {
         Self {
             secs,
@@ -22,7 +22,7 @@ impl<'a> Limit<'a> {
         }
     }
 
-    /// Who is told when something takes longer than usual.
+    /// Sets the receiver of warnings about waits and retries.
     #[must_use]
     pub(crate) fn warning(mut self, warn: &'a (dyn Fn(&str) + Sync)) -> Self {
         self.warn = warn;
@@ -33,7 +33,7 @@ impl<'a> Limit<'a> {
         (self.warn)(words);
     }
 
-    /// Nothing if there is time left and nobody asked to end.
+    /// Returns an error if the deadline has passed or the delivery was cancelled.
     pub(crate) fn check(&self) -> Result<()> {
         if (self.cancelled)() {
             return Err(Error::Cancelled);
@@ -45,12 +45,12 @@ impl<'a> Limit<'a> {
         Ok(())
     }
 
-    /// Time left.
+    /// Returns the time left.
     pub(crate) fn remaining(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// Waits, but not beyond the limit.
+    /// Sleeps for `time`. Returns an error as soon as the limit is reached.
     pub(crate) fn sleep(&self, time: Duration) -> Result<()> {
         let until = Instant::now() + time;
         while Instant::now() < until {

@@ -1,13 +1,14 @@
-//! The model card, a README.md. A part of it between two marks is kept up to date; the rest, the YAML at its
-//! top included, is whatever people make of it.
+//! Updates the model card, a README.md. Only the part between two marks is changed. The rest, including the
+//! YAML at the top, belongs to the user.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// Begins the part that is kept up to date. A README without it is somebody's work and stays.
+/// The mark at the beginning of the updated part. If a README has neither this mark nor `EARLIER`, the user
+/// wrote it, and it is not changed.
 const BEGIN: &str = "<!-- hub-git keeps the card up to date from here to the end mark; delete this line to keep your own words -->";
 const END: &str = "<!-- hub-git: end -->";
-/// What earlier versions wrote in the place of the two.
+/// The single mark that earlier versions wrote instead of the two marks above.
 const EARLIER: &str =
     "<!-- hub-git keeps this card up to date; delete this line to keep your own words -->";
 
@@ -17,7 +18,7 @@ const CODE: &str = "```python\nfrom transformers import AutoModelForCausalLM, Au
     model = AutoModelForCausalLM.from_pretrained(\".\")\n\
     tokenizer = AutoTokenizer.from_pretrained(\".\")\n```\n";
 
-/// The card of a checkpoint, made of the README that is there. None if that is not ours to change.
+/// Returns the README with an updated card for a checkpoint, or `None` if the README must not be changed.
 pub(crate) fn update(
     readme: Option<&str>,
     run: &str,
@@ -29,7 +30,7 @@ pub(crate) fn update(
         return Some(format!("{FRONT}{part}"));
     };
     if readme.contains(char::REPLACEMENT_CHARACTER) {
-        // It is in another encoding, of which not every byte is known here.
+        // The file is not UTF-8, so some of its bytes are lost in `readme`.
         return None;
     }
     let lines: Vec<&str> = readme.split_inclusive('\n').collect();
@@ -58,7 +59,7 @@ pub(crate) fn update(
     Some(format!("{before}{middle}{}", after.concat()))
 }
 
-/// What is between the marks and they themselves.
+/// Returns the new part, with its marks.
 fn part(run: &str, step: u64, metrics: &BTreeMap<String, f64>) -> String {
     let mut part = format!("{BEGIN}\n\n{}\n{}", heading(run), step_line(step));
     if !metrics.is_empty() {
@@ -80,7 +81,7 @@ fn step_line(step: impl std::fmt::Display) -> String {
     format!("Checkpoint of optimizer step {step}.\n")
 }
 
-/// What somebody has written between the marks: words are not thrown away for the place that they have.
+/// Returns the text that the user wrote between the marks. This text must be kept.
 fn without_ours(inside: &str, run: &str) -> String {
     let mut left = inside.replacen(CODE, "", 1).replacen(&heading(run), "", 1);
     if let Some(at) = left.find(TABLE) {
@@ -105,7 +106,7 @@ fn number(value: f64) -> String {
         let digits = format!("{value:.6}");
         let digits = digits.trim_end_matches('0').trim_end_matches('.');
         match digits {
-            // So small that six places show nothing of it.
+            // The value is too small for six decimal places.
             "0" | "-0" if value != 0.0 => format!("{value:e}"),
             digits => digits.to_owned(),
         }
@@ -122,12 +123,12 @@ mod tests {
         [("loss/eval".to_owned(), loss)].into()
     }
 
-    /// The card of step 100, changed by hand, as the next checkpoint leaves it.
+    /// Edits the card of step 100, and returns the card after the next checkpoint.
     fn edited(edit: impl Fn(&str) -> String) -> String {
         let card = update(None, "demo", 100, &metrics(1.5)).expect("a card");
         let card = edit(&card);
         let next = update(Some(&card), "demo", 200, &metrics(1.25)).expect("ours");
-        // What it is once it stays.
+        // A second update changes nothing.
         assert_eq!(
             update(Some(&next), "demo", 200, &metrics(1.25)),
             Some(next.clone())
@@ -157,13 +158,13 @@ mod tests {
     }
 
     #[test]
-    fn a_card_that_nobody_edited_is_the_next_ones() {
+    fn an_unedited_card_is_replaced() {
         let next = update(None, "demo", 200, &metrics(1.25)).expect("a card");
         assert_eq!(edited(str::to_owned), next);
     }
 
     #[test]
-    fn what_people_write_around_the_marks_stays() {
+    fn text_outside_the_marks_is_kept() {
         let next = edited(|card| {
             let card = card.replace("---\nlibrary", "---\nlicense: mit\ntags:\n- code\nlibrary");
             card.replace(BEGIN, &format!("Words before.\n\n{BEGIN}"))
@@ -178,13 +179,13 @@ mod tests {
                  pipeline_tag: text-generation\n---\nWords before.\n\n{part}\n## Limits\n\nNone | known.\n"
             )
         );
-        // Without any YAML, and without an end of the last line.
+        // A card without YAML, and without a newline at the end.
         let next = edited(|card| card.replace(FRONT, "") + "The end");
         assert_eq!(next, format!("{part}The end"));
     }
 
     #[test]
-    fn words_between_the_marks_move_behind_them() {
+    fn text_between_the_marks_is_moved_after_them() {
         let next = edited(|card| {
             card.replace(".\n\n| metric", ".\n\nTrained on *my* code.\n\n| metric")
                 .replace(
@@ -199,13 +200,13 @@ mod tests {
             theirs.ends_with("\n## Limits\n\n| a | b |\n|---|---|\n"),
             "{theirs}"
         );
-        // An end that somebody has taken away, too.
+        // The user's text is moved behind the card even if the user deleted the end mark.
         let next = edited(|card| card.replace(&format!("{END}\n"), "\nMine.\n"));
         assert_eq!(next, format!("{plain}\nMine.\n"));
     }
 
     #[test]
-    fn a_card_of_an_earlier_version_is_taken_over() {
+    fn a_card_of_an_earlier_version_is_updated() {
         let earlier = format!(
             "---\nlibrary_name: transformers\nlicense: mit\n---\n{EARLIER}\n\n# demo\n\n\
              Checkpoint of optimizer step 100.\n\n{TABLE}| loss/eval | 1.5 |\n\n{CODE}\nMine.\n"
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_end_as_they_did_and_other_encodings_stay() {
+    fn line_endings_and_other_encodings_are_kept() {
         let next = edited(|card| (card.to_owned() + "Mine.\n").replace('\n', "\r\n"));
         assert_eq!(next.matches('\n').count(), next.matches("\r\n").count());
         assert!(

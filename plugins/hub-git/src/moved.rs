@@ -1,4 +1,4 @@
-//! A repository that its server says is elsewhere: renamed, or given to another owner.
+//! Follows the redirects of a repository that was renamed or transferred to another owner.
 
 use ureq::SendBody;
 use ureq::http::Request;
@@ -10,17 +10,18 @@ use crate::remote::Remote;
 use crate::token::Token;
 use crate::{Error, Result};
 
-/// What git asks for first, below a repository's URL.
+/// The path of git's first request, below the repository's URL.
 const FIRST: &str = "/info/refs?service=git-upload-pack";
 
-/// How often a repository may have moved on.
+/// Maximum number of redirects that are followed.
 const TIMES: u32 = 5;
 
-/// Looks where the server leads to, and lets the remote be there. Says whether it is elsewhere now. Git
-/// itself would take the token along to any server.
+/// Follows the server's redirects and sets the remote's URL to the target. Returns whether the URL changed.
+/// Git itself does not follow redirects, because it would send the token to any server that a redirect names.
 ///
 /// # Errors
-/// It leads to another server, where the token is not sent, or to no repository.
+/// Returns an error if a redirect goes to a URL that is not a repository, or if it goes to another server and
+/// there is a token, which must not be sent there.
 pub(crate) fn follow(
     network: &Network,
     remote: &Remote,
@@ -49,7 +50,7 @@ pub(crate) fn follow(
             let server = http::server(&to);
             let to = to.split('?').next().unwrap_or(&server);
             return Err(Error::Permanent(format!(
-                "{home} leads to what is not a repository ({to}): {}",
+                "{home} redirects to a URL that is not a repository ({to}): {}",
                 remote.url()
             )));
         };
@@ -64,7 +65,7 @@ pub(crate) fn follow(
     if at == remote.url() {
         return Ok(false);
     }
-    // Some servers want the ending that the address left out.
+    // Some servers redirect only to add `.git`, which does not need a warning.
     if at != format!("{}.git", remote.url()) {
         limit.warn(&format!("the repository has moved: set repo to {at}"));
     }

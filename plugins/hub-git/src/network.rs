@@ -1,5 +1,5 @@
-//! How servers are reached: whose word for their identity is taken, and through which proxy. It is the
-//! same for git and for our own requests.
+//! Connection settings: the trusted certificate authorities and the proxy. Git and the built-in client use
+//! the same settings.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,42 +11,44 @@ use crate::proxy::{self, Proxies};
 use crate::remote::{Kind, Remote};
 use crate::{Config, Error, Result};
 
-/// The network's part of the configuration, of the environment, and of the user's git configuration.
+/// The connection settings from the configuration, the environment and the user's git configuration.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Network {
     authorities: Authorities,
     proxies: Proxies,
-    /// The remote, if it speaks HTTP.
+    /// The remote's URL, if it uses HTTP.
     url: Option<String>,
     /// The command that git runs for ssh.
     ssh: Option<String>,
-    /// The folders of other users that this user trusts.
+    /// The folders in the user's `safe.directory`: trusted repositories that belong to other users.
     safe: Vec<String>,
 }
 
-/// The certificate authorities that are trusted.
+/// The trusted certificate authorities.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 enum Authorities {
-    /// The system's.
+    /// The system's authorities.
     #[default]
     System,
-    /// Those of a file, and those of the files of folders.
+    /// The authorities in a file, and in the files of several folders. The paths in `folders` are separated
+    /// by colons.
     Named {
         file: Option<PathBuf>,
         folders: Option<String>,
     },
 }
 
-/// Variables that name a file of authorities, those that are set by hand first. requests takes a folder
-/// in the second, too.
+/// Environment variables that name a file of authorities. If several are set, the first in this list is used.
+/// The list begins with the variables that users set by hand. `REQUESTS_CA_BUNDLE` can also name a folder, as
+/// in the Python package requests.
 const FILES: [&str; 3] = ["CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"];
 
 impl Network {
-    /// What is configured for a remote. Of the user's git configuration it takes what decides how a
-    /// server is reached, and nothing of what is sent.
+    /// Finds the settings for a remote. Reads only connection settings from the user's git configuration.
     ///
     /// # Errors
-    /// A file of certificate authorities cannot be read, or the URL of a proxy is not valid.
+    /// Returns an error if a file of certificate authorities cannot be read, or the URL of a proxy is not
+    /// valid.
     pub(crate) fn find(
         git: &Git,
         config: &Config,
@@ -84,8 +86,8 @@ impl Network {
                 .unwrap_or_default(),
         };
         if config.proxy.as_deref().is_some_and(holds_password) {
-            let words = "the proxy's URL holds a password, which would be written down: \
-                         put it into https_proxy or http_proxy";
+            let words = "the setting proxy contains a password, which would be recorded: \
+                         remove the setting, and set the variable https_proxy or http_proxy to the URL";
             return Err(Error::Permanent(words.to_owned()));
         }
         network.root_certs()?;
@@ -95,7 +97,7 @@ impl Network {
         Ok(network)
     }
 
-    /// All requests through one proxy.
+    /// Creates settings that send all requests through one proxy.
     #[cfg(feature = "fuzz")]
     pub(crate) fn through(proxy: &str) -> Self {
         Self {
@@ -104,28 +106,27 @@ impl Network {
         }
     }
 
-    /// The proxy for a URL.
+    /// Returns the proxy for requests to a URL. Returns `None` if they are sent directly.
     pub(crate) fn proxy(&self, url: &str) -> Option<&str> {
         self.proxies.of(url)
     }
 
-    /// The command that git runs for ssh, if the user's configuration names one.
+    /// Returns the user's `core.sshCommand`, if it is set.
     pub(crate) fn ssh(&self) -> Option<&str> {
         self.ssh.as_deref()
     }
 
-    /// The folders of other users that this user's git configuration calls safe. An empty one takes back
-    /// those before it.
+    /// Returns the values of the user's `safe.directory`. An empty value cancels the values before it.
     pub(crate) fn safe_directories(&self) -> &[String] {
         &self.safe
     }
 
-    /// Whether git is told which proxy to take, or to take none.
+    /// Whether [`Self::git_config`] sets a proxy for git, or disables git's proxy.
     pub(crate) fn has_decided(&self) -> bool {
         self.url.is_some()
     }
 
-    /// Variables that tell git the same.
+    /// Returns the environment variables that set git's certificate authorities.
     pub(crate) fn git_env(&self) -> Vec<(&'static str, String)> {
         let Authorities::Named { file, folders } = &self.authorities else {
             return Vec::new();
@@ -137,17 +138,18 @@ impl Network {
         file.into_iter().chain(folders).collect()
     }
 
-    /// Configuration that tells git the same.
+    /// Returns the configuration that sets git's proxy.
     pub(crate) fn git_config(&self) -> Option<(String, String)> {
         let url = self.url.as_deref()?;
         let proxy = self.proxy(url).unwrap_or_default();
         Some(("http.proxy".to_owned(), proxy.to_owned()))
     }
 
-    /// The authorities for our own requests.
+    /// Returns the certificate authorities for the built-in client.
     ///
     /// # Errors
-    /// They cannot be read.
+    /// Returns an error if the file cannot be read or contains no certificate. If there is no file, returns
+    /// an error if the folders contain no certificate.
     pub(crate) fn root_certs(&self) -> Result<RootCerts> {
         let Authorities::Named { file, folders } = &self.authorities else {
             return Ok(RootCerts::PlatformVerifier);
@@ -156,7 +158,7 @@ impl Network {
         if let Some(path) = file {
             let found = read(path).map_err(|error| cannot_read(path, &error.to_string()))?;
             if found.is_empty() {
-                return Err(cannot_read(path, "it holds no certificate"));
+                return Err(cannot_read(path, "it contains no certificate"));
             }
             certificates.extend(found);
         }
@@ -170,14 +172,18 @@ impl Network {
         }
         if certificates.is_empty() {
             let folders = folders.clone().unwrap_or_default();
-            return Err(cannot_read(Path::new(&folders), "it holds no certificate"));
+            return Err(cannot_read(
+                Path::new(&folders),
+                "it contains no certificate",
+            ));
         }
         Ok(RootCerts::Specific(Arc::new(certificates)))
     }
 }
 
 impl Authorities {
-    /// The first that is named: by the plugin's configuration, for git, or for programs in general.
+    /// Returns the authorities from the first source that sets them. The sources are, in this order: the
+    /// plugin's configuration, the settings for git, and the environment variables for programs in general.
     fn find(
         git: &Git,
         config: &Config,
@@ -187,7 +193,7 @@ impl Authorities {
         let env = |name: &str| env(name).filter(|value| !value.is_empty());
         let named = |file: Option<String>, folders: Option<String>| {
             let file = file.map(PathBuf::from);
-            // One variable names either.
+            // Some variables can name either a file or a folder.
             match file {
                 Some(path) if path.is_dir() => Self::Named {
                     file: None,
@@ -219,7 +225,7 @@ impl Authorities {
     }
 }
 
-/// A value of the user's git configuration, for a URL if there is one.
+/// Reads a value of the user's git configuration. If `url` is given, reads the value for this URL.
 fn of_git(git: &Git, key: &str, url: Option<&str>, more: &[&str]) -> Result<Option<String>> {
     let args = more.iter().copied();
     match url {
@@ -228,7 +234,7 @@ fn of_git(git: &Git, key: &str, url: Option<&str>, more: &[&str]) -> Result<Opti
     }
 }
 
-/// The certificates of a file. What else it holds is left out.
+/// Reads the certificates in a file. Other PEM items are ignored.
 fn read(path: &Path) -> std::io::Result<Vec<Certificate<'static>>> {
     let pem = std::fs::read(path)?;
     let certificates = ureq::tls::parse_pem(&pem).filter_map(|item| match item {

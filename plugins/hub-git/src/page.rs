@@ -1,33 +1,33 @@
-//! The pages that servers show of a repository, whose addresses people paste.
+//! Parses URLs of a repository's web pages, which users copy from the browser.
 
-/// What kind of server shows a page.
+/// The kind of server that hosts a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Site {
-    /// `huggingface.co`, or another by `HF_ENDPOINT`.
+    /// `huggingface.co`, or the server in `HF_ENDPOINT`.
     Hub,
-    /// `OWNER/NAME` is a repository, and what follows is a page of it.
+    /// A server where `OWNER/NAME` is a repository, and the rest of the path is a page of the repository.
     TwoParts,
-    /// Any other, such as GitLab, where a group may have groups.
+    /// Any other server, such as GitLab, where groups can contain groups.
     Other,
 }
 
-/// What an address names.
+/// The result of parsing a URL.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     /// The repository's path.
     pub(crate) repo: String,
-    /// The branch, tag or commit whose page it is.
+    /// The branch, tag or commit that the page shows.
     pub(crate) revision: Option<String>,
-    /// Whether it was a page, and not the repository itself.
+    /// True for the URL of a page. False for the URL of the repository itself.
     pub(crate) is_page: bool,
 }
 
-/// Pages that show a revision, whose name follows.
+/// Path segments of pages that show a revision. The revision's name follows in the path.
 const OF_REVISION: [&str; 8] = [
     "tree", "blob", "resolve", "raw", "commits", "commit", "edit", "blame",
 ];
 
-/// Pages that show something else.
+/// Path segments of pages that do not show a revision.
 const OTHERS: [&str; 15] = [
     "discussions",
     "settings",
@@ -47,7 +47,7 @@ const OTHERS: [&str; 15] = [
 ];
 
 impl Site {
-    /// The site of a host that is not the Hub.
+    /// Returns the site of a host that is not the Hub.
     pub(crate) fn of(host: &str) -> Self {
         match host {
             "github.com" | "bitbucket.org" | "codeberg.org" => Self::TwoParts,
@@ -56,10 +56,11 @@ impl Site {
     }
 }
 
-/// Reads the path of a URL, without slashes around it. `server` is what stands before it.
+/// Parses the path of a URL. `path` has no slash at its beginning or end. `server` is the part of the URL
+/// before `path`.
 ///
 /// # Errors
-/// It is a page, and which repository or which branch it shows cannot be told.
+/// Returns an error if the repository or the branch of the page is ambiguous.
 pub(crate) fn read(site: Site, server: &str, path: &str) -> Result<Found, String> {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let whole = || Found {
@@ -83,7 +84,8 @@ pub(crate) fn read(site: Site, server: &str, path: &str) -> Result<Found, String
         Site::TwoParts => parts.split_at(2.min(parts.len())),
         Site::Other => match parts.iter().position(|part| *part == "-") {
             Some(at) => (&parts[..at], &parts[at + 1..]),
-            // As a company's own server of one of the others shows it.
+            // No part is `-`. Either the path is only the repository's, or this is a page of a self-hosted
+            // server whose paths are like those of GitHub or Gitea.
             None => match parts.get(2) {
                 Some(&("tree" | "blob" | "src")) if parts.len() > 3 => parts.split_at(2),
                 _ => return Ok(whole()),
@@ -114,7 +116,8 @@ pub(crate) fn read(site: Site, server: &str, path: &str) -> Result<Found, String
     }
 }
 
-/// The revision that the first of the parts name. Only the Hub writes one with a slash as one part.
+/// Returns the revision at the beginning of `parts`. A revision's name can contain slashes. The Hub's URLs
+/// encode such a name as one part. On other servers, it spans several parts.
 fn revision_of(site: Site, repo: &str, parts: &[&str]) -> Result<Option<String>, String> {
     match parts {
         [] => Ok(None),
@@ -123,13 +126,13 @@ fn revision_of(site: Site, repo: &str, parts: &[&str]) -> Result<Option<String>,
             Ok(Some(decoded(first)))
         }
         _ => Err(format!(
-            "{} holds the name of the branch, and its end is ambiguous: write {repo}, and the branch by itself",
+            "it is not clear where the branch name in {} ends: write {repo}, and specify the branch separately",
             parts.join("/")
         )),
     }
 }
 
-/// A part of a URL without its `%20`.
+/// Decodes the percent encoding in a part of a URL.
 pub(crate) fn decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -157,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_repository_is_left_as_it_is() {
+    fn a_repository_path_is_unchanged() {
         for (site, path) in [
             (Site::Hub, "ann/gpt"),
             (Site::Hub, "gpt2"),

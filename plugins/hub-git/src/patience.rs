@@ -1,17 +1,17 @@
-//! How long a server asks to be left alone, by `Retry-After`.
+//! Determines how long to wait before a retry, from the `Retry-After` header.
 
 use std::time::{Duration, SystemTime};
 
-/// The longest wait within one delivery. A server that wants more is left to the host, which tries the
-/// delivery again later.
+/// The longest wait within one delivery. If a server requires a longer wait, the delivery fails, and the host
+/// retries it later.
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// The shortest: a server that says "now" is not asked in a loop.
+/// The shortest wait. It prevents requests in a tight loop if a server requires no wait.
 const SHORTEST: Duration = Duration::from_millis(500);
 
-/// The time to wait before the same request is made again, or `None` if the answer asks for no such
-/// wait: its status is neither 429 nor 503, it names no time, or a longer one than is waited for here.
-/// `after` is the header's value, a number of seconds or an HTTP date.
+/// Returns the time to wait before the request is repeated. `after` is the value of the header, which is a
+/// number of seconds or an HTTP date. Returns `None` in three cases: the status is neither 429 nor 503;
+/// `after` is missing or not a valid time; the time is longer than [`LONGEST`].
 pub(crate) fn wanted(status: u16, after: Option<&str>, now: SystemTime) -> Option<Duration> {
     if !matches!(status, 429 | 503) {
         return None;
@@ -42,13 +42,13 @@ mod tests {
         assert_eq!(
             secs(429, Some("Fri, 31 Dec 1999 23:00:00 GMT")),
             Some(0.5),
-            "a time that is over"
+            "a time in the past"
         );
         assert_eq!(secs(429, Some("0")), Some(0.5));
     }
 
     #[test]
-    fn what_is_no_wait_of_ours_is_left_to_the_host() {
+    fn other_responses_are_not_waited_for() {
         let now = SystemTime::now();
         for (status, after) in [
             (429, None),

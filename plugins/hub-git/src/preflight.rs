@@ -1,4 +1,5 @@
-//! Before the first step: is the remote there, may the token write to it, and is there room?
+//! Checks before the first step: the remote exists, the token can write to it, and there is enough disk
+//! space.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -17,23 +18,23 @@ use crate::remote::Kind;
 use crate::repository::{Repository, Tip, Tried, says_how};
 use crate::{Error, Result, git, lfs};
 
-/// What is looked at for a run that has not begun.
+/// The run for which the sink is checked. It has not started yet.
 #[derive(Clone, Copy, Debug)]
 pub struct Question<'a> {
     /// The run's name.
     pub run: &'a str,
-    /// A folder of the sink's own.
+    /// The sink's private folder.
     pub state_dir: &'a Path,
-    /// About how many bytes a checkpoint takes.
+    /// Approximate size of a checkpoint.
     pub checkpoint_bytes: u64,
-    /// About how many of them are the model, its configuration and its tokenizer.
+    /// Approximate total size of a checkpoint's model, configuration and tokenizer.
     pub model_bytes: u64,
 }
 
-/// Files that a checkpoint has, whatever the model.
+/// Files that every checkpoint contains.
 const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
 
-/// What the local repository grows by over a long run: trees, commits and small files.
+/// Number of bytes that the trees, commits and small files of a long run add to the local repository.
 const GROWTH: u64 = 16 << 20;
 
 #[derive(Deserialize)]
@@ -54,11 +55,12 @@ struct Refused {
 }
 
 impl Publisher {
-    /// Whether checkpoints will arrive, as far as the remote tells before it is given one; what was
-    /// found, in a line.
+    /// Checks that checkpoints can be delivered. Sends no checkpoint, so it cannot detect every problem.
+    /// Returns the result as one line of text.
     ///
     /// # Errors
-    /// They will not, in the remote's own words. No error holds the token.
+    /// Returns an error if a checkpoint cannot be delivered. The error contains the remote's message, but
+    /// never the token.
     pub fn preflight(
         &self,
         question: &Question<'_>,
@@ -80,8 +82,8 @@ impl Publisher {
         }
         repository.begin_tree(tip.base())?;
         let by_attributes = !repository.lfs_paths(&FILES)?.is_empty();
-        // The LFS server comes first: it says in words why a token may not write, where git has a
-        // status alone.
+        // The LFS server is checked first, because its response explains why a token cannot write. Git
+        // returns only a status.
         if self.sends_by_lfs() || by_attributes && self.config.lfs != LfsMode::Never {
             let lfs_config = repository.read(tip.base(), ".lfsconfig")?;
             if let Some(server) = LfsServer::of(self, "upload", lfs_config.as_deref(), limit)? {
@@ -102,11 +104,11 @@ impl Publisher {
                     self.remote.url()
                 )
             }
-            None => format!("branch {branch} will be new: {}", self.remote.url()),
+            None => format!("branch {branch} will be created: {}", self.remote.url()),
         })
     }
 
-    /// Tries to push a commit that changes no file.
+    /// Tests whether the remote accepts a push. The commit for this test changes no file.
     fn push_nothing(&self, repository: &Repository<'_>, branch: &str, tip: &Tip) -> Result<Tried> {
         let tree = repository.end_tree()?;
         let author = self.config.author();
@@ -122,8 +124,8 @@ impl Publisher {
         }
     }
 
-    /// A file that goes as a plain blob is written once into the sink's folder before it is pushed. A
-    /// remote on this machine keeps it, whichever way it takes.
+    /// Checks the free disk space. A file that is pushed as a plain blob is first written to the sink's
+    /// folder. If the remote is on this machine, it also needs space for each file, with or without LFS.
     fn check_room(&self, question: &Question<'_>) -> Result<()> {
         let bytes = match self.config.trainer {
             true => question.checkpoint_bytes,
@@ -133,7 +135,7 @@ impl Publisher {
         check_free(question.state_dir, blobs + GROWTH)?;
         if self.remote.kind() == Kind::Local {
             let store = git::git_dir(Path::new(self.remote.url())).join("objects");
-            // One that is not there is git's to name.
+            // If the folder does not exist, git reports the error.
             if store.is_dir() {
                 check_free(&store, bytes + GROWTH)?;
                 rustix::fs::access(&store, rustix::fs::Access::WRITE_OK)
@@ -144,7 +146,7 @@ impl Publisher {
     }
 }
 
-/// Asks where an object would be uploaded to that nobody has. Nothing is sent there.
+/// Requests an upload link for a random object. Uploads nothing.
 fn ask_to_upload(
     network: &Network,
     server: &LfsServer,
@@ -164,15 +166,18 @@ fn ask_to_upload(
         let answer = lfs::post(http, &href, &server.header, &body)?;
         answer.success(&name).map_err(|error| server.explain(error))
     })?;
-    let batch: Batch = serde_json::from_slice(&answer.body)
-        .map_err(|error| Error::Temporary(format!("{name} speaks no Git LFS: {error}")))?;
+    let batch: Batch = serde_json::from_slice(&answer.body).map_err(|error| {
+        Error::Temporary(format!(
+            "{name} returned an invalid Git LFS response: {error}"
+        ))
+    })?;
     match batch.objects.into_iter().find_map(|object| object.error) {
         Some(Refused { code, message }) => Err(http::refused(&name, code, None, &message)),
         None => Ok(()),
     }
 }
 
-/// The id of an object that no server has.
+/// Returns the id of an object that no server has.
 fn unheard_of() -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -183,13 +188,14 @@ fn unheard_of() -> String {
 }
 
 pub(crate) fn check_free(dir: &Path, needed: u64) -> Result<()> {
-    let disk = rustix::fs::statvfs(dir).map_err(|error| Error::io("ask", dir, &error.into()))?;
+    let disk = rustix::fs::statvfs(dir)
+        .map_err(|error| Error::io("check the free space", dir, &error.into()))?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     if free >= needed {
         return Ok(());
     }
     Err(Error::Temporary(format!(
-        "{:.1} MB are free, and {:.1} MB are needed: {}",
+        "not enough disk space: {:.1} MB are free, {:.1} MB are needed: {}",
         free as f64 / 1e6,
         needed as f64 / 1e6,
         dir.display()
@@ -199,7 +205,7 @@ pub(crate) fn check_free(dir: &Path, needed: u64) -> Result<()> {
 fn not_writable(path: &Path, error: rustix::io::Errno) -> String {
     let error = std::io::Error::from(error);
     format!(
-        "the repository cannot be written: {error}: {}",
+        "cannot write to the repository: {error}: {}",
         path.display()
     )
 }

@@ -1,29 +1,31 @@
-//! Which proxy a request takes, as curl decides it, and so git.
+//! Selects the proxy of a request, by the same rules as curl and git.
 
 use std::net::IpAddr;
 
 use crate::{Error, Result};
 
-/// The proxies that the configuration or the environment name.
+/// The proxies in the configuration or the environment.
 #[derive(Clone, Default)]
 pub(crate) struct Proxies {
-    /// For all URLs, before the environment; empty for none.
+    /// The proxy for all URLs. If it is set, the environment's proxies are not used. An empty text means no
+    /// proxy.
     fixed: Option<String>,
     http: Option<String>,
     https: Option<String>,
     all: Option<String>,
-    /// The hosts that are reached directly.
+    /// The value of `no_proxy`: hosts that are reached directly.
     direct: String,
 }
 
 impl Proxies {
-    /// Those of the environment, unless one is named. `env` looks a variable up.
+    /// Reads the environment's proxies. If `fixed` is set, it overrides them. `env` returns a variable's
+    /// value.
     pub(crate) fn find(fixed: Option<String>, env: &dyn Fn(&str) -> Option<String>) -> Self {
         let either = |lower: &str, upper: &str| env(lower).or_else(|| env(upper));
         Self {
             fixed,
-            // A web server's CGI programs find a client's `Proxy:` header in HTTP_PROXY, so curl does
-            // not look there.
+            // CGI programs receive a client's `Proxy:` header as HTTP_PROXY, so curl ignores that
+            // variable.
             http: env("http_proxy"),
             https: either("https_proxy", "HTTPS_PROXY"),
             all: either("all_proxy", "ALL_PROXY"),
@@ -31,7 +33,7 @@ impl Proxies {
         }
     }
 
-    /// The proxy for a URL over HTTP, if it takes one: as it was written, which may hold a password.
+    /// Returns the proxy for an HTTP or HTTPS URL, as configured; it may contain a password.
     pub(crate) fn of(&self, url: &str) -> Option<&str> {
         let (scheme, rest) = url.split_once("://")?;
         let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
@@ -54,10 +56,11 @@ impl Proxies {
     }
 }
 
-/// A proxy as it is connected to.
+/// Parses a proxy's URL.
 ///
 /// # Errors
-/// The text is not a proxy's URL. It is not repeated: it may hold a password.
+/// Returns an error if the text is not a proxy's URL. The error does not repeat the text, which may contain a
+/// password.
 pub(crate) fn parsed(text: &str) -> Result<ureq::Proxy> {
     let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
     let scheme = match scheme.to_ascii_lowercase().as_str() {
@@ -66,24 +69,24 @@ pub(crate) fn parsed(text: &str) -> Result<ureq::Proxy> {
     };
     let rest = rest.split('/').next().unwrap_or(rest);
     let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-    // Ports that are not written are curl's.
+    // curl's default ports.
     let port = match (without_port(host).len() == host.len(), &*scheme) {
         (false, _) => "",
         (true, "https") => ":443",
         (true, _) => ":1080",
     };
     ureq::Proxy::new(&format!("{scheme}://{rest}{port}")).map_err(|_| {
-        let words = "the URL of the proxy is not valid: write http://HOST:PORT, https://HOST:PORT, \
+        let words = "invalid proxy URL: write http://HOST:PORT, https://HOST:PORT, \
                      socks5h://HOST:PORT or socks5://HOST:PORT";
         Error::Permanent(words.to_owned())
     })
 }
 
-/// `host` of `host:port`, and `[::1]` of `[::1]:80`.
+/// Returns `host` for `host:port`, and `[::1]` for `[::1]:80`.
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') => {
-            // An address of IP version 6 without brackets has no port.
+            // An IPv6 address without brackets has no port.
             if name.contains(':') && !name.ends_with(']') {
                 host
             } else {
@@ -94,8 +97,8 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-/// Whether `NO_PROXY` names a host: by its name or a domain that it lies in, by its address, or by a
-/// network in CIDR notation. `*` alone is every host. Commas and blanks divide the list.
+/// Whether `NO_PROXY` matches a host: by its name, a parent domain, its address, or a network in CIDR
+/// notation. `*` alone matches every host. Entries are separated by commas or spaces.
 fn is_direct(list: &str, host: &str) -> bool {
     if list.trim() == "*" {
         return true;
@@ -119,7 +122,7 @@ fn is_direct(list: &str, host: &str) -> bool {
     })
 }
 
-/// Whether an entry is the address, or a network that holds it.
+/// Whether an entry is the address, or a network that contains it.
 fn holds(entry: &str, address: IpAddr) -> bool {
     let (network, bits) = match entry.split_once('/') {
         Some((network, bits)) => (network, Some(bits)),
@@ -137,13 +140,14 @@ fn holds(entry: &str, address: IpAddr) -> bool {
     let Ok(bits) = bits.map_or(Ok(length), str::parse::<u32>) else {
         return false;
     };
-    // No bit at all would be a shift by the whole width.
+    // `bits == 0` is checked first, because an IPv6 prefix of length 0 would cause a shift by 128 bits, which
+    // overflows.
     bits <= length && (bits == 0 || (a ^ b) >> (length - bits) == 0)
 }
 
 impl std::fmt::Debug for Proxies {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A proxy's URL may hold a password.
+        // The fields are not shown, because a proxy's URL may contain a password.
         f.write_str("Proxies")
     }
 }
@@ -182,7 +186,7 @@ mod tests {
         assert_eq!(
             off.of("https://x.org/r"),
             None,
-            "an empty one switches it off"
+            "an empty variable disables the proxy"
         );
         assert_eq!(proxies(&[]).of("https://x.org/r"), None);
         let fixed = Proxies {
@@ -193,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_that_are_reached_directly() {
+    fn no_proxy_matches_names_addresses_and_networks() {
         for (list, host, direct) in [
             ("*", "x.org", true),
             ("example.org", "example.org", true),
@@ -230,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_is_read_as_curl_reads_it() {
+    fn a_proxy_url_is_parsed_like_in_curl() {
         for (text, expected) in [
             ("proxy", "http://proxy:1080"),
             ("http://proxy:3128/", "http://proxy:3128"),

@@ -26,7 +26,8 @@ pub struct Publisher {
     pub(crate) config: Config,
     pub(crate) remote: Remote,
     pub(crate) token: Option<Token>,
-    /// For the LFS server that a branch names, if that is another server.
+    /// The token for a separate LFS server. It is used only if the branch's `.lfsconfig` names a server other
+    /// than the remote's own.
     pub(crate) lfs_token: Option<Token>,
     pub(crate) git: Git,
     warn: Warn,
@@ -34,23 +35,23 @@ pub struct Publisher {
     exists: AtomicBool,
 }
 
-/// Who hears what the sink says while it works.
+/// The receiver of the sink's warnings.
 struct Warn(Box<dyn Fn(&str) + Send + Sync>);
 
 /// A checkpoint to push.
 #[derive(Clone, Copy, Debug)]
 pub struct PushedCheckpoint<'a> {
-    /// Its optimizer step.
+    /// The checkpoint's optimizer step.
     pub step: u64,
     /// The run's name.
     pub run: &'a str,
-    /// Its folder, which nobody changes.
+    /// The checkpoint's folder. Its content does not change.
     pub dir: &'a Path,
-    /// Its files, by path within the folder.
+    /// The checkpoint's files, by path within the folder.
     pub files: &'a BTreeMap<String, FileEntry>,
-    /// The evaluation's values.
+    /// The values of the evaluation.
     pub metrics: &'a BTreeMap<String, f64>,
-    /// A folder of the sink's own.
+    /// The sink's private folder.
     pub state_dir: &'a Path,
 }
 
@@ -59,27 +60,29 @@ pub struct PushedCheckpoint<'a> {
 pub struct Receipt {
     /// The commit's id.
     pub commit: String,
-    /// The branch it is on.
+    /// The branch that contains the commit.
     pub branch: String,
     /// The repository, without credentials.
     pub remote: String,
-    /// SHA-256 of the checkpoint's `manifest.json`, which names every file by its own digest; none if
-    /// the checkpoint has no such file.
+    /// SHA-256 of the checkpoint's `manifest.json`, which contains the digest of each file. `None` if the
+    /// checkpoint has no such file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manifest_sha256: Option<String>,
 }
 
-/// The trainer's own state within a checkpoint.
+/// The path prefix of the trainer state in a checkpoint.
 pub(crate) const TRAINER: &str = "trainer/";
 
-/// What a checkpoint says of its own files.
+/// The list of a checkpoint's files.
 pub(crate) const MANIFEST: &str = "manifest.json";
 
 impl Publisher {
-    /// A publisher. `env` looks an environment variable up; `git` is the program.
+    /// Creates a publisher. `env` returns the value of an environment variable. `git` is the git program to
+    /// run.
     ///
     /// # Errors
-    /// The configuration makes no sense, the token that it names is not there, or no git.
+    /// Returns an error if the configuration is invalid, if a token that it names is not set, or if git is
+    /// not usable.
     pub fn new(
         mut config: Config,
         env: &dyn Fn(&str) -> Option<String>,
@@ -111,17 +114,17 @@ impl Publisher {
         })
     }
 
-    /// Where warnings go, such as that a server asked for a wait. None holds the token.
+    /// Sets the receiver of warnings, for example about a busy server. No warning contains the token.
     #[must_use]
     pub fn on_warning(mut self, warn: impl Fn(&str) + Send + Sync + 'static) -> Self {
         self.warn = Warn(Box::new(warn));
         self
     }
 
-    /// Delivers a checkpoint; the same again changes nothing and gives the same receipt.
+    /// Delivers a checkpoint. Delivering it again changes nothing and returns the same receipt.
     ///
     /// # Errors
-    /// It did not arrive. No error holds the token.
+    /// Returns an error if the delivery fails. No error contains the token.
     pub fn publish(
         &self,
         checkpoint: &PushedCheckpoint<'_>,
@@ -130,7 +133,7 @@ impl Publisher {
         self.within_limit(cancelled, |limit| self.deliver(checkpoint, limit))
     }
 
-    /// Does work for which there is a limit; neither its warnings nor its error hold the token.
+    /// Runs `work` with the time limit. Removes the tokens from its warnings and from its error.
     pub(crate) fn within_limit<R>(
         &self,
         cancelled: &(dyn Fn() -> bool + Sync),
@@ -141,8 +144,8 @@ impl Publisher {
         work(&limit).map_err(|error| error.map(|words| self.scrub(&words)))
     }
 
-    /// Makes the repository if that is asked for and it is not known to be there. The Hub takes nothing
-    /// without a token.
+    /// Creates the repository if `create` is set and the repository does not exist. Returns an error if the
+    /// remote is on the Hub and there is no token.
     pub(crate) fn ensure_repository(&self, limit: &Limit<'_>) -> Result<()> {
         if self.remote.kind() == Kind::Hub && self.token.is_none() {
             return Err(Token::missing(&self.config, &self.remote));
@@ -154,7 +157,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// The text without the tokens.
+    /// Removes the tokens from a text.
     fn scrub(&self, text: &str) -> String {
         let tokens = self.token.iter().chain(&self.lfs_token);
         tokens.fold(text.to_owned(), |text, token| token.scrub(&text))
@@ -200,7 +203,7 @@ impl Publisher {
         Ok(self.receipt(checkpoint, branch, &commit))
     }
 
-    /// What of the checkpoint is pushed.
+    /// Returns the checkpoint's files that must be pushed.
     fn sources<'s>(&self, checkpoint: &PushedCheckpoint<'s>) -> Result<Vec<Source<'s>>> {
         let chosen = |name: &str| self.config.trainer || !name.starts_with(TRAINER);
         let mut sources = Vec::new();
@@ -211,8 +214,7 @@ impl Publisher {
                     .bytes()
                     .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
             if !is_sha256 || name.chars().any(char::is_control) {
-                let words =
-                    format!("the manifest describes {name:?} in a way that git cannot have");
+                let words = format!("the manifest has an invalid digest or file name: {name:?}");
                 return Err(Error::Permanent(words));
             }
             sources.push(Source {
@@ -228,7 +230,8 @@ impl Publisher {
         Ok(sources)
     }
 
-    /// Names a delivery: equal for the same files of the same step to the same branch.
+    /// Returns the id of a delivery. Deliveries of the same files and step to the same branch of the same
+    /// remote have the same id.
     fn key(
         &self,
         checkpoint: &PushedCheckpoint<'_>,
@@ -266,8 +269,8 @@ impl Publisher {
     }
 }
 
-/// The manifest, which names all other files and so not itself. Whoever resumes from what was pushed
-/// proves the checkpoint by it.
+/// Returns the manifest as one more file to push. The manifest does not list itself, so `files` does not
+/// contain it. A resume from the pushed files verifies them against the manifest.
 fn manifest<'a>(checkpoint: &PushedCheckpoint<'a>) -> Result<Option<Source<'a>>> {
     let path = checkpoint.dir.join(MANIFEST);
     let bytes = match std::fs::read(&path) {

@@ -1,13 +1,14 @@
-//! What git and the remote say when something did not go well, and whether it is worth another try.
+//! Interprets the error output of git and remotes. Determines the message to show, and whether a retry can
+//! help.
 
 use crate::remote::{Kind, Remote};
 use crate::repository::Pushed;
 use crate::{Error, Result};
 
-/// Longest text of the remote's that is passed on.
+/// Maximum number of characters of a shown message. Longer messages of git and the remote are cut.
 const LONGEST: usize = 2000;
 
-/// Reads `git push --porcelain`: `FLAG \t FROM:TO \t SUMMARY (REASON)`.
+/// Parses the output of `git push --porcelain`: `FLAG \t FROM:TO \t SUMMARY (REASON)`.
 pub(crate) fn judge_push(
     stdout: &str,
     stderr: &str,
@@ -45,9 +46,7 @@ pub(crate) fn judge_push(
         return Ok(Pushed::Moved(summary.to_owned()));
     }
     let way_out = match has(&["currently checked out"]) {
-        true => {
-            ": a repository with a work tree takes no push to the branch that is checked out there"
-        }
+        true => ": push to a bare repository, or to a branch that is not checked out there",
         false => "",
     };
     let said = format!(
@@ -63,14 +62,14 @@ pub(crate) fn judge_push(
     }
 }
 
-/// Whether the other side says in its own lines that it takes no changes at the moment.
+/// Whether the remote's lines report that the remote is temporarily read-only.
 fn is_closed_for_now(stderr: &str) -> bool {
     let mut lines = stderr.split(['\n', '\r']).map(str::trim);
     lines.any(|line| line.strip_prefix("remote:").is_some_and(is_closed))
 }
 
-/// Whether a server says by this that it takes no changes at the moment. A repository that was archived
-/// takes none until somebody changes that.
+/// Whether a server's message reports that the server is temporarily read-only. Messages about archived
+/// repositories and read-only tokens do not count, because these stay read-only.
 pub(crate) fn is_closed(words: &str) -> bool {
     let words = words.to_ascii_lowercase();
     let closed = ["read-only", "readonly", "read only", "maintenance"];
@@ -87,26 +86,25 @@ pub(crate) fn is_closed(words: &str) -> bool {
         .any(|word| words.contains(word))
 }
 
-/// Whether git was led elsewhere, where it does not go.
+/// Whether git received a redirect, which it does not follow.
 pub(crate) fn is_redirect(stderr: &str) -> bool {
     ["301", "302", "303", "307", "308"]
         .iter()
         .any(|status| stderr.contains(&format!("URL returned error: {status}")))
 }
 
-/// Whether the server wants to know a push's length before it takes it, which git says of small ones
-/// alone.
+/// Whether the server requires a `Content-Length`, which git sends only for small pushes.
 pub(crate) fn wants_length(stderr: &str) -> bool {
     stderr.contains("URL returned error: 411") || stderr.contains("HTTP 411")
 }
 
-/// Whether the remote's ids are of another kind than ours, which an empty repository does not say before.
+/// Whether the remote uses a different hash algorithm than the local repository. An empty remote does not
+/// report its algorithm before a push.
 pub(crate) fn wants_other_ids(stderr: &str) -> bool {
     stderr.contains("does not support this repository's hash algorithm")
 }
 
-/// Why a push that the remote could not make may have failed for another reason than the one that was
-/// arranged for.
+/// Returns the message if a test push failed for an unintended reason. The intended reason is a conflict.
 pub(crate) fn trouble(stderr: &str) -> Option<String> {
     let why = [
         "Unable to create",
@@ -119,7 +117,7 @@ pub(crate) fn trouble(stderr: &str) -> Option<String> {
         .then(|| words(stderr))
 }
 
-/// Judges a call that ended before anything was said about a branch.
+/// Returns the error for a failed git call whose output has no line about the branch.
 pub(crate) fn judge(stderr: &str, verb: &str, remote: &Remote) -> Error {
     let has = |words: &[&str]| words.iter().any(|word| stderr.contains(word));
     let url = remote.url();
@@ -133,7 +131,9 @@ pub(crate) fn judge(stderr: &str, verb: &str, remote: &Remote) -> Error {
         ));
     }
     let why = if has(&["error: 413", "HTTP 413"]) {
-        Some("the push is too large for this server: lfs = \"always\" sends large files one by one")
+        Some(
+            "the push is too large for this server: set lfs = \"always\" to send large files one by one",
+        )
     } else if has(&[
         "Authentication failed",
         "could not read Username",
@@ -141,7 +141,9 @@ pub(crate) fn judge(stderr: &str, verb: &str, remote: &Remote) -> Error {
     ]) {
         let way_out = match remote.kind() {
             Kind::Hub => "the token was not accepted",
-            _ => "the token was not accepted, or none was given: name its variable by token_env",
+            _ => {
+                "the token was not accepted or is missing: set token_env to the name of the variable that contains it"
+            }
         };
         Some(way_out)
     } else if has(&[
@@ -149,11 +151,11 @@ pub(crate) fn judge(stderr: &str, verb: &str, remote: &Remote) -> Error {
         "Permission denied (publickey",
         "Write access to repository",
     ]) {
-        Some("the token or key may not do this")
+        Some("the token or key lacks permission")
     } else if has(&["dubious ownership"]) {
         Some(
             "the repository belongs to another user of this machine: \
-              git config --global --add safe.directory PATH trusts it",
+              to trust it, run git config --global --add safe.directory PATH",
         )
     } else if has(&[
         "not found",
@@ -163,13 +165,13 @@ pub(crate) fn judge(stderr: &str, verb: &str, remote: &Remote) -> Error {
         "not a git repository",
     ]) && !has(&["Could not resolve", "error: 5"])
     {
-        Some("there is no such repository, or the token may not see it")
+        Some("no such repository, or the token has no access")
     } else if has(&[
         "Host key verification failed",
         "certificate",
         "unable to find remote helper",
     ]) {
-        Some("the connection cannot be trusted or made")
+        Some("cannot connect securely")
     } else {
         None
     };
@@ -179,7 +181,7 @@ pub(crate) fn judge(stderr: &str, verb: &str, remote: &Remote) -> Error {
     }
 }
 
-/// What is worth reading of git's standard error: the remote's lines first, without progress,
+/// Returns the relevant lines of git's standard error, with the remote's lines first. Leaves out progress,
 /// advice and empty lines.
 pub(crate) fn words(stderr: &str) -> String {
     let lines = || {
@@ -204,7 +206,7 @@ pub(crate) fn words(stderr: &str) -> String {
     }
     let mut text = said.join("; ");
     if text.is_empty() {
-        text.push_str("git said nothing");
+        text.push_str("no output from git");
     }
     if let Some((end, _)) = text.char_indices().nth(LONGEST) {
         text.truncate(end);
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_about_the_branch_is_what_counts() {
+    fn the_line_of_the_branch_decides() {
         let landed = "*\tabc:refs/heads/run\t[new branch]";
         assert_eq!(push(landed, "error: update_ref failed"), Ok(Pushed::Landed));
         assert_eq!(
@@ -262,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_pass_is_told_from_what_does_not() {
+    fn temporary_errors_are_distinguished_from_permanent_ones() {
         for (stderr, permanent) in [
             (
                 "fatal: could not read Username for 'https://example.org': terminal prompts disabled",

@@ -4,34 +4,34 @@ use std::sync::OnceLock;
 use crate::page;
 use crate::{Error, Result};
 
-/// The Hub, unless `HF_ENDPOINT` names another.
+/// The Hub's URL, unless `HF_ENDPOINT` sets another.
 const HUB: &str = "https://huggingface.co";
 
-/// The Hub's host names. The first is what the others lead to.
+/// The Hub's host names. The second and the third redirect to the first.
 const HUB_HOSTS: [&str; 3] = ["huggingface.co", "hf.co", "www.huggingface.co"];
 
-/// Hosts that are known without a scheme before them.
+/// Hosts that are recognized in a URL without a scheme.
 const KNOWN_HOSTS: [&str; 4] = ["github.com", "gitlab.com", "bitbucket.org", "codeberg.org"];
 
-/// Where checkpoints are pushed to.
+/// The repository that checkpoints are pushed to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Remote {
     kind: Kind,
-    /// What git is given. Never holds credentials.
+    /// The URL or path for git. Never contains credentials.
     url: String,
-    /// Where the server says that the repository is now.
+    /// The URL that the server redirected to, if the repository has moved.
     moved_to: OnceLock<String>,
-    /// The user name that stood in the URL.
+    /// The user name in the configured URL.
     user: Option<String>,
-    /// Where the Hub's API is. `None` unless the remote is on the Hub, over HTTP.
+    /// The base URL of the Hub's API. `None` unless the remote is on the Hub, over HTTP.
     endpoint: Option<String>,
-    /// Whether it is on the Hub, whatever it is spoken to by.
+    /// Whether the repository is on the Hub, over HTTP or SSH.
     on_hub: bool,
-    /// The branch, tag or commit whose page was named, as in `https://huggingface.co/me/m/tree/run-1`.
+    /// The branch, tag or commit in the URL, as in `https://huggingface.co/me/m/tree/run-1`.
     revision: Option<String>,
 }
 
-/// Where a remote over SSH is.
+/// The address of a remote over SSH.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SshAddress {
     /// `git@host`
@@ -50,7 +50,7 @@ pub(crate) struct HubName<'a> {
     pub(crate) name: &'a str,
 }
 
-/// What speaks at the other end.
+/// The kind of a remote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The Hugging Face Hub, over HTTP.
@@ -64,16 +64,17 @@ pub(crate) enum Kind {
 }
 
 impl Remote {
-    /// Understands the `repo` of the configuration. `env` looks a variable up: `HF_ENDPOINT` names
-    /// another Hub, `HOME` is what `~` stands for.
+    /// Parses the setting `repo`. `env` returns the value of an environment variable: `HF_ENDPOINT` sets
+    /// another Hub, and `HOME` replaces `~`.
     ///
     /// # Errors
-    /// Says what is wrong with it. A URL that holds a password is refused and not repeated.
+    /// Returns an error if the text is not a repository, or if it contains a password. The error does not
+    /// contain the password.
     pub(crate) fn parse(repo: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
         let hub = env("HF_ENDPOINT").filter(|hub| !hub.is_empty());
         let hub = hub.as_deref().unwrap_or(HUB).trim_end_matches('/');
         let repo = repo.trim();
-        // As `--model` names it; with a path behind it, it is a host over SSH.
+        // `hub:` is a prefix, as in `--model`. In `hub:/path`, however, `hub` is an SSH host.
         let named = repo
             .strip_prefix("hub:")
             .filter(|name| !name.starts_with('/'));
@@ -121,56 +122,59 @@ impl Remote {
         match repo.split_once(':') {
             // `helper::address` would let git run any program.
             Some((_, rest)) if rest.starts_with(':') => Err(refuse(&format!(
-                "cannot push by a remote helper: use https, ssh, or the path of a repository: {repo}"
+                "remote helpers are not supported: use https, ssh, or the path of a repository: {repo}"
             ))),
-            // `git@host:path`, unless a slash says that the colon is part of a path.
+            // `git@host:path`. If a slash precedes the colon, the whole text is a path.
             Some((host, _)) if !host.contains('/') => Self::ssh(repo, repo),
             _ => Self::local(repo),
         }
     }
 
-    /// What speaks at the other end.
+    /// Returns the kind of the remote.
     pub(crate) fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// Whether the remote is on the Hub, over HTTP or SSH: it takes no large and no binary plain files.
+    /// Whether the remote is on the Hub, over HTTP or SSH. The Hub rejects large or binary files that are not
+    /// stored with Git LFS.
     pub(crate) fn is_on_hub(&self) -> bool {
         self.on_hub
     }
 
-    /// The URL or path, without credentials: where the repository is by the server's latest word.
+    /// Returns the URL or path, without credentials: the new URL if the repository has moved.
     pub(crate) fn url(&self) -> &str {
         self.moved_to.get().unwrap_or(&self.url)
     }
 
-    /// The URL or path as the configuration has it.
+    /// Returns the configured URL or path, without credentials.
     pub(crate) fn configured_url(&self) -> &str {
         &self.url
     }
 
-    /// From now on the repository is there.
+    /// Sets the URL that the repository has moved to.
     pub(crate) fn move_to(&self, url: String) {
-        // It is asked once: who moves on meanwhile is found by the next process.
+        // The URL can be set only once. If the repository moves again, the next process detects it.
         let _ = self.moved_to.set(url);
     }
 
-    /// The branch, tag or commit whose page was named as the repository.
+    /// Returns the branch, tag or commit in the configured URL.
     pub(crate) fn revision(&self) -> Option<&str> {
         self.revision.as_deref()
     }
 
-    /// The user name for basic authentication. The Hub looks at the token alone.
+    /// Returns the user name for basic authentication. The Hub checks only the token.
     pub(crate) fn user(&self) -> &str {
         self.user.as_deref().unwrap_or("user")
     }
 
-    /// `https://host:port/`: where the token may go. `None` unless the remote speaks HTTP.
+    /// Returns `https://host:port/`, the only origin that the token is sent to. `None` unless the remote uses
+    /// HTTP.
     pub(crate) fn origin(&self) -> Option<&str> {
         origin(self.url())
     }
 
-    /// The model that the remote is on the Hub. `None` for other remotes, data sets and spaces.
+    /// Returns the owner and name if the remote is a model on the Hub. Returns `None` for a data set, a
+    /// space, or a remote that is not on the Hub.
     pub(crate) fn hub_name(&self) -> Option<HubName<'_>> {
         let endpoint = self.endpoint.as_deref()?;
         let path = match self.url.strip_prefix(endpoint) {
@@ -186,13 +190,13 @@ impl Remote {
         })
     }
 
-    /// Where the remote is, if it speaks SSH.
+    /// Returns the address, if the remote uses SSH.
     pub(crate) fn ssh_address(&self) -> Option<SshAddress> {
         if self.kind != Kind::Ssh {
             return None;
         }
         let (authority, path) = match self.url.strip_prefix("ssh://") {
-            // git-lfs has it without the slash between host and path.
+            // git-lfs passes the path without the slash after the host.
             Some(rest) => rest.split_once('/')?,
             None => {
                 let (host, path) = self.url.split_once(':')?;
@@ -207,7 +211,7 @@ impl Remote {
             Some((user, host)) => (format!("{user}@"), host),
             None => (String::new(), authority),
         };
-        // An address of IP version 6 has colons, and brackets that ssh does not want.
+        // An IPv6 address contains colons and is in brackets. ssh does not accept the brackets.
         let (host, port) = match host.strip_prefix('[').and_then(|host| host.split_once(']')) {
             Some((host, port)) => (host, port.strip_prefix(':')),
             None => host
@@ -221,14 +225,14 @@ impl Remote {
         })
     }
 
-    /// The LFS server's URL by git-lfs's rule. `None` unless the remote speaks HTTP.
+    /// Returns the default URL of the LFS server, as git-lfs derives it. `None` unless the remote uses HTTP.
     pub(crate) fn lfs_url(&self) -> Option<String> {
         self.origin()?;
         let repo = self.url().trim_end_matches('/').trim_end_matches(".git");
         Some(format!("{repo}.git/info/lfs"))
     }
 
-    /// `~/models/m.git`
+    /// Parses `~/models/m.git`.
     fn at_home(repo: &str, home: Option<&str>) -> Result<Self> {
         match (
             repo.strip_prefix("~/"),
@@ -236,15 +240,16 @@ impl Remote {
         ) {
             (Some(rest), Some(home)) => Self::local(&format!("{home}/{rest}")),
             (Some(_), None) => Err(refuse(&format!(
-                "HOME is not set, so ~ stands for nothing: write the whole path: {repo}"
+                "cannot expand ~, because HOME is not set: write the full path: {repo}"
             ))),
             (None, _) => Err(refuse(&format!(
-                "only ~/ is understood: write the whole path, or ./{repo} for a folder of that name"
+                "only ~/ is supported: write the full path, or ./{repo} for a folder of that name"
             ))),
         }
     }
 
-    /// What stands behind `hf:` or `hf://`, or `user/name` alone.
+    /// Parses `user/name`, optionally with a kind and a revision. The caller has removed the prefix `hf:` or
+    /// `hf://`.
     fn hf(name: &str, hub: &str) -> Result<Self> {
         let name = name.trim_matches('/');
         let name = name.strip_prefix("models/").unwrap_or(name);
@@ -258,7 +263,7 @@ impl Remote {
         let revision_is_one = revision.is_none_or(|revision| !revision.is_empty());
         if !is_hub_name(bare.unwrap_or(path)) || !revision_is_one {
             return Err(refuse(&format!(
-                "{name:?} is not a repository of the Hub: write USER/NAME, or hf:USER/NAME"
+                "{name:?} is not a repository on the Hub: write USER/NAME, or hf:USER/NAME"
             )));
         }
         let mut remote = Self::http(&format!("{hub}/{path}"), hub)?;
@@ -285,7 +290,8 @@ impl Remote {
         let name = host.split(':').next().unwrap_or_default();
         let port = &host[name.len()..];
         if HUB_HOSTS.contains(&name) && matches!(port, "" | ":80" | ":443") {
-            // Each leads there, and a token does not go along.
+            // The Hub's other hosts redirect to `HUB_HOSTS[0]`, and the token is not sent again after a
+            // redirect.
             (scheme, host) = ("https".to_owned(), HUB_HOSTS[0].to_owned());
         }
         if host == "www.github.com" {
@@ -293,7 +299,7 @@ impl Remote {
         }
         let path = path.trim_matches('/');
         if host.is_empty() || path.is_empty() {
-            let words = format!("no repository is named: {scheme}://{host}/{path}");
+            let words = format!("the URL names no repository: {scheme}://{host}/{path}");
             return Err(refuse(&words));
         }
         let server = format!("{scheme}://{host}/");
@@ -302,7 +308,7 @@ impl Remote {
             true => Some(HUB),
             false => (origin(&hub_url) == Some(&server)).then_some(hub),
         };
-        // A Hub may lie below a path of its server.
+        // A Hub's base URL may contain a path.
         let below = endpoint.and_then(|endpoint| endpoint.get(server.len()..));
         let below = below.filter(|below| path.starts_with(&format!("{below}/")));
         let (below, path) = match below {
@@ -340,7 +346,7 @@ impl Remote {
     }
 
     fn ssh(url: &str, rest: &str) -> Result<Self> {
-        // ssh would take such a host for an option.
+        // ssh would parse a user or host that begins with `-` as an option.
         let authority = rest.split(['/', ':']).next().unwrap_or_default();
         if authority.split('@').any(|part| part.starts_with('-')) {
             return Err(refuse(&format!("{url:?} is not a git repository")));
@@ -354,7 +360,7 @@ impl Remote {
             let host = authority
                 .rsplit_once('@')
                 .map_or(authority, |(_, host)| host);
-            // Brackets hold the colons of an address of IP version 6.
+            // The colons of an IPv6 address are in brackets.
             let after = host.rsplit_once(']').map_or(host, |(_, after)| after);
             if let Some((host, port)) = after.split_once(':')
                 && !port.chars().all(|c| c.is_ascii_digit())
@@ -379,19 +385,19 @@ impl Remote {
         })
     }
 
-    /// What stands behind `file://`: a host, which must be this one, and a path.
+    /// Parses the text after `file://`: a host, which must be empty or `localhost`, and a path.
     fn file(rest: &str) -> Result<Self> {
         let path = rest.strip_prefix("localhost").unwrap_or(rest);
         if !path.starts_with('/') {
             return Err(refuse(&format!(
-                "file://{rest} names another host: write file:///{rest}, or the path alone"
+                "file://{rest} names another host: write file:///{rest}, or only the path"
             )));
         }
         Self::local(&page::decoded(path))
     }
 
     fn local(path: &str) -> Result<Self> {
-        // Git runs in a folder of its own, so the path must not depend on where the host runs.
+        // Git runs in another folder, so the path must be absolute.
         let path = std::path::absolute(path)
             .map_err(|error| Error::io("resolve", path.as_ref(), &error))?;
         Ok(Self {
@@ -406,7 +412,7 @@ impl Remote {
     }
 }
 
-/// `https://host:port/` of a URL over HTTP.
+/// Returns `https://host:port/` of an HTTP or HTTPS URL.
 pub(crate) fn origin(url: &str) -> Option<&str> {
     let after = url.find("://").map(|at| at + 3)?;
     if !matches!(&url[..after], "http://" | "https://") {
@@ -416,7 +422,8 @@ pub(crate) fn origin(url: &str) -> Option<&str> {
     Some(&url[..=after + slash])
 }
 
-/// `user/name`, which means the Hub; a path of that shape is written `./user/name`.
+/// Whether a text has the form `user/name`. Such a text is a repository on the Hub; a relative path must be
+/// written as `./user/name`.
 fn is_hub_name(text: &str) -> bool {
     let part = |part: &str| {
         part.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -434,8 +441,8 @@ fn refuse(words: &str) -> Error {
 
 fn holds_password() -> Error {
     refuse(
-        "the repository's URL holds a password or a query: \
-         put the token into an environment variable and name it by token_env",
+        "the repository's URL contains a password or a query: \
+         put the token into an environment variable and set token_env to its name",
     )
 }
 
@@ -495,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_paste_is_understood() {
+    fn urls_from_a_browser_are_parsed() {
         const GPT: &str = "https://huggingface.co/ann/gpt";
         for (repo, url, revision) in [
             (
@@ -595,9 +602,9 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_named() {
+    fn errors_suggest_the_correction() {
         for (repo, words) in [
-            ("~ann/m.git", "only ~/ is understood"),
+            ("~ann/m.git", "only ~/ is supported"),
             ("hf://ann", "write USER/NAME"),
             ("hf://buckets/ann/b", "write USER/NAME"),
             (
@@ -606,7 +613,7 @@ mod tests {
             ),
             (
                 "https://github.com/ann/gpt/tree/feature/x",
-                "the name of the branch",
+                "the branch name",
             ),
             ("ssh://git@hf.co:ann/gpt", "write ssh://git@hf.co/ann/gpt"),
             ("git@hf.co/ann/gpt", "write git@hf.co:ann/gpt"),
@@ -665,7 +672,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_remote_is_refused() {
+    fn invalid_remotes_are_refused() {
         for bad in [
             "",
             "-u",
@@ -695,7 +702,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lfs_server_lies_beside_the_repository() {
+    fn the_lfs_url_is_derived_from_the_repository() {
         let url = |repo: &str| parse(repo).lfs_url();
         let expected = Some("https://example.org/a/b.git/info/lfs".to_owned());
         assert_eq!(url("https://example.org/a/b"), expected);

@@ -10,14 +10,15 @@ use crate::remote::{Kind, Remote};
 use crate::token::Token;
 use crate::{Error, Result};
 
-/// Packs that fetches may leave before the repository is begun anew.
+/// Maximum number of packs. Each fetch can add packs. If there are more than this number, the repository is
+/// recreated.
 const MOST_PACKS: usize = 16;
 
-/// A bare repository without a work tree, in which commits are put together for one remote.
+/// A bare repository in which commits for one remote are created.
 ///
-/// It is a cache: it keeps no refs, and it can be thrown away at any time, since the remote has all
-/// that was delivered. Whole files of a checkpoint that go as plain blobs lie in `outgoing`, an
-/// object store of its own that is emptied after each delivery, so that the repository stays small.
+/// It is a cache without refs and can be deleted at any time, because the remote has all delivered
+/// commits. Checkpoint files that are pushed as plain blobs are in `outgoing`, a separate object store
+/// that is emptied after each delivery, so that the repository stays small.
 pub(crate) struct Repository<'a> {
     git: &'a Git,
     remote: &'a Remote,
@@ -26,22 +27,22 @@ pub(crate) struct Repository<'a> {
     dir: PathBuf,
 }
 
-/// Where the remote stands.
+/// The latest commits of the remote's branch and default branch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tip {
     /// The branch's commit, if the branch exists.
     pub(crate) branch: Option<String>,
-    /// The default branch's commit, if it exists: where a new branch begins.
+    /// The default branch's commit, if it exists. A new branch is based on this commit.
     head: Option<String>,
 }
 
-/// A file of a tree to be.
+/// A file to add to a tree.
 pub(crate) struct Entry {
     pub(crate) path: String,
     pub(crate) blob: String,
 }
 
-/// A plain file of a commit.
+/// A regular file of a commit.
 #[derive(Clone, Debug)]
 pub(crate) struct Blob {
     pub(crate) path: String,
@@ -50,7 +51,8 @@ pub(crate) struct Blob {
 }
 
 impl Blob {
-    /// From a line of `ls-tree --long`. A blob that is not here has no size.
+    /// Parses a line of `ls-tree --long`. Returns `None` if the line contains no size, because the blob is
+    /// not in the repository.
     pub(crate) fn of(line: &str) -> Option<Self> {
         let (head, path) = line.split_once('\t')?;
         let [_mode, _type, id, size] = head
@@ -66,26 +68,27 @@ impl Blob {
     }
 }
 
-/// What came of trying a push.
+/// The result of a test push.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Tried {
-    /// The remote would take it.
+    /// The remote would accept the push.
     Ready,
-    /// It wants commits with ids of SHA-256.
+    /// The remote requires SHA-256 ids.
     WantsSha256,
 }
 
-/// What a push came to.
+/// The result of a push.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Pushed {
-    /// The branch is at the commit.
+    /// The branch now points to the commit.
     Landed,
-    /// Somebody else moved the branch first, or is about to: git's words.
+    /// Another client moved the branch first or is moving it now. Contains git's message.
     Moved(String),
 }
 
 impl Tip {
-    /// From the lines of `ls-remote`, with another branch that keeps this one from being made.
+    /// Parses the lines of `ls-remote`. Also returns an existing branch whose name conflicts with this
+    /// branch, if there is one.
     pub(crate) fn of(listed: &str, branch: &str) -> (Self, Option<String>) {
         let wanted = format!("refs/heads/{branch}");
         let above = above(branch);
@@ -102,7 +105,8 @@ impl Tip {
                 Some((_, name)) if is_below(name) || above.iter().any(|above| above == name) => {
                     conflict = name.strip_prefix("refs/heads/").map(str::to_owned);
                 }
-                // A pattern matches the ends of longer names too.
+                // A pattern of `ls-remote` also matches the end of a longer ref name, so other refs can be
+                // listed too.
                 _ => {}
             }
         }
@@ -116,8 +120,8 @@ impl Tip {
 }
 
 impl<'a> Repository<'a> {
-    /// Opens the repository, or begins it. What a killed process left is cleared away: the caller
-    /// has made sure that there is no other.
+    /// Opens the repository, or creates it. Removes the locks and files that a killed process left. The
+    /// caller guarantees that no other process uses the repository.
     pub(crate) fn open(
         git: &'a Git,
         remote: &'a Remote,
@@ -145,7 +149,7 @@ impl<'a> Repository<'a> {
         Ok(repository)
     }
 
-    /// Begins the repository, or leaves it as it is.
+    /// Creates the repository if it does not exist.
     fn init(&self, format: Option<&str>) -> Result<()> {
         let mut args = vec!["init", "--quiet", "--bare", "--template="];
         args.extend(format);
@@ -153,7 +157,7 @@ impl<'a> Repository<'a> {
         self.local("init", init).map(drop)
     }
 
-    /// Begins the repository again, with ids of the remote's kind.
+    /// Recreates the repository, with SHA-256 ids.
     pub(crate) fn begin_with_sha256(&self) -> Result<()> {
         remove(&self.dir)?;
         self.init(Some("--object-format=sha256"))?;
@@ -164,7 +168,8 @@ impl<'a> Repository<'a> {
         fs::read_to_string(self.dir.join("config")).is_ok_and(|text| text.contains("sha256"))
     }
 
-    /// Whether an empty repository on this machine wants ids of SHA-256. It lists none to tell by.
+    /// Whether an empty remote on this machine uses SHA-256 ids. An empty remote has no commit id whose
+    /// length would show the hash algorithm.
     fn remote_wants_sha256(&self) -> bool {
         if self.remote.kind() != Kind::Local {
             return false;
@@ -175,11 +180,11 @@ impl<'a> Repository<'a> {
         output.is_ok_and(|output| output.stdout.starts_with(b"sha256"))
     }
 
-    /// Asks the remote where the branch is.
+    /// Reads the commit of the branch from the remote.
     ///
     /// # Errors
-    /// It cannot be asked, or another branch is where this one's folder would be, or the reverse: git
-    /// keeps one or the other.
+    /// Returns an error if the remote cannot be reached, or if the branch's name conflicts with another
+    /// branch of the remote. Git cannot have both `a` and `a/b`.
     pub(crate) fn tip(&self, branch: &str) -> Result<Tip> {
         let wanted = format!("refs/heads/{branch}");
         let below = format!("{wanted}/*");
@@ -190,7 +195,7 @@ impl<'a> Repository<'a> {
         let (tip, conflict) = Tip::of(&listed, branch);
         if let (Some(other), None) = (conflict, &tip.branch) {
             return Err(Error::Permanent(format!(
-                "a branch {branch} cannot be beside the branch {other}, which is there: choose another name by branch, or delete that one: {}",
+                "the branch {branch} conflicts with the existing branch {other}: set branch to another name, or delete {other}: {}",
                 self.remote.url()
             )));
         }
@@ -204,7 +209,7 @@ impl<'a> Repository<'a> {
         Ok(tip)
     }
 
-    /// The lines of `ls-remote` for these names.
+    /// Returns the lines of `ls-remote` for these patterns.
     fn list(&self, patterns: &[&str]) -> Result<String> {
         let program = self.server_side("upload-pack", &[]);
         let listed = self.ask("reach", |url| {
@@ -217,9 +222,9 @@ impl<'a> Repository<'a> {
         Ok(String::from_utf8_lossy(&listed).into_owned())
     }
 
-    /// The option that names the other side's program, for a repository on this machine: with
-    /// configuration, and with the folders of other users that this user calls safe. Git hands neither to
-    /// it otherwise.
+    /// Returns the option of git that chooses the program to run on the remote side, if the remote is on this
+    /// machine. The option also passes `config` and the user's `safe.directory` to that program, which git
+    /// would not do by itself.
     fn server_side(&self, program: &str, config: &[&str]) -> Option<String> {
         if self.remote.kind() != Kind::Local {
             return None;
@@ -233,7 +238,7 @@ impl<'a> Repository<'a> {
         Some(format!("{command} {program}"))
     }
 
-    /// The commit that a branch or a tag is at, or that the remote's own `HEAD` is.
+    /// Returns the commit of a branch or tag, or of the remote's `HEAD` if `revision` is `None`.
     pub(crate) fn find(&self, revision: Option<&str>) -> Result<String> {
         let refs = self.refs()?;
         let at = |name: &str| refs.get(name).cloned();
@@ -242,7 +247,7 @@ impl<'a> Repository<'a> {
             Some(name) if name.starts_with("refs/") => at(&format!("{name}^{{}}"))
                 .or_else(|| at(name))
                 .or(self.find_whole(name)?),
-            // What an annotated tag points to is listed behind it.
+            // The target of an annotated tag is listed as `NAME^{}`.
             Some(name) => at(&format!("refs/heads/{name}"))
                 .or_else(|| at(&format!("refs/tags/{name}^{{}}")))
                 .or_else(|| at(&format!("refs/tags/{name}"))),
@@ -251,20 +256,20 @@ impl<'a> Repository<'a> {
             let (url, branches) = (self.remote.url(), branches(&refs));
             Error::Permanent(match revision {
                 Some(name) if is_short_id(name) => format!(
-                    "there is no branch and no tag {name}{branches}; of a commit the whole id is needed: {url}"
+                    "no branch or tag {name}{branches}; to select a commit, use its full id: {url}"
                 ),
-                Some(name) => format!("there is no branch and no tag {name}{branches}: {url}"),
-                None => format!("its default branch has no commit{branches}: {url}"),
+                Some(name) => format!("no branch or tag {name}{branches}: {url}"),
+                None => format!("the default branch has no commit{branches}: {url}"),
             })
         })
     }
 
-    /// `, but main, run-1`: the remote's branches, for an error.
+    /// Returns the remote's branches for an error, as ` (branches: main, run-1)`.
     pub(crate) fn other_branches(&self) -> Result<String> {
         Ok(branches(&self.refs()?))
     }
 
-    /// What a name is at that is neither a branch nor a tag, such as `refs/pr/1` on the Hub.
+    /// Returns the commit of a ref that is neither a branch nor a tag, such as `refs/pr/1` on the Hub.
     fn find_whole(&self, name: &str) -> Result<Option<String>> {
         let listed = self.list(&[name])?;
         let mut pairs = listed.lines().filter_map(|line| line.split_once('\t'));
@@ -273,7 +278,7 @@ impl<'a> Repository<'a> {
             .map(|(id, _)| id.to_owned()))
     }
 
-    /// The remote's branches, tags and `HEAD`, with the commits that they are at.
+    /// Returns the remote's branches, tags and `HEAD`, with their commits.
     fn refs(&self) -> Result<BTreeMap<String, String>> {
         let listed = self.list(&["HEAD", "refs/heads/*", "refs/tags/*"])?;
         let pairs = listed.lines().filter_map(|line| line.split_once('\t'));
@@ -282,8 +287,8 @@ impl<'a> Repository<'a> {
             .collect())
     }
 
-    /// Makes sure that a commit of the remote's is here, with its tree, without its history, and with
-    /// the files that are wanted: others may be large. A server that leaves none out sends all.
+    /// Fetches the tree and the wanted files of a commit from the remote, unless they are already here. Does
+    /// not fetch the history. Leaves out other large files if the server allows it.
     pub(crate) fn fetch(&self, commit: &str, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
         if commit.len() == 64 && !self.has_sha256() {
             self.begin_with_sha256()?;
@@ -298,7 +303,7 @@ impl<'a> Repository<'a> {
             return Ok(());
         }
         self.limit.check()?;
-        // A server that gives commits alone.
+        // The server allows fetching only commits, not single blobs.
         let sha256 = self.has_sha256().then_some("--object-format=sha256");
         remove(&self.dir)?;
         self.init(sha256)?;
@@ -306,20 +311,20 @@ impl<'a> Repository<'a> {
         self.fetch_objects(false, &[commit])
     }
 
-    /// Fetches objects by their ids, with what they are made of, but for large files if `partial`.
+    /// Fetches objects by id, and the objects that they refer to. Leaves out large files if `partial` is set.
     fn fetch_objects(&self, partial: bool, ids: &[&str]) -> Result<()> {
         let allow = [
             "uploadpack.allowFilter=true",
             "uploadpack.allowAnySHA1InWant=true",
         ];
         let program = self.server_side("upload-pack", &allow);
-        // An argument's length is bounded.
+        // The length of a command line is limited.
         for ids in ids.chunks(1000) {
             self.ask("fetch from", |url| {
                 let url = format!("remote.origin.url={url}");
                 let mut args = vec!["-c", &url];
                 if partial {
-                    // A promisor may leave out what the filter names.
+                    // Git allows a filter only for a promisor remote.
                     args.extend(["-c", "remote.origin.promisor=true"]);
                     args.extend(["-c", "remote.origin.partialCloneFilter=blob:limit=64k"]);
                 }
@@ -342,7 +347,7 @@ impl<'a> Repository<'a> {
         Ok(())
     }
 
-    /// The ids of a commit's wanted files that are not here.
+    /// Returns the ids of a commit's wanted files that are not in the repository.
     fn missing(&self, commit: &str, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
         let args = ["ls-tree", "-r", "-z", "--full-tree", commit];
         let said = self.local("ls-tree", self.call(args))?;
@@ -370,8 +375,8 @@ impl<'a> Repository<'a> {
         Ok(lines.map(str::to_owned).collect())
     }
 
-    /// Whether the commit is in the branch's history. Looks at commits alone, in a repository of its
-    /// own; how far back is bounded, but far beyond what others push between two tries of ours.
+    /// Whether the commit is in the branch's history. Fetches only commits, into a temporary repository.
+    /// Reads only the last 1000 commits, which is far more than other clients push between two attempts.
     pub(crate) fn remote_has(&self, branch: &str, commit: &str) -> Result<bool> {
         let dir = self.dir.join("history.git");
         remove(&dir)?;
@@ -385,7 +390,7 @@ impl<'a> Repository<'a> {
         let program = self.server_side("upload-pack", &["uploadpack.allowFilter=true"]);
         self.ask("fetch from", |url| {
             let url = format!("remote.origin.url={url}");
-            // A promisor may leave out what the filter names; a server that knows no filter sends all.
+            // Git allows a filter only for a promisor remote. A server without filters sends all objects.
             let mut args = vec!["-c", &url, "-c", "remote.origin.promisor=true"];
             args.extend(["-c", "remote.origin.partialCloneFilter=tree:0"]);
             args.extend([
@@ -404,7 +409,7 @@ impl<'a> Repository<'a> {
         Ok(commits.lines().any(|line| line == commit))
     }
 
-    /// The paths of a commit's plain files.
+    /// Returns the paths of a commit's regular files.
     pub(crate) fn paths(&self, commit: &str) -> Result<Vec<String>> {
         let args = ["ls-tree", "-r", "-z", "--full-tree", commit];
         let said = self.local("ls-tree", self.call(args))?;
@@ -413,11 +418,11 @@ impl<'a> Repository<'a> {
         Ok(paths.map(|(_, path)| path.to_owned()).collect())
     }
 
-    /// The plain files of a commit that are wanted, and so are here.
+    /// Returns the wanted regular files of a commit. They must have been fetched.
     pub(crate) fn files(&self, commit: &str, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Blob>> {
         let args = ["ls-tree", "-r", "-z", "--long", "--full-tree", commit];
         let said = self.local("ls-tree", self.call(args))?;
-        // Links and submodules have other modes.
+        // Symbolic links and submodules have other modes.
         let lines = said.split('\0').filter(|line| {
             let path = line.split_once('\t').map_or("", |(_, path)| path);
             line.starts_with("100") && wanted(path)
@@ -427,19 +432,19 @@ impl<'a> Repository<'a> {
             .collect()
     }
 
-    /// Writes a blob to a file, however large it is.
+    /// Writes a blob of any size to a file.
     pub(crate) fn write_to(&self, blob: &Blob, file: &fs::File) -> Result<()> {
         let call = self.call(["cat-file", "blob", &blob.id]).stdout(file);
         self.local("cat-file", call).map(drop)
     }
 
-    /// The content of a small blob.
+    /// Returns the content of a small blob.
     pub(crate) fn content(&self, blob: &Blob) -> Result<Vec<u8>> {
         let call = self.call(["cat-file", "blob", &blob.id]);
         Ok(self.local("cat-file", call)?.into_bytes())
     }
 
-    /// A file of a commit, if it is there.
+    /// Reads a file of a commit. Returns `None` if the commit or the file does not exist.
     pub(crate) fn read(&self, commit: Option<&str>, path: &str) -> Result<Option<String>> {
         let Some(commit) = commit else {
             return Ok(None);
@@ -452,13 +457,13 @@ impl<'a> Repository<'a> {
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    /// Keeps a small file's content.
+    /// Stores the content of a small file as a blob and returns its id.
     pub(crate) fn write(&self, content: &[u8]) -> Result<String> {
         let call = self.call(["hash-object", "-w", "--stdin"]).stdin(content);
         Ok(self.local("hash-object", call)?.trim().to_owned())
     }
 
-    /// Takes a file of the checkpoint as it is, until the delivery is over.
+    /// Stores a file of the checkpoint unchanged in `outgoing` and returns the blob's id.
     pub(crate) fn write_outgoing(&self, file: &Path) -> Result<String> {
         let args = ["hash-object", "-w", "--no-filters", "--"].map(Path::new);
         let call = self.call(args.into_iter().chain([file]));
@@ -473,13 +478,13 @@ impl<'a> Repository<'a> {
             .map_err(|error| Error::io("create folder", &self.outgoing(), &error))
     }
 
-    /// Begins a tree: that of a commit, or an empty one.
+    /// Fills the index with the tree of a commit, or empties the index if there is no commit.
     pub(crate) fn begin_tree(&self, base: Option<&str>) -> Result<()> {
         let call = self.call(["read-tree", base.unwrap_or("--empty")]);
         self.local("read-tree", call).map(drop)
     }
 
-    /// Adds files to the tree, in the place of what had their names.
+    /// Adds files to the index, replacing those with the same names.
     pub(crate) fn add(&self, entries: &[Entry]) -> Result<()> {
         let mut lines = Vec::new();
         for Entry { path, blob } in entries {
@@ -490,10 +495,10 @@ impl<'a> Repository<'a> {
             .map(drop)
     }
 
-    /// Which of the paths go by Git LFS, as the tree's own `.gitattributes` say.
+    /// Returns those of the paths that `.gitattributes` in the index assigns to Git LFS.
     ///
     /// # Errors
-    /// They want another filter for one of them, such as an encryption, which is not run here.
+    /// Returns an error if a path has a filter other than LFS, such as encryption.
     pub(crate) fn lfs_paths(&self, paths: &[&str]) -> Result<BTreeSet<String>> {
         let mut lines = Vec::new();
         for path in paths {
@@ -504,14 +509,14 @@ impl<'a> Repository<'a> {
         let said = self.local("check-attr", self.call(args).stdin(&lines))?;
         let words: Vec<&str> = said.split('\0').collect();
         let mut by_lfs = BTreeSet::new();
-        // Triples of path, attribute, value.
+        // The output consists of triples: path, attribute, value.
         for words in words.chunks_exact(3) {
             match words[2] {
                 "lfs" => drop(by_lfs.insert(words[0].to_owned())),
                 "unspecified" | "unset" | "set" | "" => {}
                 other => {
                     return Err(Error::Permanent(format!(
-                        "the branch's .gitattributes want the filter {other:?} for {}, and only lfs is known here: {}",
+                        "the branch's .gitattributes sets the filter {other:?} for {}, but only lfs is supported: {}",
                         words[0],
                         self.remote.url()
                     )));
@@ -521,13 +526,14 @@ impl<'a> Repository<'a> {
         Ok(by_lfs)
     }
 
-    /// Ends the tree and says its id. Files of the base that were delivered earlier need not be here.
+    /// Writes the index as a tree and returns its id. A missing blob is not an error, because the repository
+    /// can lack the blobs of files that were delivered earlier.
     pub(crate) fn end_tree(&self) -> Result<String> {
         let tree = self.local("write-tree", self.call(["write-tree", "--missing-ok"]))?;
         Ok(tree.trim().to_owned())
     }
 
-    /// Makes a commit. The same arguments give the same id.
+    /// Creates a commit and returns its id. The same arguments give the same id.
     pub(crate) fn commit(
         &self,
         tree: &str,
@@ -551,7 +557,7 @@ impl<'a> Repository<'a> {
         Ok(self.local("commit-tree", call)?.trim().to_owned())
     }
 
-    /// A commit's tree and message.
+    /// Returns a commit's tree and message.
     pub(crate) fn describe(&self, commit: &str) -> Result<(String, String)> {
         let call = self.call(["show", "--no-patch", "--format=%T%n%B", commit]);
         let said = self.local("show", call)?;
@@ -559,33 +565,35 @@ impl<'a> Repository<'a> {
         Ok((tree.to_owned(), message.trim().to_owned()))
     }
 
-    /// Moves the remote's branch to the commit, if it is where it was. Git's exit status says less
-    /// than its line about the branch, so that line is what counts.
+    /// Moves the remote's branch to the commit if the branch is still at `tip`. The result is taken from
+    /// git's line about the branch, which is more precise than git's exit status.
     pub(crate) fn push(&self, branch: &str, commit: &str, tip: &Tip) -> Result<Pushed> {
         let name = format!("refs/heads/{branch}");
         let lease = tip.branch.as_deref().unwrap_or_default();
         let lease = format!("--force-with-lease={name}:{lease}");
-        // No `+` before the commit: it would switch the lease off.
+        // There is no `+` before the commit, because it would disable the lease.
         let update = format!("{commit}:{name}");
         let mut output = self.send(&[&lease], &[&update], &[])?;
         if refusal::wants_length(&output.stderr) {
-            // The whole pack is put together before it is sent, so that its length can be said.
+            // With a large buffer, git builds the whole pack before it sends it, and so can send its length.
             let whole = [("http.postBuffer", "2147483647")];
             output = self.send(&[&lease], &[&update], &whole)?;
         }
         if refusal::wants_other_ids(&output.stderr) && !self.has_sha256() {
             self.begin_with_sha256()?;
-            return Ok(Pushed::Moved("its ids are of SHA-256".to_owned()));
+            return Ok(Pushed::Moved("the remote uses SHA-256 ids".to_owned()));
         }
         let stdout = String::from_utf8_lossy(&output.stdout);
         refusal::judge_push(&stdout, &output.stderr, &name, self.remote)
     }
 
-    /// Whether the remote would take a commit on the branch: it is pushed together with a branch that
-    /// cannot be beside it, both or none, so the remote asks its hooks and rules and then keeps neither.
+    /// Tests whether the remote would accept a commit on the branch. In one atomic push, sends the commit to
+    /// this branch and to a second branch. The names of the two branches conflict. The remote runs its hooks
+    /// and rules, and then rejects both updates because of the conflict.
     ///
     /// # Errors
-    /// It would not, in its own words.
+    /// Returns an error if the remote rejects the push for another reason. The error contains the remote's
+    /// message.
     pub(crate) fn try_push(&self, branch: &str, commit: &str, tip: &Tip) -> Result<Tried> {
         let name = format!("refs/heads/{branch}");
         let beside = format!("{name}/host-preflight");
@@ -612,7 +620,7 @@ impl<'a> Repository<'a> {
             }
         };
         if landed {
-            // It keeps what git's own servers do not: each is put back where it was.
+            // Unlike git's own server, this server accepted both updates: undo them.
             let back = match &tip.branch {
                 Some(before) => format!("+{before}:{name}"),
                 None => format!(":{name}"),
@@ -622,7 +630,7 @@ impl<'a> Repository<'a> {
         Ok(Tried::Ready)
     }
 
-    /// Whether the remote would take a push, as far as it says before anything is sent.
+    /// Tests a push with `--dry-run`, which sends no objects.
     fn push_dry(&self, update: &str) -> Result<()> {
         let program = self.server_side("receive-pack", &[]);
         self.ask("push to", |url| {
@@ -634,14 +642,15 @@ impl<'a> Repository<'a> {
         .map(drop)
     }
 
-    /// Runs `git push`, whatever comes of it.
+    /// Runs `git push`. Returns `Ok` for any exit status.
     fn send(
         &self,
         options: &[&str],
         updates: &[&str],
         config: &[(&'static str, &'static str)],
     ) -> Result<git::Output> {
-        // The other side would spend most of the time on compressing weights, which do not compress.
+        // Without this setting, a push to a remote on this machine would spend most of its time compressing
+        // weights.
         let program = self.server_side("receive-pack", &["core.looseCompression=0"]);
         let config: Vec<String> = config
             .iter()
@@ -658,7 +667,7 @@ impl<'a> Repository<'a> {
             .run(self.limit)
     }
 
-    /// A call on this repository.
+    /// Returns a git call that uses this repository.
     fn call<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Call<'a> {
         self.git
             .call(args)
@@ -667,8 +676,8 @@ impl<'a> Repository<'a> {
             .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", self.outgoing())
     }
 
-    /// Runs a call that only touches this repository. If that fails, the repository is no good, and
-    /// the next try begins a new one.
+    /// Runs a call that uses only this repository. On failure, removes the repository, so that the next
+    /// attempt creates a new one.
     fn local(&self, what: &str, call: Call<'_>) -> Result<String> {
         match call.run(self.limit)?.success() {
             Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
@@ -676,8 +685,8 @@ impl<'a> Repository<'a> {
         }
     }
 
-    /// Runs a call that reads from the remote, at its URL; once more if the server says that the
-    /// repository is elsewhere.
+    /// Runs a call with the remote's URL. If the remote repository has moved, runs the call again with the
+    /// new URL.
     fn ask<'c>(&'c self, verb: &str, call: impl Fn(&str) -> Call<'c>) -> Result<Vec<u8>> {
         let ask = || {
             let call = call(self.remote.url());
@@ -712,24 +721,25 @@ impl<'a> Repository<'a> {
     }
 }
 
-/// The names of the branches whose folder this branch would be in.
+/// Returns the refs that conflict with this branch because they are parent folders of its name.
 fn above(branch: &str) -> Vec<String> {
     let ends = branch.match_indices('/').map(|(at, _)| &branch[..at]);
     ends.map(|name| format!("refs/heads/{name}")).collect()
 }
 
-/// Whether a name looks like the beginning of a commit's id.
+/// Whether a name looks like an abbreviated commit id.
 fn is_short_id(name: &str) -> bool {
     (7..40).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Files that say how a branch is kept, and the model card: what a commit on top of another looks at.
+/// Whether this file of the previous commit is needed to create a new commit. The needed files are the
+/// attributes, the LFS configuration and the model card.
 pub(crate) fn says_how(path: &str) -> bool {
     let (_, name) = path.rsplit_once('/').unwrap_or(("", path));
     name == ".gitattributes" || matches!(path, "README.md" | ".lfsconfig")
 }
 
-/// `, but main, run-1`: some of the branches among refs.
+/// Returns the first branches of `refs` for an error, as ` (branches: main, run-1)`.
 fn branches(refs: &BTreeMap<String, String>) -> String {
     const MOST: usize = 8;
     let mut names: Vec<&str> = refs
@@ -740,12 +750,12 @@ fn branches(refs: &BTreeMap<String, String>) -> String {
     names.truncate(MOST);
     match (names.is_empty(), more) {
         (true, _) => String::new(),
-        (false, 0) => format!(", but {}", names.join(", ")),
-        (false, more) => format!(", but {} and {more} more", names.join(", ")),
+        (false, 0) => format!(" (branches: {})", names.join(", ")),
+        (false, more) => format!(" (branches: {} and {more} more)", names.join(", ")),
     }
 }
 
-/// Removes a folder that may not be there.
+/// Removes a folder if it exists.
 pub(crate) fn remove(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -755,7 +765,8 @@ pub(crate) fn remove(dir: &Path) -> Result<()> {
     }
 }
 
-/// The files of a folder whose names end so; none if there is no folder.
+/// Returns the files of a folder whose names end with `ending`. Returns no files if the folder does not
+/// exist.
 fn names(dir: &Path, ending: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else {
         return Vec::new();

@@ -15,7 +15,7 @@ use crate::repository::{Entry, Pushed, Repository, Tip, says_how};
 use crate::upload::{self, Source};
 use crate::{Error, Result, attributes, lfs, model_card};
 
-/// One delivery under way.
+/// One delivery in progress.
 pub(crate) struct Task<'a> {
     pub(crate) publisher: &'a Publisher,
     pub(crate) checkpoint: &'a PushedCheckpoint<'a>,
@@ -25,21 +25,21 @@ pub(crate) struct Task<'a> {
     pub(crate) limit: &'a Limit<'a>,
 }
 
-/// How often a commit is made anew because somebody else moved the branch.
+/// Maximum number of attempts to push a commit. Another client can move the branch before each attempt.
 const ATTEMPTS: u32 = 30;
 
-/// How often in a row it may be refused although nobody moved it.
+/// Maximum number of consecutive pushes that are rejected although the branch did not move.
 const LOCKED_ATTEMPTS: u32 = 8;
 
-/// A tree, and the files that the server must have before a commit of it is pushed.
+/// A tree, and the LFS files that must be uploaded before a commit of the tree is pushed.
 struct Tree {
     id: String,
     by_lfs: BTreeSet<String>,
 }
 
 impl Task<'_> {
-    /// Brings the checkpoint onto the branch and says by which commit. `keep` writes the delivery
-    /// down; it is called before anything that could be half done afterwards.
+    /// Pushes the checkpoint to the branch and returns the commit's id. `keep` saves the delivery to the
+    /// journal. It is called before each push, because the result of the push may be lost.
     pub(crate) fn run(
         &self,
         delivery: &mut Delivery,
@@ -63,7 +63,8 @@ impl Task<'_> {
             if let Some(there) = &tip.branch
                 && self.repository.describe(there)? == (tree.id.clone(), message.clone())
             {
-                // The branch has it already, though this folder knows nothing of it.
+                // The branch already ends in a commit of this checkpoint, although the journal does not list
+                // that commit.
                 return Ok(there.clone());
             }
             self.upload(&tree.by_lfs, tip.base(), &mut uploaded)?;
@@ -84,7 +85,7 @@ impl Task<'_> {
                     words = why;
                 }
                 Err(error @ Error::Temporary(_)) => {
-                    // The push may have gone through all the same, and only its answer got lost.
+                    // The push may have succeeded even though its response was lost.
                     let arrived = self.limit.check().is_ok()
                         && self
                             .repository
@@ -94,18 +95,18 @@ impl Task<'_> {
                 }
                 Err(error) => return Err(error),
             }
-            // Not all who lost the race shall run again at the same moment.
+            // Random delay, so that competing clients do not retry simultaneously.
             self.limit
                 .sleep(Duration::from_millis(jitter(20 * u64::from(attempt + 1))))?;
             let before = std::mem::replace(&mut tip, self.repository.tip(self.branch)?);
-            // A process that was killed on the server's side may have left its lock.
+            // If the branch did not move, a killed process on the server may have left a lock on it.
             locked = if tip == before { locked + 1 } else { 0 };
             if locked == LOCKED_ATTEMPTS {
                 break;
             }
         }
         Err(Error::Temporary(format!(
-            "the branch {} could not be moved: {words}: {}",
+            "cannot update the branch {}: {words}: {}",
             self.branch,
             self.publisher.remote.url()
         )))
@@ -120,7 +121,7 @@ impl Task<'_> {
         }
     }
 
-    /// Puts the tree of the commit together: what the base has, and over it the checkpoint.
+    /// Writes the tree of the commit: the files of the base, overlaid with the checkpoint.
     fn tree(&self, base: Option<&str>) -> Result<Tree> {
         let repository = &self.repository;
         repository.begin_tree(base)?;
@@ -156,7 +157,7 @@ impl Task<'_> {
         })
     }
 
-    /// Which files go by LFS. Extends the `.gitattributes` of the tree where that is ours to say.
+    /// Returns the files to store with LFS. Extends the `.gitattributes` if the configuration allows it.
     fn by_lfs(&self, base: Option<&str>) -> Result<BTreeSet<String>> {
         let Publisher { config, remote, .. } = self.publisher;
         let extends = match config.lfs {
@@ -192,7 +193,7 @@ impl Task<'_> {
         Ok(by_lfs)
     }
 
-    /// Makes sure that the remote has the files that go by LFS.
+    /// Uploads the LFS files that have not been uploaded yet.
     fn upload(
         &self,
         names: &BTreeSet<String>,
@@ -226,7 +227,7 @@ impl Task<'_> {
     }
 }
 
-/// The first kilobytes of a file, by which git too tells binary files.
+/// Reads the first 8000 bytes of a file. Git uses the same number of bytes to detect binary files.
 fn beginning(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)
@@ -235,7 +236,7 @@ fn beginning(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A time of up to `most` milliseconds that differs between processes.
+/// Returns a number of milliseconds below `most`. The number differs between processes.
 fn jitter(most: u64) -> u64 {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)

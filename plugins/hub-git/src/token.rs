@@ -7,8 +7,8 @@ use base64::prelude::BASE64_STANDARD;
 use crate::remote::{Kind, Remote};
 use crate::{Config, Error, Result};
 
-/// A secret, and the variable it came from. It goes into the environment of the one git process that
-/// needs it and into the headers of our own requests to the remote, and nowhere else.
+/// A secret. It is passed to git processes that need it, in their environment. The built-in client sends it
+/// in the headers of requests to the token's server. It is not passed to anything else.
 #[derive(Clone)]
 pub(crate) struct Token {
     secret: String,
@@ -16,14 +16,15 @@ pub(crate) struct Token {
     basic: String,
 }
 
-/// What stands in the place of a secret.
+/// The text that replaces a secret.
 const HIDDEN: &str = "***";
 
 impl Token {
-    /// The token for a remote, or `None` if it needs or has none. `env` looks a variable up.
+    /// Finds the token for a remote. Returns `None` if the remote needs no token or none is set. `env`
+    /// returns the value of an environment variable.
     ///
     /// # Errors
-    /// The variable that the configuration names is not set.
+    /// Returns an error if the configured environment variable is not set.
     pub(crate) fn find(
         config: &Config,
         remote: &Remote,
@@ -35,23 +36,23 @@ impl Token {
             (None, Kind::Http) => return Ok(None),
             (Some(name), Kind::Http) => env(name),
             (Some(name), Kind::Hub) => set(name).or_else(|| hub_token_file(env)),
-            // In the order of the Hub's own tools; the second is the older name.
+            // The Hub's own tools try these sources in the same order. The second variable is the older one.
             (None, Kind::Hub) => set("HF_TOKEN")
                 .or_else(|| set("HUGGING_FACE_HUB_TOKEN"))
                 .or_else(|| hub_token_file(env)),
         };
         match secret.and_then(|secret| filled(&secret)) {
             Some(secret) => Self::new(remote.user(), secret).map(Some),
-            // Everybody may read what is public.
+            // Public repositories can be read without a token.
             None if config.token_env.is_none() => Ok(None),
             None => Err(Self::missing(config, remote)),
         }
     }
 
-    /// The token of a variable for a server of LFS objects that is not the remote's own.
+    /// Reads the token of a separate LFS server from an environment variable.
     ///
     /// # Errors
-    /// The variable is not set.
+    /// Returns an error if the environment variable is not set.
     pub(crate) fn named(name: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
         match env(name).and_then(|secret| filled(&secret)) {
             Some(secret) => Self::new("user", secret),
@@ -61,18 +62,18 @@ impl Token {
         }
     }
 
-    /// The error of a remote that takes nothing without a token.
+    /// Returns the error for a remote that requires a token.
     pub(crate) fn missing(config: &Config, remote: &Remote) -> Error {
         let name = config.token_env.as_deref().unwrap_or("HF_TOKEN");
         Error::Permanent(format!(
-            "no token for {}: set {name} to one that may write",
+            "no token for {}: set {name} to a token with write access",
             remote.url()
         ))
     }
 
     fn new(user: &str, secret: String) -> Result<Self> {
         if !secret.chars().all(|c| c.is_ascii_graphic()) {
-            let words = "the token holds characters that no token has: check the variable's value";
+            let words = "the token contains invalid characters: check the variable's value";
             return Err(Error::Permanent(words.to_owned()));
         }
         let basic = format!(
@@ -82,17 +83,17 @@ impl Token {
         Ok(Self { secret, basic })
     }
 
-    /// The value of an `Authorization` header.
+    /// Returns the value of an `Authorization` header for git and LFS servers.
     pub(crate) fn authorization(&self) -> &str {
         &self.basic
     }
 
-    /// The same for the Hub's own API.
+    /// Returns the value of an `Authorization` header for the Hub's API.
     pub(crate) fn bearer(&self) -> String {
         format!("Bearer {}", self.secret)
     }
 
-    /// The text without the token, whether plain, in base64 or as it would stand in a URL.
+    /// Removes the token from a text, whether plain, in base64 or percent-encoded.
     pub(crate) fn scrub(&self, text: &str) -> String {
         let encoded = self.basic.trim_start_matches("Basic ");
         text.replace(&self.secret, HIDDEN)
@@ -108,7 +109,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// A secret without blanks around it, if anything is left.
+/// Trims a secret. Returns `None` if nothing is left.
 fn filled(secret: &str) -> Option<String> {
     let secret = secret.trim();
     (!secret.is_empty()).then(|| secret.to_owned())
@@ -127,7 +128,7 @@ fn percent_encoded(text: &str) -> String {
     encoded
 }
 
-/// The token that the Hub's own tools keep after a login.
+/// Reads the token file that the Hub's own tools write on login.
 fn hub_token_file(env: &dyn Fn(&str) -> Option<String>) -> Option<String> {
     let beside = |variable: &str, rest: &str| Some(Path::new(&env(variable)?).join(rest));
     let path = env("HF_TOKEN_PATH")
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hubs_token_goes_to_the_hub_alone() {
+    fn the_hubs_token_is_sent_only_to_the_hub() {
         let set = [("HF_TOKEN", "hf_secret")];
         assert!(find("ann/gpt", None, &set).expect("found").is_some());
         assert!(
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_is_named_and_missing_is_said_at_once() {
+    fn a_configured_token_that_is_missing_is_an_error() {
         let blank = [("HF_TOKEN", " \n")];
         assert!(find("ann/gpt", None, &blank).expect("none").is_none());
         for repo in ["ann/gpt", "https://example.org/r"] {
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_scrubbed_of_every_form() {
+    fn every_form_of_the_token_is_removed_from_a_text() {
         let token = Token::new("user", "hf_secret".to_owned()).expect("a token");
         let text = format!(
             "hf_secret {} {}",

@@ -16,28 +16,28 @@ use crate::lfs::{self, Action};
 use crate::limit::Limit;
 use crate::{Error, Result};
 
-/// A file of a checkpoint, and what its manifest says of it.
+/// A file of a checkpoint, with its digest and size from the manifest.
 #[derive(Clone, Debug)]
 pub(crate) struct Source<'a> {
-    /// Its path in the checkpoint.
+    /// The file's path in the checkpoint.
     pub(crate) name: &'a str,
     pub(crate) path: PathBuf,
     pub(crate) sha256: Cow<'a, str>,
     pub(crate) size: u64,
 }
 
-/// What came of sending an object to the links that a server gave.
+/// The result of one attempt to transfer an object, using the links that a batch request returned.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Sent {
-    /// It is there.
+    /// The transfer is complete.
     Whole,
-    /// The links were refused, in these words. The object host never sees the token, so what it refuses
-    /// is its own link, which had an end: another batch gives others.
+    /// The object host refused the links. Contains its message. The object host does not receive the token,
+    /// so a refusal means that the links have expired. Another batch request returns new links.
     LinkRefused(String),
 }
 
-/// How often one part of a file is sent before all of it is given up. The other parts stay where they
-/// are meanwhile; a link of another batch would belong to another upload, without them.
+/// Maximum number of attempts to send one part of a file. If only one part is sent again, the parts that were
+/// already sent remain valid. After another batch request, all parts would have to be sent again.
 const PART_ATTEMPTS: u32 = 4;
 
 /// Sends a file in one request.
@@ -53,10 +53,14 @@ pub(crate) fn basic(http: &Http<'_>, action: &Action, source: &Source<'_>) -> Re
     Ok(Sent::Whole)
 }
 
-/// Sends a file in parts, each to a URL of its own, as the Hub wants it for large ones.
+/// Sends a file in parts, each to its own URL, as the Hub requires for large files.
 pub(crate) fn multipart(http: &Http<'_>, action: &Action, source: &Source<'_>) -> Result<Sent> {
     let server = object_host(&action.href);
-    let odd = || Error::Permanent(format!("{server} gave parts that do not cover the file"));
+    let odd = || {
+        Error::Permanent(format!(
+            "{server} returned parts that do not cover the file"
+        ))
+    };
     let size = action
         .header
         .get("chunk_size")
@@ -88,7 +92,10 @@ pub(crate) fn multipart(http: &Http<'_>, action: &Action, source: &Source<'_>) -
             .get("etag")
             .and_then(|etag| etag.to_str().ok());
         let etag = etag.ok_or_else(|| {
-            Error::Temporary(format!("{} confirms no part of the file", object_host(url)))
+            Error::Temporary(format!(
+                "{} returned no ETag for a part of the file",
+                object_host(url)
+            ))
         })?;
         parts.push(json!({"partNumber": number, "etag": etag}));
         (hash, start) = (after, end);
@@ -103,7 +110,7 @@ pub(crate) fn multipart(http: &Http<'_>, action: &Action, source: &Source<'_>) -
     Ok(Sent::Whole)
 }
 
-/// Sends one part, again if its connection or the server fails.
+/// Sends one part. Retries after a failure of the connection or the server.
 fn put_part(
     http: &Http<'_>,
     url: &str,
@@ -122,7 +129,7 @@ fn put_part(
         match failed {
             Some(words) if attempt < PART_ATTEMPTS => {
                 http.limit().warn(&format!(
-                    "a part of a file did not arrive and is sent again: {words}"
+                    "uploading a part of a file failed, retrying: {words}"
                 ));
                 http.limit()
                     .sleep(Duration::from_millis(200 * (1 << attempt)))?;
@@ -133,8 +140,8 @@ fn put_part(
     }
 }
 
-/// Puts a file into the object store of a repository on this machine, which is where git-lfs keeps
-/// and looks for the objects of a `file:` remote.
+/// Copies a file into the LFS object store of a repository on this machine. git-lfs uses the same store for
+/// the objects of a `file:` remote.
 pub(crate) fn into_store(store: &Path, source: &Source<'_>, limit: &Limit<'_>) -> Result<()> {
     let to = lfs::object_path(store, &source.sha256);
     if std::fs::metadata(&to).is_ok_and(|file| file.len() == source.size) {
@@ -172,7 +179,7 @@ pub(crate) fn into_store(store: &Path, source: &Source<'_>, limit: &Limit<'_>) -
 }
 
 impl Source<'_> {
-    /// Proves that the file is what the manifest says.
+    /// Verifies the file's size and digest.
     pub(crate) fn check(&self, limit: &Limit<'_>) -> Result<()> {
         let mut hash = Sha256::new();
         let mut file = Hashing {
@@ -212,13 +219,12 @@ impl Source<'_> {
 
     fn changed(&self) -> Error {
         let path = self.path.display();
-        Error::Permanent(format!(
-            "the file is not the one that the manifest describes: {path}"
-        ))
+        Error::Permanent(format!("the file does not match the manifest: {path}"))
     }
 }
 
-/// Sends a range of a file, and hashes it on the way: after what came `before`.
+/// Sends a range of a file. `before` is the digest state before the range. Returns the response, and the
+/// digest state after the range.
 fn put(
     http: &Http<'_>,
     action: &Action,
@@ -229,7 +235,7 @@ fn put(
     let bytes = range.end - range.start;
     let mut hash = before.clone();
     let mut send = |url: &str, header: &BTreeMap<String, String>, is_home: bool| {
-        // Each try begins where the first did.
+        // Each attempt starts at the beginning of the range.
         hash = before.clone();
         file.seek(SeekFrom::Start(range.start))
             .map_err(|error| Error::Temporary(format!("cannot read the checkpoint: {error}")))?;
@@ -242,8 +248,8 @@ fn put(
         }
         for (name, value) in header {
             let name = name.to_ascii_lowercase();
-            // The length is ours to say, and with one there are no chunks. To another server than the one
-            // that the header was given for goes nothing that could be secret.
+            // These headers are left out because the length is set below. After a redirect to another server,
+            // only the content type is sent, because other headers may be secret.
             if !["content-length", "transfer-encoding"].contains(&&*name)
                 && (is_home || name == "content-type")
             {
@@ -251,7 +257,7 @@ fn put(
             }
         }
         if is_home && action.may_want_more(http) {
-            // A refusal shall come before gigabytes are sent.
+            // With this header, the server can refuse the request before gigabytes are sent.
             request = request.header("Expect", "100-continue");
         }
         let limited = Limited {
@@ -279,11 +285,12 @@ fn put(
     Ok((answer, hash))
 }
 
-/// The answer, if the object host took what it got.
+/// Returns the response if the object host accepted the data.
 fn accepted(http: &Http<'_>, answer: Answer, url: &str, source: &Source<'_>) -> Result<Answer> {
     answer.success(&object_host(url)).or_else(|refused| {
         if matches!(refused, Error::Permanent(_)) {
-            // The content may be why: then the file says more than the server does.
+            // The server may have refused the data because the file has changed. In that case, a digest error
+            // is clearer than the server's message.
             source.check(http.limit())?;
         }
         Err(refused)
@@ -293,7 +300,7 @@ fn accepted(http: &Http<'_>, answer: Answer, url: &str, source: &Source<'_>) -> 
 pub(crate) fn link_refused(answer: &Answer) -> Option<Sent> {
     matches!(answer.status, 401 | 403).then(|| {
         let words = format!(
-            "{}: the link is not good ({}): {}",
+            "{} rejected the link for this transfer ({}): {}",
             answer.server(),
             answer.status,
             answer.message()
@@ -302,7 +309,7 @@ pub(crate) fn link_refused(answer: &Answer) -> Option<Sent> {
     })
 }
 
-/// A digest in hexadecimal.
+/// Returns a digest in hexadecimal.
 pub(crate) fn hex(hash: Sha256) -> String {
     let digest = hash.finalize();
     digest.iter().map(|byte| format!("{byte:02x}")).collect()

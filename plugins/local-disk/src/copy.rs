@@ -1,4 +1,4 @@
-//! A checkpoint brought to another folder so that it is there what the manifest says, or an error.
+//! Transfers a checkpoint to another folder and verifies it against its manifest.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
@@ -12,13 +12,14 @@ use crate::dir::{Dir, failed, is_file, open_file};
 use crate::link::{Link, Transfer, Way};
 use crate::removal::split;
 
-/// What is copied between two looks at `cancel`.
+/// Number of bytes copied between two checks of `cancel`.
 const CHUNK_BYTES: usize = 1 << 20;
 pub(crate) const MANIFEST: &str = "manifest.json";
-/// No manifest comes near.
+/// Size limit of a manifest. Real manifests are much smaller.
 const MOST_MANIFEST_BYTES: u64 = 64 << 20;
 
-/// Whether the folder is a complete copy: its manifest says the same, and its files have the size.
+/// Returns true if the folder is a complete copy of the checkpoint with this manifest: the folder's manifest
+/// is the same, and its files have the right sizes.
 pub(crate) fn holds(folder: &Dir, manifest: &CheckpointManifest) -> bool {
     let Ok(there) = read_manifest(folder) else {
         return false;
@@ -36,18 +37,19 @@ pub(crate) fn holds(folder: &Dir, manifest: &CheckpointManifest) -> bool {
     there == *manifest && there.files.iter().all(complete)
 }
 
-/// A checkpoint that is complete in its folder.
+/// A complete copy of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Placed {
-    /// Of `manifest.json`, and so of all.
+    /// SHA-256 of `manifest.json`, which contains the digests of all files.
     pub(crate) manifest_sha256: String,
-    /// The most that any of its files shares with the run folder.
+    /// How the files were transferred. If the files differ in this, this field is the greatest [`Way`] among
+    /// them.
     pub(crate) link: Way,
-    /// What it took of the disk.
+    /// Number of bytes written to the disk.
     pub(crate) written_bytes: u64,
 }
 
-/// Brings a checkpoint into an empty folder and waits until it is on the disk.
+/// Transfers a checkpoint into an empty folder and syncs it to the disk.
 pub(crate) fn place(
     checkpoint: &Checkpoint<'_>,
     target: &Dir,
@@ -60,7 +62,7 @@ pub(crate) fn place(
         .map_err(|error| Error::new(format!("cannot read: {error}: {}", manifest.display())))?;
     if said != *checkpoint.manifest() {
         return Err(Error::new(format!(
-            "the checkpoint has another manifest than the host says: {}",
+            "the checkpoint's manifest differs from the host's: {}",
             checkpoint.dir().display()
         )));
     }
@@ -69,7 +71,7 @@ pub(crate) fn place(
     for (name, entry) in checkpoint.files() {
         let Some((above, file)) = split(name) else {
             return Err(Error::new(format!(
-                "the manifest names a file that is not in the checkpoint, {name:?}: {}",
+                "the manifest names a file outside the checkpoint, {name:?}: {}",
                 manifest.display()
             )));
         };
@@ -84,14 +86,14 @@ pub(crate) fn place(
         let parent = folders.get(&path).unwrap_or(target);
         transfer.file(&checkpoint.dir().join(name), (parent, file), entry)?;
     }
-    // Never a link: it says whose the folder is.
+    // The manifest is always written, never linked, because it identifies the folder as created by the sink.
     let write = || {
         let mut file = target.create(MANIFEST)?;
         file.write_all(&bytes)?;
         file.sync_all()
     };
     write().map_err(|e| failed("write", &target.path().join(MANIFEST), &e))?;
-    // The deepest first, so that a folder is never on the disk before what it holds.
+    // Syncs the deepest folders first, so that a folder is never on the disk before its content.
     let folders = folders.values().rev().chain([target]);
     for folder in folders {
         folder
@@ -113,13 +115,13 @@ fn read_source(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The sha256 of a folder's manifest.
+/// Returns the SHA-256 of a folder's manifest.
 pub(crate) fn manifest_sha256(folder: &Dir) -> io::Result<String> {
     let bytes = folder.read(MANIFEST, MOST_MANIFEST_BYTES)?;
     Ok(hex(&Sha256::digest(bytes)))
 }
 
-/// The sha256 of all that is left to read.
+/// Returns the SHA-256 of the data that remains in a reader.
 pub(crate) fn hash(mut input: impl Read) -> io::Result<String> {
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut sha256 = Sha256::new();
@@ -133,7 +135,7 @@ pub(crate) fn hash(mut input: impl Read) -> io::Result<String> {
     }
 }
 
-/// Writes what it reads, which is what the manifest says, or an error.
+/// Copies the data of a reader to a writer. Returns an error if the data does not match the manifest's entry.
 pub(crate) fn copy_verified(
     (source, mut input): (&Path, impl Read),
     (target, mut output): (&Path, impl Write),
@@ -164,17 +166,17 @@ pub(crate) fn copy_verified(
     if size != entry.size || sha256 != entry.sha256 {
         let size = match size > entry.size {
             true => format!("more than {} bytes", entry.size),
-            false => format!("{size} bytes of sha256 {sha256}"),
+            false => format!("{size} bytes with sha256 {sha256}"),
         };
         return Err(Error::new(format!(
-            "file is not what the checkpoint's manifest says, {size}: {}",
+            "the file does not match the checkpoint's manifest, it has {size}: {}",
             source.display()
         )));
     }
     Ok(())
 }
 
-/// What a folder's manifest says.
+/// Reads a folder's manifest.
 pub(crate) fn read_manifest(folder: &Dir) -> io::Result<CheckpointManifest> {
     let json = folder.read(MANIFEST, MOST_MANIFEST_BYTES)?;
     Ok(serde_json::from_slice(&json)?)
@@ -202,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_what_the_manifest_says_or_an_error() {
+    fn a_copy_that_does_not_match_the_manifest_is_an_error() {
         let cancel = Cancel::default();
         let mut output = Vec::new();
         copy(&b"abc"[..], &mut output, &cancel).expect("copied");
@@ -229,13 +231,13 @@ mod tests {
     }
 
     #[test]
-    fn cancel_is_looked_at_before_each_chunk() {
-        /// Asks to end while the second chunk is read.
+    fn cancel_is_checked_before_each_chunk() {
+        /// Requests cancellation while the second chunk is read.
         struct Endless(Cancel, u32);
         impl Read for Endless {
             fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
                 self.1 += 1;
-                assert!(self.1 <= 2, "read on after it was asked to end");
+                assert!(self.1 <= 2, "read after the cancellation");
                 if self.1 == 2 {
                     self.0.request();
                 }

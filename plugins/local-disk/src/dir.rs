@@ -1,5 +1,6 @@
-//! A folder that is held open. What is done in it is done there, whatever becomes of its path meanwhile, and
-//! what others may have put into it is not followed: no symbolic link, no device, no pipe.
+//! A folder that is held open. Operations apply to the folder that was opened, even if it is renamed or
+//! another folder takes its path. Operations do not follow symbolic links in the folder. They do not open
+//! devices or pipes as files.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -20,21 +21,21 @@ pub(crate) struct Dir {
     path: PathBuf,
 }
 
-/// What tells a folder from any other that may come to have its path.
+/// Identifies a folder, so that a different folder at the same path is detected later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     device: u64,
     inode: u64,
 }
 
-/// What failed in a folder that checkpoints are delivered to. It may pass: a disk is mounted again, a
-/// permission given, room made.
+/// Returns the error for a failed operation in the folder that checkpoints are delivered to. The error is
+/// temporary, because users can mount the disk again, grant permission or free space.
 pub(crate) fn failed(verb: &str, path: &Path, error: &io::Error) -> Error {
     Error::temporary(format!("cannot {verb}: {error}: {}", path.display()))
 }
 
 impl Dir {
-    /// The folder at a path of the user's, who may have it behind links.
+    /// Opens the folder at a path that the user configured. Follows symbolic links in the path.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let fd = rustix::fs::open(path, FOLDER, Mode::empty())?;
         Ok(Self {
@@ -43,7 +44,7 @@ impl Dir {
         })
     }
 
-    /// A folder in it.
+    /// Opens a subfolder.
     pub(crate) fn dir(&self, name: impl AsRef<OsStr>) -> io::Result<Self> {
         let name = name.as_ref();
         let fd = rustix::fs::openat(&self.fd, name, FOLDER | OFlags::NOFOLLOW, Mode::empty())?;
@@ -53,7 +54,7 @@ impl Dir {
         })
     }
 
-    /// A folder in it, which is made if it is not there.
+    /// Opens a subfolder. Creates it if it does not exist.
     pub(crate) fn make_dir(&self, name: impl AsRef<OsStr>) -> io::Result<Self> {
         let name = name.as_ref();
         match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777)) {
@@ -62,7 +63,7 @@ impl Dir {
         }
     }
 
-    /// Where it was found.
+    /// Returns the path that the folder was opened with.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -75,7 +76,7 @@ impl Dir {
         })
     }
 
-    /// Bytes that are free on its disk.
+    /// Returns the number of free bytes on the folder's disk.
     pub(crate) fn free_bytes(&self) -> io::Result<u64> {
         let disk = rustix::fs::fstatvfs(&self.fd)?;
         Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
@@ -85,7 +86,7 @@ impl Dir {
         Ok(self.identity()?.device)
     }
 
-    /// What is in it, in no order.
+    /// Returns the names of the entries, in no particular order.
     pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(&self.fd)? {
@@ -98,26 +99,26 @@ impl Dir {
         Ok(names)
     }
 
-    /// What a name stands for; a link is a link.
+    /// Returns the status of an entry. Does not follow symbolic links.
     pub(crate) fn stat(&self, name: impl AsRef<OsStr>) -> io::Result<Stat> {
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         Ok(rustix::fs::statat(&self.fd, name.as_ref(), flags)?)
     }
 
-    /// Whether anything has the name.
+    /// Whether an entry with this name exists.
     pub(crate) fn has(&self, name: impl AsRef<OsStr>) -> bool {
         self.stat(name).is_ok()
     }
 
-    /// A file in it, to read.
+    /// Opens a regular file in the folder for reading.
     pub(crate) fn file(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
-        // A pipe that nobody writes to would be waited for.
+        // Without NONBLOCK, opening a pipe would wait for a writer.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = rustix::fs::openat(&self.fd, name.as_ref(), flags, Mode::empty())?;
         regular(File::from(file))
     }
 
-    /// What a small file says.
+    /// Reads a small file. Returns an error if the file has more than `most_bytes` bytes.
     pub(crate) fn read(&self, name: impl AsRef<OsStr>, most_bytes: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.file(name)?
@@ -132,14 +133,14 @@ impl Dir {
         }
     }
 
-    /// A new file in it, to write.
+    /// Creates a new file in the folder for writing.
     pub(crate) fn create(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::CREATE | OFlags::EXCL;
         let mode = Mode::from_raw_mode(0o666);
         Ok(rustix::fs::openat(&self.fd, name.as_ref(), flags, mode)?.into())
     }
 
-    /// Puts a file there as a whole or not at all.
+    /// Writes a file atomically.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let new = format!("{name}.new");
         match self.unlink(&new) {
@@ -153,7 +154,7 @@ impl Dir {
         self.sync()
     }
 
-    /// Gives a file of elsewhere a second name here.
+    /// Creates a hard link in the folder. The file that it links to is elsewhere.
     pub(crate) fn link(&self, source: &Path, name: impl AsRef<OsStr>) -> io::Result<()> {
         let flags = AtFlags::empty();
         Ok(rustix::fs::linkat(
@@ -165,13 +166,13 @@ impl Dir {
         )?)
     }
 
-    /// What a symbolic link says; none if the name stands for something else or nothing.
+    /// Returns the target of a symbolic link. Returns `None` for other entries, or if there is no entry.
     pub(crate) fn link_text(&self, name: impl AsRef<OsStr>) -> Option<String> {
         let text = rustix::fs::readlinkat(&self.fd, name.as_ref(), Vec::new()).ok()?;
         text.into_string().ok()
     }
 
-    /// Makes a symbolic link, or lets one that is there lead elsewhere.
+    /// Creates a symbolic link, or changes the target of an existing one.
     pub(crate) fn point(&self, name: &str, text: &str) -> io::Result<()> {
         let new = format!(".{name}.new");
         match self.unlink(&new) {
@@ -191,7 +192,7 @@ impl Dir {
         )?)
     }
 
-    /// Lets two change their names at one moment. Not every file system can.
+    /// Swaps the names of two entries atomically. Some file systems do not support this.
     pub(crate) fn exchange(&self, a: impl AsRef<OsStr>, b: impl AsRef<OsStr>) -> io::Result<()> {
         Ok(rustix::fs::renameat_with(
             &self.fd,
@@ -219,7 +220,7 @@ impl Dir {
         )?)
     }
 
-    /// Removes whatever has the name, and all that is in it.
+    /// Removes an entry with all its content. Succeeds if the entry does not exist.
     pub(crate) fn remove_all(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
         let name = name.as_ref();
         match self.stat(name) {
@@ -236,13 +237,13 @@ impl Dir {
         }
     }
 
-    /// Waits until its entries are on the disk.
+    /// Syncs the folder's entries to the disk.
     pub(crate) fn sync(&self) -> io::Result<()> {
         Ok(rustix::fs::fsync(&self.fd)?)
     }
 
-    /// Waits until nobody else who asks for it has the folder to himself, for as long as the returned
-    /// handle is there. Where the file system knows no locks nothing is waited for.
+    /// Waits for an exclusive advisory lock on the folder. The lock is held until the returned handle is
+    /// dropped. If the file system does not support locks, returns without a lock.
     pub(crate) fn lock(&self) -> io::Result<OwnedFd> {
         let own = rustix::fs::openat(&self.fd, c".", FOLDER, Mode::empty())?;
         let _ = rustix::fs::flock(own.as_fd(), FlockOperation::LockExclusive);
@@ -250,7 +251,7 @@ impl Dir {
     }
 }
 
-/// A file of the run folder, to read.
+/// Opens a regular file of the run folder for reading. Follows symbolic links.
 pub(crate) fn open_file(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     regular(rustix::fs::open(path, flags, Mode::empty())?.into())

@@ -1,18 +1,19 @@
-//! Ids of runs and of folders: they need to differ, not to be secret.
+//! Ids of runs and folders. They must be unique, but need not be secret.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-/// Of an id, in bytes.
+/// Length of an id in bytes.
 pub(crate) const LENGTH: usize = 32;
 
-/// An id that nothing else has.
+/// Returns a new unique id.
 pub(crate) fn new() -> String {
-    // The standard library's source of randomness.
+    // Each `RandomState` has random keys from the standard library.
     let random = || RandomState::new().build_hasher().finish();
     format!("{:016x}{:016x}", random(), random())
 }
 
-/// What a file with an id says; none if it says something else, as one that was only begun does.
+/// Parses the content of an id file. Returns `None` if the content is not an id, for example because the file
+/// was only partially written.
 pub(crate) fn parse(bytes: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(bytes).ok()?;
     let is_id = text.len() == LENGTH && text.bytes().all(|byte| byte.is_ascii_hexdigit());

@@ -1,5 +1,6 @@
-//! What a sink has put into a run's folder: the file `.kept.json` there. It is beside what it speaks of,
-//! so it is there after a restart and a resume, and never speaks of another disk.
+//! The file `.kept.json` in a run's folder. It lists the checkpoints that the sink has written to this
+//! folder. The file is next to the checkpoints, so it is available after a resume and always describes the
+//! disk that it is on.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -12,23 +13,26 @@ use crate::copy::{Placed, manifest_sha256};
 use crate::dir::{Dir, failed};
 
 const FILE: &str = ".kept.json";
-/// Of some hundred thousand checkpoints.
+/// Size limit of the file: enough for some hundred thousand checkpoints.
 const MOST_BYTES: u64 = 64 << 20;
 
-/// The checkpoints of a run's folder that are the sink's: nothing else is ever replaced or removed.
+/// The checkpoints in a run's folder that the sink created. No other checkpoints are ever replaced or
+/// removed.
 #[derive(Debug)]
 pub(crate) struct Kept<'a> {
     folder: &'a Dir,
     entries: Vec<Entry>,
 }
 
-/// A checkpoint that was put there, or is about to be: a crash may come before the rename.
+/// A checkpoint that was created or is being created. If a crash prevents the rename to the final name, the
+/// entry has no checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) step: u64,
     #[serde(flatten)]
     pub(crate) placed: Placed,
-    /// The evaluation's values as text, which is exact and has a word for what is not finite.
+    /// The evaluation's values as text. Text is exact and, unlike JSON numbers, can express infinities and
+    /// NaN.
     metrics: BTreeMap<String, String>,
 }
 
@@ -41,7 +45,7 @@ impl Entry {
         }
     }
 
-    /// A value of the evaluation; NaN is none.
+    /// Returns a value of the evaluation. Returns `None` if the value is missing or NaN.
     pub(crate) fn metric(&self, name: &str) -> Option<f64> {
         let value: f64 = self.metrics.get(name)?.parse().ok()?;
         (!value.is_nan()).then_some(value)
@@ -49,7 +53,7 @@ impl Entry {
 }
 
 impl<'a> Kept<'a> {
-    /// What the file says; nothing if there is none.
+    /// Reads the file. The list is empty if the file does not exist.
     pub(crate) fn read(folder: &'a Dir) -> Result<Self> {
         let path = folder.path().join(FILE);
         let entries = match folder.read(FILE, MOST_BYTES) {
@@ -61,30 +65,31 @@ impl<'a> Kept<'a> {
         Ok(Self { folder, entries })
     }
 
-    /// What the checkpoint of a step is called.
+    /// Returns the folder name of a step's checkpoint.
     pub(crate) fn name(step: u64) -> String {
         format!("step-{step:06}")
     }
 
-    /// Where the checkpoint of a step is.
+    /// Returns the path of a step's checkpoint.
     pub(crate) fn path(&self, step: u64) -> PathBuf {
         self.folder.path().join(Self::name(step))
     }
 
-    /// The checkpoint of this step that stands there and is the sink's.
+    /// Returns the entry of the step's checkpoint, if it exists and the sink created it.
     pub(crate) fn find(&self, step: u64) -> Option<&Entry> {
         self.entries
             .iter()
             .find(|entry| entry.step == step && self.stands(entry))
     }
 
-    /// All that stand there, in the order in which they were put.
+    /// Returns the entries of all existing checkpoints, in the order in which they were created.
     pub(crate) fn standing(&self) -> Vec<&Entry> {
         let entries = self.entries.iter();
         entries.filter(|entry| self.stands(entry)).collect()
     }
 
-    /// Takes note of one before it appears. What the file said of its step stays until it has.
+    /// Adds the entry of a checkpoint that is about to become visible. The entry of an earlier checkpoint of
+    /// the same step is kept as well, because that checkpoint is still visible.
     pub(crate) fn note(&mut self, entry: Entry) -> Result<()> {
         let is_same = |other: &Entry| {
             other.step == entry.step && other.placed.manifest_sha256 == entry.placed.manifest_sha256
@@ -94,13 +99,13 @@ impl<'a> Kept<'a> {
         self.save()
     }
 
-    /// Takes the values of a later evaluation of the same checkpoint.
+    /// Updates the entry with the values of a later evaluation of the same checkpoint.
     pub(crate) fn update_metrics(
         &mut self,
         step: u64,
         metrics: &BTreeMap<String, f64>,
     ) -> Result<()> {
-        // A checkpoint beside no evaluation says nothing of the one that was.
+        // If a later delivery has no evaluation, the earlier values are kept.
         if metrics.is_empty() {
             return Ok(());
         }
@@ -111,7 +116,8 @@ impl<'a> Kept<'a> {
         }
     }
 
-    /// Forgets what is not there any more. What only cannot be read just now is not forgotten.
+    /// Removes the entries of checkpoints that no longer exist. Keeps the entries of checkpoints that
+    /// temporarily cannot be read.
     pub(crate) fn forget_removed(&mut self) -> Result<()> {
         let is_there = |entry: &Entry| match self.manifest(entry) {
             Ok(sha256) => sha256 == entry.placed.manifest_sha256,
@@ -130,7 +136,8 @@ impl<'a> Kept<'a> {
         self.save()
     }
 
-    /// By its manifest: a folder that somebody else put there under its name has another.
+    /// Whether the checkpoint exists. Compares the manifest's digest, because another folder can have the
+    /// checkpoint's name.
     fn stands(&self, entry: &Entry) -> bool {
         self.manifest(entry)
             .is_ok_and(|sha256| sha256 == entry.placed.manifest_sha256)

@@ -1,24 +1,28 @@
-//! Keeps complete checkpoints in a folder: `DIR/RUN/step-000100/`, the last `keep` of each run and the
-//! best `keep_best` by a metric.
+//! Keeps complete checkpoints in a folder, as `DIR/RUN/step-000100/`. Keeps the last `keep` checkpoints of
+//! each run, and the best `keep_best` by a metric.
 //!
 //! ```toml
 //! [[plugin]]
 //! id = "local-disk"
 //! dir = "/data/checkpoints"
-//! keep = 3                    # the newest; all if neither this nor keep_best is given
-//! keep_best = 1               # and the best, however old, of a line that the run gave up too
-//! metric = "loss/eval"        # the default; any of the evaluation will do
+//! keep = 3                    # the newest; all if neither this nor keep_best is set
+//! keep_best = 1               # and the best, at any age, even from before a rollback
+//! metric = "loss/eval"        # the default; can be any metric of the evaluation
 //! greater_is_better = false   # the default; true for accuracies
 //! link = "auto"               # the default: reflink, else a hard link of large files, else a copy
-//! pointers = true             # `latest` and `best` lead to checkpoints; the default is false
+//! pointers = true             # creates the links `latest` and `best` to checkpoints; the default is false
 //! ```
 //!
-//! A checkpoint appears by one rename after everything was verified and synced, or not at all.
-//! Whatever is called `step-….partial` is unfinished or being removed, and goes at the next publish.
-//! Nothing is ever removed that `.kept.json` in the run's folder does not name, with its manifest's
-//! sha256, and of that only what its manifest lists and nobody has changed. A run's folder belongs to one
-//! sink of one run, whose id is in `.run-id`. `.local-disk` in `DIR` marks it as the folder that it is: what
-//! has its path without the marker, such as a mount point whose disk is gone, gets nothing.
+//! A checkpoint becomes visible by one rename, after all its files were verified and synced. A folder
+//! `step-….partial` is unfinished or being removed, and the next publish deletes it.
+//!
+//! The sink removes only checkpoints that `.kept.json` in the run's folder lists with the SHA-256 of their
+//! manifest. Of such a checkpoint, it removes only the unchanged files that the manifest lists. A run's
+//! folder belongs to one sink of one run. The file `.run-id` in it contains the run's id.
+//!
+//! The marker file `.local-disk` identifies `DIR`. After a run's first delivery, a folder at the path `DIR`
+//! is used only if it contains the marker. The mount point of an unmounted disk, for example, does not
+//! contain it.
 
 #![forbid(unsafe_code)]
 
@@ -71,14 +75,14 @@ pub struct Config {
 pub struct LocalDisk {
     /// Absolute.
     dir: PathBuf,
-    /// What had its path when this was made.
+    /// The identity of the folder that was at the path `dir` when the sink was created.
     found: Option<Identity>,
-    /// None keeps all.
+    /// `None` keeps all checkpoints.
     retention: Option<Retention>,
     link: Link,
     pointers: bool,
     host: Host,
-    /// What was said once already.
+    /// The warnings that were already logged.
     told: Told,
 }
 
@@ -96,7 +100,8 @@ impl CheckpointSink for LocalDisk {
         let dir = absolute(&config.dir, std::env::home_dir())?;
         let (link, pointers) = (config.link, config.pointers);
         let retention = retention(config)?;
-        // Now rather than at the first checkpoint, which may be hours away.
+        // The folder is created here already, so that an error is reported early: the first checkpoint may be
+        // hours away.
         fs::create_dir_all(&dir).map_err(|error| Error::io("create folder", &dir, &error))?;
         let found = Dir::open(&dir).and_then(|dir| dir.identity()).ok();
         Ok(Self {
@@ -115,7 +120,7 @@ impl CheckpointSink for LocalDisk {
         let folder = RunFolder::claim(&mut target, checkpoint.run())?;
         if folder.is_new() && !folder.path().ends_with(checkpoint.run()) {
             self.host.info(&format!(
-                "{} is taken, this run's checkpoints go to {}",
+                "{} is already in use, this run's checkpoints go to {}",
                 self.dir.join(checkpoint.run()).display(),
                 folder.path().display()
             ));
@@ -130,11 +135,12 @@ impl CheckpointSink for LocalDisk {
         } else {
             self.place(checkpoint, &folder, &mut kept, cancel)?;
         }
-        // What somebody else put there has none.
+        // The entry is `None` for a checkpoint that the sink did not create.
         let placed = kept.find(step).map(|entry| entry.placed.clone());
         self.warn_of_metric(checkpoint);
         if let Err(error) = self.prune(&folder, &mut kept, step) {
-            // The checkpoint stands; the next publish prunes again.
+            // The publish still succeeds, because the checkpoint was delivered. The next publish prunes
+            // again.
             self.host.warn(error.message());
         }
         self.point(&folder, &kept, step);
@@ -166,7 +172,7 @@ impl LocalDisk {
         let before = kept.find(step).map(|before| before.placed.clone());
         if before.is_none() && folder.dir().has(&name) {
             return Err(Error::new(format!(
-                "what has the checkpoint's name was not put there by this sink, move it away: {}",
+                "a file or folder with the checkpoint's name already exists, but was not created by this sink: move it away: {}",
                 kept.path(step).display()
             )));
         }
@@ -182,7 +188,7 @@ impl LocalDisk {
         let asked = matches!(self.link, Link::Reflink | Link::Hard);
         if asked && placed.link == Way::Copy && !std::mem::replace(&mut self.told.copies, true) {
             self.host.warn(&format!(
-                "the file system gives no link of this kind to {}, files are copied: {}",
+                "files are copied, because the file system does not support the requested kind of link to {}: {}",
                 checkpoint.dir().display(),
                 folder.path().display()
             ));
@@ -190,12 +196,12 @@ impl LocalDisk {
         Ok(())
     }
 
-    /// Says once that a checkpoint cannot be among the best.
+    /// Warns once if a checkpoint lacks the metric of `keep_best`.
     fn warn_of_metric(&mut self, checkpoint: &Checkpoint<'_>) {
         let metrics = checkpoint.metrics();
         if let Some(retention) = &self.retention
             && let Some(best) = &retention.best
-            // A checkpoint that somebody asked for comes without an evaluation.
+            // A checkpoint that was written on request has no evaluation.
             && !metrics.is_empty()
             && !metrics.contains_key(&best.metric)
             && !std::mem::replace(&mut self.told.lacks_metric, true)
@@ -210,7 +216,7 @@ impl LocalDisk {
         }
     }
 
-    /// Removes what is neither new nor good enough; the one of this step stays in any case.
+    /// Removes the checkpoints that the retention does not keep. Never removes the checkpoint of this step.
     fn prune(&self, folder: &RunFolder, kept: &mut Kept<'_>, step: u64) -> Result<()> {
         if let Some(retention) = &self.retention {
             let standing = kept.standing();
@@ -224,7 +230,7 @@ impl LocalDisk {
         kept.forget_removed()
     }
 
-    /// Lets `latest` lead to this step, and `best` to the best that stands. A failure is said once.
+    /// Points `latest` to this step's checkpoint and `best` to the best existing one. Warns once on failure.
     fn point(&mut self, folder: &RunFolder, kept: &Kept<'_>, step: u64) {
         if !self.pointers {
             return;
@@ -241,14 +247,15 @@ impl LocalDisk {
         }
     }
 
-    /// A folder that went away while it was written to has what came of that, and nobody finds it there.
+    /// Returns an error if the folder was moved or unmounted during the publish. The checkpoint is then not
+    /// at its path.
     fn check_in_place(&self, target: &Target, folder: &RunFolder) -> Result<()> {
         let path = folder.path();
         let now = Dir::open(&self.dir)
             .and_then(|dir| dir.dir(path.file_name().unwrap_or_default()))
             .and_then(|dir| dir.identity());
         let then = folder.dir().identity();
-        match then.map_err(|e| failed("ask", path, &e))? {
+        match then.map_err(|e| failed("check", path, &e))? {
             then if now.is_ok_and(|now| now == then) => Ok(()),
             _ => Err(target.is_another(path)),
         }
@@ -262,24 +269,22 @@ impl LocalDisk {
 fn retention(config: Config) -> Result<Option<Retention>> {
     if config.keep_best.is_none() && (config.metric.is_some() || config.greater_is_better.is_some())
     {
-        return Err(Error::new(
-            "metric and greater_is_better are of use only with keep_best",
-        ));
+        return Err(Error::new("metric and greater_is_better require keep_best"));
     }
     let best = config.keep_best.map(|keep| Best {
         keep,
         metric: config.metric.unwrap_or_else(|| "loss/eval".to_owned()),
         greater_is_better: config.greater_is_better.unwrap_or(false),
     });
-    // Beside the best stays the newest: it is what goes on.
+    // With `keep_best` alone, the newest checkpoint is kept too, because a resume needs it.
     let keep = config.keep.or(best.as_ref().map(|_| NonZeroUsize::MIN));
     Ok(keep.map(|keep| Retention { keep, best }))
 }
 
-/// The folder that a setting means. Shells leave the `~` of `dir=~/checkpoints` to the program.
+/// Returns the absolute path of a setting. Expands `~`, which shells do not expand in `dir=~/checkpoints`.
 fn absolute(dir: &str, home: Option<PathBuf>) -> Result<PathBuf> {
     if dir.is_empty() {
-        return Err(Error::new("dir is empty"));
+        return Err(Error::new("the setting dir is empty"));
     }
     let in_home = match dir.strip_prefix('~') {
         Some("") => home,
@@ -289,7 +294,7 @@ fn absolute(dir: &str, home: Option<PathBuf>) -> Result<PathBuf> {
         None => None,
     };
     let path = in_home.unwrap_or_else(|| PathBuf::from(dir));
-    std::path::absolute(&path).map_err(|error| Error::io("find", Path::new(dir), &error))
+    std::path::absolute(&path).map_err(|error| Error::io("resolve", Path::new(dir), &error))
 }
 
 export_plugin! {

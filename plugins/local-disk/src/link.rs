@@ -1,5 +1,5 @@
-//! How a file arrives: shared with the run folder where that goes, else copied. Whichever way it took,
-//! what arrived was read and is what the manifest says, or it is an error.
+//! Transfers a file from the run folder: links it if possible, and otherwise copies it. In every case, the
+//! data is read and verified against the manifest.
 
 use std::fs;
 use std::io;
@@ -11,15 +11,16 @@ use serde::{Deserialize, Serialize};
 use crate::copy::copy_verified;
 use crate::dir::{Dir, failed, open_file};
 
-/// From this size on, `auto` hard-links a file: weights, and the optimizer's state. What people edit,
-/// configurations and tokenizers, is smaller, and an edit in place would change the run's file too.
+/// Minimum size of a file that `auto` hard-links. Weights and optimizer state are larger than this.
+/// Configurations and tokenizers are smaller, and must not be hard-linked: users edit them, and an edit in
+/// place would also change the run's file.
 pub(crate) const HARD_LINK_BYTES: u64 = 16 << 20;
 
-/// The setting `link`: the first way that is tried. The last is always a copy.
+/// The setting `link`: how to transfer files. If a file cannot be transferred in this way, it is copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Link {
-    /// A reflink, else a hard link of a large file.
+    /// A reflink. If that fails, a hard link for large files.
     #[default]
     Auto,
     Reflink,
@@ -27,28 +28,28 @@ pub(crate) enum Link {
     Copy,
 }
 
-/// The way a file took; the more it shares with the run folder, the greater.
+/// How a file was transferred. Ordered by how much the result shares with the run folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Way {
-    /// Its bytes were written again.
+    /// The data was copied.
     Copy,
-    /// A file of its own, whose bytes are on the disk once until one of the two is changed.
+    /// A separate file that shares its data on the disk with the run's file until one of the two is changed.
     Reflink,
-    /// It is the run's own file under a second name.
+    /// A second name for the run's file.
     Hard,
 }
 
-/// The files of one checkpoint on their way.
+/// Transfers the files of one checkpoint.
 pub(crate) struct Transfer<'a> {
     cancel: &'a Cancel,
     tries_reflink: bool,
     tries_hard: bool,
-    /// Smaller files are not hard-linked.
+    /// Minimum size of a file that is hard-linked.
     hard_from_bytes: u64,
-    /// The most that any file shares.
+    /// How the files were transferred: the greatest [`Way`] of all files.
     pub(crate) way: Way,
-    /// What was written of the files.
+    /// Total size of the copied files.
     pub(crate) written_bytes: u64,
 }
 
@@ -67,7 +68,7 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// Brings a file to a place where none is, and waits until it is on the disk.
+    /// Transfers a file to a new name and syncs it to the disk.
     pub(crate) fn file(
         &mut self,
         source: &Path,
@@ -101,7 +102,8 @@ impl<'a> Transfer<'a> {
             .map_err(|error| failed("write", target, &error))
     }
 
-    /// Whether it went. A file system that cannot do it once is not asked again.
+    /// Tries to create a reflink. Returns whether it succeeded. After a failure, later calls return `false`
+    /// at once.
     fn reflink(&mut self, source: &fs::File, (folder, name): (&Dir, &str)) -> Result<bool> {
         if !self.tries_reflink {
             return Ok(false);
@@ -128,7 +130,7 @@ impl<'a> Transfer<'a> {
         if !self.tries_hard || entry.size < self.hard_from_bytes {
             return false;
         }
-        // The link of a symbolic link would be one too.
+        // A hard link to a symbolic link would be a symbolic link.
         let is_file = fs::symlink_metadata(source).is_ok_and(|source| source.is_file());
         self.tries_hard = is_file && folder.link(source, name).is_ok();
         self.tries_hard

@@ -1,4 +1,4 @@
-//! Before the first step: can the folder be written, and is there room?
+//! Checks before the first step: the folder is writable, and there is enough disk space.
 
 use std::fs;
 use std::io::Write;
@@ -12,31 +12,34 @@ use crate::id;
 use crate::link::Link;
 use crate::target::Target;
 
-/// What links cost, and the folder's own files.
+/// Disk space in bytes that each checkpoint takes in addition to its files, for links and the sink's own
+/// files.
 const LITTLE: u64 = 1 << 20;
 
 impl LocalDisk {
-    /// What was found; a warning is logged where the disk will not hold all that is to be kept.
+    /// Checks the folder and returns the result as text. Logs a warning if the disk has too little free space
+    /// for the checkpoints that can be added before `keep` and `keep_best` cause the first removal.
     pub(crate) fn look(&self, preflight: &Preflight<'_>) -> Result<String> {
         let dir = &self.dir;
         if !Target::is_claimed(dir, preflight.state_dir()) {
-            // It may have gone since the sink was made.
+            // The folder may have been removed since the sink was created.
             fs::create_dir_all(dir).map_err(|error| Error::io("create folder", dir, &error))?;
         }
         let target = Target::open(dir, preflight.state_dir(), None)?.dir;
         write_and_remove(&target)?;
-        let ask = |e| failed("ask", dir, &e);
+        let ask = |e| failed("check", dir, &e);
         let room = target.free_bytes().map_err(ask)?;
         let runs = fs::metadata(preflight.state_dir()).map_err(ask)?.dev();
         let shares = self.link != Link::Copy && target.device().map_err(ask)? == runs;
         if shares {
-            // Whether the file system links is known at the first checkpoint, and a copy is no failure.
+            // Only the first delivery will show whether the file system supports links. Without links, the
+            // files are copied, which is not a failure.
             return Ok(format!("{} free: {}", megabytes(room), dir.display()));
         }
         let each = preflight.checkpoint_bytes() + LITTLE;
         if room < each {
             return Err(Error::temporary(format!(
-                "{} are free, and a checkpoint takes {}: {}",
+                "not enough disk space: {} are free, a checkpoint takes {}: {}",
                 megabytes(room),
                 megabytes(each),
                 dir.display()
@@ -47,7 +50,7 @@ impl LocalDisk {
             let wanted = wanted.saturating_sub(standing);
             if room / each < wanted {
                 self.host.warn(&format!(
-                    "{} are free, and the checkpoints that are to be kept, with the one that comes in, will take {}: {}",
+                    "{} are free, but the checkpoints to keep, including the next one, will take {}: {}",
                     megabytes(room),
                     megabytes(each.saturating_mul(wanted)),
                     dir.display()
@@ -62,7 +65,9 @@ impl LocalDisk {
         ))
     }
 
-    /// How many of a run's checkpoints are there when one more has arrived and none was removed yet.
+    /// Returns the maximum number of checkpoints that a run has on the disk at the same time. This number is
+    /// reached after a new checkpoint arrives and before an old one is removed. Returns `None` if all
+    /// checkpoints are kept.
     fn most_at_once(&self) -> Option<u64> {
         let retention = self.retention.as_ref()?;
         let best = retention.best.as_ref().map_or(0, |best| best.keep.get());
@@ -71,19 +76,19 @@ impl LocalDisk {
 }
 
 fn write_and_remove(dir: &Dir) -> Result<()> {
-    // A name that nobody can have put a link at.
+    // The name is random, so that no prepared symbolic link can have it.
     let name = format!(".preflight-{}", id::new());
     let written = dir
         .create(&name)
         .and_then(|mut file| file.write_all(b"preflight"));
-    // One that was only begun goes as well.
+    // This also removes a partially written file.
     let removed = dir.unlink(&name);
     let path = dir.path().join(&name);
     written.map_err(|error| failed("write", &path, &error))?;
     removed.map_err(|error| failed("remove", &path, &error))
 }
 
-/// Checkpoints that are in the run's folder already, as after a resume.
+/// Counts the checkpoints that are already in the run's folder, for example because the run was resumed.
 fn standing(folder: &Dir) -> u64 {
     let names = folder.names().unwrap_or_default().into_iter();
     let names = names.map(|name| name.to_string_lossy().into_owned());

@@ -1,5 +1,5 @@
-//! Removing a checkpoint: of its folder goes what its manifest lists and is still what was delivered. What
-//! somebody else has put there or changed stays.
+//! Removes a checkpoint: deletes the unchanged files that its manifest lists. Files that were added or
+//! changed are kept.
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
@@ -11,10 +11,11 @@ use rustix::fs::Stat;
 use crate::copy::{MANIFEST, hash, read_manifest};
 use crate::dir::{Dir, is_dir, is_file};
 
-/// Removes a checkpoint's own files and then, if nothing else is in it, the folder. Returns what is left.
+/// Removes a checkpoint's own files, and then the folder if it is empty. Returns the names of the remaining
+/// entries.
 ///
-/// With `repairs`, what is not as the manifest says is damage, and goes too. The manifest goes last: whoever
-/// is interrupted can begin again.
+/// With `repairs`, files that do not match the manifest are considered damaged and are removed too. The
+/// manifest is removed last, so that an interrupted removal can be repeated.
 pub(crate) fn remove(parent: &Dir, name: &str, repairs: bool) -> io::Result<Vec<OsString>> {
     let folder = parent.dir(name)?;
     if let Ok(manifest) = read_manifest(&folder) {
@@ -44,7 +45,7 @@ fn remove_files(
             parent.as_ref().unwrap_or(folder).dir(part).map(Some)
         }) {
             Ok(parent) => parent,
-            // It is gone, or something else has its place.
+            // The file's folder was removed or replaced.
             Err(_) => continue,
         };
         let parent = parent.as_ref().unwrap_or(folder);
@@ -59,7 +60,8 @@ fn remove_files(
     Ok(())
 }
 
-/// The folders and the file of a manifest's name; none if it leads out of the checkpoint.
+/// Splits a name of the manifest into its folders and its file name. Returns `None` if the path is not inside
+/// the checkpoint.
 pub(crate) fn split(name: &str) -> Option<(Vec<&str>, &str)> {
     let part = |part| match part {
         Component::Normal(part) => part.to_str(),
@@ -73,8 +75,8 @@ pub(crate) fn split(name: &str) -> Option<(Vec<&str>, &str)> {
     Some((parts, file))
 }
 
-/// Whether a file is what its manifest says. One that nothing has touched since the manifest was written is
-/// not read.
+/// Whether a file matches its entry in the manifest. The file is read only if it may have changed after the
+/// manifest was written.
 fn is_as_written(
     parent: &Dir,
     file: &str,
@@ -87,19 +89,21 @@ fn is_as_written(
     }
     let changed = (found.st_ctime, found.st_ctime_nsec);
     let written = (manifest.st_mtime, manifest.st_mtime_nsec);
-    // Of a hard link the bytes stay under the other name. Within one tick of the clock they may have changed.
+    // If the file has more than one hard link, removing one of them loses no data, so the content is not
+    // checked. If the file's change time equals the time of the manifest, the file is read: it may have
+    // changed after the manifest was written, within the same clock tick.
     if found.st_nlink > 1 || changed < written {
         return Ok(true);
     }
     Ok(hash(parent.file(file)?)? == entry.sha256)
 }
 
-/// Removes the folders within that have nothing in them.
+/// Removes empty folders inside a folder.
 fn remove_empty_folders(folder: &Dir) -> io::Result<()> {
     for name in folder.names()? {
         if is_dir(&folder.stat(&name)?) {
             remove_empty_folders(&folder.dir(&name)?)?;
-            // It fails where something is left.
+            // This fails if the folder is not empty.
             let _ = folder.remove_dir(&name);
         }
     }

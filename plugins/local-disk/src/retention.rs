@@ -1,4 +1,4 @@
-//! Which checkpoints of a run stay.
+//! Selects which of a run's checkpoints to keep.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -6,29 +6,29 @@ use std::num::NonZeroUsize;
 
 use crate::kept::Entry;
 
-/// The newest, and the best beside them.
+/// Keeps the newest checkpoints, and optionally the best.
 #[derive(Clone, Debug)]
 pub(crate) struct Retention {
-    /// How many of the newest stay.
+    /// The number of newest checkpoints to keep.
     pub(crate) keep: NonZeroUsize,
     pub(crate) best: Option<Best>,
 }
 
-/// The best by a metric, however old they are.
+/// Keeps the best checkpoints by a metric, regardless of their age.
 #[derive(Clone, Debug)]
 pub(crate) struct Best {
-    /// How many of them stay.
+    /// The number of best checkpoints to keep.
     pub(crate) keep: NonZeroUsize,
     pub(crate) metric: String,
-    /// As of an accuracy, and not of a loss.
+    /// True for a metric such as accuracy, false for a loss.
     pub(crate) greater_is_better: bool,
 }
 
 impl Retention {
-    /// The steps of those that stay, given them in the order in which they came.
+    /// Returns the steps of the checkpoints to keep. `checkpoints` is in the order of creation.
     ///
-    /// The newest are those of the highest steps. A run that went back to an earlier checkpoint comes to
-    /// lower steps than it had, so those that came last stay as well.
+    /// The newest are those with the highest steps. A run that went back to an earlier checkpoint writes
+    /// lower steps than before, so the checkpoints that were created last are kept too.
     pub(crate) fn kept(&self, checkpoints: &[&Entry]) -> BTreeSet<u64> {
         let mut steps: Vec<u64> = checkpoints.iter().map(|entry| entry.step).collect();
         let last: Vec<u64> = steps.iter().rev().take(self.keep.get()).copied().collect();
@@ -40,7 +40,8 @@ impl Retention {
 }
 
 impl Best {
-    /// The best first. Of equally good ones the later is better, and what has no value is none.
+    /// Returns the steps of the best checkpoints, with the best first. Of equal values, the later step is
+    /// better. Checkpoints without a value are excluded.
     pub(crate) fn steps(&self, checkpoints: &[&Entry]) -> impl Iterator<Item = u64> {
         let value = |entry: &&Entry| Some((entry.metric(&self.metric)?, entry.step));
         let mut values: Vec<(f64, u64)> = checkpoints.iter().filter_map(value).collect();
@@ -49,7 +50,7 @@ impl Best {
                 false => a.partial_cmp(b),
                 true => b.partial_cmp(a),
             };
-            let order = order.expect("NaN was left out");
+            let order = order.expect("NaN is excluded");
             order.then(b_step.cmp(a_step))
         });
         let steps = values.into_iter().map(|(_, step)| step);
@@ -71,7 +72,7 @@ mod tests {
         NonZeroUsize::new(n).expect("some")
     }
 
-    /// Of checkpoints with these losses at steps 1, 2, … those that stay.
+    /// Creates checkpoints at steps 1, 2, …, with these losses. Returns the steps of the kept checkpoints.
     fn kept(keep: usize, best: usize, greater_is_better: bool, losses: &[Option<f64>]) -> Vec<u64> {
         let checkpoints: Vec<(u64, Option<f64>)> = (1..).zip(losses.iter().copied()).collect();
         of(&checkpoints, keep, best, greater_is_better)
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_stay_beside_the_newest() {
+    fn the_best_and_the_newest_are_kept() {
         let losses = [3.0, 1.0, 2.0, 4.0, 5.0].map(Some);
         assert_eq!(kept(1, 1, false, &losses), [2, 5]);
         assert_eq!(kept(2, 2, false, &losses), [2, 3, 4, 5]);
@@ -119,24 +120,24 @@ mod tests {
     }
 
     #[test]
-    fn what_came_last_stays_though_the_run_went_back() {
+    fn the_last_created_are_kept_after_a_rollback() {
         let at = |steps: &[u64]| -> Vec<(u64, Option<f64>)> {
             steps.iter().map(|&step| (step, None)).collect()
         };
-        // Back from 60 to 20, and on.
+        // The run was rolled back from step 60 to step 20.
         assert_eq!(of(&at(&[50, 60, 30, 40]), 2, 1, false), [30, 40, 50, 60]);
         assert_eq!(of(&at(&[60, 30, 40, 50, 60]), 2, 1, false), [50, 60]);
     }
 
     #[test]
-    fn of_equally_good_ones_the_later_stays() {
+    fn of_equal_values_the_later_step_is_kept() {
         let losses = [2.0, 1.0, 1.0, 3.0].map(Some);
         assert_eq!(kept(1, 1, false, &losses), [3, 4]);
         assert_eq!(kept(1, 1, true, &[Some(0.0), Some(-0.0), None]), [2, 3]);
     }
 
     #[test]
-    fn what_has_no_value_is_never_among_the_best() {
+    fn checkpoints_without_a_value_are_never_among_the_best() {
         let nan = Some(f64::NAN);
         for greater in [false, true] {
             assert_eq!(

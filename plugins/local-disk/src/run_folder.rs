@@ -10,17 +10,16 @@ use crate::id;
 use crate::removal;
 use crate::target::Target;
 
-/// The file in a run's folder that says whose it is: the id that the run's sink keeps in its own
-/// state folder.
+/// The file in a run's folder that contains the run's id. The sink keeps the same id in its state folder.
 const OWNER: &str = ".run-id";
-/// What ends the name of a folder that is not, or no longer, complete.
+/// Suffix of the name of an incomplete folder.
 const PARTIAL: &str = ".partial";
-/// Of one that is being removed, before that.
+/// Precedes [`PARTIAL`] in the name of a checkpoint that is being removed.
 const REMOVED: &str = ".removed";
-/// Of one in whose place another is put.
+/// Precedes [`PARTIAL`] in the name of a checkpoint that is being replaced.
 const REPLACED: &str = ".replaced";
 
-/// The folder of one run. No other run writes to it or prunes it, though it be called the same.
+/// The folder of one run. No other run writes to it or prunes it, even if that run has the same name.
 #[derive(Debug)]
 pub(crate) struct RunFolder {
     dir: Dir,
@@ -28,8 +27,8 @@ pub(crate) struct RunFolder {
 }
 
 impl RunFolder {
-    /// The run's folder in the target, made if it has none: `RUN`, or `RUN-2` and so on where that
-    /// belongs to another run. Once it has one, no other will do.
+    /// Opens the run's folder in the target, or creates it. Its name is `RUN`. If that name is already used,
+    /// its name is `RUN-2`, and so on. Once the run has a folder, only that folder is accepted.
     pub(crate) fn claim(target: &mut Target, run: &str) -> Result<Self> {
         if let Some(name) = target.folder() {
             let path = target.dir.path().join(name);
@@ -40,7 +39,10 @@ impl RunFolder {
                 Ok(_) => Err(target.is_another(&path)),
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     let gone = target.is_another(&path);
-                    Err(Error::temporary(format!("it is gone; {}", gone.message())))
+                    Err(Error::temporary(format!(
+                        "the folder was removed or renamed; {}",
+                        gone.message()
+                    )))
                 }
                 Err(error) => Err(failed("open folder", &path, &error)),
             };
@@ -60,13 +62,13 @@ impl RunFolder {
                         return Ok(Self { dir, is_new });
                     }
                 }
-                // A link, or a file: somebody else's.
+                // A link or a file already has this name: try the next name.
                 Err(_) if target.dir.has(&name) => {}
                 Err(error) => return Err(failed("create folder", &path, &error)),
             }
             name = format!("{run}-{number}");
         }
-        unreachable!("a folder has fewer entries than there are numbers")
+        unreachable!("one of the numbered names is always free")
     }
 
     pub(crate) fn dir(&self) -> &Dir {
@@ -77,24 +79,26 @@ impl RunFolder {
         self.dir.path()
     }
 
-    /// Whether it was claimed just now.
+    /// Whether `claim` created the folder. Also true if `claim` marked an existing empty folder as the folder
+    /// of this run.
     pub(crate) fn is_new(&self) -> bool {
         self.is_new
     }
 
-    /// Makes the place where a checkpoint is put together.
+    /// Creates the folder in which a checkpoint is assembled.
     pub(crate) fn make_partial(&self, checkpoint: &str) -> Result<Dir> {
         let name = format!("{checkpoint}{PARTIAL}");
         let made = self.dir.make_dir(&name);
         made.map_err(|e| failed("create folder", &self.path().join(&name), &e))
     }
 
-    /// Removes one that did not become whole. Best effort: the next publish removes it too.
+    /// Removes an incomplete checkpoint. Errors are ignored, because the next publish tries to remove it
+    /// again.
     pub(crate) fn drop_partial(&self, checkpoint: &str) {
         let _ = self.dir.remove_all(format!("{checkpoint}{PARTIAL}"));
     }
 
-    /// Puts in order what a crash left. Returns warnings.
+    /// Removes or restores the folders that a crash left behind. Returns warnings.
     pub(crate) fn remove_partial(&self) -> Result<Vec<String>> {
         let names = self.dir.names();
         let names = names.map_err(|e| failed("read folder", self.path(), &e))?;
@@ -105,10 +109,11 @@ impl RunFolder {
                 continue;
             };
             let done = if was == REPLACED && !self.dir.has(checkpoint) {
-                // Nothing has come in its place.
+                // The crash happened before the new checkpoint was renamed: restore the old one.
                 self.dir.rename(&*name, checkpoint).map(|()| None)
             } else if !was.is_empty() || self.holds_manifest(&name) {
-                // One that was replaced lies where the one that replaced it was put together.
+                // If `put` exchanged the two folders before the crash, the folder with the partial name
+                // contains the replaced checkpoint.
                 self.dispose(&name, checkpoint, false)
             } else {
                 self.dir.remove_all(&*name).map(|()| None)
@@ -122,9 +127,10 @@ impl RunFolder {
         self.dir.dir(name).is_ok_and(|dir| dir.has(MANIFEST))
     }
 
-    /// Makes a finished copy visible. What was there under its name, another checkpoint of the same step,
-    /// goes; at no moment is neither there for the next publish. With `repairs` it was the same one, and
-    /// damaged. Returns a warning if something is left of it.
+    /// Makes a finished copy visible. Removes the old checkpoint of the same step, if there is one. After a
+    /// crash, the next publish finds either the old or the new checkpoint. Set `repairs` if the old
+    /// checkpoint is a damaged copy of the new one. Returns a warning if the old folder contains files that
+    /// do not belong to the checkpoint.
     pub(crate) fn put(&self, checkpoint: &str, repairs: bool) -> Result<Option<String>> {
         let partial = format!("{checkpoint}{PARTIAL}");
         let replaced = format!("{checkpoint}{REPLACED}{PARTIAL}");
@@ -135,7 +141,7 @@ impl RunFolder {
             } else if self.dir.exchange(&partial, checkpoint).is_ok() {
                 Some(&*partial)
             } else {
-                // Whoever is stopped in between is set right by `remove_partial`.
+                // If a crash happens between the two renames, `remove_partial` restores the old checkpoint.
                 self.dir.rename(checkpoint, &replaced)?;
                 self.dir.rename(&partial, checkpoint).inspect_err(|_| {
                     let _ = self.dir.rename(&replaced, checkpoint);
@@ -146,7 +152,7 @@ impl RunFolder {
             Ok(old)
         };
         let path = self.path().join(checkpoint);
-        match put().map_err(|e| failed("put in its place", &path, &e))? {
+        match put().map_err(|e| failed("move into place", &path, &e))? {
             None => Ok(None),
             Some(old) => self
                 .dispose(old, checkpoint, repairs)
@@ -154,9 +160,9 @@ impl RunFolder {
         }
     }
 
-    /// Removes a checkpoint. Returns a warning if something is left in its folder.
+    /// Removes a checkpoint. Returns a warning if its folder contains files that do not belong to it.
     pub(crate) fn remove(&self, checkpoint: &str) -> Result<Option<String>> {
-        // Invisible first, so that nobody sees it half removed.
+        // Rename first, so that a partially removed checkpoint is never visible.
         let removed = format!("{checkpoint}{REMOVED}{PARTIAL}");
         self.dir
             .rename(checkpoint, &removed)
@@ -164,8 +170,8 @@ impl RunFolder {
             .map_err(|e| failed("remove", &self.path().join(checkpoint), &e))
     }
 
-    /// Removes what a folder has of a checkpoint. The rest is somebody else's and gets the checkpoint's
-    /// name back.
+    /// Removes the files of a checkpoint from a folder. If other files are left, renames the folder to the
+    /// checkpoint's name or another unused name.
     fn dispose(&self, doomed: &str, checkpoint: &str, repairs: bool) -> io::Result<Option<String>> {
         let left = removal::remove(&self.dir, doomed, repairs)?;
         if left.is_empty() {
@@ -174,14 +180,14 @@ impl RunFolder {
         let place = self.free_name(checkpoint);
         self.dir.rename(doomed, &place)?;
         Ok(Some(format!(
-            "{checkpoint} was removed, but not what else was in its folder ({}): {}",
+            "{checkpoint} was removed, but its folder remains because it contains other files ({}): {}",
             listed(&left),
             self.path().join(place).display()
         )))
     }
 
-    /// Lets a symbolic link in the folder lead to one of its checkpoints. What somebody else has put there
-    /// under the link's name stays.
+    /// Points a symbolic link in the run's folder to a checkpoint in the same folder. Returns an error if the
+    /// link's name is used by an entry that is not a link of the sink.
     pub(crate) fn point(&self, link: &str, checkpoint: &str) -> Result<()> {
         let path = self.path().join(link);
         match self.dir.link_text(link) {
@@ -190,7 +196,7 @@ impl RunFolder {
             None if !self.dir.has(link) => {}
             _ => {
                 return Err(Error::new(format!(
-                    "what has the name of the link to a checkpoint is not the sink's, move it away: {}",
+                    "a file or folder with the link's name already exists, but was not created by this sink: move it away: {}",
                     path.display()
                 )));
             }
@@ -199,7 +205,8 @@ impl RunFolder {
         pointed.map_err(|e| failed("link", &path, &e))
     }
 
-    /// A name for what is left of a checkpoint: its own, unless another one has that.
+    /// Returns an unused name for the folder that is left after a checkpoint was removed. Prefers the
+    /// checkpoint's own name.
     fn free_name(&self, checkpoint: &str) -> String {
         let beside = (1..).map(|number| match number {
             1 => format!("{checkpoint}{REPLACED}"),
@@ -207,11 +214,12 @@ impl RunFolder {
         });
         let mut names = std::iter::once(checkpoint.to_owned()).chain(beside);
         let free = names.find(|name| !self.dir.has(name));
-        free.expect("a folder has fewer entries than there are numbers")
+        free.expect("one of the numbered names is always free")
     }
 }
 
-/// Of a folder with a name that only this sink gives: the checkpoint's name, and what became of that.
+/// Parses the name of a partial folder. Returns the checkpoint's name and one of [`REMOVED`], [`REPLACED`]
+/// and the empty string. Returns `None` for other names.
 fn partial(name: &str) -> Option<(&str, &str)> {
     let name = name.strip_suffix(PARTIAL)?;
     let (checkpoint, was) = [REMOVED, REPLACED]
@@ -223,7 +231,7 @@ fn partial(name: &str) -> Option<(&str, &str)> {
     is_step.then_some((checkpoint, was))
 }
 
-/// A few names, for people.
+/// Returns the first few names as text for a message.
 fn listed(names: &[OsString]) -> String {
     let mut names: Vec<String> = names
         .iter()
@@ -238,7 +246,7 @@ fn listed(names: &[OsString]) -> String {
     }
 }
 
-/// Whose a run's folder is; none if nobody has marked it.
+/// Returns the id of the run that a folder belongs to. Returns `None` if the folder is not marked.
 fn owner(dir: &Dir) -> Result<Option<String>> {
     match dir.read(OWNER, id::LENGTH as u64) {
         Ok(bytes) => Ok(id::parse(&bytes)),
@@ -249,7 +257,7 @@ fn owner(dir: &Dir) -> Result<Option<String>> {
     }
 }
 
-/// Whether a file may be there and says nothing just now.
+/// Whether an I/O error is temporary. Such an error does not mean that the file is missing.
 fn is_disk_trouble(error: &io::Error) -> bool {
     use ErrorKind::{Interrupted, NotConnected, StaleNetworkFileHandle, TimedOut};
     matches!(
@@ -258,7 +266,8 @@ fn is_disk_trouble(error: &io::Error) -> bool {
     ) || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
-/// Marks a folder as the run's if it is nobody's and empty. Of several that try, one succeeds.
+/// Marks an empty folder as the folder of a run. Returns whether it succeeded. Of several concurrent calls,
+/// only one succeeds.
 fn take(dir: &Dir, id: &str) -> Result<bool> {
     let names = dir.names();
     let names = names.map_err(|e| failed("read folder", dir.path(), &e))?;

@@ -1,5 +1,6 @@
-//! The folder of the setting `dir`, known again by a marker in it: a disk that went away may leave its mount
-//! point behind, and what is put there then is nowhere that anybody looks.
+//! The folder of the setting `dir`, identified by a marker file in it. When a disk is unmounted, its mount
+//! point may remain as an empty folder. Checkpoints written there would be hidden when the disk is mounted
+//! again.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -11,47 +12,51 @@ use serde::{Deserialize, Serialize};
 use crate::dir::{Dir, Identity, failed};
 use crate::id;
 
-/// The marker, with an id that was drawn for the folder. All runs that deliver there share it.
+/// The marker file, which contains a random id of the folder. All runs that deliver to the folder share the
+/// marker.
 const MARKER: &str = ".local-disk";
-/// In the sink's state folder: what was claimed at the start.
+/// The file in the sink's state folder that contains the [`Claim`].
 const CLAIM: &str = "claim.json";
-/// There as well: the run's id, which its folder in `dir` holds too.
+/// The file in the sink's state folder that contains the run's id. The run's folder in `dir` contains the
+/// same id.
 const RUN_ID: &str = "run-id";
 const MOST_CLAIM_BYTES: u64 = 1 << 20;
 
-/// Where a run's checkpoints go.
+/// The folder that a run's checkpoints are delivered to.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) dir: Dir,
     state: Dir,
-    /// The run's.
+    /// The run's id.
     pub(crate) id: String,
     claim: Claim,
 }
 
-/// What the sink has claimed for a run.
+/// The folder that the sink has claimed for a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Claim {
-    /// The sink's state folder at that time: a run that was copied has it elsewhere.
+    /// The path that the sink's state folder had when the claim was saved. In a copy of the run, the state
+    /// folder has a different path.
     state_dir: PathBuf,
-    /// The setting.
+    /// The setting `dir`.
     dir: PathBuf,
-    /// What the marker says.
+    /// The id in the marker file.
     marker: String,
-    /// The run's folder in it, once it has one.
+    /// The name of the run's folder in `dir`, once it exists.
     folder: Option<String>,
 }
 
 impl Target {
-    /// The folder at `dir`, which must be the one that the run began with, if it did. One that has not begun
-    /// takes what `expected` says, if that is known.
+    /// Opens the folder at `dir`. If the run has already claimed a folder at this path, returns an error
+    /// unless this is still the same folder. Otherwise, claims the folder; returns an error if `expected` is
+    /// set and identifies another folder.
     pub(crate) fn open(dir: &Path, state_dir: &Path, expected: Option<Identity>) -> Result<Self> {
         let state = Dir::open(state_dir).map_err(|e| Error::io("open", state_dir, &e))?;
-        let here = fs::canonicalize(state_dir).map_err(|e| Error::io("find", state_dir, &e))?;
+        let here = fs::canonicalize(state_dir).map_err(|e| Error::io("resolve", state_dir, &e))?;
         let claim = read_claim(&state, state_dir)?;
         let (id, claim) = match claim {
             Some(claim) if claim.is_of_the_original(&here, &state) => {
-                // This run is a copy: what was claimed is the original's.
+                // This run is a copy, and the claim belongs to the original run.
                 (new_id(&state, state_dir)?, None)
             }
             claim => (run_id(&state, state_dir)?, claim),
@@ -68,7 +73,7 @@ impl Target {
             },
             Some(_) => return Err(other(dir, state_dir)),
             None => {
-                let found = target.identity().map_err(|e| failed("ask", dir, &e))?;
+                let found = target.identity().map_err(|e| failed("check", dir, &e))?;
                 if expected.is_some_and(|expected| expected != found) {
                     return Err(other(dir, state_dir));
                 }
@@ -92,19 +97,20 @@ impl Target {
         Ok(target)
     }
 
-    /// Whether the run has claimed a folder at `dir`, so that none may be made in its place.
+    /// Whether the run has claimed a folder at `dir`. If it has, the caller must not create a new folder
+    /// there.
     pub(crate) fn is_claimed(dir: &Path, state_dir: &Path) -> bool {
         let claim = Dir::open(state_dir).ok();
         let claim = claim.and_then(|state| read_claim(&state, state_dir).ok().flatten());
         claim.is_some_and(|claim| claim.dir == dir)
     }
 
-    /// The name of the run's folder, if it has one.
+    /// Returns the name of the run's folder, if the run has one.
     pub(crate) fn folder(&self) -> Option<&str> {
         self.claim.folder.as_deref()
     }
 
-    /// Takes note of the run's folder.
+    /// Records the run's folder.
     pub(crate) fn claim_folder(&mut self, name: &str) -> Result<()> {
         if self.claim.folder.as_deref() == Some(name) {
             return Ok(());
@@ -113,7 +119,7 @@ impl Target {
         self.save()
     }
 
-    /// The failure of a folder that is not what was claimed.
+    /// Returns the error for a folder that is not the claimed one.
     pub(crate) fn is_another(&self, path: &Path) -> Error {
         other(path, self.state.path())
     }
@@ -126,13 +132,14 @@ impl Target {
 }
 
 impl Claim {
-    /// Whether the run that made the claim is another, which stands where it stood, and has lent its id.
+    /// Returns true if this run is a copy, and the claim belongs to the original run. This is the case if the
+    /// original run's state folder still exists and contains the same id.
     fn is_of_the_original(&self, here: &Path, state: &Dir) -> bool {
         if self.state_dir == here {
             return false;
         }
         let Ok(original) = Dir::open(&self.state_dir) else {
-            // It was moved.
+            // The run was moved, not copied.
             return false;
         };
         let is_same_folder = || Some(original.identity().ok()? == state.identity().ok()?);
@@ -143,15 +150,18 @@ impl Claim {
 
 fn open(dir: &Path) -> Result<Dir> {
     Dir::open(dir).map_err(|error| match error.kind() {
-        // It was there when the run began: an unmounted disk, perhaps.
-        ErrorKind::NotFound => Error::temporary(format!("the folder is gone: {}", dir.display())),
+        // The folder existed when the sink was created. Perhaps its disk has been unmounted.
+        ErrorKind::NotFound => {
+            Error::temporary(format!("the folder is missing: {}", dir.display()))
+        }
         _ => failed("open", dir, &error),
     })
 }
 
 fn other(path: &Path, state_dir: &Path) -> Error {
     Error::temporary(format!(
-        "this is not the folder that the run's checkpoints went to: an unmounted disk? (to continue here, remove {}): {}",
+        "the folder with the run's earlier checkpoints was not found at this path: \
+         mount the disk with that folder, or remove {} to continue without it: {}",
         state_dir.join(CLAIM).display(),
         path.display()
     ))
@@ -168,7 +178,7 @@ fn read_claim(state: &Dir, state_dir: &Path) -> Result<Option<Claim>> {
     }
 }
 
-/// What the marker of a folder says; none if there is no such marker.
+/// Reads the id in a folder's marker. Returns `None` if there is no valid marker.
 fn marker(target: &Dir) -> Result<Option<String>> {
     match target.read(MARKER, id::LENGTH as u64) {
         Ok(bytes) => Ok(id::parse(&bytes)),
@@ -177,7 +187,8 @@ fn marker(target: &Dir) -> Result<Option<String>> {
     }
 }
 
-/// The id of a folder that is new to the run. Of several that mark it at once, one does.
+/// Returns the id of a folder, and marks the folder if it has no marker. A lock ensures that concurrent calls
+/// create only one marker.
 fn mark(target: &Dir) -> Result<String> {
     let _lock = target
         .lock()
@@ -191,7 +202,7 @@ fn mark(target: &Dir) -> Result<String> {
     Ok(id)
 }
 
-/// The id that this run's sink drew when it first looked.
+/// Returns the run's id. Creates it on the first call.
 fn run_id(state: &Dir, state_dir: &Path) -> Result<String> {
     let found = state.read(RUN_ID, id::LENGTH as u64).ok();
     match found.and_then(|bytes| id::parse(&bytes)) {

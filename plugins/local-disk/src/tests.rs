@@ -8,7 +8,7 @@ use host_plugin_sdk::fake::{self, Checkpoint, Scratch};
 
 use super::*;
 
-/// Three chunks.
+/// A file that is copied in three chunks.
 static MODEL: [u8; 3 << 20] = [7; 3 << 20];
 
 const FILES: [(&str, &[u8]); 3] = [
@@ -17,7 +17,7 @@ const FILES: [(&str, &[u8]); 3] = [
     ("trainer/rank-0/rng.bin", b""),
 ];
 
-/// A place for checkpoints and the runs that publish to it.
+/// A folder for checkpoints, and the runs that publish to it.
 struct Bench {
     scratch: Scratch,
     plugin: fake::Plugin,
@@ -50,18 +50,18 @@ impl Bench {
         sink.expect("created")
     }
 
-    /// A checkpoint of the run folder `runs` with this loss.
+    /// Writes a checkpoint with this loss to the run folder `runs`.
     fn rated(&self, step: u64, loss: f64) -> Checkpoint {
         self.checkpoint("runs", step).with_metric("loss/eval", loss)
     }
 
-    /// A checkpoint of a run folder that is called `runs`.
+    /// Writes a checkpoint to the run folder with this name.
     fn checkpoint(&self, runs: &str, step: u64) -> Checkpoint {
         let run = self.scratch.path().join(runs);
         Checkpoint::write(&run.join(format!("step-{step:06}")), step, &FILES)
     }
 
-    /// The checkpoints and whatever else is visible in the folder of a run.
+    /// Returns the names of the visible entries in a run's folder.
     fn listed(&self, run: &str) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(self.out().join(run))
             .expect("the run's folder")
@@ -129,7 +129,7 @@ fn publishing_the_same_again_changes_nothing() {
         .and_then(|file| file.modified())
         .expect("a time");
     assert_eq!(written, later);
-    // Unless the copy is no longer whole.
+    // An incomplete copy is replaced.
     fs::write(&copy, b"cut").expect("cut");
     bench.sink(None).publish(&checkpoint).expect("published");
     assert_eq!(
@@ -140,7 +140,7 @@ fn publishing_the_same_again_changes_nothing() {
 }
 
 #[test]
-fn another_checkpoint_of_the_same_step_takes_its_place() {
+fn another_checkpoint_of_the_same_step_replaces_it() {
     let bench = Bench::new();
     let mut sink = bench.sink(None);
     sink.publish(&bench.checkpoint("a", 100))
@@ -161,8 +161,8 @@ fn the_newest_are_kept_and_nothing_else_is_touched() {
     let mut sink = bench.sink(Some(2));
     sink.publish(&bench.checkpoint("a", 1)).expect("published");
     let mine = bench.out().join("demo/step-notes");
-    fs::create_dir(&mine).expect("a folder of the user's");
-    fs::create_dir(bench.out().join("demo/step-000000")).expect("no checkpoint");
+    fs::create_dir(&mine).expect("a user's folder");
+    fs::create_dir(bench.out().join("demo/step-000000")).expect("an empty folder");
     for step in [2, 3, 1_000_000] {
         sink.publish(&bench.checkpoint("a", step))
             .expect("published");
@@ -171,14 +171,14 @@ fn the_newest_are_kept_and_nothing_else_is_touched() {
         bench.listed("demo"),
         ["step-000000", "step-000003", "step-1000000", "step-notes"]
     );
-    // The one just written stays even if it is not among the newest.
+    // The checkpoint that was just published is kept even if it is not among the newest.
     sink.publish(&bench.checkpoint("a", 2)).expect("published");
     assert!(bench.listed("demo").contains(&"step-000002".to_owned()));
     assert_eq!(bench.listed("demo").len(), 5);
 }
 
 #[test]
-fn two_runs_of_one_name_have_a_folder_each() {
+fn two_runs_with_the_same_name_have_separate_folders() {
     let bench = Bench::new();
     let mut first = bench.sink(Some(1));
     let mut second = bench.sink(Some(1));
@@ -201,8 +201,8 @@ fn two_runs_of_one_name_have_a_folder_each() {
         .expect("published");
     assert_eq!(bench.listed("demo"), ["step-000901"]);
     assert_eq!(bench.listed("demo-2"), ["step-000101"]);
-    assert_eq!(bench.plugin.log().len(), 1, "it is said once");
-    // A folder of the user's is nobody's run.
+    assert_eq!(bench.plugin.log().len(), 1, "logged once");
+    // A user's folder is not used for a run, even if it has the run's name.
     fs::create_dir(bench.out().join("mine")).expect("a folder");
     fs::write(bench.out().join("mine/notes"), "").expect("a file");
     let other = bench.checkpoint("c", 5).of_run("mine");
@@ -214,7 +214,7 @@ fn two_runs_of_one_name_have_a_folder_each() {
 }
 
 #[test]
-fn what_a_crash_left_goes_at_the_next_publish() {
+fn the_next_publish_removes_what_a_crash_left() {
     let bench = Bench::new();
     let mut sink = bench.sink(None);
     sink.publish(&bench.checkpoint("a", 1)).expect("published");
@@ -222,7 +222,8 @@ fn what_a_crash_left_goes_at_the_next_publish() {
     let half = folder.join("step-000002.partial");
     fs::create_dir(&half).expect("half a copy");
     fs::write(half.join("model.safetensors"), "half").expect("half a file");
-    // One is half removed; one was whole, and had not got its name; one made way for another.
+    // In this order: a partially removed checkpoint, a complete checkpoint before its rename, a replaced
+    // checkpoint.
     for left in [
         "step-000003.removed.partial",
         "step-000004.partial",
@@ -232,19 +233,20 @@ fn what_a_crash_left_goes_at_the_next_publish() {
     }
     fs::remove_file(folder.join("step-000003.removed.partial/model.safetensors"))
         .expect("half removed");
-    fs::remove_dir_all(folder.join("state")).expect("of the fake");
+    fs::remove_dir_all(folder.join("state")).expect("the fake's state folder");
     sink.publish(&bench.checkpoint("a", 2)).expect("published");
     assert_eq!(bench.listed("demo"), ["step-000001", "step-000002"]);
 }
 
 #[test]
-fn a_crash_while_one_is_replaced_loses_nothing() {
+fn a_crash_during_a_replacement_loses_nothing() {
     let bench = Bench::new();
     let mut sink = bench.sink(None);
     sink.publish(&bench.checkpoint("a", 1)).expect("published");
     let folder = bench.out().join("demo");
     let before = contents(&folder.join("step-000001"));
-    // Between two renames, where a file system cannot exchange two names.
+    // On a file system that cannot exchange two names, a replacement consists of two renames. Here, the crash
+    // happened between them.
     fs::rename(
         folder.join("step-000001"),
         folder.join("step-000001.replaced.partial"),
@@ -255,14 +257,14 @@ fn a_crash_while_one_is_replaced_loses_nothing() {
         1,
         &[("config.json", b"[]")],
     );
-    fs::remove_dir_all(folder.join("state")).expect("of the fake");
+    fs::remove_dir_all(folder.join("state")).expect("the fake's state folder");
     sink.publish(&bench.checkpoint("a", 2)).expect("published");
     assert_eq!(bench.listed("demo"), ["step-000001", "step-000002"]);
     assert_eq!(contents(&folder.join("step-000001")), before);
 }
 
 #[test]
-fn files_of_the_user_stay_where_checkpoints_go() {
+fn user_files_in_a_removed_checkpoint_are_kept() {
     let bench = Bench::new();
     let mut sink = bench.sink(Some(1));
     sink.publish(&bench.checkpoint("a", 1)).expect("published");
@@ -278,19 +280,19 @@ fn files_of_the_user_stay_where_checkpoints_go() {
     assert_eq!(kept[Path::new("config.json")], b"[]");
     let log = bench.plugin.log();
     let said = format!(
-        "step-000001 was removed, but not what else was in its folder (config.json, my-eval.json, trainer): {}",
+        "step-000001 was removed, but its folder remains because it contains other files (config.json, my-eval.json, trainer): {}",
         old.display()
     );
     assert_eq!(log.len(), 1, "{log:?}");
     assert!(log[0].ends_with(&said), "{log:?}");
-    // It is no checkpoint any more, and said once.
+    // The folder no longer counts as a checkpoint, and the warning is not repeated.
     sink.publish(&bench.checkpoint("a", 3)).expect("published");
     assert_eq!(bench.listed("demo"), ["step-000001", "step-000003"]);
     assert_eq!(bench.plugin.log().len(), 1);
 }
 
 #[test]
-fn files_of_the_user_stay_beside_what_takes_a_checkpoints_place() {
+fn user_files_in_a_replaced_checkpoint_are_kept() {
     let bench = Bench::new();
     let mut sink = bench.sink(None);
     sink.publish(&bench.checkpoint("a", 1)).expect("published");
@@ -310,7 +312,7 @@ fn files_of_the_user_stay_beside_what_takes_a_checkpoints_place() {
 }
 
 #[test]
-fn what_has_the_place_of_the_folder_gets_nothing() {
+fn nothing_is_written_to_another_folder_at_the_path() {
     let bench = Bench::new();
     let (out, away) = (bench.out(), bench.scratch.path().join("away"));
     let other = bench.scratch.path().join("other");
@@ -355,7 +357,7 @@ fn what_has_the_place_of_the_folder_gets_nothing() {
 }
 
 #[test]
-fn a_runs_folder_that_is_another_gets_nothing() {
+fn nothing_is_written_to_another_folder_with_the_runs_name() {
     let bench = Bench::new();
     let mut sink = bench.sink(None);
     sink.publish(&bench.checkpoint("a", 1)).expect("published");
@@ -369,7 +371,7 @@ fn a_runs_folder_that_is_another_gets_nothing() {
         fs::rename(&folder, &away).expect("moved");
         put();
         let checkpoint = bench.checkpoint("a", step);
-        // Of a later process, too.
+        // A sink in a later process fails in the same way.
         for sink in [&mut sink, &mut bench.sink(None)] {
             let failure = sink.publish(&checkpoint).expect_err("another");
             assert!(failure.is_temporary(), "{failure}");
@@ -380,7 +382,7 @@ fn a_runs_folder_that_is_another_gets_nothing() {
         fs::rename(&away, &folder).expect("moved back");
         sink.publish(&checkpoint).expect("published");
     }
-    // What the message says helps.
+    // The solution in the error message works.
     fs::remove_dir_all(&folder).expect("removed");
     let checkpoint = bench.checkpoint("a", 9);
     let failure = sink.publish(&checkpoint).expect_err("gone");
@@ -417,7 +419,7 @@ fn a_copied_run_leaves_the_originals_folder_alone() {
     assert_eq!(contents(Path::new(&original)), before);
     assert_eq!(publish("copy", b"2"), copy);
     assert_eq!(publish("original", b"1"), original);
-    // One that was only moved goes on in its folder.
+    // A run that was moved, not copied, still uses the folder of its earlier checkpoints.
     fs::rename(
         bench.scratch.path().join("original"),
         bench.scratch.path().join("moved"),
@@ -428,7 +430,7 @@ fn a_copied_run_leaves_the_originals_folder_alone() {
 }
 
 #[test]
-fn what_others_have_prepared_is_not_written_through() {
+fn prepared_links_and_pipes_are_not_followed() {
     use std::os::unix::fs::symlink;
     let bench = Bench::new();
     let victim = bench.scratch.path().join("victim");
@@ -438,7 +440,7 @@ fn what_others_have_prepared_is_not_written_through() {
         let status = process::Command::new("mkfifo").arg(path).status();
         assert!(status.expect("mkfifo").success());
     };
-    // The run's folder is a link, and its other names are a file and a pipe.
+    // A link already has the name that the run's folder would get. A file and a pipe have the next two names.
     symlink(&victim, bench.out().join("demo")).expect("linked");
     fs::write(bench.out().join("demo-2"), "").expect("written");
     fifo(&bench.out().join("demo-3"));
@@ -451,7 +453,8 @@ fn what_others_have_prepared_is_not_written_through() {
     sink.publish(&bench.checkpoint("a", 1)).expect("published");
     assert_eq!(bench.listed("demo-4"), ["step-000001"]);
 
-    // What the sink makes and reads in its own folder.
+    // In the sink's own folder, links and a pipe now get the names of files that the sink creates and reads
+    // there.
     let own = bench.out().join("demo-4");
     symlink(&plain, own.join(".kept.json.new")).expect("linked");
     symlink(&victim, own.join("step-000002.partial")).expect("linked");
@@ -459,11 +462,11 @@ fn what_others_have_prepared_is_not_written_through() {
     symlink(&victim, own.join("step-000003")).expect("linked");
     let failure = sink.publish(&bench.checkpoint("a", 3)).expect_err("taken");
     assert!(
-        failure.message.contains("not put there by this sink"),
+        failure.message.contains("not created by this sink"),
         "{failure}"
     );
     fs::remove_file(own.join("step-000003")).expect("removed");
-    // A link to the very same checkpoint is not a delivery.
+    // A link to the same checkpoint does not count as a delivery.
     let third = bench.checkpoint("a", 3);
     symlink(third.dir(), own.join("step-000003")).expect("linked");
     sink.publish(&third).expect_err("a link");
@@ -476,7 +479,7 @@ fn what_others_have_prepared_is_not_written_through() {
 }
 
 #[test]
-fn a_manifest_that_leads_elsewhere_is_refused() {
+fn a_manifest_with_paths_outside_the_checkpoint_is_refused() {
     let bench = Bench::new();
     for name in ["../escaped", "/tmp/escaped", "a/../../escaped", ""] {
         let dir = bench.scratch.path().join("a/step-000001");
@@ -488,14 +491,14 @@ fn a_manifest_that_leads_elsewhere_is_refused() {
         fs::write(dir.join("manifest.json"), &files).expect("written");
         let checkpoint = checkpoint.claim_manifest(&files);
         let failure = bench.sink(None).publish(&checkpoint).expect_err(name);
-        let said = ["outside the folder", "not in the checkpoint"];
+        let said = ["outside the folder", "outside the checkpoint"];
         assert!(
             said.iter().any(|said| failure.message.contains(said)),
             "{failure}"
         );
         assert!(!bench.out().join("escaped").exists());
     }
-    // What is no file is not waited for, and not read for ever.
+    // The sink does not wait for pipes and does not read endless devices.
     let checkpoint = bench.checkpoint("b", 1);
     let file = checkpoint.dir().join("model.safetensors");
     fs::remove_file(&file).expect("removed");
@@ -512,25 +515,25 @@ fn a_manifest_that_leads_elsewhere_is_refused() {
 }
 
 #[test]
-fn a_checkpoint_that_is_not_what_its_manifest_says_is_refused_whole() {
+fn a_checkpoint_that_does_not_match_its_manifest_is_refused() {
     let bench = Bench::new();
     let checkpoint = bench.checkpoint("a", 1);
     let file = checkpoint.dir().join("model.safetensors");
     fs::write(&file, vec![8; MODEL.len()]).expect("another content");
     let failure = bench.sink(None).publish(&checkpoint).expect_err("refused");
-    assert!(failure.message.contains("manifest says"), "{failure}");
+    assert!(failure.message.contains("does not match"), "{failure}");
     assert!(failure.message.ends_with(&format!(": {}", file.display())));
     fs::remove_file(&file).expect("removed");
     let failure = bench.sink(None).publish(&checkpoint).expect_err("refused");
     assert!(failure.message.starts_with("cannot read: "), "{failure}");
     let other = checkpoint.claim_manifest(r#"{"files": {}}"#);
     let failure = bench.sink(None).publish(&other).expect_err("refused");
-    assert!(failure.message.contains("another manifest"), "{failure}");
+    assert!(failure.message.contains("manifest differs"), "{failure}");
     assert!(bench.listed("demo").is_empty());
 }
 
 #[test]
-fn a_folder_that_is_gone_may_come_back() {
+fn a_missing_folder_is_a_temporary_error() {
     let bench = Bench::new();
     let mut sink = bench.sink(None);
     let away = bench.scratch.path().join("away");
@@ -560,10 +563,10 @@ fn a_hard_link_is_the_same_file_and_costs_nothing() {
     let manifests = [&path, checkpoint.dir()].map(|folder| inode(folder, "manifest.json"));
     assert_ne!(manifests[0], manifests[1]);
     assert_eq!(contents(checkpoint.dir()), before);
-    // The run folder is pruned, and what is kept stays.
+    // After the run folder is pruned, the kept copy is unchanged.
     fs::remove_dir_all(checkpoint.dir()).expect("pruned");
     assert_eq!(contents(&path), before);
-    // And what was not what the manifest says is refused as a copy would be.
+    // With hard links, too, a file that does not match the manifest is refused.
     let damaged = bench.checkpoint("a", 2);
     fs::write(
         damaged.dir().join("model.safetensors"),
@@ -571,12 +574,12 @@ fn a_hard_link_is_the_same_file_and_costs_nothing() {
     )
     .expect("written");
     let failure = sink.publish(&damaged).expect_err("refused");
-    assert!(failure.message.contains("manifest says"), "{failure}");
+    assert!(failure.message.contains("does not match"), "{failure}");
     assert_eq!(bench.listed("demo"), ["step-000001"]);
 }
 
 #[test]
-fn of_itself_only_a_large_file_is_hard_linked() {
+fn by_default_only_a_large_file_is_hard_linked() {
     static LARGE: [u8; link::HARD_LINK_BYTES as usize] = [1; link::HARD_LINK_BYTES as usize];
     let bench = Bench::new();
     let dir = bench.scratch.path().join("a/step-000001");
@@ -606,7 +609,7 @@ fn can_reflink(folder: &Path) -> bool {
 }
 
 #[test]
-fn a_reflink_shares_the_bytes_and_not_the_changes() {
+fn a_reflink_shares_the_data_but_not_changes() {
     let bench = Bench::new();
     let checkpoint = bench.checkpoint("a", 1);
     let before = contents(checkpoint.dir());
@@ -620,32 +623,32 @@ fn a_reflink_shares_the_bytes_and_not_the_changes() {
         assert_eq!(receipt["written_bytes"], manifest.len());
         assert!(bench.plugin.log().is_empty());
     } else {
-        skipped("no reflinks in the temporary folder; what is tested is the copy instead of them");
+        skipped("no reflinks in the temporary folder; only the fallback to a copy is tested");
         assert_eq!(receipt["link"], "copy");
         sink.publish(&bench.checkpoint("a", 2)).expect("published");
         let log = bench.plugin.log();
-        assert_eq!(log.len(), 1, "it is said once: {log:?}");
+        assert_eq!(log.len(), 1, "logged once: {log:?}");
         assert!(log[0].contains("files are copied"), "{log:?}");
     }
     fs::write(path.join("model.safetensors"), "edited").expect("edited");
     assert_eq!(contents(checkpoint.dir()), before);
 }
 
-/// Says so where a runner of tests does not swallow it.
+/// Prints directly to stderr. The test runner does not capture this output.
 fn skipped(why: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
 
 #[test]
-fn every_way_leads_to_another_file_system() {
+fn every_link_setting_copies_to_another_file_system() {
     let bench = Bench::new();
     let device = |path: &Path| fs::metadata(path).map(|path| path.dev()).ok();
     let other = Path::new("/dev/shm");
     if [None, device(bench.scratch.path())].contains(&device(other)) {
-        skipped("/dev/shm is no other file system than the temporary folder's");
+        skipped("/dev/shm is missing or on the same file system as the temporary folder");
         return;
     }
-    /// A folder that goes with the test.
+    /// A folder that is removed after the test.
     struct Folder(PathBuf);
     impl Drop for Folder {
         fn drop(&mut self) {
@@ -667,22 +670,22 @@ fn every_way_leads_to_another_file_system() {
 }
 
 #[test]
-fn the_best_stays_however_old_and_a_restart_knows_it() {
+fn the_best_is_kept_at_any_age_and_across_restarts() {
     let bench = Bench::new();
     let sink = || bench.sink_with(json!({ "keep": 2, "keep_best": 1 }));
     for (step, loss) in [(1, 3.0), (2, 1.0), (3, 2.0), (4, f64::NAN), (5, 4.0)] {
-        // Each by a sink that knows of the others only what is on the disk.
+        // Each checkpoint is published by a new sink. The sink can use only the data on the disk.
         sink().publish(&bench.rated(step, loss)).expect("published");
     }
     assert_eq!(
         bench.listed("demo"),
         ["step-000002", "step-000004", "step-000005"]
     );
-    // As good as the best, and later.
+    // Step 6 has the same loss as the best checkpoint but is later, so step 6 becomes the best.
     sink().publish(&bench.rated(6, 1.0)).expect("published");
     sink().publish(&bench.rated(7, 9.0)).expect("published");
     assert_eq!(bench.listed("demo"), ["step-000006", "step-000007"]);
-    // The run went back, and the step has become worse.
+    // After a roll-back, step 6 is published again, with a worse loss.
     let again = bench.rated(6, 8.0);
     sink().publish(&again).expect("published");
     for (step, loss) in [(7, 2.5), (8, 7.0), (9, 6.0)] {
@@ -695,7 +698,7 @@ fn the_best_stays_however_old_and_a_restart_knows_it() {
 }
 
 #[test]
-fn without_keep_the_best_and_the_newest_stay() {
+fn without_keep_the_best_and_the_newest_are_kept() {
     let bench = Bench::new();
     let config = json!({ "keep_best": 2, "metric": "accuracy", "greater_is_better": true });
     let mut sink = bench.sink_with(config);
@@ -705,7 +708,7 @@ fn without_keep_the_best_and_the_newest_stay() {
         sink.publish(&checkpoint).expect("published");
     }
     assert!(bench.plugin.log().is_empty());
-    // Not among the best, and said once.
+    // Checkpoints without the metric are not among the best. A warning is logged once.
     for step in [5, 6] {
         let checkpoint = bench.checkpoint("a", step);
         let checkpoint = checkpoint.with_metric("loss/eval", 0.0);
@@ -723,7 +726,7 @@ fn without_keep_the_best_and_the_newest_stay() {
 }
 
 #[test]
-fn two_sinks_of_a_run_in_one_folder_leave_each_other_alone() {
+fn two_sinks_of_a_run_in_one_folder_do_not_interfere() {
     let bench = Bench::new();
     let state = |name| bench.scratch.path().join("sinks").join(name);
     let mut all = bench.sink(None);
@@ -742,12 +745,13 @@ fn two_sinks_of_a_run_in_one_folder_leave_each_other_alone() {
 }
 
 #[test]
-fn what_somebody_else_put_there_is_neither_removed_nor_replaced() {
+fn checkpoints_of_others_are_neither_removed_nor_replaced() {
     let bench = Bench::new();
     let mut sink = bench.sink(Some(1));
     sink.publish(&bench.checkpoint("a", 5)).expect("published");
     let folder = bench.out().join("demo");
-    // Checkpoints that were moved here, and a name that only looks like half of one.
+    // A user has moved checkpoints to the folder. The folder `notes.partial` has a name like a partial
+    // checkpoint, but is not one.
     let theirs = |step, text: &[u8]| {
         let dir = folder.join(format!("step-{step:06}"));
         Checkpoint::write(&dir, step, &[("config.json", text)]);
@@ -758,15 +762,15 @@ fn what_somebody_else_put_there_is_neither_removed_nor_replaced() {
     sink.publish(&bench.checkpoint("a", 7)).expect("published");
     let failure = sink.publish(&bench.checkpoint("a", 6)).expect_err("taken");
     assert!(!failure.is_temporary());
-    assert!(failure.message.contains("not put there by this sink"));
+    assert!(failure.message.contains("not created by this sink"));
     assert_eq!(contents(&folder.join("step-000003")), third);
     assert_eq!(contents(&folder.join("step-000006")), sixth);
-    fs::remove_dir_all(folder.join("state")).expect("of the fake");
+    fs::remove_dir_all(folder.join("state")).expect("the fake's state folder");
     assert_eq!(
         bench.listed("demo"),
         ["notes.partial", "step-000003", "step-000006", "step-000007"]
     );
-    // The sink's own, in whose place somebody has put another since.
+    // A user has replaced one of the sink's checkpoints.
     fs::remove_dir_all(folder.join("step-000007")).expect("removed");
     let seventh = theirs(7, b"seventh");
     sink.publish(&bench.checkpoint("a", 8)).expect("published");
@@ -778,7 +782,8 @@ fn a_crash_before_the_rename_loses_nothing() {
     let bench = Bench::new();
     let mut sink = bench.sink(Some(1));
     sink.publish(&bench.checkpoint("a", 1)).expect("published");
-    // Another checkpoint of the step was noted, and then the machine went down.
+    // The machine crashed after another checkpoint of step 1 was recorded, but before that checkpoint's
+    // folder was renamed.
     let folder = bench.out().join("demo");
     let folder_dir = Dir::open(&folder).expect("a folder");
     let mut kept = Kept::read(&folder_dir).expect("read");
@@ -799,7 +804,7 @@ fn a_crash_before_the_rename_loses_nothing() {
 }
 
 #[test]
-fn latest_and_best_lead_to_checkpoints() {
+fn latest_and_best_point_to_checkpoints() {
     let bench = Bench::new();
     let config = json!({ "keep": 1, "keep_best": 1, "pointers": true });
     let mut sink = bench.sink_with(config);
@@ -810,7 +815,7 @@ fn latest_and_best_lead_to_checkpoints() {
         assert_eq!(leads("latest"), Path::new(&format!("step-{step:06}")));
         assert_eq!(leads("best"), Path::new(&format!("step-{best:06}")));
     }
-    // What is somebody else's stays, and that is said once.
+    // A user's file with the link's name is kept, and a warning is logged once.
     fs::remove_file(folder.join("latest")).expect("removed");
     fs::write(folder.join("latest"), "mine").expect("written");
     for step in [4, 5] {
@@ -821,7 +826,7 @@ fn latest_and_best_lead_to_checkpoints() {
 }
 
 #[test]
-fn settings_that_make_no_sense_are_refused_at_the_start() {
+fn invalid_settings_are_refused_at_the_start() {
     let bench = Bench::new();
     fs::write(bench.scratch.path().join("file"), "").expect("a file");
     let below_a_file = json!({ "dir": bench.scratch.path().join("file/out") }).to_string();
@@ -839,10 +844,10 @@ fn settings_that_make_no_sense_are_refused_at_the_start() {
             r#"{"dir": "/tmp", "link": "soft"}"#,
             "unknown variant `soft`",
         ),
-        (r#"{"dir": "/tmp", "metric": "x"}"#, "only with keep_best"),
+        (r#"{"dir": "/tmp", "metric": "x"}"#, "require keep_best"),
         (
             r#"{"dir": "/tmp", "keep": 3, "greater_is_better": true}"#,
-            "only with keep_best",
+            "require keep_best",
         ),
         (&below_a_file, "cannot create folder: "),
     ] {
@@ -868,13 +873,13 @@ fn a_relative_folder_is_made_absolute_and_home_is_found() {
 }
 
 #[test]
-fn a_preflight_finds_room_and_leaves_nothing() {
+fn a_preflight_checks_the_disk_space_and_leaves_nothing() {
     let bench = Bench::new();
     let mut sink = bench.sink_with(json!({ "link": "copy", "keep": 2 }));
     let found = sink.preflight(bench.scratch.path(), 1 << 20);
     let found = found.expect("ready").expect("words");
     assert!(found.starts_with("room for "), "{found}");
-    // But for the mark by which the folder is known again.
+    // Only the folder's marker file remains.
     let left = fs::read_dir(bench.out()).expect("the folder");
     let left: Vec<_> = left
         .map(|entry| entry.expect("an entry").file_name())
@@ -882,26 +887,26 @@ fn a_preflight_finds_room_and_leaves_nothing() {
     assert_eq!(left, [".local-disk"]);
     let full = sink.preflight(bench.scratch.path(), 1 << 60);
     assert!(full.expect_err("no room").is_temporary());
-    // What is linked takes next to nothing.
+    // Links need almost no disk space.
     let mut sink = bench.sink(None);
     assert!(sink.preflight(bench.scratch.path(), 1 << 60).is_ok());
 }
 
 #[test]
-fn a_preflight_warns_where_not_all_that_is_kept_has_room() {
+fn a_preflight_warns_if_there_is_no_space_for_all_kept_checkpoints() {
     let bench = Bench::new();
     let mut sink = bench.sink_with(json!({ "link": "copy", "keep": 1_000_000_000 }));
     sink.preflight(bench.scratch.path(), 1 << 30)
         .expect("ready");
     let log = bench.plugin.log();
     assert!(
-        log.iter().any(|line| line.contains("to be kept")),
+        log.iter().any(|line| line.contains("checkpoints to keep")),
         "{log:?}"
     );
 }
 
 #[test]
-fn a_preflight_finds_a_folder_that_is_none_any_more() {
+fn a_preflight_fails_if_the_folder_became_a_file() {
     let bench = Bench::new();
     let mut sink = bench.sink(None);
     fs::remove_dir(bench.out()).expect("removed");

@@ -1,31 +1,34 @@
-//! Looks after the loss: when it spikes, or is infinite or NaN, the training stops, rolls back or
-//! skips a step.
+//! Watches the loss. If the loss spikes, or is infinite or NaN, training stops, rolls back or skips an
+//! update.
 //!
 //! ```toml
 //! [[plugin]]
 //! id = "loss-guard"
 //! metric = "loss/train"   # the default
-//! spike_factor = 2.0      # the default; a spike is above so many times the median
-//! window = 64             # the default; of the last so many values
+//! spike_factor = 2.0      # the default; a spike is above this factor times the median
+//! window = 64             # the default; number of values for the median
 //! action = "roll_back"    # or "skip", or "stop", the default
-//! max_roll_backs = 3      # the default; after so many the next is a stop
+//! max_roll_backs = 3      # the default; after that, the request is a stop
 //! ```
 //!
 //! - **stop** ends the training, with a checkpoint.
-//! - **roll_back** makes weights and optimizer those of the last checkpoint and goes on past the batches
-//!   that led to the spike: the same batches would lead there again.
-//! - **skip** leaves out the next step's update. The step that spiked has been learnt from already
-//!   when its loss is known; this only keeps the next from building on it.
+//! - **roll_back** restores the weights and the optimizer from the last checkpoint. Training then does not
+//!   repeat the batches that led to the spike, because they would cause it again. It continues with the next
+//!   batches.
+//! - **skip** skips the next step's update. The loss of a step is known only after its update was applied, so
+//!   the update of the step that spiked cannot be prevented.
 //!
-//! No value is a spike before there are `window` of them, since a young loss jumps about, nor while the
-//! median is not above 0, where a factor says nothing. A spike takes part in later medians like any
-//! other value: one of many does not move them, and a loss that has changed its level for good
-//! is no spike for ever. A run that has gone back is judged by what its loss was like there, so the
-//! window may have to fill again.
+//! Before there are `window` values, no value is a spike, because the loss is unsteady at the start. While
+//! the median is not above 0, no value is a spike, because a factor would have no meaning.
 //!
-//! The host has a setting of its own for losses that are not finite, `on_nonfinite`. By default it ends
-//! the run with an error before anybody is asked; with `skip` or `continue` it leaves them to this
-//! plugin.
+//! A spike is included in later medians like any other value. A single spike hardly changes them. After a
+//! permanent change of level, values stop being spikes once the median has adapted. After a roll-back, the
+//! window contains only values up to the step that the run went back to, so the window may have to fill
+//! again.
+//!
+//! The host has its own setting `on_nonfinite` for losses that are not finite. By default, such a loss ends
+//! the run with an error before observers are called. If `on_nonfinite` is `skip` or `continue`, this plugin
+//! handles such losses.
 
 #![forbid(unsafe_code)]
 
@@ -38,9 +41,9 @@ use serde::Deserialize;
 
 use crate::window::Window;
 
-/// First byte of a state; another layout gets another number.
+/// First byte of a state. Must be incremented when the layout changes.
 const STATE_VERSION: u8 = 2;
-/// Version, number of roll-backs, number of values; the window's steps and values follow.
+/// Size of a state's header: version, number of roll-backs, number of values. The steps and values follow.
 const STATE_HEAD: usize = 1 + 8 + 8;
 
 /// The settings; `config.schema.json` describes them.
@@ -54,7 +57,7 @@ pub struct Config {
     max_roll_backs: u64,
 }
 
-/// What is asked for when the loss goes wrong.
+/// The request to make when the loss spikes or is not finite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Action {
@@ -81,10 +84,11 @@ pub struct LossGuard {
     metric: WatchedMetric,
     config: Config,
     window: Window,
-    /// Asked for so far.
+    /// Number of roll-backs requested so far.
     roll_backs: u64,
-    /// Values up to this step are what a request has already dealt with. They arrive all the same:
-    /// a request waits for the step boundary, and the loss of a step may be read later than that.
+    /// Values up to this step are ignored, because a request already covers them. Such values can still
+    /// arrive: a request waits for the step boundary, and the loss of a step is sometimes read only after
+    /// that boundary.
     dealt_with: Option<u64>,
 }
 
@@ -112,9 +116,10 @@ impl Observer for LossGuard {
 
     fn observe(&mut self, step: u64, event: &Event<'_>, requests: &mut Requests<'_>) -> Result<()> {
         match event {
-            // What was asked for before is carried out after this, or was lost with the process.
+            // An earlier request was lost with the previous process, or it is still pending. In the second
+            // case, a later event reports that it is carried out, and `dealt_with` is set again.
             Event::RunStarted { .. } => self.dealt_with = None,
-            // Steps are counted from an earlier one again, so all values that come now are new.
+            // The run went back to an earlier step, so all values from now on are new.
             Event::Superseded { from_step, .. } => {
                 self.dealt_with = None;
                 self.window.forget_after(*from_step);
@@ -154,7 +159,7 @@ impl Observer for LossGuard {
             Some(&STATE_VERSION) if state.len() >= STATE_HEAD => {}
             Some(&version) if version != STATE_VERSION => {
                 return Err(Error::unsupported(format!(
-                    "a state of loss-guard of version {version}, this is version {STATE_VERSION}"
+                    "the state of loss-guard has version {version}, but this plugin reads version {STATE_VERSION}"
                 )));
             }
             _ => return Err(bad_size(state)),
@@ -164,14 +169,14 @@ impl Observer for LossGuard {
             return Err(bad_size(state));
         };
         let (values, odd) = words.as_chunks::<2>();
-        // The count finds out a state that was cut off between two values.
+        // The count shows whether the state was truncated between two values.
         let is_whole =
             rest.is_empty() && odd.is_empty() && u64::from_le_bytes(*count) == values.len() as u64;
         if !is_whole {
             return Err(bad_size(state));
         }
         self.roll_backs = u64::from_le_bytes(*roll_backs);
-        // A window that is smaller now keeps the last values.
+        // If the window is smaller than before, only the newest values are kept.
         self.window = Window::new(self.config.window);
         for &[step, value] in values {
             self.window
@@ -182,7 +187,7 @@ impl Observer for LossGuard {
 }
 
 impl LossGuard {
-    /// What is wrong with a value, if anything.
+    /// Returns the reason for a request if the value is a spike or not finite.
     fn fault(&mut self, step: u64, value: f64) -> Option<String> {
         let name = self.metric.name();
         if !value.is_finite() {
@@ -196,7 +201,7 @@ impl LossGuard {
         let median = self.window.median().filter(|&median| median > 0.0)?;
         (value > spike_factor * median).then(|| {
             format!(
-                "{name} is {} at step {step}, above {spike_factor} times {}, the median of the last {window}",
+                "{name} is {} at step {step}, above {spike_factor} times {}, the median over a window of {window}",
                 short(value),
                 short(median)
             )
@@ -204,7 +209,7 @@ impl LossGuard {
     }
 
     fn ask(&mut self, fault: &str, requests: &mut Requests<'_>) -> Result<()> {
-        // Until it is carried out: see `dealt_with`.
+        // Values are ignored until the request is carried out: see `dealt_with`.
         self.dealt_with = Some(u64::MAX);
         match self.config.action {
             Action::Stop => requests.ask(Request::Stop, fault),
@@ -215,16 +220,16 @@ impl LossGuard {
             }
             Action::RollBack => {
                 let tried = match self.roll_backs {
-                    0 => "no roll-back is allowed".to_owned(),
-                    1 => "after 1 roll-back".to_owned(),
-                    n => format!("after {n} roll-backs"),
+                    0 => "roll-backs are disabled".to_owned(),
+                    1 => "1 roll-back has already been requested".to_owned(),
+                    n => format!("{n} roll-backs have already been requested"),
                 };
                 requests.ask(Request::Stop, &format!("{fault}; {tried}"))
             }
         }
     }
 
-    /// Whether the request, whoever made it, deals with what this guard would ask for.
+    /// Whether a request, from any plugin, has the effect that this guard would request.
     fn answers(&self, request: Request) -> bool {
         match self.config.action {
             Action::Stop => request == Request::Stop,
@@ -236,12 +241,12 @@ impl LossGuard {
 
 fn bad_size(state: &[u8]) -> Error {
     Error::new(format!(
-        "a state of loss-guard has {STATE_HEAD} bytes and 16 for each value, this has {}",
+        "a state of loss-guard has {STATE_HEAD} bytes plus 16 for each value, but this one has {}",
         state.len()
     ))
 }
 
-/// A value with five digits, for people.
+/// Formats a value with five significant digits for a message.
 fn short(value: f64) -> String {
     let rounded: f64 = format!("{value:.4e}").parse().unwrap_or(value);
     let text = format!("{rounded:?}");

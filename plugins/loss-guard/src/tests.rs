@@ -3,7 +3,8 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// A guard and the loop's side of it: the step, and requests that wait for the next step boundary.
+/// A guard in a simulated training loop. The loop has a current step. Requests wait for the next step
+/// boundary.
 struct Run {
     guard: fake::Observer,
     step: u64,
@@ -42,7 +43,7 @@ impl Run {
         }
     }
 
-    /// The step boundary, at which everything that was asked for is carried out.
+    /// Simulates a step boundary: carries out all waiting requests, and returns them.
     fn boundary(&mut self) -> Vec<(Request, String)> {
         let asked = std::mem::take(&mut self.asked);
         for (request, reason) in &asked {
@@ -57,7 +58,7 @@ impl Run {
         asked
     }
 
-    /// Steps with a boundary after each; how many requests there were.
+    /// Runs steps with a boundary after each. Returns the number of requests.
     fn train(&mut self, losses: &[f64]) -> usize {
         let mut requests = 0;
         for &loss in losses {
@@ -86,7 +87,8 @@ fn a_spike_is_above_the_factor_times_the_median_of_a_full_window() {
         run.boundary(),
         [(
             Request::Stop,
-            "loss/train is 6.5 at step 6, above 2 times 3, the median of the last 4".to_owned()
+            "loss/train is 6.5 at step 6, above 2 times 3, the median over a window of 4"
+                .to_owned()
         )]
     );
     let mut lenient = Run::new(json!({"window": 4, "spike_factor": 3}));
@@ -95,7 +97,7 @@ fn a_spike_is_above_the_factor_times_the_median_of_a_full_window() {
 }
 
 #[test]
-fn what_is_not_finite_is_one_at_once() {
+fn a_value_that_is_not_finite_is_reported_at_once() {
     for (value, word) in [(f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
         let mut run = Run::new(json!({}));
         run.step(value);
@@ -105,7 +107,7 @@ fn what_is_not_finite_is_one_at_once() {
 }
 
 #[test]
-fn another_metric_may_be_watched() {
+fn another_metric_can_be_watched() {
     let mut run = Run::new(json!({"metric": "grad_norm", "window": 1}));
     assert_eq!(run.train(&[1.0, 100.0]), 0);
     for norm in [1.0, 2.5] {
@@ -118,13 +120,13 @@ fn another_metric_may_be_watched() {
 }
 
 #[test]
-fn a_median_that_is_not_above_0_says_nothing() {
+fn there_is_no_spike_while_the_median_is_not_above_0() {
     let mut run = Run::new(json!({"window": 3}));
     assert_eq!(run.train(&[-1.0, -1.0, -1.0, -0.1, 0.0, 0.0, 0.0, 7.0]), 0);
 }
 
 #[test]
-fn each_action_asks_for_its_own() {
+fn each_action_makes_its_request() {
     for (action, request) in [
         ("stop", Request::Stop),
         ("roll_back", Request::RollBack),
@@ -139,23 +141,24 @@ fn each_action_asks_for_its_own() {
 }
 
 #[test]
-fn one_trouble_is_one_request() {
+fn consecutive_faults_cause_one_request() {
     for action in ["stop", "roll_back", "skip"] {
         let mut run = Run::new(json!({"action": action}));
         run.steps(&[f64::NAN, f64::NAN, f64::NAN]);
         assert_eq!(run.boundary().len(), 1, "{action}");
-        // The loss of a step that was finished by then, read later.
+        // This loss belongs to a step that finished before the request was carried out. The loss was read
+        // later.
         run.show(&Event::Metrics {
             values: vec![("loss/train", f64::NAN)],
         });
         assert_eq!(run.boundary(), [], "{action}");
         run.step(f64::NAN);
-        assert_eq!(run.boundary().len(), 1, "{action}: trouble again");
+        assert_eq!(run.boundary().len(), 1, "{action}: another fault");
     }
 }
 
 #[test]
-fn after_a_roll_back_earlier_steps_are_looked_at_again() {
+fn after_a_roll_back_repeated_steps_are_checked_again() {
     let mut run = Run::new(json!({"action": "roll_back", "window": 4}));
     assert_eq!(run.train(&[3.0; 10]), 0);
     assert_eq!(run.train(&[30.0]), 1);
@@ -165,17 +168,17 @@ fn after_a_roll_back_earlier_steps_are_looked_at_again() {
 }
 
 #[test]
-fn after_a_long_way_back_the_loss_is_what_it_was_there() {
+fn after_a_long_roll_back_the_loss_is_compared_with_earlier_values() {
     let mut run = Run::new(json!({"action": "roll_back", "window": 4}));
     let falling: Vec<f64> = (0..20).map(|step| 20.0 - f64::from(step)).collect();
     assert_eq!(run.train(&falling), 0);
     assert_eq!(run.train(&[30.0]), 1);
     run.roll_back_to(5);
-    assert_eq!(run.train(&falling[5..]), 0, "15 is no spike at step 6");
+    assert_eq!(run.train(&falling[5..]), 0, "15 is not a spike at step 6");
 }
 
 #[test]
-fn enough_roll_backs_are_a_stop() {
+fn after_the_most_roll_backs_the_request_is_a_stop() {
     let mut run = Run::new(json!({"action": "roll_back", "max_roll_backs": 2}));
     for _ in 0..2 {
         run.step(f64::NAN);
@@ -183,7 +186,7 @@ fn enough_roll_backs_are_a_stop() {
         run.roll_back_to(0);
     }
     run.step(f64::NAN);
-    let reason = "loss/train is NaN at step 1; after 2 roll-backs".to_owned();
+    let reason = "loss/train is NaN at step 1; 2 roll-backs have already been requested".to_owned();
     assert_eq!(run.boundary(), [(Request::Stop, reason)]);
     let mut never = Run::new(json!({"action": "roll_back", "max_roll_backs": 0}));
     never.step(f64::NAN);
@@ -191,11 +194,14 @@ fn enough_roll_backs_are_a_stop() {
 }
 
 #[test]
-fn a_new_level_is_no_spike_for_ever() {
+fn a_new_level_stops_being_a_spike() {
     let mut run = Run::new(json!({"action": "skip", "window": 8}));
     assert_eq!(run.train(&[1.0; 8]), 0);
     let skipped = run.train(&[3.0; 20]);
-    assert_eq!(skipped, 5, "until most of the window is of the new level");
+    assert_eq!(
+        skipped, 5,
+        "until most values of the window are at the new level"
+    );
 }
 
 #[test]
@@ -210,12 +216,13 @@ fn the_state_survives_a_resume() {
     after.step(30.0);
     assert_eq!(
         after.boundary()[0].1,
-        "loss/train is 30 at step 1, above 2 times 3, the median of the last 4; after 1 roll-back"
+        "loss/train is 30 at step 1, above 2 times 3, the median over a window of 4; \
+         1 roll-back has already been requested"
     );
 }
 
 #[test]
-fn a_request_that_was_lost_with_the_process_may_be_made_again() {
+fn a_request_that_was_lost_with_the_process_is_made_again() {
     let mut run = Run::new(json!({}));
     run.step(f64::NAN);
     assert_eq!(run.asked.len(), 1);
@@ -237,7 +244,7 @@ fn a_smaller_window_keeps_the_last_values() {
 }
 
 #[test]
-fn bytes_that_are_no_state_are_refused_and_change_nothing() {
+fn invalid_states_are_refused_and_change_nothing() {
     let mut run = Run::new(json!({"window": 4}));
     assert_eq!(run.train(&[1.0, 2.0]), 0);
     let state = run.guard.export_state().expect("exported");
@@ -255,7 +262,7 @@ fn bytes_that_are_no_state_are_refused_and_change_nothing() {
 }
 
 #[test]
-fn settings_that_make_no_sense_are_refused() {
+fn invalid_settings_are_refused() {
     let plugin = fake::Plugin::load(&PLUGIN);
     for (config, message) in [
         (
@@ -270,7 +277,7 @@ fn settings_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn the_schema_s_defaults_are_the_code_s() {
+fn the_defaults_of_schema_and_code_are_equal() {
     let plugin = fake::Plugin::load(&PLUGIN);
     let properties = &plugin.manifest()["config"]["properties"];
     let defaults: serde_json::Map<String, Value> = properties

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 pub(crate) struct Window {
     values: VecDeque<(u64, f64)>,
     capacity: usize,
-    /// Where the median is looked for; kept, so that no step allocates.
+    /// Buffer for the computation of the median. It is kept so that no step allocates memory.
     scratch: Vec<f64>,
 }
 
@@ -18,7 +18,7 @@ impl Window {
         }
     }
 
-    /// Adds a value in place of the oldest. One that is not finite is left out.
+    /// Adds a value, and removes the oldest if the window is full. Ignores a value that is not finite.
     pub(crate) fn push(&mut self, step: u64, value: f64) {
         if !value.is_finite() {
             return;
@@ -29,19 +29,20 @@ impl Window {
         self.values.push_back((step, value));
     }
 
-    /// Forgets what no longer counts: a run that has gone back is judged by what it was like there.
+    /// Removes the values of all steps after this step, because a roll-back has superseded them.
     pub(crate) fn forget_after(&mut self, step: u64) {
         while self.values.back().is_some_and(|&(of, _)| of > step) {
             self.values.pop_back();
         }
     }
 
-    /// From the oldest on.
+    /// Returns the values with their steps, the oldest first.
     pub(crate) fn values(&self) -> impl Iterator<Item = (u64, f64)> {
         self.values.iter().copied()
     }
 
-    /// The median, once the window is full; the lower of two.
+    /// Returns the median. For an even number of values, this is the lower of the two middle values. `None`
+    /// until the window is full.
     pub(crate) fn median(&mut self) -> Option<f64> {
         if self.values.len() < self.capacity {
             return None;
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_of_the_last_values_once_it_is_full() {
+    fn a_full_window_returns_the_median_of_its_last_values() {
         let mut window = Window::new(4);
         for (step, (value, median)) in [
             (4.0, None),

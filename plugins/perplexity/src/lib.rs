@@ -1,18 +1,19 @@
-//! `loss/eval`, the token-weighted mean negative log likelihood of the evaluation set, and
-//! `perplexity`, its exponential.
+//! Computes `loss/eval`, the token-weighted mean negative log likelihood of the evaluation set, and its
+//! exponential, `perplexity`.
 
 #![forbid(unsafe_code)]
 
 use host_plugin_sdk::{Batch, Error, Host, Metric, NoConfig, Result, Sum, Values, export_plugin};
 
-/// First byte of a state; another layout gets another number.
+/// First byte of a state. Must be incremented when the layout changes.
 const STATE_VERSION: u8 = 1;
-/// Version, sum, count.
+/// Size of a state: version, sum, count.
 const STATE_BYTES: usize = 1 + 16 + 8;
 
 /// Loss and perplexity of the tokens seen so far.
 ///
-/// What merges is the sum and the count, never a mean: batches and ranks may differ in size.
+/// The state contains the sum and the count, not the mean, because the number of tokens differs between
+/// batches and between ranks.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Perplexity {
     /// In nats.
@@ -34,7 +35,7 @@ impl Metric for Perplexity {
     fn update(&mut self, batch: &Batch<'_>) -> Result<()> {
         let token_count = batch.scalar_i64("token_count")?;
         let token_count = u64::try_from(token_count)
-            .map_err(|_| Error::new(format!("a batch of {token_count} tokens")))?;
+            .map_err(|_| Error::new(format!("invalid token_count: {token_count}")))?;
         self.add(Sum::from(batch.scalar_f64("loss_sum")?), token_count)
     }
 
@@ -48,16 +49,16 @@ impl Metric for Perplexity {
 
     fn merge_state(&mut self, state: &[u8]) -> Result<()> {
         let Some((&version, numbers)) = state.split_first() else {
-            return Err(Error::new("an empty state of perplexity"));
+            return Err(Error::new("the state of perplexity is empty"));
         };
         if version != STATE_VERSION {
             return Err(Error::unsupported(format!(
-                "a state of perplexity of version {version}, this is version {STATE_VERSION}"
+                "the state of perplexity has version {version}, but this plugin reads version {STATE_VERSION}"
             )));
         }
         let wrong = || {
             Error::new(format!(
-                "a state of perplexity has {STATE_BYTES} bytes, this has {}",
+                "a state of perplexity has {STATE_BYTES} bytes, but this one has {}",
                 state.len()
             ))
         };
@@ -72,7 +73,7 @@ impl Metric for Perplexity {
         }
         let loss = self.loss_sum.value() / self.token_count as f64;
         values.put_f64("loss/eval", loss)?;
-        // Infinity where it overflows, above a loss of about 709.
+        // The perplexity overflows to infinity if the loss is above about 709.
         values.put_f64("perplexity", loss.exp())
     }
 }
@@ -80,7 +81,7 @@ impl Metric for Perplexity {
 impl Perplexity {
     fn add(&mut self, loss_sum: Sum, token_count: u64) -> Result<()> {
         let count = self.token_count.checked_add(token_count);
-        self.token_count = count.ok_or_else(|| Error::new("more tokens than can be counted"))?;
+        self.token_count = count.ok_or_else(|| Error::new("the token count overflowed"))?;
         self.loss_sum += loss_sum;
         Ok(())
     }
@@ -125,7 +126,8 @@ mod tests {
         of(batches).compute().expect("computed")
     }
 
-    /// Batches of very different size and loss, from a small generator.
+    /// Returns batches whose sizes and losses differ greatly. A small pseudorandom generator produces the
+    /// values.
     fn uneven(n: usize) -> Vec<(f64, i64)> {
         let mut seed = 1u64;
         let mut random = || {
@@ -177,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn order_and_grouping_of_merges_do_not_matter() {
+    fn the_order_and_grouping_of_merges_do_not_matter() {
         let batches = uneven(1000);
         let mut reversed = batches.clone();
         reversed.reverse();
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn the_empty_state_changes_nothing_and_has_no_values() {
+    fn an_empty_state_changes_nothing_and_has_no_values() {
         let mut empty = metric();
         let failure = empty.compute().expect_err("no tokens");
         assert!(failure.message.contains("no tokens"), "{failure}");
@@ -221,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn reset_makes_it_new() {
+    fn reset_restores_the_initial_state() {
         let mut metric = of(&[(f64::NAN, 4)]);
         metric.reset().expect("reset");
         assert!(metric.compute().is_err());
@@ -239,14 +241,14 @@ mod tests {
     }
 
     #[test]
-    fn a_perplexity_that_overflows_is_infinite_and_its_loss_is_not() {
+    fn a_perplexity_that_overflows_is_infinite_but_its_loss_is_not() {
         let values = values(&[(710.0, 1)]);
         assert_eq!(values["loss/eval"], 710.0);
         assert_eq!(values["perplexity"], f64::INFINITY);
     }
 
     #[test]
-    fn bytes_that_are_no_state_are_refused_and_change_nothing() {
+    fn invalid_states_are_refused_and_change_nothing() {
         let state = of(&[(3.0, 4)]).export_state().expect("exported");
         assert_eq!(state.len(), STATE_BYTES);
         let mut metric = of(&[(3.0, 4)]);
@@ -268,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_lacks_something_is_refused() {
+    fn an_incomplete_batch_is_refused() {
         let mut metric = metric();
         let lacking = fake::Batch::new().with("loss_sum", 1.0);
         assert!(

@@ -5,7 +5,7 @@ use host_plugin_abi::{HostBatch, HostTensor};
 
 use crate::{Error, Result, Tensor, instance, sized};
 
-/// The inputs of one evaluation batch: what the manifest's `needs` asked for.
+/// The inputs of one evaluation batch, as listed in the manifest's `needs`.
 ///
 /// ```
 /// use host_plugin_sdk::{Batch, Result, fake};
@@ -22,7 +22,7 @@ use crate::{Error, Result, Tensor, instance, sized};
 ///     assert!(batch.tensor("token_count")?.shape().is_empty()); // a scalar
 ///     let names: Vec<&str> = batch.tensors()?.map(|tensor| Ok(tensor?.name())).collect::<Result<_>>()?;
 ///     assert_eq!(names, ["loss_sum", "token_count"]);
-///     assert!(batch.tensor("nll").is_err()); // the manifest did not ask for it
+///     assert!(batch.tensor("nll").is_err()); // not in the manifest's `needs`
 ///     Ok::<_, host_plugin_sdk::Error>(())
 /// })?;
 /// # Ok::<_, host_plugin_sdk::Error>(())
@@ -35,13 +35,13 @@ pub struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    /// The host's batch, for code that meets the ABI without [`export_plugin!`](crate::export_plugin).
+    /// Reads the host's batch, for code that uses the ABI without [`export_plugin!`](crate::export_plugin).
     ///
     /// # Safety
-    /// `batch` is null, or what it points to is as the ABI promises and stays so for `'a`.
+    /// `batch` is null, or points to data that is valid for `'a` according to the ABI.
     #[doc(hidden)]
     pub unsafe fn new(batch: *const HostBatch) -> Result<Self> {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let batch = unsafe { sized::read(batch) }?;
         Ok(Self {
             step: batch.step,
@@ -51,45 +51,45 @@ impl<'a> Batch<'a> {
         })
     }
 
-    /// The optimizer step at which the evaluation takes place.
+    /// Returns the optimizer step of the evaluation.
     pub fn step(&self) -> u64 {
         self.step
     }
 
-    /// The input of this name.
+    /// Returns the input with this name.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'a>> {
-        // SAFETY: `new`'s caller promised that the array is as the ABI says.
+        // SAFETY: the caller of `new` guaranteed that the array is valid according to the ABI.
         for tensor in unsafe { sized::read_array(self.tensors, self.n_tensors) }? {
             let tensor = tensor?;
             if tensor.name.len != name.len() {
                 continue;
             }
-            // SAFETY: as above, for what it points to.
+            // SAFETY: as above. The guarantee includes the name.
             if unsafe { instance::text(tensor.name, "a tensor's name") }? == name {
                 // SAFETY: as above.
                 return unsafe { Tensor::new(&tensor) };
             }
         }
         Err(Error::unsupported(format!(
-            "the host passed no tensor {name:?}; is it in the manifest's `needs`?"
+            "the host passed no tensor {name:?}; add it to the manifest's `needs`"
         )))
     }
 
-    /// The 64-bit float of this name: `loss_sum`.
+    /// Returns the 64-bit float with this name, such as `loss_sum`.
     pub fn scalar_f64(&self, name: &str) -> Result<f64> {
         self.tensor(name)?.scalar()
     }
 
-    /// The 64-bit integer of this name: `token_count`.
+    /// Returns the 64-bit integer with this name, such as `token_count`.
     pub fn scalar_i64(&self, name: &str) -> Result<i64> {
         self.tensor(name)?.scalar()
     }
 
-    /// All inputs, in the host's order.
+    /// Returns all inputs, in the host's order.
     pub fn tensors(&self) -> Result<impl Iterator<Item = Result<Tensor<'a>>>> {
-        // SAFETY: `new`'s caller promised that the array is as the ABI says.
+        // SAFETY: the caller of `new` guaranteed that the array is valid according to the ABI.
         let tensors = unsafe { sized::read_array(self.tensors, self.n_tensors) }?;
-        // SAFETY: as above, for what each of them points to.
+        // SAFETY: as above. The guarantee includes the data of each tensor.
         Ok(tensors.map(|tensor| unsafe { Tensor::new(&tensor?) }))
     }
 }

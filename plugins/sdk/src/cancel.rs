@@ -3,9 +3,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{Error, Result};
 
-/// Whether the host wants the running [`publish`](crate::CheckpointSink::publish) to end soon.
+/// A flag that the host sets to request that the running call of a [`CheckpointSink`](crate::CheckpointSink)
+/// ends soon.
 ///
-/// Clones share the flag, so a helper thread can hold one.
+/// Clones share the flag, so that a helper thread can have its own clone.
 ///
 /// ```
 /// use host_plugin_sdk::{Cancel, Result};
@@ -27,12 +28,12 @@ use crate::{Error, Result};
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Whether it was asked for since `publish` began.
+    /// Whether cancellation was requested since the call started.
     pub fn is_requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Fails with [`Error::cancelled`] if it was asked for.
+    /// Returns [`Error::cancelled`] if cancellation was requested.
     pub fn check(&self) -> Result<()> {
         if self.is_requested() {
             return Err(Error::cancelled());
@@ -40,7 +41,7 @@ impl Cancel {
         Ok(())
     }
 
-    /// Asks for it. The host does so; a test may.
+    /// Requests cancellation, as the host does. For tests.
     pub fn request(&self) {
         self.0.store(true, Ordering::Relaxed);
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, instance, sized};
 
-/// A complete checkpoint in the run folder, which nobody changes while it is published.
+/// A complete checkpoint in the run folder. It does not change while it is published.
 ///
 /// ```
 /// use host_plugin_sdk::fake;
@@ -24,7 +24,7 @@ use crate::{Error, Result, instance, sized};
 ///         assert_eq!(bytes.len() as u64, file.size);
 ///     }
 ///     assert_eq!(checkpoint.manifest().files.len(), 1);
-///     // What a sink has to know the next time, it keeps in a folder of its own.
+///     // A sink keeps its state in its own folder.
 ///     std::fs::write(checkpoint.state_dir().join("last"), "100").expect("there is room");
 /// });
 /// ```
@@ -38,7 +38,8 @@ pub struct Checkpoint<'a> {
     state_dir: &'a Path,
 }
 
-/// A checkpoint's `manifest.json`: every file of its folder but that one.
+/// The content of a checkpoint's `manifest.json`. It lists all files in the checkpoint's folder except
+/// `manifest.json` itself.
 ///
 /// ```
 /// use host_plugin_sdk::CheckpointManifest;
@@ -49,7 +50,7 @@ pub struct Checkpoint<'a> {
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointManifest {
-    /// By path relative to the folder, with `/` between folders.
+    /// The files by path relative to the folder, with `/` as the separator.
     pub files: BTreeMap<String, FileEntry>,
 }
 
@@ -58,7 +59,7 @@ pub struct CheckpointManifest {
 /// ```
 /// use host_plugin_sdk::{CheckpointManifest, FileEntry};
 ///
-/// /// What is in the new checkpoint and not in the old one.
+/// /// The files of the new checkpoint that are not in the old one.
 /// fn changed<'a>(new: &'a CheckpointManifest, old: &CheckpointManifest) -> Vec<&'a str> {
 ///     let is_new = |(path, file): &(&String, &FileEntry)| old.files.get(*path) != Some(file);
 ///     new.files.iter().filter(is_new).map(|(path, _)| &**path).collect()
@@ -67,13 +68,13 @@ pub struct CheckpointManifest {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
-    /// Lower-case hexadecimal.
+    /// SHA-256 of the content, in lower-case hexadecimal.
     pub sha256: String,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
-/// As the host writes a metric's value: JSON has no infinity.
+/// A metric's value in the host's JSON. Infinity and NaN are strings.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Number {
@@ -82,52 +83,55 @@ enum Number {
 }
 
 impl<'a> Checkpoint<'a> {
-    /// The optimizer step it was taken at.
+    /// Returns the optimizer step of the checkpoint.
     pub fn step(&self) -> u64 {
         self.step
     }
 
-    /// The run's name. It can name a folder and a git branch.
+    /// Returns the run's name, which is also valid as the name of a folder and of a git branch.
     pub fn run(&self) -> &'a str {
         self.run
     }
 
-    /// Its folder; absolute. Not to be written to.
+    /// Returns the absolute path of the checkpoint's folder. Do not write to it.
     pub fn dir(&self) -> &'a Path {
         self.dir
     }
 
-    /// Its files by their path within [`dir`](Self::dir), without `manifest.json` itself. No path
-    /// leaves the folder.
+    /// Returns the files by path relative to [`dir`](Self::dir), without `manifest.json`. All paths are
+    /// inside the folder.
     pub fn files(&self) -> &BTreeMap<String, FileEntry> {
         &self.manifest.files
     }
 
-    /// What `manifest.json` says.
+    /// Returns the content of `manifest.json`.
     pub fn manifest(&self) -> &CheckpointManifest {
         &self.manifest
     }
 
-    /// The evaluation's values at this step. Infinity and NaN are values.
+    /// Returns the values of the evaluation at this step. Values can be infinite or NaN.
     pub fn metrics(&self) -> &BTreeMap<String, f64> {
         &self.metrics
     }
 
-    /// A folder of the sink's own, which exists, survives the run and is part of no checkpoint.
+    /// Returns the sink's own folder. The folder exists, is kept after the run, and is not part of any
+    /// checkpoint.
     pub fn state_dir(&self) -> &'a Path {
         self.state_dir
     }
 
     /// # Safety
-    /// `checkpoint` is null, or what it points to is as the ABI promises and stays so for `'a`.
+    /// `checkpoint` is null, or points to data that is valid for `'a` according to the ABI.
     pub(crate) unsafe fn new(checkpoint: *const HostCheckpoint) -> Result<Self> {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let raw = unsafe { sized::read(checkpoint) }?;
         // SAFETY: as above.
         let text = |view, what| unsafe { instance::text(view, what) };
         let run = text(raw.run, "a run's name")?;
         if !stays_inside(run) || run.contains('/') {
-            return Err(Error::new(format!("the host passed the run name {run:?}")));
+            return Err(Error::new(format!(
+                "the host passed a bad run name: {run:?}"
+            )));
         }
         let manifest = text(raw.manifest_json, "a manifest")?;
         let manifest: CheckpointManifest = serde_json::from_str(manifest)
@@ -165,7 +169,7 @@ fn metrics(json: &str) -> Result<BTreeMap<String, f64>> {
         .collect()
 }
 
-/// Whether joining the path to a folder gives something in that folder.
+/// Whether the path, joined to a folder, stays inside the folder.
 fn stays_inside(path: &str) -> bool {
     !path.is_empty()
         && Path::new(path)
@@ -178,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn metrics_may_be_infinite_or_no_number() {
+    fn metrics_can_be_infinite_or_nan() {
         let read = metrics(r#"{"a": 1.5, "b": "inf", "c": "-inf", "d": "nan", "e": 3}"#);
         let read = read.expect("read");
         assert_eq!(read["a"], 1.5);

@@ -11,9 +11,10 @@ use crate::export::Package;
 use crate::out::Out;
 use crate::{Cancel, Checkpoint, Error, Fetch, Fetched, Host, Preflight, Result, instance};
 
-/// Delivers checkpoints somewhere. The host owns the queue and the ledger; the sink reports.
+/// Delivers checkpoints to a destination. The host manages the queue of checkpoints and the ledger, which
+/// records the state of each delivery.
 ///
-/// `publish` runs on a thread of the sink's own and may block.
+/// `publish` runs on the sink's own thread and may block.
 ///
 /// ```standalone_crate
 /// use host_plugin_sdk::{
@@ -25,7 +26,7 @@ use crate::{Cancel, Checkpoint, Error, Fetch, Fetched, Host, Preflight, Result, 
 ///     list: std::path::PathBuf,
 /// }
 ///
-/// /// Writes down where the newest checkpoint is.
+/// /// Records the path of the newest checkpoint.
 /// struct Latest(Config);
 ///
 /// impl CheckpointSink for Latest {
@@ -39,7 +40,7 @@ use crate::{Cancel, Checkpoint, Error, Fetch, Fetched, Host, Preflight, Result, 
 ///         std::fs::write(&self.0.list, &path).map_err(|e| Error::io("write", &self.0.list, &e))?;
 ///         Ok(serde_json::json!({ "path": path }))
 ///     }
-///     // Optional: found now, it is not found after the first hours of a training.
+///     // Optional: reports a problem now instead of after hours of training.
 ///     fn preflight(&mut self, _: &Preflight<'_>, _: &Cancel) -> Result<Option<String>> {
 ///         match self.0.list.parent() {
 ///             Some(folder) if folder.is_dir() => Ok(None),
@@ -58,42 +59,43 @@ use crate::{Cancel, Checkpoint, Error, Fetch, Fetched, Host, Preflight, Result, 
 /// let mut sink = plugin.checkpoint_sink(&config).expect("created");
 /// assert!(sink.preflight(scratch.path(), 1 << 20).is_ok());
 /// assert!(sink.publish(&checkpoint).expect("published")["path"].is_string());
-/// // `Fetch` has a sink that brings checkpoints back. This one does not.
+/// // This sink has no `fetch`. See `Fetch` for an example of one.
 /// assert!(sink.fetch("", scratch.path()).is_err());
 /// ```
 pub trait CheckpointSink: Sized + Send + 'static {
-    /// The configuration, read from the JSON that the host has checked against the schema.
+    /// The configuration, deserialized from JSON that the host has checked against the schema.
     type Config: DeserializeOwned;
 
-    /// A sink.
+    /// Creates a sink.
     fn create(config: Self::Config, host: Host) -> Result<Self>;
 
-    /// Delivers the checkpoint, and returns a receipt: an object with what lets a person find it
-    /// (`commit`, `path`). Delivering the same again changes nothing. When `cancel` asks, it ends
-    /// soon with [`Error::cancelled`](crate::Error::cancelled).
+    /// Delivers the checkpoint and returns a receipt: a JSON object that helps users find the checkpoint, for
+    /// example with the key `commit` or `path`. Delivering a checkpoint again must change nothing. After the
+    /// host requests cancellation through `cancel`, this method must soon return
+    /// [`Error::cancelled`](crate::Error::cancelled).
     fn publish(
         &mut self,
         checkpoint: &Checkpoint<'_>,
         cancel: &Cancel,
     ) -> Result<serde_json::Value>;
 
-    /// Looks, before the first step of a run or of its resume, whether checkpoints will arrive:
-    /// whether the destination is there, may be written to and has room. It delivers nothing, and
-    /// returns what it found as a short text for people, or nothing.
-    /// [`Error::temporary`](crate::Error::temporary) says that the world is not ready, any other error
-    /// that it never will be. A sink without one is taken to be ready.
+    /// Checks that checkpoints can be delivered: that the destination exists, is writable and has enough
+    /// space. The host calls this before the first step of a new or resumed run. Delivers nothing. Returns an
+    /// optional short text for users. Returns [`Error::temporary`](crate::Error::temporary) if the
+    /// destination is not ready yet, and another error if it never will be. The default accepts every
+    /// destination.
     fn preflight(&mut self, preflight: &Preflight<'_>, cancel: &Cancel) -> Result<Option<String>> {
         let _ = (preflight, cancel);
         Ok(None)
     }
 
-    /// Brings a checkpoint that the destination has into a folder below
-    /// [`state_dir`](Fetch::state_dir), laid out as it was delivered. The folder is whole when this
-    /// returns, and stays. Fetching the same again changes nothing. A sink without one brings nothing
-    /// back.
+    /// Copies a checkpoint from the destination into a folder below [`state_dir`](Fetch::state_dir), with
+    /// the layout of a delivered checkpoint. The folder must be complete when this method returns, and the
+    /// sink must not remove it later. Fetching a checkpoint again must change nothing. The default returns an
+    /// error.
     fn fetch(&mut self, fetch: &Fetch<'_>, cancel: &Cancel) -> Result<Fetched> {
         let _ = (fetch, cancel);
-        Err(Error::unsupported("this sink brings no checkpoint back"))
+        Err(Error::unsupported("this sink cannot fetch checkpoints"))
     }
 }
 
@@ -116,7 +118,7 @@ unsafe extern "C" fn create<T: CheckpointSink, P: Package>(
     config_json: HostStr,
     instance: *mut *mut c_void,
 ) -> HostStatus {
-    // SAFETY: the host's promise is the same as `instance::create` asks for.
+    // SAFETY: the host guarantees what `instance::create` requires.
     unsafe { instance::create(P::ID, api, config_json, instance, T::create) }
 }
 
@@ -125,8 +127,8 @@ unsafe extern "C" fn publish<T: CheckpointSink>(
     checkpoint: *const HostCheckpoint,
     out: *const HostOut,
 ) -> HostStatus {
-    // SAFETY: the host passes an instance that `create` made and that is not destroyed; the
-    // checkpoint and `out` are borrowed until this returns.
+    // SAFETY: the host passes an instance from `create` that is not destroyed. The checkpoint and `out` are
+    // valid until this function returns.
     unsafe {
         instance::call(instance, |sink: &mut T, cancel| {
             cancel.clear();
@@ -142,7 +144,7 @@ unsafe extern "C" fn preflight<T: CheckpointSink>(
     preflight: *const HostPreflight,
     out: *const HostOut,
 ) -> HostStatus {
-    // SAFETY: as in `publish`, for what is looked at.
+    // SAFETY: as in `publish`, with `preflight` instead of the checkpoint.
     unsafe {
         instance::call(instance, |sink: &mut T, cancel| {
             cancel.clear();
@@ -160,7 +162,7 @@ unsafe extern "C" fn fetch<T: CheckpointSink>(
     fetch: *const HostFetch,
     out: *const HostOut,
 ) -> HostStatus {
-    // SAFETY: as in `publish`, for what is wanted.
+    // SAFETY: as in `publish`, with `fetch` instead of the checkpoint.
     unsafe {
         instance::call(instance, |sink: &mut T, cancel| {
             cancel.clear();
@@ -172,6 +174,7 @@ unsafe extern "C" fn fetch<T: CheckpointSink>(
 }
 
 unsafe extern "C" fn cancel<T: CheckpointSink>(instance: *mut c_void) {
-    // SAFETY: as in `publish`, and this call may come while that one runs.
+    // SAFETY: the instance is valid, as in `publish`. `instance::cancel` may be called while another call
+    // runs.
     unsafe { instance::cancel::<T>(instance) };
 }

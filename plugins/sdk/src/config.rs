@@ -1,6 +1,6 @@
 use serde::Deserialize;
 
-/// The configuration of a plugin that takes no settings.
+/// The configuration of a plugin without settings.
 ///
 /// ```
 /// use host_plugin_sdk::NoConfig;

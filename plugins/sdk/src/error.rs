@@ -4,7 +4,7 @@ use std::path::Path;
 
 use host_plugin_abi::{HOST_CANCELLED, HOST_ERROR, HOST_TEMPORARY, HOST_UNSUPPORTED, HostStatus};
 
-/// Why a call failed: one line for the user, and whether trying again makes sense.
+/// The reason for a failed call: a one-line message for the user, and whether a retry can help.
 ///
 /// ```
 /// use host_plugin_sdk::{Error, Result};
@@ -15,19 +15,19 @@ use host_plugin_abi::{HOST_CANCELLED, HOST_ERROR, HOST_TEMPORARY, HOST_UNSUPPORT
 /// assert_eq!(parse("x").unwrap_err().message(), "\"x\" is not a number");
 /// ```
 ///
-/// What the host does about it depends on how it is made:
+/// The constructor determines how the host reacts:
 ///
 /// ```
 /// use host_plugin_sdk::Error;
 /// use std::{io, path::Path};
 ///
-/// assert!(Error::temporary("the server is busy").is_temporary()); // a sink is called again
+/// assert!(Error::temporary("the server is busy").is_temporary()); // the host calls a sink again
 /// let full = io::Error::from(io::ErrorKind::StorageFull);
 /// assert!(Error::io("write", Path::new("/data/x"), &full).is_temporary());
 /// let missing = io::Error::from(io::ErrorKind::NotFound);
 /// assert!(!Error::io("read", Path::new("/data/x"), &missing).is_temporary());
-/// assert!(!Error::unsupported("nll is no matrix").is_temporary()); // and never would be one
-/// assert_eq!(Error::cancelled().message(), "cancelled"); // since the host asked for it
+/// assert!(!Error::unsupported("nll is not a matrix").is_temporary()); // a retry would not help
+/// assert_eq!(Error::cancelled().message(), "cancelled"); // the host requested it
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
@@ -35,42 +35,43 @@ pub struct Error {
     message: String,
 }
 
-/// Shorthand for results of a plugin.
+/// The result of a plugin's call.
 ///
 /// ```
 /// use host_plugin_sdk::Result;
 ///
 /// fn first_byte(state: &[u8]) -> Result<u8> {
-///     Ok(*state.first().ok_or("a state is not empty")?) // texts become errors
+///     Ok(*state.first().ok_or("the state is empty")?) // strings become errors
 /// }
 /// assert_eq!(first_byte(&[7]), Ok(7));
-/// assert_eq!(first_byte(&[]).unwrap_err().message(), "a state is not empty");
+/// assert_eq!(first_byte(&[]).unwrap_err().message(), "the state is empty");
 /// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// It failed. Say what and why, with the path last.
+    /// Creates an error. The message should contain what failed and why, with the path last.
     pub fn new(message: impl Into<String>) -> Self {
         Self::with_status(HOST_ERROR, message)
     }
 
-    /// It failed for a reason that may pass (the network, a lock): the host may try again.
+    /// Creates an error with a temporary reason, such as a lost connection or a lock that is held. The host
+    /// can try again.
     pub fn temporary(message: impl Into<String>) -> Self {
         Self::with_status(HOST_TEMPORARY, message)
     }
 
-    /// The plugin cannot do this, and asking again would not help.
+    /// Creates an error for a call that is not supported. A retry would not help.
     pub fn unsupported(message: impl Into<String>) -> Self {
         Self::with_status(HOST_UNSUPPORTED, message)
     }
 
-    /// The call ended early because the host asked for it.
+    /// Creates the error for a call that ended early because the host cancelled it.
     pub fn cancelled() -> Self {
         Self::with_status(HOST_CANCELLED, "cancelled")
     }
 
-    /// A file operation that failed: `cannot VERB: REASON: PATH`. Temporary where
-    /// [`From<io::Error>`](Error#impl-From<Error>-for-Error) says so.
+    /// Creates an error for a failed file operation: `cannot VERB: REASON: PATH`. It is temporary in the same
+    /// cases as [`From<io::Error>`](Error#impl-From<Error>-for-Error).
     pub fn io(verb: &str, path: &Path, source: &io::Error) -> Self {
         Self::with_status(
             io_status(source.kind()),
@@ -78,12 +79,12 @@ impl Error {
         )
     }
 
-    /// What failed and why.
+    /// Returns what failed and why.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// Whether the host may try again.
+    /// Whether the host can try again.
     pub fn is_temporary(&self) -> bool {
         self.status == HOST_TEMPORARY
     }
@@ -120,7 +121,7 @@ impl From<&str> for Error {
     }
 }
 
-/// A full disk, a lost network and the like are temporary.
+/// Reasons such as a full disk or a lost network are temporary.
 impl From<io::Error> for Error {
     fn from(source: io::Error) -> Self {
         Self::with_status(io_status(source.kind()), source.to_string())
@@ -163,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_may_pass_and_a_missing_file_does_not() {
+    fn a_full_disk_is_temporary_and_a_missing_file_is_not() {
         let full = Error::io("write", Path::new("/x"), &io::ErrorKind::StorageFull.into());
         assert!(full.is_temporary());
         assert!(full.message().starts_with("cannot write: "));

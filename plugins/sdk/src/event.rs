@@ -28,80 +28,81 @@ use crate::{Request, Result, instance, sized};
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event<'a> {
-    /// Training begins or, with a generation above 0, goes on after a resume.
+    /// Training starts or, if `generation` is above 0, continues after a resume.
     RunStarted {
-        /// How often the run was resumed.
+        /// Number of times the run was resumed.
         generation: u32,
     },
-    /// What was recorded above `from_step` no longer counts: the run went back to a checkpoint of
-    /// that step.
+    /// The run went back to the checkpoint of step `from_step`. Earlier events no longer count if their step
+    /// is above `from_step`.
     Superseded {
         /// The last step that still counts.
         from_step: u64,
-        /// How often the run was resumed.
+        /// Number of times the run was resumed.
         generation: u32,
     },
     /// Measured values.
     Metrics {
-        /// Each name once. Infinity and NaN are values.
+        /// The names and values. Each name appears once. Values can be infinite or NaN.
         values: Vec<(&'a str, f64)>,
     },
-    /// A complete checkpoint stands in the run folder.
+    /// A checkpoint in the run folder is complete.
     CheckpointWritten {
-        /// Its folder's name: `step-000100`.
+        /// Name of the checkpoint's folder, such as `step-000100`.
         name: &'a str,
-        /// Size of all its files.
+        /// Total size of the checkpoint's files.
         bytes: u64,
     },
-    /// A checkpoint could not be written; training goes on.
+    /// A checkpoint could not be written. Training continues.
     CheckpointFailed {
-        /// Why.
+        /// The reason.
         reason: &'a str,
     },
-    /// A checkpoint's way to a sink.
+    /// The delivery of a checkpoint to a sink has a new state.
     Delivery {
         /// The sink's plugin id.
         sink: &'a str,
         /// The checkpoint's step.
         checkpoint: u64,
-        /// How far it came.
+        /// The new state.
         state: DeliveryState,
-        /// The sink's receipt (JSON) when delivered, the reason when failed, else empty.
+        /// If the checkpoint was delivered, the sink's receipt (JSON). If the delivery failed or was dropped,
+        /// the reason. Otherwise, the text is empty.
         detail: &'a str,
     },
-    /// A plugin failed in a call.
+    /// A call to a plugin failed.
     PluginFault {
-        /// Its id.
+        /// The plugin's id.
         plugin: &'a str,
-        /// The call: `update`, `publish`.
+        /// The call, such as `update` or `publish`.
         call: &'a str,
-        /// Why.
+        /// The reason.
         message: &'a str,
     },
-    /// The loop carries out what was asked of it.
+    /// The training loop carries out a request.
     Request {
-        /// Who asked: a plugin's id, perhaps the observer's own.
+        /// The sender: a plugin's id, which can be the observer's own, or `client:NAME`.
         by: &'a str,
-        /// What for.
+        /// The request.
         request: Request,
-        /// Why.
+        /// The reason that the sender gave.
         reason: &'a str,
     },
-    /// Something odd that the user should know.
+    /// A problem that users should know about.
     Warning {
-        /// What.
+        /// The warning's text.
         message: &'a str,
     },
     /// Training ended.
     RunFinished {
-        /// Why.
+        /// Why training ended.
         reason: StopReason,
-        /// The error's text if it ended by one, else empty.
+        /// The error's text if an error ended training, otherwise empty.
         message: &'a str,
     },
 }
 
-/// How far a delivery came.
+/// The state of a delivery.
 ///
 /// ```
 /// use host_plugin_sdk::{DeliveryState, Event};
@@ -119,15 +120,15 @@ pub enum Event<'a> {
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryState {
-    /// It waits for the sink.
+    /// The checkpoint is in the sink's queue.
     Queued,
-    /// The sink is at work.
+    /// The sink is sending the checkpoint.
     Sending,
-    /// The sink gave a receipt.
+    /// The sink returned a receipt.
     Delivered,
-    /// A try failed, or the sink gave up.
+    /// An attempt failed. The host can try again.
     Failed,
-    /// A newer checkpoint took its place in a queue that keeps the latest alone.
+    /// A newer checkpoint replaced this one in a queue that keeps only the latest.
     Dropped,
 }
 
@@ -144,20 +145,20 @@ pub enum DeliveryState {
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
-    /// All steps were done.
+    /// All steps are done.
     Completed,
-    /// A person interrupted it (SIGINT).
+    /// A user interrupted it (SIGINT).
     Interrupted,
-    /// The system asked it to end (SIGTERM).
+    /// The system terminated it (SIGTERM).
     Terminated,
-    /// A request for it was carried out.
+    /// An observer or a client requested the stop.
     Requested,
-    /// An error.
+    /// An error ended it.
     Failed,
 }
 
 impl<'a> Event<'a> {
-    /// The value of this name, if these are metrics and it is among them.
+    /// Returns the value of the metric with this name, if the event contains that metric.
     pub fn metric(&self, name: &str) -> Option<f64> {
         let Self::Metrics { values } = self else {
             return None;
@@ -166,15 +167,15 @@ impl<'a> Event<'a> {
         found.map(|&(_, value)| value)
     }
 
-    /// The event and its step; no event if it is of a kind, or has a code, that this SDK is too old
-    /// for.
+    /// Returns the event's step and the event. The event is `None` if this SDK does not support its kind or
+    /// code.
     ///
     /// # Safety
-    /// `event` is null, or what it points to is as the ABI promises and stays so for `'a`.
+    /// `event` is null, or points to data that is valid according to the ABI for `'a`.
     pub(crate) unsafe fn read(event: *const HostEvent) -> Result<(u64, Option<Self>)> {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let raw = unsafe { sized::read(event) }?;
-        // SAFETY: as above, for the fields that the kind has.
+        // SAFETY: as above. The guarantee includes all fields that an event of this kind has.
         let text = |view, what| unsafe { instance::text(view, what) };
         let event = match raw.kind {
             HOST_EVENT_RUN_STARTED => Self::RunStarted {
@@ -274,7 +275,7 @@ mod tests {
     use crate::fake;
 
     #[test]
-    fn every_kind_crosses_as_it_was() {
+    fn every_kind_survives_the_conversion() {
         let deliveries = [
             DeliveryState::Queued,
             DeliveryState::Sending,
@@ -344,7 +345,7 @@ mod tests {
             .chain(&others)
         {
             fake::event_view(9, event, |raw| {
-                // SAFETY: the view is good for the call.
+                // SAFETY: the view is valid during the call.
                 let read = unsafe { Event::read(raw) }.expect("read");
                 assert_eq!(read, (9, Some(event.clone())));
             });
@@ -352,13 +353,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_newer_host_says_is_skipped_and_what_a_broken_one_says_is_refused() {
+    fn unknown_events_are_skipped_and_invalid_ones_are_errors() {
         let read = |change: &dyn Fn(&mut HostEvent)| {
             let warning = Event::Warning { message: "w" };
             fake::event_view(3, &warning, |raw| {
                 let mut raw = *raw;
                 change(&mut raw);
-                // SAFETY: the view is good for the call; what is changed below is not read beyond.
+                // SAFETY: the view is valid during the call. The changes below cause no invalid reads.
                 unsafe { Event::read(&raw const raw) }.map(|(step, event)| (step, event.is_some()))
             })
         };

@@ -6,8 +6,8 @@ use host_plugin_abi::{
 
 use crate::Host;
 
-/// What [`export_plugin!`](crate::export_plugin) exports, for tests that run without the host:
-/// see [`fake::Plugin::load`](crate::fake::Plugin::load).
+/// The plugin that [`export_plugin!`](crate::export_plugin) exports, for tests without the host. See
+/// [`fake::Plugin::load`](crate::fake::Plugin::load).
 ///
 /// ```standalone_crate
 /// # use host_plugin_sdk::{Event, Host, NoConfig, Observer, Requests, Result, export_plugin};
@@ -17,11 +17,11 @@ use crate::Host;
 /// #     fn create(_: NoConfig, _: Host) -> Result<Self> { Ok(Self) }
 /// #     fn observe(&mut self, _: u64, _: &Event<'_>, _: &mut Requests<'_>) -> Result<()> { Ok(()) }
 /// # }
-/// export_plugin! { description: "Looks on", observer: Nothing }
+/// export_plugin! { description: "Does nothing", observer: Nothing }
 ///
-/// let plugin: host_plugin_sdk::Plugin = PLUGIN; // the macro made it
+/// let plugin: host_plugin_sdk::Plugin = PLUGIN; // defined by the macro
 /// let loaded = host_plugin_sdk::fake::Plugin::load(&plugin);
-/// assert_eq!(loaded.manifest()["description"], "Looks on");
+/// assert_eq!(loaded.manifest()["description"], "Does nothing");
 /// ```
 #[derive(Clone, Copy)]
 pub struct Plugin {
@@ -37,7 +37,7 @@ impl fmt::Debug for Plugin {
     }
 }
 
-/// The plugin's own package, as the macro knows it.
+/// The plugin's package.
 #[doc(hidden)]
 pub trait Package: 'static {
     const ID: &'static str;
@@ -53,7 +53,7 @@ pub const fn descriptor(
         struct_size: size_of::<HostPlugin>() as u32,
         abi_major: HOST_ABI_MAJOR,
         abi_minor: HOST_ABI_MINOR,
-        // The SDK asks for nothing that version 1.0 lacks.
+        // The SDK does not need any host function that was added after version 1.0 of the ABI.
         min_host_minor: 0,
         id: HostStr::new(id),
         version: HostStr::new(version),
@@ -71,22 +71,22 @@ pub const fn item<V>(kind: u32, vtable: &'static V) -> HostPluginItem {
     }
 }
 
-/// The body of the entry function.
+/// Implements the entry function.
 ///
 /// # Safety
-/// `api` is what the ABI promises.
+/// `api` must be valid according to the ABI.
 #[doc(hidden)]
 pub unsafe fn enter<P: Package>(
     api: *const HostApi,
     plugin: &'static HostPlugin,
 ) -> *const HostPlugin {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     let Ok(host) = (unsafe { Host::new(api, P::ID) }) else {
         return std::ptr::null();
     };
     if host.abi_major() != HOST_ABI_MAJOR {
         host.set_error(&format!(
-            "plugin {} speaks ABI {HOST_ABI_MAJOR}, this host speaks {}",
+            "plugin {} needs ABI {HOST_ABI_MAJOR}, but this host has ABI {}",
             P::ID,
             host.abi_major()
         ));
@@ -95,27 +95,28 @@ pub unsafe fn enter<P: Package>(
     plugin
 }
 
-/// Makes the crate a plugin. Once, at the crate's root, in a crate of `crate-type = ["cdylib", "lib"]`.
+/// Turns the crate into a plugin. Use it once, at the crate's root. The crate needs
+/// `crate-type = ["cdylib", "lib"]`.
 ///
-/// The plugin's id and version are the package's name and version. The keys come in this order, all
-/// but `description` and one of the kinds may be left out:
+/// The plugin's id and version are the package's name and version. The keys must be in this order. Only
+/// `description` and at least one kind are required:
 ///
 /// ```text
 /// export_plugin! {
 ///     description: "What it does, in a line",
-///     param_groups: MyGroups,             // a type that is ParamGroups
-///     metric: MyMetric,                   // a type that is Metric
-///     checkpoint_sink: MySink,            // a type that is CheckpointSink
-///     observer: MyObserver,               // a type that is Observer
-///     needs: ["loss_sum", "token_count"], // inputs of the metric
-///     devices: ["cpu"],                   // where it can read them; the default
-///     events: ["metrics"],                // what the observer is shown; all if left out
-///     config: "config.schema.json",       // JSON Schema of the settings, beside Cargo.toml
+///     param_groups: MyGroups,             // implements ParamGroups
+///     metric: MyMetric,                   // implements Metric
+///     checkpoint_sink: MySink,            // implements CheckpointSink
+///     observer: MyObserver,               // implements Observer
+///     needs: ["loss_sum", "token_count"], // the metric's inputs
+///     devices: ["cpu"],                   // where the metric can read them; this is the default
+///     events: ["metrics"],                // the observer's events; all by default
+///     config: "config.schema.json",       // JSON Schema of the settings, next to Cargo.toml
 /// }
 /// ```
 ///
-/// Without `config` the plugin takes no settings; its `Config` is then [`NoConfig`](crate::NoConfig).
-/// The traits' pages have a complete plugin of each kind. One crate may be of several kinds:
+/// Without `config` the plugin has no settings, and its `Config` is [`NoConfig`](crate::NoConfig).
+/// Each trait's documentation contains a complete plugin. One crate can implement several kinds:
 ///
 /// ```standalone_crate
 /// # use host_plugin_sdk::*;
@@ -136,7 +137,7 @@ pub unsafe fn enter<P: Package>(
 /// #     fn compute(&self, _: &mut Values<'_>) -> Result<()> { Ok(()) }
 /// # }
 /// export_plugin! {
-///     description: "Counts tokens, and looks on",
+///     description: "Counts tokens and observes",
 ///     metric: Count,
 ///     observer: Watch,
 ///     needs: ["token_count"],
@@ -147,8 +148,8 @@ pub unsafe fn enter<P: Package>(
 /// assert_eq!(plugin.manifest()["kinds"], serde_json::json!(["metric", "observer"]));
 /// ```
 ///
-/// It also makes `PLUGIN`, a [`Plugin`] for the crate's own tests, and stops the
-/// build under `panic = "abort"`, where a panic would end the training.
+/// The macro also defines `PLUGIN`, a [`Plugin`] for the crate's tests. The macro rejects a build with
+/// `panic = "abort"`, because a panic would then end the training process.
 #[macro_export]
 macro_rules! export_plugin {
     (
@@ -165,7 +166,7 @@ macro_rules! export_plugin {
     ) => {
         #[cfg(not(panic = "unwind"))]
         ::core::compile_error!(
-            "a plugin must be built with panic = \"unwind\": a panic would otherwise end the host"
+            "a plugin must be built with panic = \"unwind\": otherwise a panic would end the host"
         );
 
         #[doc(hidden)]
@@ -203,10 +204,10 @@ macro_rules! export_plugin {
             }
         };
 
-        /// The plugin's one exported symbol. `[main]`
+        /// The plugin's only exported symbol. `[main]`
         ///
         /// # Safety
-        /// `api` is the host's table, as the ABI promises.
+        /// `api` must be the host's table, valid according to the ABI.
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn host_plugin_entry_v1(
             api: *const $crate::abi::HostApi,
@@ -238,7 +239,7 @@ macro_rules! export_plugin {
                 ::core::env!("CARGO_PKG_VERSION"),
                 ITEMS,
             );
-            // SAFETY: the host passes its table.
+            // SAFETY: the host passes its table, which is valid according to the ABI.
             unsafe { $crate::__private::enter::<HostPluginPackage>(api, &DESCRIPTOR) }
         }
     };

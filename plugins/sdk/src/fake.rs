@@ -1,8 +1,8 @@
 //! A host without training, for a plugin's own tests.
 //!
-//! It drives the plugin as the real host does: through the entry function, the descriptor and the
-//! vtable, with C structs going in and callbacks coming back. It panics where the plugin breaks the
-//! ABI; what a call may well end with, it returns.
+//! It calls the plugin in the same way as the real host: through the entry function, the descriptor and
+//! the vtable, with C structs as arguments and callbacks for results. It panics if the plugin breaks the ABI.
+//! It returns the errors that a call is allowed to return.
 //!
 //! ```standalone_crate
 //! # use host_plugin_sdk::{Groups, GroupsRequest, Host, NoConfig, ParamGroups, Result, export_plugin};

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Result, instance, sized};
 
-/// Which checkpoint of a destination is wanted back, and where it may be kept.
+/// A request to fetch a checkpoint from the sink's destination.
 ///
 /// ```standalone_crate
 /// # use host_plugin_sdk::*;
@@ -27,7 +27,7 @@ use crate::{Error, Result, instance, sized};
 ///             return Err(Error::new(format!("there is no {}", from.display())));
 ///         }
 ///         if !to.exists() {
-///             // What is not whole has another name.
+///             // An incomplete folder has a different name.
 ///             let part = to.with_extension("part");
 ///             fs::create_dir_all(&part)?;
 ///             let wanted = ["model.safetensors", "trainer.bin"];
@@ -68,27 +68,28 @@ pub struct Fetch<'a> {
 }
 
 impl<'a> Fetch<'a> {
-    /// Which one, in the destination's own words: a branch, a commit. `None`: the newest.
+    /// Returns the revision of the checkpoint to fetch, such as a branch or a commit. Its meaning depends on
+    /// the destination. `None` means the newest checkpoint.
     pub fn revision(&self) -> Option<&'a str> {
         Some(self.revision).filter(|revision| !revision.is_empty())
     }
 
-    /// A folder of the sink's own, which exists and survives the process; absolute. Another process may
-    /// be fetching into it at the same time.
+    /// Returns the absolute path of the sink's own folder. The folder exists and is kept after the process
+    /// ends. Another process can fetch into it at the same time.
     pub fn state_dir(&self) -> &'a Path {
         self.state_dir
     }
 
-    /// Whether all that a resume needs is wanted, not the model, its configuration and its tokenizer
-    /// alone.
+    /// Whether to fetch everything that a resume needs, not only the model, its configuration and its
+    /// tokenizer.
     pub fn for_resume(&self) -> bool {
         self.for_resume
     }
 
     /// # Safety
-    /// `fetch` is null, or what it points to is as the ABI promises and stays so for `'a`.
+    /// `fetch` is null, or points to data that is valid for `'a`, as the ABI specifies.
     pub(crate) unsafe fn new(fetch: *const HostFetch) -> Result<Self> {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let raw = unsafe { sized::read(fetch) }?;
         // SAFETY: as above.
         let text = |view, what| unsafe { instance::text(view, what) };
@@ -100,8 +101,7 @@ impl<'a> Fetch<'a> {
     }
 }
 
-/// A checkpoint that was brought back: its folder, and what people and the next
-/// [`Fetch::revision`] call it.
+/// A fetched checkpoint: its folder, and an identifier for users and for later fetches ([`Fetch::revision`]).
 ///
 /// ```
 /// use host_plugin_sdk::Fetched;
@@ -116,7 +116,7 @@ pub struct Fetched {
 }
 
 impl Fetched {
-    /// The folder, absolute.
+    /// Creates the result from the absolute path of the folder.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -124,7 +124,8 @@ impl Fetched {
         }
     }
 
-    /// Says more of it. `commit` is what a host asks for to get the very same again.
+    /// Adds a key to the receipt. The host uses the value of `commit` as the revision if it fetches the same
+    /// checkpoint again.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.more.insert(key.to_owned(), value.into());

@@ -7,7 +7,8 @@ use host_plugin_abi::{
 use crate::Result;
 use crate::sized;
 
-/// The host that loaded the plugin: a copyable handle, good on every thread until the process ends.
+/// The host that loaded the plugin. This handle can be copied, and is valid on every thread until the process
+/// ends.
 ///
 /// ```
 /// use host_plugin_sdk::{Level, fake};
@@ -24,13 +25,13 @@ use crate::sized;
 /// ```
 #[derive(Clone, Copy)]
 pub struct Host {
-    /// A copy; functions that an older host lacks are `None` in it.
+    /// A copy of the host's table. Functions that an older host lacks are `None`.
     api: HostApi,
-    /// The plugin's id, which marks its log lines.
+    /// The plugin's id, which its log lines contain.
     plugin: &'static str,
 }
 
-/// How much a log line matters.
+/// Level of a log line.
 ///
 /// ```
 /// use host_plugin_sdk::Level;
@@ -40,13 +41,13 @@ pub struct Host {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Something failed.
+    /// A failure.
     Error,
-    /// Something is wrong, and the plugin goes on.
+    /// A problem. The plugin continues.
     Warn,
-    /// What a user may like to know.
+    /// Information for users.
     Info,
-    /// What an author may like to know.
+    /// Information for plugin authors.
     Debug,
 }
 
@@ -66,7 +67,7 @@ impl Host {
     /// `api` is null or points to a `HostApi` whose functions and `ctx` stay valid until the
     /// process ends.
     pub(crate) unsafe fn new(api: *const HostApi, plugin: &'static str) -> Result<Self> {
-        // SAFETY: the caller vouches for the pointer.
+        // SAFETY: guaranteed by the caller.
         let api = unsafe { sized::read(api) }?;
         Ok(Self { api, plugin })
     }
@@ -75,33 +76,34 @@ impl Host {
     pub fn log(&self, level: Level, message: &str) {
         if let Some(log) = self.api.log {
             let (target, message) = (HostStr::new(self.plugin), HostStr::new(message));
-            // SAFETY: the host's function and `ctx` are valid on any thread for the life of the
-            // process, and it copies both texts before it returns.
+            // SAFETY: the host's function and `ctx` are valid on any thread until the process ends. The
+            // function copies both texts before it returns.
             unsafe { log(self.api.ctx, level.code(), target, message) };
         }
     }
 
-    /// Logs that something failed.
+    /// Logs a failure.
     pub fn error(&self, message: &str) {
         self.log(Level::Error, message);
     }
 
-    /// Logs that something is wrong, and that the plugin goes on.
+    /// Logs a problem that does not stop the plugin.
     pub fn warn(&self, message: &str) {
         self.log(Level::Warn, message);
     }
 
-    /// Logs what a user may like to know.
+    /// Logs information for users.
     pub fn info(&self, message: &str) {
         self.log(Level::Info, message);
     }
 
-    /// Logs what an author may like to know.
+    /// Logs information for plugin authors.
     pub fn debug(&self, message: &str) {
         self.log(Level::Debug, message);
     }
 
-    /// Whether a line of this level would be kept, for lines that are costly to make.
+    /// Whether lines of this level are logged. If they are not, the plugin can avoid the cost of creating
+    /// them.
     pub fn is_enabled(&self, level: Level) -> bool {
         match self.api.log_enabled {
             // SAFETY: as in `log`.
@@ -110,7 +112,7 @@ impl Host {
         }
     }
 
-    /// The host's minor version of the ABI.
+    /// Returns the host's minor version of the ABI.
     pub fn abi_minor(&self) -> u32 {
         self.api.abi_minor
     }
@@ -119,7 +121,7 @@ impl Host {
         self.api.abi_major
     }
 
-    /// Says why the call now running on this thread will fail.
+    /// Sets the error message of the call that is running on this thread.
     pub(crate) fn set_error(&self, message: &str) {
         if let Some(set_error) = self.api.set_error {
             // SAFETY: as in `log`.

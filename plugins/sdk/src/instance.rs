@@ -1,5 +1,5 @@
-//! What the host's opaque `instance` pointer points to, and the one door through which every call
-//! goes in: null check, poison check, `catch_unwind`, error text.
+//! The value behind the host's opaque `instance` pointer, and `call`. All `[inst]` calls on the value pass
+//! through `call`. It checks for null and poisoning, catches panics, and sets the error message.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -12,18 +12,18 @@ use serde::de::DeserializeOwned;
 
 use crate::{Cancel, Error, Host, Result};
 
-/// Nobody is inside.
+/// No call is running.
 const IDLE: u8 = 0;
 /// A call is running.
 const BUSY: u8 = 1;
-/// A call panicked, so the value may be half changed and nobody enters again.
+/// A call panicked. The value can be inconsistent, so later calls fail.
 const POISONED: u8 = 2;
 
-/// A plugin's value and what surrounds it.
+/// A plugin's value, its host, and the state of its calls.
 ///
-/// `[any]` calls reach it while an `[inst]` call runs, so it is only ever borrowed shared. That
-/// `[inst]` calls come one at a time is the host's promise; `state` notices a host that breaks it, and a
-/// call from within a call.
+/// `[any]` calls can arrive while an `[inst]` call runs, so only shared references to the instance are
+/// created. The host promises to make one `[inst]` call at a time. `state` detects recursive calls and a host
+/// that breaks this promise.
 pub(crate) struct Instance<T> {
     host: Host,
     cancel: Cancel,
@@ -31,13 +31,13 @@ pub(crate) struct Instance<T> {
     value: UnsafeCell<T>,
 }
 
-// SAFETY: the host lets one thread at a time at the value, which is `Send`.
+// SAFETY: the value is `Send`. Only `[inst]` calls access it, and the host makes one such call at a time.
 unsafe impl<T: Send> Sync for Instance<T> {}
 
-/// `create` of every kind.
+/// Implements `create` for all kinds of plugins.
 ///
 /// # Safety
-/// The arguments are those that the ABI promises.
+/// The arguments must be valid according to the ABI.
 pub(crate) unsafe fn create<T: Send, C: DeserializeOwned>(
     plugin: &'static str,
     api: *const HostApi,
@@ -45,22 +45,22 @@ pub(crate) unsafe fn create<T: Send, C: DeserializeOwned>(
     instance: *mut *mut c_void,
     make: fn(C, Host) -> Result<T>,
 ) -> HostStatus {
-    // SAFETY: the host's promise.
+    // SAFETY: guaranteed by the host.
     let Ok(host) = (unsafe { Host::new(api, plugin) }) else {
         return HOST_ERROR;
     };
     if instance.is_null() {
-        host.set_error("the host passed no place for the instance");
+        host.set_error("the host passed a null instance pointer");
         return HOST_ERROR;
     }
-    // SAFETY: not null, and the host promises that it can be written to.
+    // SAFETY: the pointer is not null, and the host guarantees that it is writable.
     unsafe { instance.write(std::ptr::null_mut()) };
     let made = catch_unwind(|| {
-        // SAFETY: the host's promise; the text is not used after this call.
+        // SAFETY: the host guarantees that the text is readable during this call. It is not used later.
         let config = unsafe { text(config_json, "the configuration") }?;
-        // serde would read a struct from a list as well, which no schema of settings means.
+        // serde would also deserialize a struct from a list, but settings are always an object.
         if !config.trim_start().starts_with('{') {
-            return Err(Error::new("bad configuration: it is no JSON object"));
+            return Err(Error::new("bad configuration: not a JSON object"));
         }
         let config = serde_json::from_str(config)
             .map_err(|error| Error::new(format!("bad configuration: {error}")))?;
@@ -83,25 +83,25 @@ pub(crate) unsafe fn create<T: Send, C: DeserializeOwned>(
     }
 }
 
-/// `destroy` of every kind. A panic in the value's `drop` is logged and goes no further.
+/// Implements `destroy` for all kinds of plugins. A panic in the value's `drop` is caught and logged.
 ///
 /// # Safety
-/// `instance` is null, or `create` made it of the same `T` and it is not used again.
+/// `instance` is null, or it was created by `create` with the same `T` and is not used again.
 pub(crate) unsafe extern "C" fn destroy<T: Send>(instance: *mut c_void) {
     if instance.is_null() {
         return;
     }
-    // SAFETY: `create` made it, and it lives until the end of this function.
+    // SAFETY: `create` created the instance, which is valid until the `Box` below is dropped.
     let (host, busy) = unsafe {
         let shared = &*instance.cast::<Instance<T>>();
         (shared.host, shared.state.load(Ordering::Acquire) == BUSY)
     };
     if busy {
-        host.error("destroyed while a call was running; its memory is left alone");
+        host.error("destroyed while a call was running; its memory is not freed");
         return;
     }
     let dropped = catch_unwind(|| {
-        // SAFETY: it is the `Box` of `create`, and no call is inside.
+        // SAFETY: `create` made the pointer from a `Box`, and no call is running.
         drop(unsafe { Box::from_raw(instance.cast::<Instance<T>>()) });
     });
     if let Err(payload) = dropped {
@@ -109,24 +109,25 @@ pub(crate) unsafe extern "C" fn destroy<T: Send>(instance: *mut c_void) {
     }
 }
 
-/// An `[inst]` call.
+/// Performs an `[inst]` call.
 ///
 /// # Safety
-/// `instance` is null, or `create` made it of the same `T` and it is not destroyed, and no other thread
-/// is in an `[inst]` call of it.
+/// `instance` is null, or it was created by `create` with the same `T` and is not destroyed. No other thread
+/// is in an `[inst]` call on it.
 pub(crate) unsafe fn call<T: Send>(
     instance: *mut c_void,
     body: impl FnOnce(&mut T, &Cancel) -> Result<()>,
 ) -> HostStatus {
     if instance.is_null() {
-        // Only an instance knows the host, so this one failure has no text.
+        // Without an instance there is no host to send an error message to.
         return HOST_ERROR;
     }
-    // SAFETY: the caller's promise; shared, as `cancel` may come meanwhile.
+    // SAFETY: the caller guarantees that the instance is valid. The reference is shared, because `cancel` can
+    // be called at the same time.
     let shared = unsafe { &*instance.cast::<Instance<T>>() };
     match shared.state.load(Ordering::Acquire) {
-        // Not one locked step, which would cost more than all the rest of the call: nobody else is
-        // here to come between.
+        // A load and a store are enough, because no other thread is in a call. An atomic exchange would cost
+        // more than the rest of the call.
         IDLE => shared.state.store(BUSY, Ordering::Relaxed),
         POISONED => {
             let error = Error::with_status(HOST_PANIC, "panicked in an earlier call");
@@ -137,7 +138,7 @@ pub(crate) unsafe fn call<T: Send>(
             return fail(shared.host, &error);
         }
     }
-    // SAFETY: no other thread is here, and `state` was idle, so no call of this thread holds the value.
+    // SAFETY: no other thread is in a call. `state` was idle, so no call of this thread borrows the value.
     let value = unsafe { &mut *shared.value.get() };
     let ended = catch_unwind(AssertUnwindSafe(|| body(value, &shared.cancel)));
     let left = if ended.is_ok() { IDLE } else { POISONED };
@@ -149,18 +150,19 @@ pub(crate) unsafe fn call<T: Send>(
     }
 }
 
-/// Asks the call that is running to end soon. `[any]`
+/// Asks the running call to end soon. `[any]`
 ///
 /// # Safety
-/// As for [`call`].
+/// See [`call`].
 pub(crate) unsafe fn cancel<T: Send>(instance: *mut c_void) {
     if !instance.is_null() {
-        // SAFETY: the caller's promise; the flag lies outside what an `[inst]` call borrows.
+        // SAFETY: the caller guarantees that the instance is valid. An `[inst]` call mutably borrows only the
+        // value, and the flag is outside the value.
         unsafe { &*instance.cast::<Instance<T>>() }.cancel.request();
     }
 }
 
-/// The text of a view.
+/// Returns the text of a view.
 ///
 /// # Safety
 /// The view is readable and unchanged for `'a`.
@@ -168,7 +170,7 @@ pub(crate) unsafe fn text<'a>(view: HostStr, what: &str) -> Result<&'a str> {
     if view.ptr.is_null() && view.len > 0 {
         return Err(Error::new(format!("the host passed {what} as null")));
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe { view.as_str() }
         .map_err(|_| Error::new(format!("the host passed {what} that is not UTF-8")))
 }
@@ -186,7 +188,7 @@ fn panicked(payload: Box<dyn Any + Send>) -> Error {
             None => "panicked with a value that is not text".to_owned(),
         },
     };
-    // A payload may panic when dropped, and so may the payload of that panic.
+    // Dropping the payload can panic. The payload of that panic is leaked, because dropping it can panic too.
     if let Err(worse) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         std::mem::forget(worse);
     }

@@ -1,14 +1,14 @@
-//! Write plugins of the training host in safe Rust.
+//! Write plugins for the training host in safe Rust.
 //!
-//! A plugin is a shared library that the host loads while it starts. Implement one of four traits and
-//! name the type in [`export_plugin!`]:
+//! A plugin is a shared library that the host loads at startup. Implement one of four traits and pass
+//! the type to [`export_plugin!`]:
 //!
-//! | trait | what it does | called |
+//! | trait | purpose | called |
 //! |---|---|---|
-//! | [`Metric`] | measures the evaluation | for each evaluation, one thread at a time |
-//! | [`ParamGroups`] | decides the optimizer's parameter groups | once, before the training |
-//! | [`CheckpointSink`] | delivers checkpoints | for each checkpoint, on a thread of its own, where it may block |
-//! | [`Observer`] | watches the run, and asks it for something | for each event, on the training's thread |
+//! | [`Metric`] | computes values from evaluation batches | for each evaluation, on one thread at a time |
+//! | [`ParamGroups`] | assigns parameters to the optimizer's groups | once, before training |
+//! | [`CheckpointSink`] | delivers checkpoints | for each checkpoint, on its own thread; may block |
+//! | [`Observer`] | receives events and can send requests | for each event, on the training thread |
 //!
 //! ```standalone_crate
 //! use host_plugin_sdk::{Batch, Error, Host, Metric, NoConfig, Result, Values, export_plugin, fake};
@@ -48,7 +48,7 @@
 //!     needs: ["nll"],
 //! }
 //!
-//! // A host without training, for tests: it drives the plugin through its C interface.
+//! // A host without training, for tests. It calls the plugin through its C interface.
 //! let mut metric = fake::Plugin::load(&PLUGIN).metric("{}")?;
 //! let nll = fake::Tensor::f32(&[1, 3], &[0.5, 2.5, 1.0]);
 //! metric.update(&fake::Batch::new().with("nll", nll))?;
@@ -56,7 +56,7 @@
 //! # Ok::<_, fake::Failure>(())
 //! ```
 //!
-//! `host plugin new NAME --kind metric --lang rust` writes the whole project, whose `Cargo.toml` has
+//! `host plugin new NAME --kind metric --lang rust` creates a complete project. Its `Cargo.toml` contains
 //!
 //! ```toml
 //! [lib]
@@ -67,33 +67,34 @@
 //! serde = { version = "1", features = ["derive"] }
 //! ```
 //!
-//! and `plugins/README.md` in the host's sources is the author's guide: settings, state, errors,
-//! versions, installing, and what to do when something goes wrong.
+//! The author's guide is `plugins/README.md` in the host's repository. It covers settings, state, errors,
+//! versions, installation and troubleshooting.
 //!
-//! # What the SDK takes care of
+//! # What the SDK handles
 //!
-//! - **The C ABI** ([`abi`]) in both directions, and the manifest that the host reads from the file
-//!   before it runs any code of it.
-//! - **Panics** are caught. The call fails with the panic's message, and the instance gives errors
-//!   from then on, since its value may be half changed.
-//! - **Errors** of a call ([`Error`]) reach the user as one line.
-//! - **Settings** come as the type that a trait's `Config` names, read from JSON that the host has
-//!   checked against the plugin's JSON Schema.
-//! - **Tensors** ([`Tensor`]) are checked when they are read: another type, device or layout than
-//!   expected is an error.
-//! - **Versions**: a host may be older or newer than this crate; what it passes is read by the size
-//!   that it says it has, and what it does not know is an error of that one call.
+//! - **The C ABI** ([`abi`]) in both directions, and the manifest, which the host reads from the file
+//!   before it runs any code of the plugin.
+//! - **Panics** are caught. The call fails with the panic's message. All later calls of the instance fail,
+//!   because the instance can be inconsistent.
+//! - **Errors** of a call ([`Error`]) are shown to the user as one line.
+//! - **Settings** are deserialized into the trait's `Config` type from JSON that the host has checked
+//!   against the plugin's JSON Schema.
+//! - **Tensors** ([`Tensor`]) are checked when they are read. An unexpected type, device or layout is an
+//!   error.
+//! - **Versions**: a host can be older or newer than this crate. The SDK reads no struct of the host beyond
+//!   the size that the host declares in it. If the host lacks a function, only the call that needs it fails.
 //!
-//! # What it leaves to the author
+//! # What the author must ensure
 //!
-//! A plugin does not link libtorch, and leaves alone signals, the environment, the working directory,
-//! panic hooks and `exit`. It joins its threads when it is dropped. It is built with
-//! `panic = "unwind"`. Settings carry the name of an environment variable that holds a secret, never
-//! the secret.
+//! - The plugin does not link libtorch and does not call `exit`. It does not change signal handlers, the
+//!   environment, the working directory or panic hooks.
+//! - An instance joins its threads when it is dropped.
+//! - The plugin is built with `panic = "unwind"`.
+//! - Settings contain no secret, only the name of the environment variable that contains the secret.
 
 #![expect(
     unsafe_code,
-    reason = "the SDK is where the C ABI becomes safe Rust, so that no plugin needs to do it"
+    reason = "the SDK wraps the C ABI in safe Rust, so that plugins need no unsafe code"
 )]
 
 pub use host_plugin_abi as abi;
@@ -139,7 +140,7 @@ pub use sum::Sum;
 pub use tensor::{Device, Dtype, Element, Elements, Tensor};
 pub use watched_metric::WatchedMetric;
 
-/// What `export_plugin!` writes into a plugin's crate; no part of the interface.
+/// Items that the code generated by `export_plugin!` uses. Not part of the public API.
 #[doc(hidden)]
 pub mod __private {
     pub use crate::checkpoint_sink::vtable as checkpoint_sink;

@@ -1,9 +1,9 @@
-//! The JSON that the host reads from the library's file before it runs any code of it. It is
-//! written while the plugin compiles, so it is constant data in a section of its own.
+//! The JSON manifest, which the host reads from the library's file before it runs any code of the plugin. It
+//! is created at compile time as constant data in its own section.
 
 use host_plugin_abi::{HOST_ABI_MAJOR, HOST_ABI_MINOR};
 
-/// What the macro knows of a plugin.
+/// The fields of the manifest that differ between plugins. `export_plugin!` sets them.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct Manifest {
@@ -13,28 +13,28 @@ pub struct Manifest {
     pub kinds: &'static [&'static str],
     pub needs: &'static [&'static str],
     pub devices: &'static [&'static str],
-    /// Nothing stands for all.
+    /// `None` means all events.
     pub events: Option<&'static [&'static str]>,
-    /// The JSON Schema as the author wrote it.
+    /// The JSON Schema of the settings, as the author wrote it.
     pub config: &'static str,
 }
 
-/// The schema of a plugin that takes no settings.
+/// The schema of a plugin without settings.
 #[doc(hidden)]
 pub const NO_CONFIG: &str = r#"{"type":"object","additionalProperties":false}"#;
 
 impl Manifest {
-    /// Length of the JSON in bytes.
+    /// Returns the length of the JSON in bytes.
     pub const fn len(&self) -> usize {
         self.write::<0>().len
     }
 
-    /// Never so.
+    /// Always `false`.
     pub const fn is_empty(&self) -> bool {
         false
     }
 
-    /// The JSON; `N` is [`len`](Self::len).
+    /// Returns the JSON. `N` must be [`len`](Self::len).
     pub const fn bytes<const N: usize>(&self) -> [u8; N] {
         self.write::<N>().bytes
     }
@@ -69,7 +69,7 @@ impl Manifest {
     }
 }
 
-/// JSON in the making. What is longer than `N` is only counted.
+/// A builder for JSON text with capacity `N`. Bytes beyond the capacity are counted but not stored.
 struct Json<const N: usize> {
     bytes: [u8; N],
     len: usize,
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_manifest_is_json_whatever_the_texts_are() {
+    fn the_manifest_is_json_for_all_texts() {
         const ODD: Manifest = Manifest {
             id: "odd",
             version: "1.20.3",

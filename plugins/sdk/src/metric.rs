@@ -10,10 +10,10 @@ use crate::export::Package;
 use crate::out::Out;
 use crate::{Batch, Host, Result, instance};
 
-/// An evaluation metric: a state that batches are added to and that merges across ranks.
+/// An evaluation metric. Batches are added to its state, and the states of ranks are merged.
 ///
-/// Merging is associative and commutative: integers exactly, sums of `f64` to 1e-12. A panic is
-/// caught; after it the host gets errors only, and destroys the metric.
+/// Merging must be associative and commutative: exactly for integers, and within 1e-12 for sums of `f64`. A
+/// panic is caught. All later calls then fail, and the host destroys the metric.
 ///
 /// ```standalone_crate
 /// use host_plugin_sdk::{Batch, Error, Host, Metric, NoConfig, Result, Values, export_plugin, fake};
@@ -59,30 +59,30 @@ use crate::{Batch, Host, Result, instance};
 /// assert_eq!(metric.compute().expect("computed")["predicted_tokens"], 7.0);
 /// ```
 pub trait Metric: Sized + Send + 'static {
-    /// The configuration, read from the JSON that the host has checked against the schema.
+    /// The configuration, deserialized from JSON that the host has checked against the schema.
     type Config: DeserializeOwned;
 
-    /// A metric that has seen no batch.
+    /// Creates a metric that has seen no batch.
     fn create(config: Self::Config, host: Host) -> Result<Self>;
 
-    /// Makes the state that of a new metric.
+    /// Resets the state to that of a new metric.
     fn reset(&mut self);
 
-    /// Adds a batch.
+    /// Adds a batch to the state.
     fn update(&mut self, batch: &Batch<'_>) -> Result<()>;
 
-    /// The state as bytes, which say their own version.
+    /// Returns the state as bytes. They must contain the version number of their layout.
     fn export_state(&self) -> Vec<u8>;
 
-    /// Adds a state that another instance exported. Bytes that are no state are an error, and
-    /// leave this one's state as it is.
+    /// Merges the exported state of another instance into this state. If the bytes are not a valid state, the
+    /// method must return an error and leave this state unchanged.
     fn merge_state(&mut self, state: &[u8]) -> Result<()>;
 
-    /// Puts the named values. Infinity and NaN are values.
+    /// Passes the named values to `values`. Values can be infinite or NaN.
     fn compute(&self, values: &mut Values<'_>) -> Result<()>;
 }
 
-/// Where [`Metric::compute`] puts its values.
+/// Receives the values of [`Metric::compute`].
 ///
 /// ```
 /// use host_plugin_sdk::{Result, Values};
@@ -100,7 +100,7 @@ pub struct Values<'a> {
 }
 
 impl Values<'_> {
-    /// Adds a value. The same name twice is an error.
+    /// Adds a value. A duplicate name is an error.
     pub fn put_f64(&mut self, name: &str, value: f64) -> Result<()> {
         self.out.put_f64(name, value)
     }
@@ -132,12 +132,12 @@ unsafe extern "C" fn create<T: Metric, P: Package>(
     config_json: HostStr,
     instance: *mut *mut c_void,
 ) -> HostStatus {
-    // SAFETY: the host's promise is the same as `instance::create` asks for.
+    // SAFETY: the host guarantees what `instance::create` requires.
     unsafe { instance::create(P::ID, api, config_json, instance, T::create) }
 }
 
 unsafe extern "C" fn reset<T: Metric>(instance: *mut c_void) -> HostStatus {
-    // SAFETY: the host passes an instance that `create` made and that is not destroyed.
+    // SAFETY: the host passes an instance that `create` returned and that is not destroyed.
     unsafe {
         instance::call(instance, |metric: &mut T, _| {
             metric.reset();
@@ -150,7 +150,7 @@ unsafe extern "C" fn update<T: Metric>(
     instance: *mut c_void,
     batch: *const HostBatch,
 ) -> HostStatus {
-    // SAFETY: as in `reset`; the batch is borrowed until this returns.
+    // SAFETY: as in `reset`. The batch is valid until this function returns.
     unsafe {
         instance::call(instance, |metric: &mut T, _| {
             metric.update(&Batch::new(batch)?)
@@ -162,7 +162,7 @@ unsafe extern "C" fn export_state<T: Metric>(
     instance: *mut c_void,
     out: *const HostOut,
 ) -> HostStatus {
-    // SAFETY: as in `reset`; `out` is valid until this returns.
+    // SAFETY: as in `reset`. `out` is valid until this function returns.
     unsafe {
         instance::call(instance, |metric: &mut T, _| {
             Out::new(out)?.put_bytes(&metric.export_state())
@@ -171,7 +171,7 @@ unsafe extern "C" fn export_state<T: Metric>(
 }
 
 unsafe extern "C" fn merge_state<T: Metric>(instance: *mut c_void, state: HostStr) -> HostStatus {
-    // SAFETY: as in `reset`; the state's bytes are borrowed until this returns.
+    // SAFETY: as in `reset`. The state's bytes are valid until this function returns.
     unsafe {
         instance::call(instance, |metric: &mut T, _| {
             metric.merge_state(state.as_bytes())

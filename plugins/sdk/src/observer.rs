@@ -15,10 +15,10 @@ use crate::export::Package;
 use crate::out::Out;
 use crate::{Error, Event, Host, Result, instance, sized};
 
-/// Sees what happens in a run, in order, and may ask for something.
+/// Receives the events of a run in order and can send requests.
 ///
-/// The training waits for it, so it does little. A panic is caught; after it the host gets errors
-/// only, and destroys the observer.
+/// Training waits for each call, so calls must be short. A panic is caught. All later calls then fail, and
+/// the host destroys the observer.
 ///
 /// ```standalone_crate
 /// use host_plugin_sdk::{Error, Event, Host, Observer, Request, Requests, Result, export_plugin, fake};
@@ -62,8 +62,8 @@ use crate::{Error, Event, Host, Result, instance, sized};
 /// assert_eq!(asked, [(Request::Stop, "loss/eval is 0.5".to_owned())]);
 /// ```
 ///
-/// One that remembers something between events has it in the checkpoint, so that a resumed run goes
-/// on as if it had never ended:
+/// An observer that keeps state between events exports it for the checkpoint, so that a resumed run
+/// continues exactly where it stopped:
 ///
 /// ```standalone_crate
 /// # use host_plugin_sdk::{Error, Event, Host, NoConfig, Observer, Requests, Result, export_plugin, fake};
@@ -93,38 +93,39 @@ use crate::{Error, Event, Host, Result, instance, sized};
 /// # assert_eq!(two.export_state().unwrap(), 1u32.to_le_bytes());
 /// ```
 pub trait Observer: Sized + Send + 'static {
-    /// The configuration, read from the JSON that the host has checked against the schema.
+    /// The configuration, deserialized from JSON that the host has checked against the schema.
     type Config: DeserializeOwned;
 
-    /// An observer that has seen nothing.
+    /// Creates an observer that has seen no event.
     fn create(config: Self::Config, host: Host) -> Result<Self>;
 
-    /// Looks at an event of the kinds that [`export_plugin!`](crate::export_plugin) was told. `step`
-    /// is the number of optimizer steps finished by then.
+    /// Receives an event. The key `events` of [`export_plugin!`](crate::export_plugin) lists the kinds of
+    /// events to receive. `step` is the number of optimizer steps that were finished at the time of the
+    /// event.
     fn observe(&mut self, step: u64, event: &Event<'_>, requests: &mut Requests<'_>) -> Result<()>;
 
-    /// The state as bytes, which say their own version, for the checkpoint; equal states are equal
-    /// bytes. Empty if there is none.
+    /// Returns the state as bytes, which the checkpoint stores. The bytes must contain a version of their
+    /// layout. Equal states must have equal bytes. If there is no state, returns no bytes.
     fn export_state(&self) -> Vec<u8> {
         Vec::new()
     }
 
-    /// Makes the state one that an instance exported, perhaps of another version of the plugin.
-    /// Bytes that it cannot read are an error, and leave the state as it is.
+    /// Replaces the state with an exported state. Another version of the plugin may have exported it. If the
+    /// method cannot read the bytes, it must return an error and leave the state unchanged.
     fn import_state(&mut self, state: &[u8]) -> Result<()> {
         Err(Error::unsupported(format!(
-            "it keeps no state, and was given one of {} bytes",
+            "this observer has no state, but was passed a state of {} bytes",
             state.len()
         )))
     }
 }
 
-/// What may be asked of the loop, which does it at the next step boundary.
+/// A request to the training loop, which carries it out at the next step boundary.
 ///
 /// ```
 /// use host_plugin_sdk::Request;
 ///
-/// /// Milder first.
+/// /// Tries milder requests first.
 /// fn against_a_spike(times_before: u32) -> Request {
 ///     match times_before {
 ///         0 => Request::SkipStep,
@@ -138,30 +139,31 @@ pub trait Observer: Sized + Send + 'static {
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Request {
-    /// Training ends, with a checkpoint.
+    /// Ends training, with a checkpoint.
     Stop,
-    /// A checkpoint is written, whatever the period says.
+    /// Writes a checkpoint, regardless of the configured interval.
     Checkpoint,
-    /// The next step takes its batches and counts, but its update is not applied.
+    /// Does not apply the update of the next step. The step still counts and uses its batches.
     SkipStep,
-    /// The learning rate is the schedule's times this factor from now on; factors multiply.
+    /// Multiplies the learning rate by this factor from now on. Earlier factors still apply.
     ScaleLearningRate {
-        /// In (0, 1]: it can be lowered only.
+        /// In (0, 1], so the request cannot raise the learning rate.
         factor: f64,
     },
-    /// Weights and optimizer become those of the last complete checkpoint, and training goes on
-    /// with the batches behind those already seen.
+    /// Restores the weights and the optimizer from the last complete checkpoint. Training continues with
+    /// the batches after those already seen.
     RollBack,
-    /// The model is evaluated. People ask for this and what follows here; an observer sees it
-    /// carried out, and the host does not take it from one.
+    /// Evaluates the model. Only clients can send this request and the following ones. Observers receive
+    /// events about these requests, but the host rejects the requests if observers send them.
     Evaluate,
-    /// The loop stands still at the step boundary.
+    /// Pauses the loop at the step boundary.
     Pause,
-    /// The loop goes on after a pause.
+    /// Ends a pause.
     Continue,
-    /// The learning rate is the schedule's times this factor from now on, whatever it was before.
+    /// From now on, sets the learning rate to the schedule's learning rate times this factor. Earlier factors
+    /// no longer apply.
     SetLearningRate {
-        /// Above 0, and perhaps above 1.
+        /// Above 0; can be above 1.
         factor: f64,
     },
 }
@@ -197,12 +199,12 @@ impl Request {
     }
 }
 
-/// Where [`Observer::observe`] puts what it asks for.
+/// Receives the requests of [`Observer::observe`].
 ///
 /// ```
 /// use host_plugin_sdk::{Request, Requests, Result};
 ///
-/// /// Goes back if the host can, and ends the training if it is too old for that.
+/// /// Rolls back, or stops training if the host does not support a rollback.
 /// fn give_up(loss: f64, requests: &mut Requests<'_>) -> Result<()> {
 ///     let reason = format!("the loss is {loss}");
 ///     requests
@@ -216,22 +218,24 @@ pub struct Requests<'a> {
 }
 
 impl Requests<'_> {
-    /// Asks for something. The reason is for people, is recorded, and may not be empty. A request
-    /// that the host is too old for is [unsupported](Error::unsupported), and another may be made.
+    /// Sends a request. The reason is recorded for users and must not be empty. Returns an
+    /// [unsupported](Error::unsupported) error if the host does not support the request. The observer can
+    /// then send another request.
     pub fn ask(&mut self, request: Request, reason: &str) -> Result<()> {
         let ask = self
             .out
             .ask
-            .ok_or_else(|| Error::new("the host passed no ask"))?;
+            .ok_or_else(|| Error::new("the host has no function `ask`"))?;
         let (code, factor) = request.code();
-        // SAFETY: `new`'s caller vouches for the function and `ctx`; the host copies the reason.
+        // SAFETY: the caller of `new` guaranteed that the function and `ctx` are valid. The host copies the
+        // reason.
         match unsafe { ask(self.out.ctx, code, factor, HostStr::new(reason)) } {
             HOST_OK => Ok(()),
             HOST_UNSUPPORTED => Err(Error::unsupported(format!(
-                "this host takes no {request:?} from an observer"
+                "the host does not support {request:?} from an observer"
             ))),
             _ => Err(Error::new(format!(
-                "the host refused {request:?}: {reason:?}"
+                "the host rejected {request:?}: {reason:?}"
             ))),
         }
     }
@@ -240,7 +244,7 @@ impl Requests<'_> {
     /// `out` is null, or valid for `'a`.
     unsafe fn new(out: *const HostRequestsOut) -> Result<Self> {
         Ok(Self {
-            // SAFETY: the caller's promise.
+            // SAFETY: guaranteed by the caller.
             out: unsafe { sized::read(out) }?,
             call: PhantomData,
         })
@@ -271,7 +275,7 @@ unsafe extern "C" fn create<T: Observer, P: Package>(
     config_json: HostStr,
     instance: *mut *mut c_void,
 ) -> HostStatus {
-    // SAFETY: the host's promise is the same as `instance::create` asks for.
+    // SAFETY: the host guarantees what `instance::create` requires.
     unsafe { instance::create(P::ID, api, config_json, instance, T::create) }
 }
 
@@ -280,14 +284,14 @@ unsafe extern "C" fn observe<T: Observer>(
     event: *const HostEvent,
     out: *const HostRequestsOut,
 ) -> HostStatus {
-    // SAFETY: the host passes an instance that `create` made and that is not destroyed; the event
-    // and `out` are borrowed until this returns.
+    // SAFETY: the host passes an instance from `create` that is not destroyed. The event and `out` are valid
+    // until this function returns.
     unsafe {
         instance::call(instance, |observer: &mut T, _| {
             let mut requests = Requests::new(out)?;
             match Event::read(event)? {
                 (step, Some(event)) => observer.observe(step, &event, &mut requests),
-                // The host is newer than this SDK.
+                // A newer host can send kinds of events that this SDK does not support.
                 (_, None) => Ok(()),
             }
         })
@@ -310,7 +314,7 @@ unsafe extern "C" fn import_state<T: Observer>(
     instance: *mut c_void,
     state: HostStr,
 ) -> HostStatus {
-    // SAFETY: as in `observe`; the state's bytes are borrowed until this returns.
+    // SAFETY: as in `observe`. The state's bytes are valid until this function returns.
     unsafe {
         instance::call(instance, |observer: &mut T, _| {
             observer.import_state(state.as_bytes())

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use crate::export::Package;
 use crate::{Dtype, Error, Host, Result, instance, sized};
 
-/// Decides the optimizer's parameter groups.
+/// Assigns the model's parameters to the optimizer's groups.
 ///
 /// ```standalone_crate
 /// use host_plugin_sdk::{Groups, GroupsRequest, Host, NoConfig, ParamGroups, Result, export_plugin, fake};
@@ -42,17 +42,18 @@ use crate::{Dtype, Error, Host, Result, instance, sized};
 /// assert_eq!(grouping.groups[0].params, ["w"]);
 /// ```
 pub trait ParamGroups: Sized + Send + 'static {
-    /// The configuration, read from the JSON that the host has checked against the schema.
+    /// The configuration, deserialized from JSON that the host has checked against the schema.
     type Config: DeserializeOwned;
 
-    /// A grouper.
+    /// Creates the plugin's instance.
     fn create(config: Self::Config, host: Host) -> Result<Self>;
 
-    /// Puts every parameter into one group. Which one does not depend on the parameters' order.
+    /// Assigns every parameter to exactly one group. The result must not depend on the order of the
+    /// parameters.
     fn group(&mut self, request: &GroupsRequest<'_>, groups: &mut Groups<'_>) -> Result<()>;
 }
 
-/// What a grouping is made from.
+/// The input of a grouping.
 ///
 /// ```
 /// use host_plugin_sdk::GroupsRequest;
@@ -73,7 +74,7 @@ pub struct GroupsRequest<'a> {
 /// ```
 /// use host_plugin_sdk::{Dtype, Param};
 ///
-/// /// Matrices and embeddings decay; biases, norms and what is in half precision do not.
+/// /// Matrices and embeddings decay; biases, norms and half-precision parameters do not.
 /// fn decays(param: &Param<'_>) -> bool {
 ///     let is_norm = param.name().contains("ln_");
 ///     param.shape().len() >= 2 && !is_norm && param.dtype() == Dtype::F32
@@ -86,7 +87,7 @@ pub struct Param<'a> {
     dtype: Dtype,
 }
 
-/// Where [`ParamGroups::group`] puts the groups.
+/// Receives the groups of [`ParamGroups::group`].
 ///
 /// ```
 /// use host_plugin_sdk::{Groups, GroupsRequest, Result};
@@ -112,12 +113,12 @@ pub struct Groups<'a> {
     call: PhantomData<&'a HostGroupsOut>,
 }
 
-/// A group that was added.
+/// A group, as returned by [`Groups::add_group`].
 ///
 /// ```
 /// use host_plugin_sdk::{Group, Groups, Result};
 ///
-/// /// A group for each layer, the lower the slower.
+/// /// One group per layer. Lower layers learn more slowly.
 /// fn layers(groups: &mut Groups<'_>, count: i32) -> Result<Vec<Group>> {
 ///     (0..count)
 ///         .map(|layer| groups.add_group(&format!("h.{layer}"), 0.1, 0.9f64.powi(count - 1 - layer)))
@@ -128,25 +129,25 @@ pub struct Groups<'a> {
 pub struct Group(u32);
 
 impl<'a> GroupsRequest<'a> {
-    /// The trainable parameters, in the model's order.
+    /// Returns the trainable parameters, in the model's order.
     pub fn params(&self) -> &[Param<'a>] {
         &self.params
     }
 
-    /// The run's `weight_decay`, for groups that decay and say no other.
+    /// Returns the run's `weight_decay`, for groups that have weight decay but no value of their own.
     pub fn weight_decay(&self) -> f64 {
         self.weight_decay
     }
 
     /// # Safety
-    /// `request` is null, or what it points to is as the ABI promises and stays so for `'a`.
+    /// `request` is null, or points to data that is valid for `'a` according to the ABI.
     unsafe fn new(request: *const HostGroupsRequest) -> Result<Self> {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let request = unsafe { sized::read(request) }?;
         // SAFETY: as above.
         let params = unsafe { sized::read_array(request.params, request.n_params) }?;
         let params = params.map(|param| {
-            // SAFETY: as above, for what each of them points to.
+            // SAFETY: as above. The guarantee includes the data of each parameter.
             unsafe { Param::new(&param?) }
         });
         Ok(Self {
@@ -157,25 +158,25 @@ impl<'a> GroupsRequest<'a> {
 }
 
 impl<'a> Param<'a> {
-    /// Its name as on the Hub: `transformer.h.0.ln_1.weight`.
+    /// Returns the parameter's name, such as `transformer.h.0.ln_1.weight`. The Hub uses the same name.
     pub fn name(&self) -> &'a str {
         self.name
     }
 
-    /// Its sizes.
+    /// Returns the parameter's shape.
     pub fn shape(&self) -> &'a [i64] {
         self.shape
     }
 
-    /// Type of its elements.
+    /// Returns the type of the parameter's elements.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
 
     /// # Safety
-    /// What `param` points to is as the ABI promises and stays so for `'a`.
+    /// The data that `param` points to is valid for `'a` according to the ABI.
     unsafe fn new(param: &HostParam) -> Result<Self> {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let name = unsafe { instance::text(param.name, "a parameter's name") }?;
         let shape = match param.ndim {
             0 => &[][..],
@@ -183,7 +184,7 @@ impl<'a> Param<'a> {
                 let message = format!("the host passed parameter {name:?} without a shape");
                 return Err(Error::new(message));
             }
-            // SAFETY: `ndim` sizes lie there, by the caller's promise.
+            // SAFETY: the caller guarantees that the pointer points to `ndim` sizes.
             ndim => unsafe { std::slice::from_raw_parts(param.shape, ndim as usize) },
         };
         Ok(Self {
@@ -195,7 +196,8 @@ impl<'a> Param<'a> {
 }
 
 impl Groups<'_> {
-    /// Adds a group. The learning rate of its parameters is the schedule's times `lr_multiplier`.
+    /// Adds a group. The learning rate of the group's parameters is the schedule's learning rate times
+    /// `lr_multiplier`.
     pub fn add_group(
         &mut self,
         name: &str,
@@ -205,8 +207,8 @@ impl Groups<'_> {
         let add = self.out.add_group.ok_or_else(|| missing("add_group"))?;
         let mut group = 0;
         let name_view = HostStr::new(name);
-        // SAFETY: the host's function and `ctx` are valid until `group` returns; it copies the
-        // name and writes the index.
+        // SAFETY: the host's function and `ctx` are valid until `group` returns. The function copies the name
+        // and writes the index.
         let status = unsafe {
             add(
                 self.out.ctx,
@@ -218,27 +220,27 @@ impl Groups<'_> {
         };
         match status {
             HOST_OK => Ok(Group(group)),
-            _ => Err(Error::new(format!("the host refused the group {name:?}"))),
+            _ => Err(Error::new(format!("the host rejected the group {name:?}"))),
         }
     }
 
-    /// Puts the parameter of this index of [`GroupsRequest::params`] into a group.
+    /// Assigns the parameter with this index in [`GroupsRequest::params`] to a group.
     pub fn assign(&mut self, param: usize, group: Group) -> Result<()> {
         let assign = self.out.assign.ok_or_else(|| missing("assign"))?;
         // SAFETY: as in `add_group`.
         match unsafe { assign(self.out.ctx, param, group.0) } {
             HOST_OK => Ok(()),
             _ => Err(Error::new(format!(
-                "the host refused to put parameter {param} into group {}",
+                "the host rejected parameter {param} for group {}",
                 group.0
             ))),
         }
     }
 
-    /// Tells the user of something odd, such as a pattern that matches nothing.
+    /// Reports a warning to the user, such as a pattern without matches.
     pub fn warn(&mut self, message: &str) {
         if let Some(warn) = self.out.warn {
-            // SAFETY: as in `add_group`. A warning that the host does not want is no failure.
+            // SAFETY: as in `add_group`. The status can be ignored.
             unsafe { warn(self.out.ctx, HostStr::new(message)) };
         }
     }
@@ -266,7 +268,7 @@ unsafe extern "C" fn create<T: ParamGroups, P: Package>(
     config_json: HostStr,
     instance: *mut *mut c_void,
 ) -> HostStatus {
-    // SAFETY: the host's promise is the same as `instance::create` asks for.
+    // SAFETY: the host guarantees what `instance::create` requires.
     unsafe { instance::create(P::ID, api, config_json, instance, T::create) }
 }
 
@@ -275,8 +277,8 @@ unsafe extern "C" fn group<T: ParamGroups>(
     request: *const HostGroupsRequest,
     out: *const HostGroupsOut,
 ) -> HostStatus {
-    // SAFETY: the host passes an instance that `create` made and that is not destroyed; the
-    // request and `out` are borrowed until this returns.
+    // SAFETY: the host passes an instance that `create` returned and that is not destroyed. The request and
+    // `out` are valid until this function returns.
     unsafe {
         instance::call(instance, |grouper: &mut T, _| {
             let request = GroupsRequest::new(request)?;
@@ -290,5 +292,5 @@ unsafe extern "C" fn group<T: ParamGroups>(
 }
 
 fn missing(function: &str) -> Error {
-    Error::new(format!("the host passed no {function}"))
+    Error::new(format!("the host has no function {function}"))
 }

@@ -4,7 +4,7 @@ use host_plugin_abi::HostPreflight;
 
 use crate::{Result, instance, sized};
 
-/// What a sink may know of a run before its first step.
+/// Information about a run, available before its first step.
 ///
 /// ```standalone_crate
 /// # use host_plugin_sdk::*;
@@ -22,7 +22,7 @@ use crate::{Result, instance, sized};
 ///         if preflight.checkpoint_bytes() > room {
 ///             return Err(Error::temporary("the shelf is full"));
 ///         }
-///         // This one leaves out what only a resume needs.
+///         // This sink stores only the model, not the data for a resume.
 ///         let count = room / preflight.model_bytes();
 ///         Ok(Some(format!("room for {count} models of {}", preflight.run())))
 ///     }
@@ -33,7 +33,7 @@ use crate::{Result, instance, sized};
 ///
 /// let mut sink = fake::Plugin::load(&PLUGIN).checkpoint_sink("{}").expect("created");
 /// let scratch = fake::Scratch::new();
-/// // The sink's own folder, and the bytes of a checkpoint, of which a third is the model.
+/// // Arguments: the sink's own folder, and the size of a checkpoint. The model has a third of this size.
 /// let found = sink.preflight(scratch.path(), 900).expect("ready");
 /// assert_eq!(found.as_deref(), Some("room for 3 models of demo"));
 /// assert!(sink.preflight(scratch.path(), 1200).unwrap_err().is_temporary());
@@ -48,30 +48,30 @@ pub struct Preflight<'a> {
 }
 
 impl<'a> Preflight<'a> {
-    /// The run's name, as its checkpoints will have it.
+    /// Returns the run's name. The run's checkpoints contain the same name.
     pub fn run(&self) -> &'a str {
         self.run
     }
 
-    /// The sink's own folder, as its checkpoints will have it; absolute.
+    /// Returns the absolute path of the sink's own folder. It is the same path as in the run's checkpoints.
     pub fn state_dir(&self) -> &'a Path {
         self.state_dir
     }
 
-    /// About how many bytes a checkpoint of the run takes, with all that a resume needs.
+    /// Returns the approximate size of a checkpoint of the run, including the data that only a resume needs.
     pub fn checkpoint_bytes(&self) -> u64 {
         self.checkpoint_bytes
     }
 
-    /// About how many of them are the model, its configuration and its tokenizer.
+    /// Returns the approximate total size of three parts of a checkpoint: model, configuration and tokenizer.
     pub fn model_bytes(&self) -> u64 {
         self.model_bytes
     }
 
     /// # Safety
-    /// `preflight` is null, or what it points to is as the ABI promises and stays so for `'a`.
+    /// `preflight` is null, or points to data that is valid according to the ABI for `'a`.
     pub(crate) unsafe fn new(preflight: *const HostPreflight) -> Result<Self> {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let raw = unsafe { sized::read(preflight) }?;
         // SAFETY: as above.
         let text = |view, what| unsafe { instance::text(view, what) };

@@ -1,5 +1,5 @@
-//! Reading the host's structs by the rule of growth: the host may be older or newer than the SDK,
-//! so a struct is as long as its `struct_size` says and not as long as it is here.
+//! Reads the host's structs. The host can be older or newer than the SDK, so a struct's length is its
+//! `struct_size`, not its size in this crate.
 
 use std::mem::{MaybeUninit, align_of, offset_of, size_of};
 
@@ -13,18 +13,19 @@ use crate::{Error, Result};
 /// A struct of the ABI that the host fills in.
 ///
 /// # Safety
-/// It is `repr(C)`, begins with `struct_size: u32`, and all zeros is a value of it.
+/// The type is `repr(C)`, starts with `struct_size: u32`, and has a valid value if all bytes are zero.
 pub(crate) unsafe trait Sized: Copy {
-    /// Its name in the header.
+    /// The struct's name in the header.
     const NAME: &'static str;
-    /// Bytes up to and with the last field of version 1.0, which every host fills in.
+    /// Size of the struct's first version, up to and including its last field. Every host fills in these
+    /// fields.
     const LEAST: usize;
 }
 
 macro_rules! sized {
     ($($Struct:ident through $last:ident: $Last:ty,)*) => {$(
-        // SAFETY: a `repr(C)` struct of integers, floats, pointers and optional functions that
-        // begins with its size.
+        // SAFETY: the type is a `repr(C)` struct of integers, floats, pointers and optional functions, and
+        // starts with its size.
         unsafe impl Sized for $Struct {
             const NAME: &'static str = stringify!($Struct);
             const LEAST: usize = offset_of!($Struct, $last) + size_of::<$Last>();
@@ -32,7 +33,7 @@ macro_rules! sized {
     )*};
 }
 
-// A later minor version appends fields to the structs and leaves this list alone.
+// This list stays the same when a later minor version appends fields to the structs.
 sized! {
     HostApi through get_extension: usize,
     HostBatch through n_tensors: usize,
@@ -49,32 +50,31 @@ sized! {
     HostValue through value: f64,
 }
 
-/// The struct behind a pointer, with zeros in the fields that the host does not know.
+/// Reads the struct behind a pointer. Fields that the host lacks are zero.
 ///
 /// # Safety
-/// `pointer` is null, or it is aligned and readable for as many bytes as the `struct_size` it
-/// points to says.
+/// `pointer` is null, or it is aligned and readable for the number of bytes in its `struct_size`.
 pub(crate) unsafe fn read<T: Sized>(pointer: *const T) -> Result<T> {
     if pointer.is_null() {
         return Err(Error::new(format!("the host passed a null {}", T::NAME)));
     }
-    // SAFETY: not null, and every struct begins with its size.
+    // SAFETY: the pointer is not null, and every struct starts with its size.
     let size = unsafe { pointer.cast::<u32>().read() } as usize;
     if size < T::LEAST {
         return Err(Error::new(format!(
-            "the host passed a {} of {size} bytes, at least {} are needed",
+            "the host passed a {} of {size} bytes, but it must have at least {}",
             T::NAME,
             T::LEAST
         )));
     }
     if size >= size_of::<T>() {
-        // SAFETY: as many bytes are there, and aligned, by the caller's promise.
+        // SAFETY: the caller guarantees that the bytes are readable and aligned.
         return Ok(unsafe { pointer.read() });
     }
-    // An older host's, which is shorter.
+    // The host is older and has a shorter struct.
     let mut copy = MaybeUninit::<T>::zeroed();
-    // SAFETY: the source has `size` bytes, the target more, and both are apart. What
-    // is not overwritten stays zero, which `Sized` promises to be a value.
+    // SAFETY: the source has `size` bytes, the target has more, and they do not overlap. The remaining bytes
+    // stay zero, and `Sized` guarantees that zero is valid for them.
     unsafe {
         copy.as_mut_ptr()
             .cast::<u8>()
@@ -83,10 +83,11 @@ pub(crate) unsafe fn read<T: Sized>(pointer: *const T) -> Result<T> {
     }
 }
 
-/// The structs of an array of the host's, whose stride is their `struct_size`.
+/// Reads the structs of an array from the host. The distance from one struct to the next is the first
+/// struct's `struct_size`.
 ///
 /// # Safety
-/// As for [`read`], for each of `len` structs.
+/// The requirements of [`read`] hold for each of the `len` structs.
 pub(crate) unsafe fn read_array<T: Sized>(
     first: *const T,
     len: usize,
@@ -94,9 +95,9 @@ pub(crate) unsafe fn read_array<T: Sized>(
     let stride = if len == 0 {
         0
     } else {
-        // SAFETY: the array has a first struct, of which the caller vouches.
+        // SAFETY: `len` is not 0, so the caller guarantees that the first struct exists.
         unsafe { read(first) }?;
-        // SAFETY: as above; it is not null, for `read` went well.
+        // SAFETY: as above. The pointer is not null, because `read` succeeded.
         unsafe { first.cast::<u32>().read() as usize }
     };
     if stride % align_of::<T>() != 0 {
@@ -106,7 +107,7 @@ pub(crate) unsafe fn read_array<T: Sized>(
         )));
     }
     Ok((0..len).map(move |index| {
-        // SAFETY: the caller vouches for `len` structs, which lie `stride` bytes apart.
+        // SAFETY: the caller guarantees `len` structs at a distance of `stride` bytes.
         unsafe { read(first.byte_add(index * stride)) }
     }))
 }
@@ -139,36 +140,36 @@ mod tests {
     #[test]
     fn a_newer_host_may_append_fields() {
         let grown = out(size_of::<Grown>());
-        // SAFETY: the struct is as long as it says.
+        // SAFETY: the struct is as long as its `struct_size`.
         let read = unsafe { read(&raw const grown.known) }.expect("read");
         assert_eq!(read.struct_size as usize, size_of::<Grown>());
         assert_eq!(grown.appended, 7);
     }
 
     #[test]
-    fn what_is_null_or_too_small_is_refused_by_name() {
-        // SAFETY: null is allowed.
+    fn a_null_or_too_small_struct_is_an_error_with_its_name() {
+        // SAFETY: `read` accepts null.
         let error = unsafe { read(std::ptr::null::<HostOut>()) }.expect_err("null");
         assert_eq!(error.message(), "the host passed a null HostOut");
         let small = out(8);
-        // SAFETY: the struct is longer than it says.
+        // SAFETY: the struct is longer than its `struct_size`.
         let error = unsafe { read(&raw const small.known) }.expect_err("small");
         assert_eq!(
             error.message(),
-            "the host passed a HostOut of 8 bytes, at least 32 are needed"
+            "the host passed a HostOut of 8 bytes, but it must have at least 32"
         );
     }
 
     #[test]
-    fn an_array_is_walked_by_its_own_stride() {
+    fn an_array_is_read_with_its_own_stride() {
         let array = [out(size_of::<Grown>()), out(size_of::<Grown>())];
-        // SAFETY: two structs, each as long as it says.
+        // SAFETY: the array has two structs, each as long as its `struct_size`.
         let read: Result<Vec<HostOut>> = unsafe { read_array(&raw const array[0].known, 2) }
             .expect("array")
             .collect();
         assert_eq!(read.expect("both").len(), 2);
         let odd = out(size_of::<Grown>() - 4);
-        // SAFETY: one struct, longer than it says.
+        // SAFETY: the array has one struct, which is longer than its `struct_size`.
         assert!(unsafe { read_array(&raw const odd.known, 1) }.is_err());
     }
 }

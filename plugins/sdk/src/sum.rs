@@ -1,17 +1,17 @@
 use std::ops::{Add, AddAssign};
 
-/// A sum of `f64` that carries its own rounding error along, for the state of a metric.
+/// A sum of `f64` values that tracks its rounding error. Used for the states of metrics.
 ///
-/// A plain sum of a million batches may be off by 1e-10 and depends on the order; states that merge
-/// must agree to 1e-12. The error of this one is about the square of an `f64`'s. Infinity and NaN
-/// stay what they are.
+/// A plain sum over a million batches depends on their order and can have a relative error of 1e-10, but
+/// merged states must agree within 1e-12. The relative error of this sum is about the square of the relative
+/// error of an `f64`. Infinity and NaN are preserved.
 ///
 /// ```
 /// use host_plugin_sdk::Sum;
 ///
 /// let mut sum = Sum::from(1e16);
 /// for _ in 0..1000 {
-///     sum += 0.25; // each too small for 1e16 alone
+///     sum += 0.25; // too small to change an f64 of 1e16
 /// }
 /// assert_eq!(sum.value(), 1e16 + 250.0);
 /// assert_eq!(Sum::from_le_bytes(sum.to_le_bytes()).value(), sum.value());
@@ -19,17 +19,17 @@ use std::ops::{Add, AddAssign};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum {
     sum: f64,
-    /// What `sum` lacks; 0 if `sum` is not finite.
+    /// The exact sum minus `sum`; 0 if `sum` is not finite.
     error: f64,
 }
 
 impl Sum {
-    /// The sum, rounded once.
+    /// Returns the sum, rounded to an `f64`.
     pub fn value(self) -> f64 {
         self.sum + self.error
     }
 
-    /// The sum and its error, for a state's bytes.
+    /// Returns the sum and its error as bytes, for a metric's state.
     pub fn to_le_bytes(self) -> [u8; 16] {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.sum.to_le_bytes());
@@ -37,11 +37,12 @@ impl Sum {
         bytes
     }
 
-    /// The sum that [`to_le_bytes`](Self::to_le_bytes) gave these of.
+    /// Creates a sum from the bytes of [`to_le_bytes`](Self::to_le_bytes).
     pub fn from_le_bytes(bytes: [u8; 16]) -> Self {
         let (parts, _) = bytes.as_chunks::<8>();
         let part = |index: usize| Self::from(f64::from_le_bytes(parts[index]));
-        // A sum again, so that whatever the bytes are, the error is one of rounding.
+        // Adds the two parts again, so that `error` is a valid rounding error even if the bytes are
+        // arbitrary.
         part(0) + part(1)
     }
 }
@@ -61,7 +62,7 @@ impl Add for Sum {
         if sum.is_finite() {
             Self { sum, error }
         } else {
-            // There is no error to infinity, and computing one gives NaN.
+            // The error of an infinite sum would be NaN.
             Self::from(self.sum + other.sum)
         }
     }
@@ -79,7 +80,7 @@ impl AddAssign<f64> for Sum {
     }
 }
 
-/// Knuth's exact sum: `a + b` is the first, rounded, plus the second.
+/// Knuth's TwoSum: returns the rounded `a + b` and its rounding error.
 fn two_sum(a: f64, b: f64) -> (f64, f64) {
     let sum = a + b;
     let b_in_sum = sum - a;
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_too_small_for_the_sum_is_not_lost() {
+    fn small_summands_are_not_lost() {
         let mut sum = Sum::from(1e16);
         for _ in 0..1000 {
             sum += 0.25;
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn infinity_and_nan_stay() {
+    fn infinity_and_nan_are_preserved() {
         let infinity = Sum::from(f64::INFINITY);
         let one = Sum::from(1.0);
         assert_eq!((infinity + one).value(), f64::INFINITY);

@@ -6,15 +6,15 @@ use host_plugin_abi::{DLDataType, DLTensor, HostTensor};
 
 use crate::{Error, Result, instance};
 
-/// DLPack's `kDLCPU` and `kDLCUDAHost`, both readable here, and `kDLCUDA`.
+/// DLPack's `kDLCPU`, `kDLCUDA` and `kDLCUDAHost`. The CPU can read memory of the first and the last kind.
 const CPU: i32 = 1;
 const CUDA: i32 = 2;
 const CUDA_HOST: i32 = 3;
 
-/// A tensor of the host's, borrowed for the call.
+/// A tensor of the host, borrowed for the call.
 ///
-/// Its layout is checked when it is read: a tensor that does not lie in main memory, or whose type
-/// is another than asked for, gives an [`unsupported`](Error::unsupported) error.
+/// The layout is checked when the tensor is read. Reading a tensor returns an
+/// [`unsupported`](Error::unsupported) error if it is not in main memory or does not have the requested type.
 ///
 /// ```
 /// use host_plugin_sdk::{Device, Dtype, fake};
@@ -27,11 +27,11 @@ const CUDA_HOST: i32 = 3;
 ///     assert_eq!((nll.dtype(), nll.device()), (Dtype::F32, Device::Cpu));
 ///     assert_eq!(nll.as_f32()?.chunks(3).map(|row| row[0]).collect::<Vec<_>>(), [0.5, 2.0]);
 ///     assert_eq!(batch.tensor("loss_sum")?.scalar::<f64>()?, 10.5);
-///     assert!(nll.as_i64().is_err() && nll.as_f64().is_err()); // it holds no such numbers
+///     assert!(nll.as_i64().is_err() && nll.as_f64().is_err()); // the elements have another type
 ///     Ok::<_, host_plugin_sdk::Error>(())
 /// })?;
 ///
-/// // A host may pass any strides: iterators follow them, slices refuse what is not contiguous.
+/// // A host can pass any strides. Iterators support them; slices require a contiguous tensor.
 /// let transposed = fake::Batch::new().with("nll", nll.strided(&[3, 2], &[1, 3]));
 /// transposed.read(|batch| {
 ///     let nll = batch.tensor("nll")?;
@@ -52,7 +52,7 @@ pub struct Tensor<'a> {
     numel: usize,
 }
 
-/// Type of a tensor's elements.
+/// The type of a tensor's elements.
 ///
 /// ```
 /// use host_plugin_sdk::{Dtype, Error, Result};
@@ -80,11 +80,11 @@ pub enum Dtype {
     I32,
     /// 64-bit integer.
     I64,
-    /// Another of DLPack's.
+    /// Another DLPack type.
     Other(DLDataType),
 }
 
-/// Where a tensor lies.
+/// The device of a tensor.
 ///
 /// ```
 /// use host_plugin_sdk::{Device, fake};
@@ -100,13 +100,13 @@ pub enum Dtype {
 pub enum Device {
     /// Main memory.
     Cpu,
-    /// The CUDA device of this number.
+    /// The CUDA device with this index.
     Cuda(i32),
-    /// Another of DLPack's, by its type.
+    /// Another DLPack device, by its type.
     Other(i32),
 }
 
-/// What an element of a [`Tensor`] can be read as.
+/// A type that the elements of a [`Tensor`] can be read as.
 ///
 /// ```
 /// use host_plugin_sdk::{Dtype, Element, Result, Tensor};
@@ -118,10 +118,10 @@ pub enum Device {
 /// ```
 ///
 /// # Safety
-/// Every pattern of bits is a value of it, and it is laid out as `DTYPE` says.
-#[expect(private_bounds, reason = "which types there are is the SDK's to say")]
+/// Every bit pattern is a valid value, and the layout is that of `DTYPE`.
+#[expect(private_bounds, reason = "only the SDK implements this trait")]
 pub unsafe trait Element: Copy + Sealed {
-    /// The type of a tensor of these.
+    /// The data type of a tensor with elements of this type.
     const DTYPE: Dtype;
 }
 
@@ -130,7 +130,8 @@ trait Sealed {}
 macro_rules! element {
     ($($T:ty: $dtype:ident,)*) => {$(
         impl Sealed for $T {}
-        // SAFETY: a plain number.
+        // SAFETY: every bit pattern is a valid value of a primitive number type, and `DTYPE` describes its
+        // layout.
         unsafe impl Element for $T {
             const DTYPE: Dtype = Dtype::$dtype;
         }
@@ -154,23 +155,23 @@ impl From<DLDataType> for Dtype {
 
 impl<'a> Tensor<'a> {
     /// # Safety
-    /// What `tensor` points to is as the ABI promises and stays so for `'a`.
+    /// The data that `tensor` points to is valid for `'a`, according to the ABI.
     pub(crate) unsafe fn new(tensor: &HostTensor) -> Result<Self> {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let name = unsafe { instance::text(tensor.name, "a tensor's name") }?;
         let broken = |what: &str| Error::new(format!("the host passed tensor {name:?} {what}"));
         if tensor.dl.is_null() {
             return Err(broken("without a DLTensor"));
         }
-        // SAFETY: not null, and the caller's promise.
+        // SAFETY: the pointer is not null, and the caller guarantees that it is valid.
         let dl = unsafe { tensor.dl.read() };
-        let ndim = usize::try_from(dl.ndim).map_err(|_| broken("of less than 0 dimensions"))?;
+        let ndim = usize::try_from(dl.ndim).map_err(|_| broken("with a negative ndim"))?;
         if ndim > 0 && (dl.shape.is_null() || dl.strides.is_null()) {
             return Err(broken("without shape or strides"));
         }
         let sizes = |first: *const i64| match ndim {
             0 => &[][..],
-            // SAFETY: not null, and `ndim` numbers lie there, by the caller's promise.
+            // SAFETY: the pointer is not null, and the caller guarantees that it points to `ndim` numbers.
             _ => unsafe { std::slice::from_raw_parts(first, ndim) },
         };
         let (shape, strides) = (sizes(dl.shape), sizes(dl.strides));
@@ -179,7 +180,7 @@ impl<'a> Tensor<'a> {
             .try_fold(1usize, |numel, &size| {
                 numel.checked_mul(usize::try_from(size).ok()?)
             })
-            .ok_or_else(|| broken("of a size that cannot be"))?;
+            .ok_or_else(|| broken("with an invalid size"))?;
         Ok(Self {
             name,
             dl,
@@ -189,32 +190,32 @@ impl<'a> Tensor<'a> {
         })
     }
 
-    /// Its name in the manifest's `needs`.
+    /// Returns the tensor's name, as listed in the manifest's `needs`.
     pub fn name(&self) -> &'a str {
         self.name
     }
 
-    /// Its sizes; empty for a scalar.
+    /// Returns the shape, which is empty for a scalar.
     pub fn shape(&self) -> &'a [i64] {
         self.shape
     }
 
-    /// Its strides in elements, as many as sizes.
+    /// Returns the strides in elements, one for each dimension.
     pub fn strides(&self) -> &'a [i64] {
         self.strides
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn numel(&self) -> usize {
         self.numel
     }
 
-    /// Type of its elements.
+    /// Returns the type of the elements.
     pub fn dtype(&self) -> Dtype {
         self.dl.dtype.into()
     }
 
-    /// Where it lies.
+    /// Returns the device of the data.
     pub fn device(&self) -> Device {
         match self.dl.device.device_type {
             CPU | CUDA_HOST => Device::Cpu,
@@ -223,7 +224,7 @@ impl<'a> Tensor<'a> {
         }
     }
 
-    /// Whether its elements lie in row-major order without gaps.
+    /// Whether the elements are stored in row-major order without gaps.
     pub fn is_contiguous(&self) -> bool {
         let mut expected = 1i64;
         for (&size, &stride) in self.shape.iter().zip(self.strides).rev() {
@@ -235,7 +236,7 @@ impl<'a> Tensor<'a> {
         true
     }
 
-    /// The elements as a slice, if the tensor [is contiguous](Self::is_contiguous).
+    /// Returns the elements as a slice if the tensor [is contiguous](Self::is_contiguous).
     ///
     /// ```
     /// # use host_plugin_sdk::fake::{Batch, Tensor};
@@ -252,16 +253,16 @@ impl<'a> Tensor<'a> {
             )));
         }
         let first = self.first::<T>()?;
-        // SAFETY: `first` checked type, device, alignment and that the last element is within
-        // the address space; the host promises that all of it is readable for `'a`.
+        // SAFETY: `first` checked the type, the device and the alignment, and that all elements are within
+        // the address space. The host guarantees that all elements are readable for `'a`.
         Ok(unsafe { std::slice::from_raw_parts(first, self.numel) })
     }
 
-    /// The elements in row-major order, whatever the strides.
+    /// Returns an iterator over the elements in row-major order, for any strides.
     ///
     /// ```
     /// # use host_plugin_sdk::fake::{Batch, Tensor};
-    /// let same = Tensor::i64(&[1], &[7]).strided(&[3], &[0]); // one number, seen three times
+    /// let same = Tensor::i64(&[1], &[7]).strided(&[3], &[0]); // one number, repeated three times
     /// Batch::new().with("labels", same).read(|batch| {
     ///     let labels = batch.tensor("labels").expect("there");
     ///     assert_eq!(labels.iter::<i64>().expect("numbers").sum::<i64>(), 21);
@@ -279,61 +280,61 @@ impl<'a> Tensor<'a> {
         })
     }
 
-    /// [`as_slice`](Self::as_slice) of 32-bit floats.
+    /// Calls [`as_slice`](Self::as_slice) for 32-bit floats.
     pub fn as_f32(&self) -> Result<&'a [f32]> {
         self.as_slice()
     }
 
-    /// [`as_slice`](Self::as_slice) of 64-bit floats.
+    /// Calls [`as_slice`](Self::as_slice) for 64-bit floats.
     pub fn as_f64(&self) -> Result<&'a [f64]> {
         self.as_slice()
     }
 
-    /// [`as_slice`](Self::as_slice) of 64-bit integers.
+    /// Calls [`as_slice`](Self::as_slice) for 64-bit integers.
     pub fn as_i64(&self) -> Result<&'a [i64]> {
         self.as_slice()
     }
 
-    /// [`iter`](Self::iter) over 32-bit floats.
+    /// Calls [`iter`](Self::iter) for 32-bit floats.
     pub fn iter_f32(&self) -> Result<Elements<'a, f32>> {
         self.iter()
     }
 
-    /// [`iter`](Self::iter) over 64-bit floats.
+    /// Calls [`iter`](Self::iter) for 64-bit floats.
     pub fn iter_f64(&self) -> Result<Elements<'a, f64>> {
         self.iter()
     }
 
-    /// [`iter`](Self::iter) over 64-bit integers.
+    /// Calls [`iter`](Self::iter) for 64-bit integers.
     pub fn iter_i64(&self) -> Result<Elements<'a, i64>> {
         self.iter()
     }
 
-    /// The one element of a tensor that has one.
+    /// Returns the only element of a tensor with one element.
     pub fn scalar<T: Element>(&self) -> Result<T> {
         if self.numel != 1 {
             return Err(Error::unsupported(format!(
-                "tensor {:?} is no scalar, its shape is {:?}",
+                "tensor {:?} is not a scalar, but has shape {:?}",
                 self.name, self.shape
             )));
         }
-        // SAFETY: `first` checked it, and there is one element.
+        // SAFETY: `first` checked the tensor, which has one element.
         Ok(unsafe { self.first::<T>()?.read() })
     }
 
-    /// The element of index 0, after proof that no element lies where none can be. Dangling, but
-    /// aligned, if there is no element.
+    /// Checks that all elements are aligned and within the address space, and returns the address of the
+    /// first element. Returns a dangling, aligned pointer for an empty tensor.
     fn first<T: Element>(&self) -> Result<*const T> {
         if self.device() != Device::Cpu {
             return Err(Error::unsupported(format!(
-                "tensor {:?} lies on {:?}, only main memory can be read",
+                "tensor {:?} is on {:?}, but only main memory can be read",
                 self.name,
                 self.device()
             )));
         }
         if self.dtype() != T::DTYPE {
             return Err(Error::unsupported(format!(
-                "tensor {:?} holds {:?} and not {:?}",
+                "tensor {:?} has elements of type {:?}, not {:?}",
                 self.name,
                 self.dtype(),
                 T::DTYPE
@@ -344,7 +345,7 @@ impl<'a> Tensor<'a> {
         }
         self.place::<T>().ok_or_else(|| {
             Error::new(format!(
-                "the host passed tensor {:?} at an address that cannot be",
+                "the host passed tensor {:?} at an invalid address",
                 self.name
             ))
         })
@@ -356,7 +357,8 @@ impl<'a> Tensor<'a> {
         if self.dl.data.is_null() || first.addr() != self.dl.data.addr().checked_add(offset)? {
             return None;
         }
-        // The nearest and the farthest element, in elements from the first.
+        // The lowest and the highest offset of an element. Offsets are relative to the first element, in
+        // units of elements.
         let (mut low, mut high) = (0i64, 0i64);
         for (&size, &stride) in self.shape.iter().zip(self.strides) {
             let reach = stride.checked_mul(size - 1)?;
@@ -393,7 +395,7 @@ impl fmt::Debug for Tensor<'_> {
 /// ```
 /// use host_plugin_sdk::{Elements, Result, Tensor};
 ///
-/// /// The sum and how many there are, read once.
+/// /// The sum and the number of elements.
 /// fn sum(tensor: &Tensor<'_>) -> Result<(f64, usize)> {
 ///     let elements: Elements<'_, f32> = tensor.iter_f32()?;
 ///     let count = elements.len();
@@ -405,8 +407,9 @@ pub struct Elements<'a, T> {
     first: *const T,
     shape: &'a [i64],
     strides: &'a [i64],
-    /// Where the next element is, and how many elements from the first that is.
+    /// Index of the next element.
     index: Vec<i64>,
+    /// Offset of the next element. It is relative to the first element, in units of elements.
     offset: i64,
     remaining: usize,
     owner: PhantomData<&'a T>,
@@ -417,10 +420,12 @@ impl<T: Element> Iterator for Elements<'_, T> {
 
     fn next(&mut self) -> Option<T> {
         self.remaining = self.remaining.checked_sub(1)?;
-        // SAFETY: `Tensor::first` proved that every index within the shape is an element.
+        // SAFETY: `Tensor::first` checked the addresses of all elements, and `offset` is the offset of an
+        // element within the shape.
         let element = unsafe { self.first.offset(self.offset as isize).read() };
         for axis in (0..self.shape.len()).rev() {
-            // Wrapping, since the step after the last element may leave what was proved.
+            // The arithmetic wraps, because the offset after the last element can be outside the checked
+            // range.
             self.offset = self.offset.wrapping_add(self.strides[axis]);
             self.index[axis] += 1;
             if self.index[axis] < self.shape[axis] {

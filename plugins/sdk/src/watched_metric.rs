@@ -2,14 +2,14 @@ use std::collections::BTreeSet;
 
 use crate::{Event, Host};
 
-/// Names that are told where the watched one is not measured.
+/// Maximum number of names in the warning.
 const MOST_NAMES: usize = 30;
 
-/// One metric among all events, by the name that a user gave.
+/// Extracts one metric from a run's events. The user sets the metric's name.
 ///
-/// A name with a typo would watch over nothing, without a word. So once a checkpoint stands and the
-/// metric has never been measured, a line in the log says so, with the names that were. For that
-/// the observer has to see `metrics` and `checkpoint_written`.
+/// If the metric was not measured before the first checkpoint, a warning lists the names of the measured
+/// metrics. Without the warning, a typo in the name would go unnoticed. The warning requires that the
+/// observer receives the events `metrics` and `checkpoint_written`.
 ///
 /// ```
 /// use host_plugin_sdk::{Event, WatchedMetric, fake};
@@ -20,18 +20,19 @@ const MOST_NAMES: usize = 30;
 /// let measured = Event::Metrics { values: vec![("lr", 0.5), ("loss/eval", 2.5)] };
 /// assert_eq!(watched.value(&measured), None);
 /// assert_eq!(watched.value(&Event::CheckpointWritten { name: "step-000100", bytes: 1 }), None);
-/// assert_eq!(log(), ["warn: no metric is called loss/evl so far; there are: loss/eval, lr"]);
+/// assert_eq!(log(), ["warn: no metric named loss/evl so far; measured metrics: loss/eval, lr"]);
 /// ```
 #[derive(Debug)]
 pub struct WatchedMetric {
     name: String,
     host: Host,
-    /// What was measured instead; none once the metric was, or its absence was told.
+    /// The names of the measured metrics, for the warning. `None` when no warning can follow: the watched
+    /// metric was measured, or the warning was already logged.
     others: Option<BTreeSet<String>>,
 }
 
 impl WatchedMetric {
-    /// Watches the metric of this name.
+    /// Creates a watcher of the metric with this name.
     pub fn new(name: impl Into<String>, host: Host) -> Self {
         Self {
             name: name.into(),
@@ -40,12 +41,12 @@ impl WatchedMetric {
         }
     }
 
-    /// Its name.
+    /// Returns the metric's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its value, if the event has one. Each event is to be shown once.
+    /// Returns the metric's value if the event contains it. Pass each event exactly once.
     pub fn value(&mut self, event: &Event<'_>) -> Option<f64> {
         let value = event.metric(&self.name);
         if value.is_some() {
@@ -61,7 +62,7 @@ impl WatchedMetric {
                 if let Some(others) = others.take() {
                     let others: Vec<String> = others.into_iter().collect();
                     self.host.warn(&format!(
-                        "no metric is called {} so far; there are: {}",
+                        "no metric named {} so far; measured metrics: {}",
                         self.name,
                         others.join(", ")
                     ));
@@ -90,7 +91,7 @@ mod tests {
     };
 
     #[test]
-    fn a_metric_that_nobody_measures_is_told_once() {
+    fn a_metric_that_is_not_measured_causes_one_warning() {
         let (host, log) = fake::host();
         let mut typo = WatchedMetric::new("los/eval", host);
         assert_eq!(
@@ -102,12 +103,12 @@ mod tests {
         }
         assert_eq!(
             log(),
-            ["warn: no metric is called los/eval so far; there are: loss/eval, lr"]
+            ["warn: no metric named los/eval so far; measured metrics: loss/eval, lr"]
         );
     }
 
     #[test]
-    fn a_metric_that_was_measured_once_is_there() {
+    fn a_metric_that_was_measured_once_causes_no_warning() {
         let (host, log) = fake::host();
         let mut loss = WatchedMetric::new("loss/eval", host);
         assert_eq!(loss.value(&metrics(&[("loss/eval", 1.0)])), Some(1.0));

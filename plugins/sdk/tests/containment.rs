@@ -1,6 +1,9 @@
-//! Whatever a metric does wrong stays in the metric.
+//! Checks that faults in a metric affect only that metric.
 
-#![expect(unsafe_code, reason = "some tests break the rules of the C side")]
+#![expect(
+    unsafe_code,
+    reason = "some tests violate the rules of the C interface"
+)]
 
 use std::ffi::c_void;
 use std::panic::panic_any;
@@ -9,7 +12,7 @@ use std::ptr;
 use host_plugin_sdk::abi::{HOST_ERROR, HOST_OK, HOST_PANIC, HostApi, HostOut, HostStr};
 use host_plugin_sdk::{Batch, Error, Host, Metric, Result, Values, export_plugin, fake};
 
-/// Panics in the call that its configuration names.
+/// A metric that panics in one of its calls. The configuration selects the call.
 struct Fragile {
     panic_in: String,
     seen: u64,
@@ -22,7 +25,7 @@ struct Config {
     panic_in: String,
 }
 
-/// A panic's payload that panics itself when dropped.
+/// A panic payload that panics when dropped.
 struct Grenade;
 
 impl Drop for Grenade {
@@ -96,7 +99,7 @@ impl Drop for Fragile {
 }
 
 export_plugin! {
-    description: "Panics where it is told to",
+    description: "Panics in a configured call",
     metric: Fragile,
     needs: [],
 }
@@ -136,7 +139,7 @@ fn a_panic_in_any_call_becomes_an_error_and_poisons_the_instance() {
 }
 
 #[test]
-fn an_instance_beside_a_poisoned_one_goes_on() {
+fn another_instance_than_the_poisoned_one_still_works() {
     let plugin = fake::Plugin::load(&PLUGIN);
     let mut poisoned = metric(&plugin, "update");
     assert!(call(&mut poisoned, "update").is_err());
@@ -148,7 +151,7 @@ fn an_instance_beside_a_poisoned_one_goes_on() {
 }
 
 #[test]
-fn create_may_panic_or_refuse_and_leaves_no_instance() {
+fn a_failed_create_leaves_no_instance() {
     let plugin = fake::Plugin::load(&PLUGIN);
     let failure = plugin
         .metric(r#"{"panic_in": "create"}"#)
@@ -160,13 +163,13 @@ fn create_may_panic_or_refuse_and_leaves_no_instance() {
 }
 
 #[test]
-fn bad_configuration_is_an_error_that_says_what_is_bad() {
+fn a_bad_configuration_is_an_error_with_the_reason() {
     let plugin = fake::Plugin::load(&PLUGIN);
     for (config, says) in [
-        ("", "no JSON object"),
+        ("", "not a JSON object"),
         ("{", "EOF"),
-        ("7", "no JSON object"),
-        ("[]", "no JSON object"),
+        ("7", "not a JSON object"),
+        ("[]", "not a JSON object"),
         (r#"{"unknown": 1}"#, "unknown field `unknown`"),
         (r#"{"panic_in": 1}"#, "expected a string"),
     ] {
@@ -194,11 +197,11 @@ fn a_payload_that_panics_when_dropped_is_contained() {
 }
 
 #[test]
-fn a_name_twice_is_an_error() {
+fn a_duplicate_name_is_an_error() {
     let plugin = fake::Plugin::load(&PLUGIN);
     let failure = metric(&plugin, "nothing, but a name twice").compute();
     let failure = failure.expect_err("refused");
-    assert_eq!(failure.message, "the host refused the value \"seen\"");
+    assert_eq!(failure.message, "the host rejected the value \"seen\"");
 }
 
 #[test]
@@ -209,7 +212,7 @@ fn null_pointers_are_errors() {
     let config = HostStr::new("{}");
     let api = fake::api();
     let mut made: *mut c_void = ptr::null_mut();
-    // SAFETY: null is what the SDK promises to bear; the rest is valid.
+    // SAFETY: the SDK accepts null, and all other arguments are valid.
     unsafe {
         let create = vtable.create.expect("create");
         assert_eq!(create(ptr::null(), config, &raw mut made), HOST_ERROR);
@@ -231,7 +234,7 @@ fn null_pointers_are_errors() {
 }
 
 #[test]
-fn a_struct_that_says_it_is_too_small_is_refused_and_a_longer_one_is_read() {
+fn a_struct_with_a_small_size_is_an_error_and_one_with_a_large_size_is_read() {
     let plugin = fake::Plugin::load(&PLUGIN);
     let metric = metric(&plugin, "");
     let (vtable, instance) = metric.raw();
@@ -239,13 +242,13 @@ fn a_struct_that_says_it_is_too_small_is_refused_and_a_longer_one_is_read() {
     fake::Batch::new().view(|batch| {
         let mut lying = *batch;
         lying.struct_size = 8;
-        // SAFETY: a live instance, and a batch that is longer than it says.
+        // SAFETY: the instance is live, and the batch is longer than its `struct_size`.
         assert_eq!(unsafe { update(instance, &raw const lying) }, HOST_ERROR);
         #[repr(C)]
         struct Grown(host_plugin_sdk::abi::HostBatch, u64);
         let mut grown = Grown(*batch, u64::MAX);
         grown.0.struct_size = u32::try_from(size_of::<Grown>()).expect("small");
-        // SAFETY: a live instance, and a batch as long as it says.
+        // SAFETY: the instance is live, and the batch is as long as its `struct_size`.
         let status = unsafe { update(instance, (&raw const grown).cast()) };
         assert_eq!(status, HOST_OK);
         assert_eq!(grown.1, u64::MAX);
@@ -257,7 +260,7 @@ fn a_struct_that_says_it_is_too_small_is_refused_and_a_longer_one_is_read() {
         put_f64: None,
         put_bytes: None,
     };
-    // SAFETY: a live instance, and a place that is longer than it says.
+    // SAFETY: the instance is live, and `out` is longer than its `struct_size`.
     unsafe {
         assert_eq!(
             vtable.compute.expect("compute")(instance, &raw const out),
@@ -267,7 +270,7 @@ fn a_struct_that_says_it_is_too_small_is_refused_and_a_longer_one_is_read() {
 }
 
 #[test]
-fn missing_host_functions_are_errors_or_silence() {
+fn missing_host_functions_are_errors_or_have_no_effect() {
     let plugin = fake::Plugin::load(&PLUGIN);
     let metric = metric(&plugin, "");
     let (vtable, instance) = metric.raw();
@@ -286,7 +289,7 @@ fn missing_host_functions_are_errors_or_silence() {
         ..fake::api()
     };
     let mut made: *mut c_void = ptr::null_mut();
-    // SAFETY: live instances and valid structs, in which optional functions are absent.
+    // SAFETY: the instances are live, and the structs are valid. Only optional functions are absent.
     unsafe {
         assert_eq!(
             vtable.compute.expect("compute")(instance, &raw const out),
@@ -304,12 +307,12 @@ fn missing_host_functions_are_errors_or_silence() {
 }
 
 #[test]
-fn a_host_of_another_major_version_is_refused() {
+fn a_host_of_another_major_version_is_rejected() {
     let other = HostApi {
         abi_major: 2,
         ..fake::api()
     };
-    // SAFETY: a valid table, and null, which the SDK promises to bear.
+    // SAFETY: the tables are valid, and the SDK accepts null.
     unsafe {
         assert!(host_plugin_entry_v1(&raw const other).is_null());
         assert!(host_plugin_entry_v1(ptr::null()).is_null());
@@ -323,7 +326,7 @@ fn a_host_of_another_major_version_is_refused() {
 }
 
 #[test]
-fn the_manifest_says_what_the_macro_was_told() {
+fn the_manifest_contains_the_macro_s_arguments() {
     let plugin = fake::Plugin::load(&PLUGIN);
     let manifest = plugin.manifest();
     assert_eq!(manifest["id"], "host-plugin-sdk");

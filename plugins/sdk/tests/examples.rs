@@ -1,5 +1,5 @@
-//! Every public item of the SDK has an example: one of its own, or one of its type or module that uses
-//! it by name.
+//! Checks that every public item of the SDK has an example: either its own, or an example of its type that
+//! contains the item's name.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,11 @@ use std::{fs, iter};
 
 use syn::{Attribute, Expr, ImplItem, Item, Lit, Meta, TraitItem, Visibility};
 
-/// What an author can name: where it is, and its documentation.
+/// A public item: its path and its documentation.
 struct PublicItem {
-    /// `src/fake::Batch::with`.
+    /// The path, such as `fake::Batch::with`.
     path: String,
-    /// The item around it, or none.
+    /// The enclosing item.
     parent: Option<String>,
     docs: String,
 }
@@ -35,7 +35,7 @@ fn every_public_item_has_an_example() {
     assert!(by_path.contains_key("::Metric::update") && by_path.contains_key("fake::Batch::with"));
     let without: Vec<&str> = items
         .iter()
-        // What belongs to a type that is hidden is hidden, too.
+        // Excludes the items of hidden types.
         .filter(|item| {
             item.parent
                 .as_deref()
@@ -62,8 +62,8 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
     paths.flat_map(files).collect()
 }
 
-/// What is public and not hidden. Which module of a folder it is in does not matter: all are private
-/// and re-exported.
+/// Collects the items that are public and not hidden. The path of an item contains the folder's module, but
+/// not the file's module. The reason is that the files' modules are private, and their items are re-exported.
 fn public_items(items: &[Item], module: &str, found: &mut Vec<PublicItem>) {
     let mut add = |visibility: Option<&Visibility>, attributes: &[Attribute], name, parent| {
         let is_public = visibility.is_none_or(|v| matches!(v, Visibility::Public(_)));
@@ -105,7 +105,7 @@ fn public_items(items: &[Item], module: &str, found: &mut Vec<PublicItem>) {
                     add(None, attributes, name.to_string(), parent());
                 }
             }
-            // Those of a trait have its documentation.
+            // The items of a trait's implementation are documented in the trait.
             Item::Impl(it) if it.trait_.is_none() => {
                 let syn::Type::Path(of) = &*it.self_ty else {
                     continue;
@@ -146,7 +146,7 @@ fn docs(attributes: &[Attribute]) -> String {
     attributes.iter().filter_map(line).collect()
 }
 
-/// The lines of the examples that a reader sees and that are run.
+/// Returns the visible lines of the examples that run as tests.
 fn example(docs: &str) -> String {
     let mut lines = docs.lines().map(str::trim);
     let mut shown = String::new();
@@ -166,14 +166,14 @@ fn example(docs: &str) -> String {
     shown
 }
 
-/// Whether the code has the name as a word of its own.
+/// Whether the code contains the name as a whole word.
 fn names(code: &str, name: &str) -> bool {
     code.split(|c: char| !c.is_alphanumeric() && c != '_')
         .any(|word| word == name)
 }
 
 #[test]
-fn an_example_is_code_that_is_run_and_seen() {
+fn an_example_is_code_that_runs_and_is_visible() {
     let docs = "It puts.\n```text\nput();\n```\n```\n# hide();\nput_all(1);\n```\n";
     assert_eq!(example(docs), "put_all(1);\n");
     assert!(names(&example(docs), "put_all") && !names(&example(docs), "put"));

@@ -1,6 +1,6 @@
-//! A grouper's calls.
+//! Checks the calls of a `ParamGroups` plugin.
 
-#![expect(unsafe_code, reason = "one test breaks the rules of the C side")]
+#![expect(unsafe_code, reason = "one test violates the rules of the C interface")]
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -10,7 +10,7 @@ use host_plugin_sdk::abi::{HOST_ERROR, HostGroupsOut};
 use host_plugin_sdk::{Dtype, Groups, GroupsRequest, Host, ParamGroups, Result};
 use host_plugin_sdk::{export_plugin, fake};
 
-/// One group for each number of dimensions.
+/// Creates one group for each number of dimensions that a parameter has.
 struct ByRank {
     panics: bool,
 }
@@ -72,7 +72,7 @@ fn groups_and_warnings_reach_the_host() {
 }
 
 #[test]
-fn a_panic_stays_in_the_grouper() {
+fn a_panic_affects_only_the_instance() {
     let plugin = fake::Plugin::load(&PLUGIN);
     let mut grouper = plugin.param_groups(r#"{"panics": true}"#).expect("created");
     let failure = grouper.group(&[], 0.1).expect_err("panics");
@@ -81,14 +81,14 @@ fn a_panic_stays_in_the_grouper() {
 }
 
 #[test]
-fn a_request_or_a_place_that_is_null_or_too_small_is_refused() {
+fn null_or_too_small_arguments_are_errors() {
     let plugin = fake::Plugin::load(&PLUGIN);
     let grouper = plugin.param_groups("{}").expect("created");
     let (vtable, instance) = grouper.raw();
     let group = vtable.group.expect("group");
     let small = 4u32;
     let small: *const HostGroupsOut = (&raw const small).cast();
-    // SAFETY: a live instance; null and a struct that says it is short are what the SDK bears.
+    // SAFETY: the instance is live. The SDK accepts null and a struct with a small `struct_size`.
     unsafe {
         assert_eq!(group(instance, ptr::null(), ptr::null()), HOST_ERROR);
         assert_eq!(group(instance, small.cast(), small), HOST_ERROR);

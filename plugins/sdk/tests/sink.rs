@@ -1,4 +1,4 @@
-//! A sink's calls: what it is told, how it is asked to end, and that its faults stay its own.
+//! Checks a sink's calls: arguments, cancellation and faults.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -7,10 +7,10 @@ use host_plugin_sdk::{Cancel, Checkpoint, CheckpointSink, Error, Host, Result};
 use host_plugin_sdk::{export_plugin, fake};
 use serde_json::{Value, json};
 
-/// Whether the sink that waits to be cancelled has begun.
+/// Becomes true when the sink starts to wait for `cancel`.
 static WAITING: AtomicBool = AtomicBool::new(false);
 
-/// Behaves as its configuration says.
+/// A sink whose configuration selects its behavior.
 struct Actor(Config);
 
 #[derive(serde::Deserialize)]
@@ -28,7 +28,7 @@ impl CheckpointSink for Actor {
     fn publish(&mut self, checkpoint: &Checkpoint<'_>, cancel: &Cancel) -> Result<Value> {
         match self.0.act.as_str() {
             "wait" => {
-                // A thread of the sink's own may hold the flag.
+                // Another thread of the sink can use a clone of the flag.
                 let (told, tell) = mpsc::sync_channel(1);
                 let watched = cancel.clone();
                 WAITING.store(true, Ordering::Release);
@@ -61,7 +61,7 @@ impl CheckpointSink for Actor {
     }
 }
 
-export_plugin! { description: "Behaves as it is told", checkpoint_sink: Actor }
+export_plugin! { description: "Has a configured behavior", checkpoint_sink: Actor }
 
 fn sink(act: &str) -> fake::CheckpointSink {
     let config = json!({ "act": act }).to_string();
@@ -76,7 +76,7 @@ fn checkpoint(scratch: &fake::Scratch) -> fake::Checkpoint {
 }
 
 #[test]
-fn a_sink_is_told_all_of_a_checkpoint() {
+fn a_sink_gets_all_data_of_a_checkpoint() {
     let scratch = fake::Scratch::new();
     let checkpoint = checkpoint(&scratch)
         .with_metric("loss/eval", 1.5)
@@ -97,7 +97,7 @@ fn a_sink_is_told_all_of_a_checkpoint() {
 }
 
 #[test]
-fn cancel_ends_the_publish_that_runs_and_no_later_one() {
+fn cancel_ends_the_running_publish_and_no_later_one() {
     let scratch = fake::Scratch::new();
     let checkpoint = checkpoint(&scratch)
         .with_metric("loss/eval", 1.0)
@@ -119,7 +119,7 @@ fn cancel_ends_the_publish_that_runs_and_no_later_one() {
 }
 
 #[test]
-fn failures_say_whether_to_try_again() {
+fn failures_have_the_right_status() {
     let scratch = fake::Scratch::new();
     let checkpoint = checkpoint(&scratch);
     assert!(
@@ -135,13 +135,13 @@ fn failures_say_whether_to_try_again() {
     let mut panicking = sink("panic");
     let failure = panicking.publish(&checkpoint).expect_err("panics");
     assert_eq!(failure.message, "panicked: lost demo");
-    // A poisoned sink may still be asked to end.
+    // After a panic, `cancel` can still be called.
     let failure = panicking.publish_with(&checkpoint, fake::Canceller::cancel);
     assert!(failure.expect_err("poisoned").is_panic());
 }
 
 #[test]
-fn a_checkpoint_that_makes_no_sense_is_refused() {
+fn an_invalid_checkpoint_is_rejected() {
     let scratch = fake::Scratch::new();
     let entry = r#"{"sha256": "00", "size": 0}"#;
     for (manifest, says) in [

@@ -1,4 +1,4 @@
-//! What a metric reads of its inputs, and what it is refused.
+//! Checks the tensors that a metric can read, and the errors for all others.
 
 use std::sync::Mutex;
 
@@ -6,10 +6,11 @@ use host_plugin_sdk::fake::Tensor;
 use host_plugin_sdk::{Batch, Device, Dtype, Host, Metric, NoConfig, Result, Values};
 use host_plugin_sdk::{export_plugin, fake};
 
-/// What the test now running wants to do with a batch.
+/// The function that the running test applies to a batch.
 type Look = fn(&Batch<'_>) -> Result<()>;
 
-/// The metric cannot be handed a function through JSON; the tests take turns.
+/// The function for the next metric that is created. It is not part of the configuration, because JSON cannot
+/// contain a function. The tests take turns, because they share it.
 static LOOK: Mutex<Option<Look>> = Mutex::new(None);
 
 struct Looker(Look);
@@ -35,7 +36,7 @@ impl Metric for Looker {
     }
 }
 
-export_plugin! { description: "Looks at tensors", metric: Looker }
+export_plugin! { description: "Reads tensors", metric: Looker }
 
 fn look(batch: &fake::Batch, look: Look) -> Result<(), fake::Failure> {
     static TURN: Mutex<()> = Mutex::new(());
@@ -75,8 +76,8 @@ fn a_contiguous_tensor_is_a_slice_of_its_type() {
 }
 
 #[test]
-fn strides_of_any_kind_are_walked() {
-    // Transposed, reversed along an axis, broadcast, every second element.
+fn iterators_support_any_strides() {
+    // One view is transposed, one is reversed and limited to every second element, and one is broadcast.
     look(
         &x(Tensor::f32(&[2, 3], &SIX).strided(&[3, 2], &[1, 3])),
         |batch| {
@@ -156,16 +157,16 @@ fn scalars_are_read_by_name() {
 }
 
 #[test]
-fn what_cannot_be_read_is_unsupported() {
+fn an_unreadable_tensor_is_unsupported() {
     let read: Look = |batch| batch.tensor("x")?.as_f32().map(drop);
     let six = || Tensor::f32(&[6], &SIX);
     for (tensor, says) in [
-        (six().claim_device(2), "lies on Cuda(0)"),
-        (six().claim_device(77), "lies on Other(77)"),
-        (six().claim_dtype(2, 64, 1), "holds F64 and not F32"),
-        (six().claim_dtype(4, 16, 1), "holds Bf16"),
-        (six().claim_dtype(2, 32, 4), "holds Other"),
-        (six().claim_dtype(200, 1, 1), "holds Other"),
+        (six().claim_device(2), "is on Cuda(0)"),
+        (six().claim_device(77), "is on Other(77)"),
+        (six().claim_dtype(2, 64, 1), "type F64, not F32"),
+        (six().claim_dtype(4, 16, 1), "type Bf16"),
+        (six().claim_dtype(2, 32, 4), "type Other"),
+        (six().claim_dtype(200, 1, 1), "type Other"),
         (six().strided(&[3], &[2]), "is not contiguous"),
     ] {
         let failure = look(&x(tensor), read).expect_err(says);
@@ -176,11 +177,11 @@ fn what_cannot_be_read_is_unsupported() {
     assert!(failure.is_unsupported());
     assert!(failure.message.contains("no tensor \"x\""), "{failure}");
     let failure = look(&x(six()), |batch| batch.scalar_f64("x").map(drop));
-    assert!(failure.expect_err("six").message.contains("is no scalar"));
+    assert!(failure.expect_err("six").message.contains("not a scalar"));
 }
 
 #[test]
-fn a_layout_that_cannot_be_is_an_error_before_anything_is_read() {
+fn an_invalid_layout_is_an_error_before_any_element_is_read() {
     let read: Look = |batch| batch.tensor("x")?.iter_f32().map(drop);
     let six = || Tensor::f32(&[6], &SIX);
     for tensor in [
@@ -191,7 +192,7 @@ fn a_layout_that_cannot_be_is_an_error_before_anything_is_read() {
         six().strided(&[2], &[i64::MAX]),              // too far
         six().strided(&[3, 3], &[i64::MAX, i64::MAX]), // too far twice
         six().strided(&[2, 2], &[i64::MIN / 4, 1]),    // too far back
-        Tensor::f32(&[0], &[]).strided(&[1], &[1]),    // null with an element
+        Tensor::f32(&[0], &[]).strided(&[1], &[1]),    // null pointer, but one element
     ] {
         let failure = look(&x(tensor.clone()), read).expect_err("refused");
         assert!(

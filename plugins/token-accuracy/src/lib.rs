@@ -1,9 +1,10 @@
-//! `token_accuracy`: how often the next token was the likeliest, and for each other `k` of the
-//! setting `top_k` `token_accuracy_top5`: how often it was among the `k` likeliest.
+//! Computes `token_accuracy`, the fraction of tokens that were predicted as the likeliest next token. The
+//! setting `top_k` is a list of numbers `k`; the default is `[1]`. For a larger `k`, such as 5, the metric
+//! `token_accuracy_top5` is the fraction of tokens that were among the `k` likeliest.
 //!
-//! It is micro-averaged, as torchmetrics' `MulticlassAccuracy(average="micro", top_k=k)`: every token
-//! counts the same. Of equally likely tokens the lower id comes first, so that top 1 is right where
-//! argmax is. The host ranks the labels where the logits lie; the logits themselves never come here.
+//! The accuracy is micro-averaged, like torchmetrics' `MulticlassAccuracy(average="micro", top_k=k)`: every
+//! token has the same weight. Of equally likely tokens, the one with the lower id ranks first, so that top 1
+//! agrees with argmax. The host ranks the labels on the logits' device; the plugin never receives the logits.
 
 #![forbid(unsafe_code)]
 
@@ -12,7 +13,7 @@ use std::num::NonZeroU64;
 use host_plugin_sdk::{Batch, Error, Host, Metric, Result, Values, export_plugin};
 use serde::Deserialize;
 
-/// First byte of a state; another layout gets another number.
+/// First byte of a state. Must be incremented when the layout changes.
 const STATE_VERSION: u8 = 1;
 
 /// The settings; `config.schema.json` describes them.
@@ -31,11 +32,11 @@ fn likeliest() -> Vec<NonZeroU64> {
 #[derive(Clone, Debug)]
 pub struct TokenAccuracy {
     token_count: u64,
-    /// In the order of the setting.
+    /// One entry for each `k` in the setting `top_k`, in the same order.
     top: Vec<Top>,
 }
 
-/// The labels that were among the `k` likeliest tokens.
+/// The number of labels that were among the `k` likeliest tokens.
 #[derive(Clone, Copy, Debug)]
 struct Top {
     k: u64,
@@ -49,7 +50,7 @@ impl Metric for TokenAccuracy {
         let mut top: Vec<Top> = Vec::new();
         for k in config.top_k.iter().map(|k| k.get()) {
             if top.iter().any(|known| known.k == k) {
-                return Err(Error::new(format!("top_k names {k} twice")));
+                return Err(Error::new(format!("top_k contains {k} twice")));
             }
             top.push(Top { k, found: 0 });
         }
@@ -71,14 +72,14 @@ impl Metric for TokenAccuracy {
         let token_count = batch.scalar_i64("token_count")?;
         if u64::try_from(token_count) != Ok(ranks.numel() as u64) {
             return Err(Error::new(format!(
-                "a batch of {token_count} tokens with {} ranks",
+                "token_count is {token_count}, but there are {} ranks",
                 ranks.numel()
             )));
         }
         let mut found = vec![0; self.top.len()];
         for rank in ranks.iter_i64()? {
             let rank = u64::try_from(rank)
-                .map_err(|_| Error::new(format!("a token of the rank {rank}")))?;
+                .map_err(|_| Error::new(format!("invalid label_rank: {rank}")))?;
             for (found, top) in found.iter_mut().zip(&self.top) {
                 *found += u64::from(rank < top.k);
             }
@@ -98,14 +99,14 @@ impl Metric for TokenAccuracy {
 
     fn merge_state(&mut self, state: &[u8]) -> Result<()> {
         let Some((&version, numbers)) = state.split_first() else {
-            return Err(Error::new("an empty state of token-accuracy"));
+            return Err(Error::new("the state of token-accuracy is empty"));
         };
         if version != STATE_VERSION {
             return Err(Error::unsupported(format!(
-                "a state of token-accuracy of version {version}, this is version {STATE_VERSION}"
+                "the state of token-accuracy has version {version}, but this plugin reads version {STATE_VERSION}"
             )));
         }
-        let broken = || Error::new("a broken state of token-accuracy");
+        let broken = || Error::new("the state of token-accuracy is damaged");
         let (numbers, []) = numbers.as_chunks::<8>() else {
             return Err(broken());
         };
@@ -116,7 +117,9 @@ impl Metric for TokenAccuracy {
         };
         let ks = top.iter().map(|&[k, _]| k);
         if !ks.eq(self.top.iter().map(|top| top.k)) {
-            return Err(Error::new("a state of token-accuracy with another top_k"));
+            return Err(Error::new(
+                "the state of token-accuracy was exported with a different top_k",
+            ));
         }
         let found: Vec<u64> = top.iter().map(|&[_, found]| found).collect();
         self.add(token_count, &found)
@@ -124,7 +127,9 @@ impl Metric for TokenAccuracy {
 
     fn compute(&self, values: &mut Values<'_>) -> Result<()> {
         if self.token_count == 0 {
-            return Err(Error::new("no tokens were evaluated, so none was right"));
+            return Err(Error::new(
+                "no tokens were evaluated, so there is no accuracy",
+            ));
         }
         for top in &self.top {
             let name = match top.k {
@@ -138,15 +143,17 @@ impl Metric for TokenAccuracy {
 }
 
 impl TokenAccuracy {
-    /// Adds all of it or nothing. `found` is as long as `top`.
+    /// Adds the counts. On error, adds nothing. `found` is as long as `top`.
     fn add(&mut self, token_count: u64, found: &[u64]) -> Result<()> {
         if found.iter().any(|&found| found > token_count) {
-            return Err(Error::new("more tokens were found than there are"));
+            return Err(Error::new(
+                "the number of top-k hits is higher than the number of tokens",
+            ));
         }
         let count = self.token_count.checked_add(token_count);
-        self.token_count = count.ok_or_else(|| Error::new("more tokens than can be counted"))?;
+        self.token_count = count.ok_or_else(|| Error::new("the token count overflowed"))?;
         for (top, found) in self.top.iter_mut().zip(found) {
-            // At most the token count, which did not overflow.
+            // This cannot overflow, because the result is at most the token count, which did not overflow.
             top.found += found;
         }
         Ok(())
@@ -203,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn without_settings_it_is_top_1() {
+    fn the_default_is_top_1() {
         let mut metric = metric("{}");
         metric.update(&batch(&[0, 7])).expect("updated");
         assert_eq!(
@@ -213,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn every_token_counts_the_same_whatever_its_batch() {
+    fn every_token_has_the_same_weight_in_any_batch() {
         let values = values(top_1_and_5(&[&[9], &[0, 0, 0]]));
         assert_eq!(values["token_accuracy"], 0.75);
     }
@@ -236,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn reset_makes_it_new_and_a_new_one_has_no_values() {
+    fn reset_restores_the_initial_state_which_has_no_values() {
         let mut metric = top_1_and_5(&[&[0, 0]]);
         metric.reset().expect("reset");
         let failure = metric.compute().expect_err("no tokens");
@@ -246,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_state_are_refused_and_change_nothing() {
+    fn invalid_states_are_refused_and_change_nothing() {
         let mut state = top_1_and_5(&[&[0, 3]]).export_state().expect("exported");
         assert_eq!(state.len(), 1 + 8 + 2 * 16);
         let mut one = top_1_and_5(&[&[0, 3]]);
@@ -260,14 +267,14 @@ mod tests {
         state[1..9].fill(0xff);
         assert!(one.merge_state(&state).is_err(), "more than u64");
         state[1..9].fill(0);
-        assert!(one.merge_state(&state).is_err(), "more found than there");
+        assert!(one.merge_state(&state).is_err(), "more found than tokens");
         state[0] += 1;
         assert!(one.merge_state(&state).expect_err("newer").is_unsupported());
         assert_eq!(values(one), values(top_1_and_5(&[&[0, 3]])));
     }
 
     #[test]
-    fn a_batch_that_makes_no_sense_is_refused_and_changes_nothing() {
+    fn an_invalid_batch_is_refused_and_changes_nothing() {
         let mut metric = top_1_and_5(&[&[0]]);
         assert!(metric.update(&batch(&[0, -1])).is_err());
         let ranks = fake::Tensor::i64(&[2], &[0, 0]);
@@ -283,7 +290,7 @@ mod tests {
             .with("label_rank", fake::Tensor::f32(&[1], &[0.0]))
             .with("token_count", 1i64);
         assert!(metric.update(&floats).expect_err("floats").is_unsupported());
-        // Ranks may lie in any order in memory.
+        // Ranks may have any strides.
         let strided = fake::Batch::new()
             .with(
                 "label_rank",
@@ -295,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_make_no_sense_are_refused() {
+    fn invalid_settings_are_refused() {
         let plugin = fake::Plugin::load(&PLUGIN);
         for config in [r#"{"top_k": [0]}"#, r#"{"top_k": [5, 5]}"#, r#"{"k": 1}"#] {
             assert!(plugin.metric(config).is_err(), "{config}");

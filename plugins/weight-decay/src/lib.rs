@@ -1,13 +1,13 @@
-//! Two parameter groups: one with weight decay, and one without for the parameters whose names
-//! contain one of the `no_decay` patterns (biases and norms, unless the user says otherwise).
+//! Creates two parameter groups: one with weight decay and one without. The group without weight decay
+//! contains the parameters whose names contain one of the `no_decay` patterns. By default, these parameters
+//! are biases and norms.
 
 #![forbid(unsafe_code)]
 
 use host_plugin_sdk::{Error, Groups, GroupsRequest, Host, ParamGroups, Result, export_plugin};
 use serde::Deserialize;
 
-/// What is not decayed unless the user says otherwise: biases and norms, by the names that BERT's
-/// and GPT-2's families give them.
+/// The default patterns. They match the names of biases and norms in the BERT and GPT-2 families.
 const NO_DECAY: [&str; 5] = [
     "bias",
     "LayerNorm.weight",
@@ -27,7 +27,8 @@ pub struct Config {
 /// Groups parameters by name.
 #[derive(Debug)]
 pub struct WeightDecay {
-    /// As the user gave them; none where they are the default, which the host fills in.
+    /// The patterns that the user configured. `None` if they are the default patterns. The host passes the
+    /// default patterns if the setting is missing.
     no_decay: Option<Vec<String>>,
     weight_decay: Option<f64>,
 }
@@ -45,7 +46,7 @@ impl ParamGroups for WeightDecay {
         }
         if config.no_decay.iter().flatten().any(String::is_empty) {
             return Err(Error::new(
-                "an empty no_decay pattern matches every parameter; for that, set weight_decay=0",
+                "an empty no_decay pattern matches every parameter; set weight_decay=0 instead",
             ));
         }
         Ok(Self {
@@ -93,7 +94,7 @@ impl WeightDecay {
 }
 
 export_plugin! {
-    description: "Parameter groups with and without weight decay, by name",
+    description: "Parameter groups with and without weight decay, selected by parameter name",
     param_groups: WeightDecay,
     config: "config.schema.json",
 }
@@ -104,7 +105,7 @@ mod tests {
 
     use super::*;
 
-    /// A GPT-2 of one layer.
+    /// Returns the parameters of a GPT-2 with one layer.
     fn gpt2() -> Vec<Param> {
         [
             ("transformer.wte.weight", &[64, 8][..]),
@@ -151,7 +152,7 @@ mod tests {
         );
         assert_eq!(no_decay.params.len(), 5);
         assert_eq!((decay.lr_multiplier, no_decay.lr_multiplier), (1.0, 1.0));
-        // The default's patterns for other families are no news to the user.
+        // The default pattern `LayerNorm.weight` matches no parameter of GPT-2. It causes no warning.
         assert!(grouping.warnings.is_empty());
     }
 
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_of_the_users_that_matches_nothing_is_warned_of() {
+    fn a_users_pattern_that_matches_nothing_is_warned_of() {
         let grouping = group(r#"{"no_decay": ["bias", "layer_norm"]}"#, &gpt2());
         assert_eq!(
             grouping.warnings,
@@ -213,14 +214,14 @@ mod tests {
     }
 
     #[test]
-    fn the_users_weight_decay_goes_before_the_runs() {
+    fn the_users_weight_decay_overrides_the_runs() {
         let grouping = group(r#"{"weight_decay": 0.01}"#, &gpt2());
         assert_eq!(grouping.groups[0].weight_decay, 0.01);
         assert_eq!(grouping.groups[1].weight_decay, 0.0);
     }
 
     #[test]
-    fn settings_that_make_no_sense_are_refused() {
+    fn invalid_settings_are_refused() {
         let plugin = fake::Plugin::load(&PLUGIN);
         for (config, says) in [
             (r#"{"weight_decay": -0.1}"#, "must not be negative"),

@@ -2,126 +2,126 @@
 /// Request of GetExperiment.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetExperimentRequest {
-    /// Which.
+    /// The experiment; ignored.
     #[prost(string, tag = "1")]
     pub experiment_id: ::prost::alloc::string::String,
 }
 /// Response of GetExperiment.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetExperimentResponse {
-    /// Where the data lie, for people.
+    /// Where the data is stored, for display.
     #[prost(string, tag = "1")]
     pub data_location: ::prost::alloc::string::String,
-    /// Its name.
+    /// The experiment's name.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
-    /// About it.
+    /// A description of the experiment.
     #[prost(string, tag = "3")]
     pub description: ::prost::alloc::string::String,
-    /// When it began.
+    /// When the oldest run was created.
     #[prost(message, optional, tag = "4")]
     pub creation_time: ::core::option::Option<::prost_types::Timestamp>,
 }
-/// Lets through the series of a plugin.
+/// Selects the series of a plugin.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PluginFilter {
-    /// `scalars`.
+    /// The plugin's name, such as `scalars`.
     #[prost(string, tag = "1")]
     pub plugin_name: ::prost::alloc::string::String,
 }
-/// Lets through runs.
+/// Selects runs.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunFilter {
-    /// Their names.
+    /// The runs' names.
     #[prost(string, repeated, tag = "1")]
     pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-/// Lets through series.
+/// Selects series.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TagFilter {
-    /// Their names.
+    /// The series' names.
     #[prost(string, repeated, tag = "1")]
     pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-/// Lets through the series that both let through.
+/// Selects the series that match both filters.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunTagFilter {
-    /// By run.
+    /// Filter by run.
     #[prost(message, optional, tag = "1")]
     pub runs: ::core::option::Option<RunFilter>,
-    /// By name.
+    /// Filter by series.
     #[prost(message, optional, tag = "2")]
     pub tags: ::core::option::Option<TagFilter>,
 }
-/// How far a series is thinned.
+/// How to downsample a series.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Downsample {
-    /// Most points.
+    /// Maximum number of points.
     #[prost(int64, tag = "1")]
     pub num_points: i64,
 }
 /// Request of ListPlugins.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListPluginsRequest {
-    /// Which experiment.
+    /// The experiment; ignored.
     #[prost(string, tag = "1")]
     pub experiment_id: ::prost::alloc::string::String,
 }
 /// Response of ListPlugins.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListPluginsResponse {
-    /// Those with something to show.
+    /// The plugins that have data.
     #[prost(message, repeated, tag = "1")]
     pub plugins: ::prost::alloc::vec::Vec<Plugin>,
 }
-/// One of TensorBoard's plugins.
+/// A TensorBoard plugin.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Plugin {
-    /// `scalars`.
+    /// The plugin's name, such as `scalars`.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
 }
 /// Request of ListRuns.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRunsRequest {
-    /// Which experiment.
+    /// The experiment; ignored.
     #[prost(string, tag = "1")]
     pub experiment_id: ::prost::alloc::string::String,
 }
 /// Response of ListRuns.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListRunsResponse {
-    /// All of them.
+    /// All runs.
     #[prost(message, repeated, tag = "1")]
     pub runs: ::prost::alloc::vec::Vec<Run>,
 }
 /// A run.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Run {
-    /// Its name.
+    /// The run's name.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
-    /// When it began, in seconds since the Unix epoch.
+    /// When the run was created, in seconds since the Unix epoch.
     #[prost(double, tag = "3")]
     pub start_time: f64,
 }
 /// Request of ListScalars.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListScalarsRequest {
-    /// Which experiment.
+    /// The experiment; ignored.
     #[prost(string, tag = "1")]
     pub experiment_id: ::prost::alloc::string::String,
-    /// Whose series; needed.
+    /// The plugin whose series are selected; required.
     #[prost(message, optional, tag = "2")]
     pub plugin_filter: ::core::option::Option<PluginFilter>,
-    /// Which of them.
+    /// Selects some of the plugin's series.
     #[prost(message, optional, tag = "3")]
     pub run_tag_filter: ::core::option::Option<RunTagFilter>,
 }
 /// Response of ListScalars.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListScalarsResponse {
-    /// The runs that have any.
+    /// The runs with at least one matching series.
     #[prost(message, repeated, tag = "1")]
     pub runs: ::prost::alloc::vec::Vec<list_scalars_response::RunEntry>,
 }
@@ -130,57 +130,57 @@ pub mod list_scalars_response {
     /// A run.
     #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct RunEntry {
-        /// Its name.
+        /// The run's name.
         #[prost(string, tag = "1")]
         pub run_name: ::prost::alloc::string::String,
-        /// Its series.
+        /// The run's series.
         #[prost(message, repeated, tag = "2")]
         pub tags: ::prost::alloc::vec::Vec<TagEntry>,
     }
     /// A series.
     #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct TagEntry {
-        /// Its name.
+        /// The series' name.
         #[prost(string, tag = "1")]
         pub tag_name: ::prost::alloc::string::String,
-        /// About it.
+        /// The series' metadata.
         #[prost(message, optional, tag = "2")]
         pub metadata: ::core::option::Option<super::ScalarMetadata>,
     }
 }
-/// A series of numbers.
+/// Metadata of a scalar series.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ScalarMetadata {
-    /// Its last step.
+    /// Step of the last point.
     #[prost(int64, tag = "1")]
     pub max_step: i64,
-    /// The time of its last point, in seconds since the Unix epoch.
+    /// Time of the last point, in seconds since the Unix epoch.
     #[prost(double, tag = "2")]
     pub max_wall_time: f64,
-    /// About it.
+    /// The plugin and the kind of points.
     #[prost(message, optional, tag = "3")]
     pub summary_metadata: ::core::option::Option<super::SummaryMetadata>,
 }
 /// Request of ReadScalars.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadScalarsRequest {
-    /// Which experiment.
+    /// The experiment; ignored.
     #[prost(string, tag = "1")]
     pub experiment_id: ::prost::alloc::string::String,
-    /// Whose series; needed.
+    /// The plugin whose series are selected; required.
     #[prost(message, optional, tag = "2")]
     pub plugin_filter: ::core::option::Option<PluginFilter>,
-    /// Which of them.
+    /// Selects some of the plugin's series.
     #[prost(message, optional, tag = "3")]
     pub run_tag_filter: ::core::option::Option<RunTagFilter>,
-    /// How far; needed.
+    /// How to downsample the series; required.
     #[prost(message, optional, tag = "4")]
     pub downsample: ::core::option::Option<Downsample>,
 }
 /// Response of ReadScalars.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReadScalarsResponse {
-    /// The runs that have any.
+    /// The runs with at least one matching series.
     #[prost(message, repeated, tag = "1")]
     pub runs: ::prost::alloc::vec::Vec<read_scalars_response::RunEntry>,
 }
@@ -189,20 +189,20 @@ pub mod read_scalars_response {
     /// A run.
     #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct RunEntry {
-        /// Its name.
+        /// The run's name.
         #[prost(string, tag = "1")]
         pub run_name: ::prost::alloc::string::String,
-        /// Its series.
+        /// The run's series.
         #[prost(message, repeated, tag = "2")]
         pub tags: ::prost::alloc::vec::Vec<TagEntry>,
     }
     /// A series.
     #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct TagEntry {
-        /// Its name.
+        /// The series' name.
         #[prost(string, tag = "1")]
         pub tag_name: ::prost::alloc::string::String,
-        /// Its points.
+        /// The series' points.
         #[prost(message, optional, tag = "2")]
         pub data: ::core::option::Option<super::ScalarData>,
     }
@@ -223,20 +223,20 @@ pub struct ScalarData {
 /// Request of ListTensors.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListTensorsRequest {
-    /// Which experiment.
+    /// The experiment; ignored.
     #[prost(string, tag = "1")]
     pub experiment_id: ::prost::alloc::string::String,
-    /// Whose series; needed.
+    /// The plugin whose series are selected; required.
     #[prost(message, optional, tag = "2")]
     pub plugin_filter: ::core::option::Option<PluginFilter>,
-    /// Which of them.
+    /// Selects some of the plugin's series.
     #[prost(message, optional, tag = "3")]
     pub run_tag_filter: ::core::option::Option<RunTagFilter>,
 }
 /// Response of ListTensors.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListTensorsResponse {
-    /// The runs that have any.
+    /// The runs with at least one matching series.
     #[prost(message, repeated, tag = "1")]
     pub runs: ::prost::alloc::vec::Vec<list_tensors_response::RunEntry>,
 }
@@ -245,102 +245,102 @@ pub mod list_tensors_response {
     /// A run.
     #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct RunEntry {
-        /// Its name.
+        /// The run's name.
         #[prost(string, tag = "1")]
         pub run_name: ::prost::alloc::string::String,
-        /// Its series.
+        /// The run's series.
         #[prost(message, repeated, tag = "2")]
         pub tags: ::prost::alloc::vec::Vec<TagEntry>,
     }
     /// A series.
     #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct TagEntry {
-        /// Its name.
+        /// The series' name.
         #[prost(string, tag = "1")]
         pub tag_name: ::prost::alloc::string::String,
-        /// About it.
+        /// The series' metadata.
         #[prost(message, optional, tag = "2")]
         pub metadata: ::core::option::Option<super::TensorMetadata>,
     }
 }
-/// A series of tensors.
+/// Metadata of a tensor series.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TensorMetadata {
-    /// Its last step.
+    /// Step of the last point.
     #[prost(int64, tag = "1")]
     pub max_step: i64,
-    /// The time of its last point, in seconds since the Unix epoch.
+    /// Time of the last point, in seconds since the Unix epoch.
     #[prost(double, tag = "2")]
     pub max_wall_time: f64,
-    /// About it.
+    /// The plugin and the kind of points.
     #[prost(message, optional, tag = "3")]
     pub summary_metadata: ::core::option::Option<super::SummaryMetadata>,
 }
 /// Request of ReadTensors.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadTensorsRequest {
-    /// Which experiment.
+    /// The experiment; ignored.
     #[prost(string, tag = "1")]
     pub experiment_id: ::prost::alloc::string::String,
-    /// Whose series; needed.
+    /// The plugin whose series are selected; required.
     #[prost(message, optional, tag = "2")]
     pub plugin_filter: ::core::option::Option<PluginFilter>,
-    /// Which of them.
+    /// Selects some of the plugin's series.
     #[prost(message, optional, tag = "3")]
     pub run_tag_filter: ::core::option::Option<RunTagFilter>,
-    /// How far; needed.
+    /// How to downsample the series; required.
     #[prost(message, optional, tag = "4")]
     pub downsample: ::core::option::Option<Downsample>,
 }
-/// Response of ReadTensors. The host has none, so what a run's entry looks like is left out.
+/// Response of ReadTensors. The host has no tensors, so the field for the entries is not defined.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadTensorsResponse {}
 /// Request of ListBlobSequences.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListBlobSequencesRequest {
-    /// Which experiment.
+    /// The experiment; ignored.
     #[prost(string, tag = "1")]
     pub experiment_id: ::prost::alloc::string::String,
-    /// Whose series; needed.
+    /// The plugin whose series are selected; required.
     #[prost(message, optional, tag = "2")]
     pub plugin_filter: ::core::option::Option<PluginFilter>,
-    /// Which of them.
+    /// Selects some of the plugin's series.
     #[prost(message, optional, tag = "3")]
     pub run_tag_filter: ::core::option::Option<RunTagFilter>,
 }
-/// Response of ListBlobSequences. The host has none, so what a run's entry looks like is left out.
+/// Response of ListBlobSequences. The host has no blob sequences, so the field for the entries is not defined.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListBlobSequencesResponse {}
 /// Request of ReadBlobSequences.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadBlobSequencesRequest {
-    /// Which experiment.
+    /// The experiment; ignored.
     #[prost(string, tag = "1")]
     pub experiment_id: ::prost::alloc::string::String,
-    /// Whose series; needed.
+    /// The plugin whose series are selected; required.
     #[prost(message, optional, tag = "2")]
     pub plugin_filter: ::core::option::Option<PluginFilter>,
-    /// Which of them.
+    /// Selects some of the plugin's series.
     #[prost(message, optional, tag = "3")]
     pub run_tag_filter: ::core::option::Option<RunTagFilter>,
-    /// How far; needed.
+    /// How to downsample the series; required.
     #[prost(message, optional, tag = "4")]
     pub downsample: ::core::option::Option<Downsample>,
 }
-/// Response of ReadBlobSequences. The host has none, so what a run's entry looks like is left out.
+/// Response of ReadBlobSequences. The host has no blob sequences, so the field for the entries is not defined.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadBlobSequencesResponse {}
 /// Request of ReadBlob.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadBlobRequest {
-    /// Which.
+    /// The blob's key.
     #[prost(string, tag = "1")]
     pub blob_key: ::prost::alloc::string::String,
 }
-/// Response of ReadBlob: a piece of the bytes.
+/// Response of ReadBlob: a part of the blob.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadBlobResponse {
-    /// The piece.
+    /// The bytes.
     #[prost(bytes = "vec", tag = "1")]
     pub data: ::prost::alloc::vec::Vec<u8>,
 }
@@ -355,7 +355,7 @@ pub mod tensor_board_data_provider_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Reads experiments: here, the runs of a server. `experiment_id` is not looked at, there is one.
+    /// Reads experiments. A server has one experiment, which contains all its runs, so `experiment_id` is ignored.
     #[derive(Debug, Clone)]
     pub struct TensorBoardDataProviderClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -427,7 +427,7 @@ pub mod tensor_board_data_provider_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// What the page says about the experiment.
+        /// Returns what the page shows about the experiment.
         pub async fn get_experiment(
             &mut self,
             request: impl tonic::IntoRequest<super::GetExperimentRequest>,
@@ -457,7 +457,7 @@ pub mod tensor_board_data_provider_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Which of TensorBoard's plugins have something to show.
+        /// Lists the TensorBoard plugins that have data.
         pub async fn list_plugins(
             &mut self,
             request: impl tonic::IntoRequest<super::ListPluginsRequest>,
@@ -487,7 +487,7 @@ pub mod tensor_board_data_provider_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// The runs.
+        /// Lists the runs.
         pub async fn list_runs(
             &mut self,
             request: impl tonic::IntoRequest<super::ListRunsRequest>,
@@ -517,7 +517,7 @@ pub mod tensor_board_data_provider_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// The series of numbers.
+        /// Lists the scalar series.
         pub async fn list_scalars(
             &mut self,
             request: impl tonic::IntoRequest<super::ListScalarsRequest>,
@@ -547,7 +547,7 @@ pub mod tensor_board_data_provider_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Their points.
+        /// Reads the points of scalar series.
         pub async fn read_scalars(
             &mut self,
             request: impl tonic::IntoRequest<super::ReadScalarsRequest>,
@@ -577,7 +577,7 @@ pub mod tensor_board_data_provider_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// The series of tensors. Those of the HParams plugin have no points; their metadata are read.
+        /// Lists the tensor series. The series of the HParams plugin have metadata but no points.
         pub async fn list_tensors(
             &mut self,
             request: impl tonic::IntoRequest<super::ListTensorsRequest>,
@@ -607,7 +607,7 @@ pub mod tensor_board_data_provider_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Their points.
+        /// Reads the points of tensor series.
         pub async fn read_tensors(
             &mut self,
             request: impl tonic::IntoRequest<super::ReadTensorsRequest>,
@@ -637,7 +637,7 @@ pub mod tensor_board_data_provider_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// The series of sequences of bytes.
+        /// Lists the blob sequences.
         pub async fn list_blob_sequences(
             &mut self,
             request: impl tonic::IntoRequest<super::ListBlobSequencesRequest>,
@@ -667,7 +667,7 @@ pub mod tensor_board_data_provider_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Where their bytes are.
+        /// Returns the keys of the blobs in blob sequences.
         pub async fn read_blob_sequences(
             &mut self,
             request: impl tonic::IntoRequest<super::ReadBlobSequencesRequest>,
@@ -697,7 +697,7 @@ pub mod tensor_board_data_provider_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// The bytes.
+        /// Reads a blob.
         pub async fn read_blob(
             &mut self,
             request: impl tonic::IntoRequest<super::ReadBlobRequest>,
@@ -742,7 +742,7 @@ pub mod tensor_board_data_provider_server {
     /// Generated trait containing gRPC methods that should be implemented for use with TensorBoardDataProviderServer.
     #[async_trait]
     pub trait TensorBoardDataProvider: std::marker::Send + std::marker::Sync + 'static {
-        /// What the page says about the experiment.
+        /// Returns what the page shows about the experiment.
         async fn get_experiment(
             &self,
             request: tonic::Request<super::GetExperimentRequest>,
@@ -750,7 +750,7 @@ pub mod tensor_board_data_provider_server {
             tonic::Response<super::GetExperimentResponse>,
             tonic::Status,
         >;
-        /// Which of TensorBoard's plugins have something to show.
+        /// Lists the TensorBoard plugins that have data.
         async fn list_plugins(
             &self,
             request: tonic::Request<super::ListPluginsRequest>,
@@ -758,7 +758,7 @@ pub mod tensor_board_data_provider_server {
             tonic::Response<super::ListPluginsResponse>,
             tonic::Status,
         >;
-        /// The runs.
+        /// Lists the runs.
         async fn list_runs(
             &self,
             request: tonic::Request<super::ListRunsRequest>,
@@ -766,7 +766,7 @@ pub mod tensor_board_data_provider_server {
             tonic::Response<super::ListRunsResponse>,
             tonic::Status,
         >;
-        /// The series of numbers.
+        /// Lists the scalar series.
         async fn list_scalars(
             &self,
             request: tonic::Request<super::ListScalarsRequest>,
@@ -774,7 +774,7 @@ pub mod tensor_board_data_provider_server {
             tonic::Response<super::ListScalarsResponse>,
             tonic::Status,
         >;
-        /// Their points.
+        /// Reads the points of scalar series.
         async fn read_scalars(
             &self,
             request: tonic::Request<super::ReadScalarsRequest>,
@@ -782,7 +782,7 @@ pub mod tensor_board_data_provider_server {
             tonic::Response<super::ReadScalarsResponse>,
             tonic::Status,
         >;
-        /// The series of tensors. Those of the HParams plugin have no points; their metadata are read.
+        /// Lists the tensor series. The series of the HParams plugin have metadata but no points.
         async fn list_tensors(
             &self,
             request: tonic::Request<super::ListTensorsRequest>,
@@ -790,7 +790,7 @@ pub mod tensor_board_data_provider_server {
             tonic::Response<super::ListTensorsResponse>,
             tonic::Status,
         >;
-        /// Their points.
+        /// Reads the points of tensor series.
         async fn read_tensors(
             &self,
             request: tonic::Request<super::ReadTensorsRequest>,
@@ -798,7 +798,7 @@ pub mod tensor_board_data_provider_server {
             tonic::Response<super::ReadTensorsResponse>,
             tonic::Status,
         >;
-        /// The series of sequences of bytes.
+        /// Lists the blob sequences.
         async fn list_blob_sequences(
             &self,
             request: tonic::Request<super::ListBlobSequencesRequest>,
@@ -806,7 +806,7 @@ pub mod tensor_board_data_provider_server {
             tonic::Response<super::ListBlobSequencesResponse>,
             tonic::Status,
         >;
-        /// Where their bytes are.
+        /// Returns the keys of the blobs in blob sequences.
         async fn read_blob_sequences(
             &self,
             request: tonic::Request<super::ReadBlobSequencesRequest>,
@@ -820,13 +820,13 @@ pub mod tensor_board_data_provider_server {
             >
             + std::marker::Send
             + 'static;
-        /// The bytes.
+        /// Reads a blob.
         async fn read_blob(
             &self,
             request: tonic::Request<super::ReadBlobRequest>,
         ) -> std::result::Result<tonic::Response<Self::ReadBlobStream>, tonic::Status>;
     }
-    /// Reads experiments: here, the runs of a server. `experiment_id` is not looked at, there is one.
+    /// Reads experiments. A server has one experiment, which contains all its runs, so `experiment_id` is ignored.
     #[derive(Debug)]
     pub struct TensorBoardDataProviderServer<T> {
         inner: Arc<T>,

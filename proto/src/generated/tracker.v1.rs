@@ -2,27 +2,27 @@
 /// Request of ListRuns.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRunsRequest {
-    /// Most runs to return. 0 means 100; the server may return fewer.
+    /// Maximum number of runs to return. 0 means 100. The server may return fewer.
     #[prost(uint32, tag = "1")]
     pub page_size: u32,
-    /// `next_page_token` of the page before; empty for the first.
+    /// `next_page_token` of the previous page; empty for the first page.
     #[prost(string, tag = "2")]
     pub page_token: ::prost::alloc::string::String,
 }
 /// Response of ListRuns.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListRunsResponse {
-    /// The page. A run that cannot be read is listed with `error` set.
+    /// The runs of this page. A run that cannot be read has `error` set.
     #[prost(message, repeated, tag = "1")]
     pub runs: ::prost::alloc::vec::Vec<Run>,
-    /// Where the next page begins; empty after the last.
+    /// The `page_token` of the next page; empty on the last page.
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
 /// Request of GetRun.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetRunRequest {
-    /// The run's name. May be empty where the server has one run only.
+    /// The run's name. May be empty if the server has only one run.
     #[prost(string, tag = "1")]
     pub run: ::prost::alloc::string::String,
 }
@@ -32,194 +32,196 @@ pub struct GetRunResponse {
     /// The run.
     #[prost(message, optional, tag = "1")]
     pub run: ::core::option::Option<Run>,
-    /// Its resolved configuration: a JSON object.
+    /// The run's resolved configuration: a JSON object.
     #[prost(string, tag = "2")]
     pub config_json: ::prost::alloc::string::String,
 }
-/// A run and how it stands.
+/// A run and its state.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Run {
-    /// Its name: letters, digits, `.`, `_` and `-`. Unique on a server.
+    /// The name: letters, digits, `.`, `_` and `-`. Unique on a server.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// When it was made.
+    /// When the run was created.
     #[prost(int64, tag = "2")]
     pub created_time_us: i64,
-    /// Whether it is at work.
+    /// Whether the run is active.
     #[prost(enumeration = "RunState", tag = "3")]
     pub state: i32,
-    /// Why it ended, when `state` is RUN_STATE_FINISHED.
+    /// Why training ended. Set only if `state` is RUN_STATE_FINISHED.
     #[prost(enumeration = "StopReason", tag = "4")]
     pub stop_reason: i32,
-    /// How often it was resumed.
+    /// Number of times the run was resumed.
     #[prost(uint32, tag = "5")]
     pub generation: u32,
-    /// Place of its last event; 0 before the first. As a cursor: everything after now.
+    /// Sequence number of the last event; 0 if there is no event. If used as a cursor, it skips all events so
+    /// far.
     #[prost(uint64, tag = "6")]
     pub last_seq: u64,
-    /// Optimizer steps finished at its last event.
+    /// Number of optimizer steps finished when the last event happened.
     #[prost(uint64, tag = "7")]
     pub last_step: u64,
-    /// Time of its last event.
+    /// Time of the last event.
     #[prost(int64, tag = "8")]
     pub last_time_us: i64,
-    /// Why the run cannot be read; empty if it can. Only `name` is set beside it.
+    /// Why the run cannot be read; empty if it can. If set, `name` is the only other field that is set.
     #[prost(string, tag = "9")]
     pub error: ::prost::alloc::string::String,
 }
 /// Request of ListMetrics.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListMetricsRequest {
-    /// The run's name. May be empty where the server has one run only.
+    /// The run's name. May be empty if the server has only one run.
     #[prost(string, tag = "1")]
     pub run: ::prost::alloc::string::String,
 }
 /// Response of ListMetrics.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListMetricsResponse {
-    /// By name.
+    /// The metrics, sorted by name.
     #[prost(message, repeated, tag = "1")]
     pub metrics: ::prost::alloc::vec::Vec<Metric>,
 }
-/// A metric of a run, without points that a resume superseded.
+/// A metric of a run, without the points that a resume superseded.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Metric {
-    /// Its name: `loss/train`.
+    /// The name, such as `loss/train`.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// How many points it has.
+    /// Number of points.
     #[prost(uint64, tag = "2")]
     pub point_count: u64,
-    /// The last of them.
+    /// The last point.
     #[prost(message, optional, tag = "3")]
     pub last_point: ::core::option::Option<Point>,
 }
 /// A value of a metric.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct Point {
-    /// Optimizer steps finished by then.
+    /// Number of optimizer steps finished when the value was measured.
     #[prost(uint64, tag = "1")]
     pub step: u64,
-    /// When it was measured.
+    /// When the value was measured.
     #[prost(int64, tag = "2")]
     pub time_us: i64,
-    /// The value; infinity and NaN are values.
+    /// The value; can be infinite or NaN.
     #[prost(double, tag = "3")]
     pub value: f64,
-    /// Place of the event that brought it.
+    /// Sequence number of the event that contains the value.
     #[prost(uint64, tag = "4")]
     pub seq: u64,
 }
 /// Request of ReadMetric.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadMetricRequest {
-    /// The run's name. May be empty where the server has one run only.
+    /// The run's name. May be empty if the server has only one run.
     #[prost(string, tag = "1")]
     pub run: ::prost::alloc::string::String,
     /// The metric's name.
     #[prost(string, tag = "2")]
     pub metric: ::prost::alloc::string::String,
-    /// Most points to return: 0 means 1000, and more than 100000 is INVALID_ARGUMENT. If there are more,
-    /// the points are thinned such that a plot looks the same: the lowest and highest of each stretch
-    /// and the last point stay. WatchEvents gives every point of a longer history.
+    /// Maximum number of points to return. 0 means 1000; more than 100000 is INVALID_ARGUMENT. A longer history
+    /// is divided into sections, and only the lowest and the highest point of each section are returned. The
+    /// plot therefore looks the same. The last point is always returned. WatchEvents returns every point.
     #[prost(uint32, tag = "3")]
     pub max_points: u32,
 }
 /// Response of ReadMetric.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReadMetricResponse {
-    /// In the run's order, without those that a resume superseded.
+    /// The points in the order of their events, without those that a resume superseded.
     #[prost(message, repeated, tag = "1")]
     pub points: ::prost::alloc::vec::Vec<Point>,
 }
 /// Request of ListDeliveries.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListDeliveriesRequest {
-    /// The run's name. May be empty where the server has one run only.
+    /// The run's name. May be empty if the server has only one run.
     #[prost(string, tag = "1")]
     pub run: ::prost::alloc::string::String,
-    /// The label of one sink; empty for all.
+    /// The label of a sink; empty for all sinks.
     #[prost(string, tag = "2")]
     pub sink: ::prost::alloc::string::String,
-    /// Most entries to return: of a longer ledger, those of the newest checkpoints. 0 means 1000, and more
-    /// than 10000 is INVALID_ARGUMENT.
+    /// Maximum number of entries to return. 0 means 1000; more than 10000 is INVALID_ARGUMENT. If the ledger is
+    /// longer, only the entries of the newest checkpoints are returned.
     #[prost(uint32, tag = "3")]
     pub max_entries: u32,
 }
 /// Response of ListDeliveries.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListDeliveriesResponse {
-    /// By sink, then by checkpoint. An entry for each checkpoint that was ever queued for a sink, and that
-    /// no resume superseded.
+    /// One entry for each checkpoint that was queued for a sink, sorted by sink and then by checkpoint.
+    /// Checkpoints that a resume superseded have no entry.
     #[prost(message, repeated, tag = "1")]
     pub entries: ::prost::alloc::vec::Vec<LedgerEntry>,
 }
-/// How far a checkpoint came on its way to a sink.
+/// The state of one checkpoint's delivery to one sink.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LedgerEntry {
-    /// The last that is known.
+    /// The latest known state.
     #[prost(message, optional, tag = "1")]
     pub delivery: ::core::option::Option<Delivery>,
-    /// Since when.
+    /// When the delivery reached this state.
     #[prost(int64, tag = "2")]
     pub time_us: i64,
-    /// Place of the event that brought it.
+    /// Sequence number of the event that reported this state.
     #[prost(uint64, tag = "3")]
     pub seq: u64,
-    /// Where a delivered checkpoint is found, from the sink's receipt: a git commit's id, or else a path;
-    /// empty if the receipt names neither.
+    /// Location of a delivered checkpoint, from the sink's receipt: the git commit id if there is one, otherwise
+    /// the path. Empty if the receipt contains neither.
     #[prost(string, tag = "4")]
     pub location: ::prost::alloc::string::String,
-    /// SHA-256 of a delivered checkpoint's manifest.json, which has the digest of each file, from the
-    /// sink's receipt; empty if it names none.
+    /// SHA-256 of a delivered checkpoint's manifest.json, from the sink's receipt; empty if the receipt
+    /// does not contain it. The manifest contains the digest of each file.
     #[prost(string, tag = "5")]
     pub manifest_sha256: ::prost::alloc::string::String,
 }
 /// Request of CompareRuns.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CompareRunsRequest {
-    /// The runs' names: at least one, at most 16.
+    /// The runs' names: at least 1, at most 16.
     #[prost(string, repeated, tag = "1")]
     pub runs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// The metrics' names; empty means every metric of any of the runs.
+    /// The metrics' names. Empty means every metric that at least one of the runs has.
     #[prost(string, repeated, tag = "2")]
     pub metrics: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Most common steps to return for each metric: 0 means 100, and more than 10000 is
-    /// INVALID_ARGUMENT. If there are more, they are thinned evenly, and the last stays. An answer that
-    /// would be too large for a client is RESOURCE_EXHAUSTED: ask for fewer metrics or points.
+    /// Maximum number of common steps to return for each metric. 0 means 100; more than 10000 is
+    /// INVALID_ARGUMENT. If there are more common steps, an evenly spaced subset is returned, which includes the
+    /// last step. If the response would be too large, the call fails with RESOURCE_EXHAUSTED. In that case,
+    /// request fewer metrics or points.
     #[prost(uint32, tag = "3")]
     pub max_points: u32,
 }
 /// Response of CompareRuns.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CompareRunsResponse {
-    /// The runs, as asked for.
+    /// The runs, in the order of the request.
     #[prost(message, repeated, tag = "1")]
     pub runs: ::prost::alloc::vec::Vec<Run>,
-    /// What differs in their configurations, by key.
+    /// The configuration keys whose values differ, sorted by key.
     #[prost(message, repeated, tag = "2")]
     pub config_differences: ::prost::alloc::vec::Vec<ConfigDifference>,
-    /// The metrics by name.
+    /// The metrics, sorted by name.
     #[prost(message, repeated, tag = "3")]
     pub metrics: ::prost::alloc::vec::Vec<MetricComparison>,
 }
 /// A configuration key whose values differ between runs.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ConfigDifference {
-    /// The key; inside a table behind a dot, and of a plugin as `plugin/hub-git/repo`.
+    /// The key: `table.key` inside a table, `plugin/ID/KEY` for a plugin's setting.
     #[prost(string, tag = "1")]
     pub key: ::prost::alloc::string::String,
-    /// As JSON, in the order of the runs; empty for a run whose configuration lacks the key.
+    /// The values as JSON, in the order of the runs. Empty for a run whose configuration lacks the key.
     #[prost(string, repeated, tag = "2")]
     pub values_json: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-/// A metric of several runs.
+/// The values of one metric in the compared runs.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MetricComparison {
     /// The metric's name.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// Steps at which every run that has the metric has a value.
+    /// The steps at which every run with this metric has a value.
     #[prost(uint64, repeated, tag = "2")]
     pub steps: ::prost::alloc::vec::Vec<u64>,
     /// The runs that have the metric, in the order of the request.
@@ -229,19 +231,19 @@ pub struct MetricComparison {
 /// One run's part of a comparison.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RunMetric {
-    /// The run's place in `CompareRunsResponse.runs`, from 0.
+    /// Index of the run in `CompareRunsResponse.runs`, from 0.
     #[prost(uint32, tag = "1")]
     pub run_index: u32,
-    /// How many points the run has of the metric.
+    /// Number of points of this metric in the run.
     #[prost(uint64, tag = "2")]
     pub point_count: u64,
-    /// The last of them.
+    /// The last point.
     #[prost(message, optional, tag = "3")]
     pub last_point: ::core::option::Option<Point>,
-    /// The one with the lowest value, infinity counted; absent if no value is a number.
+    /// The point with the lowest value, which can be infinite. Absent if every value is NaN.
     #[prost(message, optional, tag = "4")]
     pub lowest_point: ::core::option::Option<Point>,
-    /// The one with the highest value, infinity counted; absent if no value is a number.
+    /// The point with the highest value, which can be infinite. Absent if every value is NaN.
     #[prost(message, optional, tag = "5")]
     pub highest_point: ::core::option::Option<Point>,
     /// The values at `MetricComparison.steps`.
@@ -251,28 +253,28 @@ pub struct RunMetric {
 /// Request of WatchEvents.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchEventsRequest {
-    /// The run's name. May be empty where the server has one run only.
+    /// The run's name. May be empty if the server has only one run.
     #[prost(string, tag = "1")]
     pub run: ::prost::alloc::string::String,
-    /// The cursor: events after this place are sent; 0 is the beginning. Beyond the run's last event is
-    /// OUT_OF_RANGE.
+    /// The cursor: only events with a greater `seq` are sent. 0 means from the beginning. A cursor beyond
+    /// the run's last event is OUT_OF_RANGE.
     #[prost(uint64, tag = "2")]
     pub after_seq: u64,
-    /// Whether to wait for events that are still to come, until the run ends. Otherwise the stream ends
-    /// after the last event there is.
+    /// If true, the stream waits for new events until the run ends. If false, it ends after the last
+    /// existing event.
     #[prost(bool, tag = "3")]
     pub follow: bool,
 }
-/// A piece of the stream of events. The last one has `end` set and no events.
+/// A part of the stream of events. The last message has `end` set and no events.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchEventsResponse {
-    /// Events that follow those of the piece before; each is sent once it is on disk.
+    /// The next events. An event is sent only after it is on disk.
     #[prost(message, repeated, tag = "1")]
     pub events: ::prost::alloc::vec::Vec<Event>,
-    /// The `after_seq` with which to go on after this piece.
+    /// The `after_seq` that continues the stream after this message.
     #[prost(uint64, tag = "2")]
     pub cursor: u64,
-    /// Set on the last piece: why the stream ends.
+    /// Why the stream ends. Set only in the last message.
     #[prost(message, optional, tag = "3")]
     pub end: ::core::option::Option<WatchEnd>,
 }
@@ -283,118 +285,117 @@ pub struct WatchEnd {
     #[prost(enumeration = "WatchEndReason", tag = "1")]
     pub reason: i32,
 }
-/// Something that happened in a run, in its place in the run's one order.
+/// Something that happened in a run. A run's events have a total order.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Event {
-    /// Its place: from 1, without gaps; goes on growing when the run is resumed.
+    /// Sequence number: starts at 1, has no gaps and keeps increasing after a resume.
     #[prost(uint64, tag = "1")]
     pub seq: u64,
-    /// When.
+    /// When it happened.
     #[prost(int64, tag = "2")]
     pub time_us: i64,
-    /// Optimizer steps finished by then.
+    /// Number of optimizer steps finished at that time.
     #[prost(uint64, tag = "3")]
     pub step: u64,
-    /// What happened. Numbers from 10 on are for kinds of events.
+    /// What happened. Field numbers from 10 on are reserved for kinds of events.
     #[prost(oneof = "event::Body", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
     pub body: ::core::option::Option<event::Body>,
 }
 /// Nested message and enum types in `Event`.
 pub mod event {
-    /// What happened. Numbers from 10 on are for kinds of events.
+    /// What happened. Field numbers from 10 on are reserved for kinds of events.
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Body {
-        /// Training begins or goes on.
+        /// Training starts or continues.
         #[prost(message, tag = "10")]
         RunStarted(super::RunStarted),
-        /// Earlier events no longer count.
+        /// Some earlier events no longer count.
         #[prost(message, tag = "11")]
         Superseded(super::Superseded),
         /// Measured values.
         #[prost(message, tag = "12")]
         Metrics(super::Metrics),
-        /// A checkpoint stands.
+        /// A checkpoint is complete.
         #[prost(message, tag = "13")]
         CheckpointWritten(super::CheckpointWritten),
         /// A checkpoint could not be written.
         #[prost(message, tag = "14")]
         CheckpointFailed(super::CheckpointFailed),
-        /// A checkpoint's way to a sink.
+        /// The delivery of a checkpoint to a sink has a new state.
         #[prost(message, tag = "15")]
         Delivery(super::Delivery),
-        /// A plugin failed in a call.
+        /// A call to a plugin failed.
         #[prost(message, tag = "16")]
         PluginFault(super::PluginFault),
-        /// Something odd that people should know.
+        /// A problem that users should know about.
         #[prost(message, tag = "17")]
         Warning(super::Warning),
         /// Training ended.
         #[prost(message, tag = "18")]
         RunFinished(super::RunFinished),
-        /// The loop carries out what was asked of it.
+        /// The training loop carries out a request.
         #[prost(message, tag = "19")]
         Request(super::Request),
     }
 }
-/// Training begins or, with a generation above 0, goes on after a resume.
+/// Training starts, or continues after a resume. In the second case, `generation` is above 0.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunStarted {
-    /// How often the run was resumed.
+    /// Number of times the run was resumed.
     #[prost(uint32, tag = "1")]
     pub generation: u32,
 }
-/// The run went back to a checkpoint: what was recorded before this event at a step above `from_step`
-/// no longer counts.
+/// The run went back to a checkpoint. Earlier events at a step above `from_step` no longer count.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Superseded {
     /// The last step that still counts.
     #[prost(uint64, tag = "1")]
     pub from_step: u64,
-    /// How often the run was resumed.
+    /// Number of times the run was resumed.
     #[prost(uint32, tag = "2")]
     pub generation: u32,
 }
 /// Measured values, all at the event's step.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Metrics {
-    /// The values, each name once.
+    /// The values. Each name appears once.
     #[prost(message, repeated, tag = "1")]
     pub values: ::prost::alloc::vec::Vec<MetricValue>,
 }
-/// A named number.
+/// A metric's name and value.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MetricValue {
     /// The metric's name.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// The value; infinity and NaN are values.
+    /// The value; can be infinite or NaN.
     #[prost(double, tag = "2")]
     pub value: f64,
 }
-/// A complete checkpoint stands in the run folder.
+/// A checkpoint in the run folder is complete.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CheckpointWritten {
-    /// Its folder's name: `step-000100`.
+    /// Name of the checkpoint's folder, such as `step-000100`.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// Size of all its files.
+    /// Total size of the checkpoint's files.
     #[prost(uint64, tag = "2")]
     pub size_bytes: u64,
-    /// How long the loop stood still for it.
+    /// How long the training loop was blocked.
     #[prost(double, tag = "3")]
     pub stall_seconds: f64,
-    /// How long writing it took beside the loop.
+    /// How long the write took in the background.
     #[prost(double, tag = "4")]
     pub write_seconds: f64,
 }
-/// A checkpoint could not be written; training goes on.
+/// A checkpoint could not be written. Training continues.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CheckpointFailed {
-    /// Why.
+    /// The reason.
     #[prost(string, tag = "1")]
     pub reason: ::prost::alloc::string::String,
 }
-/// A checkpoint's way to a sink.
+/// The delivery of a checkpoint to a sink.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Delivery {
     /// The sink's plugin id.
@@ -403,75 +404,76 @@ pub struct Delivery {
     /// The checkpoint's step.
     #[prost(uint64, tag = "2")]
     pub checkpoint_step: u64,
-    /// How far it came.
+    /// The state of the delivery.
     #[prost(enumeration = "DeliveryState", tag = "3")]
     pub state: i32,
-    /// The sink's receipt (JSON) when delivered, the reason when failed or dropped, else empty.
+    /// If delivered: the sink's receipt (JSON). If failed or dropped: the reason. Otherwise empty.
     #[prost(string, tag = "4")]
     pub detail: ::prost::alloc::string::String,
-    /// When a failed one is tried again; 0 if the process at work on the run will not, and for other
-    /// states.
+    /// If failed: the time of the next attempt, or 0 if the training process will not try again. In other
+    /// states: 0.
     #[prost(int64, tag = "5")]
     pub retry_time_us: i64,
 }
-/// A plugin failed in a call.
+/// A call to a plugin failed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PluginFault {
-    /// Its id.
+    /// The plugin's id.
     #[prost(string, tag = "1")]
     pub plugin: ::prost::alloc::string::String,
-    /// The call: `update`, `publish`.
+    /// The call, such as `update` or `publish`.
     #[prost(string, tag = "2")]
     pub call: ::prost::alloc::string::String,
-    /// Why.
+    /// The reason.
     #[prost(string, tag = "3")]
     pub message: ::prost::alloc::string::String,
 }
-/// The loop carries out what was asked of it.
+/// The training loop carries out a request.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Request {
-    /// Who asked: a plugin's id, or `client:` and the name that a client of ControlService gave.
+    /// The sender: a plugin's id, or `client:NAME` for a client of ControlService (`client` if it sent no name).
     #[prost(string, tag = "1")]
     pub by: ::prost::alloc::string::String,
-    /// What for.
+    /// The kind of request.
     #[prost(enumeration = "RequestKind", tag = "2")]
     pub kind: i32,
-    /// Of SCALE_LEARNING_RATE, what the learning rate is multiplied by, above 0 and at most 1; of
-    /// SET_LEARNING_RATE, what the schedule's is multiplied by from now on. Other kinds have none.
+    /// For SCALE_LEARNING_RATE: the learning rate is multiplied by this factor, which is above 0 and at most 1.
+    /// For SET_LEARNING_RATE: the schedule's learning rate is multiplied by this factor from now on. Not set for
+    /// other kinds.
     #[prost(double, tag = "3")]
     pub factor: f64,
-    /// Why.
+    /// The reason that the sender gave.
     #[prost(string, tag = "4")]
     pub reason: ::prost::alloc::string::String,
 }
-/// Something odd that people should know.
+/// A problem that users should know about.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Warning {
-    /// What.
+    /// The warning's text.
     #[prost(string, tag = "1")]
     pub message: ::prost::alloc::string::String,
 }
 /// Training ended.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunFinished {
-    /// Why.
+    /// Why training ended.
     #[prost(enumeration = "StopReason", tag = "1")]
     pub reason: i32,
-    /// The error's text if it ended by one, else empty.
+    /// The error's text if an error ended training, otherwise empty.
     #[prost(string, tag = "2")]
     pub message: ::prost::alloc::string::String,
 }
-/// Whether a run is at work.
+/// Whether a run is active.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum RunState {
-    /// Not known.
+    /// Unknown.
     Unspecified = 0,
-    /// A process is writing to it.
+    /// A process is writing to the run.
     Running = 1,
-    /// It ended and said why.
+    /// The run ended, and `stop_reason` is set.
     Finished = 2,
-    /// Nobody is writing to it, and it did not say that it ended. It may be resumed.
+    /// The process that wrote the run is gone, and no reason was recorded. The run can be resumed.
     Crashed = 3,
 }
 impl RunState {
@@ -502,17 +504,17 @@ impl RunState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum StopReason {
-    /// It has not, or it is not known.
+    /// Training has not ended, or the reason is unknown.
     Unspecified = 0,
-    /// All steps were done.
+    /// All steps are done.
     Completed = 1,
-    /// A person interrupted it (SIGINT).
+    /// A user interrupted it (SIGINT).
     Interrupted = 2,
-    /// The system asked it to end (SIGTERM).
+    /// The system terminated it (SIGTERM).
     Terminated = 3,
-    /// An error.
+    /// An error ended it.
     Failed = 4,
-    /// An observer or a client asked for it.
+    /// An observer or a client requested the stop.
     Requested = 5,
 }
 impl StopReason {
@@ -547,17 +549,18 @@ impl StopReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum WatchEndReason {
-    /// Not known: connect again from the cursor.
+    /// Unknown. Reconnect from the cursor.
     Unspecified = 0,
     /// The run ended, and its last event was sent.
     RunFinished = 1,
-    /// The process that wrote the run is gone, and its last event was sent. The run may be resumed.
+    /// The process that wrote the run is gone, and its last event was sent. The run can be resumed.
     RunCrashed = 2,
-    /// The last event there is was sent, and the request did not ask to follow.
+    /// The last existing event was sent, and `follow` is false.
     CaughtUp = 3,
-    /// The server is stopping: go on from the cursor at another, or later. UNAVAILABLE follows.
+    /// The server is stopping. After this message, the stream ends with the status UNAVAILABLE. Continue from
+    /// the cursor later or at another server.
     ServerStopping = 4,
-    /// The client did not keep up with what a server is ready to hold for it: go on from the cursor.
+    /// The client read too slowly. Reconnect from the cursor.
     TooSlow = 5,
 }
 impl WatchEndReason {
@@ -588,21 +591,22 @@ impl WatchEndReason {
         }
     }
 }
-/// How far a delivery came.
+/// The state of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum DeliveryState {
-    /// Not known.
+    /// Unknown.
     Unspecified = 0,
-    /// It waits for the sink.
+    /// The checkpoint is in the sink's queue.
     Queued = 1,
-    /// The sink is at work.
+    /// The sink is sending the checkpoint.
     Sending = 2,
-    /// The sink gave a receipt.
+    /// The sink returned a receipt.
     Delivered = 3,
-    /// A try failed, or the sink gave up: `retry_time_us` says which.
+    /// An attempt failed. If `retry_time_us` is 0, it was the last attempt.
     Failed = 4,
-    /// A newer checkpoint took its place in a queue that keeps the latest alone. It will not be sent.
+    /// The sink's queue keeps only the latest checkpoint, and a newer one replaced this one. This one will not
+    /// be sent.
     Dropped = 5,
 }
 impl DeliveryState {
@@ -633,29 +637,30 @@ impl DeliveryState {
         }
     }
 }
-/// What may be asked of the loop.
+/// The kinds of requests to the training loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum RequestKind {
-    /// Not known.
+    /// Unknown.
     Unspecified = 0,
-    /// Training ends, with a checkpoint.
+    /// Ends training, with a checkpoint.
     Stop = 1,
-    /// A checkpoint is written.
+    /// Writes a checkpoint.
     Checkpoint = 2,
-    /// The next step's update is not applied.
+    /// Skips the update of the next step.
     SkipStep = 3,
-    /// The learning rate is lowered by a factor.
+    /// Lowers the learning rate by a factor.
     ScaleLearningRate = 4,
-    /// Training goes back to the last checkpoint and on past the batches seen since.
+    /// Goes back to the last checkpoint. Training then continues with new batches; it does not repeat those seen
+    /// so far.
     RollBack = 5,
-    /// The model is evaluated.
+    /// Evaluates the model.
     Evaluate = 6,
-    /// The loop stands still at the step boundary.
+    /// Pauses the loop at the step boundary.
     Pause = 7,
-    /// The loop goes on after a pause.
+    /// Ends a pause.
     Continue = 8,
-    /// The learning rate is the schedule's times a factor, whatever it was before.
+    /// Multiplies the schedule's learning rate by a factor. The factor replaces earlier factors.
     SetLearningRate = 9,
 }
 impl RequestKind {
@@ -705,7 +710,7 @@ pub mod tracker_service_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Reads runs. Nothing here changes one.
+    /// Reads runs. No method changes a run.
     #[derive(Debug, Clone)]
     pub struct TrackerServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -775,7 +780,7 @@ pub mod tracker_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Lists runs in the order of their names, without their configurations.
+        /// Lists runs by name, without their configurations.
         pub async fn list_runs(
             &mut self,
             request: impl tonic::IntoRequest<super::ListRunsRequest>,
@@ -822,7 +827,7 @@ pub mod tracker_service_client {
                 .insert(GrpcMethod::new("tracker.v1.TrackerService", "GetRun"));
             self.inner.unary(req, path, codec).await
         }
-        /// Lists the metrics of a run by name, each with its last point.
+        /// Lists a run's metrics by name, each with its last point.
         pub async fn list_metrics(
             &mut self,
             request: impl tonic::IntoRequest<super::ListMetricsRequest>,
@@ -847,7 +852,8 @@ pub mod tracker_service_client {
                 .insert(GrpcMethod::new("tracker.v1.TrackerService", "ListMetrics"));
             self.inner.unary(req, path, codec).await
         }
-        /// Reads the delivery ledger of a run: which checkpoint has reached which sink, and why not.
+        /// Reads a run's delivery ledger. It contains the state of each checkpoint at each sink, and the reasons for
+        /// failures.
         pub async fn list_deliveries(
             &mut self,
             request: impl tonic::IntoRequest<super::ListDeliveriesRequest>,
@@ -872,7 +878,7 @@ pub mod tracker_service_client {
                 .insert(GrpcMethod::new("tracker.v1.TrackerService", "ListDeliveries"));
             self.inner.unary(req, path, codec).await
         }
-        /// Reads a metric's history, thinned for plotting.
+        /// Reads a metric's history, reduced to a limited number of points for plotting.
         pub async fn read_metric(
             &mut self,
             request: impl tonic::IntoRequest<super::ReadMetricRequest>,
@@ -897,7 +903,7 @@ pub mod tracker_service_client {
                 .insert(GrpcMethod::new("tracker.v1.TrackerService", "ReadMetric"));
             self.inner.unary(req, path, codec).await
         }
-        /// Lays runs side by side: what differs in their configurations, and metrics at common steps.
+        /// Compares runs: the differences between their configurations, and their metrics at common steps.
         pub async fn compare_runs(
             &mut self,
             request: impl tonic::IntoRequest<super::CompareRunsRequest>,
@@ -922,9 +928,9 @@ pub mod tracker_service_client {
                 .insert(GrpcMethod::new("tracker.v1.TrackerService", "CompareRuns"));
             self.inner.unary(req, path, codec).await
         }
-        /// Streams a run's events from a cursor, in order, each once. A client that is cut off goes on from
-        /// the last cursor it has seen and misses and repeats nothing. A client reads at its own pace; a slow
-        /// one never slows the run down.
+        /// Streams the events of a run that follow a cursor. They are sent in order, and each is sent exactly once.
+        /// After a lost connection, a client that resumes from its last cursor misses no event and gets none twice.
+        /// A slow client does not slow the run down.
         pub async fn watch_events(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchEventsRequest>,
@@ -964,7 +970,7 @@ pub mod tracker_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with TrackerServiceServer.
     #[async_trait]
     pub trait TrackerService: std::marker::Send + std::marker::Sync + 'static {
-        /// Lists runs in the order of their names, without their configurations.
+        /// Lists runs by name, without their configurations.
         async fn list_runs(
             &self,
             request: tonic::Request<super::ListRunsRequest>,
@@ -977,7 +983,7 @@ pub mod tracker_service_server {
             &self,
             request: tonic::Request<super::GetRunRequest>,
         ) -> std::result::Result<tonic::Response<super::GetRunResponse>, tonic::Status>;
-        /// Lists the metrics of a run by name, each with its last point.
+        /// Lists a run's metrics by name, each with its last point.
         async fn list_metrics(
             &self,
             request: tonic::Request<super::ListMetricsRequest>,
@@ -985,7 +991,8 @@ pub mod tracker_service_server {
             tonic::Response<super::ListMetricsResponse>,
             tonic::Status,
         >;
-        /// Reads the delivery ledger of a run: which checkpoint has reached which sink, and why not.
+        /// Reads a run's delivery ledger. It contains the state of each checkpoint at each sink, and the reasons for
+        /// failures.
         async fn list_deliveries(
             &self,
             request: tonic::Request<super::ListDeliveriesRequest>,
@@ -993,7 +1000,7 @@ pub mod tracker_service_server {
             tonic::Response<super::ListDeliveriesResponse>,
             tonic::Status,
         >;
-        /// Reads a metric's history, thinned for plotting.
+        /// Reads a metric's history, reduced to a limited number of points for plotting.
         async fn read_metric(
             &self,
             request: tonic::Request<super::ReadMetricRequest>,
@@ -1001,7 +1008,7 @@ pub mod tracker_service_server {
             tonic::Response<super::ReadMetricResponse>,
             tonic::Status,
         >;
-        /// Lays runs side by side: what differs in their configurations, and metrics at common steps.
+        /// Compares runs: the differences between their configurations, and their metrics at common steps.
         async fn compare_runs(
             &self,
             request: tonic::Request<super::CompareRunsRequest>,
@@ -1015,9 +1022,9 @@ pub mod tracker_service_server {
             >
             + std::marker::Send
             + 'static;
-        /// Streams a run's events from a cursor, in order, each once. A client that is cut off goes on from
-        /// the last cursor it has seen and misses and repeats nothing. A client reads at its own pace; a slow
-        /// one never slows the run down.
+        /// Streams the events of a run that follow a cursor. They are sent in order, and each is sent exactly once.
+        /// After a lost connection, a client that resumes from its last cursor misses no event and gets none twice.
+        /// A slow client does not slow the run down.
         async fn watch_events(
             &self,
             request: tonic::Request<super::WatchEventsRequest>,
@@ -1026,7 +1033,7 @@ pub mod tracker_service_server {
             tonic::Status,
         >;
     }
-    /// Reads runs. Nothing here changes one.
+    /// Reads runs. No method changes a run.
     #[derive(Debug)]
     pub struct TrackerServiceServer<T> {
         inner: Arc<T>,
@@ -1463,37 +1470,37 @@ pub mod tracker_service_server {
 /// Request of StopRun.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StopRunRequest {
-    /// The run's name. May be empty, since the server trains one run only.
+    /// The run's name. May be empty, since the server trains only one run.
     #[prost(string, tag = "1")]
     pub run: ::prost::alloc::string::String,
-    /// Who asks, as recorded behind `client:`; at most 64 printable ASCII characters, and no space. May be
-    /// empty.
+    /// The client's name, recorded as `client:NAME`. At most 64 printable ASCII characters without spaces.
+    /// May be empty.
     #[prost(string, tag = "2")]
     pub by: ::prost::alloc::string::String,
-    /// Why, for people; at most 1024 bytes on one line. May be empty.
+    /// The reason, shown to users. One line of at most 1024 bytes. May be empty.
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
 }
 /// Response of StopRun.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StopRunResponse {
-    /// Optimizer steps finished when it was carried out.
+    /// Number of optimizer steps finished when the request was carried out.
     #[prost(uint64, tag = "1")]
     pub step: u64,
-    /// Place of its event.
+    /// Sequence number of the request's event.
     #[prost(uint64, tag = "2")]
     pub seq: u64,
 }
 /// Request of WriteCheckpoint.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WriteCheckpointRequest {
-    /// As in StopRunRequest.
+    /// See StopRunRequest.
     #[prost(string, tag = "1")]
     pub run: ::prost::alloc::string::String,
-    /// As in StopRunRequest.
+    /// See StopRunRequest.
     #[prost(string, tag = "2")]
     pub by: ::prost::alloc::string::String,
-    /// As in StopRunRequest.
+    /// See StopRunRequest.
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
 }
@@ -1503,104 +1510,104 @@ pub struct WriteCheckpointResponse {
     /// The checkpoint's step.
     #[prost(uint64, tag = "1")]
     pub step: u64,
-    /// Place of the request's event; that of the checkpoint follows when it stands.
+    /// Sequence number of the request's event. The checkpoint's event follows once the checkpoint is complete.
     #[prost(uint64, tag = "2")]
     pub seq: u64,
 }
 /// Request of Evaluate.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EvaluateRequest {
-    /// As in StopRunRequest.
+    /// See StopRunRequest.
     #[prost(string, tag = "1")]
     pub run: ::prost::alloc::string::String,
-    /// As in StopRunRequest.
+    /// See StopRunRequest.
     #[prost(string, tag = "2")]
     pub by: ::prost::alloc::string::String,
-    /// As in StopRunRequest.
+    /// See StopRunRequest.
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
 }
 /// Response of Evaluate.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EvaluateResponse {
-    /// The step whose model is evaluated.
+    /// The step at which the model is evaluated.
     #[prost(uint64, tag = "1")]
     pub step: u64,
-    /// Place of the request's event; that of the values follows.
+    /// Sequence number of the request's event. The event with the values follows.
     #[prost(uint64, tag = "2")]
     pub seq: u64,
 }
 /// Request of PauseRun.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PauseRunRequest {
-    /// As in StopRunRequest.
+    /// See StopRunRequest.
     #[prost(string, tag = "1")]
     pub run: ::prost::alloc::string::String,
-    /// As in StopRunRequest.
+    /// See StopRunRequest.
     #[prost(string, tag = "2")]
     pub by: ::prost::alloc::string::String,
-    /// As in StopRunRequest.
+    /// See StopRunRequest.
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
 }
 /// Response of PauseRun.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PauseRunResponse {
-    /// Optimizer steps finished when it was carried out.
+    /// Number of optimizer steps finished when the request was carried out.
     #[prost(uint64, tag = "1")]
     pub step: u64,
-    /// Place of its event.
+    /// Sequence number of the request's event.
     #[prost(uint64, tag = "2")]
     pub seq: u64,
 }
 /// Request of ContinueRun.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ContinueRunRequest {
-    /// As in StopRunRequest.
+    /// See StopRunRequest.
     #[prost(string, tag = "1")]
     pub run: ::prost::alloc::string::String,
-    /// As in StopRunRequest.
+    /// See StopRunRequest.
     #[prost(string, tag = "2")]
     pub by: ::prost::alloc::string::String,
-    /// As in StopRunRequest.
+    /// See StopRunRequest.
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
 }
 /// Response of ContinueRun.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ContinueRunResponse {
-    /// Optimizer steps finished when it was carried out.
+    /// Number of optimizer steps finished when the request was carried out.
     #[prost(uint64, tag = "1")]
     pub step: u64,
-    /// Place of its event.
+    /// Sequence number of the request's event.
     #[prost(uint64, tag = "2")]
     pub seq: u64,
 }
 /// Request of SetLearningRate.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SetLearningRateRequest {
-    /// As in StopRunRequest.
+    /// See StopRunRequest.
     #[prost(string, tag = "1")]
     pub run: ::prost::alloc::string::String,
-    /// As in StopRunRequest.
+    /// See StopRunRequest.
     #[prost(string, tag = "2")]
     pub by: ::prost::alloc::string::String,
-    /// As in StopRunRequest.
+    /// See StopRunRequest.
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
-    /// What the schedule's learning rate is multiplied by from the next step on, whatever it was before:
-    /// above 0 and finite, and 1 is the schedule itself. Observers may lower the product further. It is
-    /// part of the checkpoints from then on.
+    /// From the next step on, the schedule's learning rate is multiplied by this factor, which replaces earlier
+    /// factors. Must be finite and above 0; 1 restores the schedule. Observers can lower the resulting rate
+    /// further. Later checkpoints contain the factor.
     #[prost(double, tag = "4")]
     pub factor: f64,
 }
 /// Response of SetLearningRate.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetLearningRateResponse {
-    /// Optimizer steps finished when it was carried out.
+    /// Number of optimizer steps finished when the request was carried out.
     #[prost(uint64, tag = "1")]
     pub step: u64,
-    /// Place of its event.
+    /// Sequence number of the request's event.
     #[prost(uint64, tag = "2")]
     pub seq: u64,
 }
@@ -1615,7 +1622,7 @@ pub mod control_service_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Asks something of the run that the server's own process trains.
+    /// Controls the run that the server's own process trains.
     #[derive(Debug, Clone)]
     pub struct ControlServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -1685,7 +1692,7 @@ pub mod control_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Training ends, with an evaluation and a checkpoint.
+        /// Ends training, with an evaluation and a checkpoint.
         pub async fn stop_run(
             &mut self,
             request: impl tonic::IntoRequest<super::StopRunRequest>,
@@ -1710,7 +1717,7 @@ pub mod control_service_client {
                 .insert(GrpcMethod::new("tracker.v1.ControlService", "StopRun"));
             self.inner.unary(req, path, codec).await
         }
-        /// A checkpoint is written. If the one of this step stands, that is it.
+        /// Writes a checkpoint, unless this step already has one.
         pub async fn write_checkpoint(
             &mut self,
             request: impl tonic::IntoRequest<super::WriteCheckpointRequest>,
@@ -1735,7 +1742,7 @@ pub mod control_service_client {
                 .insert(GrpcMethod::new("tracker.v1.ControlService", "WriteCheckpoint"));
             self.inner.unary(req, path, codec).await
         }
-        /// The model is evaluated.
+        /// Evaluates the model.
         pub async fn evaluate(
             &mut self,
             request: impl tonic::IntoRequest<super::EvaluateRequest>,
@@ -1760,8 +1767,8 @@ pub mod control_service_client {
                 .insert(GrpcMethod::new("tracker.v1.ControlService", "Evaluate"));
             self.inner.unary(req, path, codec).await
         }
-        /// The loop stands still at the step boundary until ContinueRun, StopRun or the end of the process.
-        /// Everything else can be asked for meanwhile. A paused run that is resumed goes on training.
+        /// Pauses the training loop at the step boundary until ContinueRun, StopRun or the end of the process. All
+        /// other requests work during a pause. A run that is resumed in a new process is not paused.
         pub async fn pause_run(
             &mut self,
             request: impl tonic::IntoRequest<super::PauseRunRequest>,
@@ -1786,7 +1793,7 @@ pub mod control_service_client {
                 .insert(GrpcMethod::new("tracker.v1.ControlService", "PauseRun"));
             self.inner.unary(req, path, codec).await
         }
-        /// The loop goes on after PauseRun; nothing if it did not pause.
+        /// Ends a pause. Has no effect if the run is not paused.
         pub async fn continue_run(
             &mut self,
             request: impl tonic::IntoRequest<super::ContinueRunRequest>,
@@ -1811,7 +1818,7 @@ pub mod control_service_client {
                 .insert(GrpcMethod::new("tracker.v1.ControlService", "ContinueRun"));
             self.inner.unary(req, path, codec).await
         }
-        /// Sets the learning rate to a multiple of the schedule's.
+        /// Multiplies the schedule's learning rate by a factor.
         pub async fn set_learning_rate(
             &mut self,
             request: impl tonic::IntoRequest<super::SetLearningRateRequest>,
@@ -1851,12 +1858,12 @@ pub mod control_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with ControlServiceServer.
     #[async_trait]
     pub trait ControlService: std::marker::Send + std::marker::Sync + 'static {
-        /// Training ends, with an evaluation and a checkpoint.
+        /// Ends training, with an evaluation and a checkpoint.
         async fn stop_run(
             &self,
             request: tonic::Request<super::StopRunRequest>,
         ) -> std::result::Result<tonic::Response<super::StopRunResponse>, tonic::Status>;
-        /// A checkpoint is written. If the one of this step stands, that is it.
+        /// Writes a checkpoint, unless this step already has one.
         async fn write_checkpoint(
             &self,
             request: tonic::Request<super::WriteCheckpointRequest>,
@@ -1864,7 +1871,7 @@ pub mod control_service_server {
             tonic::Response<super::WriteCheckpointResponse>,
             tonic::Status,
         >;
-        /// The model is evaluated.
+        /// Evaluates the model.
         async fn evaluate(
             &self,
             request: tonic::Request<super::EvaluateRequest>,
@@ -1872,8 +1879,8 @@ pub mod control_service_server {
             tonic::Response<super::EvaluateResponse>,
             tonic::Status,
         >;
-        /// The loop stands still at the step boundary until ContinueRun, StopRun or the end of the process.
-        /// Everything else can be asked for meanwhile. A paused run that is resumed goes on training.
+        /// Pauses the training loop at the step boundary until ContinueRun, StopRun or the end of the process. All
+        /// other requests work during a pause. A run that is resumed in a new process is not paused.
         async fn pause_run(
             &self,
             request: tonic::Request<super::PauseRunRequest>,
@@ -1881,7 +1888,7 @@ pub mod control_service_server {
             tonic::Response<super::PauseRunResponse>,
             tonic::Status,
         >;
-        /// The loop goes on after PauseRun; nothing if it did not pause.
+        /// Ends a pause. Has no effect if the run is not paused.
         async fn continue_run(
             &self,
             request: tonic::Request<super::ContinueRunRequest>,
@@ -1889,7 +1896,7 @@ pub mod control_service_server {
             tonic::Response<super::ContinueRunResponse>,
             tonic::Status,
         >;
-        /// Sets the learning rate to a multiple of the schedule's.
+        /// Multiplies the schedule's learning rate by a factor.
         async fn set_learning_rate(
             &self,
             request: tonic::Request<super::SetLearningRateRequest>,
@@ -1898,7 +1905,7 @@ pub mod control_service_server {
             tonic::Status,
         >;
     }
-    /// Asks something of the run that the server's own process trains.
+    /// Controls the run that the server's own process trains.
     #[derive(Debug)]
     pub struct ControlServiceServer<T> {
         inner: Arc<T>,

@@ -6,11 +6,11 @@ use serde_json::{Value, json};
 use crate::http::{Request, Response};
 use crate::{READ_TOKEN, Shared, WRITE_TOKEN, repository};
 
-/// A file in a repository that only its owner may see.
+/// Marker file of a private repository.
 pub(crate) const PRIVATE: &str = "test-hub-private";
 
-/// Answers `POST /api/repos/create`, the one call of the Hub's own API that is known here. The owner of
-/// both tokens is `user`.
+/// Answers `POST /api/repos/create`, the only supported call of the Hub's API. The owner of the read token
+/// and of the write token is `user`.
 pub(crate) fn answer(shared: &Shared, request: &mut Request) -> io::Result<Response> {
     let says = |status, words: &str| Ok(Response::json(status, &json!({"error": words})));
     if (request.method.as_str(), request.path.as_str()) != ("POST", "/api/repos/create") {
@@ -35,7 +35,7 @@ pub(crate) fn answer(shared: &Shared, request: &mut Request) -> io::Result<Respo
     let name = format!("{}/{}", text("organization"), text("name"));
     let repo = shared.repo(&name);
     if text("type") != "model" || text("name").is_empty() {
-        return says(400, "name and type are wanted");
+        return says(400, "name and type are required");
     }
     if repo.is_dir() {
         return says(409, "You already created this model repo");
@@ -50,5 +50,5 @@ pub(crate) fn answer(shared: &Shared, request: &mut Request) -> io::Result<Respo
     ))
 }
 
-/// What a new model has on the Hub, in short.
+/// A short version of the `.gitattributes` of a new model on the Hub.
 const ATTRIBUTES: &str = "*.bin filter=lfs diff=lfs merge=lfs -text\n";

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use crate::http::{Request, Response};
 
-/// Answers a request by `git http-backend`, git's own server side, as a CGI program.
+/// Answers a request by running git's own server, `git http-backend`, as a CGI program.
 pub(crate) fn answer(root: &Path, path: &str, request: &mut Request) -> io::Result<Response> {
     let mut body = tempfile::tempfile()?;
     request.copy_body(&mut body)?;
@@ -22,7 +22,7 @@ pub(crate) fn answer(root: &Path, path: &str, request: &mut Request) -> io::Resu
         .env("PATH_INFO", path)
         .env("QUERY_STRING", &request.query)
         .env("REQUEST_METHOD", &request.method)
-        // A name here is what opens `receive-pack`; who may push was checked before.
+        // `receive-pack` requires a user name. Whether the user may push was already checked.
         .env("REMOTE_USER", "user")
         .stdin(Stdio::from(body))
         .stderr(Stdio::inherit());
@@ -40,7 +40,7 @@ pub(crate) fn answer(root: &Path, path: &str, request: &mut Request) -> io::Resu
     Ok(parse(&output.stdout))
 }
 
-/// A CGI program's output: header lines, an empty line, the body.
+/// Parses a CGI program's output: header lines, an empty line, the body.
 fn parse(output: &[u8]) -> Response {
     let end = output
         .windows(4)

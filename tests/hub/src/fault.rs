@@ -1,50 +1,50 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// What can be made to go wrong with a request.
+/// A fault to inject into a request.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// The server reads the request's head and says nothing until it is dropped.
+    /// The server reads the request's head and sends nothing until the server is dropped.
     Hang,
-    /// The connection ends at once.
+    /// The connection is closed at once.
     Close,
-    /// The connection ends after this many bytes of the request's body.
+    /// The connection is closed after this many bytes of the request's body.
     Cut(u64),
-    /// The request is served, but the connection ends after this many bytes of the reply's body.
+    /// The request is served, but the connection is closed after this many bytes of the reply's body.
     CutReply(usize),
-    /// The request's body is read at this many bytes a second, and the request is served.
+    /// The request is served, but its body is read at this many bytes per second.
     Slow(u64),
-    /// The request is served once this is set.
+    /// The request is served only after this flag is set.
     Wait(Arc<AtomicBool>),
-    /// The request is served, but the connection ends without the reply.
+    /// The request is served, but the connection is closed without the reply.
     LoseReply,
-    /// This status instead of serving, and the request's own credentials in the text.
+    /// The server replies with this status, and with the request's credentials in the text.
     Echo(u16),
-    /// This status instead of serving, with these headers.
+    /// The server replies with this status and these headers.
     Status(u16, Vec<(String, String)>),
-    /// This JSON instead of serving.
+    /// The server replies with this JSON.
     Json(serde_json::Value),
-    /// The request is served if it says how long it is, and else refused with 411.
+    /// The request is served if it announces its length, and rejected with status 411 otherwise.
     WantLength,
 }
 
 impl Fault {
-    /// The server says by this status that the request should go to another URL.
+    /// Returns a redirect to another URL with this status.
     pub fn lead(status: u16, to: &str) -> Self {
         Self::Status(status, vec![("Location".to_owned(), to.to_owned())])
     }
 }
 
-/// A fault that waits for its requests.
+/// A fault for the next `times` requests that match.
 #[derive(Debug)]
 pub(crate) struct Trap {
-    /// What the request line (`POST /user/model/git-receive-pack`) must contain.
+    /// The text that the request line (`POST /user/model/git-receive-pack`) must contain.
     pub(crate) matching: String,
     pub(crate) fault: Fault,
     pub(crate) times: usize,
 }
 
-/// The fault that the request meets, if any, which is then used up by one.
+/// Returns the fault for a request, if there is one, and decrements the trap's `times`.
 pub(crate) fn take(traps: &mut [Trap], request_line: &str) -> Option<Fault> {
     let trap = traps
         .iter_mut()

@@ -2,20 +2,20 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// One request. Every connection carries one: the reply closes it.
+/// A request. Each connection carries one request, and is closed after the reply.
 pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) query: String,
     headers: Vec<(String, String)>,
     stream: BufReader<TcpStream>,
-    /// How many bytes of the body arrive before the connection ends.
+    /// The connection is closed after this many bytes of the body have arrived.
     cut: u64,
-    /// How many bytes of the body arrive in a second.
+    /// Bytes of the body that arrive per second.
     bytes_per_sec: Option<u64>,
 }
 
-/// A reply with a whole body.
+/// A reply with its complete body.
 #[derive(Debug)]
 pub(crate) struct Response {
     pub(crate) status: u16,
@@ -24,7 +24,8 @@ pub(crate) struct Response {
 }
 
 impl Request {
-    /// Reads the head of a request; the body stays in the stream. `None` if there is none.
+    /// Reads the head of a request; the body stays in the stream. Returns `None` if the head is incomplete or
+    /// too long.
     pub(crate) fn read(stream: TcpStream) -> io::Result<Option<Self>> {
         let mut stream = BufReader::new(stream);
         let mut head = Vec::new();
@@ -71,7 +72,7 @@ impl Request {
         self.bytes_per_sec = Some(bytes_per_sec);
     }
 
-    /// Copies the body, of known length or chunked, and says how long it was.
+    /// Copies the body, of known length or chunked, and returns its length.
     pub(crate) fn copy_body(&mut self, to: &mut dyn Write) -> io::Result<u64> {
         if self.header("expect").is_some() {
             self.stream
@@ -120,13 +121,13 @@ impl Request {
         Ok(body)
     }
 
-    /// Ends the connection without a reply. Dropping the stream would not do: the server keeps
-    /// another handle of it.
+    /// Closes the connection without a reply. Dropping the stream is not enough, because the server keeps
+    /// another handle to it.
     pub(crate) fn hang_up(self) -> io::Result<()> {
         self.stream.get_ref().shutdown(std::net::Shutdown::Both)
     }
 
-    /// Sends the reply, of its body so many bytes at most, and ends the connection.
+    /// Sends the reply with at most `most` bytes of its body, and closes the connection.
     pub(crate) fn reply(mut self, response: &Response, most: usize) -> io::Result<()> {
         let mut head = format!("HTTP/1.1 {} -\r\nConnection: close\r\n", response.status);
         for (name, value) in &response.headers {
@@ -137,15 +138,15 @@ impl Request {
         stream.write_all(head.as_bytes())?;
         stream.write_all(&response.body[..most.min(response.body.len())])?;
         stream.flush()?;
-        // What the client still sends is read, or the kernel would reset the connection and the
-        // client might never see the reply.
+        // Read the rest of the request: otherwise the kernel would reset the connection, and the
+        // client might not receive the reply.
         stream.shutdown(std::net::Shutdown::Write)?;
         io::copy(&mut self.stream, &mut io::sink())?;
         self.hang_up()
     }
 }
 
-/// Takes what a fault lets through.
+/// A writer that simulates a fault: it fails after `left` bytes, and is slowed down to `bytes_per_sec`.
 struct Faulty<'a> {
     to: &'a mut dyn Write,
     left: u64,

@@ -8,23 +8,23 @@ use sha2::{Digest, Sha256};
 
 use crate::http::{Request, Response};
 
-/// The LFS side of a repository. Its objects lie where git-lfs would keep them in a bare repository.
+/// The LFS server of a bare repository. Stores the objects in the same place as git-lfs would.
 pub(crate) struct Lfs<'a> {
     pub(crate) repo: &'a Path,
-    /// `/user/model`, as it stands in URLs.
+    /// `/user/model`, as in URLs.
     pub(crate) name: &'a str,
-    /// Where objects are sent to: another host (port) than git's, as on the Hub.
+    /// The base URL for objects. As on the Hub, it normally differs from the git server's URL.
     pub(crate) object_host: String,
-    /// Objects above this many bytes go in parts of this size.
+    /// Objects larger than this many bytes are sent in parts of this size.
     pub(crate) part_bytes: Option<u64>,
-    /// Uploads in parts that were begun.
+    /// Number of multipart uploads started so far.
     pub(crate) uploads: &'a AtomicU64,
 }
 
-/// Where objects are below the git server's own URL, if they are kept there.
+/// The path of objects below the git server's URL, if the git server itself stores them.
 pub(crate) const AT_HOME: &str = "/objects-at-home";
 
-/// What makes an object's URL good: it is in the URL, as in signed ones.
+/// The signature in an object's URL.
 const SIGNATURE: &str = "signature=5f2b";
 
 impl Lfs<'_> {
@@ -60,7 +60,7 @@ impl Lfs<'_> {
                 let actions = match (upload, there) {
                     (true, true) => return json!({"oid": oid, "size": size}),
                     (true, false) if in_parts => {
-                        // As in S3, parts belong to the upload that they were asked for.
+                        // As in S3, parts belong to the upload that they were requested for.
                         let upload = self.uploads.fetch_add(1, Ordering::SeqCst);
                         let href = format!("{href}&upload={upload}");
                         json!({"upload": {"href": href, "header": self.parts(&href, size)}})
@@ -79,15 +79,15 @@ impl Lfs<'_> {
         Ok(Response::json(200, &answer))
     }
 
-    /// Answers what is asked of the object host.
+    /// Answers a request to the object host.
     pub(crate) fn object_request(&self, request: &mut Request) -> io::Result<Response> {
         if request.header("authorization").is_some() {
-            return Ok(Response::text(400, "credentials have no business here"));
+            return Ok(Response::text(400, "credentials are not accepted here"));
         }
         self.stored(request)
     }
 
-    /// The same without a look at who asks.
+    /// Answers a request for an object, without checking credentials.
     pub(crate) fn stored(&self, request: &mut Request) -> io::Result<Response> {
         if !request.query.starts_with(SIGNATURE) {
             return Ok(Response::text(403, "the URL is not signed"));
@@ -153,7 +153,7 @@ impl Lfs<'_> {
         self.keep(oid, hashed.hash, file)
     }
 
-    /// Puts the parts together.
+    /// Assembles the parts.
     fn complete(&self, oid: &str, upload: &str, parts: &[Value]) -> io::Result<Response> {
         let mut file = tempfile::NamedTempFile::new_in(self.store()?)?;
         let mut hashed = Hashed {
@@ -191,7 +191,7 @@ impl Lfs<'_> {
         Ok(Response::text(200, ""))
     }
 
-    /// The header of a multipart upload: the size of a part, and a URL for each.
+    /// Returns the header of a multipart upload: the size of a part, and a URL for each part.
     fn parts(&self, href: &str, size: u64) -> Value {
         let bytes = self.part_bytes.unwrap_or(u64::MAX);
         let mut header = json!({"chunk_size": bytes.to_string()});
@@ -218,7 +218,7 @@ impl Lfs<'_> {
     }
 }
 
-/// Where an object of a repository lies.
+/// Returns the path of a repository's object.
 pub(crate) fn object_path(repo: &Path, oid: &str) -> PathBuf {
     let (first, second) = (oid.get(..2).unwrap_or("-"), oid.get(2..4).unwrap_or("-"));
     repo.join("lfs/objects").join(first).join(second).join(oid)
@@ -241,7 +241,7 @@ impl Write for Hashed<'_> {
     }
 }
 
-/// What a pointer stands for: `(sha256, size)`, or `None` if the text is no pointer.
+/// Parses a pointer file: `(sha256, size)`, or `None` if the text is not a pointer.
 pub fn parse_pointer(text: &[u8]) -> Option<(String, u64)> {
     let mut head = String::new();
     text.take(300).read_to_string(&mut head).ok()?;

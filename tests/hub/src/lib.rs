@@ -1,9 +1,9 @@
-//! A git server for tests: the real `git http-backend` behind basic authentication, a Git LFS batch
-//! server (basic and the Hub's multipart transfer) that checks every sha256, and a pre-receive hook
-//! that refuses what the Hub refuses.
+//! A git server for tests: the real `git http-backend` behind basic authentication. Its Git LFS batch server
+//! supports the basic transfer and the Hub's multipart transfer, and checks every sha256. Its pre-receive
+//! hook makes the same checks as the Hub.
 //!
-//! Objects are sent to a second port, which refuses requests that carry credentials: a client that
-//! leaks its token to the object host fails. Nothing but `git` is needed.
+//! Clients send objects to a second port, which stands for a separate object host. This port refuses requests
+//! with credentials, so a client that leaks its token to the object host fails. Only `git` must be installed.
 #![forbid(unsafe_code)]
 
 mod api;
@@ -36,15 +36,16 @@ use fault::Trap;
 use http::{Request, Response};
 use lfs::Lfs;
 
-/// The token that may read and write.
+/// The token with read and write access.
 pub const WRITE_TOKEN: &str = "hf_WriteTokenOfTheTests0123456789";
-/// The token that may read.
+/// The token with read access.
 pub const READ_TOKEN: &str = "hf_ReadTokenOfTheTests0123456789";
 
-/// A file in a repository that everybody may read.
+/// Marker file of a public repository.
 const PUBLIC: &str = "test-hub-public";
 
-/// A running server with its repositories in a temporary folder. Dropping it ends both.
+/// A running server with its repositories in a temporary folder. Dropping it stops the server and removes the
+/// folder.
 #[derive(Debug)]
 pub struct TestHub {
     shared: Arc<Shared>,
@@ -56,22 +57,22 @@ pub struct TestHub {
 struct Shared {
     root: PathBuf,
     object_host: String,
-    /// 0 for none.
+    /// 0 disables parts.
     part_bytes: AtomicU64,
     stopped: AtomicBool,
     traps: Mutex<Vec<Trap>>,
     requests: Mutex<Vec<String>>,
-    /// Those of them that carried credentials.
+    /// The requests with credentials.
     with_credentials: Mutex<Vec<String>>,
-    /// Whether objects are sent to the git server itself, which wants the token for them.
+    /// Whether objects are sent to the git server itself, which requires the token for them.
     objects_at_home: AtomicBool,
     connections: Mutex<Vec<(TcpStream, JoinHandle<()>)>>,
-    /// Uploads in parts that were begun.
+    /// Number of multipart uploads started so far.
     uploads: AtomicU64,
     url: String,
 }
 
-/// Which of the two ports a request came to.
+/// The port that a request was sent to.
 #[derive(Clone, Copy)]
 enum Door {
     Git,
@@ -82,7 +83,7 @@ impl TestHub {
     /// Starts a server without repositories.
     ///
     /// # Panics
-    /// If there is no temporary folder or no free port.
+    /// Panics if there is no temporary folder or no free port.
     pub fn start() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let git = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -120,44 +121,45 @@ impl TestHub {
         }
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// Returns the server's URL: `http://127.0.0.1:PORT`.
     pub fn url(&self) -> &str {
         &self.shared.url
     }
 
-    /// The URL of a repository: `http://127.0.0.1:PORT/user/model`.
+    /// Returns the URL of a repository: `http://127.0.0.1:PORT/user/model`.
     pub fn repo_url(&self, name: &str) -> String {
         format!("{}/{name}", self.url())
     }
 
-    /// Makes a repository `user/model`. As on the Hub, its `main` has one commit with the files given
-    /// (name, text); with none it stays empty.
+    /// Creates the repository `name`, for example `user/model`. As on the Hub, its `main` has one commit with
+    /// the given files (name, text). If no files are given, the repository is empty.
     ///
     /// # Panics
-    /// If git is not there or fails.
+    /// Panics if git does not exist or fails.
     pub fn create_repo(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
         let repo = self.repo_path(name);
         repository::make(&repo, files);
         repo
     }
 
-    /// The bare repository on disk.
+    /// Returns the path of the bare repository.
     pub fn repo_path(&self, name: &str) -> PathBuf {
         self.shared.root.join(format!("{name}.git"))
     }
 
-    /// Where an LFS object of a repository lies, if it was uploaded.
+    /// Returns the path of an LFS object in a repository. The file exists only if the object was uploaded.
     pub fn lfs_object(&self, name: &str, sha256: &str) -> PathBuf {
         lfs::object_path(&self.repo_path(name), sha256)
     }
 
-    /// From now on objects larger than this go in parts of this many bytes.
+    /// From now on, makes clients send objects in parts of this many bytes. An object that is not larger than
+    /// one part is sent as a whole.
     pub fn set_part_bytes(&self, bytes: u64) {
         self.shared.part_bytes.store(bytes, Ordering::SeqCst);
     }
 
-    /// Lets the next `times` requests go wrong whose request line (`POST /user/model/info/…?query`)
-    /// contains `matching`.
+    /// Injects a fault into the next `times` requests whose request line contains `matching`. A request line
+    /// is, for example, `POST /user/model/info/…?query`.
     pub fn fault(&self, matching: &str, fault: Fault, times: usize) {
         lock(&self.shared.traps).push(Trap {
             matching: matching.to_owned(),
@@ -166,31 +168,32 @@ impl TestHub {
         });
     }
 
-    /// Lets everybody read a repository, without a token.
+    /// Makes a repository public: it can be read without a token.
     ///
     /// # Panics
-    /// If it is not there.
+    /// Panics if the repository does not exist.
     pub fn make_public(&self, name: &str) {
         std::fs::write(self.repo_path(name).join(PUBLIC), "").expect("the repository");
     }
 
-    /// Whether a repository was made for its owner alone.
+    /// Whether a repository was created as private.
     pub fn is_private(&self, name: &str) -> bool {
         self.repo_path(name).join(api::PRIVATE).exists()
     }
 
-    /// From now on objects are sent to the git server itself, which wants the token for them and does not
-    /// say so beforehand.
+    /// From now on, makes clients send objects to the git server itself. The server requires the token for
+    /// objects, but does not tell clients so.
     pub fn keep_objects_at_home(&self) {
         self.shared.objects_at_home.store(true, Ordering::SeqCst);
     }
 
-    /// The request lines so far that carried credentials.
+    /// Returns the request lines of all requests with credentials so far.
     pub fn requests_with_credentials(&self) -> Vec<String> {
         lock(&self.shared.with_credentials).clone()
     }
 
-    /// The request lines so far, `METHOD /path?query`, of both ports.
+    /// Returns the request lines of all requests so far, to both ports. The form of a line is
+    /// `METHOD /path?query`.
     pub fn requests(&self) -> Vec<String> {
         lock(&self.shared.requests).clone()
     }
@@ -200,7 +203,7 @@ impl Drop for TestHub {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
         for (address, thread) in self.acceptors.drain(..) {
-            // The acceptor looks at the flag after each connection; this is its last.
+            // The acceptor checks the flag only after a connection, so this connection makes it stop.
             let _ = TcpStream::connect(address);
             let _ = thread.join();
         }
@@ -224,7 +227,7 @@ fn accept(shared: &Arc<Shared>, listener: &TcpListener, door: Door) {
         let thread = std::thread::Builder::new()
             .name("test-hub connection".to_owned())
             .spawn(move || {
-                // A client that goes away in the middle is no fault of the server.
+                // A client that disconnects early is not an error of the server.
                 let _ = serve(&for_thread, stream, door);
             })
             .expect("a thread");
@@ -277,7 +280,7 @@ fn serve(shared: &Shared, stream: TcpStream, door: Door) -> io::Result<()> {
         }
         Some(Fault::Close) => request.hang_up(),
         Some(Fault::Cut(_)) => {
-            // It is handled as a connection that broke: nothing of it is kept.
+            // The server handles the cut body like a broken connection: it stores nothing.
             let _ = answer();
             request.hang_up()
         }
@@ -292,7 +295,7 @@ fn serve(shared: &Shared, stream: TcpStream, door: Door) -> io::Result<()> {
             request.reply(&Response::text(status, &text), usize::MAX)
         }
         Some(Fault::Status(status, headers)) => {
-            let mut response = Response::text(status, "a fault was asked for");
+            let mut response = Response::text(status, "an injected fault");
             response.headers.extend(headers);
             request.reply(&response, usize::MAX)
         }
@@ -355,7 +358,7 @@ fn objects_request(shared: &Shared, request: &mut Request) -> io::Result<Respons
 }
 
 impl Shared {
-    /// Waits, but not beyond the server's life.
+    /// Waits until `done` returns true or the server stops.
     fn wait_until(&self, done: impl Fn() -> bool) {
         while !self.stopped.load(Ordering::SeqCst) && !done() {
             std::thread::sleep(Duration::from_millis(5));
@@ -382,7 +385,8 @@ impl Shared {
     }
 }
 
-/// The password of basic authentication; on the Hub the token stands there, and any user name will do.
+/// Returns the password of basic authentication. As on the Hub, the password is the token, and any user name
+/// is accepted.
 fn password(request: &Request) -> Option<String> {
     let encoded = request.header("authorization")?.strip_prefix("Basic ")?;
     let decoded = String::from_utf8(BASE64_STANDARD.decode(encoded).ok()?).ok()?;

@@ -1,6 +1,6 @@
 #!/bin/sh
-# What the Hub checks before a push is accepted: no large plain blob, no LFS pointer whose object
-# was not uploaded. Lines on stdin: OLD NEW REF.
+# Checks a push in the same way as the Hub. Refuses a push with a large plain blob. Also refuses a push with an LFS
+# pointer whose object was not uploaded. Each line of stdin has the form: OLD NEW REF.
 set -eu
 zero=0000000000000000000000000000000000000000
 largest=10485760

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 use crate::lock;
 use crate::relay::{Relay, join};
 
-/// A proxy: HTTP's, as strict as those of companies, and SOCKS version 5 on the same port.
+/// An HTTP proxy, as strict as corporate proxies, and a SOCKS 5 proxy on the same port.
 ///
-/// Of HTTP it opens tunnels to ports that were allowed, and takes requests with a whole URL. A host that
-/// does not exist, `hub.invalid`, is this machine to it.
+/// The HTTP proxy opens tunnels only to one allowed port, and accepts requests with a full URL. Both proxies
+/// resolve the host `hub.invalid`, which does not exist, to this machine.
 #[derive(Debug)]
 pub struct TestProxy {
     relay: Relay,
@@ -16,7 +16,7 @@ pub struct TestProxy {
 }
 
 impl TestProxy {
-    /// Starts a proxy that opens tunnels to one port at most.
+    /// Starts a proxy that opens tunnels only to the port `tunnel`.
     pub fn start(tunnel: Option<u16>) -> Self {
         let requests = Arc::new(Mutex::new(Vec::new()));
         let told = Arc::clone(&requests);
@@ -36,8 +36,9 @@ impl TestProxy {
         format!("127.0.0.1:{}", self.relay.port)
     }
 
-    /// What was asked so far: `CONNECT host:port`, `GET http://host:port/path`, `SOCKS host:port`, each
-    /// with ` as CREDENTIALS` behind it if there were any.
+    /// Returns the requests so far. A request has one of the forms `CONNECT host:port`,
+    /// `GET http://host:port/path` and `SOCKS host:port`. If the request has credentials, ` as CREDENTIALS`
+    /// follows.
     pub fn requests(&self) -> Vec<String> {
         lock(&self.requests).clone()
     }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-/// A listener on a free port of this machine, each of whose connections gets a thread. Dropping it ends
-/// the listener; connections end with their peers.
+/// A listener on a free port of this machine, with a thread for each connection. Dropping it closes only the
+/// listener. The connections end when their peers close them.
 #[derive(Debug)]
 pub(crate) struct Relay {
     pub(crate) port: u16,
@@ -34,7 +34,7 @@ impl Relay {
                     std::thread::Builder::new()
                         .name("test-hub relayed".to_owned())
                         .spawn(move || {
-                            // A peer that goes away in the middle is no fault.
+                            // A peer that disconnects early is not an error.
                             let _ = serve(stream);
                         })
                         .expect("a thread");
@@ -59,7 +59,7 @@ impl Drop for Relay {
     }
 }
 
-/// Copies what comes from either side to the other until both have ended.
+/// Copies data in both directions until both sides have ended.
 pub(crate) fn join(left: TcpStream, right: TcpStream) -> io::Result<()> {
     let (left_too, right_too) = (left.try_clone()?, right.try_clone()?);
     std::thread::scope(|scope| {

@@ -3,8 +3,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-/// Makes a bare repository with the hook that refuses what the Hub refuses. With files, `main` has one
-/// commit of them.
+/// Creates a bare repository with a hook that applies the Hub's checks. If `files` is not empty, the branch
+/// `main` has one commit with these files.
 pub(crate) fn make(repo: &Path, files: &[(&str, &str)]) {
     git(&["init", "--quiet", "--bare", "-b", "main"], repo);
     let hook = repo.join("hooks/pre-receive");

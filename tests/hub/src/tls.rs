@@ -9,7 +9,7 @@ use rustls::{ServerConfig, ServerConnection};
 
 use crate::relay::Relay;
 
-/// An HTTPS entrance to a server, whose certificate is from an authority that no system knows.
+/// An HTTPS proxy in front of a server. No system trusts the authority of the proxy's certificate.
 #[derive(Debug)]
 pub struct TlsDoor {
     relay: Relay,
@@ -17,10 +17,10 @@ pub struct TlsDoor {
 }
 
 impl TlsDoor {
-    /// Opens an entrance to `127.0.0.1:PORT`.
+    /// Starts a proxy in front of `127.0.0.1:PORT`.
     ///
     /// # Panics
-    /// If no certificate can be made.
+    /// Panics if no certificate can be created.
     pub fn open(to: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -52,18 +52,18 @@ impl TlsDoor {
         Self { relay, authority }
     }
 
-    /// The port that it is on.
+    /// Returns the port that the proxy listens on.
     pub fn port(&self) -> u16 {
         self.relay.port
     }
 
-    /// The authority's certificate, in PEM.
+    /// Returns the authority's certificate, in PEM.
     pub fn authority(&self) -> &str {
         &self.authority
     }
 }
 
-/// Carries what one side sends encrypted and the other in plain, until either has ended.
+/// Copies data between an encrypted and a plain connection until one of them has ended.
 fn carry(mut tls: ServerConnection, mut outer: TcpStream, mut inner: TcpStream) -> io::Result<()> {
     let moment = Some(Duration::from_millis(2));
     outer.set_read_timeout(moment)?;

@@ -1,4 +1,4 @@
-//! The server refuses what the Hub refuses.
+//! Tests that the server applies the Hub's checks.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -45,7 +45,7 @@ fn run(dir: &Path, token: &str, args: &[&str]) -> Output {
         .expect("git runs")
 }
 
-/// Status and body of a request.
+/// Sends a request. Returns the status and body of the response.
 fn request(url: &str, method: &str, header: &str, body: &str) -> (u16, String) {
     let (address, path) = url["http://".len()..].split_once('/').expect("a path");
     let mut stream = TcpStream::connect(address).expect("connected");
@@ -114,7 +114,7 @@ fn a_pointer_needs_its_object() {
 }
 
 #[test]
-fn large_plain_files_are_refused_and_others_taken() {
+fn only_large_plain_files_are_refused() {
     let hub = TestHub::start();
     hub.create_repo("user/model", &[]);
     let refused = push(&hub, WRITE_TOKEN, "big.bin", &vec![b'x'; (10 << 20) + 1]);
@@ -128,7 +128,7 @@ fn large_plain_files_are_refused_and_others_taken() {
 }
 
 #[test]
-fn tokens_decide_who_may_do_what() {
+fn tokens_decide_the_permissions() {
     let hub = TestHub::start();
     hub.create_repo("user/model", &[("a", "b")]);
     let url = hub.repo_url("user/model");

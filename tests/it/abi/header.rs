@@ -1,4 +1,4 @@
-//! The C header: fresh, accepted by C and C++ compilers, and of the same layout as the Rust crate.
+//! The C header is up to date, compiles as C and C++, and has the same layout as the Rust crate.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::layout::{C_LAYOUT, rust_layout};
 use super::{SOURCES, folder, generate};
 
-/// C11 and C++17, with every warning an error.
+/// Compiler, standard and file extension for C11 and C++17.
 const COMPILERS: [(&str, &str, &str); 2] = [("cc", "c11", "c"), ("c++", "c++17", "cpp")];
 
 #[test]
@@ -60,11 +60,11 @@ fn c_and_cpp_lay_out_the_structs_as_rust_does() {
 }
 
 #[test]
-fn dlpack_s_own_header_may_come_first_and_has_the_same_layout() {
+fn including_dlpack_h_first_keeps_the_layout() {
     let libtorch = env::var_os("LIBTORCH").expect("cargo sets it, see .cargo/config.toml");
     let dlpack = Path::new(&libtorch).join("include/ATen/dlpack.h");
     if !dlpack.exists() {
-        eprintln!("not compared, libtorch is not here: {}", dlpack.display());
+        eprintln!("skipped, libtorch is not installed: {}", dlpack.display());
         return;
     }
     let include = format!("#include \"{}\"\n", dlpack.display());
@@ -75,7 +75,7 @@ fn dlpack_s_own_header_may_come_first_and_has_the_same_layout() {
 }
 
 #[test]
-fn the_constants_are_the_crate_s() {
+fn the_constants_equal_those_of_the_crate() {
     let mut program = program("");
     program.push_str("int main(void) {\n");
     let numbers: [(&str, i64); 50] = [
@@ -170,7 +170,10 @@ fn the_constants_are_the_crate_s() {
         {
             let known =
                 program.contains(&format!("({name})")) || program.contains(&format!(" {name})"));
-            assert!(known || name == "HOST_PLUGIN_H", "not compared: {name}");
+            assert!(
+                known || name == "HOST_PLUGIN_H",
+                "constant not compared: {name}"
+            );
         }
     }
 }
@@ -192,8 +195,7 @@ fn print_layout(compiler: &str, standard: &str, extension: &str, before: &str) -
     run(compiler, standard, extension, &program)
 }
 
-/// Compiles a program beside the fresh header, with all warnings as errors, and runs it; what it
-/// printed.
+/// Compiles a program against the generated header with warnings as errors, runs it, and returns its output.
 fn run(compiler: &str, standard: &str, extension: &str, program: &str) -> String {
     let scratch = TempDir::new().expect("a folder for the program");
     let source = scratch.path().join("program").with_extension(extension);

@@ -5,11 +5,11 @@ use std::mem::{offset_of, size_of};
 
 use host_plugin_abi::*;
 
-/// Prints `STRUCT size` and `STRUCT.FIELD offset`, in Rust and as a C program that does. A field
-/// that is not listed does not compile.
+/// Defines `rust_layout` and `C_LAYOUT`, which print `STRUCT size` and `STRUCT.FIELD offset` for each listed
+/// struct. A field that is not listed is a compile error.
 macro_rules! layout {
     ($($Struct:ident { $($field:ident),* $(,)? })*) => {
-        /// `STRUCT size` and `STRUCT.FIELD offset`, a line each.
+        /// Returns `STRUCT size` and `STRUCT.FIELD offset`, one per line.
         pub(super) fn rust_layout() -> String {
             let mut lines = String::new();
             $(
@@ -27,7 +27,7 @@ macro_rules! layout {
             lines
         }
 
-        /// Statements of a C program that prints the same.
+        /// Statements of a C program that prints the lines of `rust_layout`.
         pub(super) const C_LAYOUT: &str = concat!($(
             "    printf(\"", stringify!($Struct), " %zu\\n\", sizeof(", stringify!($Struct), "));\n",
             $("    printf(\"", stringify!($Struct), ".", stringify!($field),

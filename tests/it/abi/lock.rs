@@ -1,5 +1,6 @@
-//! What the ABI promised once, it keeps: `plugins/abi/abi.lock` lists every struct, field, function,
-//! constant and word of it, and is only ever appended to.
+//! Checks that the ABI keeps its promises. The file `plugins/abi/abi.lock` lists all structs, fields,
+//! functions and constants of the ABI, and the names of all kinds, needs and events. Lines can be appended to
+//! the file, but never changed.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -13,8 +14,8 @@ use sha2::{Digest, Sha256};
 use super::layout::rust_layout;
 use super::{folder, generate};
 
-/// The versions that are out, each with the digest of its lines. A version gets its line here when
-/// it is released; after that the ABI grows under the next minor version.
+/// The released versions, each with the digest of its lines in the lock. A version is added here when it is
+/// released. Later additions to the ABI belong to the next minor version.
 const FROZEN: [(&str, &str); 3] = [
     (
         "1.0",
@@ -31,22 +32,22 @@ const FROZEN: [(&str, &str); 3] = [
 ];
 
 const HEAD: &str = "\
-# What version 1 of the plugin ABI promised, a line for each promise, behind the minor version that
-# made it. Lines are only ever appended: `make bless` does it, and refuses to change one.
+# The promises of version 1 of the plugin ABI, one per line, after the minor version that made them.
+# Lines are only ever appended: `make bless` appends new promises and never changes a line.
 ";
 
-/// One promise: what it is about, and its terms. The same subject has the same terms for ever.
+/// A promise: its subject and its terms. The terms of a subject do not change, except that a struct can grow.
 type Promise = (String, String);
 
 #[test]
-fn the_lock_is_fresh_and_what_it_promised_is_kept() {
+fn the_lock_is_fresh_and_its_promises_are_kept() {
     let path = folder().join("abi.lock");
     let mut lock = fs::read_to_string(&path).unwrap_or_else(|_| HEAD.to_owned());
     let fresh = unrecorded(&lock, &promises()).unwrap_or_else(|broken| panic!("{broken}"));
     let version = format!("{HOST_ABI_MAJOR}.{HOST_ABI_MINOR}");
     if !fresh.is_empty() && FROZEN.iter().any(|(frozen, _)| *frozen == version) {
         panic!(
-            "ABI {version} is out and has no {}: raise HOST_ABI_MINOR",
+            "ABI {version} was released without {}: raise HOST_ABI_MINOR",
             fresh[0].0
         );
     }
@@ -56,19 +57,19 @@ fn the_lock_is_fresh_and_what_it_promised_is_kept() {
         }
         fs::write(&path, lock).expect("the lock");
     } else if let Some((subject, _)) = fresh.first() {
-        panic!("plugins/abi/abi.lock does not know {subject}, run: make bless");
+        panic!("plugins/abi/abi.lock lacks {subject}, run: make bless");
     }
 }
 
 #[test]
-fn a_version_that_is_out_has_the_lines_it_had() {
+fn the_lines_of_a_released_version_do_not_change() {
     let lock = fs::read_to_string(folder().join("abi.lock")).expect("the lock");
     for (version, digest) in FROZEN {
         assert_eq!(digest_of(&lock, version), digest, "ABI {version}");
     }
 }
 
-/// SHA-256 of a version's lines.
+/// Returns the SHA-256 of a version's lines.
 fn digest_of(lock: &str, version: &str) -> String {
     let mut hash = Sha256::new();
     for line in lock.lines().filter(|line| is_of(line, version)) {
@@ -83,14 +84,14 @@ fn is_of(line: &str, version: &str) -> bool {
     line.split(' ').next() == Some(version)
 }
 
-/// The promises that the lock does not have, or the first that is broken.
+/// Returns the promises that the lock lacks, or an error that describes a broken promise.
 fn unrecorded(lock: &str, now: &[Promise]) -> Result<Vec<Promise>, String> {
     let current: HashMap<&str, &str> = now.iter().map(|(s, t)| (&**s, &**t)).collect();
     let mut recorded: HashMap<&str, &str> = HashMap::new();
     for line in lock.lines().filter(|line| !line.starts_with('#')) {
         let promise = line.split_once(' ').and_then(|(_, p)| p.split_once(" = "));
         let (subject, terms) = promise.ok_or_else(|| format!("not a line of the lock: {line}"))?;
-        // A struct may have grown since: its last line counts.
+        // If a struct has grown, the lock lists several sizes of it. The last of them counts.
         recorded.insert(subject, terms);
     }
     let mut fresh = Vec::new();
@@ -120,25 +121,25 @@ fn unrecorded(lock: &str, now: &[Promise]) -> Result<Vec<Promise>, String> {
     }
 }
 
-/// The struct and the offset of a field.
+/// Returns the struct and the offset of a field.
 fn place<'a>(subject: &'a str, terms: &str) -> Option<(&'a str, usize)> {
     let (name, _) = subject.strip_prefix("field ")?.split_once('.')?;
     Some((name, terms.split_once(": ")?.0.parse().ok()?))
 }
 
-/// A field that comes later lies behind all that the struct was: in its padding it would be within
-/// the size that an older build says, and be read there.
+/// Returns an error if a new field begins before the end of the promised struct. A field in the old padding
+/// would be within the size that older builds report, so their padding would be read as the field.
 fn stands_behind(recorded: &HashMap<&str, &str>, name: &str, offset: usize) -> Result<(), String> {
     let size = recorded.get(&*format!("size {name}"));
     match size.and_then(|size| size.parse::<usize>().ok()) {
         Some(size) if offset < size => Err(format!(
-            "a new field of {name} lies at {offset}, within the {size} bytes that were promised"
+            "a new field of {name} is at {offset}, within the {size} bytes that were promised"
         )),
         _ => Ok(()),
     }
 }
 
-/// A struct that says its own size may grow.
+/// Whether the terms may change: only a struct that contains its own size may grow.
 fn may_become(subject: &str, promised: &str, terms: &str, current: &HashMap<&str, &str>) -> bool {
     let Some(name) = subject.strip_prefix("size ") else {
         return false;
@@ -148,7 +149,8 @@ fn may_become(subject: &str, promised: &str, terms: &str, current: &HashMap<&str
     says_its_size && size(terms) > size(promised)
 }
 
-/// Everything that a plugin may have been built on, from the crate, its header and its words.
+/// Returns everything that a plugin can depend on. Collects it from the crate, from the crate's header, and
+/// from the names of kinds, needs and events.
 fn promises() -> Vec<Promise> {
     let declarations = declarations(&generate());
     let mut promises: Vec<Promise> = Vec::new();
@@ -175,14 +177,14 @@ fn promises() -> Vec<Promise> {
     promises
 }
 
-/// The constants, types and fields of a header as cbindgen writes it.
+/// Returns the constants, types and fields of a header that was written by cbindgen.
 fn declarations(header: &str) -> Vec<Promise> {
     let mut found = Vec::new();
     let mut code = String::new();
     for line in header.lines() {
         let line = line.split("//").next().unwrap_or_default().trim();
         if let Some(constant) = line.strip_prefix("#define ") {
-            // The minor version counts the promises, and the guard of the header is none.
+            // Excludes the header's guard, which has no value, and the minor version, which changes.
             if let Some((name, value)) = constant.split_once(' ')
                 && name != "HOST_ABI_MINOR"
             {
@@ -214,7 +216,7 @@ fn declarations(header: &str) -> Vec<Promise> {
     found
 }
 
-/// What a declaration in C declares.
+/// Returns the name that a C declaration declares.
 fn declared_name(declaration: &str) -> &str {
     let name = match declaration.split_once("(*") {
         Some((_, function)) => function.split(')').next(),
@@ -224,7 +226,7 @@ fn declared_name(declaration: &str) -> &str {
 }
 
 #[test]
-fn the_header_is_read_whole() {
+fn promises_are_read_from_the_whole_header() {
     let promises = promises();
     let terms = |subject: &str| {
         let found = promises.iter().find(|(of, _)| of == subject);
@@ -302,7 +304,7 @@ fn a_broken_promise_is_found() {
 }
 
 #[test]
-fn a_version_s_digest_is_of_its_lines_alone() {
+fn a_digest_covers_only_the_lines_of_its_version() {
     let lock = "# x\n1.0 a = 1\n1.1 b = 2\n1.0 c = 3\n1.10 d = 4\n";
     assert_eq!(
         digest_of(lock, "1.0"),

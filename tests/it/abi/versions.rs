@@ -1,6 +1,6 @@
-//! Plugins and hosts of other minor versions than each other's.
+//! Plugins and hosts with different minor versions of the ABI.
 //!
-//! The later version is made up: today's header with a field more in every struct that may grow.
+//! The later version is simulated: the current header with additional fields in every struct that may grow.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +13,8 @@ use tempfile::TempDir;
 use super::generate;
 use crate::support::{Home, built, curve, events_of, root, sha256};
 
-/// The files of the witnesses, each as it was when its version of the ABI came out.
+/// The files of the witnesses, with their digests. A witness is a plugin that was written when a version of
+/// the ABI was released. It never changes.
 const WITNESSES: [(&str, &str); 9] = [
     (
         "1.0/build.sh",
@@ -54,7 +55,7 @@ const WITNESSES: [(&str, &str); 9] = [
 ];
 
 #[test]
-fn the_witnesses_are_what_they_were() {
+fn the_files_of_the_witnesses_are_unchanged() {
     for (file, digest) in WITNESSES {
         let bytes = fs::read(fixtures().join(file)).expect(file);
         assert_eq!(sha256(&bytes), digest, "{file}");
@@ -71,20 +72,20 @@ fn a_plugin_of_abi_1_0_works_in_this_host() {
 }
 
 #[test]
-fn a_sink_of_abi_1_1_works_in_this_host_and_is_asked_before_the_first_step() {
+fn a_sink_of_abi_1_1_works_in_this_host_and_its_preflight_is_called() {
     let home = Home::new();
     let library = witness(&home, "1.1");
     home.train("run", &["--plugin", library.to_str().expect("UTF-8")])
         .succeeded();
     let state = home.run_dir("run").join("sinks/witness");
-    let asked = fs::read_to_string(state.join("preflight")).expect("it was asked");
+    let asked = fs::read_to_string(state.join("preflight")).expect("a preflight");
     assert_eq!(asked, "run");
     assert!(state.join("step-20").exists());
     passes(&home, &library, &["preflight", "preflight-refusal"]);
 }
 
 #[test]
-fn a_sink_of_abi_1_2_works_in_this_host_and_brings_back_what_it_was_given() {
+fn a_sink_of_abi_1_2_works_in_this_host_and_fetches_what_it_stored() {
     let home = Home::new();
     let library = witness(&home, "1.2");
     home.train("run", &["--plugin", library.to_str().expect("UTF-8")])
@@ -100,7 +101,7 @@ fn a_sink_of_abi_1_2_works_in_this_host_and_brings_back_what_it_was_given() {
     passes(&home, &library, &["preflight", "fetch", "absent-fetch"]);
 }
 
-/// The witness of a version, built with the header of its day.
+/// Builds the witness of a version, using the header of that version.
 fn witness(home: &Home, version: &str) -> PathBuf {
     let library = home.path("libwitness.so");
     let build = fixtures().join(version).join("build.sh");
@@ -108,7 +109,7 @@ fn witness(home: &Home, version: &str) -> PathBuf {
     library
 }
 
-/// The conformance suite passes, and these tests of it were not skipped.
+/// Asserts that the plugin passes the conformance suite, and that none of `tests` was skipped.
 fn passes(home: &Home, library: &Path, tests: &[&str]) {
     let library = library.to_str().expect("UTF-8");
     let checked = home.host(&["plugin", "check", library]).succeeded();
@@ -140,7 +141,7 @@ fn a_plugin_of_a_later_minor_version_works_in_this_host() {
     trains_with_the_witness(&home, &library);
 }
 
-/// All four kinds of it, in a real training.
+/// Trains with the witness, which is a plugin of all four kinds, and checks the effects of each kind.
 fn trains_with_the_witness(home: &Home, library: &Path) {
     let plugin = format!("{}:checkpoint_at=7", library.display());
     home.train("run", &["--plugin", &plugin]).succeeded();
@@ -188,7 +189,7 @@ fn trains_with_the_witness(home: &Home, library: &Path) {
 }
 
 #[test]
-fn this_version_s_plugins_work_in_a_host_of_a_later_minor_version() {
+fn current_plugins_work_in_a_host_of_a_later_minor_version() {
     let folder = TempDir::new().expect("a folder");
     let witness = folder.path().join("libwitness.so");
     succeed(Command::new(fixtures().join("1.0/build.sh")).arg(&witness));
@@ -226,7 +227,7 @@ fn this_version_s_plugins_work_in_a_host_of_a_later_minor_version() {
             "plugin witness\n{made}{groups}{made}{values}{made}receipt: {{\"step\":7}}\n{made}{asked}"
         )
     );
-    // Those built with the SDK: one of each kind.
+    // Plugins that are built with the SDK, one of each kind.
     let metric = run(&built("libperplexity.so"), "{}");
     assert!(metric.contains("value perplexity 4.48169\n"), "{metric}");
     let groups = run(&built("libweight_decay.so"), "{}");
@@ -237,7 +238,8 @@ fn this_version_s_plugins_work_in_a_host_of_a_later_minor_version() {
     assert!(observer.contains("\nrequest "), "{observer}");
 }
 
-/// Today's header with a field more in every struct that says its size, and another minor version.
+/// Returns the current header with two changes: a later minor version, and additional fields in every struct
+/// that contains its own size.
 fn later_header() -> String {
     let this = format!("HOST_ABI_MINOR {HOST_ABI_MINOR}");
     let mut later = String::new();

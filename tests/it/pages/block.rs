@@ -1,8 +1,8 @@
 /// A code block of a page. Its language and the paragraph before it determine what the reader does:
 ///
 /// - `sh` is run. `console` contains commands after `$ ` and their output.
-/// - Any other block is a file or a part of a file. After "`PATH`:" it is the new content of the file; after
-///   "From `PATH`:" the file must contain these lines.
+/// - Any other block is a file or a part of a file. If the paragraph ends with "`PATH`:", the block is the
+///   new content of the file; if it ends with "From `PATH`:", the file must contain the block's lines.
 /// - If the paragraph mentions another terminal, the commands are run while the previous commands still run.
 #[derive(Debug)]
 pub(super) struct Block {

@@ -40,7 +40,7 @@ fn following_the_guide_gives_the_results_that_it_shows() {
     for (run, metric) in [
         ("again", "repeat_rate"),
         ("again", "repeat_rate_c"),
-        // The guide's own runs, which train in the same way.
+        // The runs that the guide itself starts. They train like the run above, so the values are the same.
         ("mine", "repeat_rate"),
         ("both", "repeat_rate"),
         ("both", "repeat_rate_c"),

@@ -70,7 +70,7 @@ impl Reader {
         command
     }
 
-    /// Follows the blocks in one shell.
+    /// Does what the blocks say, in order and in one shell: runs commands, and writes and checks files.
     ///
     /// # Panics
     /// Panics if a command fails or does not print what its block shows, or if a file lacks the expected

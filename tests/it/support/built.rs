@@ -2,10 +2,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// A file that building the workspace makes: `host`, `libperplexity.so`.
+/// Returns the path of a build product of the workspace, such as `host` or `libperplexity.so`.
 ///
-/// A test cannot depend on a program or on a library that is only there to be loaded, so cargo is
-/// asked, once, for the profile that the tests were built with.
+/// The first call builds the workspace with the profile of the tests. This is necessary because cargo does
+/// not let a test depend on a program, or on a library that is loaded only at run time.
 pub(crate) fn built(file: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(build).join(file)
@@ -32,10 +32,10 @@ fn build() -> PathBuf {
     folder.to_owned()
 }
 
-/// The cargo that runs the tests, as a person would start it.
+/// Returns a command for the cargo that runs the tests. The command has the same environment as in a shell.
 ///
-/// What cargo tells a test of its package would make some build scripts run again, now and when the
-/// user's own cargo comes next.
+/// The variables that cargo sets for a test are therefore removed. They would make some build scripts run
+/// again, both now and in the user's next build.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(env!("CARGO"));
     for (name, _) in std::env::vars_os() {
@@ -48,7 +48,7 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
-/// The repository's.
+/// Returns the root of the repository.
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }

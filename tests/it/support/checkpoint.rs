@@ -6,13 +6,13 @@ use std::path::Path;
 use host_core::Manifest;
 use sha2::{Digest, Sha256};
 
-/// Lower-case hexadecimal.
+/// Returns the SHA-256 of bytes, in lower-case hexadecimal.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     let digest = Sha256::digest(bytes);
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Every file below a folder by its path in it, with its sha256.
+/// Returns every file below a folder by its relative path, with its SHA-256.
 pub(crate) fn files_of(folder: &Path) -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(folder).expect("a folder") {
@@ -29,13 +29,13 @@ pub(crate) fn files_of(folder: &Path) -> BTreeMap<String, String> {
     files
 }
 
-/// A checkpoint's manifest.
+/// Returns a checkpoint's manifest.
 pub(crate) fn manifest_of(checkpoint: &Path) -> Manifest {
     let text = fs::read(checkpoint.join("manifest.json")).expect("a manifest");
     serde_json::from_slice(&text).expect("a manifest")
 }
 
-/// A checkpoint has the files of its manifest, whole, and no other.
+/// Asserts that a checkpoint has exactly the files of its manifest, and that they match their hashes.
 #[track_caller]
 pub(crate) fn assert_complete(checkpoint: &Path) {
     let mut found = files_of(checkpoint);
@@ -52,7 +52,7 @@ pub(crate) fn assert_complete(checkpoint: &Path) {
     ] {
         assert!(found.contains_key(name), "no {name} in {found:?}");
     }
-    // Who may read one of the files may read all.
+    // All files have the same permissions.
     let mode = |name: &str| {
         let metadata = fs::metadata(checkpoint.join(name)).expect("a file");
         metadata.permissions().mode()

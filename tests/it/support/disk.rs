@@ -1,12 +1,12 @@
-//! What a disk holds when the power fails: from a record of what a program did to its files
-//! (`tests/fixtures/record_writes.c`), the states that a file system may come back with.
+//! Simulates a disk whose power fails. `tests/fixtures/record_writes.c` records the file operations of a
+//! program. From the record, this module computes the possible states of the file system.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// One thing that a program did to its files.
+/// A file operation of a program.
 #[derive(Debug)]
 pub(crate) enum Operation {
     Create {
@@ -40,18 +40,18 @@ pub(crate) enum Operation {
     },
 }
 
-/// What becomes of that which was written and not synced.
+/// What happens to data that was written but not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unsynced {
-    /// All is lost: names, lengths and bytes.
+    /// All of it is lost: names, lengths and bytes.
     Lost,
-    /// Some pages and some folders came to the disk, chosen by this number, others did not.
+    /// Some pages and some folders reached the disk; others did not. The number seeds the random choice.
     Torn(u64),
-    /// Nothing is lost, as when the process alone is killed.
+    /// Nothing is lost, as when only the process is killed.
     Kept,
 }
 
-/// The operations of a record, with paths below `root`.
+/// Reads the operations of a record. Their paths are relative to `root`.
 pub(crate) fn read_record(file: &Path, root: &str) -> Vec<Operation> {
     let bytes = fs::read(file).expect("a record");
     let mut rest = bytes.as_slice();
@@ -109,13 +109,14 @@ pub(crate) fn read_record(file: &Path, root: &str) -> Vec<Operation> {
     operations
 }
 
-/// A page of the cache: it comes to the disk as a whole or not at all.
+/// The size of a page in the page cache. A page reaches the disk as a whole or not at all.
 const PAGE: usize = 4096;
 
-/// What the files are, and what of them the disk has for certain.
+/// The files as programs see them, and the part of their content that is certainly on the disk.
 pub(crate) struct Disk {
     nodes: Vec<Node>,
-    /// The inode's number of today: a number is given again when its file is gone.
+    /// For each inode number, the index in `nodes` of the file that has the number now. A number is reused
+    /// after its file is removed.
     by_inode: BTreeMap<u64, usize>,
 }
 
@@ -133,7 +134,7 @@ struct Versions<T> {
 }
 
 impl Disk {
-    /// A disk that holds this folder, empty and synced.
+    /// Returns a disk that contains this folder, empty and synced.
     pub(crate) fn new(root: &Path) -> Self {
         let inode = fs::metadata(root).expect("a folder").ino();
         let root = Node {
@@ -146,7 +147,7 @@ impl Disk {
         }
     }
 
-    /// Does one thing.
+    /// Applies an operation.
     pub(crate) fn apply(&mut self, operation: &Operation) {
         match operation {
             Operation::Create {
@@ -205,7 +206,8 @@ impl Disk {
         }
     }
 
-    /// A file that has another name in its folder than it had got it without a record.
+    /// Handles a file that is now at `path`. If the simulated disk still has it under another name, its
+    /// rename was not recorded, so this function applies the rename.
     fn renamed_unseen(&mut self, inode: u64, path: &str) {
         let Some(&id) = self.by_inode.get(&inode).filter(|_| !path.is_empty()) else {
             return;
@@ -218,7 +220,7 @@ impl Disk {
         }
     }
 
-    /// A node by its inode. None for one that has no name here any more.
+    /// Returns a node by its inode, or `None` if its creation was not recorded.
     fn known(&mut self, inode: u64) -> Option<&mut Node> {
         let id = *self.by_inode.get(&inode)?;
         Some(&mut self.nodes[id])
@@ -242,7 +244,7 @@ impl Disk {
         removed.unwrap_or_else(|| panic!("nothing to remove: {path}"))
     }
 
-    /// Whether this path is there for certain after the power fails now.
+    /// Returns true if this path is certain to exist after a power failure at this moment.
     pub(crate) fn keeps(&self, path: &str) -> bool {
         let mut node = 0;
         path.split('/')
@@ -255,7 +257,7 @@ impl Disk {
             })
     }
 
-    /// Writes what the disk holds to an empty folder.
+    /// Writes the content of the disk to an empty folder.
     pub(crate) fn write_to(&self, folder: &Path, unsynced: Unsynced) {
         let mut chance = Chance(match unsynced {
             Unsynced::Torn(seed) => seed.wrapping_mul(2).wrapping_add(1),
@@ -312,12 +314,12 @@ impl Node {
     }
 }
 
-/// A coin that falls the same way in every run of the test.
+/// A coin whose results are the same in every run of the test.
 struct Chance(u64);
 
 impl Chance {
     fn is_heads(&mut self) -> bool {
-        // Knuth's MMIX generator; its upper bits are the good ones.
+        // Knuth's MMIX generator, whose upper bits are the most random.
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)

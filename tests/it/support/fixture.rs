@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::built::root;
 
-/// A fixture in C of `tests/fixtures/plugins/c`: a plugin whose setting `how` says how it errs.
+/// A plugin in C from `tests/fixtures/plugins/c`. Its setting `how` selects its fault.
 pub(crate) struct Fixture {
     source: &'static str,
     id: &'static str,
@@ -25,7 +25,8 @@ impl Fixture {
         Self::new("sink.c", "checkpoint_sink", id)
     }
 
-    /// A metric that tells where its labels lie, and that can read them on these devices.
+    /// Returns a metric that reports the device of its labels. It can read labels on the devices in
+    /// `devices`.
     pub(crate) fn place(id: &'static str, devices: &'static [&'static str]) -> Self {
         Self {
             needs: &["labels"],
@@ -34,7 +35,8 @@ impl Fixture {
         }
     }
 
-    /// A metric that writes its argmax and labels to the file that the variable `DUMP` names.
+    /// Returns a metric that writes its argmax and labels to a file. The environment variable `DUMP` names
+    /// the file.
     pub(crate) fn dump(id: &'static str) -> Self {
         Self {
             needs: &["argmax", "labels"],
@@ -42,7 +44,8 @@ impl Fixture {
         }
     }
 
-    /// A plugin of a kind that does to its process what its setting `how` says: `BREACH CALL`.
+    /// Returns a plugin that harms its process in one of its calls. Its setting `how` selects the harm and
+    /// the call, in the form `BREACH CALL`.
     pub(crate) fn breach(kind: &'static str) -> Self {
         let number = match kind {
             "param_groups" => 1,
@@ -53,8 +56,9 @@ impl Fixture {
         Self::new("breach.c", kind, "breach").flag(format!("-DKIND={number}"))
     }
 
-    /// A metric that tells which of the words in the file that `LOOK_FOR` names it finds in the environments of
-    /// processes.
+    /// Returns a metric that searches environment variables for words, and logs the words that it finds. It
+    /// searches the variables of three kinds of processes: its own process, its parent, and the host's other
+    /// child processes. The environment variable `LOOK_FOR` names the file that contains the words.
     pub(crate) fn spy(id: &'static str) -> Self {
         Self::new("spy.c", "metric", id)
     }
@@ -71,7 +75,8 @@ impl Fixture {
         }
     }
 
-    /// A plugin of a kind with the one fault that `defect.h` and the kind's file know by this name.
+    /// Returns a plugin with one fault. `defect` is the name of the fault, as in `defect.h` or in the source
+    /// file for this kind.
     pub(crate) fn defect(kind: &'static str, defect: &str) -> Self {
         let source = match kind {
             "metric" => "defect_metric.c",
@@ -97,19 +102,19 @@ impl Fixture {
         .flag("-lm")
     }
 
-    /// Another schema of its settings.
+    /// Sets the schema of the plugin's settings.
     pub(crate) fn settings(mut self, schema: Value) -> Self {
         self.settings = schema;
         self
     }
 
-    /// For the compiler.
+    /// Adds a flag for the compiler.
     pub(crate) fn flag(mut self, flag: impl Into<String>) -> Self {
         self.flags.push(flag.into());
         self
     }
 
-    /// Compiles it into the folder; the library.
+    /// Compiles the plugin into the folder. Returns the path of the library.
     pub(crate) fn build(&self, dir: &Path) -> PathBuf {
         let manifest = json!({
             "abi": [1, 0], "id": self.id, "version": "0.1.0", "kinds": [self.kind],
@@ -123,7 +128,7 @@ impl Fixture {
             Command::new("cc")
                 .args(["-std=c11", "-shared", "-fPIC", "-O1", "-w", "-I"])
                 .arg(root().join("plugins/abi"))
-                // What reads the settings in a plugin of `host plugin new`.
+                // The folder of `settings.h`, with which plugins from `host plugin new` read their settings.
                 .arg("-I")
                 .arg(root().join("host/templates/c"))
                 .arg(format!("-DMANIFEST={manifest:?}"))
@@ -138,7 +143,7 @@ impl Fixture {
     }
 }
 
-/// A library that calls itself libtorch, for a plugin to link.
+/// Builds a library for a plugin to link. The library has the name of libtorch.
 pub(crate) fn fake_libtorch(dir: &Path) -> PathBuf {
     let source = dir.join("torch.c");
     std::fs::write(&source, "int fake_torch(void) { return 1; }").expect("written");
@@ -153,12 +158,12 @@ pub(crate) fn fake_libtorch(dir: &Path) -> PathBuf {
     library
 }
 
-/// A library to preload, which kills the program at a moment that its environment names.
+/// Builds a library to preload. It kills the program at the moment that environment variables select.
 pub(crate) fn kill_at(dir: &Path) -> PathBuf {
     preloadable("kill_at", dir)
 }
 
-/// A library to preload, which records what the program does to its files.
+/// Builds a library to preload. It records the program's file operations.
 pub(crate) fn record_writes(dir: &Path) -> PathBuf {
     preloadable("record_writes", dir)
 }

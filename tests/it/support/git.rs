@@ -3,7 +3,7 @@ use std::process::Command;
 
 use super::Home;
 
-/// An empty bare repository in a home.
+/// Creates an empty bare repository in a home.
 pub(crate) fn bare_repository(home: &Home) -> PathBuf {
     let path = home.path("remote.git");
     let text = home.text_path("remote.git");
@@ -14,13 +14,13 @@ pub(crate) fn bare_repository(home: &Home) -> PathBuf {
     path
 }
 
-/// What git prints; it must succeed.
+/// Runs git, which must succeed, and returns its stdout.
 #[track_caller]
 pub(crate) fn git(dir: &Path, args: &[&str]) -> String {
     String::from_utf8(git_bytes(dir, args)).expect("text")
 }
 
-/// The same, of files.
+/// Like [`git`], but returns bytes.
 #[track_caller]
 pub(crate) fn git_bytes(dir: &Path, args: &[&str]) -> Vec<u8> {
     let output = Command::new("git")

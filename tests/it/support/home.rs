@@ -8,8 +8,8 @@ use tempfile::TempDir;
 use super::built::built;
 use super::process::{Output, Process};
 
-/// A training of a tenth of a second: 20 steps, of which every fifth ends in a checkpoint. Where it
-/// trains comes beside it.
+/// The configuration of a run that takes a tenth of a second: 20 steps with a checkpoint every 5 steps.
+/// `Home::new` adds the device.
 const TINY: &str = r#"
 data = "data"
 model = "tiny"
@@ -30,8 +30,8 @@ system_metrics_secs = 0
 runs_dir = "runs"
 "#;
 
-/// A home folder of the test's own, in which the program works: nothing of the user's is read, and
-/// nothing is left. It holds a corpus (`data`) and a configuration (`tiny.toml`).
+/// A temporary home folder in which the program runs, so that it neither reads the user's files nor leaves
+/// files behind. It contains a corpus (`data`) and a configuration (`tiny.toml`).
 pub(crate) struct Home(TempDir);
 
 impl Home {
@@ -45,34 +45,34 @@ impl Home {
         home
     }
 
-    /// Where the tests train: on the device that `TEST_DEVICE` names, else on the CPU.
+    /// Returns the device that the tests train on: the value of `TEST_DEVICE`, or else the CPU.
     pub(crate) fn device() -> String {
         std::env::var("TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned())
     }
 
-    /// A path in it.
+    /// Returns a path in the home.
     pub(crate) fn path(&self, below: &str) -> PathBuf {
         self.0.path().join(below)
     }
 
-    /// The same as text.
+    /// Like `path`, but returns text.
     pub(crate) fn text_path(&self, below: &str) -> String {
         let path = self.path(below);
         path.to_str().expect("a path in UTF-8").to_owned()
     }
 
-    /// A run's folder.
+    /// Returns a run's folder.
     pub(crate) fn run_dir(&self, run: &str) -> PathBuf {
         self.path("runs").join(run)
     }
 
-    /// A checkpoint's folder.
+    /// Returns a checkpoint's folder.
     pub(crate) fn checkpoint(&self, run: &str, step: u64) -> PathBuf {
         let checkpoints = self.run_dir(run).join("checkpoints");
         checkpoints.join(format!("step-{step:06}"))
     }
 
-    /// The steps of the checkpoints that stand in a run's folder, in order.
+    /// Returns the steps of the checkpoints in a run's folder, in order.
     pub(crate) fn checkpoints(&self, run: &str) -> Vec<u64> {
         let entries = fs::read_dir(self.run_dir(run).join("checkpoints")).expect("checkpoints");
         let mut steps: Vec<u64> = entries
@@ -85,7 +85,8 @@ impl Home {
         steps
     }
 
-    /// `host` with these arguments in this home, with no variable of the caller's but `PATH`.
+    /// Returns a command for `host` in this home. Of the caller's environment variables, the command receives
+    /// only `PATH`.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(built("host"));
         command
@@ -102,27 +103,27 @@ impl Home {
         command
     }
 
-    /// Starts it.
+    /// Starts `host`.
     pub(crate) fn start(&self, args: &[&str]) -> Process {
         Process::start(&mut self.command(args))
     }
 
-    /// Lets it work to the end.
+    /// Runs `host` to completion.
     pub(crate) fn host(&self, args: &[&str]) -> Output {
         self.start(args).output()
     }
 
-    /// Starts it with variables of the environment.
+    /// Starts `host` with these environment variables.
     pub(crate) fn start_with(&self, env: &[(&str, &str)], args: &[&str]) -> Process {
         Process::start(self.command(args).envs(env.iter().copied()))
     }
 
-    /// The same to the end.
+    /// Runs `host` with these environment variables to completion.
     pub(crate) fn host_with(&self, env: &[(&str, &str)], args: &[&str]) -> Output {
         self.start_with(env, args).output()
     }
 
-    /// The processes that run a plugin for a host of this home.
+    /// Returns the processes that run a plugin for a `host` process in this home.
     pub(crate) fn children(&self) -> Vec<u32> {
         let here = fs::canonicalize(self.0.path()).expect("a folder");
         let is_child = |pid: &u32| {
@@ -137,28 +138,28 @@ impl Home {
             .collect()
     }
 
-    /// Waits until the children of a host that was killed are gone.
+    /// Waits until the children of a killed host have ended.
     #[track_caller]
     pub(crate) fn wait_for_no_child(&self) {
         let ends = Instant::now() + Duration::from_secs(60);
         while !self.children().is_empty() {
-            assert!(Instant::now() < ends, "{:?} go on", self.children());
+            assert!(Instant::now() < ends, "{:?} still run", self.children());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// Starts a tiny training under this name.
+    /// Starts a tiny run with this name.
     pub(crate) fn start_training(&self, name: &str, more: &[&str]) -> Process {
         self.start(&[&["run", "tiny.toml", "--name", name], more].concat())
     }
 
-    /// Trains to the end.
+    /// Trains a tiny model to completion, as a run with this name.
     pub(crate) fn train(&self, name: &str, more: &[&str]) -> Output {
         self.start_training(name, more).output()
     }
 }
 
-/// Text of a kind that a tiny model learns something from in a few steps.
+/// Writes text from which a tiny model learns something in a few steps.
 fn write_corpus(folder: &Path) {
     fs::create_dir(folder).expect("made");
     for file in 0..40 {

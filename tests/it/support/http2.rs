@@ -3,18 +3,18 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// A client of HTTP/2 that sends what it likes and takes no more than it says. It keeps to the windows that
-/// the server gives, or the server would hang up on it.
+/// An HTTP/2 client that can send any bytes, and limits how much the server may send. It respects the
+/// server's flow-control windows. Otherwise, the server would close the connection.
 pub(crate) struct Http2 {
     stream: TcpStream,
     received: Vec<u8>,
-    /// What may be sent on the connection, and on each stream.
+    /// How many bytes may still be sent on the connection, and on each stream.
     window: i64,
     windows: BTreeMap<u32, i64>,
     /// The streams that the server has ended.
     ended: BTreeSet<u32>,
     next: u32,
-    /// Whether the server has hung up.
+    /// Whether the server has closed the connection.
     is_over: bool,
 }
 
@@ -27,11 +27,11 @@ const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const ACKNOWLEDGE: u8 = 1;
-/// The window of a server that has not said otherwise.
+/// The default window of a server.
 const WINDOW: i64 = 65_535;
 
 impl Http2 {
-    /// Connects, and lets the server send `window` bytes of each answer.
+    /// Connects, and allows the server to send `window` bytes of each answer.
     pub(crate) fn connect(address: &str, window: u32) -> Self {
         let stream = TcpStream::connect(address).expect("connected");
         stream.set_nodelay(true).expect("a socket");
@@ -50,7 +50,7 @@ impl Http2 {
         client
     }
 
-    /// Begins a call, and sends this of its request. The stream's number.
+    /// Starts a call and sends a part of its request. Returns the stream's number.
     pub(crate) fn call(&mut self, path: &str, message: &[u8], is_whole: bool) -> u32 {
         let number = self.next;
         self.next += 2;
@@ -63,7 +63,7 @@ impl Http2 {
             ("content-type", "application/grpc"),
             ("te", "trailers"),
         ] {
-            // A literal that is not indexed, with a new name.
+            // A literal field without indexing, with a new name.
             headers.push(0);
             for text in [name, value] {
                 headers.push(u8::try_from(text.len()).expect("short"));
@@ -78,8 +78,8 @@ impl Http2 {
         number
     }
 
-    /// Sends as much of these streams as the server takes, each up to `most` bytes, until it takes no more
-    /// for a while. How much that was.
+    /// Sends data on these streams, at most `most` bytes on each. Stops when the server has accepted nothing
+    /// for a while. Returns the number of bytes sent.
     pub(crate) fn fill(&mut self, streams: &[u32], most: usize) -> usize {
         let mut left: BTreeMap<u32, usize> = streams.iter().map(|&of| (of, most)).collect();
         let mut sent = 0;
@@ -109,7 +109,7 @@ impl Http2 {
         sent
     }
 
-    /// Reads until the server has ended all these streams, or hung up.
+    /// Reads until the server has ended all these streams or closed the connection.
     pub(crate) fn wait_for_end(&mut self, streams: &[u32]) {
         while !self.is_over && !streams.iter().all(|of| self.ended.contains(of)) {
             assert!(
@@ -121,7 +121,7 @@ impl Http2 {
         }
     }
 
-    /// Reads what comes within this time; false if nothing does.
+    /// Reads what arrives within this time. Returns false if nothing arrives.
     fn read(&mut self, patience: Duration) -> bool {
         self.stream
             .set_read_timeout(Some(patience))

@@ -1,4 +1,4 @@
-//! What the tests of the program share.
+//! Helpers for the tests of the program.
 
 mod built;
 mod checkpoint;

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// How long anything may take. Nothing here takes seconds; a busy machine may.
+/// The time limit for every wait. Normally nothing takes seconds, but a busy machine can be slow.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A program at work. It ends with this.
+/// A running program. It is killed when this value is dropped.
 pub(crate) struct Process {
     what: String,
     child: Child,
@@ -19,7 +19,7 @@ pub(crate) struct Process {
     stderr: Lines,
 }
 
-/// How a program ended and what it said.
+/// The exit status and the output of a program.
 #[derive(Debug)]
 pub(crate) struct Output {
     what: String,
@@ -30,7 +30,7 @@ pub(crate) struct Output {
 
 impl Process {
     pub(crate) fn start(command: &mut Command) -> Self {
-        // Not the environment, which may hold a secret.
+        // The description omits the environment, which can contain a secret.
         let arguments: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();
         let what = format!("host {}", arguments.join(" "));
         let mut child = command
@@ -53,7 +53,8 @@ impl Process {
         self.child.id()
     }
 
-    /// Waits for an event on stdout; the first that fits, however long ago it came.
+    /// Waits for an event on stdout. Returns the first matching event, even if it was printed before the
+    /// call.
     pub(crate) fn event(&self, fits: impl Fn(&Value) -> bool) -> Value {
         self.wait_for(&self.stdout, |line| {
             let event = serde_json::from_str(line).ok()?;
@@ -61,14 +62,14 @@ impl Process {
         })
     }
 
-    /// Waits for a line on stderr that has this in it.
+    /// Waits for a line on stderr that contains this text.
     pub(crate) fn said(&self, part: &str) -> String {
         self.wait_for(&self.stderr, |line| {
             line.contains(part).then(|| line.to_owned())
         })
     }
 
-    /// Waits for a line on stdout that has this in it.
+    /// Waits for a line on stdout that contains this text.
     pub(crate) fn printed(&self, part: &str) -> String {
         self.wait_for(&self.stdout, |line| {
             line.contains(part).then(|| line.to_owned())
@@ -101,7 +102,7 @@ impl Process {
         kill_process(Pid::from_child(&self.child), signal).expect("the process is there");
     }
 
-    /// Waits until it has ended.
+    /// Waits until the program has ended. Returns its output.
     pub(crate) fn output(mut self) -> Output {
         let ends = Instant::now() + LIMIT;
         let status = loop {
@@ -114,7 +115,7 @@ impl Process {
             }
             std::thread::sleep(Duration::from_millis(5));
         };
-        // What it wrote last may still be on its way here.
+        // The last output may not have been read yet.
         for lines in [&self.stdout, &self.stderr] {
             lines.wait(|heard| heard.ended.then_some(()));
         }
@@ -135,30 +136,31 @@ impl Drop for Process {
 }
 
 impl Output {
-    /// It went well.
+    /// Asserts that the exit code is 0.
     #[track_caller]
     pub(crate) fn succeeded(self) -> Self {
         self.ended_with(0)
     }
 
-    /// It ended with this exit code.
+    /// Asserts that the program ended with this exit code.
     #[track_caller]
     pub(crate) fn ended_with(self, code: i32) -> Self {
         assert_eq!(self.status.code(), Some(code), "{self}");
         self
     }
 
-    /// Whether it ended with exit code 0.
+    /// Whether the exit code is 0.
     pub(crate) fn is_success(&self) -> bool {
         self.status.success()
     }
 
-    /// The signal that ended it.
+    /// Returns the signal that ended the program.
     pub(crate) fn signal(&self) -> Option<i32> {
         self.status.signal()
     }
 
-    /// It ended with this exit code, one error and one hint: both.
+    /// Asserts that the program ended with this exit code, one error and one hint. Returns the error and the
+    /// hint.
     #[track_caller]
     pub(crate) fn failed_with(&self, code: i32) -> (&str, &str) {
         assert_eq!(self.status.code(), Some(code), "{self}");
@@ -170,7 +172,7 @@ impl Output {
                 .collect();
             match lines[..] {
                 [line] if !line.trim().is_empty() => line,
-                _ => panic!("not one line {what:?}\n{self}"),
+                _ => panic!("not exactly one line {what:?}\n{self}"),
             }
         };
         let (error, hint) = (said("error: "), said("hint: "));
@@ -179,18 +181,18 @@ impl Output {
         (error, hint)
     }
 
-    /// The events that `--json` prints, without the object that says where the run is.
+    /// Returns the events that `--json` prints, without the first object, which describes the run.
     pub(crate) fn events(&self) -> Vec<Value> {
         self.objects().into_iter().skip(1).collect()
     }
 
-    /// Every line of stdout as JSON.
+    /// Returns every line of stdout as JSON.
     pub(crate) fn objects(&self) -> Vec<Value> {
         let read = |line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}\n{self}"));
         self.stdout.lines().map(read).collect()
     }
 
-    /// All of stdout as one JSON value.
+    /// Returns all of stdout as one JSON value.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}\n{self}"))
     }
@@ -208,7 +210,7 @@ impl std::fmt::Display for Output {
     }
 }
 
-/// The lines of a pipe, which a thread of its own empties so that the program never waits for it.
+/// The lines of a pipe. A separate thread reads the pipe, so that the program never waits for the test.
 struct Lines(Arc<(Mutex<Heard>, Condvar)>);
 
 #[derive(Default)]
@@ -241,7 +243,7 @@ impl Lines {
                 }
             }
         };
-        // The thread ends with the pipe.
+        // The thread ends when the pipe is closed.
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(read)
@@ -249,7 +251,8 @@ impl Lines {
         Self(shared)
     }
 
-    /// What `find` finds in them, sooner or later; none if they end before, or the time does.
+    /// Waits until `find` finds something in the lines. Returns `None` if the pipe is closed or the time
+    /// limit has passed.
     fn wait<T>(&self, find: impl Fn(&Heard) -> Option<T>) -> Option<T> {
         let ends = Instant::now() + LIMIT;
         let mut heard = self.0.0.lock().expect("not poisoned");
@@ -271,7 +274,7 @@ impl Lines {
     }
 }
 
-/// Whether a process has a handler of its own for a signal.
+/// Whether a process has installed a handler for a signal.
 pub(crate) fn takes(process: u32, signal: Signal) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("a process");
     let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));

@@ -10,10 +10,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
-/// How long anything may take. A busy machine may need some of it.
+/// The time limit for every wait. A busy machine can be slow.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A program at work in a terminal of its own, as a person sees it. It ends with this.
+/// A program in its own terminal, and the screen as a user sees it. The program is killed when this value is
+/// dropped.
 pub(crate) struct Pty {
     child: Child,
     ours: File,
@@ -34,7 +35,8 @@ impl Pty {
         pty
     }
 
-    /// The same in a terminal of another kind, or of none that is known, with room for every line.
+    /// Starts a program in a terminal that has room for every line. `term` is the value of `TERM`. If `term`
+    /// is `None`, `TERM` is not set.
     pub(crate) fn start_as(program: &Command, term: Option<&str>) -> Self {
         let mut pty = Self::unread(program, term);
         pty.resize(100, 200);
@@ -45,7 +47,7 @@ impl Pty {
         pty
     }
 
-    /// The same in a terminal that is full and that nobody empties, as behind a frozen connection.
+    /// Starts a program in a terminal whose buffer is full and is not read, as behind a frozen connection.
     pub(crate) fn start_stuck(program: &Command) -> Self {
         Self::make(program, Some("xterm-256color"), true)
     }
@@ -73,7 +75,7 @@ impl Pty {
         tcsetwinsize(&ours, size(24, 80)).expect("a size");
         let before = tcgetattr(&theirs).expect("modes");
         let end = || Stdio::from(theirs.try_clone().expect("a terminal"));
-        // In a session of its own the program has this terminal and not the tests'.
+        // In a new session, the program's controlling terminal is this one and not that of the tests.
         let mut command = Command::new("setsid");
         command.arg("--ctty").arg(program.get_program());
         command.args(program.get_args()).env_clear();
@@ -100,12 +102,12 @@ impl Pty {
         }
     }
 
-    /// Types.
+    /// Types keys.
     pub(crate) fn press(&mut self, keys: &str) {
         self.ours.write_all(keys.as_bytes()).expect("typed");
     }
 
-    /// Another size, as when a window is dragged.
+    /// Changes the size of the terminal, as when a window is dragged.
     pub(crate) fn resize(&mut self, rows: u16, columns: u16) {
         let mut parser = self.screen.0.lock().expect("not poisoned");
         parser.screen_mut().set_size(cells(rows), cells(columns));
@@ -120,7 +122,7 @@ impl Pty {
         kill_process(Pid::from_child(&self.child), signal).expect("the process is there");
     }
 
-    /// Waits until it has a thread of this name.
+    /// Waits until the program has a thread with this name.
     #[track_caller]
     pub(crate) fn has_thread(&self, name: &str) {
         let tasks = format!("/proc/{}/task", self.child.id());
@@ -139,7 +141,7 @@ impl Pty {
         }
     }
 
-    /// Waits for its end; its exit code.
+    /// Waits until the program has ended. Returns its exit code.
     #[track_caller]
     pub(crate) fn ended(&mut self) -> Option<i32> {
         let ends = Instant::now() + LIMIT;
@@ -152,7 +154,7 @@ impl Pty {
         }
     }
 
-    /// Waits until the screen has all of these on it; the screen's text.
+    /// Waits until the screen shows all of these texts. Returns the screen's text.
     #[track_caller]
     pub(crate) fn shows(&self, parts: &[&str]) -> String {
         self.becomes(&format!("{parts:?}"), |text| {
@@ -160,7 +162,7 @@ impl Pty {
         })
     }
 
-    /// Waits until the screen has this no more; the screen's text.
+    /// Waits until the screen no longer shows this text. Returns the screen's text.
     #[track_caller]
     pub(crate) fn hides(&self, part: &str) -> String {
         self.becomes(&format!("no {part:?}"), |text| !text.contains(part))
@@ -186,8 +188,8 @@ impl Pty {
         }
     }
 
-    /// Whether any cell of the screen has a colour.
-    pub(crate) fn has_colours(&self) -> bool {
+    /// Whether any cell of the screen has a color.
+    pub(crate) fn has_colors(&self) -> bool {
         let parser = self.screen.0.lock().expect("not poisoned");
         let screen = parser.screen();
         let (rows, columns) = screen.size();
@@ -195,15 +197,14 @@ impl Pty {
         let mut cells = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
         cells.any(|(row, column)| {
             screen.cell(row, column).is_some_and(|cell| {
-                let colours = [cell.fgcolor(), cell.bgcolor()];
-                colours
-                    .iter()
-                    .any(|colour| *colour != vt100::Color::Default)
+                let colors = [cell.fgcolor(), cell.bgcolor()];
+                colors.iter().any(|color| *color != vt100::Color::Default)
             })
         })
     }
 
-    /// Waits for its end: it went well, and the terminal is as it was before, with this on it.
+    /// Waits until the program has ended. Asserts that it succeeded, that the terminal has its previous
+    /// modes, and that it shows this text.
     #[track_caller]
     pub(crate) fn left_with(mut self, last_words: &str) {
         let ends = Instant::now() + LIMIT;
@@ -254,7 +255,8 @@ fn size(rows: u16, columns: u16) -> Winsize {
     }
 }
 
-/// Draws what the program writes, on a thread of its own, until the terminal is closed on both ends.
+/// Starts a thread that renders the program's output. The thread ends when no process has the program's end
+/// of the terminal open any longer.
 fn show(mut terminal: File, screen: Arc<(Mutex<vt100::Parser>, Condvar)>) {
     let show = move || {
         let mut bytes = [0; 4096];

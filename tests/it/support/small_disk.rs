@@ -8,8 +8,9 @@ use super::{Home, Output, Process};
 
 /// A file system of a few megabytes for the runs of a home.
 ///
-/// It is in a mount namespace of its own, which an ordinary user may have on most systems. The program
-/// is run there, and this side looks in by way of `/proc`. It ends with this.
+/// It is in a separate mount namespace, which an ordinary user may create on most systems. The program runs
+/// there, and the test reads the files through `/proc`. The file system is removed when this value is
+/// dropped.
 pub(crate) struct SmallDisk<'a> {
     home: &'a Home,
     holder: Child,
@@ -17,7 +18,7 @@ pub(crate) struct SmallDisk<'a> {
 }
 
 impl<'a> SmallDisk<'a> {
-    /// None, and a line that says so, where the system gives no namespace.
+    /// Creates the file system. Prints a line and returns `None` if the system allows no mount namespace.
     pub(crate) fn new(home: &'a Home, megabytes: u32) -> Option<Self> {
         let runs = home.path("runs");
         std::fs::create_dir(&runs).expect("made");
@@ -52,7 +53,7 @@ impl<'a> SmallDisk<'a> {
         command
     }
 
-    /// Starts `host` in its home, on this disk.
+    /// Starts `host` in the home, with the runs on this disk.
     pub(crate) fn start(&self, args: &[&str]) -> Process {
         let plain = self.home.command(args);
         let mut program = vec![plain.get_program().to_str().expect("UTF-8")];
@@ -64,12 +65,13 @@ impl<'a> SmallDisk<'a> {
         Process::start(&mut command)
     }
 
-    /// Lets it work to the end.
+    /// Runs `host` to completion.
     pub(crate) fn host(&self, args: &[&str]) -> Output {
         self.start(args).output()
     }
 
-    /// A run's folder, seen from here.
+    /// Returns a path to a run's folder. The test can use this path although it runs outside of the
+    /// namespace.
     pub(crate) fn run_dir(&self, run: &str) -> PathBuf {
         self.seen(&self.runs.join(run))
     }
@@ -79,15 +81,15 @@ impl<'a> SmallDisk<'a> {
         root.join(path.strip_prefix("/").expect("an absolute path"))
     }
 
-    /// Gives it another size.
+    /// Changes the size of the disk.
     pub(crate) fn resize(&self, megabytes: u32) {
         let runs = self.runs.to_str().expect("UTF-8");
         let size = format!("remount,size={megabytes}m");
         self.does(&["mount", "-o", &size, runs]);
     }
 
-    /// Runs a program that mounts where the disk is, again if the disk is busy: while a file on it is open
-    /// for writing, it cannot become read-only.
+    /// Runs a program that mounts something in the namespace, and retries if the disk is busy. A disk cannot
+    /// become read-only while a file on it is open for writing.
     #[track_caller]
     pub(crate) fn does(&self, program: &[&str]) {
         let began = Instant::now();
@@ -104,20 +106,20 @@ impl<'a> SmallDisk<'a> {
         }
     }
 
-    /// Leaves no room for a single byte.
+    /// Fills the disk to the last byte.
     pub(crate) fn fill(&self) {
         let ballast = self.seen(&self.runs.join("ballast"));
         let mut ballast = std::fs::File::create(ballast).expect("made");
         let mut chunk = &[0; 1 << 20][..];
         while !chunk.is_empty() {
-            // What fits of it is written before it fails.
+            // The part that fits is written before the failure.
             if ballast.write_all(chunk).is_err() {
                 chunk = &chunk[..chunk.len() / 2];
             }
         }
     }
 
-    /// Takes away what filled it.
+    /// Removes the file that filled the disk.
     pub(crate) fn empty(&self) {
         std::fs::remove_file(self.seen(&self.runs.join("ballast"))).expect("removed");
     }
@@ -125,7 +127,7 @@ impl<'a> SmallDisk<'a> {
 
 impl Drop for SmallDisk<'_> {
     fn drop(&mut self) {
-        // Its script ends with its input.
+        // The script ends when its input is closed.
         drop(self.holder.stdin.take());
         let _ = self.holder.wait();
     }

@@ -1,5 +1,5 @@
-//! A metric in about thirty lines: the mean loss of the evaluation's worst sequence, which shows
-//! bad data that the mean of all sequences hides.
+//! A metric in about thirty lines: the mean loss of the evaluation's worst sequence. It reveals bad data that
+//! the mean over all sequences hides.
 //!
 //! Build it with `cargo build --release -p sequence-loss` and load it by its path:
 //! `host run … --plugin target/release/libsequence_loss.so`.
@@ -8,7 +8,7 @@
 
 use host_plugin_sdk::{Batch, Error, Host, Metric, NoConfig, Result, Values, export_plugin};
 
-/// The greatest mean loss of a sequence so far, if there was one.
+/// The greatest mean loss of a sequence so far; `None` before the first sequence.
 #[derive(Default)]
 pub struct SequenceLoss(Option<f64>);
 
@@ -43,7 +43,7 @@ impl Metric for SequenceLoss {
         let state: serde_json::Value = serde_json::from_slice(state)?;
         if state["version"] != 1 {
             return Err(Error::unsupported(
-                "a state of another version of sequence-loss",
+                "the state is from another version of sequence-loss",
             ));
         }
         self.0 = worse(self.0, state["bits"].as_u64().map(f64::from_bits));
@@ -58,7 +58,7 @@ impl Metric for SequenceLoss {
     }
 }
 
-/// The greater one; NaN, which is worse than any number, wins.
+/// Returns the greater value. NaN counts as greater than any number.
 fn worse(one: Option<f64>, other: Option<f64>) -> Option<f64> {
     match (one, other) {
         (Some(one), Some(other)) if one.is_nan() || one >= other => Some(one),
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_sequence_counts_wherever_it_was_seen() {
+    fn the_worst_sequence_counts_in_merged_states_too() {
         let mut one = metric(&[1.0, 3.0, 0.0, 1.0]);
         assert_eq!(one.compute().expect("computed")["loss/worst_sequence"], 2.0);
         let state = metric(&[5.0, 7.0]).export_state().expect("exported");

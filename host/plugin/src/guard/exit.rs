@@ -1,12 +1,13 @@
-//! A plugin that ends the host's process: with `exit`, `quick_exit` or `_exit`, in a call, in a constructor
-//! or from a thread of its own. The process then says which plugin did so and ends with the exit code of
-//! a plugin's fault, whatever code the plugin chose.
+//! Handles a plugin that ends the host's process with `exit`, `quick_exit` or `_exit`. The plugin can do so
+//! in a call, in a constructor or on its own thread. The process then reports which plugin ended it, and
+//! exits with the code for plugin faults, regardless of the code that the plugin passed.
 //!
-//! This module defines these functions: every library of the process then calls the program's own definition
-//! instead of libc's. An `on_exit` handler alone would run too late: handlers that libtorch registers during
-//! training run first, and destroy what the training thread is using. The handlers remain for exits that do
-//! not go through these definitions, such as that of libc's `err`. A plugin that makes the system call itself
-//! or replaces the program (`exec`) is not detected; only a parent process could detect that.
+//! This module defines these functions, so every library in the process calls the program's definitions
+//! instead of libc's. An `on_exit` handler alone would run too late: libtorch registers handlers during
+//! training, and these would run first and destroy data that the training thread is using. The module also
+//! registers `on_exit` handlers, for exits that bypass the definitions, such as an exit by libc's `err`. A
+//! plugin that ends the process with a system call of its own, or replaces the program (`exec`), is not
+//! detected; only a parent process could detect that.
 
 use std::ffi::{CStr, c_int, c_void};
 use std::io::Write as _;
@@ -24,52 +25,54 @@ unsafe extern "C" {
     fn at_quick_exit(handler: extern "C" fn()) -> c_int;
 }
 
-/// The id of the guarded process; 0 before it is guarded. A process that a plugin forks off may end as it
-/// likes.
+/// The id of the guarded process; 0 before it is guarded. A process that a plugin forks has another id, and
+/// may exit in any way.
 static HOST: AtomicI32 = AtomicI32::new(0);
 /// Set when the host itself ends the process.
 static IS_ENDING: AtomicBool = AtomicBool::new(false);
-/// Set when a plugin ends it.
+/// Set when a plugin ends the process.
 static IS_ENDED: AtomicBool = AtomicBool::new(false);
-/// Set in a process that was forked off this one.
+/// Set in a process that was forked from this process.
 static IS_FORKED: AtomicBool = AtomicBool::new(false);
-/// How many libraries of plugins were loaded, or are being loaded.
+/// Above 0 if a plugin library was loaded or is being loaded.
 static LOADED: AtomicUsize = AtomicUsize::new(0);
 
 type Hook = Arc<dyn Fn(&str) + Send + Sync>;
 static HOOK: Mutex<Option<Hook>> = Mutex::new(None);
 
-/// The longest that a process which a plugin ends waits for the hook.
+/// Maximum time to wait for the hook when a plugin ends the process.
 const HOOK_LIMIT: Duration = Duration::from_secs(3);
-/// The longest that `end_process` waits for what C programs have buffered.
+/// Maximum time that `end_process` waits until the buffers of C streams are flushed.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
-/// Calls this with the error when a plugin ends the process, on a thread of its own, and waits a few seconds
-/// for it: it is the last thing that the process does.
+/// Sets the hook. When a plugin ends the process, the hook is called with the error, on a separate thread.
+/// The process waits for the hook, but only for a few seconds, and then ends.
 pub fn on_exit_by_plugin(hook: Option<impl Fn(&str) + Send + Sync + 'static>) {
     let hook = hook.map(|hook| Arc::new(hook) as Hook);
     *HOOK.lock().unwrap_or_else(PoisonError::into_inner) = hook;
 }
 
-/// Ends the process with this exit code if plugins were loaded into it, without running what they left
-/// behind for its end: their destructors could end it with another code. Else it returns. `[main]`
+/// If plugins were loaded into the process, ends it with this exit code. Otherwise, returns. Does not run the
+/// plugins' destructors, because they could end the process with another code. `[main]`
 pub fn end_process(code: u8) {
     if LOADED.load(Ordering::Relaxed) == 0 {
         return;
     }
     IS_ENDING.store(true, Ordering::Relaxed);
-    // Another thread is in `by_plugin`, which takes a few seconds at most.
+    // If a plugin is ending the process on another thread, waits forever. That thread ends the process within
+    // a few seconds.
     while IS_ENDED.load(Ordering::Relaxed) {
         std::thread::park();
     }
     let _ = std::io::stdout().flush();
     let (tell, flushed) = std::sync::mpsc::sync_channel(1);
     let flush = move || {
-        // SAFETY: writes out what all streams of C hold, which a plugin may have printed.
+        // SAFETY: null is a valid argument; it flushes all C streams, to which a plugin may have printed.
         unsafe { libc::fflush(std::ptr::null_mut()) };
         let _ = tell.send(());
     };
-    // A thread of a plugin may hold a stream for ever.
+    // The flush runs on a separate thread, because a thread of a plugin may hold the lock of a stream
+    // forever.
     let thread = std::thread::Builder::new()
         .name("flush".to_owned())
         .spawn(flush);
@@ -79,7 +82,7 @@ pub fn end_process(code: u8) {
     end(c_int::from(code))
 }
 
-/// Begins to watch for the end of this process.
+/// Starts to detect that a plugin ends this process.
 pub(super) fn guard() {
     // SAFETY: the call cannot fail.
     HOST.store(unsafe { libc::getpid() }, Ordering::Relaxed);
@@ -89,13 +92,13 @@ pub(super) fn guard() {
     }
     // SAFETY: the handler is a function of this program, which is never unloaded.
     unsafe { libc::pthread_atfork(None, None, Some(forked)) };
-    // Keeps the definitions below in the program.
+    // Prevents the linker from removing the definitions below.
     let own: [unsafe extern "C" fn(c_int) -> !; 4] = [exit, quick_exit, _exit, _Exit];
     std::hint::black_box(own);
 }
 
-/// A library of a plugin is about to be loaded, or was loaded. The last handler is the first that runs:
-/// before whatever the library has registered for the end of the process.
+/// Registers the exit handlers again. Must be called before and after a plugin's library is loaded. Handlers
+/// run in reverse order of registration, so the new handlers run before those that the library registered.
 pub(crate) fn loaded() {
     LOADED.fetch_add(1, Ordering::Relaxed);
     if super::is_guarded() {
@@ -111,8 +114,8 @@ fn listen() {
     }
 }
 
-/// Ends a process that a plugin forked off and that came back from the plugin's call: it is a second host
-/// at work on the same run.
+/// Must be called when a call into a plugin has returned. Ends this process if the plugin created it by
+/// forking the host. Without this check, the fork would continue as a second host on the same run.
 #[inline]
 pub(super) fn check_fork(plugin: &'static PluginName, call: &'static str) {
     if IS_FORKED.load(Ordering::Relaxed) && !is_host() {
@@ -125,9 +128,9 @@ fn came_back(plugin: &'static PluginName, call: &'static str) -> ! {
     let mut line = Line::new();
     line.add("warning: plugin ");
     line.add(plugin);
-    line.add(" made a second process of the host's (fork), which came back from ");
+    line.add(" forked the host process; the child process returned from ");
     line.add(call);
-    line.add(" and was ended\n");
+    line.add(" and was terminated\n");
     line.write();
     end(c_int::from(ErrorKind::Plugin.exit_code()))
 }
@@ -149,44 +152,44 @@ extern "C" fn quickly_exited() {
     }
 }
 
-/// Whether the end that is beginning is a plugin's doing: the host ends by `end_process`, once there are
-/// plugins.
+/// Whether a plugin caused the exit in progress. Once a plugin is loaded, the host itself exits only through
+/// `end_process`, so any other exit was caused by a plugin.
 fn is_by_plugin() -> bool {
     LOADED.load(Ordering::Relaxed) > 0 && !IS_ENDING.load(Ordering::Relaxed) && is_host()
 }
 
-/// libc's function, for all libraries of this process.
+/// Replaces libc's function for all libraries of this process.
 ///
 /// # Safety
-/// As libc's.
+/// The requirements are those of libc's function.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn exit(status: c_int) -> ! {
     if is_by_plugin() {
         by_plugin("exit", Some(status));
     }
-    // SAFETY: as the caller's.
+    // SAFETY: the caller fulfils the requirements of libc's function.
     unsafe { of_libc(c"exit", status) }
 }
 
-/// libc's function, for all libraries of this process.
+/// Replaces libc's function for all libraries of this process.
 ///
 /// # Safety
-/// As libc's.
+/// The requirements are those of libc's function.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn quick_exit(status: c_int) -> ! {
     if is_by_plugin() {
         by_plugin("quick_exit", Some(status));
     }
-    // SAFETY: as the caller's.
+    // SAFETY: the caller fulfils the requirements of libc's function.
     unsafe { of_libc(c"quick_exit", status) }
 }
 
-/// Calls libc's own function of this name, which ends the process.
+/// Calls libc's function of this name, which ends the process.
 ///
 /// # Safety
-/// It is a function that takes a status and does not return.
+/// `name` must name a function that takes a status and does not return.
 unsafe fn of_libc(name: &CStr, status: c_int) -> ! {
-    // SAFETY: the name is a string that ends in a zero; what is found has this type.
+    // SAFETY: the name is a zero-terminated string. By the caller's guarantee, the function has this type.
     unsafe {
         let found = libc::dlsym(libc::RTLD_NEXT, name.as_ptr());
         if !found.is_null() {
@@ -197,13 +200,14 @@ unsafe fn of_libc(name: &CStr, status: c_int) -> ! {
     end(status)
 }
 
-/// libc's function, for all libraries of this process.
+/// Replaces libc's function for all libraries of this process.
 ///
 /// # Safety
-/// As libc's.
+/// The requirements are those of libc's function.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn _exit(status: c_int) -> ! {
-    // The host's own ends from a thread that is in no call are those by a signal.
+    // The host itself calls this function only because of a signal. The status is then at least 128, and the
+    // thread is not in a call into a plugin.
     let is_expected =
         under_way::on_this_thread().is_none_or(|call| call.is_remote) && status >= 128;
     if is_by_plugin() && !is_expected {
@@ -212,28 +216,28 @@ unsafe extern "C" fn _exit(status: c_int) -> ! {
     end(status)
 }
 
-/// libc's other name for it.
+/// Replaces libc's function for all libraries of this process. It is an alias of `_exit`.
 ///
 /// # Safety
-/// As libc's.
+/// The requirements are those of libc's function.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn _Exit(status: c_int) -> ! {
-    // SAFETY: the same function.
+    // SAFETY: `_exit` has the same requirements.
     unsafe { _exit(status) }
 }
 
 fn end(status: c_int) -> ! {
     loop {
-        // SAFETY: ends all threads of the process.
+        // SAFETY: the call has no requirements; it ends all threads of the process.
         unsafe { libc::syscall(libc::SYS_exit_group, status) };
     }
 }
 
-/// Says who ended the process, lets the host write it down, and ends the process.
+/// Reports which plugin ended the process, calls the hook, and ends the process.
 fn by_plugin(how: &str, status: Option<c_int>) -> ! {
     let code = c_int::from(ErrorKind::Plugin.exit_code());
     if IS_ENDED.swap(true, Ordering::Relaxed) {
-        // Another thread is at it, or the hook itself ended here.
+        // Another thread is already running this function, or the hook itself ended the process.
         end(code);
     }
     let call = under_way::on_this_thread().filter(|call| !call.is_remote);
@@ -255,7 +259,7 @@ fn by_plugin(how: &str, status: Option<c_int>) -> ! {
             line.add(" in ");
             line.add(call.name);
         }
-        None => line.add(" from a thread of its own"),
+        None => line.add(" from its own thread"),
     }
     line.add(": it called ");
     line.add(how);
@@ -267,13 +271,13 @@ fn by_plugin(how: &str, status: Option<c_int>) -> ! {
     let message = line.text(start).to_owned();
     line.add("\n");
     line.add_hint(culprit);
-    // The last words on the screen are the error.
+    // The line is written after the hook has run, so that the error is the last line on the screen.
     write_down(message);
     line.write();
     end(code)
 }
 
-/// Lets the host write the error down, on a thread of its own: this one may hold what the host needs.
+/// Runs the hook on a separate thread, because this thread may hold locks that the host needs.
 fn write_down(message: String) {
     let hook = match HOOK.try_lock() {
         Ok(hook) => hook.clone(),

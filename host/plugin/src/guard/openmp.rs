@@ -1,17 +1,17 @@
-//! The OpenMP runtime that this process happens to have, which is libtorch's; the program that only serves
-//! plugins has none.
+//! Accesses the OpenMP runtime of this process, if it has one. The runtime is part of libtorch. A program
+//! that only serves plugins has no OpenMP runtime.
 
 use std::ffi::{CStr, c_int};
 use std::sync::OnceLock;
 
-/// Functions of the runtime that read and set what new parallel regions of this thread are made from.
+/// The runtime's functions that get and set a parameter for new parallel regions of this thread.
 #[derive(Clone, Copy)]
 struct Setting {
     get: unsafe extern "C" fn() -> c_int,
     set: unsafe extern "C" fn(c_int),
 }
 
-/// How many threads a parallel region of this thread takes; 0 without a runtime.
+/// Returns how many threads this thread may use for a parallel region; 0 without a runtime.
 #[inline]
 pub(super) fn threads() -> i32 {
     get(&THREADS, c"omp_get_max_threads", c"omp_set_num_threads")
@@ -21,7 +21,7 @@ pub(super) fn set_threads(count: i32) {
     set(&THREADS, count);
 }
 
-/// Whether the runtime may take fewer threads.
+/// Returns 1 if the runtime may use fewer threads than requested, otherwise 0.
 #[inline]
 pub(super) fn is_dynamic() -> i32 {
     get(&DYNAMIC, c"omp_get_dynamic", c"omp_set_dynamic")
@@ -31,7 +31,7 @@ pub(super) fn set_dynamic(is_dynamic: i32) {
     set(&DYNAMIC, is_dynamic);
 }
 
-/// How deep parallel regions may nest and still be parallel.
+/// Returns the maximum number of nested active parallel regions.
 #[inline]
 pub(super) fn levels() -> i32 {
     get(
@@ -52,7 +52,7 @@ static LEVELS: OnceLock<Option<Setting>> = OnceLock::new();
 #[inline]
 fn get(setting: &OnceLock<Option<Setting>>, get: &CStr, set: &CStr) -> i32 {
     match setting.get_or_init(|| Setting::find(get, set)) {
-        // SAFETY: the runtime's own function, which any thread may call.
+        // SAFETY: the function belongs to the runtime, and any thread may call it.
         Some(setting) => unsafe { (setting.get)() },
         None => 0,
     }
@@ -60,15 +60,15 @@ fn get(setting: &OnceLock<Option<Setting>>, get: &CStr, set: &CStr) -> i32 {
 
 fn set(setting: &OnceLock<Option<Setting>>, value: i32) {
     if let Some(Some(setting)) = setting.get() {
-        // SAFETY: as above; the value is one that the runtime gave.
+        // SAFETY: as in `get`; the value came from the runtime.
         unsafe { (setting.set)(value) };
     }
 }
 
 impl Setting {
     fn find(get: &CStr, set: &CStr) -> Option<Self> {
-        // SAFETY: the names are strings that end in a zero; what is found is OpenMP's, whose standard
-        // gives these functions these types.
+        // SAFETY: the names are zero-terminated strings. The OpenMP standard defines these types for the
+        // functions.
         unsafe {
             let get = libc::dlsym(libc::RTLD_DEFAULT, get.as_ptr());
             let set = libc::dlsym(libc::RTLD_DEFAULT, set.as_ptr());

@@ -1,5 +1,5 @@
-//! What belongs to the process and not to a plugin: it is read before and after plugins are called, and
-//! what they changed is put back.
+//! State that belongs to the process, not to a plugin. It is read before and after calls into plugins, and
+//! changes are undone.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsString, c_int};
@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use super::{PluginName, ProcessChange, openmp};
 use crate::signal_name::signal_name;
 
-/// How numbers are rounded, whether tiny ones are kept, and which exceptions trap; not which exceptions
-/// have occurred.
+/// The rounding mode, the handling of denormal numbers, and the exceptions that trap. The flags of exceptions
+/// that have occurred are not included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FloatingPoint {
     #[cfg(target_arch = "x86_64")]
@@ -29,18 +29,18 @@ pub struct FloatingPoint {
     fpcr: u64,
 }
 
-/// The bits of MXCSR that say which exceptions have occurred.
+/// The bits of MXCSR that are the flags of exceptions that have occurred.
 #[cfg(target_arch = "x86_64")]
 const OCCURRED: u32 = 0x3f;
 
 impl FloatingPoint {
     #[cfg(target_arch = "x86_64")]
-    /// Of this thread.
+    /// Returns the state of this thread.
     #[inline]
     pub fn now() -> Self {
         let mut mxcsr = 0u32;
         let mut x87 = 0u16;
-        // SAFETY: each stores the register to the place it is given.
+        // SAFETY: each instruction stores the register to the given address.
         unsafe {
             std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut mxcsr, options(nostack, preserves_flags));
             std::arch::asm!("fnstcw [{}]", in(reg) &raw mut x87, options(nostack, preserves_flags));
@@ -52,9 +52,10 @@ impl FloatingPoint {
     }
 
     #[cfg(target_arch = "x86_64")]
-    /// Sets this thread's.
+    /// Sets this state on the current thread.
     pub fn set(self) {
-        // SAFETY: each loads the register from its place; no exception is pending in what is loaded.
+        // SAFETY: each instruction loads a register from a valid address. The loaded values contain no
+        // pending exception.
         unsafe {
             std::arch::asm!("fnclex", "fldcw [{}]", in(reg) &raw const self.x87, options(nostack));
             std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const self.mxcsr, options(nostack));
@@ -62,31 +63,31 @@ impl FloatingPoint {
     }
 
     #[cfg(target_arch = "aarch64")]
-    /// Of this thread.
+    /// Returns the state of this thread.
     #[inline]
     pub fn now() -> Self {
         let fpcr: u64;
-        // SAFETY: reads a register.
+        // SAFETY: the instruction only reads a register.
         unsafe { std::arch::asm!("mrs {}, fpcr", out(reg) fpcr, options(nomem, nostack)) };
         Self { fpcr }
     }
 
     #[cfg(target_arch = "aarch64")]
-    /// Sets this thread's.
+    /// Sets this state on the current thread.
     pub fn set(self) {
-        // SAFETY: the value is one that the register had.
+        // SAFETY: the value came from the register.
         unsafe { std::arch::asm!("msr fpcr, {}", in(reg) self.fpcr, options(nostack)) };
     }
 
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    /// Of this thread.
+    /// Returns the state of this thread.
     #[inline]
     pub fn now() -> Self {
         Self {}
     }
 
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    /// Sets this thread's.
+    /// Sets this state on the current thread.
     pub fn set(self) {}
 }
 
@@ -100,32 +101,33 @@ impl fmt::Display for FloatingPoint {
     }
 }
 
-/// All that is looked at, at one moment. What belongs to a thread is this thread's.
+/// A snapshot of all state that is checked. Some of this state is separate for each thread. Such
+/// state is read for the calling thread.
 #[derive(Clone, Debug)]
 pub struct ProcessState {
     numbers: Numbers,
     signal_mask: u64,
-    /// Of each signal, from 1 on.
+    /// The action for each signal, from signal 1.
     signal_actions: Vec<Action>,
-    /// Absent where no folder has the process's place any more.
+    /// Absent if the working directory was deleted.
     working_directory: Option<PathBuf>,
-    /// Absent where it cannot be asked for.
+    /// Absent if it cannot be read.
     umask: Option<u32>,
     locale: CString,
-    /// This thread's own, or that of the process.
+    /// The locale set for this thread, or the value that represents the process's locale.
     thread_locale: usize,
     resource_limits: Vec<(u64, u64)>,
     streams: [Option<File>; 3],
     affinity: Vec<u8>,
     nice: c_int,
     scheduler: c_int,
-    /// Of the three timers that send a signal: whether they run.
+    /// For each of the three timers that send a signal, whether it is running.
     timers: [bool; 3],
-    /// What tells one value of a variable from another.
+    /// For each environment variable, a hash of its value.
     environment: BTreeMap<OsString, u64>,
 }
 
-/// What decides the numbers of a training, and costs nanoseconds to read.
+/// State that affects the results of the training and takes nanoseconds to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Numbers {
     floating_point: FloatingPoint,
@@ -141,7 +143,7 @@ impl Numbers {
         }
     }
 
-    /// Puts back what is otherwise now; what that was, in words.
+    /// Restores the state that differs in `now`. Returns a description of each change.
     #[cold]
     pub(super) fn put_back(&self, now: &Self) -> Vec<String> {
         let mut changes = Vec::new();
@@ -160,14 +162,14 @@ impl Numbers {
         if then != now_is {
             then.set();
             let is_back = OpenMp::now() == *then;
-            changes.push(changed("how OpenMP works", then, now_is, is_back));
+            changes.push(changed("the OpenMP settings", then, now_is, is_back));
         }
         changes
     }
 }
 
-/// What parallel regions of this thread are made from. Where the runtime may take fewer threads, it does so
-/// on a busy machine.
+/// Parameters of parallel regions of this thread. If `is_dynamic` is set, the runtime uses fewer threads on a
+/// busy machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct OpenMp {
     threads: i32,
@@ -203,13 +205,13 @@ impl fmt::Display for OpenMp {
     }
 }
 
-/// What is done at a signal.
+/// The action that is set for a signal.
 #[derive(Clone, Copy)]
 struct Action(libc::sigaction);
 
 impl Action {
     fn now(signal: c_int) -> Self {
-        // SAFETY: zero is a valid sigaction, and asking changes nothing.
+        // SAFETY: zero is a valid sigaction, and reading changes nothing.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             libc::sigaction(signal, ptr::null(), &raw mut action);
@@ -238,7 +240,7 @@ impl fmt::Debug for Action {
     }
 }
 
-/// Which file an open descriptor is.
+/// The identity of an open file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct File {
     device: u64,
@@ -267,14 +269,15 @@ const LIMITS: [&str; 16] = [
     "RTTIME",
 ];
 
-/// Copies of the standard streams, from the first look on, to be put back where one was closed.
+/// Duplicates of the standard streams, made when the first snapshot is taken. If a plugin closes a stream,
+/// the stream is restored from its duplicate.
 static KEPT_STREAMS: LazyLock<[RawFd; 3]> = LazyLock::new(|| {
-    // SAFETY: a descriptor that is not open is an error.
+    // SAFETY: the call only takes numbers, and fails if the descriptor is not open.
     STREAMS.map(|(stream, _)| unsafe { libc::fcntl(stream, libc::F_DUPFD_CLOEXEC, 10) })
 });
 
 impl ProcessState {
-    /// As it is.
+    /// Takes a snapshot.
     pub fn now() -> Self {
         LazyLock::force(&KEPT_STREAMS);
         Self {
@@ -284,12 +287,12 @@ impl ProcessState {
             working_directory: std::env::current_dir().ok(),
             umask: umask(),
             locale: locale(),
-            // SAFETY: a question.
+            // SAFETY: the call only reads the locale.
             thread_locale: unsafe { libc::uselocale(ptr::null_mut()) }.expose_provenance(),
             resource_limits: (0..LIMITS.len()).map(resource_limit).collect(),
             streams: STREAMS.map(|(stream, _)| file_at(stream)),
             affinity: affinity(),
-            // SAFETY: both ask about this thread.
+            // SAFETY: both calls only read the state of this thread.
             nice: unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) },
             // SAFETY: as above.
             scheduler: unsafe { libc::sched_getscheduler(0) },
@@ -298,23 +301,24 @@ impl ProcessState {
         }
     }
 
-    /// Puts back what is otherwise now, as far as that is possible; what that was, in words. Of another
-    /// thread's state the numbers may be another thread's: call it on the thread of [`ProcessState::now`].
+    /// Restores, as far as possible, the state that has changed since the snapshot. Returns a description of
+    /// each change. Must be called on the thread that called [`ProcessState::now`], because part of the state
+    /// belongs to that thread.
     pub fn put_back(&self) -> Vec<String> {
-        // First, since a look opens files.
+        // The limits are restored first, because reading the state opens files.
         let mut changes = self.put_back_limits();
         let now = Self::now();
         changes.extend(self.numbers.put_back(&now.numbers));
         if self.signal_mask != now.signal_mask {
             let is_back = set_signal_mask(self.signal_mask);
             let (then, now) = (Signals(self.signal_mask), Signals(now.signal_mask));
-            changes.push(changed("which signals are blocked", &then, &now, is_back));
+            changes.push(changed("the blocked signals", &then, &now, is_back));
         }
         changes.extend(self.put_back_signal_actions(&now));
         if self.working_directory != now.working_directory {
             let shown = |dir: &Option<PathBuf>| match dir {
                 Some(dir) => dir.display().to_string(),
-                None => "a folder that is gone".to_owned(),
+                None => "a deleted folder".to_owned(),
             };
             let back = self.working_directory.as_ref();
             let is_back = back.is_some_and(|dir| std::env::set_current_dir(dir).is_ok());
@@ -333,13 +337,13 @@ impl ProcessState {
             changes.push(changed("the umask", &then, &now, true));
         }
         if self.locale != now.locale {
-            // SAFETY: the name is a string that ends in a zero.
+            // SAFETY: the name is a zero-terminated string.
             let back = unsafe { libc::setlocale(libc::LC_ALL, self.locale.as_ptr()) };
             let (then, now) = (self.locale.to_string_lossy(), now.locale.to_string_lossy());
             changes.push(changed("the locale", &then, &now, !back.is_null()));
         }
         if self.thread_locale != now.thread_locale {
-            // SAFETY: the locale was in use on this thread, which holds it.
+            // SAFETY: the locale was in use on this thread, which owns it.
             unsafe { libc::uselocale(ptr::with_exposed_provenance_mut(self.thread_locale)) };
             changes.push(format!(
                 "it changed the locale of this thread{}",
@@ -349,7 +353,8 @@ impl ProcessState {
         for (number, (stream, name)) in STREAMS.into_iter().enumerate() {
             let (then, now) = (self.streams[number], now.streams[number]);
             if then != now {
-                // Where it was closed, a library may have put a placeholder there, as SQLite does.
+                // If the stream was closed, a library may have opened another file, which then has the
+                // stream's number. SQLite, for example, opens `/dev/null`.
                 let is_back = put_back_stream(stream);
                 let outcome = outcome(is_back);
                 changes.push(format!("it closed or redirected {name}{outcome}"));
@@ -357,15 +362,15 @@ impl ProcessState {
         }
         if self.affinity != now.affinity {
             let set = self.affinity.as_ptr().cast();
-            // SAFETY: the set is as long as it says.
+            // SAFETY: the set has the given length.
             let is_back = unsafe { libc::sched_setaffinity(0, self.affinity.len(), set) } == 0;
             let count = |set: &[u8]| set.iter().map(|byte| byte.count_ones()).sum::<u32>();
             let (then, now) = (count(&self.affinity), count(&now.affinity));
-            let what = "the processors that this thread runs on";
+            let what = "the number of processors that this thread may use";
             changes.push(changed(what, &then, &now, is_back));
         }
         if self.nice != now.nice {
-            // SAFETY: numbers alone.
+            // SAFETY: the call only takes numbers.
             let is_back = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, self.nice) } == 0;
             changes.push(changed(
                 "the priority (nice)",
@@ -375,7 +380,8 @@ impl ProcessState {
             ));
         }
         if self.scheduler != now.scheduler {
-            // SAFETY: a struct of one number, which this thread's own policies know as 0.
+            // SAFETY: zero is valid for the struct, which contains only a number. The number must be 0 for
+            // policies that are not real-time.
             let is_back = unsafe {
                 let param: libc::sched_param = std::mem::zeroed();
                 libc::sched_setscheduler(0, self.scheduler, &raw const param) == 0
@@ -410,7 +416,7 @@ impl ProcessState {
         changes
     }
 
-    /// The limits of all resources, in words.
+    /// Returns the limits of all resources, as text.
     pub fn resource_limits() -> String {
         let limit = |(number, name): (usize, &&str)| {
             let (soft, hard) = resource_limit(number);
@@ -420,7 +426,7 @@ impl ProcessState {
         limits.join(" ")
     }
 
-    /// Which files the standard streams are, in words.
+    /// Returns, as text, which file each standard stream refers to: its device and inode number, or `closed`.
     pub fn streams() -> String {
         let stream = |(stream, name): (RawFd, &str)| match file_at(stream) {
             Some(file) => format!("{name}=file-{}:{}", file.device, file.number),
@@ -429,9 +435,9 @@ impl ProcessState {
         STREAMS.map(stream).join(" ")
     }
 
-    /// When and where this thread runs, in words.
+    /// Returns the priority, the scheduling policy and the CPU affinity of this thread, as text.
     pub fn scheduling() -> String {
-        // SAFETY: both ask about this thread.
+        // SAFETY: both calls only read the state of this thread.
         let (nice, policy) = unsafe {
             (
                 libc::getpriority(libc::PRIO_PROCESS, 0),
@@ -449,19 +455,19 @@ impl ProcessState {
         )
     }
 
-    /// Which timers run that send a signal, in words.
+    /// Returns a text that tells, for each of the timers that send a signal, whether it is running.
     pub fn timers() -> String {
         TIMERS.map(|timer| is_running(timer).to_string()).join(" ")
     }
 
-    /// How parallel regions work, in words.
+    /// Returns the OpenMP settings, as text.
     pub fn openmp() -> String {
         OpenMp::now().to_string()
     }
 
-    /// A signal that the host handles or ignores is handled or ignored as before, and none is newly
-    /// ignored. A handler for another signal stays: it is the plugin's own affair, and some languages'
-    /// runtimes cannot do without.
+    /// Restores the action of a signal in two cases: the host handles or ignores the signal, or a plugin set
+    /// the signal to be ignored. A plugin's handler for any other signal stays, because the runtimes of some
+    /// languages need their handlers.
     fn put_back_signal_actions(&self, now: &Self) -> Vec<String> {
         let mut changes = Vec::new();
         let actions = self.signal_actions.iter().zip(&now.signal_actions);
@@ -472,15 +478,16 @@ impl ProcessState {
             let is_hosts = then.0.sa_sigaction != libc::SIG_DFL;
             let is_ignored = now.0.sa_sigaction == libc::SIG_IGN;
             let is_back = (is_hosts || is_ignored)
-                // SAFETY: the action is one that was in force.
+                // SAFETY: the action was in force before.
                 && unsafe { libc::sigaction(signal, &raw const then.0, ptr::null_mut()) } == 0;
-            let what = format!("what happens on {}", signal_name(signal));
+            let what = format!("the action for {}", signal_name(signal));
             changes.push(changed(&what, then, now, is_back));
         }
         changes
     }
 
-    /// Variables stay as they are: another thread may be reading them.
+    /// Reports changed environment variables but does not restore them, because another thread may be reading
+    /// them.
     fn changed_variables(&self, now: &Self) -> Vec<String> {
         let names = self.environment.keys().chain(now.environment.keys());
         let mut changed: Vec<&OsString> = names
@@ -504,22 +511,22 @@ impl ProcessState {
     }
 }
 
-/// A plugin that fills the environment is not told of without end.
+/// Maximum number of environment variables that are reported. A plugin may change many of them.
 const MOST_VARIABLES: usize = 10;
 
-/// What was changed, in words.
+/// Returns the description of a change.
 fn changed(what: &str, then: &impl fmt::Display, now: &impl fmt::Display, is_back: bool) -> String {
     format!("it changed {what} from {then} to {now}{}", outcome(is_back))
 }
 
 fn outcome(is_back: bool) -> &'static str {
     match is_back {
-        true => "; the host has put it back",
-        false => "; it stays so",
+        true => "; the host restored it",
+        false => "; the host did not restore it",
     }
 }
 
-/// A set of signals, from the lowest bit on.
+/// A set of signals. The lowest bit represents signal 1.
 struct Signals(u64);
 
 impl fmt::Display for Signals {
@@ -529,12 +536,12 @@ impl fmt::Display for Signals {
         match names.len() {
             0 => f.write_str("none"),
             1..=5 => write!(f, "{}", names.join(", ")),
-            many => write!(f, "{many} of them"),
+            many => write!(f, "{many} signals"),
         }
     }
 }
 
-/// A resource's limit.
+/// A resource limit, for display.
 struct Limit(u64);
 
 impl fmt::Display for Limit {
@@ -547,7 +554,7 @@ impl fmt::Display for Limit {
 }
 
 fn signal_mask() -> u64 {
-    // SAFETY: zero is a valid set, and asking changes nothing.
+    // SAFETY: zero is a valid set, and reading changes nothing.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &raw mut set);
@@ -559,7 +566,7 @@ fn signal_mask() -> u64 {
 }
 
 fn set_signal_mask(mask: u64) -> bool {
-    // SAFETY: the set is made before it is used.
+    // SAFETY: the set is initialized before it is used.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
@@ -570,7 +577,8 @@ fn set_signal_mask(mask: u64) -> bool {
     }
 }
 
-/// Read from `/proc`: asking the system would set it for a moment, while other threads make files.
+/// Reads the umask from `/proc`. The system call cannot read the umask without setting it, and other threads
+/// could create files in the meantime.
 pub fn umask() -> Option<u32> {
     let status = std::fs::read_to_string("/proc/thread-self/status").ok()?;
     let mask = status
@@ -579,9 +587,9 @@ pub fn umask() -> Option<u32> {
     u32::from_str_radix(mask.trim(), 8).ok()
 }
 
-/// The locale of the process, as `setlocale` names it.
+/// Returns the locale of the process, as `setlocale` names it.
 pub fn locale() -> CString {
-    // SAFETY: a question; the answer is a C string until the next call.
+    // SAFETY: the call only reads the locale. The result is a C string that is valid until the next call.
     unsafe {
         let name = libc::setlocale(libc::LC_ALL, ptr::null());
         match name.is_null() {
@@ -596,12 +604,13 @@ fn resource_limit(number: usize) -> (u64, u64) {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: the place is writable; a limit that the system does not know leaves it as it is.
+    // SAFETY: the pointer is writable; a limit that the system does not support leaves it unchanged.
     unsafe { libc::getrlimit(number as _, &raw mut limit) };
     (limit.rlim_cur, limit.rlim_max)
 }
 
-/// A hard limit that was lowered stays so, and the soft one goes as high as that.
+/// Restores a limit. If the hard limit was lowered and cannot be raised again, the soft limit is raised only
+/// up to the hard limit. Returns true if the soft limit is restored.
 fn set_resource_limit(number: usize, (soft, hard): (u64, u64)) -> bool {
     let (_, hard_now) = resource_limit(number);
     for hard in [hard, hard_now] {
@@ -619,7 +628,7 @@ fn set_resource_limit(number: usize, (soft, hard): (u64, u64)) -> bool {
 
 fn file_at(descriptor: RawFd) -> Option<File> {
     let mut status = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: the place is writable, and it is read only if it was written.
+    // SAFETY: the pointer is writable, and the value is read only if it was written.
     unsafe {
         (libc::fstat(descriptor, status.as_mut_ptr()) == 0).then(|| {
             let status = status.assume_init();
@@ -632,19 +641,20 @@ fn file_at(descriptor: RawFd) -> Option<File> {
     }
 }
 
-/// Puts back a stream that was closed, or that now is a device or a pipe. A file or a socket may be the
-/// host's own by now, which another thread opened when the number was free: a later look tries again.
+/// Restores a stream if it was closed, or if its number now belongs to a device or a pipe. A file or a socket
+/// is left open, because it may belong to the host: another thread may have opened it while the stream's
+/// number was free. A later check tries again to restore the stream.
 fn put_back_stream(stream: RawFd) -> bool {
     let is_free = file_at(stream)
         .is_none_or(|file| matches!(file.mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFIFO));
     let kept = KEPT_STREAMS[stream as usize];
-    // SAFETY: numbers alone; a descriptor that is not open is an error.
+    // SAFETY: the call only takes numbers, and fails if a descriptor is not open.
     is_free && kept >= 0 && unsafe { libc::dup2(kept, stream) } == stream
 }
 
 fn affinity() -> Vec<u8> {
     let mut set = vec![0u8; 1024];
-    // SAFETY: the set is as long as it says. The system says how much of it it has written.
+    // SAFETY: the set has the given length. The system call returns how many bytes it has written.
     let written =
         unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, set.len(), set.as_mut_ptr()) };
     set.truncate(usize::try_from(written).unwrap_or(0));
@@ -653,7 +663,7 @@ fn affinity() -> Vec<u8> {
 
 fn is_running(timer: c_int) -> bool {
     let mut value = MaybeUninit::<libc::itimerval>::zeroed();
-    // SAFETY: the place is writable, and zero is a timer that does not run.
+    // SAFETY: the pointer is writable. Zero is a valid value and represents a stopped timer.
     unsafe {
         libc::getitimer(timer as _, value.as_mut_ptr());
         let left = value.assume_init().it_value;
@@ -662,15 +672,15 @@ fn is_running(timer: c_int) -> bool {
 }
 
 fn stop(timer: c_int) -> bool {
-    // SAFETY: zero is a timer that does not run.
+    // SAFETY: zero is a valid value and represents a stopped timer.
     unsafe {
         let never: libc::itimerval = std::mem::zeroed();
         libc::setitimer(timer as _, &raw const never, ptr::null_mut()) == 0
     }
 }
 
-/// The variables' names, each with what tells one value from another and gives away none: some are
-/// secrets, and this may be shown.
+/// Returns the names of the environment variables, each with a keyed hash of its value. The values are not
+/// returned, because some are secrets and the result may be printed.
 pub fn environment() -> BTreeMap<OsString, u64> {
     static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     std::env::vars_os()
@@ -678,8 +688,8 @@ pub fn environment() -> BTreeMap<OsString, u64> {
         .collect()
 }
 
-/// What the loop's thread knows of the process between its looks: calls are many, and a look at
-/// everything costs as much as a hundred of them.
+/// Checks the whole process state at intervals, on the training loop's thread. Such a check costs as much as
+/// a hundred calls, so it is not done for each call.
 #[derive(Debug)]
 pub struct ProcessWatch {
     before: ProcessState,
@@ -687,12 +697,13 @@ pub struct ProcessWatch {
     cost: Duration,
 }
 
-/// The plugins that were called since the last look, each with its last call.
+/// The plugins that were called since the last check, each with the name of its last call.
 static CALLED: Mutex<Vec<(&'static PluginName, &'static str)>> = Mutex::new(Vec::new());
-/// Whether a change was found that several plugins may have made: each call is looked at from then on.
+/// Whether a check found a change but could not tell which of several plugins made it. If so, each later call
+/// is checked.
 static IS_SUSPICIOUS: AtomicBool = AtomicBool::new(false);
 
-/// Looks cost at most one part in so many of the time.
+/// Checks take at most about `1 / SHARE` of the time.
 const SHARE: u32 = 100;
 
 pub(super) fn is_suspicious() -> bool {
@@ -700,14 +711,14 @@ pub(super) fn is_suspicious() -> bool {
 }
 
 thread_local! {
-    /// What this thread called last: the same again needs no lock.
+    /// The last recorded call of this thread. If the next call is the same, no lock is needed.
     static LAST_CALLED: std::cell::Cell<(u64, *const u8, *const u8)> =
         const { std::cell::Cell::new((0, ptr::null(), ptr::null())) };
 }
-/// Counts the looks.
+/// Counts the checks.
 static LOOKS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
 
-/// Notes that a plugin was called.
+/// Records for the next check that this plugin was called.
 #[inline]
 pub(super) fn called(plugin: &'static PluginName, call: &'static str) {
     let last = (
@@ -731,7 +742,7 @@ fn add_called(plugin: &'static PluginName, call: &'static str) {
 }
 
 impl ProcessWatch {
-    /// Takes the process as it is now for as it should be. `[main]`
+    /// Takes the current state of the process as the expected state. `[main]`
     pub fn begin() -> Self {
         CALLED
             .lock()
@@ -746,9 +757,9 @@ impl ProcessWatch {
         }
     }
 
-    /// Looks what the plugins that were called since the last look have changed, and puts it back:
-    /// [`process_changes`](crate::process_changes) then tells of it. If `must` is false, only if there
-    /// was no look for a while. On the thread that made this.
+    /// Checks the state, and restores what plugins have changed since the last check.
+    /// [`process_changes`](crate::process_changes) then returns the changes. The check is skipped if `must`
+    /// is false and the last check was recent. Must be called on the thread that created this value.
     pub fn look(&mut self, must: bool) {
         if !must && self.looked.elapsed() < self.cost * SHARE {
             return;
@@ -772,7 +783,7 @@ impl ProcessWatch {
             for message in messages {
                 let message = match called.len() {
                     1 => message,
-                    _ => format!("{message} (one of these plugins: {})", names.join(", ")),
+                    _ => format!("{message} (the plugin is one of: {})", names.join(", ")),
                 };
                 super::note(ProcessChange {
                     plugin: names.join(", "),
@@ -780,7 +791,8 @@ impl ProcessWatch {
                     message,
                 });
             }
-            // What stays so is not found again, but for a stream whose number another thread's file has.
+            // A change that was not restored is not reported again. The streams are an exception: a later
+            // check tries again to restore them.
             let streams = self.before.streams;
             self.before = ProcessState::now();
             self.before.streams = streams;

@@ -1,9 +1,9 @@
-//! A plugin that crashes the host's process: one line says which plugin and call it was, and the signal
-//! takes its course.
+//! Handles a plugin that crashes the host's process. A line on stderr names the plugin and the call, and then
+//! the signal has its usual effect.
 //!
-//! The handlers are async-signal-safe: they read what lies ready, write one line, and put back the handlers
-//! that were there before. They run on the thread that crashed, on its alternate stack, so a stack that
-//! overflowed is no matter.
+//! The handlers are async-signal-safe: they read prepared data, write one line, and restore the previous or
+//! the default action. They run on the alternate stack of the crashed thread, so they also work after a stack
+//! overflow.
 
 use std::ffi::{c_int, c_void};
 use std::io::IsTerminal as _;
@@ -23,14 +23,14 @@ const SIGNALS: [(c_int, &str); 7] = [
     (libc::SIGSYS, "SIGSYS"),
 ];
 
-/// What was done at each signal before.
+/// The previous action of each signal.
 static BEFORE: [OnceLock<libc::sigaction>; SIGNALS.len()] =
     [const { OnceLock::new() }; SIGNALS.len()];
-/// Set once a crash was told of: what follows from it is not told as well.
+/// Set after a crash was reported, so that later crashes, which the first may have caused, are not reported.
 static IS_TOLD: AtomicBool = AtomicBool::new(false);
 static IS_TERMINAL: AtomicBool = AtomicBool::new(false);
 
-/// Where the code of plugins lies.
+/// The address range of a plugin's code.
 struct Code {
     begin: AtomicUsize,
     end: AtomicUsize,
@@ -46,15 +46,15 @@ static CODE: [Code; 64] = [const {
 }; 64];
 static CODES: AtomicUsize = AtomicUsize::new(0);
 
-/// How much of a stack is searched for a plugin's code, in words.
+/// The number of words of a stack that are searched for addresses of a plugin's code.
 const SEARCHED: usize = 2048;
-/// A fault so near to the top of the stack is the stack's overflow.
+/// A fault at an address this close to the stack pointer is a stack overflow.
 const NEAR_STACK: usize = 64 << 10;
 
 pub(super) fn guard() {
     IS_TERMINAL.store(std::io::stderr().is_terminal(), Ordering::Relaxed);
     for ((signal, _), before) in SIGNALS.iter().zip(&BEFORE) {
-        // SAFETY: structs of integers are valid when they are zero; the handler is async-signal-safe.
+        // SAFETY: structs of integers are valid when zero; the handler is async-signal-safe.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = crashed as *const () as libc::sighandler_t;
@@ -68,7 +68,7 @@ pub(super) fn guard() {
     }
 }
 
-/// Remembers where the code of a loaded library lies, by an address in it.
+/// Records the address range of a loaded library's code, given one address in it.
 pub(crate) fn remember(plugin: &'static PluginName, address: usize) {
     struct Search {
         address: usize,
@@ -79,8 +79,8 @@ pub(crate) fn remember(plugin: &'static PluginName, address: usize) {
         _: libc::size_t,
         search: *mut c_void,
     ) -> c_int {
-        // SAFETY: the loader's description of one library, with as many headers as it says, and the
-        // search of the caller below.
+        // SAFETY: the loader passes the description of a library, and the `Search` from the call below. The
+        // library has as many headers as the description declares.
         let (info, search) = unsafe { (&*info, &mut *search.cast::<Search>()) };
         // SAFETY: as above.
         let headers =
@@ -102,7 +102,7 @@ pub(crate) fn remember(plugin: &'static PluginName, address: usize) {
         address,
         found: None,
     };
-    // SAFETY: the function is called with the search, which outlives the call.
+    // SAFETY: the callback receives the search, which outlives the call.
     unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut search).cast()) };
     let Some((begin, end)) = search.found else {
         return;
@@ -116,21 +116,23 @@ pub(crate) fn remember(plugin: &'static PluginName, address: usize) {
     }
 }
 
-/// The plugin whose code lies at this address.
+/// Returns the plugin whose code contains this address.
 fn plugin_at(address: usize) -> Option<&'static PluginName> {
     let code = CODE.iter().find(|code| {
         let end = code.end.load(Ordering::Acquire);
         (code.begin.load(Ordering::Relaxed)..end).contains(&address)
     })?;
-    // SAFETY: the place was filled before its end was stored, with a name that is never freed.
+    // SAFETY: `end` is stored last, so all fields of the entry are set. The name in it is never freed.
     unsafe { code.plugin.load(Ordering::Relaxed).as_ref() }
 }
 
-/// The plugin that the calls on a stack come from: the first address of a plugin's code on it.
+/// Searches the words of a stack, starting at the address `stack`, for an address in a plugin's code. Returns
+/// the plugin of the first such address.
 fn plugin_on(stack: usize) -> Option<&'static PluginName> {
     let mut words = [0usize; SEARCHED];
     let mut read = 0;
-    // The kernel reads all of a piece or nothing, and nothing beyond the end of the stack.
+    // The kernel copies a range completely or not at all, and cannot copy beyond the end of the stack. Thus,
+    // ranges of increasing length are copied until a copy fails.
     for length in [1 << 10, 4 << 10, SEARCHED * size_of::<usize>()] {
         let local = libc::iovec {
             iov_base: words.as_mut_ptr().cast(),
@@ -140,7 +142,7 @@ fn plugin_on(stack: usize) -> Option<&'static PluginName> {
             iov_base: ptr::without_provenance_mut(stack),
             iov_len: length,
         };
-        // SAFETY: the kernel writes into `words`, which is as long, and reads what is readable.
+        // SAFETY: the kernel writes into `words`, which is long enough, and reads only readable memory.
         let got = unsafe {
             libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)
         };
@@ -154,14 +156,16 @@ fn plugin_on(stack: usize) -> Option<&'static PluginName> {
         .find_map(|&address| plugin_at(address))
 }
 
-/// The plugin that called what runs on this thread, if it is in no call of the host's.
+/// Returns the plugin whose code called this function on this thread, directly or indirectly. Used for
+/// threads that are not in a call from the host.
 pub(super) fn plugin_on_stack() -> Option<&'static PluginName> {
     let here = 0usize;
     plugin_on((&raw const here).addr() & !(size_of::<usize>() - 1))
 }
 
 extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel's description of the signal, and the place of this thread's errno.
+    // SAFETY: the kernel passes a valid description of the signal, and the address of this thread's errno is
+    // valid.
     let (code, address, errno) = unsafe {
         (
             (*info).si_code,
@@ -178,7 +182,8 @@ extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
         None => ("a signal", None),
     };
     let is_sent = code <= 0;
-    // Of the others the thread goes on behind what raised them.
+    // After these signals, the thread executes the same instruction again. After other signals, it continues
+    // with the next instruction.
     let faults_again = !is_sent
         && matches!(
             signal,
@@ -186,14 +191,14 @@ extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
         );
     let at = Registers::of(context);
     tell(name, (!is_sent).then_some(address), &at);
-    // SAFETY: these are async-signal-safe.
+    // SAFETY: these functions are async-signal-safe.
     unsafe {
         match before {
-            // An instruction that faulted faults again, under the handler that was there before.
+            // The faulting instruction faults again, now under the previous handler.
             Some(before) if faults_again => {
                 libc::sigaction(signal, before, ptr::null_mut());
             }
-            // What does not is sent again, and ends the process when this returns.
+            // Any other signal is sent again, and ends the process when this handler returns.
             _ => {
                 libc::signal(signal, libc::SIG_DFL);
                 libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::gettid(), signal);
@@ -203,7 +208,7 @@ extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
     }
 }
 
-/// Says who crashed, if that was a plugin.
+/// Reports the plugin that crashed, if a plugin did.
 fn tell(signal: &str, address: Option<usize>, at: &Registers) {
     let call = under_way::on_this_thread().filter(|call| !call.is_remote);
     let culprit = match call {
@@ -224,13 +229,13 @@ fn tell(signal: &str, address: Option<usize>, at: &Registers) {
             line.add(" in ");
             line.add(call.name);
         }
-        None => line.add(" in a thread of its own"),
+        None => line.add(" in its own thread"),
     }
     line.add(": ");
     line.add(signal);
     match address {
         Some(address) if signal == "SIGSEGV" && address.abs_diff(at.stack) < NEAR_STACK => {
-            line.add(", its stack overflowed");
+            line.add(", stack overflow");
         }
         Some(address) if matches!(signal, "SIGSEGV" | "SIGBUS") => {
             line.add(" at address 0x");
@@ -243,7 +248,7 @@ fn tell(signal: &str, address: Option<usize>, at: &Registers) {
     line.write();
 }
 
-/// Where a thread was when the signal came.
+/// The registers of a thread when the signal arrived.
 struct Registers {
     instruction: usize,
     stack: usize,
@@ -252,7 +257,7 @@ struct Registers {
 impl Registers {
     #[cfg(target_arch = "x86_64")]
     fn of(context: *mut c_void) -> Self {
-        // SAFETY: the kernel's description of the thread.
+        // SAFETY: the kernel passes a valid description of the thread.
         let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
         Self {
             instruction: registers[libc::REG_RIP as usize] as usize,
@@ -262,7 +267,7 @@ impl Registers {
 
     #[cfg(target_arch = "aarch64")]
     fn of(context: *mut c_void) -> Self {
-        // SAFETY: the kernel's description of the thread.
+        // SAFETY: the kernel passes a valid description of the thread.
         let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext };
         Self {
             instruction: registers.pc as usize,
@@ -279,7 +284,7 @@ impl Registers {
     }
 }
 
-/// Text that is put together and written without an allocation. What is too long is cut off.
+/// Text that is composed and written without allocating memory. Text beyond the capacity is truncated.
 pub(super) struct Line {
     bytes: [u8; 640],
     length: usize,
@@ -297,7 +302,7 @@ impl Line {
         self.length
     }
 
-    /// The text from a place on that [`Line::len`] gave.
+    /// Returns the text from a position that [`Line::len`] has returned.
     pub(super) fn text(&self, from: usize) -> &str {
         std::str::from_utf8(&self.bytes[from..self.length]).unwrap_or_default()
     }
@@ -327,7 +332,7 @@ impl Line {
         self.add(std::str::from_utf8(&[digit]).unwrap_or_default());
     }
 
-    /// Takes away a line that a progress bar has begun.
+    /// Erases an unfinished line on the terminal, such as a progress bar.
     pub(super) fn clear_terminal(&mut self) {
         if IS_TERMINAL.load(Ordering::Relaxed) {
             self.add("\r\x1b[2K");
@@ -335,16 +340,16 @@ impl Line {
     }
 
     pub(super) fn add_hint(&mut self, plugin: Option<&'static PluginName>) {
-        self.add("hint: with mode=process ");
-        self.add(plugin.map_or("a plugin", |name| name));
         self.add(
-            " can end its own process only, and `host resume` continues from the last checkpoint\n",
+            "hint: run `host resume` to continue from the last checkpoint; set mode=process to run ",
         );
+        self.add(plugin.map_or("the plugin", |name| name));
+        self.add(" in a separate process, so that it cannot end the host\n");
     }
 
-    /// Writes it to stderr.
+    /// Writes the line to stderr.
     pub(super) fn write(&self) {
-        // SAFETY: the bytes are readable; a write that fails has no better place to go.
+        // SAFETY: the bytes are readable; a failed write is ignored, since it cannot be reported.
         unsafe { libc::write(2, self.bytes.as_ptr().cast(), self.length) };
     }
 }
@@ -354,7 +359,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_put_together_and_cut_off() {
+    fn a_line_is_composed_and_cut_off() {
         let mut line = Line::new();
         line.add("a ");
         line.add_number(0);
@@ -369,9 +374,9 @@ mod tests {
     }
 
     #[test]
-    fn code_is_known_by_its_address() {
+    fn code_is_found_by_its_address() {
         let plugin = super::super::name_of("this-program");
-        remember(plugin, code_is_known_by_its_address as *const () as usize);
+        remember(plugin, code_is_found_by_its_address as *const () as usize);
         assert_eq!(plugin_at(tell as *const () as usize), Some(plugin));
         assert_eq!(plugin_at(8), None);
         assert_eq!(plugin_on_stack(), Some(plugin));

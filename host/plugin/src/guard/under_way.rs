@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering,
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// A plugin's id that lives as long as the process, so that a signal handler can read it.
+/// A plugin's id. It is never freed, so that a signal handler can read it at any time.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct PluginName(Box<str>);
 
@@ -24,7 +24,7 @@ impl fmt::Display for PluginName {
     }
 }
 
-/// The name of the plugin with this id: for each id there is one.
+/// Returns the [`PluginName`] of a plugin id. The same id always gives the same reference.
 pub(crate) fn name_of(id: &str) -> &'static PluginName {
     static NAMES: Mutex<Vec<&'static PluginName>> = Mutex::new(Vec::new());
     let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -38,25 +38,25 @@ pub(crate) fn name_of(id: &str) -> &'static PluginName {
     }
 }
 
-/// Which call a thread is in. One writes, its thread; others read at any time. It is never freed: few
-/// threads call plugins.
+/// The running call of a thread. Only this thread writes it, and other threads can read it at any time. It is
+/// never freed, which is acceptable because few threads call plugins.
 #[derive(Debug, Default)]
 pub(super) struct Place {
-    /// Odd while a call is under way.
+    /// A counter that is odd while a call is running.
     turn: AtomicU64,
     plugin: AtomicPtr<PluginName>,
     call: AtomicPtr<u8>,
     call_length: AtomicUsize,
-    /// Whether the plugin is in a child process.
+    /// Whether the plugin runs in a child process.
     is_remote: AtomicBool,
-    /// How long the call may take, in milliseconds; 0 if nothing ends it.
+    /// Time limit of the call in milliseconds; 0 without a limit.
     limit_ms: AtomicU64,
 }
 
-/// A call that is under way.
+/// A running call.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Call {
-    /// Another number for each call of a thread.
+    /// A number that differs between the calls of a thread.
     pub(super) turn: u64,
     pub(super) plugin: &'static PluginName,
     pub(super) name: &'static str,
@@ -67,21 +67,21 @@ pub(super) struct Call {
 static PLACES: Mutex<Vec<&'static Place>> = Mutex::new(Vec::new());
 
 thread_local! {
-    /// Nothing is dropped with it, so a signal handler may look.
+    /// The place of this thread. The variable has no destructor, so a signal handler can read it.
     static HERE: Cell<Option<&'static Place>> = const { Cell::new(None) };
 }
 
-/// A call under way on this thread, until it is dropped.
+/// Marks a call as running on this thread, until this value is dropped.
 pub(crate) struct UnderWay(&'static Place);
 
 impl UnderWay {
-    /// A call into a plugin in this process.
+    /// Marks a call into a plugin in this process.
     #[inline]
     pub(crate) fn here(plugin: &'static PluginName, call: &'static str) -> Self {
         Self::begin(plugin, call, false, Duration::ZERO)
     }
 
-    /// A call into a plugin in a child process, which has so long.
+    /// Marks a call into a plugin in a child process, with this time limit.
     pub(crate) fn in_child(
         plugin: &'static PluginName,
         call: &'static str,
@@ -119,7 +119,7 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         let turn = self.0.turn.load(Ordering::Relaxed);
         self.0.turn.store(turn + 1, Ordering::Release);
-        // What comes next is written behind this.
+        // Orders all later writes after this write.
         fence(Ordering::Release);
     }
 }
@@ -136,7 +136,8 @@ impl Place {
         place
     }
 
-    /// The call, if one is under way. Of another thread it is read again if it changed meanwhile.
+    /// Returns the running call, if there is one. Reads the data again if another thread changed it during
+    /// the read.
     fn call(&self) -> Option<Call> {
         loop {
             let turn = self.turn.load(Ordering::Acquire);
@@ -152,8 +153,8 @@ impl Place {
             if self.turn.load(Ordering::Relaxed) != turn {
                 continue;
             }
-            // SAFETY: both were stored from references that live as long as the process, and belong
-            // together: the turn is the same as before they were read.
+            // SAFETY: the pointers were stored from references that live as long as the process. They belong
+            // to the same call, since the turn is the same before and after reading them.
             let (plugin, name) = unsafe {
                 let text = std::slice::from_raw_parts(text, length);
                 (&*plugin, std::str::from_utf8_unchecked(text))
@@ -169,12 +170,12 @@ impl Place {
     }
 }
 
-/// The call under way on this thread. A signal handler may ask.
+/// Returns the call that is running on this thread. A signal handler may call this function.
 pub(super) fn on_this_thread() -> Option<Call> {
     HERE.get()?.call()
 }
 
-/// The calls under way, each with the number of its thread's place.
+/// Returns all running calls, each with the index of its thread's place.
 pub(super) fn everywhere() -> Vec<(usize, Call)> {
     let places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
     let calls = places.iter().enumerate();
@@ -188,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_is_known_from_its_begin_to_its_end() {
+    fn a_call_is_recorded_from_its_start_to_its_end() {
         let plugin = name_of("under-way");
         assert!(std::ptr::eq(plugin, name_of("under-way")));
         assert!(on_this_thread().is_none());

@@ -1,4 +1,4 @@
-//! A call that takes long is told of: whoever waits for it learns for what.
+//! Reports calls that take long, so that the user can see why the host is waiting.
 
 use std::collections::HashMap;
 use std::thread::sleep;
@@ -7,25 +7,26 @@ use std::time::{Duration, Instant};
 use super::under_way::{self, Call};
 use crate::log::{self, Level, LogRecord};
 
-/// How often the calls under way are looked at.
+/// How often the running calls are checked.
 const PERIOD: Duration = Duration::from_millis(250);
-/// A wait that is not told of.
+/// Shorter waits are not reported.
 const SHORT: Duration = Duration::from_secs(2);
-/// How much longer a wait is when it is told of again.
+/// A wait is reported again when it has grown by this factor.
 const GROWTH: u32 = 5;
-/// What is waited for by nobody but the sink's own worker, or is told of elsewhere.
+/// Calls that are not reported here. For some of them, only the sink's worker waits. The others are reported
+/// elsewhere.
 const UNTOLD: [&str; 4] = ["publish", "preflight", "fetch", "cancel"];
 
-/// A call that was seen under way.
+/// A call that was still running at the last check.
 #[derive(Clone, Copy, Debug)]
 struct Wait {
     turn: u64,
     since: Instant,
-    /// How long it must have taken to be told of next.
+    /// The next report is due when the call has lasted this long.
     told_at: Duration,
 }
 
-/// Begins to look, on a thread that lives as long as the process.
+/// Starts the checks on a thread that lives as long as the process.
 pub(super) fn watch() {
     let look = || {
         let mut waits = HashMap::new();
@@ -36,13 +37,13 @@ pub(super) fn watch() {
             }
         }
     };
-    // Without the thread nothing is told of, and all else is as ever.
+    // If the thread cannot be started, long calls are not reported. Nothing else depends on this thread.
     let _ = std::thread::Builder::new()
         .name("plugin calls".to_owned())
         .spawn(look);
 }
 
-/// The calls that are to be told of now, and how long they have taken.
+/// Returns the calls to report now, with their durations.
 fn long(
     waits: &mut HashMap<usize, Wait>,
     calls: Vec<(usize, Call)>,
@@ -70,11 +71,11 @@ fn long(
 
 fn tell(call: &Call, waited: Duration) {
     let end = match call.limit {
-        Some(limit) => format!("of the {} s that it has", limit.as_secs_f64()),
+        Some(limit) => format!("of at most {} s", limit.as_secs_f64()),
         None => "so far".to_owned(),
     };
     let message = format!(
-        "the host waits for its {}, {} s {end}",
+        "the host is waiting for the plugin's {}: {} s {end}",
         call.name,
         waited.as_secs()
     );
@@ -92,7 +93,7 @@ mod tests {
     use crate::guard::name_of;
 
     #[test]
-    fn a_long_call_is_told_of_now_and_then_and_a_short_one_never() {
+    fn only_long_calls_are_reported_at_growing_intervals() {
         let call = |turn, name| Call {
             turn,
             plugin: name_of("x"),
@@ -104,7 +105,7 @@ mod tests {
         let begin = Instant::now();
         let mut told = Vec::new();
         for tick in 0..240u32 {
-            // The second thread makes one call after the other, the third delivers.
+            // The second thread makes many short calls, and the third thread delivers a checkpoint.
             let calls = vec![
                 (0, call(1, "create")),
                 (1, call(u64::from(tick) * 2 + 1, "update")),

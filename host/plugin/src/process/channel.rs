@@ -1,8 +1,8 @@
-//! Messages over a stream socket, with bytes behind them that are not encoded.
+//! Messages over a stream socket, each followed by raw bytes.
 //!
-//! A frame is a head of 16 bytes (a mark, the message's length, the length of the bytes behind it),
-//! the message and those bytes. Buffers are kept, so that a call of the usual size allocates nothing
-//! here and is one system call on each side in each direction.
+//! A frame consists of a header, the message and the raw bytes. The header has 16 bytes: a magic number, the
+//! length of the message, and the length of the raw bytes. Buffers are reused, so a call of the usual size
+//! allocates no memory here. Such a call needs one system call per direction on each side.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::AsRawFd;
@@ -13,62 +13,64 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Where the parts behind a message begin: at multiples of this, in memory as well.
+/// The alignment of each part of the raw bytes after a message, both in the frame and in memory.
 pub(super) const ALIGNMENT: usize = 64;
 
-/// What a frame begins with.
+/// The magic number at the start of a frame.
 const MARK: [u8; 4] = *b"HPS1";
 const HEAD: usize = 16;
-/// Largest message in bytes. The largest there is are thousands of names.
+/// Maximum size of a message in bytes. The largest real messages contain thousands of names.
 const LARGEST_MESSAGE: usize = 64 << 20;
-/// Up to this size the parts are copied behind the message, to go out with it at once.
+/// If the parts together have at most this size, they are copied into the message's buffer, so that one write
+/// sends the message and the parts.
 const SMALL: usize = 64 << 10;
 
-/// How long to look again and again before going to sleep. To wake a thread up on an idle machine takes
-/// longer than a small call does.
+/// How long to poll before blocking. Waking a thread on an idle machine takes longer than a small call.
 const SOON: Duration = Duration::from_micros(60);
 
-/// Why nothing more will come or go.
+/// Why the channel can no longer be used, or why a message was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Broken {
-    /// The other side is gone.
+    /// The other side has closed the channel.
     Closed,
-    /// It sent what is no message.
+    /// The other side sent an invalid message.
     Garbage,
-    /// It answered in no time that the caller would wait, or the caller does not want to any more.
+    /// The time limit has passed, or the caller has stopped waiting.
     GivenUp,
-    /// The message that was to be sent has so many bytes, more than a message may have. Nothing of it was
-    /// sent.
+    /// The message has this many bytes, which is more than the maximum. Nothing was sent.
     TooLarge(usize),
 }
 
 impl Broken {
-    /// Why a message was not sent that is too large.
+    /// Returns the error text for [`Broken::TooLarge`].
     pub(super) fn too_large(what: &str, bytes: usize) -> String {
         let most = LARGEST_MESSAGE >> 20;
-        format!("{what} has {bytes} bytes, more than the {most} MiB that go between processes")
+        format!(
+            "{what} has {bytes} bytes, but a message between processes can have at most {most} MiB"
+        )
     }
 }
 
-/// Asked whenever a socket with a time limit has moved nothing for that long: whether to go on.
+/// A callback that is called each time a socket operation reaches its timeout without transferring data. It
+/// returns true if the operation should continue.
 pub(super) type GoOn<'a> = &'a mut dyn FnMut() -> bool;
 
-/// The end that sends.
+/// The sending end.
 #[derive(Debug)]
 pub(super) struct Sender {
     socket: UnixStream,
     frame: Vec<u8>,
 }
 
-/// The end that receives.
+/// The receiving end.
 #[derive(Debug)]
 pub(super) struct Receiver {
     socket: UnixStream,
-    /// What came and was not yet read is `buffer[start..end]`.
+    /// `buffer[start..end]` was received but not yet read.
     buffer: Vec<u8>,
     start: usize,
     end: usize,
-    /// What stood behind the last message.
+    /// The raw bytes after the last message.
     behind: Aligned,
     most_behind: u64,
 }
@@ -81,7 +83,7 @@ impl Sender {
         }
     }
 
-    /// Sends a message and the parts behind it.
+    /// Sends a message and the parts after it.
     pub(super) fn send(
         &mut self,
         message: &impl Serialize,
@@ -123,7 +125,7 @@ impl Sender {
     fn write(&self, pieces: &[&[u8]], go_on: GoOn<'_>) -> Result<(), Broken> {
         let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
         let mut slices = &mut slices[..];
-        // Takes away pieces without bytes, at which a write would say 0.
+        // Removes empty pieces, for which a write would return 0.
         IoSlice::advance_slices(&mut slices, 0);
         while !slices.is_empty() {
             match (&self.socket).write_vectored(slices) {
@@ -137,7 +139,7 @@ impl Sender {
 }
 
 impl Receiver {
-    /// `most_behind` is how many bytes may stand behind a message.
+    /// Creates a receiver. `most_behind` is the maximum number of raw bytes after a message.
     pub(super) fn new(socket: UnixStream, most_behind: u64) -> Self {
         Self {
             socket,
@@ -149,7 +151,7 @@ impl Receiver {
         }
     }
 
-    /// The next message.
+    /// Receives the next message.
     pub(super) fn receive<M: DeserializeOwned>(&mut self, go_on: GoOn<'_>) -> Result<M, Broken> {
         self.gather(HEAD, go_on)?;
         let head = &self.buffer[self.start..self.start + HEAD];
@@ -169,12 +171,12 @@ impl Receiver {
         Ok(message)
     }
 
-    /// What stood behind the last message; it begins at a multiple of [`ALIGNMENT`].
+    /// Returns the raw bytes after the last message. They start at a multiple of [`ALIGNMENT`].
     pub(super) fn behind(&self) -> &[u8] {
         self.behind.bytes()
     }
 
-    /// Reads until at least so many bytes wait to be taken.
+    /// Reads until the buffer contains at least this many unread bytes.
     fn gather(&mut self, bytes: usize, go_on: GoOn<'_>) -> Result<(), Broken> {
         if self.start + bytes > self.buffer.len() || self.start == self.end {
             self.buffer.copy_within(self.start..self.end, 0);
@@ -204,7 +206,7 @@ impl Receiver {
     }
 }
 
-/// Bytes that begin at a multiple of [`ALIGNMENT`]. The room that was once needed is kept.
+/// A byte buffer that starts at a multiple of [`ALIGNMENT`]. It keeps its capacity.
 #[derive(Debug, Default)]
 struct Aligned {
     room: Vec<u8>,
@@ -212,7 +214,7 @@ struct Aligned {
 }
 
 impl Aligned {
-    /// Makes it so long, with whatever bytes.
+    /// Sets the length and returns the buffer, whose content is unspecified.
     fn resize(&mut self, length: usize) -> &mut [u8] {
         let needed = length.saturating_add(ALIGNMENT);
         if self.room.len() < needed {
@@ -235,7 +237,7 @@ impl Aligned {
     }
 }
 
-/// The next multiple of [`ALIGNMENT`].
+/// Rounds up to a multiple of [`ALIGNMENT`].
 pub(super) fn aligned(at: usize) -> usize {
     at.next_multiple_of(ALIGNMENT)
 }
@@ -253,12 +255,13 @@ fn read(mut socket: &UnixStream, into: &mut [u8], go_on: GoOn<'_>) -> Result<usi
     }
 }
 
-/// What comes within [`SOON`], if anything does; an end or a fault is left to be found by a read that
-/// waits. Whoever else wants this CPU, the other side perhaps, has it meanwhile.
+/// Returns the number of bytes read, if any arrive within [`SOON`]. Otherwise returns `None`, and the caller
+/// falls back to a blocking read. The end of the stream and errors also lead to `None`. Yields the CPU while
+/// polling, possibly to the other side.
 fn read_soon(socket: &UnixStream, into: &mut [u8]) -> Option<usize> {
     let asked = Instant::now();
     loop {
-        // SAFETY: the descriptor is the socket's, and the room is writable for its whole length.
+        // SAFETY: the descriptor belongs to the socket, and the whole buffer is writable.
         let read = unsafe {
             libc::recv(
                 socket.as_raw_fd(),
@@ -300,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_of_any_size_arrive_in_order_with_what_stands_behind_them() {
+    fn messages_of_any_size_arrive_in_order_with_their_raw_bytes() {
         let (mut sender, mut receiver) = pair(u64::MAX);
         let sizes = [0, 1, 63, 64, 65, 5000, SMALL, SMALL + 1, 3 << 20];
         let sending = std::thread::Builder::new()
@@ -330,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_garbage() {
+    fn an_invalid_message_is_garbage() {
         let head = |mark: &[u8; 4], length: u32, behind: u64| {
             let lengths = (length.to_le_bytes(), behind.to_le_bytes());
             [&mark[..], &lengths.0, &lengths.1].concat()
@@ -349,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_is_too_large_is_not_sent_and_the_next_one_is() {
+    fn a_message_that_is_too_large_is_not_sent_and_the_next_message_is() {
         let (mut sender, mut receiver) = pair(0);
         let huge = "x".repeat(LARGEST_MESSAGE + 1);
         let sent = sender.send(&huge, &[], &mut patient);
@@ -363,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_may_give_up() {
+    fn a_waiting_caller_can_give_up() {
         let (mut sender, mut receiver) = pair(0);
         let tick = Some(Duration::from_millis(1));
         receiver.socket.set_read_timeout(tick).expect("set");

@@ -11,30 +11,30 @@ use super::protocol::{Call, Reply, SinkCall};
 use super::remote::{CallError, Remote};
 use crate::checkpoint_sink::absolute;
 
-/// How long a sink may take to notice that it was cancelled; then its process is killed.
+/// How long a sink may take to react to a cancellation before its process is killed.
 const GRACE: Duration = Duration::from_secs(3);
 
 /// A sink in a child process.
 #[derive(Debug)]
 pub(crate) struct RemoteCheckpointSink {
     remote: Remote,
-    /// Calls that can be cancelled.
+    /// Number of cancellable calls so far.
     calls: u64,
     cancellation: Arc<Cancellation>,
 }
 
-/// What cancellers know of the sink.
+/// The state that the sink shares with the code that cancels its calls.
 #[derive(Debug, Default)]
 struct Cancellation(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// The way to the child; absent when there is none, as after the sink.
+    /// The control connection to the child. `None` without a child, for example after the sink is dropped.
     control: Option<Arc<UnixStream>>,
-    /// The number of the call that runs, or of the last.
+    /// The number of the call in progress. Between calls, the number of the last call.
     call: u64,
     is_calling: bool,
-    /// When the call that runs was cancelled.
+    /// When the call in progress was cancelled.
     cancelled: Option<Instant>,
 }
 
@@ -49,7 +49,7 @@ impl RemoteCheckpointSink {
         sink
     }
 
-    /// Lets cancellers reach the child that there is now.
+    /// Connects the cancellation to the current child.
     fn connect(&self) {
         self.cancellation.lock().control = self.remote.child().map(Child::control);
     }
@@ -66,7 +66,8 @@ impl RemoteCheckpointSink {
         self.remote.call(call, &[], &interrupt)
     }
 
-    /// Makes a call, which can be cancelled, and takes the one kind of reply that answers it.
+    /// Makes a cancellable call. Converts the reply with `answer`, which returns `None` for an unexpected
+    /// reply.
     fn ask<T>(
         &mut self,
         call: SinkCall<'_>,
@@ -91,8 +92,9 @@ impl RemoteCheckpointSink {
         }
     }
 
-    /// What a sink has to remember lies in its folder, so a new child can go on, in this run or in
-    /// another: only the sink itself refuses a checkpoint for good.
+    /// Returns the error to report after the child died. The error is temporary: a sink's state is in its
+    /// folder, so a new child can continue, even if a later process of the run starts that child.
+    /// Only the sink itself can report a permanent error.
     fn died(&self, reason: String) -> SinkError {
         match self.remote.lost() {
             Some(lost) if lost != reason => SinkError::Temporary(format!("{reason}; {lost}")),
@@ -186,12 +188,12 @@ impl Cancellation {
             state.cancelled.get_or_insert_with(Instant::now);
         }
         if let Some(control) = &state.control {
-            // The socket does not block. One that is full holds more cancellations than anybody needs.
+            // The socket does not block. If its buffer is full, enough cancellations are already queued.
             let _ = (&**control).write_all(&state.call.to_le_bytes());
         }
     }
 
-    /// Why the child is killed now, if it did not listen.
+    /// If a cancelled call has not ended within the grace period, returns the reason to kill the child.
     fn overdue(&self) -> Option<String> {
         let cancelled = self.lock().cancelled?;
         (cancelled.elapsed() > GRACE).then(|| {

@@ -26,21 +26,22 @@ use crate::secrets::{Secret, Shares};
 use crate::signal_name::signal_name;
 use crate::{PluginKind, Secrets};
 
-/// How often a wait for the child is interrupted to see whether it is worth waiting on.
+/// While the host waits for the child, it checks at this interval whether to keep waiting.
 const TICK: Duration = Duration::from_millis(100);
-/// How long a program may take from its start until it greets the host.
+/// Time limit from starting the program to receiving its greeting.
 const GREETING_LIMIT: Duration = Duration::from_secs(60);
-/// How long a plugin may take to be loaded, and how long to make its instance, where the user says nothing.
+/// Default time limit for each of two steps: loading a plugin, and creating its instance.
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// How long it may take to destroy its instance, where the user says nothing.
+/// Default time limit for destroying the instance.
 const END_LIMIT: Duration = Duration::from_secs(5);
-/// The calls that the child makes by itself.
+/// The names of the calls into the plugin that create and destroy the instance.
 const CREATE: &str = "create";
 const DESTROY: &str = "destroy";
-/// How long a child that closed its socket may take to end by itself, which says why.
+/// How long a child that closed its socket may take to exit before it is killed. If it exits by itself, its
+/// exit status shows the reason.
 const ENDING: Duration = Duration::from_millis(500);
 
-/// The command that runs [`serve`](crate::serve()): the child of a plugin in a process of its own.
+/// The command that starts a plugin's child process, which runs [`serve`](crate::serve()).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServeCommand {
     program: PathBuf,
@@ -48,25 +49,27 @@ pub struct ServeCommand {
     secrets: Secrets,
 }
 
-/// The program that does nothing but serve plugins, beside the host's own.
+/// The name of the program that only serves plugins. It is in the same folder as the host's program.
 const SERVER: &str = "host-plugin-serve";
 
 impl ServeCommand {
-    /// The small program beside this one that only serves plugins or, where there is none, this very
-    /// program as `host plugin serve`; whatever becomes of their files later.
+    /// Returns the command for `host-plugin-serve`, the small program that only serves plugins, in this
+    /// program's folder. If that program is missing, returns the command `host plugin serve` of this program.
+    /// If an update replaces these programs on disk later, the command still runs the old ones.
     pub fn this_host() -> Self {
-        /// Open as long as this process lives.
+        /// Remains open as long as this process lives.
         static BESIDE: OnceLock<Option<File>> = OnceLock::new();
         let beside = || File::open(std::env::current_exe().ok()?.with_file_name(SERVER)).ok();
         let program = match BESIDE.get_or_init(beside) {
-            // The child has the descriptor until it becomes the program.
+            // The child inherits the descriptor and keeps it open until exec.
             Some(file) => format!("/proc/self/fd/{}", file.as_raw_fd()),
             None => "/proc/self/exe".to_owned(),
         };
         Self::new(program, ["plugin", "serve"])
     }
 
-    /// Another command. Which descriptors it inherits is said in one argument behind these.
+    /// Returns a command with this program and these arguments. When the command runs, it gets one more
+    /// argument, which lists the descriptors that the child inherits.
     pub fn new<A: Into<OsString>>(
         program: impl Into<PathBuf>,
         args: impl IntoIterator<Item = A>,
@@ -78,7 +81,8 @@ impl ServeCommand {
         }
     }
 
-    /// Keeps these variables from the children of plugins that do not read them.
+    /// Hides these variables from the plugins' child processes, except that each child receives those that
+    /// its own plugin reads.
     #[must_use]
     pub fn with_secrets(mut self, secrets: Secrets) -> Self {
         self.secrets = secrets;
@@ -90,36 +94,37 @@ impl ServeCommand {
     }
 }
 
-/// Everything that it takes to start the child of an instance, now or again.
+/// The data for starting, or restarting, the child of an instance.
 #[derive(Clone, Debug)]
 pub(crate) struct Launch {
     pub(crate) serve: ServeCommand,
     pub(crate) plugin: Arc<str>,
-    /// The library's bytes, which nobody can change any more, and their digest.
+    /// The library's bytes and their digest. The bytes are in a file that can no longer be modified.
     pub(crate) image: Arc<OwnedFd>,
     pub(crate) sha256: Arc<str>,
-    /// The library's own file.
+    /// The path of the library.
     pub(crate) path: Arc<std::path::Path>,
     /// The settings as JSON text.
     pub(crate) config: Arc<str>,
     pub(crate) kind: PluginKind,
-    /// Variables that the child does not get, and those that it gets over the channel.
+    /// The variables that are hidden from the child, and those that the host sends to it over the channel.
     pub(crate) shares: Arc<Shares>,
 }
 
-/// How long a plugin in a child may take.
+/// The time limits of a plugin in a child process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// For a call into the instance.
+    /// For one call into the instance.
     pub(super) call: Duration,
-    /// To be loaded, and again to make the instance.
+    /// For each of two steps: loading the plugin, and creating the instance.
     start: Duration,
-    /// To destroy the instance.
+    /// For destroying the instance.
     end: Duration,
 }
 
 impl Limits {
-    /// What the user chose, for every call, or what is usual for the kind.
+    /// Returns the time limits. If the user has set a limit, `chosen`, it applies to each of them. Otherwise,
+    /// each has its default. The default for a call depends on the kind.
     pub(crate) fn new(chosen: Option<Duration>, kind: PluginKind) -> Self {
         Self {
             call: chosen.unwrap_or(default_time_limit(kind)),
@@ -129,33 +134,34 @@ impl Limits {
     }
 }
 
-/// A child process with an instance in it. Dropping it ends the process.
+/// A child process with an instance. Dropping it ends the process.
 #[derive(Debug)]
 pub(super) struct Child {
     plugin: &'static PluginName,
     limits: Limits,
-    /// Whether the plugin is loaded and its `create` was called.
+    /// Whether the plugin is loaded and its `create` has been called.
     is_creating: bool,
     process: std::process::Child,
     sender: Sender,
     receiver: Receiver,
-    /// Cancellations go here. As long as it is open the child knows that the host lives.
+    /// The socket on which cancellations are sent to the child. The child exits when this socket closes, for
+    /// example because the host died.
     control: Arc<UnixStream>,
     lost: Option<String>,
     is_over: bool,
 }
 
-/// Why there is no child.
+/// Why a child did not start.
 #[derive(Debug)]
 pub(super) enum StartError {
-    /// The plugin's own error, or the system's: it would be the same again.
+    /// The plugin or the system reported an error. Another attempt would fail in the same way.
     Refused(Error),
-    /// The child ended or was ended in a call of the plugin: in which, and how.
+    /// The child ended or was killed during a call of the plugin. Contains the call and the reason.
     Died(&'static str, String),
 }
 
 impl Child {
-    /// Starts the program, proves that it is the right one, and lets it make the instance.
+    /// Starts the program, checks that it has the host's version, and lets it create the instance.
     pub(super) fn start(
         launch: &Launch,
         limits: Limits,
@@ -255,15 +261,15 @@ impl Child {
             .args(&launch.serve.args)
             .arg(inherited.map(|fd| fd.to_string()).join(","))
             .stdin(Stdio::null())
-            // A plugin that prints must not print into what the host prints for programs.
+            // The plugin's output must not mix with the host's machine-readable output on stdout.
             .stdout(io::stderr())
-            // Ctrl-C in the terminal goes to the whole group: what the child does about it the host
-            // decides. It also lets the host kill what the plugin itself has started.
+            // Ctrl-C in the terminal signals the whole process group, but the host decides what happens to
+            // the child. A separate group also lets the host kill processes that the plugin started.
             .process_group(0);
         for name in launch.shares.hidden.iter().chain(&launch.shares.own) {
             command.env_remove(name);
         }
-        // SAFETY: between fork and exec the closure only makes system calls, and allocates nothing.
+        // SAFETY: between fork and exec the closure only makes system calls and does not allocate.
         unsafe { command.pre_exec(move || inherit(inherited, parent)) };
         let sender = Sender::new(calls.try_clone()?);
         Ok(Self {
@@ -283,51 +289,52 @@ impl Child {
         self.plugin
     }
 
-    /// Where cancellations go.
+    /// Returns the socket for cancellations.
     pub(super) fn control(&self) -> Arc<UnixStream> {
         Arc::clone(&self.control)
     }
 
-    /// Sends a message and waits for the reply to it. What the plugin logs meanwhile is logged.
+    /// Sends a message and waits for its reply. Log lines that arrive in the meantime are logged.
     pub(super) fn exchange(
         &mut self,
         message: &impl Serialize,
         parts: &[&[u8]],
         go_on: GoOn<'_>,
     ) -> Result<Reply, Broken> {
-        // A process that is dead is seen to be so even if something it started holds its socket open.
+        // `while_alive` detects the child's death even if a process that the child started keeps the socket
+        // open.
         let id = self.process.id();
         self.sender
             .send(message, parts, &mut while_alive(id, go_on))?;
         self.answer(go_on)
     }
 
-    /// The next reply.
+    /// Receives the next reply.
     fn answer(&mut self, go_on: GoOn<'_>) -> Result<Reply, Broken> {
         let id = self.process.id();
         loop {
             let said = self.listen(&mut while_alive(id, go_on))?;
             match said {
                 Some(reply) => return Ok(reply),
-                // One that logs without end never makes anybody wait. Of one that has ended the last
-                // words may lie in the socket.
+                // The time limit also applies to a plugin that logs endlessly. The child's death is not
+                // checked here, since its last messages may still be in the socket.
                 None if !go_on() => return Err(Broken::GivenUp),
                 None => {}
             }
         }
     }
 
-    /// Why the instance will never work again, if so, though its process is there.
+    /// If the instance can never work again although its process is still running, returns the reason.
     pub(super) fn lost(&self) -> Option<&str> {
         self.lost.as_deref()
     }
 
-    /// What stood behind the last reply.
+    /// Returns the raw bytes after the last reply.
     pub(super) fn behind(&self) -> &[u8] {
         self.receiver.behind()
     }
 
-    /// The next message, if it is not one for the log.
+    /// Handles the next message, and returns it if it is a reply.
     fn listen(&mut self, go_on: GoOn<'_>) -> Result<Option<Reply>, Broken> {
         match self.receiver.receive(go_on)? {
             Said::Reply { reply, lost } => {
@@ -354,8 +361,8 @@ impl Child {
         }
     }
 
-    /// Makes sure that the process is gone, and says how that came about. `limit` is the time that
-    /// it was given.
+    /// Ends the process if it is still running, and returns why it ended. `limit` is the time limit of the
+    /// call.
     pub(super) fn death(&mut self, broken: Broken, limit: Duration) -> String {
         let patience = match broken {
             Broken::Closed => ENDING,
@@ -364,26 +371,27 @@ impl Child {
         let ended_by_itself = self.ends_within(patience);
         let status = self.end();
         match broken {
-            Broken::Garbage => "its process sent what is no message".to_owned(),
+            Broken::Garbage => "its process sent an invalid message".to_owned(),
             _ if ended_by_itself => status.map_or_else(|| "its process ended".to_owned(), ending),
             Broken::Closed => {
-                "its process closed the connection to the host, and was killed".to_owned()
+                "its process closed the connection to the host and was killed".to_owned()
             }
             Broken::GivenUp => format!("it did not return within {} and was killed", secs(limit)),
-            Broken::TooLarge(bytes) => Broken::too_large("what it is called with", bytes),
+            Broken::TooLarge(bytes) => Broken::too_large("its input", bytes),
         }
     }
 
-    /// Kills the process, if it is there, and whatever it has started in its group, and reaps it.
+    /// Kills the process and its group if it is still running, and reaps it.
     fn end(&mut self) -> Option<ExitStatus> {
         if std::mem::replace(&mut self.is_over, true) {
             return None;
         }
         if let Ok(group) = libc::pid_t::try_from(self.process.id()) {
-            // SAFETY: the process was not reaped, so its id, which is its group's, is nobody else's.
+            // SAFETY: the process was not reaped, so its id, which is also its group's id, has not been
+            // reused.
             unsafe { libc::kill(-group, libc::SIGKILL) };
         }
-        // In case that it has left its group.
+        // The process may have left its group.
         let _ = self.process.kill();
         self.process.wait().ok()
     }
@@ -403,7 +411,7 @@ impl Child {
 }
 
 impl Drop for Child {
-    /// Asks the child to destroy its instance and to end, and ends it if it does not.
+    /// Tells the child to destroy its instance and exit. Kills the child if it does not exit in time.
     fn drop(&mut self) {
         if self.is_over {
             return;
@@ -416,13 +424,13 @@ impl Drop for Child {
             .sender
             .send(&super::protocol::Call::End, &[], &mut go_on);
         if asked.is_ok() {
-            // It may log to the last.
+            // The child may log until it ends.
             while begun.elapsed() < limit && self.listen(&mut go_on).is_ok() {}
         }
         let left = limit.saturating_sub(begun.elapsed()).min(ENDING);
         if !self.ends_within(left) {
             let message = format!(
-                "its destroy did not return within {}, and its process was killed",
+                "its destroy function did not return within {}, and its process was killed",
                 secs(limit)
             );
             log::write(&LogRecord {
@@ -436,7 +444,7 @@ impl Drop for Child {
     }
 }
 
-/// What the child does before it becomes another program.
+/// Runs in the child between fork and exec.
 fn inherit(descriptors: [RawFd; 3], parent: u32) -> io::Result<()> {
     for descriptor in descriptors {
         // SAFETY: the descriptor is open, and F_SETFD takes an int.
@@ -444,19 +452,20 @@ fn inherit(descriptors: [RawFd; 3], parent: u32) -> io::Result<()> {
             return Err(io::Error::last_os_error());
         }
     }
-    // SAFETY: the call takes a signal's number.
+    // SAFETY: PR_SET_PDEATHSIG takes only a signal number.
     if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } == -1 {
         return Err(io::Error::last_os_error());
     }
-    // It may have died before it was asked to send that signal.
+    // The parent may have died before the call above.
     if std::os::unix::process::parent_id() != parent {
         return Err(io::ErrorKind::BrokenPipe.into());
     }
     Ok(())
 }
 
-/// Continues while the child runs, and for one more read after it has exited: it may have written between
-/// the last read and its exit.
+/// Returns a callback that decides whether to continue reading. While the child runs, the callback returns
+/// the result of `go_on`. After the child has exited, the callback allows one more read, because the child
+/// may have written between the previous read and its exit.
 fn while_alive(id: u32, go_on: GoOn<'_>) -> impl FnMut() -> bool {
     let mut was_last_read = false;
     move || match has_ended(id) {
@@ -465,23 +474,23 @@ fn while_alive(id: u32, go_on: GoOn<'_>) -> impl FnMut() -> bool {
     }
 }
 
-/// Whether a child has ended. It is not reaped, so its id stays its own.
+/// Whether a child has ended. Does not reap it, so its id is not reused.
 fn has_ended(id: u32) -> bool {
-    // SAFETY: a struct of integers is valid when it is zero.
+    // SAFETY: a zeroed struct of integers is valid.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-    // SAFETY: the place is writable.
+    // SAFETY: the pointer is writable.
     let status = unsafe { libc::waitid(libc::P_PID, id, &raw mut info, flags) };
-    // SAFETY: waitid has written the field, or it is zero.
+    // SAFETY: waitid has either set the field or left it zero.
     status == 0 && unsafe { info.si_pid() } != 0
 }
 
-/// `1 s`, `1.5 s`.
+/// Formats a duration as `1 s`, `1.5 s`.
 pub(super) fn secs(time: Duration) -> String {
     format!("{} s", time.as_secs_f64())
 }
 
-/// How a process ended, for people.
+/// Describes how a process ended.
 fn ending(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
         (Some(signal), _) => format!("its process was killed by {}", signal_name(signal)),
@@ -508,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_that_runs_is_read_as_long_as_the_caller_waits() {
+    fn a_running_child_is_read_as_long_as_the_caller_waits() {
         let mut child = Command::new("sleep").arg("60").spawn().expect("started");
         let mut ticks = 0;
         let mut thrice = || {

@@ -1,4 +1,4 @@
-//! Entry points for the fuzzer (`tests/fuzz`): both ends of the channel. Only fuzzing builds have them.
+//! Entry points for the fuzzer (`tests/fuzz`), for both ends of the channel. Only fuzzing builds have them.
 
 use std::fmt::Debug;
 use std::io::Write as _;
@@ -15,7 +15,7 @@ use crate::out::MOST_BYTES;
 /// Receives a child's messages as the host does, until the channel breaks. Returns the number of messages.
 ///
 /// # Panics
-/// If encoding and decoding a message once more changes it.
+/// Panics if re-encoding and decoding a message changes it.
 pub fn read_as_host(bytes: &[u8]) -> usize {
     let mut receiver = receiver(bytes);
     match receiver.receive::<Hello>(&mut patient) {
@@ -27,7 +27,7 @@ pub fn read_as_host(bytes: &[u8]) -> usize {
 /// Receives the host's messages as a child does, until the channel breaks. Returns the number of messages.
 ///
 /// # Panics
-/// If encoding and decoding a message once more changes it.
+/// Panics if re-encoding and decoding a message changes it.
 pub fn read_as_child(bytes: &[u8]) -> usize {
     let mut receiver = receiver(bytes);
     match receiver.receive::<Open<'static>>(&mut patient) {
@@ -40,7 +40,7 @@ fn patient() -> bool {
     true
 }
 
-/// The receiving end of a channel that delivers these bytes and is then closed.
+/// Returns the receiving end of a channel that delivers these bytes and then closes.
 fn receiver(bytes: &[u8]) -> Receiver {
     let (mut sender, receiver) = UnixStream::pair().expect("sockets");
     sender.write_all(bytes).expect("room in the socket");
@@ -56,7 +56,8 @@ fn rest<M: Serialize + DeserializeOwned + Debug>(receiver: &mut Receiver) -> usi
     count
 }
 
-/// Checks that a message is unchanged by encoding and decoding. Returns 0.
+/// Checks that a message is unchanged by encoding and decoding. Returns 0, so that callers can add the
+/// result.
 fn sent_again<M: Serialize + DeserializeOwned + Debug>(message: &M) -> usize {
     let bytes = rmp_serde::to_vec(message).expect("encoded");
     let again: M = rmp_serde::from_slice(&bytes).expect("decoded");

@@ -11,9 +11,9 @@ use crate::metric::{host_fault, input};
 pub(crate) struct RemoteMetric {
     remote: Remote,
     needs: Vec<Need>,
-    /// The child died since the last reset, and with it what it had added up.
+    /// Whether the accumulated state is lost because the child died. A reset clears this.
     is_state_lost: bool,
-    /// Tensors whose elements do not lie in order, copied so that they do.
+    /// Copies of tensors whose elements are not contiguous.
     copies: Vec<Vec<u8>>,
 }
 
@@ -29,7 +29,7 @@ impl RemoteMetric {
 
     fn call(&mut self, call: &Call<'_>, parts: &[&[u8]]) -> Result<Reply> {
         if self.is_state_lost {
-            let reason = "its process was restarted; its state is lost until the next evaluation";
+            let reason = "its process was restarted and lost its state; calls fail until the next evaluation";
             return Err(self.remote.refusal(call.name(), reason));
         }
         let reply = self.remote.ask(call, parts);
@@ -44,14 +44,18 @@ impl RemoteMetric {
         }
     }
 
-    /// Sends a batch, with `copies` a place for each input whose elements do not lie in order.
+    /// Sends a batch. `copies` has one buffer per input. An input whose elements are not contiguous is copied
+    /// to its buffer.
     fn send(&mut self, batch: &MetricBatch<'_>, copies: &mut [Vec<u8>]) -> Result<()> {
         let mut tensors = Vec::with_capacity(self.needs.len());
         let mut parts = Vec::with_capacity(self.needs.len());
         for (&need, copy) in self.needs.iter().zip(copies) {
             let view = input(batch, need)?;
             if view.device != Device::Cpu {
-                return Err(host_fault(need, "lies on a device the metric cannot read"));
+                return Err(host_fault(
+                    need,
+                    "is on a device that the metric cannot read",
+                ));
             }
             tensors.push(TensorHead {
                 need,
@@ -79,19 +83,20 @@ impl Metric for RemoteMetric {
         &self.needs
     }
 
-    /// What crosses are the elements, not their address on a device.
+    /// The message to the child process contains the elements themselves, not a device address.
     fn reads_cuda(&self) -> bool {
         false
     }
 
     fn reset(&mut self) -> Result<()> {
-        // A new instance is what a reset gives in any case.
+        // If the child was restarted, its new instance is in the same state as a reset one.
         self.is_state_lost = false;
         self.act(&Call::Reset, &[])
     }
 
     fn update(&mut self, batch: MetricBatch<'_>) -> Result<()> {
-        // Taken out while they are borrowed, and back whatever comes of it.
+        // The copies are moved out of `self`, because `send` borrows both. They are moved back even after an
+        // error.
         let mut copies = std::mem::take(&mut self.copies);
         let outcome = self.send(&batch, &mut copies);
         self.copies = copies;
@@ -121,7 +126,7 @@ impl Metric for RemoteMetric {
     }
 }
 
-/// Bytes of an element.
+/// Returns the size of an element in bytes.
 pub(super) fn size_of_element(dtype: Dtype) -> usize {
     match dtype {
         Dtype::Bf16 => 2,
@@ -130,7 +135,7 @@ pub(super) fn size_of_element(dtype: Dtype) -> usize {
     }
 }
 
-/// The strides of a tensor whose elements lie in order without gaps.
+/// Returns the strides of a contiguous tensor.
 pub(super) fn contiguous_strides(shape: &[i64]) -> Vec<i64> {
     let mut strides = vec![1; shape.len()];
     for at in (1..shape.len()).rev() {
@@ -139,7 +144,8 @@ pub(super) fn contiguous_strides(shape: &[i64]) -> Vec<i64> {
     strides
 }
 
-/// A tensor's elements in order and without gaps: where they lie, if they lie so, else in `copy`.
+/// Returns a tensor's elements as contiguous bytes: directly if they are already contiguous, otherwise copied
+/// to `copy`.
 fn elements<'a>(view: &TensorView<'a>, copy: &'a mut Vec<u8>) -> &'a [u8] {
     let size = size_of_element(view.dtype);
     let count: i64 = view.shape.iter().product();
@@ -152,8 +158,8 @@ fn elements<'a>(view: &TensorView<'a>, copy: &'a mut Vec<u8>) -> &'a [u8] {
         .zip(contiguous_strides(view.shape))
         .all(|((&length, &stride), in_order)| length == 1 || stride == in_order);
     if is_contiguous {
-        // SAFETY: by the promise of `TensorView` the elements are readable and stay as they are for
-        // `'a`, and they lie one after the other.
+        // SAFETY: `TensorView` guarantees that the elements are readable and do not change during `'a`. They
+        // are contiguous.
         return unsafe { std::slice::from_raw_parts(first, bytes) };
     }
     copy.clear();
@@ -164,8 +170,7 @@ fn elements<'a>(view: &TensorView<'a>, copy: &'a mut Vec<u8>) -> &'a [u8] {
             .map(|(index, stride)| index * stride)
             .sum();
         let offset = isize::try_from(offset).expect("an offset in memory") * size as isize;
-        // SAFETY: the index is within the shape, so by the promise of `TensorView` the element is
-        // readable.
+        // SAFETY: the index is within the shape, so `TensorView` guarantees that the element is readable.
         let element = unsafe { std::slice::from_raw_parts(first.offset(offset), size) };
         copy.extend_from_slice(element);
         for (index, length) in index.iter_mut().zip(view.shape).rev() {
@@ -206,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn elements_come_in_order_whatever_their_strides() {
+    fn elements_are_in_order_for_all_strides() {
         let data = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0];
         for (shape, strides, wanted) in [
             (&[2i64, 3][..], &[3i64, 1][..], &data[..]),
@@ -227,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_in_order_is_not_copied() {
+    fn contiguous_elements_are_not_copied() {
         let data = [1.0, 2.0];
         let mut copy = Vec::new();
         let bytes = elements(&view(&data, &[2, 1], &[1, 9]), &mut copy);
@@ -235,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn strides_of_the_usual_order() {
+    fn strides_of_a_contiguous_tensor() {
         assert_eq!(contiguous_strides(&[2, 3, 4]), [12, 4, 1]);
         assert_eq!(contiguous_strides(&[]), [0i64; 0]);
         assert_eq!(contiguous_strides(&[5, 0, 2]), [2, 2, 1]);

@@ -10,11 +10,11 @@ use crate::EventKind;
 #[derive(Debug)]
 pub(crate) struct RemoteObserver {
     remote: Remote,
-    /// What it is shown; everything if nothing is said.
+    /// The kinds of events that the observer receives; `None` means all.
     events: Option<Vec<EventKind>>,
-    /// What it last exported or was given: where a child goes on that was started again.
+    /// The last state that the observer exported or imported. A restarted child continues from this state.
     last_state: Vec<u8>,
-    /// Whether the child that there is has that state.
+    /// Whether the current child has the state in `last_state`.
     is_restored: bool,
 }
 

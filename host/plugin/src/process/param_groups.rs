@@ -5,7 +5,7 @@ use host_core::{GroupsRequest, ParamGroup, ParamGroups, Result};
 use super::protocol::{Call, Reply};
 use super::remote::Remote;
 
-/// A grouper in a child process.
+/// A plugin that assigns parameter groups. It runs in a child process.
 #[derive(Debug)]
 pub(crate) struct RemoteParamGroups(pub(crate) Remote);
 

@@ -1,8 +1,9 @@
-//! What the host and the child process of a plugin say to each other.
+//! The messages between the host and a plugin's child process.
 //!
-//! A call and its answer are one message each, in MessagePack, with the bytes that are not worth
-//! encoding (tensors, states) behind it. Between them the child may log. Each side is the same
-//! program, so there is one version of this, and the greeting proves it.
+//! A call is one MessagePack message, and its reply is another. Raw bytes (tensors, states) follow the
+//! message, since encoding them would be wasteful. Before the reply, the child may send log messages. The
+//! greeting checks that both sides have the same version of the host, so the protocol needs no version
+//! numbers.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::PluginKind;
 use crate::secrets::Secret;
 
-/// What the child says first.
+/// The child's first message.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Hello {
     /// The program's version.
@@ -35,26 +36,27 @@ impl Hello {
     }
 }
 
-/// What the host answers: which instance the child is to make. The library's bytes are in a file
-/// that the child inherits.
+/// The host's response, which describes the instance that the child must create. The library's bytes are in a
+/// file that the child inherits.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Open<'a> {
-    /// Of the bytes that the host looked at; the child takes no others.
+    /// The digest of the bytes that the host inspected. The child rejects other bytes.
     pub(super) sha256: Cow<'a, str>,
-    /// The library's own file, to be named only.
+    /// The path of the library, used only in messages.
     pub(super) path: Cow<'a, Path>,
     /// The settings as JSON text.
     pub(super) config: Cow<'a, str>,
-    /// What the instance is.
+    /// The kind of the instance.
     pub(super) kind: PluginKind,
-    /// The ABI's number of the least important level that is logged.
+    /// The least severe level that is logged, as its number in the ABI.
     pub(super) log_level: i32,
-    /// What the plugin may read of the secrets. The child is started without any, since `/proc` shows
-    /// every process of this user what another was started with.
+    /// The secrets that the plugin may read. The child's initial environment contains no secrets, since
+    /// `/proc` shows it to every process of the user.
     pub(super) secrets: Vec<Secret>,
 }
 
-/// A call of a port. One that is not of the instance's kind is a mistake of the host.
+/// A call of a trait's function. The instance's kind must have this function. If it does not, the host has a
+/// bug.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Call<'a> {
     Group {
@@ -62,19 +64,19 @@ pub(super) enum Call<'a> {
         weight_decay: f64,
     },
     Reset,
-    /// The tensors' elements stand behind the message, each in order and without gaps, and begin at
-    /// multiples of [`ALIGNMENT`](super::channel::ALIGNMENT).
+    /// The tensors' elements follow the message. Each tensor is contiguous and starts at a multiple of
+    /// [`ALIGNMENT`](super::channel::ALIGNMENT).
     Update {
         step: u64,
         tensors: Vec<TensorHead<'a>>,
     },
     ExportState,
-    /// The state stands behind the message.
+    /// The state follows the message.
     MergeState,
     Compute,
-    /// A sink's call, which can be cancelled.
+    /// A cancellable call of a sink.
     Sink {
-        /// Counts these calls; a cancellation names it.
+        /// The number of this call, counted from the start of the instance. A cancellation contains it.
         number: u64,
         call: SinkCall<'a>,
     },
@@ -82,13 +84,13 @@ pub(super) enum Call<'a> {
         step: Step,
         event: Cow<'a, EventBody>,
     },
-    /// The state stands behind the message.
+    /// The state follows the message.
     ImportState,
-    /// The instance is destroyed and the process ends. There is no answer but that.
+    /// Destroys the instance and ends the process. Has no reply.
     End,
 }
 
-/// What is asked of a sink.
+/// A call of a sink.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum SinkCall<'a> {
     Publish {
@@ -120,45 +122,46 @@ pub(super) struct TensorHead<'a> {
     pub(super) shape: Cow<'a, [i64]>,
 }
 
-/// What a child says after its greeting.
+/// The child's messages after its greeting.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Said {
-    /// The plugin logs; it may do so at any time.
+    /// A log line of the plugin. It can arrive at any time.
     Log {
         /// The ABI's number.
         level: i32,
         target: String,
         message: String,
     },
-    /// The plugin's `create` is called; what came before was its loading.
+    /// The plugin is loaded, and the child is about to call its `create`.
     Creating,
-    /// The answer to a call, or to [`Open`].
+    /// The reply to a call, or to [`Open`].
     Reply {
         reply: Reply,
-        /// Why the instance will never work again, if so, though its process is there.
+        /// Why the instance can never work again, although its process is still running. `None` if the
+        /// instance can still work.
         lost: Option<String>,
     },
 }
 
-/// How a call went.
+/// The result of a call.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Reply {
     Done,
-    /// A state, which stands behind the message.
+    /// A state, which follows the message.
     State,
     Groups(Vec<ParamGroup>, Vec<String>),
     Values(Vec<(String, f64)>),
     Receipt(Receipt),
-    /// What a preflight found.
+    /// The text that a sink's `preflight` returned.
     Ready(Option<String>),
-    /// What was brought back.
+    /// What a sink's `fetch` returned.
     Fetched(Fetched),
     Asks(Vec<Ask>),
     Failed(Fault),
     Undelivered(SinkError),
 }
 
-/// An [`Error`] on its way.
+/// An [`Error`] as sent over the channel.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Fault {
     kind: ErrorKind,
@@ -167,7 +170,7 @@ pub(super) struct Fault {
 }
 
 impl Call<'_> {
-    /// The name of the port's function.
+    /// Returns the name of the function that is called.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Group { .. } => "group",
@@ -227,9 +230,9 @@ mod tests {
 
     use super::*;
 
-    /// Events have their kind inside, which not every format of messages can read again.
+    /// A serialized event contains its kind as a field. Some message formats cannot decode such an event.
     #[test]
-    fn every_event_and_request_arrives_as_it_was() {
+    fn every_event_and_request_arrives_unchanged() {
         let text = || "text".to_owned();
         let requests = [
             Request::Stop,

@@ -11,34 +11,35 @@ use crate::call_stats::CallStats;
 use crate::guard::UnderWay;
 use crate::instance::failed;
 
-/// How often a child is started again in one run.
+/// Maximum number of times per run that a child is restarted.
 const MOST_RESTARTS: u32 = 3;
 
-/// An instance in a child process, which is started again when it has died.
+/// An instance in a child process. The child is restarted after it dies.
 #[derive(Debug)]
 pub(crate) struct Remote {
     launch: Launch,
-    /// Absent from its death until the next call.
+    /// `None` after the child died, until a call restarts it.
     child: Option<Child>,
     restarts: u32,
     limits: Limits,
     stats: Arc<CallStats>,
 }
 
-/// Why a call gave nothing.
+/// Why a call returned no reply.
 #[derive(Debug)]
 pub(super) enum CallError {
-    /// The child died in it, or before and could not be started again. Says how.
+    /// The child died during the call, or had died before and could not be restarted. Contains the reason.
     Died(String),
-    /// The child was started again and the plugin makes no instance any more.
+    /// The call was not made, because the restarted child could not create the instance or because the input
+    /// is too large.
     Refused(Error),
 }
 
-/// What interrupts a call: a reason to kill the child, which the caller looks for now and then.
+/// Called periodically during a call. If the call must be aborted by killing the child, returns the reason.
 pub(super) type Interrupt<'a> = &'a dyn Fn() -> Option<String>;
 
 impl Remote {
-    /// Starts the child and lets it make the instance.
+    /// Starts the child and lets it create the instance.
     pub(crate) fn start(launch: Launch, limits: Limits, account: &CallAccount) -> Result<Self> {
         let child = Child::start(&launch, limits, &mut || true).map_err(|error| match error {
             StartError::Refused(error) => error,
@@ -58,17 +59,17 @@ impl Remote {
         &self.launch.plugin
     }
 
-    /// The child, if one is there.
+    /// Returns the running child, if any.
     pub(super) fn child(&self) -> Option<&Child> {
         self.child.as_ref()
     }
 
-    /// Whether the child died and was not started again yet.
+    /// Whether the child died and has not been restarted yet.
     pub(super) fn is_dead(&self) -> bool {
         self.child.is_none()
     }
 
-    /// Why the instance will never work again, if so.
+    /// If the instance can never work again, returns the reason.
     pub(super) fn lost(&self) -> Option<String> {
         match &self.child {
             Some(child) => child.lost().map(str::to_owned),
@@ -76,7 +77,7 @@ impl Remote {
         }
     }
 
-    /// Starts the child again if it is dead; whether that was so.
+    /// Restarts the child if it is dead. Returns whether it was restarted.
     pub(super) fn revive(
         &mut self,
         interrupt: Interrupt<'_>,
@@ -93,14 +94,14 @@ impl Remote {
         self.child = Some(started.map_err(|error| match error {
             StartError::Refused(error) => CallError::Refused(error),
             StartError::Died(call, reason) => CallError::Died(
-                interrupt().unwrap_or_else(|| format!("started again, in {call} {reason}")),
+                interrupt().unwrap_or_else(|| format!("its restart failed in {call}: {reason}")),
             ),
         })?);
         Ok(true)
     }
 
-    /// One call, measured, in a child that is there. `interrupt` is asked now and then, and so is the
-    /// clock.
+    /// Makes one call in the running child and records its duration. Checks `interrupt` and the time limit
+    /// periodically.
     pub(super) fn call(
         &mut self,
         call: &Call<'_>,
@@ -108,7 +109,7 @@ impl Remote {
         interrupt: Interrupt<'_>,
     ) -> std::result::Result<Reply, CallError> {
         let Some(mut child) = self.child.take() else {
-            return Err(CallError::Died("its process is not there".to_owned()));
+            return Err(CallError::Died("its process is not running".to_owned()));
         };
         let limit = self.limits.call;
         let under_way = UnderWay::in_child(child.plugin(), call.name(), limit);
@@ -123,10 +124,10 @@ impl Remote {
                 self.child = Some(child);
                 Ok(reply)
             }
-            // Nothing of it was sent: the child is as it was.
+            // Nothing was sent, so the child is unchanged.
             Err(Broken::TooLarge(bytes)) => {
                 self.child = Some(child);
-                let reason = Broken::too_large("what it is called with", bytes);
+                let reason = Broken::too_large("its input", bytes);
                 Err(CallError::Refused(failed(self.id(), call.name(), &reason)))
             }
             Err(broken) => {
@@ -137,13 +138,12 @@ impl Remote {
         }
     }
 
-    /// What stood behind the last reply.
+    /// Returns the raw bytes that the child sent after its last reply.
     pub(super) fn behind(&self) -> &[u8] {
         self.child.as_ref().map_or(&[], Child::behind)
     }
 
-    /// A call as a port makes it that has nothing to wait for: the child is started again if it must
-    /// be.
+    /// Makes a call that cannot be interrupted. Restarts the child if necessary.
     pub(super) fn ask(&mut self, call: &Call<'_>, parts: &[&[u8]]) -> Result<Reply> {
         let never = || None;
         let reply = self
@@ -156,7 +156,7 @@ impl Remote {
         }
     }
 
-    /// The error of the house for a call that gave nothing.
+    /// Returns the host's error for a call without a reply.
     pub(super) fn error(&self, call: &str, error: CallError) -> Error {
         match error {
             CallError::Died(reason) => failed(self.id(), call, &reason),
@@ -164,12 +164,12 @@ impl Remote {
         }
     }
 
-    /// What the host refuses in the plugin's place, without calling it.
+    /// Returns the error of a call that the host rejects without calling the plugin.
     pub(super) fn refusal(&self, call: &str, reason: &str) -> Error {
         failed(self.id(), call, reason)
     }
 
-    /// For a reply that is not of the call's kind, which only a child gone wrong gives.
+    /// Returns the error for a reply of the wrong type, which only a defective child sends.
     pub(super) fn wrong_reply(&mut self, call: &str) -> Error {
         let reason = match &mut self.child {
             Some(child) => child.death(Broken::Garbage, self.limits.call),
@@ -181,5 +181,5 @@ impl Remote {
 }
 
 fn lost() -> String {
-    format!("its process died, and was started again {MOST_RESTARTS} times before")
+    format!("its process died after {MOST_RESTARTS} restarts")
 }

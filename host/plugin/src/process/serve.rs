@@ -1,8 +1,8 @@
-//! The child's side: one instance of one plugin, in a process of its own.
+//! The child's side: one instance of one plugin in a separate process.
 //!
-//! The main thread takes calls from one socket and makes them; whatever the plugin does to the
-//! process is done to this process alone. A second thread waits at another socket for cancellations,
-//! and ends the process when the host is gone: the host's end of that socket closes however it died.
+//! The main thread reads calls from one socket and makes them. The plugin can damage only this process. A
+//! second thread waits on another socket for cancellations. It ends this process when that socket closes. The
+//! socket closes whenever the host exits or dies.
 
 use std::borrow::Cow;
 use std::io::{self, Read};
@@ -25,12 +25,12 @@ use crate::log::{LogRecord, set_log_by_number};
 use crate::secrets::Secret;
 use crate::{Plugin, PluginKind};
 
-/// Makes the instance that the host asks for and answers its calls until it says that it is done:
-/// the whole of `host plugin serve`. `inherited` names the descriptors that the host has given to
-/// this process.
+/// Creates the instance that the host requests, then answers calls until the host ends the session. This is
+/// all that `host plugin serve` does. `inherited` lists the descriptors that the host passed to this process.
 ///
 /// # Errors
-/// This process was not started by a host. What a plugin does wrong is said to the host.
+/// Returns an error if this process was not started by a host. Errors of the plugin are sent to the host
+/// instead.
 pub fn serve(inherited: &str) -> Result<()> {
     let Inherited {
         calls,
@@ -39,24 +39,26 @@ pub fn serve(inherited: &str) -> Result<()> {
     } = Inherited::take(inherited).ok_or_else(|| {
         Error::new(
             ErrorKind::Config,
-            "this command is the host's own: it runs a plugin in a process of its own",
+            "this command is for internal use: it runs a plugin in a child process of the host",
         )
-        .hint("`host run --plugin SPEC` starts it where the plugin's mode is process")
+        .hint("use `host run --plugin SPEC` with mode=process")
     })?;
     leave_signals_to_the_host();
-    // SAFETY: the name is a string that ends in a zero, and is copied.
+    // SAFETY: the name is a zero-terminated string, which the call copies.
     unsafe { libc::prctl(libc::PR_SET_NAME, c"host-plugin".as_ptr()) };
     let said = Speaker::new(&calls)?;
     let cancellation = Arc::<Cancellation>::default();
     watch_host(control, Arc::clone(&cancellation))?;
-    // From here on the host hears everything; if it is gone, so is this process.
+    // From here on, all errors are reported to the host instead of being returned. If the host is gone, this
+    // process exits.
     let mut receiver = Receiver::new(calls, u64::MAX);
     let _ = said.say(&Hello::of_this_host(), &[]);
     let mut open: Open<'_> = match receiver.receive(&mut patient) {
         Ok(open) => open,
         Err(_) => return Ok(()),
     };
-    // Before anything of the plugin is here; the other thread only waits at its socket.
+    // Setting environment variables is safe here: no code of the plugin is loaded yet, and the other thread
+    // only waits on its socket.
     open.secrets.drain(..).for_each(Secret::set);
     let speaker = said.clone();
     set_log_by_number(open.log_level, move |record: &LogRecord<'_>| {
@@ -92,7 +94,7 @@ pub fn serve(inherited: &str) -> Result<()> {
     Ok(())
 }
 
-/// What the host has given to this process. None of it is passed on to what the plugin starts.
+/// The descriptors that the host passed to this process. Programs that the plugin starts do not inherit them.
 struct Inherited {
     calls: UnixStream,
     control: UnixStream,
@@ -100,7 +102,8 @@ struct Inherited {
 }
 
 impl Inherited {
-    /// None if these are not a host's, in which case they are left alone.
+    /// Takes ownership of these descriptors. If they were not passed by a host, returns `None` and leaves
+    /// them unchanged.
     fn take(descriptors: &str) -> Option<Self> {
         let numbers: Vec<RawFd> = descriptors
             .split(',')
@@ -114,13 +117,14 @@ impl Inherited {
             return None;
         }
         for descriptor in numbers {
-            // SAFETY: F_SETFD takes an int, and a descriptor that is not open is an error.
+            // SAFETY: F_SETFD takes an int, and the call fails if the descriptor is not open.
             if unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
                 return None;
             }
         }
-        // SAFETY: they are open, this process has just begun, and nobody else in it knows them: the
-        // parent, who made these sockets for it, says which they are.
+        // SAFETY: the descriptors are open, and nothing else in this process uses them, since it has just
+        // started. The parent created the two sockets for this process and passed the numbers of all three
+        // descriptors.
         unsafe {
             Some(Self {
                 calls: UnixStream::from_raw_fd(calls),
@@ -131,7 +135,8 @@ impl Inherited {
     }
 }
 
-/// Whether this is one end of a pair of sockets that the parent of this process made.
+/// Returns true if this descriptor is one end of a pair of sockets, and this process's parent created the
+/// pair.
 fn is_of_parent(descriptor: RawFd) -> bool {
     let mut peer = libc::ucred {
         pid: 0,
@@ -139,7 +144,7 @@ fn is_of_parent(descriptor: RawFd) -> bool {
         gid: 0,
     };
     let mut size = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: the place is writable and as large as `size` says.
+    // SAFETY: the pointer is writable for `size` bytes.
     let status = unsafe {
         libc::getsockopt(
             descriptor,
@@ -153,35 +158,38 @@ fn is_of_parent(descriptor: RawFd) -> bool {
     status == 0 && descriptor > 2 && u32::try_from(peer.pid) == Ok(parent)
 }
 
-/// Whoever ends a service signals every process of it, but what is under way here shall be finished:
-/// when it ends, the host decides. A file that grows beyond a limit of the user's is a write that
-/// fails, as in the host itself.
+/// Prevents the signals that end the host from ending this process. When a service is stopped, each of its
+/// processes receives a signal, but calls in this process must finish, and the host decides when this process
+/// ends. SIGXFSZ does not end it either: if a file would grow beyond the user's limit, only the write fails,
+/// as in the host itself.
 ///
-/// Handlers that do nothing are not inherited by programs that the plugin starts; a signal that is
-/// ignored would be.
+/// Each signal gets a handler that does nothing, instead of being ignored: programs that the plugin starts
+/// would inherit that a signal is ignored, but they do not inherit handlers.
 fn leave_signals_to_the_host() {
     extern "C" fn nothing(_: libc::c_int) {}
-    // SAFETY: a struct of integers and a set of signals, empty when it is zero.
+    // SAFETY: the struct contains integers and a set of signals, for which zero is valid and means an empty
+    // set.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = nothing as *const () as libc::sighandler_t;
     action.sa_flags = libc::SA_RESTART;
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGXFSZ] {
-        // SAFETY: the handler does nothing, which is safe at any moment.
+        // SAFETY: the handler does nothing, so it can run at any time.
         unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
     }
 }
 
-/// A delivery has time, and the training none to lose: this process, and what it starts from here on,
-/// gets what of the processors and the disk nobody else wants. Threads that meet at a barrier many times
-/// in a step all wait for the one that has lost its processor for a slice of time, so a low priority
-/// (nice) is not low enough: it still gets slices. Where that is not allowed, it goes on as it is.
+/// Lowers the priority of this process below the training's. Processes that this process starts later inherit
+/// the priority. All of them run only on otherwise idle CPUs and access the disk last. A low priority (nice)
+/// is not enough, since such a process still gets time slices. The training's threads meet at barriers many
+/// times in a step. If one thread lost its CPU for such a time slice, all other threads would wait for it. If
+/// the system forbids the change, the priority remains the same.
 fn give_way_to_the_training() {
-    /// Of `linux/ioprio.h`: this process, and the last of those that get their turn.
+    /// From `linux/ioprio.h`: the value for this process, and the lowest best-effort priority.
     const IOPRIO_WHO_PROCESS: libc::c_int = 1;
     const IOPRIO_BEST_EFFORT_LAST: libc::c_int = 2 << 13 | 7;
-    // SAFETY: a struct of one number, of which this policy knows 0 alone.
+    // SAFETY: the struct contains one number, which must be 0 for this policy.
     let param: libc::sched_param = unsafe { std::mem::zeroed() };
-    // SAFETY: the one reads the struct, which outlives it; the other takes numbers alone.
+    // SAFETY: one call reads the struct, which outlives the call; the other takes only numbers.
     unsafe {
         libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const param);
         libc::syscall(
@@ -193,7 +201,7 @@ fn give_way_to_the_training() {
     }
 }
 
-/// Who speaks to the host: the main thread, and whatever thread the plugin logs from.
+/// Sends messages to the host, from the main thread and from all threads that log.
 #[derive(Clone)]
 struct Speaker(Arc<Mutex<Sender>>);
 
@@ -208,11 +216,11 @@ impl Speaker {
         sender.send(message, parts, &mut patient)
     }
 
-    /// Answers a call. An answer that is too large to be sent is a failure of the call.
+    /// Replies to a call. If the reply is too large to send, the call fails.
     fn reply(&self, reply: Reply, lost: Option<String>, parts: &[&[u8]]) -> Result<(), Broken> {
         match self.say(&Said::Reply { reply, lost }, parts) {
             Err(Broken::TooLarge(bytes)) => {
-                let message = Broken::too_large("what it gave", bytes);
+                let message = Broken::too_large("its output", bytes);
                 let reply = Reply::Failed(Error::new(ErrorKind::Plugin, message).into());
                 self.say(&Said::Reply { reply, lost: None }, &[])
             }
@@ -221,7 +229,7 @@ impl Speaker {
     }
 }
 
-/// The host's sockets have no time limit here: it is the host that loses patience.
+/// Always continues: the child waits for the host without a time limit, since the host enforces the limits.
 fn patient() -> bool {
     true
 }
@@ -233,15 +241,15 @@ fn no_thread(error: &io::Error) -> Error {
     )
 }
 
-/// What the second thread shares with the first.
+/// The state that both threads share.
 #[derive(Default)]
 struct Cancellation(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// The number of the last call that was cancelled. It may not have begun here yet.
+    /// The number of the last cancelled call. A cancellation can arrive before this process starts the call.
     call: u64,
-    /// The sink's own; absent before and after it.
+    /// The sink's canceller; absent before the sink is created and after it is dropped.
     cancel: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -255,7 +263,7 @@ impl Cancellation {
     }
 }
 
-/// Passes cancellations on, and ends the process with the host.
+/// Forwards cancellations, and ends the process when the host is gone.
 fn watch_host(mut control: UnixStream, cancellation: Arc<Cancellation>) -> Result<()> {
     let watch = move || {
         let mut number = [0; 8];
@@ -269,12 +277,13 @@ fn watch_host(mut control: UnixStream, cancellation: Arc<Cancellation>) -> Resul
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
-                // The plugin has closed it, and the number may be another file's by now.
+                // An error means that the plugin has closed the descriptor. The descriptor's number may
+                // already belong to another file, so it must not be closed here.
                 Err(_) => return std::mem::forget(control),
             }
         }
-        // SAFETY: it does not return, and runs nothing of this process on its way, where a plugin's
-        // call may be under way that never ends.
+        // SAFETY: `_exit` does not return. It runs no exit handlers, which would be unsafe while the main
+        // thread is in a call of the plugin.
         unsafe { libc::_exit(0) };
     };
     std::thread::Builder::new()
@@ -284,7 +293,7 @@ fn watch_host(mut control: UnixStream, cancellation: Arc<Cancellation>) -> Resul
         .map_err(|e| no_thread(&e))
 }
 
-/// The instance, as the port that it is.
+/// The instance, as the trait of its kind.
 enum Instance {
     ParamGroups(Box<dyn ParamGroups>),
     Metric(Box<dyn Metric>),
@@ -300,13 +309,13 @@ impl Instance {
             return Err(Error::new(
                 ErrorKind::Plugin,
                 format!(
-                    "the plugin's bytes are not those that the host has looked at: {}",
+                    "the plugin's bytes differ from those that the host inspected: {}",
                     open.path.display()
                 ),
             ));
         }
         let plugin = Plugin::load_image(&image, &open.path, &open.config)?;
-        // If the host is gone, the next word to it shows that.
+        // An error is ignored here: if the host is gone, sending the reply fails, too.
         let _ = said.say(&Said::Creating, &[]);
         Ok(match open.kind {
             PluginKind::ParamGroups => Self::ParamGroups(plugin.param_groups()?),
@@ -316,7 +325,7 @@ impl Instance {
         })
     }
 
-    /// Makes the call; the reply, and the state that goes behind it.
+    /// Makes the call. Returns the reply and the state to send after it.
     fn answer(
         &mut self,
         call: Call<'_>,
@@ -356,7 +365,10 @@ impl Instance {
             (Self::Sink(sink), Call::Sink { call, .. }) => ask(&mut **sink, call),
             (_, call) => Err(Error::new(
                 ErrorKind::System,
-                format!("the host called {} of another kind of plugin", call.name()),
+                format!(
+                    "the host called {}, which this kind of plugin does not have",
+                    call.name()
+                ),
             )),
         };
         let reply = reply.unwrap_or_else(|error| Reply::Failed(Fault::from(error)));
@@ -384,7 +396,7 @@ fn state(exported: Result<Vec<u8>>) -> (Reply, Vec<u8>) {
     }
 }
 
-/// Shows the metric the tensors whose elements stand in `behind`.
+/// Calls the metric's `update`. `behind` contains the tensors' elements.
 fn update(
     metric: &mut dyn Metric,
     step: u64,
@@ -407,7 +419,7 @@ fn update(
             });
         let elements = count.and_then(|bytes| behind.get(begin..begin.checked_add(bytes)?));
         let elements = elements.ok_or_else(|| {
-            let message = format!("the elements of {} are not all there", need.name());
+            let message = format!("elements of {} are missing", need.name());
             Error::new(ErrorKind::System, message)
         })?;
         end = begin + elements.len();
@@ -439,7 +451,8 @@ fn ask(sink: &mut dyn CheckpointSink, call: SinkCall<'_>) -> Result<Reply> {
             metrics,
             state_dir,
         } => {
-            // Before the first delivery there is no training to give way to, and the host waits.
+            // The priority is not lowered for a sink's calls before its first `publish`, because the host
+            // makes those calls before training starts, and waits for them.
             give_way_to_the_training();
             let checkpoint = CheckpointDir {
                 step,

@@ -3,7 +3,7 @@ use std::process::{Child, Command};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
-/// A program to start, and where its handle goes.
+/// A program to start, and the channel on which to return its handle.
 struct Job {
     command: Command,
     answer: SyncSender<io::Result<Child>>,
@@ -13,9 +13,9 @@ static SPAWNER: Mutex<Option<SyncSender<Job>>> = Mutex::new(None);
 
 /// Starts a program from a thread that lives as long as the process.
 ///
-/// The signal that a child asked for at its parent's death (`PR_SET_PDEATHSIG`) comes when the
-/// *thread* that started it ends. A sink's child is started again on the sink's worker, which ends
-/// before the process does, so no such thread starts any.
+/// A child can request a signal for its parent's death (`PR_SET_PDEATHSIG`). The kernel sends it when the
+/// *thread* that started the child ends. A sink's child may be restarted by the sink's worker thread, which
+/// ends before the process does. Therefore all children are started from this one thread.
 pub(super) fn spawn(command: Command) -> io::Result<Child> {
     let (answer, started) = sync_channel(1);
     let gone = |_| io::Error::other("the thread that starts processes is gone");
@@ -39,7 +39,7 @@ fn spawner() -> io::Result<SyncSender<Job>> {
                 answer,
             } in queue
             {
-                // Who asked may have gone; the child then sees its sockets closed.
+                // An error means that the caller no longer waits. The child then finds its sockets closed.
                 let _ = answer.send(command.spawn());
             }
         })?;

@@ -1,4 +1,4 @@
-//! Counts what a thread allocates, so that other tests at the same time do not matter.
+//! Counts the allocations of each thread separately, so that concurrent tests do not affect the result.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -9,12 +9,12 @@ struct Counting;
 static COUNTING: Counting = Counting;
 
 thread_local! {
-    /// Bytes that this thread holds, and the most that it held. What it frees for another thread
-    /// counts as well, so that the first may be below zero.
+    /// The bytes that this thread currently holds, and the maximum so far. Memory that another thread
+    /// allocated is also subtracted when this thread frees it, so the first number can be negative.
     static HELD: Cell<(isize, isize)> = const { Cell::new((0, 0)) };
 }
 
-/// The most bytes that the thread held at once while it did this, above what it held before.
+/// Returns the result of `work`, and the peak of the thread's allocations during `work`.
 pub(crate) fn peak<T>(work: impl FnOnce() -> T) -> (T, usize) {
     HELD.set((0, 0));
     let done = work();
@@ -22,7 +22,7 @@ pub(crate) fn peak<T>(work: impl FnOnce() -> T) -> (T, usize) {
 }
 
 fn count(bytes: isize) {
-    // A thread that ends may have no such variable any more.
+    // At the end of a thread, its `HELD` may already be destroyed.
     let _ = HELD.try_with(|held| {
         let (now, most) = held.get();
         let now = now + bytes;
@@ -34,23 +34,23 @@ fn size(layout: Layout) -> isize {
     layout.size().try_into().unwrap_or(isize::MAX)
 }
 
-// SAFETY: every call is passed on as it is.
+// SAFETY: every call is forwarded unchanged to `System`.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(size(layout));
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the requirements.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(size(layout));
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the requirements.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         count(-size(layout));
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the requirements.
         unsafe { System.dealloc(at, layout) }
     }
 }

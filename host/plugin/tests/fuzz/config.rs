@@ -1,4 +1,4 @@
-//! Schemas of all shapes, hostile ones among them, and settings for them.
+//! Schemas of all shapes, including hostile ones, and settings for them.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ use crate::elf::with_manifest;
 use crate::gate::good;
 use crate::{allocation, assert_readable, json, look, times};
 
-/// What schemas are made of.
+/// Words that are likely in generated schemas.
 const WORDS: &[&str] = &[
     "$ref",
     "$defs",
@@ -79,7 +79,7 @@ const WORDS: &[&str] = &[
     "uri",
 ];
 
-/// A manifest with this schema, if the look lets it through.
+/// Returns a manifest with this schema, if the inspection accepts it.
 fn with_schema(schema: Value) -> Option<PluginManifest> {
     let manifest = json!({
         "abi": [1, 0], "id": "a", "version": "1", "kinds": ["metric"], "config": schema
@@ -87,7 +87,7 @@ fn with_schema(schema: Value) -> Option<PluginManifest> {
     look(&with_manifest(&good()[0], manifest.to_string().as_bytes()))
 }
 
-/// The settings as the plugin would see them. They cost no more memory than they should.
+/// Returns the settings as the plugin receives them, and checks that resolving them uses little memory.
 fn resolve(config: &PluginConfig, manifest: &PluginManifest) -> Result<Value, Error> {
     let (outcome, peak) = allocation::peak(|| config.resolve(manifest));
     assert!(peak < 16 << 20, "{peak} bytes");
@@ -118,7 +118,7 @@ proptest! {
     fn any_schema(schema in json::value(WORDS), settings in settings()) {
         if let Some(manifest) = with_schema(schema) {
             match resolve(&settings, &manifest) {
-                // Typed settings pass as they are, or not at all.
+                // Settings given as typed values are either accepted unchanged or rejected.
                 Ok(values) => if let PluginConfig::Values(given) = settings {
                     prop_assert_eq!(values, Value::Object(given));
                 },
@@ -127,7 +127,7 @@ proptest! {
         }
     }
 
-    /// Schemas whose definitions refer to one another anyhow.
+    /// Schemas whose definitions refer to each other arbitrarily.
     #[test]
     fn any_net_of_references(
         edges in prop::collection::vec((0usize..12, prop::sample::select(&["allOf", "anyOf", "items", "properties", "not", "$ref"][..]), 0usize..12), 1..40),
@@ -159,7 +159,7 @@ proptest! {
     }
 }
 
-/// What would take for ever, or all of the memory, if it were taken at all.
+/// Settings that would take unbounded time or memory if the host processed them naively.
 #[test]
 fn hostile_settings_end() {
     let lists = json!({"type": ["array", "string"], "items": {"type": ["array", "string"]}});

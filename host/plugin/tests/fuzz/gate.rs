@@ -1,4 +1,4 @@
-//! Bytes of all kinds, and good libraries with damage.
+//! Inspects arbitrary bytes, and valid libraries that were damaged.
 
 use std::sync::OnceLock;
 
@@ -10,7 +10,7 @@ use crate::elf::{self, SECTION_HEADER, SH_SIZE, SYMBOL, section, sections, u16_a
 use crate::fixture::{Fixture, dir};
 use crate::{look, times};
 
-/// Libraries as several compilations make them.
+/// Returns valid libraries, each compiled in a different way.
 pub(crate) fn good() -> &'static [Vec<u8>] {
     static GOOD: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
     GOOD.get_or_init(|| {
@@ -29,10 +29,11 @@ pub(crate) fn good() -> &'static [Vec<u8>] {
     })
 }
 
-/// How files of some kinds begin.
+/// The first bytes of files of several kinds.
 const STARTS: &[&[u8]] = &[b"", b"\x7fELF", b"\x7fELF\x02\x01\x01", b"!<arch>\n"];
 
-/// A change to a library's bytes. Places are parts of the whole, since the lengths differ.
+/// A change to a library's bytes. A position of type `f64` is a fraction of the length, since libraries have
+/// different lengths.
 #[derive(Clone, Debug)]
 enum Damage {
     Flip(f64, u8),
@@ -47,7 +48,7 @@ enum Damage {
     Dynamic(usize, usize, u64),
 }
 
-/// Numbers that are too large, too small, or nearly right.
+/// Generates numbers that are too large, too small, or almost right.
 fn number() -> impl Strategy<Value = u64> {
     prop_oneof![
         Just(0),
@@ -82,7 +83,7 @@ fn damage() -> impl Strategy<Value = Damage> {
 }
 
 impl Damage {
-    /// `good` is the library before any damage, which says where its tables lie.
+    /// Applies the damage. `good` is the undamaged library, from which the positions of the tables are read.
     fn apply(&self, bytes: &mut Vec<u8>, good: &[u8]) {
         let at = |part: f64, bytes: &[u8]| (part * bytes.len() as f64) as usize;
         let table = |name: &str, record: usize, index: usize, field: usize| {
@@ -130,7 +131,7 @@ impl Damage {
             Self::Symbol(index, field, to) => (table(".dynsym", SYMBOL, *index, *field), to),
             Self::Dynamic(index, field, to) => (table(".dynamic", 16, *index, *field), to),
         };
-        // As many bytes as there are: a field may be shorter than a number.
+        // The number can be longer than its field, so its last bytes may be beyond the end of the file.
         for (offset, byte) in number.to_ne_bytes().into_iter().enumerate() {
             if let Some(place) = bytes.get_mut(place + offset) {
                 *place = byte;
@@ -139,15 +140,16 @@ impl Damage {
     }
 }
 
-/// What another reader of the format finds in a library that the look lets through: its one
-/// manifest, with this id, and the one entry function.
+/// Checks an accepted library with another ELF reader: the library must have exactly one manifest, with this
+/// id, and must have the entry function.
 fn assert_is_one(bytes: &[u8], id: &str) {
     assert!(
         bytes
             .windows(21)
             .any(|name| name == b"host_plugin_entry_v1\0")
     );
-    // It is particular about tables that neither the look nor the loader reads.
+    // This reader can reject a library that was rightly accepted, because it also reads tables that neither
+    // the inspection nor the loader reads.
     let Ok(file) = object::read::elf::ElfFile64::<object::NativeEndian>::parse(bytes) else {
         return;
     };
@@ -168,7 +170,7 @@ fn assert_is_one(bytes: &[u8], id: &str) {
     assert!(entries.contains(&"host_plugin_entry_v1"), "{entries:?}");
 }
 
-/// What cannot be a plugin any more.
+/// Damage that makes a library unusable as a plugin.
 #[derive(Clone, Debug)]
 enum Destruction {
     Manifest(Vec<u8>),
@@ -199,7 +201,7 @@ fn destruction() -> impl Strategy<Value = Destruction> {
 }
 
 impl Destruction {
-    /// False where this one happens to leave a plugin.
+    /// Applies the damage. Returns false if the library could still be a valid plugin.
     fn apply(&self, bytes: &mut [u8]) -> bool {
         let manifest = section(bytes, ".host_manifest");
         let entry = elf::entry_symbol(bytes);
@@ -223,7 +225,7 @@ impl Destruction {
             Self::EntryElsewhere(to) => {
                 let text = section(bytes, ".text");
                 let code = u64_at(bytes, text.header + 16) as u64;
-                // The segment of the code is larger than its section, by a page at most.
+                // The code segment can be up to one page larger than the code section.
                 if to.abs_diff(code) < (text.size as u64) + 8192 {
                     return false;
                 }
@@ -243,7 +245,7 @@ impl Destruction {
 }
 
 #[test]
-fn the_good_ones_are_let_through() {
+fn valid_libraries_are_accepted() {
     for bytes in good() {
         let manifest = look(bytes).unwrap();
         assert_is_one(bytes, &manifest.id);
@@ -263,7 +265,7 @@ proptest! {
         prop_assert!(look(&bytes).is_none());
     }
 
-    /// A header that is nearly right before bytes that are not.
+    /// A header that is almost right, followed by arbitrary bytes.
     #[test]
     fn tables_of_all_kinds(
         library in 0usize..4,
@@ -296,7 +298,7 @@ proptest! {
     }
 
     #[test]
-    fn destroyed_libraries_are_never_let_through(
+    fn destroyed_libraries_are_never_accepted(
         library in 0usize..4,
         destruction in destruction(),
         padding in 0usize..5000,

@@ -1,4 +1,4 @@
-//! JSON of all shapes.
+//! Arbitrary JSON.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value};
@@ -19,7 +19,7 @@ fn leaf(words: &'static [&'static str]) -> BoxedStrategy<Value> {
     .boxed()
 }
 
-/// Any value, in which these words are more likely than others.
+/// Generates any JSON value. Its strings and keys are often taken from `words`.
 pub(crate) fn value(words: &'static [&'static str]) -> impl Strategy<Value = Value> {
     let key = prop_oneof![
         4 => prop::sample::select(words).prop_map(str::to_owned),

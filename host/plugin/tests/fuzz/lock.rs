@@ -1,4 +1,4 @@
-//! Locks that were printed, and texts that no lock is.
+//! Parses generated locks after printing them, and texts that are not locks.
 
 use std::path::Path;
 
@@ -48,7 +48,7 @@ proptest! {
     #![proptest_config(times(2))]
 
     #[test]
-    fn what_was_printed_reads_as_the_same(lock in lock()) {
+    fn a_printed_lock_reads_as_the_same(lock in lock()) {
         let text = lock.to_toml();
         let same = read(&text).unwrap();
         prop_assert_eq!(&same, &lock);
@@ -63,7 +63,7 @@ proptest! {
         prop_assert!(read(&text).is_none());
     }
 
-    /// A damaged lock is refused, or says what it says: every entry that is left is a whole one.
+    /// If a damaged lock is accepted, every entry in it is complete.
     #[test]
     fn a_lock_with_other_bytes(
         lock in lock(),

@@ -1,5 +1,6 @@
-//! Whatever is given to what reads plugins before any code of theirs runs, it ends in a plugin or in
-//! one clear error: without a panic, without much memory. `PROPTEST_CASES` makes it longer.
+//! Fuzz tests of the code that reads plugins before any plugin code runs. For any input this code must return
+//! a plugin or one clear error, without a panic and with little memory. `PROPTEST_CASES` increases the number
+//! of cases.
 
 #![expect(clippy::unwrap_used, reason = "these are tests")]
 
@@ -25,10 +26,11 @@ use host_plugin::{PluginManifest, is_plugin_id};
 use host_plugin_abi::HOST_ABI_MINOR;
 use proptest::test_runner::Config;
 
-/// What the files are called in errors.
+/// The path that errors report for the inspected bytes.
 const PATH: &str = "/a/plugin.so";
 
-/// Some thousands of cases, or as the environment says; the whole takes seconds.
+/// Returns a configuration with `8 * factor` times the usual number of cases. The usual number is
+/// `PROPTEST_CASES` if it is set, otherwise 256. With 256, all tests together take a few seconds.
 fn times(factor: u32) -> Config {
     let config = Config::default();
     Config {
@@ -38,7 +40,8 @@ fn times(factor: u32) -> Config {
     }
 }
 
-/// An error that a person can read: one line of a bearable length, the path last, and a way out.
+/// Checks that an error is readable. Its message must be one line of moderate length, with the path (if
+/// given) at the end. The error must also have a hint.
 fn assert_readable(error: &Error, path: Option<&str>) {
     let message = error.message();
     assert!(message.len() < 2000, "{} bytes: {message}", message.len());
@@ -49,10 +52,11 @@ fn assert_readable(error: &Error, path: Option<&str>) {
     assert!(error.hint_text().is_some_and(|hint| !hint.is_empty()));
 }
 
-/// Looks at a library and holds the outcome to what is promised of it.
+/// Inspects a library and checks the result.
 fn look(bytes: &[u8]) -> Option<PluginManifest> {
     let (outcome, peak) = allocation::peak(|| host_plugin::inspect(bytes, Path::new(PATH)));
-    // The tables are not copied; a manifest of up to 1 MiB is, and its schema is compiled.
+    // The file's ELF tables are not copied. Memory is needed only for a manifest of up to 1 MiB, which is
+    // copied, and for its schema, which is compiled.
     let most = (16 << 20) + 64 * bytes.len().min(1 << 20);
     assert!(peak < most, "{peak} bytes for a file of {}", bytes.len());
     match outcome {

@@ -1,4 +1,4 @@
-//! Manifests of all shapes, each in a library that is good but for it.
+//! Manifests of all shapes, each in an otherwise valid library.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use crate::elf::with_manifest;
 use crate::gate::good;
 use crate::{json, look, times};
 
-/// What manifests are made of.
+/// Words that are likely in generated manifests.
 const WORDS: &[&str] = &[
     "id",
     "abi",
@@ -74,7 +74,7 @@ proptest! {
         }
     }
 
-    /// The text with bytes put in, taken out and changed.
+    /// The text of the valid manifest, with a few bytes inserted, removed or changed.
     #[test]
     fn a_manifest_with_other_bytes(
         edits in prop::collection::vec((any::<prop::sample::Index>(), 0usize..3, any::<u8>()), 1..4),

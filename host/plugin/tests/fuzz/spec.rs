@@ -1,4 +1,4 @@
-//! SPECs that were printed, in both forms, and texts and tables that no SPEC is.
+//! Parses valid SPECs, both as text and as a table, and arbitrary texts and tables.
 
 use std::path::PathBuf;
 
@@ -41,7 +41,7 @@ fn policy() -> impl Strategy<Value = OnError> {
     ]
 }
 
-/// Whose words are `on_error`, in the form of the command line.
+/// Returns the policy's `on_error` as written on the command line.
 fn policy_text(policy: OnError) -> String {
     match policy {
         OnError::Fail => "fail".to_owned(),
@@ -61,7 +61,7 @@ fn mode() -> impl Strategy<Value = Mode> {
     prop::sample::select(&[Mode::InProcess, Mode::Process][..])
 }
 
-/// What stands on the command line: no comma outside of brackets, no space around.
+/// Generates a value as on the command line: no commas outside of brackets, no leading or trailing spaces.
 fn value_text() -> impl Strategy<Value = String> {
     prop_oneof![
         "",
@@ -73,16 +73,14 @@ fn value_text() -> impl Strategy<Value = String> {
 }
 
 fn key() -> impl Strategy<Value = String> {
-    "[a-z][a-z_]{0,8}".prop_filter("a key of the plugin's", |key| {
-        !WORDS.contains(&key.as_str())
-    })
+    "[a-z][a-z_]{0,8}".prop_filter("a key of the plugin", |key| !WORDS.contains(&key.as_str()))
 }
 
 proptest! {
     #![proptest_config(times(8))]
 
     #[test]
-    fn what_was_printed_reads_as_the_same(
+    fn a_printed_spec_reads_as_the_same(
         target in target(),
         config in prop::collection::btree_map(key(), value_text(), 0..5),
         mode in prop::option::of(mode()),

@@ -39,7 +39,7 @@ fn sink(id: &str, config: Value) -> Box<dyn CheckpointSink> {
 }
 
 #[test]
-fn a_checkpoint_crosses_and_a_receipt_comes_back() {
+fn a_checkpoint_is_passed_and_a_receipt_is_returned() {
     let mut sink = sink("good-sink", json!({"keep": 3}));
     assert_eq!(sink.id(), "good-sink");
     let Receipt(receipt) = publish(&mut *sink).unwrap();
@@ -56,7 +56,7 @@ fn a_checkpoint_crosses_and_a_receipt_comes_back() {
 }
 
 #[test]
-fn one_library_serves_two_sinks_with_their_own_settings() {
+fn two_sinks_of_one_library_have_their_own_settings() {
     let dir = dir();
     let path = Fixture::new("sink.c", "two-sinks").build(dir.path());
     let receipts = [1, 2].map(|keep| {
@@ -87,7 +87,7 @@ fn a_failure_is_temporary_or_permanent() {
         ),
         (
             "silent",
-            SinkError::Permanent("it succeeded but put nothing".to_owned()),
+            SinkError::Permanent("it succeeded but put no output".to_owned()),
         ),
         (
             "no_json",
@@ -98,7 +98,7 @@ fn a_failure_is_temporary_or_permanent() {
     ] {
         let mut sink = sink(&format!("sink-{how}"), json!({"how": how}));
         assert_eq!(publish(&mut *sink), Err(error.clone()));
-        assert_eq!(publish(&mut *sink), Err(error), "it may be asked again");
+        assert_eq!(publish(&mut *sink), Err(error), "it can be called again");
     }
 }
 
@@ -137,16 +137,16 @@ fn after_a_panic_another_instance_publishes_at_most_three_times() {
     }
     assert_eq!(
         sink.lost().unwrap(),
-        "it panicked in publish, and was created again 3 times before"
+        "it panicked in publish after 3 restarts"
     );
-    let again = "it panicked in publish before and is not called again";
+    let again = "it panicked in publish earlier and is not called again";
     assert_eq!(
         publish(&mut *sink),
         Err(SinkError::Temporary(again.to_owned()))
     );
     cancel();
     drop(sink);
-    // One is made before the other is destroyed, and one that panicked is not cancelled.
+    // All instances were destroyed. None was cancelled, because an instance that panicked is not cancelled.
     let log = log_of("sink-panic");
     let count = |what: &str| log.iter().filter(|line| *line == what).count();
     assert_eq!((count("create"), count("destroy")), (4, 4), "{log:?}");

@@ -1,11 +1,11 @@
-//! Where the parts of a 64-bit library lie, for tests that change them.
+//! Locates the parts of a 64-bit library, for tests that modify them.
 
 /// A section of a library.
 pub(crate) struct Section {
     pub(crate) name: String,
-    /// Where its header lies in the file.
+    /// Offset of the section's header in the file.
     pub(crate) header: usize,
-    /// Where its bytes lie.
+    /// Offset of the section's content in the file.
     pub(crate) offset: usize,
     pub(crate) size: usize,
 }
@@ -31,7 +31,7 @@ pub(crate) fn put_u64(bytes: &mut [u8], at: usize, value: u64) {
     bytes[at..at + 8].copy_from_slice(&value.to_ne_bytes());
 }
 
-/// The sections of a good library.
+/// Returns the sections of a valid library.
 pub(crate) fn sections(bytes: &[u8]) -> Vec<Section> {
     let (table, count, names) = (u64_at(bytes, 40), u16_at(bytes, 60), u16_at(bytes, 62));
     let header = |index: usize| table + index * SECTION_HEADER;
@@ -57,7 +57,7 @@ pub(crate) fn section(bytes: &[u8], name: &str) -> Section {
     sections.find(|section| section.name == name).unwrap()
 }
 
-/// Where the symbol of the entry function lies in the table of dynamic symbols.
+/// Returns the file offset of the entry function's symbol. The symbol is in the dynamic symbol table.
 pub(crate) fn entry_symbol(bytes: &[u8]) -> usize {
     let (symbols, names) = (section(bytes, ".dynsym"), section(bytes, ".dynstr"));
     (0..symbols.size / SYMBOL)
@@ -69,7 +69,7 @@ pub(crate) fn entry_symbol(bytes: &[u8]) -> usize {
         .unwrap()
 }
 
-/// The library with other bytes for a manifest, at its end.
+/// Returns the library with these bytes as its manifest. They are appended to the end of the file.
 pub(crate) fn with_manifest(library: &[u8], manifest: &[u8]) -> Vec<u8> {
     let header = section(library, ".host_manifest").header;
     let mut bytes = library.to_vec();

@@ -1,4 +1,4 @@
-//! Files that are no plugin before anybody looks into one, or are another one a moment later.
+//! Files that cannot be plugins because of their type, and files that are replaced after the inspection.
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -12,16 +12,16 @@ use serde_json::json;
 use crate::fixture::{Fixture, dir, find, load};
 use crate::refusals::{NO_LIBRARY, assert_error, assert_refused};
 
-const NO_PATH: &str = "give the path of the plugin's .so file, or its id";
+const NO_PATH: &str = "pass the path of the plugin's .so file, or its id";
 
-/// Runs a compiler or another of its tools.
+/// Runs a compiler or a related tool.
 fn tool(name: &str, args: &[&str]) {
     let output = Command::new(name).args(args).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name}: {errors}");
 }
 
-/// The file cannot be opened, be it asked for by its path or met in the search path.
+/// Checks that the file is rejected when it is opened, both by its path and in the search path.
 #[track_caller]
 fn assert_not_opened(path: &Path, reason: &str, hint: Option<&str>, kind: ErrorKind) {
     let error = find(&Target::Path(path.to_owned())).unwrap_err();
@@ -36,7 +36,7 @@ fn assert_not_opened(path: &Path, reason: &str, hint: Option<&str>, kind: ErrorK
 }
 
 #[test]
-fn files_of_other_kinds_are_called_by_their_names() {
+fn files_of_other_kinds_are_named() {
     let dir = dir();
     let at = |name: &str| dir.path().join(name);
     let text = |name: &str| at(name).to_str().unwrap().to_owned();
@@ -59,7 +59,7 @@ fn files_of_other_kinds_are_called_by_their_names() {
         ("short.so", "a file of less than 20 bytes"),
         ("a.dll", "a library for Windows"),
         ("a.dylib", "a library for macOS"),
-        ("main.c", "no ELF file"),
+        ("main.c", "a file without an ELF header"),
     ] {
         let reason = format!("plugin is {what}, not a shared library");
         assert_refused(&at(name), &reason, NO_LIBRARY);
@@ -67,7 +67,7 @@ fn files_of_other_kinds_are_called_by_their_names() {
 }
 
 #[test]
-fn what_is_no_file_is_not_waited_for() {
+fn opening_a_pipe_does_not_block() {
     let dir = dir();
     let at = |name: &str| dir.path().join(name);
     fs::create_dir(at("folder.so")).unwrap();
@@ -97,12 +97,12 @@ fn a_file_that_may_not_be_read() {
     std::thread::scope(|scope| {
         let nobody = std::thread::Builder::new().name("nobody".to_owned());
         let look = || {
-            // The superuser may read everything. This makes one of the thread, for files alone, who
-            // may not; it ends with the thread, and does nothing to one who may not anyway.
+            // The superuser can read everything. This call removes that privilege from this thread, for file
+            // access only, until the thread ends. For other users the call has no effect.
             // SAFETY: the function takes a number.
             unsafe { libc::setfsuid(65_534) };
             let reason = "cannot open the plugin: Permission denied (os error 13)";
-            let hint = "check who owns the path, or choose another";
+            let hint = "check the owner and the permissions of the path, or choose another path";
             assert_not_opened(&path, reason, Some(hint), ErrorKind::System);
         };
         nobody.spawn_scoped(scope, look).unwrap();
@@ -110,15 +110,15 @@ fn a_file_that_may_not_be_read() {
 }
 
 #[test]
-fn a_file_that_goes_or_changes_after_the_look() {
+fn a_file_that_is_removed_or_replaced_after_the_inspection() {
     let dir = dir();
     let path = Fixture::metric("goes").build(dir.path());
     let found = find(&Target::Path(path.clone())).unwrap();
     let load = || host_plugin::Plugin::load(&found, &PluginConfig::default());
     let other = Fixture::metric("comes").build(dir.path());
     fs::copy(&other, &path).unwrap();
-    let reason = "plugin goes has become comes";
-    let hint = "the file was replaced in this moment; try again";
+    let reason = "plugin goes was replaced by comes";
+    let hint = "the file changed during the check; try again";
     assert_error(load().unwrap_err(), reason, &path, hint);
     let size = path.metadata().unwrap().len();
     File::options()
@@ -135,12 +135,13 @@ fn a_file_that_goes_or_changes_after_the_look() {
 }
 
 #[test]
-fn a_loaded_plugin_does_not_notice_what_becomes_of_its_file() {
+fn a_loaded_plugin_does_not_depend_on_its_file() {
     let dir = dir();
     let path = Fixture::metric("loaded").build(dir.path());
     let plugin = load(&path, json!({})).unwrap();
     let before = plugin.sha256().to_owned();
-    // In the same file, as `cp` does it, which would change a library that is mapped from it.
+    // Overwrites the file in place, as `cp` does. If the library were mapped from this file, this would
+    // modify the library.
     fs::write(&path, vec![0xcc; 100_000]).unwrap();
     let mut metric = plugin.metric().unwrap();
     metric.reset().unwrap();
@@ -148,7 +149,7 @@ fn a_loaded_plugin_does_not_notice_what_becomes_of_its_file() {
 }
 
 #[test]
-fn a_plugin_that_was_replaced_after_it_was_locked() {
+fn a_plugin_that_was_replaced_after_locking() {
     let dir = dir();
     let path = Fixture::metric("pinned").build(dir.path());
     let target = Target::Path(path.clone());
@@ -160,7 +161,7 @@ fn a_plugin_that_was_replaced_after_it_was_locked() {
         host_plugin::Plugin::load(&found, &PluginConfig::default())
     };
     assert_eq!(load().unwrap().sha256(), pinned.sha256);
-    let hint = "`host plugin lock --file /c/plugins.lock`, with the run's own arguments, accepts it, if you trust the new file";
+    let hint = "if you trust the new file, run `host plugin lock --file /c/plugins.lock` with the run's arguments";
     for (fixture, differences) in [
         (
             Fixture::metric("pinned").manifest_with("version", json!("0.2.0")),
@@ -179,8 +180,8 @@ fn a_plugin_that_was_replaced_after_it_was_locked() {
             false => format!("size {} instead of {}, ", now.size, pinned.size),
         };
         let reason = format!(
-            "plugin pinned is not the one that is locked: {differences}{size}sha256 {} instead of \
-             {} (the lock is /c/plugins.lock)",
+            "plugin pinned differs from its entry in the lock: {differences}{size}sha256 {} instead of \
+             {} (lock: /c/plugins.lock)",
             now.sha256, pinned.sha256
         );
         assert_error(load().unwrap_err(), &reason, &path, hint);
@@ -192,9 +193,9 @@ fn a_plugin_that_was_replaced_after_it_was_locked() {
     assert_error(error, reason, &found.path, hint);
 }
 
-/// It is hashed and copied as a whole, once, and looked at in a few places.
+/// Loading hashes and copies the whole file once; the inspection reads only parts of it.
 #[test]
-fn a_library_with_200_megabytes_behind_it() {
+fn a_library_with_200_megabytes_appended() {
     let dir = dir();
     let path = Fixture::metric("padded").build(dir.path());
     let file = File::options().write(true).open(&path).unwrap();
@@ -202,7 +203,7 @@ fn a_library_with_200_megabytes_behind_it() {
     load(&path, json!({})).unwrap();
     file.set_len(513 << 20).unwrap();
     let reason = "plugin has 513 MiB, more than 512 MiB";
-    let hint = "strip it, and take large data out of the library";
+    let hint = "strip it, or move large data out of the library";
     let error = find(&Target::Path(path.clone())).unwrap_err();
     assert_error(error, reason, &path, hint);
 }

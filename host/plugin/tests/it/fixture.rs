@@ -6,7 +6,7 @@ use host_plugin::{Found, Level, Plugin, PluginSpec, SearchPath, Target, set_log}
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A fixture in C: which source, with which manifest, flags and place.
+/// A fixture in C: its source, manifest, flags and id.
 pub(crate) struct Fixture {
     source: &'static str,
     manifest: String,
@@ -15,7 +15,8 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
-    /// The id makes the library's bytes, and so the loaded library, the test's own.
+    /// Creates a fixture. The library contains the id. Tests with different ids therefore build different
+    /// libraries, which the process loads separately.
     pub(crate) fn new(source: &'static str, id: &str) -> Self {
         let kind = match source {
             "metric.c" => "metric",
@@ -62,7 +63,7 @@ impl Fixture {
         self
     }
 
-    /// Compiles it into the folder.
+    /// Compiles the fixture into the folder.
     pub(crate) fn build(&self, dir: &Path) -> PathBuf {
         self.build_as(dir, &format!("lib{}.so", self.id.replace('-', "_")))
     }
@@ -83,7 +84,7 @@ impl Fixture {
         .arg("-I")
         .arg(root.join("plugins/abi"))
         .arg(format!("-DMANIFEST={}", self.manifest));
-        // A test may say another id or version than the manifest's.
+        // By default these macros match the manifest, but a test can set a different id or version.
         for (name, value) in [("ID", self.id.as_str()), ("VERSION", "0.1.0")] {
             let own = format!("-D{name}=");
             if !self.flags.iter().any(|flag| flag.starts_with(&own)) {
@@ -103,7 +104,7 @@ impl Fixture {
         to
     }
 
-    /// Compiles and loads it.
+    /// Compiles and loads the fixture.
     pub(crate) fn load(&self, dir: &Path) -> host_core::Result<Plugin> {
         self.load_with(dir, json!({}))
     }
@@ -129,7 +130,7 @@ pub(crate) fn dir() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
-/// What the plugin has logged so far, from the first call of this or of [`listen`] on.
+/// Returns the plugin's log lines. Collection starts with the first call of this function or of [`listen`].
 pub(crate) fn log_of(plugin: &str) -> Vec<String> {
     let log = listen().lock().unwrap();
     log.iter()
@@ -143,7 +144,7 @@ pub(crate) fn listen() -> &'static Mutex<Vec<(String, String)>> {
     static LOG: OnceLock<Mutex<Vec<(String, String)>>> = OnceLock::new();
     LOG.get_or_init(|| {
         set_log(Level::Info, |record| {
-            // What the host itself says of a plugin is not the plugin's.
+            // Lines that the host itself logs about a plugin have another log target.
             if record.target != "fixture" {
                 return;
             }

@@ -1,4 +1,4 @@
-//! What the look before the load finds in a library's tables.
+//! Inspection of a library's tables before the library is loaded.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,14 +11,14 @@ use crate::elf::{SH_NAME, entry_symbol, section, with_manifest};
 use crate::fixture::{Fixture, dir, find, load};
 use crate::refusals::{WRONG_MANIFEST, assert_error, assert_refused};
 
-/// A source file for the compiler, beside the fixture's own.
+/// Writes an additional source file for the compiler.
 fn source(dir: &Path, name: &str, text: &str) -> String {
     let path = dir.join(name);
     fs::write(&path, text).unwrap();
     path.to_str().unwrap().to_owned()
 }
 
-/// A library that another may link.
+/// Builds a library that another library can link against.
 fn library(dir: &Path, name: &str) -> PathBuf {
     let source = source(dir, "linked.c", "int fake_torch(void) { return 1; }");
     let library = dir.join(name);
@@ -67,9 +67,9 @@ fn an_entry_that_cannot_be_called() {
         .flag(source(dir.path(), "data.c", data))
         .build(dir.path());
     let reason = "plugin data-entry exports host_plugin_entry_v1 as data, not as a function";
-    let hint = "its author must make it a function";
+    let hint = "its author must define it as a function";
     assert_refused(&path, reason, hint);
-    // A function by its type alone.
+    // The symbol's type is a function, but its address is in a data section.
     let path = Fixture::metric("data-entry").build(dir.path());
     let mut bytes = fs::read(&path).unwrap();
     let (symbol, data) = (entry_symbol(&bytes), section(&bytes, ".host_manifest"));
@@ -79,7 +79,7 @@ fn an_entry_that_cannot_be_called() {
     assert_refused(&path, reason, hint);
 }
 
-/// Two versions of one symbol are two functions.
+/// Two versions of one symbol count as two functions.
 #[test]
 fn an_entry_twice_under_one_name() {
     let dir = dir();
@@ -106,16 +106,16 @@ fn an_entry_twice_under_one_name() {
 #[test]
 fn more_than_one_manifest() {
     let dir = dir();
-    let reason = "plugin has 2 manifests, but a library is one plugin";
-    let hint = "build a library for each plugin";
-    // As the linker puts them together.
+    let reason = "plugin has 2 manifests, but a library can contain only one plugin";
+    let hint = "build one library for each plugin";
+    // Two manifests in one section, as written by the linker.
     let second =
         "__attribute__((section(\".host_manifest\"), used)) static const char second[] = MANIFEST;";
     let path = Fixture::metric("two-manifests")
         .flag(source(dir.path(), "second.c", second))
         .build(dir.path());
     assert_refused(&path, reason, hint);
-    // As another tool might.
+    // Two manifests in two sections, as another tool might write them.
     let path = Fixture::metric("two-sections").build(dir.path());
     let mut bytes = fs::read(&path).unwrap();
     let (manifest, other) = (
@@ -153,11 +153,11 @@ fn a_manifest_of_other_bytes() {
         ),
         (
             id("../../etc/passwd").as_bytes(),
-            "the plugin's manifest is wrong: id must be 1 to 64 lower-case letters, digits, - and _, beginning with a letter",
+            "the plugin's manifest is invalid: id must be 1 to 64 lower-case letters, digits, - and _, beginning with a letter",
         ),
         (
             id("ok").as_bytes(),
-            "the plugin's manifest is wrong: kinds must be a list of what it implements",
+            "the plugin's manifest is invalid: kinds must be a list of the kinds that it implements",
         ),
     ] {
         let bytes = with_manifest(&good, manifest);
@@ -174,25 +174,25 @@ fn a_manifest_with_a_wrong_field() {
         (
             "version",
             json!("latest"),
-            "the plugin's manifest is wrong: version must be like 1.2.3: at most 64 letters, digits, . - and +, beginning with a digit",
+            "the plugin's manifest is invalid: version must be like 1.2.3: at most 64 letters, digits, . - and +, beginning with a digit",
             WRONG_MANIFEST,
         ),
         (
             "needs",
             json!(["tears"]),
-            "\"tears\" in the plugin manifest's needs is not known to this host",
+            "unknown value \"tears\" in needs of the plugin's manifest",
             newer,
         ),
         (
             "config",
             json!({"type": "objekt"}),
-            "the plugin's manifest is wrong: config must be a JSON Schema (\"objekt\" is not valid under any of the schemas listed in the 'anyOf' keyword)",
+            "the plugin's manifest is invalid: config must be a JSON Schema (\"objekt\" is not valid under any of the schemas listed in the 'anyOf' keyword)",
             WRONG_MANIFEST,
         ),
         (
             "config",
             json!({"$ref": "https://example.org/schema"}),
-            "the plugin's manifest is wrong: config must be a JSON Schema (it refers to \"https://example.org/schema\", which is not part of it)",
+            "the plugin's manifest is invalid: config must be a JSON Schema (it refers to \"https://example.org/schema\", which is not inside the schema)",
             WRONG_MANIFEST,
         ),
     ] {
@@ -204,9 +204,9 @@ fn a_manifest_with_a_wrong_field() {
 }
 
 #[test]
-fn libraries_that_are_the_hosts_however_they_are_named() {
+fn libraries_of_the_host_under_any_name() {
     let dir = dir();
-    let hint = "take it from the plugin's dependencies; tensors come to a plugin as DLPack views";
+    let hint = "remove it from the plugin's dependencies; the host passes tensors as DLPack views";
     for (name, how) in [
         ("libmkl_rt.so.2", "needed"),
         ("libc10_cuda.so", "needed"),
@@ -225,13 +225,13 @@ fn libraries_that_are_the_hosts_however_they_are_named() {
             "needed" => name.to_owned(),
             _ => format!("/opt/{name}"),
         };
-        let reason = format!("plugin links-hosts links {shown}, which is the host's alone");
+        let reason = format!("plugin links-hosts links {shown}, which only the host may use");
         assert_refused(&path, &reason, hint);
     }
 }
 
 #[test]
-fn places_beside_the_library_in_both_tables() {
+fn relative_search_paths_in_both_tags() {
     let dir = dir();
     for (tags, place) in [
         ("--enable-new-dtags", "$ORIGIN/../lib"),
@@ -243,13 +243,13 @@ fn places_beside_the_library_in_both_tables() {
             .build(dir.path());
         assert_refused(
             &path,
-            &format!("plugin places looks for libraries in {place}, which is not an absolute path"),
-            "link those libraries statically, or build it without that rpath",
+            &format!("plugin places has the library search path {place}, which is not absolute"),
+            "link the libraries in that path statically, or build the plugin without that rpath",
         );
     }
 }
 
-/// What a library says is shown in a terminal.
+/// Text from a library can reach a terminal, so control characters in it are replaced.
 #[test]
 fn names_that_move_the_cursor() {
     let dir = dir();
@@ -259,13 +259,13 @@ fn names_that_move_the_cursor() {
     let shown = format!("a [2J{}…", "b".repeat(195));
     assert_refused(
         &path,
-        &format!("plugin cursor looks for libraries in {shown}, which is not an absolute path"),
-        "link those libraries statically, or build it without that rpath",
+        &format!("plugin cursor has the library search path {shown}, which is not absolute"),
+        "link the libraries in that path statically, or build the plugin without that rpath",
     );
 }
 
 #[test]
-fn code_that_would_be_changed_and_a_stack_that_would_be_run() {
+fn text_relocations_and_an_executable_stack() {
     let dir = dir();
     let absolute = source(
         dir.path(),
@@ -278,7 +278,7 @@ fn code_that_would_be_changed_and_a_stack_that_would_be_run() {
         .build(dir.path());
     assert_refused(
         &path,
-        "plugin changed-code has code that must be changed when it is loaded (text relocations)",
+        "plugin changed-code has text relocations (code that the loader must modify)",
         "compile all of it with -fPIC",
     );
     let path = Fixture::metric("run-stack")
@@ -286,14 +286,14 @@ fn code_that_would_be_changed_and_a_stack_that_would_be_run() {
         .build(dir.path());
     assert_refused(
         &path,
-        "plugin run-stack asks for an executable stack",
-        "link it with -z noexecstack; a file in assembly needs a section .note.GNU-stack",
+        "plugin run-stack requires an executable stack",
+        "link it with -z noexecstack; an assembly file needs a .note.GNU-stack section",
     );
 }
 
-/// Only the dynamic loader knows what the libraries have that a plugin links.
+/// Only the dynamic loader can determine which symbols the linked libraries define.
 #[test]
-fn a_function_that_is_nowhere() {
+fn an_undefined_function() {
     let dir = dir();
     let path = Fixture::metric("nowhere")
         .flag("-DFAKE_TORCH")
@@ -303,11 +303,11 @@ fn a_function_that_is_nowhere() {
         load(&path, json!({})).unwrap_err(),
         "plugin nowhere cannot be loaded: undefined symbol: fake_torch",
         &path,
-        "`ldd -r` on the library shows what it links and what of that is missing",
+        "`ldd -r` on the library lists the libraries that it links and those that are missing",
     );
 }
 
-/// A table that claims to be larger than the file, or than anybody wants to read, is not read.
+/// A table is not read if it is larger than the file, or larger than the limit.
 #[test]
 fn tables_of_any_size() {
     let dir = dir();
@@ -323,22 +323,23 @@ fn tables_of_any_size() {
     }
 }
 
-/// Of many tables of symbols each may be as large as one may be: the look would have no end.
+/// A library with a second symbol table is rejected. Otherwise a library could have many tables of the
+/// maximum size, and inspecting them would take very long.
 #[test]
-fn a_second_table_of_symbols() {
+fn a_second_symbol_table() {
     let dir = dir();
     let path = Fixture::metric("symbols").build(dir.path());
     let mut bytes = fs::read(&path).unwrap();
     let other = section(&bytes, ".symtab").header + 4;
     bytes[other..other + 4].copy_from_slice(&11u32.to_ne_bytes());
     let error = inspect(&bytes, &path).unwrap_err();
-    let why = "it has more than one table of symbols";
+    let why = "it has more than one symbol table";
     assert!(error.message().contains(why), "{error}");
 }
 
-/// The loader takes the last, so that is the one to look at.
+/// The loader uses the last string table, so the inspection must do the same.
 #[test]
-fn names_of_which_there_are_two_tables() {
+fn two_string_tables() {
     let dir = dir();
     let path = Fixture::metric("names").build(dir.path());
     let mut bytes = fs::read(&path).unwrap();
@@ -350,6 +351,6 @@ fn names_of_which_there_are_two_tables() {
     crate::elf::put_u64(&mut bytes, count, 5);
     crate::elf::put_u64(&mut bytes, count + 8, u64::MAX / 2);
     let error = inspect(&bytes, &path).unwrap_err();
-    let why = "its names lie in no segment";
+    let why = "its string table is not in any loaded segment";
     assert!(error.message().contains(why), "{error}");
 }

@@ -1,5 +1,5 @@
-//! Plugins, compiled here, found, refused, loaded and called. Most are in C, with no SDK in between,
-//! so that they can do what the SDK would not let them; `panics` has the one that is in Rust.
+//! Tests that compile, find, reject, load and call plugins. Most plugins are written in C without the SDK, so
+//! that they can do what the SDK prevents. The Rust plugins are in `panics`.
 
 #![expect(clippy::unwrap_used, reason = "these are tests")]
 

@@ -19,7 +19,7 @@ fn view<T>(data: &T, dtype: Dtype) -> TensorView<'_> {
     }
 }
 
-/// Adds a batch with this loss and number of tokens.
+/// Updates the metric with a batch that has this loss and number of tokens.
 fn update(metric: &mut dyn Metric, loss_sum: f64, tokens: i64) -> host_core::Result<()> {
     metric.update(MetricBatch {
         step: 7,
@@ -30,7 +30,7 @@ fn update(metric: &mut dyn Metric, loss_sum: f64, tokens: i64) -> host_core::Res
     })
 }
 
-/// A metric that fails as `how` says; its plugin's id is `how` too.
+/// Creates a metric that fails as `how` describes; the plugin's id is also `how`.
 fn failing(how: &str) -> Box<dyn Metric> {
     let plugin = Fixture::metric(how).load_with(dir().path(), json!({"how": how}));
     plugin.unwrap().metric().unwrap()
@@ -88,7 +88,7 @@ fn an_instance_is_destroyed_once_after_its_last_call() {
 }
 
 #[test]
-fn a_tensor_crosses_with_its_sizes_strides_and_device() {
+fn a_tensor_is_passed_with_its_sizes_strides_and_device() {
     listen();
     let plugin = Fixture::metric("tensors")
         .manifest_with("needs", json!(["nll"]))
@@ -117,7 +117,7 @@ fn a_tensor_crosses_with_its_sizes_strides_and_device() {
 }
 
 #[test]
-fn a_batch_that_the_host_got_wrong_does_not_reach_the_plugin() {
+fn an_invalid_batch_does_not_reach_the_plugin() {
     let plugin = Fixture::metric("host-fault").load(dir().path()).unwrap();
     let mut metric = plugin.metric().unwrap();
     let (loss_sum, tokens) = (1.0, 1i64);
@@ -133,8 +133,11 @@ fn a_batch_that_the_host_got_wrong_does_not_reach_the_plugin() {
     };
     for (count, fault) in [
         (None, "is missing from the batch"),
-        (Some(on_cuda), "lies on a device the metric cannot read"),
-        (Some(no_strides), "has other strides than sizes"),
+        (Some(on_cuda), "is on a device that the metric cannot read"),
+        (
+            Some(no_strides),
+            "has a number of strides that differs from its number of sizes",
+        ),
     ] {
         let mut tensors = vec![(Need::LossSum, loss)];
         tensors.extend(count.map(|count| (Need::TokenCount, count)));
@@ -160,7 +163,7 @@ fn a_failing_create_is_the_plugins_error() {
         (
             "no-instance",
             "no_instance",
-            "it succeeded but gave no instance",
+            "it succeeded but returned no instance",
         ),
     ] {
         let plugin = Fixture::metric(id).load_with(dir().path(), json!({"how": how}));
@@ -174,12 +177,15 @@ fn a_failing_create_is_the_plugins_error() {
 }
 
 #[test]
-fn a_failing_call_says_which_and_why() {
+fn the_error_of_a_call_names_the_call_and_the_reason() {
     for (how, reason) in [
         ("update", "update was told to fail"),
         ("silence", "it gave no reason"),
-        ("unsupported", "it cannot do this"),
-        ("strange", "it gave no reason, and the unknown status 77"),
+        ("unsupported", "it does not support this operation"),
+        (
+            "strange",
+            "it gave no reason and returned the unknown status 77",
+        ),
     ] {
         let mut metric = failing(how);
         for _ in 0..2 {
@@ -200,16 +206,16 @@ fn a_failing_call_says_which_and_why() {
 }
 
 #[test]
-fn output_that_the_host_refused_fails_the_call() {
+fn output_that_the_host_rejects_fails_the_call() {
     for (how, reason) in [
         ("compute", "compute was told to fail"),
         (
             "broken_name",
-            "it gave a value a name that is not UTF-8: \"lo\u{fffd}\"",
+            "the name of a value is not UTF-8: \"lo\u{fffd}\"",
         ),
-        ("empty_name", "it gave a value an empty name"),
+        ("empty_name", "a value has an empty name"),
         ("same_name", "it put \"loss/mean\" twice"),
-        ("bytes", "it put bytes where values belong"),
+        ("bytes", "it put bytes instead of values"),
     ] {
         let error = failing(how).compute().unwrap_err();
         assert_eq!(
@@ -218,11 +224,11 @@ fn output_that_the_host_refused_fails_the_call() {
         );
     }
     for (how, reason) in [
-        ("export_state", "it succeeded but put nothing"),
+        ("export_state", "it succeeded but put no output"),
         ("cannot_export", "export_state was told to fail"),
         (
             "says_and_succeeds",
-            "export_state has a reason (it succeeded but put nothing)",
+            "export_state has a reason (it succeeded but put no output)",
         ),
         ("too_much", "it put 1099511627776 bytes, more than 64 MiB"),
         (
@@ -231,7 +237,7 @@ fn output_that_the_host_refused_fails_the_call() {
         ),
         (
             "too_much_and_says_why",
-            "the host did not take it (it put 1099511627776 bytes, more than 64 MiB)",
+            "the host rejected it (it put 1099511627776 bytes, more than 64 MiB)",
         ),
     ] {
         let error = failing(how).export_state().unwrap_err();
@@ -243,7 +249,7 @@ fn output_that_the_host_refused_fails_the_call() {
 }
 
 #[test]
-fn a_call_beyond_its_time_limit_has_failed() {
+fn a_call_beyond_its_time_limit_fails() {
     let how = json!({"how": "slow_compute"});
     let plugin = Fixture::metric("late")
         .load_with(dir().path(), how)
@@ -254,7 +260,7 @@ fn a_call_beyond_its_time_limit_has_failed() {
     let message = error.message();
     let start = "plugin late failed in compute: it took ";
     assert!(message.starts_with(start), "{message}");
-    let end = "s, over its time_limit_secs = 3";
+    let end = "s, longer than its time_limit_secs = 3";
     assert!(message.ends_with(end), "{message}");
     assert_eq!(plugin.account().summary().failures, 1);
     assert_eq!(metric.lost(), None);
@@ -262,9 +268,10 @@ fn a_call_beyond_its_time_limit_has_failed() {
     assert!(plugin.metric().unwrap().compute().is_ok());
 }
 
-/// Nothing in this process could have ended it: it has failed afterwards.
+/// The plugins run in this process, where a call cannot be interrupted. So a call that takes too long fails
+/// only when it returns.
 #[test]
-fn loading_and_making_have_the_limit_too() {
+fn load_and_create_have_a_time_limit_too() {
     let plugin = Fixture::metric("late-load").load(dir().path()).unwrap();
     let plugin = plugin.with_time_limit(Some(Duration::from_nanos(1)));
     let error = plugin.metric().map(|_| ()).unwrap_err();
@@ -281,7 +288,7 @@ fn loading_and_making_have_the_limit_too() {
 }
 
 #[test]
-fn after_a_panic_the_instance_is_only_destroyed_until_a_reset() {
+fn after_a_panic_only_a_reset_or_destroy_is_possible() {
     listen();
     let plugin = Fixture::metric("panicking")
         .load_with(dir().path(), json!({"how": "panic"}))
@@ -290,7 +297,7 @@ fn after_a_panic_the_instance_is_only_destroyed_until_a_reset() {
     let error = update(&mut *metric, 1.0, 1).unwrap_err();
     assert_eq!(
         error.message(),
-        "plugin panicking failed in update: panicked: out of tea at line 3"
+        "plugin panicking failed in update: panicked: out of range at line 3"
     );
     for (call, error) in [
         ("compute", metric.compute().unwrap_err()),
@@ -301,7 +308,7 @@ fn after_a_panic_the_instance_is_only_destroyed_until_a_reset() {
         assert_eq!(
             error.message(),
             format!(
-                "plugin panicking failed in {call}: it panicked in update before and is not called again"
+                "plugin panicking failed in {call}: it panicked in update earlier and is not called again"
             )
         );
     }
@@ -317,10 +324,7 @@ fn after_a_panic_the_instance_is_only_destroyed_until_a_reset() {
         assert!(update(&mut *metric, 1.0, 1).is_err());
     }
     let lost = metric.lost().unwrap();
-    assert_eq!(
-        lost,
-        "it panicked in update, and was created again 3 times before"
-    );
+    assert_eq!(lost, "it panicked in update after 3 restarts");
     assert!(metric.reset().is_err());
     drop(metric);
     assert_eq!(
@@ -335,7 +339,7 @@ fn after_a_panic_the_instance_is_only_destroyed_until_a_reset() {
 #[test]
 fn settings_are_checked_before_the_library_is_loaded() {
     let dir = dir();
-    // The code would refuse the host, but does not come to it.
+    // The plugin's code would reject the host, but that code does not run.
     let path = Fixture::metric("settings")
         .flag("-DREFUSES")
         .build(dir.path());
@@ -352,17 +356,17 @@ fn settings_are_checked_before_the_library_is_loaded() {
 }
 
 #[test]
-fn a_plugin_of_another_kind_is_refused() {
+fn a_plugin_of_another_kind_is_rejected() {
     let plugin = Fixture::metric("only-metric").load(dir().path()).unwrap();
     let error = plugin.checkpoint_sink().map(|_| ()).unwrap_err();
     assert_eq!(
         error.message(),
         format!(
-            "plugin only-metric is no checkpoint_sink but metric: {}",
+            "plugin only-metric does not implement checkpoint_sink, only metric: {}",
             plugin.path().display()
         )
     );
     let path = plugin.path().display();
-    let hint = format!("`host plugin info {path}` shows what it is");
+    let hint = format!("`host plugin info {path}` lists its kinds");
     assert_eq!(error.hint_text(), Some(&*hint));
 }

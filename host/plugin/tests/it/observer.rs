@@ -10,7 +10,7 @@ fn fixture(id: &str) -> Fixture {
     Fixture::new("observer.c", id)
 }
 
-/// An observer that does as `how` says; its id is `id`.
+/// Creates an observer that behaves as `how` describes. The plugin's id is `id`.
 fn observer(id: &str, how: &str) -> Box<dyn Observer> {
     let plugin = fixture(id).load_with(dir().path(), json!({"how": how}));
     let plugin = plugin.unwrap();
@@ -28,7 +28,7 @@ fn loss(value: f64) -> EventBody {
 }
 
 #[test]
-fn every_kind_of_event_crosses_with_its_fields() {
+fn every_kind_of_event_is_passed_with_its_fields() {
     listen();
     let text = ToString::to_string;
     let mut observer = observer("sees-all", "");
@@ -98,7 +98,7 @@ fn every_kind_of_event_crosses_with_its_fields() {
 }
 
 #[test]
-fn what_the_manifest_does_not_ask_for_is_no_call() {
+fn events_that_the_manifest_does_not_list_make_no_call() {
     let plugin = fixture("sees-metrics")
         .manifest_with("events", json!(["metrics", "request"]))
         .load_with(dir().path(), json!({"how": "all"}))
@@ -114,7 +114,7 @@ fn what_the_manifest_does_not_ask_for_is_no_call() {
 }
 
 #[test]
-fn requests_come_out_in_their_order_with_their_reasons() {
+fn requests_keep_their_order_and_their_reasons() {
     let asked = observer("asks-all", "all").observe(Step(1), &loss(1.0));
     let expected = [
         (Request::Stop, "a"),
@@ -137,19 +137,19 @@ fn requests_come_out_in_their_order_with_their_reasons() {
 }
 
 #[test]
-fn a_request_that_cannot_be_fails_the_call_even_if_the_plugin_ignores_it() {
+fn an_invalid_request_fails_the_call_even_if_the_plugin_ignores_it() {
     for (how, reason) in [
         ("observe", "observe was told to fail"),
-        ("no_reason", "it asked for something without a reason"),
+        ("no_reason", "it made a request without a reason"),
         (
             "raise",
-            "it asked for what cannot be: the learning rate cannot be scaled by 2",
+            "it made an invalid request: the learning rate cannot be scaled by 2",
         ),
         (
             "nan",
-            "it asked for what cannot be: the learning rate cannot be scaled by NaN",
+            "it made an invalid request: the learning rate cannot be scaled by NaN",
         ),
-        ("many", "it asked for more than 16 things at once"),
+        ("many", "it made more than 16 requests in one call"),
     ] {
         let id = format!("observer-{how}");
         let error = observer(&id, how).observe(Step(1), &loss(1.0)).unwrap_err();
@@ -162,7 +162,7 @@ fn a_request_that_cannot_be_fails_the_call_even_if_the_plugin_ignores_it() {
 }
 
 #[test]
-fn a_state_goes_out_and_comes_back_into_another_instance() {
+fn an_exported_state_can_be_imported_by_another_instance() {
     let mut first = observer("has-state", "");
     for _ in 0..3 {
         first.observe(Step(1), &loss(1.0)).unwrap();
@@ -178,16 +178,16 @@ fn a_state_goes_out_and_comes_back_into_another_instance() {
         error.message(),
         "plugin has-state failed in import_state: the state has a wrong size"
     );
-    assert!(error.hint_text().unwrap().contains("another version"));
+    assert!(error.hint_text().unwrap().contains("same version"));
     let error = observer("puts-nothing", "export_state").export_state();
     assert_eq!(
         error.unwrap_err().message(),
-        "plugin puts-nothing failed in export_state: it succeeded but put nothing"
+        "plugin puts-nothing failed in export_state: it succeeded but put no output"
     );
 }
 
 #[test]
-fn a_state_is_optional_but_whole() {
+fn the_state_functions_are_optional_but_only_together() {
     let dir = dir();
     let stateless = fixture("stateless").flag("-DNO_STATE").load(dir.path());
     let mut stateless = stateless.unwrap().observer().unwrap();
@@ -196,7 +196,7 @@ fn a_state_is_optional_but_whole() {
     let error = stateless.import_state(&[1, 2]).unwrap_err();
     assert_eq!(
         error.message(),
-        "plugin stateless failed in import_state: it keeps no state, and was given one of 2 bytes"
+        "plugin stateless failed in import_state: it has no state, but the checkpoint has a state of 2 bytes for it"
     );
     let half = fixture("half-a-state").flag("-DNO_IMPORT").load(dir.path());
     let message = half.unwrap_err().message().to_owned();
@@ -213,7 +213,7 @@ fn after_a_panic_it_is_not_called_again() {
         |call: &str, reason: &str| format!("plugin observer-panic failed in {call}: {reason}");
     let error = observer.observe(Step(1), &loss(1.0)).unwrap_err();
     assert_eq!(error.message(), failed("observe", "it panicked"));
-    let again = "it panicked in observe before and is not called again";
+    let again = "it panicked in observe earlier and is not called again";
     let error = observer.observe(Step(2), &loss(1.0)).unwrap_err();
     assert_eq!(error.message(), failed("observe", again));
     let error = observer.export_state().unwrap_err();

@@ -1,5 +1,5 @@
-//! Plugins in Rust, on the SDK, that panic in whichever call their settings say: the process lives,
-//! the error names the plugin and the call, and that instance is not entered again.
+//! Tests Rust plugins that are built with the SDK. Their settings name a call, and they panic in this call.
+//! The process survives, the error names the plugin and the call, and the instance is not called again.
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 
 use crate::fixture::load;
 
-/// The library of a plugin in `tests/fixtures/plugins`, built as these tests are. Cargo does it, since
-/// a test cannot depend on a library that is only there to be loaded.
+/// Returns the library of a plugin in `tests/fixtures/plugins`, built with the profile of these tests. This
+/// function runs cargo, since a test cannot depend on a library that is only loaded at run time.
 fn library(plugin: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let folder = BUILT.get_or_init(|| {
@@ -163,12 +163,12 @@ fn a_panic_in_any_call_of_a_metric() {
                 "plugin misbehaving failed in {panicking}: panicked: {panicking} was told to panic"
             ),
         );
-        // A reset makes it anew.
+        // `reset` is left out, because it would replace the instance with a new one.
         for (later, call) in calls.into_iter().filter(|(later, _)| *later != "reset") {
             assert_plugin_error(
                 call(&mut *metric),
                 &format!(
-                    "plugin misbehaving failed in {later}: it panicked in {panicking} before and is not called again"
+                    "plugin misbehaving failed in {later}: it panicked in {panicking} earlier and is not called again"
                 ),
             );
         }
@@ -189,7 +189,7 @@ fn a_panic_in_group() {
     let params = params();
     for message in [
         "plugin misbehaving failed in group: panicked: group was told to panic",
-        "plugin misbehaving failed in group: it panicked in group before and is not called again",
+        "plugin misbehaving failed in group: it panicked in group earlier and is not called again",
     ] {
         let request = GroupsRequest {
             params: &params,
@@ -202,7 +202,7 @@ fn a_panic_in_group() {
 #[test]
 fn a_panic_in_publish() {
     let permanent = |reason: &str| Err(SinkError::Permanent(reason.to_owned()));
-    // It says nothing of the checkpoint, which another instance may take.
+    // A panic does not mean that the checkpoint is invalid, so another instance may deliver it.
     let panicked = Err(SinkError::Temporary(
         "panicked: publish was told to panic".to_owned(),
     ));
@@ -243,12 +243,12 @@ fn a_panic_in_any_call_of_an_observer() {
         let reason = format!("panicked: {panicking} was told to panic");
         assert_plugin_error(call(&mut *observer), &failed(panicking, &reason));
         for (later, call) in calls {
-            let reason = format!("it panicked in {panicking} before and is not called again");
+            let reason = format!("it panicked in {panicking} earlier and is not called again");
             assert_plugin_error(call(&mut *observer), &failed(later, &reason));
         }
         assert_eq!(
             observer.lost().unwrap(),
-            format!("it panicked in {panicking}, and what it had seen is lost")
+            format!("it panicked in {panicking}, and its state is lost")
         );
         assert_eq!(plugin.account().summary().failures, 1);
     }
@@ -259,7 +259,7 @@ fn a_panic_in_any_call_of_an_observer() {
 }
 
 #[test]
-fn an_observer_asks_once_and_says_so_in_its_state() {
+fn an_observer_makes_a_request_once_and_records_it_in_its_state() {
     let settings = json!({"stop": 2, "scale_learning_rate": 2, "factor": 0.25});
     let plugin = load(&library("asking"), settings).unwrap();
     let loss = EventBody::Metrics {
@@ -267,7 +267,7 @@ fn an_observer_asks_once_and_says_so_in_its_state() {
     };
     let ask = |request| Ask {
         request,
-        reason: "step 2 was said".to_owned(),
+        reason: "the settings name step 2".to_owned(),
     };
     let asked = [
         ask(Request::ScaleLearningRate { factor: 0.25 }),
@@ -283,12 +283,12 @@ fn an_observer_asks_once_and_says_so_in_its_state() {
     assert_eq!(resumed.observe(Step(2), &loss).unwrap(), []);
     assert_plugin_error(
         resumed.import_state(b"no state"),
-        "plugin asking failed in import_state: this is no state of asking",
+        "plugin asking failed in import_state: not a state of asking",
     );
 }
 
 #[test]
-fn wrong_groups_are_named() {
+fn invalid_groups_are_named() {
     for (grouping, fault) in [
         ("twice", "in more than one group: a (\"all\" and \"all\")"),
         ("leave_out", "in no group: a"),
@@ -302,7 +302,7 @@ fn wrong_groups_are_named() {
         let (groups, _) = plugin.param_groups().unwrap().group(request).unwrap();
         assert_plugin_error(
             check_groups(plugin.id(), &params, &groups),
-            &format!("plugin misbehaving gave parameter groups that cannot be used: {fault}"),
+            &format!("plugin misbehaving returned unusable parameter groups: {fault}"),
         );
     }
 }

@@ -13,7 +13,7 @@ fn params() -> Vec<ParamInfo> {
         .to_vec()
 }
 
-/// The groups of a plugin that does as `how` says; its id is `id`.
+/// Returns the groups that a plugin assigns. The plugin behaves as `how` describes, and its id is `id`.
 fn grouped(id: &str, how: &str) -> Result<(Vec<ParamGroup>, Vec<String>)> {
     let plugin = Fixture::new("groups.c", id)
         .load_with(dir().path(), json!({"how": how}))
@@ -27,7 +27,7 @@ fn grouped(id: &str, how: &str) -> Result<(Vec<ParamGroup>, Vec<String>)> {
 }
 
 #[test]
-fn parameters_come_into_their_groups() {
+fn parameters_are_assigned_to_their_groups() {
     let (groups, warnings) = grouped("good-groups", "warn").unwrap();
     let group = |name: &str, weight_decay, params: &[usize]| ParamGroup {
         name: name.to_owned(),
@@ -44,7 +44,7 @@ fn parameters_come_into_their_groups() {
 }
 
 #[test]
-fn what_is_left_out_or_there_twice_is_named() {
+fn missing_and_repeated_parameters_are_named() {
     for (how, fault) in [
         ("leave_out", "in no group: h.0.attn.bias"),
         (
@@ -57,25 +57,31 @@ fn what_is_left_out_or_there_twice_is_named() {
         let error = check_groups(&id, &params(), &groups).unwrap_err();
         assert_eq!(
             error.message(),
-            format!("plugin {id} gave parameter groups that cannot be used: {fault}")
+            format!("plugin {id} returned unusable parameter groups: {fault}")
         );
         assert_eq!(error.kind(), ErrorKind::Plugin);
     }
 }
 
 #[test]
-fn a_group_or_index_that_cannot_be_fails_the_call() {
+fn an_invalid_group_or_index_fails_the_call() {
     for (how, reason) in [
         ("group", "group was told to fail"),
-        ("panic", "panicked: no groups today"),
+        ("panic", "panicked: no groups"),
         ("same_group", "it added the group \"decay\" twice"),
         (
             "broken_name",
-            "it gave a group a name that is not UTF-8: \"\u{fffd}(\"",
+            "the name of a group is not UTF-8: \"\u{fffd}(\"",
         ),
-        ("no_place", "it gave no place for a group's index"),
-        ("far_param", "it assigned parameter 3, of which there are 3"),
-        ("far_group", "it assigned to group 9, of which there are 2"),
+        ("no_place", "it passed no pointer for a group's index"),
+        (
+            "far_param",
+            "it used parameter index 3, but the number of parameters in the model is 3",
+        ),
+        (
+            "far_group",
+            "it used group index 9, but the number of groups added so far is 2",
+        ),
     ] {
         let id = format!("groups-{how}");
         let error = grouped(&id, how).unwrap_err();

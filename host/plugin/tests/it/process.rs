@@ -1,4 +1,4 @@
-//! Plugins in a child process: they do the same there, and what they do to it is done to it alone.
+//! Plugins in a child process. They behave as in the host's process, but a crash affects only the child.
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -18,7 +18,8 @@ use tempfile::TempDir;
 
 use crate::fixture::{Fixture, dir, find, listen, log_of};
 
-/// This test is what the others start as their `host plugin serve`: a host is not at hand here.
+/// Not a test: the other tests run this function as a child process. It replaces `host plugin serve`, because
+/// no host program is available here.
 #[test]
 fn the_child() {
     match std::env::args().next_back() {
@@ -29,7 +30,7 @@ fn the_child() {
             assert!(
                 error
                     .message()
-                    .starts_with("this command is the host's own")
+                    .starts_with("this command is for internal use")
             );
         }
     }
@@ -40,7 +41,7 @@ fn command() -> ServeCommand {
     ServeCommand::new("/proc/self/exe", child)
 }
 
-/// A plugin all of whose instances are in children. Its settings are `how`.
+/// Loads a plugin whose instances all run in child processes. The plugin's setting `how` has the given value.
 fn plugin(source: &'static str, id: &str, how: &str) -> Plugin {
     plugin_by(command(), source, id, how)
 }
@@ -104,7 +105,7 @@ fn params() -> Vec<ParamInfo> {
         .to_vec()
 }
 
-/// The setting that lets a plugin do harm once only.
+/// Extends a value of the setting `how`, so that the plugin does the damage only once.
 fn once(how: &str, dir: &TempDir) -> String {
     format!("{how} once:{}", dir.path().join("done").display())
 }
@@ -115,21 +116,21 @@ fn assert_failed<T: std::fmt::Debug>(result: host_core::Result<T>, message: &str
     assert_eq!(error.kind(), ErrorKind::Plugin);
 }
 
-/// What a plugin can do to its process, and what is said of it.
+/// Damage that a plugin can do to its own process, and the resulting error.
 const HARMS: [(&str, &str); 6] = [
     ("segfault", "its process was killed by SIGSEGV"),
     ("abort", "its process was killed by SIGABRT"),
     ("exit", "its process ended with exit status 3"),
-    ("garbage", "its process sent what is no message"),
+    ("garbage", "its process sent an invalid message"),
     (
         "close",
-        "its process closed the connection to the host, and was killed",
+        "its process closed the connection to the host and was killed",
     ),
     ("hang", "it did not return within 1 s and was killed"),
 ];
 
 #[test]
-fn a_metric_does_the_same() {
+fn a_metric_behaves_the_same() {
     listen();
     let plugin = plugin("metric.c", "far-metric", "");
     let mut one = plugin.metric().unwrap();
@@ -164,7 +165,10 @@ fn a_metric_does_the_same() {
         ["create", "create", "destroy", "destroy"]
     );
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    assert!(!maps.contains("far-metric"), "nothing of it is loaded here");
+    assert!(
+        !maps.contains("far-metric"),
+        "the library is not loaded into this process"
+    );
 }
 
 #[test]
@@ -179,7 +183,10 @@ fn tensors_of_any_layout_and_size_arrive_in_order() {
     let config = PluginConfig::default();
     let plugin = Plugin::load_isolated(&found, &config, Some(Mode::Process), command()).unwrap();
     let mut metric = plugin.metric().unwrap();
-    assert!(!metric.reads_cuda(), "a device's memory is not the child's");
+    assert!(
+        !metric.reads_cuda(),
+        "the child cannot read a device's memory"
+    );
     for (shape, strides) in [([2, 3], [1, 2]), ([1 << 10, 1 << 12], [1 << 12, 1])] {
         let data = vec![0.5f32; usize::try_from(shape[0] * shape[1]).unwrap()];
         let sum = 4.0f64;
@@ -214,7 +221,7 @@ fn tensors_of_any_layout_and_size_arrive_in_order() {
 }
 
 #[test]
-fn a_metric_that_harms_its_process_begins_anew_at_the_next_reset() {
+fn a_metric_that_breaks_its_process_restarts_at_the_next_reset() {
     for (how, death) in HARMS {
         let (id, dir) = (format!("metric-{how}"), dir());
         let plugin = plugin("metric.c", &id, &once(how, &dir));
@@ -225,7 +232,8 @@ fn a_metric_that_harms_its_process_begins_anew_at_the_next_reset() {
             update(&mut *metric, 1.0, 1),
             &format!("plugin {id} failed in update: {death}"),
         );
-        let lost = "its process was restarted; its state is lost until the next evaluation";
+        let lost =
+            "its process was restarted and lost its state; calls fail until the next evaluation";
         assert_failed(
             update(&mut *metric, 1.0, 1),
             &format!("plugin {id} failed in update: {lost}"),
@@ -244,7 +252,7 @@ fn a_metric_that_harms_its_process_begins_anew_at_the_next_reset() {
 }
 
 #[test]
-fn a_child_is_started_again_three_times() {
+fn a_child_is_restarted_three_times() {
     let plugin = plugin("metric.c", "dies-ever", "exit");
     let mut metric = plugin.metric().unwrap();
     for _ in 0..4 {
@@ -255,7 +263,7 @@ fn a_child_is_started_again_three_times() {
             "plugin dies-ever failed in update: its process ended with exit status 3",
         );
     }
-    let lost = "its process died, and was started again 3 times before";
+    let lost = "its process died after 3 restarts";
     assert_failed(
         metric.reset(),
         &format!("plugin dies-ever failed in reset: {lost}"),
@@ -265,7 +273,7 @@ fn a_child_is_started_again_three_times() {
 }
 
 #[test]
-fn a_child_that_is_killed_from_outside_is_noticed_at_the_next_call() {
+fn a_child_killed_from_outside_is_detected_at_the_next_call() {
     listen();
     let plugin = plugin("metric.c", "killed", "say_pid");
     let mut metric = plugin.metric().unwrap();
@@ -288,7 +296,7 @@ fn signal_to(pid: &str, signal: &str) {
 }
 
 #[test]
-fn groups_are_the_same_and_a_harm_is_contained() {
+fn groups_are_the_same_and_damage_is_contained() {
     let request = |params| GroupsRequest {
         params,
         weight_decay: 0.1,
@@ -318,7 +326,7 @@ fn groups_are_the_same_and_a_harm_is_contained() {
 }
 
 #[test]
-fn an_observer_asks_and_gets_its_last_state_back() {
+fn an_observer_makes_requests_and_gets_its_last_state_back() {
     listen();
     let event = EventBody::Metrics {
         values: vec![MetricValue::new("loss/train", f64::INFINITY)],
@@ -368,7 +376,7 @@ fn a_sink_delivers_and_its_errors_keep_their_kind() {
 }
 
 #[test]
-fn a_sink_that_harms_its_process_may_try_again() {
+fn a_sink_that_breaks_its_process_can_try_again() {
     for (how, death) in HARMS {
         let (id, dir) = (format!("sink-{how}"), dir());
         let plugin = plugin("sink.c", &id, &once(how, &dir));
@@ -383,7 +391,7 @@ fn a_sink_that_harms_its_process_may_try_again() {
         .unwrap();
     let errors: Vec<_> = (0..5).map(|_| publish(&mut *sink).unwrap_err()).collect();
     let death = "its process was killed by SIGABRT".to_owned();
-    let lost = "its process died, and was started again 3 times before".to_owned();
+    let lost = "its process died after 3 restarts".to_owned();
     assert_eq!(
         errors[..3],
         [const { SinkError::Cancelled }; 3].map(|_| SinkError::Temporary(death.clone()))
@@ -423,7 +431,7 @@ fn a_publish_is_cancelled_in_the_child() {
 }
 
 #[test]
-fn what_create_says_is_said_here_and_another_program_is_refused() {
+fn errors_of_create_are_reported_and_another_program_is_rejected() {
     let message = |plugin: Plugin| {
         let error = plugin.metric().map(|_| ()).unwrap_err();
         error.message().to_owned()
@@ -433,7 +441,10 @@ fn what_create_says_is_said_here_and_another_program_is_refused() {
         "plugin far-create failed in create: create was told to fail"
     );
     let sink = plugin("sink.c", "far-no-metric", "");
-    assert!(message(sink).starts_with("plugin far-no-metric is no metric but checkpoint_sink: "));
+    assert!(
+        message(sink)
+            .starts_with("plugin far-no-metric does not implement metric, only checkpoint_sink: ")
+    );
     let by = |program: &str| {
         let command = ServeCommand::new(program, [""; 0]);
         message(plugin_by(command, "metric.c", "far-other", ""))
@@ -447,7 +458,7 @@ fn what_create_says_is_said_here_and_another_program_is_refused() {
 }
 
 #[test]
-fn a_child_outlives_the_thread_that_asked_for_it() {
+fn a_child_outlives_the_thread_that_requested_it() {
     let plugin = plugin("metric.c", "of-a-thread", "");
     let make = || plugin.metric().unwrap();
     let mut metric = thread::scope(|scope| scope.spawn(make).join().unwrap());
@@ -467,15 +478,15 @@ fn a_child_leaves_signals_to_its_host() {
     }
 }
 
-/// Also where it does so when it is let go.
+/// The time limit also applies to `destroy`.
 #[test]
-fn what_logs_without_end_in_destroy_is_ended() {
+fn endless_logging_in_destroy_is_ended() {
     let plugin = plugin("metric.c", "never-gone", "chatter");
     drop(plugin.metric().unwrap());
 }
 
 #[test]
-fn a_call_that_logs_without_end_is_ended() {
+fn endless_logging_in_a_call_is_ended() {
     listen();
     let plugin = plugin("metric.c", "talks", "talk");
     let plugin = plugin.with_time_limit(Some(Duration::from_secs(1)));

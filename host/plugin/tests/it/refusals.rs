@@ -1,4 +1,4 @@
-//! Every library that cannot be a plugin ends in one clear error that names it.
+//! Each library that cannot be a plugin causes one clear error that names the library.
 
 use std::fs;
 use std::path::Path;
@@ -11,21 +11,20 @@ use serde_json::json;
 
 use crate::fixture::{Fixture, dir, find, load};
 
-const WRONG_BUILD: &str =
-    "the library was built wrongly; its author should check it against the ABI";
+const WRONG_BUILD: &str = "the library violates the ABI; its author must correct it";
 pub(crate) const WRONG_MANIFEST: &str =
     "its author must correct the manifest that is embedded at build time";
 pub(crate) const NO_LIBRARY: &str =
-    "give the .so file; a Rust crate makes one with crate-type = [\"cdylib\"]";
+    "pass the .so file; a Rust crate builds one with crate-type = [\"cdylib\"]";
 
-/// The error is a plugin's fault, says exactly this with the path behind it, and how to go on.
+/// Checks an error about a plugin: the reason, followed by the path, and the hint.
 pub(crate) fn assert_error(error: Error, reason: &str, path: &Path, hint: &str) {
     assert_eq!(error.message(), format!("{reason}: {}", path.display()));
     assert_eq!(error.hint_text(), Some(hint));
     assert_eq!(error.kind(), ErrorKind::Plugin);
 }
 
-/// The look refuses the file, before any of its code runs.
+/// Checks that the inspection rejects the file before any of the file's code runs.
 pub(crate) fn assert_refused(path: &Path, reason: &str, hint: &str) {
     let found = find(&Target::Path(path.to_owned()));
     assert_error(found.unwrap_err(), reason, path, hint);
@@ -33,7 +32,8 @@ pub(crate) fn assert_refused(path: &Path, reason: &str, hint: &str) {
     assert_error(inspect(&bytes, path).unwrap_err(), reason, path, hint);
 }
 
-/// The look is content, and what the code says of itself is not.
+/// Checks that the inspection accepts the file, but that loading it fails because of the description that the
+/// file's code returns.
 fn assert_not_loaded(fixture: &Fixture, reason: &str) {
     let dir = dir();
     let path = fixture.build(dir.path());
@@ -43,7 +43,7 @@ fn assert_not_loaded(fixture: &Fixture, reason: &str) {
 }
 
 #[test]
-fn no_library_at_all() {
+fn not_a_library() {
     let dir = dir();
     for (name, bytes, reason) in [
         (
@@ -54,7 +54,7 @@ fn no_library_at_all() {
         (
             "b.so",
             &b"[[plugin]]\nid = \"perplexity\"\n"[..],
-            "plugin is no ELF file, not a shared library",
+            "plugin is a file without an ELF header, not a shared library",
         ),
     ] {
         let path = dir.path().join(name);
@@ -64,7 +64,7 @@ fn no_library_at_all() {
 }
 
 #[test]
-fn no_file_at_all() {
+fn not_a_file() {
     let dir = dir();
     for (path, reason) in [
         (dir.path().join("none.so"), "plugin does not exist"),
@@ -74,14 +74,14 @@ fn no_file_at_all() {
         assert_eq!(error.message(), format!("{reason}: {}", path.display()));
         assert_eq!(
             error.hint_text(),
-            Some("give the path of the plugin's .so file, or its id")
+            Some("pass the path of the plugin's .so file, or its id")
         );
         assert_eq!(error.kind(), ErrorKind::Config);
     }
 }
 
 #[test]
-fn an_object_file_is_no_library() {
+fn an_object_file_is_not_a_library() {
     let dir = dir();
     let path = dir.path().join("a.o");
     let cc = Command::new("cc")
@@ -132,12 +132,12 @@ fn another_major_version() {
     let path = Fixture::metric("wrong-major")
         .flag("-DENTRY=host_plugin_entry_v2")
         .build(dir.path());
-    let reason = "plugin wrong-major speaks ABI 2, this host speaks 1";
+    let reason = "plugin wrong-major uses ABI 2, but this host supports ABI 1";
     assert_refused(&path, reason, "rebuild it against ABI 1.x");
     let path = Fixture::metric("wrong-manifest-major")
         .manifest_with("abi", json!([3, 1]))
         .build(dir.path());
-    let reason = "plugin wrong-manifest-major speaks ABI 3, this host speaks 1";
+    let reason = "plugin wrong-manifest-major uses ABI 3, but this host supports ABI 1";
     assert_refused(&path, reason, "rebuild it against ABI 1.x");
 }
 
@@ -151,12 +151,14 @@ fn another_minor_version() {
         .build(dir.path());
     assert_refused(
         &path,
-        &format!("plugin too-new needs ABI 1.9, this host speaks 1.{HOST_ABI_MINOR}"),
+        &format!("plugin too-new needs ABI 1.9, but this host supports ABI 1.{HOST_ABI_MINOR}"),
         "use a newer host, or an older version of the plugin",
     );
     assert_not_loaded(
         &Fixture::metric("too-new-in-code").flag("-DMIN_HOST_MINOR=9"),
-        &format!("plugin too-new-in-code needs ABI 1.9, this host speaks 1.{HOST_ABI_MINOR}"),
+        &format!(
+            "plugin too-new-in-code needs ABI 1.9, but this host supports ABI 1.{HOST_ABI_MINOR}"
+        ),
     );
 }
 
@@ -177,7 +179,7 @@ fn no_entry_function() {
     assert_refused(
         &path,
         "plugin odd-entry exports host_plugin_entry_vX, not host_plugin_entry_v1",
-        "its author must name the entry function so",
+        "its author must rename the entry function",
     );
 }
 
@@ -188,7 +190,8 @@ fn two_entry_functions() {
         .flag("-DSECOND_ENTRY")
         .build(dir.path());
     let error = find(&Target::Path(path.clone())).unwrap_err();
-    // The linker decides the order of the two.
+    // The linker decides the order of the two functions, so the test checks only the start and the end of the
+    // message.
     let start = "plugin two-entries exports more than one entry function (host_plugin_entry_v";
     assert!(error.message().starts_with(start), "{error}");
     assert!(error.message().ends_with(&path.display().to_string()));
@@ -237,7 +240,7 @@ fn a_manifest_that_cannot_be_read() {
         .build(dir.path());
     assert_refused(
         &path,
-        "the plugin's manifest is wrong: id must be 1 to 64 lower-case letters, digits, - and _, beginning with a letter",
+        "the plugin's manifest is invalid: id must be 1 to 64 lower-case letters, digits, - and _, beginning with a letter",
         WRONG_MANIFEST,
     );
 }
@@ -263,14 +266,14 @@ fn a_library_that_links_libtorch() {
             .build(dir.path());
         assert_refused(
             &path,
-            &format!("plugin links-torch links {library}, which is the host's alone"),
-            "take it from the plugin's dependencies; tensors come to a plugin as DLPack views",
+            &format!("plugin links-torch links {library}, which only the host may use"),
+            "remove it from the plugin's dependencies; the host passes tensors as DLPack views",
         );
     }
 }
 
 #[test]
-fn a_library_that_looks_beside_itself() {
+fn a_library_with_a_relative_search_path() {
     let dir = dir();
     for rpath in ["$ORIGIN", "lib", "/opt/lib:"] {
         let path = Fixture::metric("rpath")
@@ -278,8 +281,8 @@ fn a_library_that_looks_beside_itself() {
             .build(dir.path());
         assert_refused(
             &path,
-            &format!("plugin rpath looks for libraries in {rpath}, which is not an absolute path"),
-            "link those libraries statically, or build it without that rpath",
+            &format!("plugin rpath has the library search path {rpath}, which is not absolute"),
+            "link the libraries in that path statically, or build the plugin without that rpath",
         );
     }
     let absolute = Fixture::metric("absolute-rpath").flag("-Wl,-rpath,/opt/lib");
@@ -308,7 +311,7 @@ fn a_library_whose_own_libraries_are_missing() {
         load(&path, json!({})).unwrap_err(),
         "plugin links-gone cannot be loaded: libgone.so.7: cannot open shared object file: No such file or directory",
         &path,
-        "`ldd -r` on the library shows what it links and what of that is missing",
+        "`ldd -r` on the library lists the libraries that it links and those that are missing",
     );
 }
 
@@ -329,15 +332,15 @@ fn code_that_contradicts_its_manifest() {
     );
     assert_not_loaded(
         &Fixture::metric("other-major").flag("-DMAJOR=2"),
-        "plugin other-major speaks ABI 2, this host speaks 1",
+        "plugin other-major uses ABI 2, but this host supports ABI 1",
     );
 }
 
 #[test]
-fn a_plugin_that_refuses_the_host() {
+fn a_plugin_that_rejects_the_host() {
     assert_not_loaded(
         &Fixture::metric("refuses").flag("-DREFUSES"),
-        "plugin refuses refused this host: this host is not to its taste",
+        "plugin refuses rejected this host: this host is not supported",
     );
 }
 
@@ -350,25 +353,25 @@ fn a_null_function() {
 }
 
 #[test]
-fn a_lying_struct_size() {
+fn a_wrong_struct_size() {
     assert_not_loaded(
         &Fixture::metric("short-table").flag("-DTABLE_SIZE=60"),
         "plugin short-table lacks the function compute of metric",
     );
     assert_not_loaded(
         &Fixture::metric("tiny-table").flag("-DTABLE_SIZE=3"),
-        "plugin tiny-table says that its table of functions for metric has 3 bytes, which has 8 to 4096",
+        "plugin tiny-table has a function table of 3 bytes, not 8 to 4096, for metric",
     );
     assert_not_loaded(
         &Fixture::metric("huge-table").flag("-DTABLE_SIZE=0xffffffffu"),
-        "plugin huge-table says that its table of functions for metric has 4294967295 bytes, which has 8 to 4096",
+        "plugin huge-table has a function table of 4294967295 bytes, not 8 to 4096, for metric",
     );
     assert_not_loaded(
         &Fixture::metric("short-plugin").flag("-DPLUGIN_SIZE=16"),
-        "plugin short-plugin describes itself in 16 bytes, fewer than the 64 of ABI 1.0",
+        "plugin short-plugin has a description of 16 bytes, fewer than the 64 of ABI 1.0",
     );
     assert_not_loaded(
         &Fixture::metric("short-item").flag("-DITEM_SIZE=4"),
-        "plugin short-item describes an item of 4 bytes, which has 16 to 4096",
+        "plugin short-item has a description with an item of 4 bytes, not 16 to 4096",
     );
 }

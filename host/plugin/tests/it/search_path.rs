@@ -28,7 +28,7 @@ fn the_id_comes_from_the_manifest_and_the_first_folder_counts() {
 }
 
 #[test]
-fn a_refused_library_is_not_passed_over_for_an_older_one() {
+fn a_rejected_library_is_not_skipped_for_an_older_library() {
     let (first, second) = (dir(), dir());
     let search = SearchPath::new([first.path().to_owned(), second.path().to_owned()]);
     let bad = Fixture::metric("passed-over")
@@ -39,14 +39,14 @@ fn a_refused_library_is_not_passed_over_for_an_older_one() {
     assert_eq!(
         error.message(),
         format!(
-            "plugin passed-over speaks ABI 2, this host speaks 1: {}",
+            "plugin passed-over uses ABI 2, but this host supports ABI 1: {}",
             bad.display()
         )
     );
 }
 
 #[test]
-fn a_library_called_so_explains_why_it_is_not_the_plugin() {
+fn a_library_with_the_plugins_name_explains_why_it_is_not_the_plugin() {
     let dir = dir();
     fs::write(dir.path().join("libmy_metric.so"), "a text of twenty bytes").unwrap();
     let search = SearchPath::new([dir.path().to_owned()]);
@@ -54,22 +54,22 @@ fn a_library_called_so_explains_why_it_is_not_the_plugin() {
     assert_eq!(
         error.message(),
         format!(
-            "plugin is no ELF file, not a shared library: {}/libmy_metric.so",
+            "plugin is a file without an ELF header, not a shared library: {}/libmy_metric.so",
             dir.path().display()
         )
     );
 }
 
 #[test]
-fn an_unknown_id_names_the_nearest_or_all() {
+fn an_unknown_id_lists_the_nearest_or_all() {
     let dir = dir();
     let search = SearchPath::new([dir.path().to_owned()]);
     let error = search.find(&id("perplexity")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
-    assert_eq!(error.message(), "no plugin has the id \"perplexity\"");
+    assert_eq!(error.message(), "unknown plugin: \"perplexity\"");
     let found = |what: &str| {
         format!(
-            "found {what} in {}; give the library's path, or set HOST_PLUGIN_PATH to its folder",
+            "found {what} in {}; pass the library's path, or set HOST_PLUGIN_PATH to its folder",
             dir.path().display()
         )
     };
@@ -86,7 +86,7 @@ fn an_unknown_id_names_the_nearest_or_all() {
 }
 
 #[test]
-fn the_list_has_the_shadowed_and_the_refused() {
+fn the_list_contains_shadowed_and_rejected_libraries() {
     let (first, second, missing) = (dir(), dir(), dir());
     let winner = Fixture::metric("listed").build(first.path());
     let shadowed = Fixture::metric("listed").build_as(second.path(), "a.so");
@@ -122,7 +122,7 @@ fn the_list_has_the_shadowed_and_the_refused() {
     assert_eq!(
         reasons,
         [
-            format!("plugin is no ELF file, not a shared library: {place}/b.so"),
+            format!("plugin is a file without an ELF header, not a shared library: {place}/b.so"),
             format!("plugin is not a file: {place}/d.so"),
         ]
     );

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use crate::{draft, four_values, millis, new_run, percentile};
 
-/// A million points of a metric thinned to a thousand, from the file and over gRPC.
+/// Measures how long it takes to read a metric. The metric has a million points, which are reduced to a
+/// thousand. It is read from the file, and then over gRPC.
 pub(crate) fn measure() -> Value {
     const POINTS: u64 = 1_000_000;
     let runs = tempfile::tempdir().expect("a folder");
@@ -39,7 +40,7 @@ pub(crate) fn measure() -> Value {
     });
     let (read, rpc) = (percentile(&mut read_ms, 0.5), percentile(&mut rpc_ms, 0.5));
     println!(
-        "{POINTS} points thinned to 1000: {read:.1} ms from the file, {rpc:.1} ms over gRPC (medians)"
+        "{POINTS} points reduced to 1000: {read:.1} ms from the file, {rpc:.1} ms over gRPC (medians)"
     );
     json!({ "read_ms": read, "rpc_ms": rpc })
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{draft, four_values, millis, new_run, percentile};
 
-/// A list of a thousand runs that have ended, from the files and over gRPC.
+/// Measures how long it takes to list a thousand finished runs, from the files and over gRPC.
 pub(crate) fn measure() -> Value {
     const RUNS: usize = 1000;
     let runs = tempfile::tempdir().expect("a folder");

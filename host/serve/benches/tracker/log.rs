@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 
 use crate::{micros, new_run, percentile};
 
-/// What `host run` has.
+/// Length of the emitter's queue in `host run`.
 const QUEUE: usize = 16_384;
 
-/// One call with four values, with a writer at work behind the queue, at a thousand steps a second.
+/// Measures how long it takes to log four values in one call. There are a thousand calls per second, and a
+/// writer empties the queue meanwhile.
 pub(crate) fn call() -> Value {
     const CALLS: u64 = 5_000;
     let dir = tempfile::tempdir().expect("a folder");
@@ -35,7 +36,8 @@ pub(crate) fn call() -> Value {
     json!({ "p50_us": p50, "p99_us": p99 })
 }
 
-/// 200,000 points a second for five seconds, and then as much as goes.
+/// Logs 200,000 points per second for five seconds, and measures how long the calls and the writer take. Then
+/// measures the maximum rate.
 pub(crate) fn load() -> Value {
     const SECS: u64 = 5;
     const CALLS_PER_MS: u64 = 50;
@@ -48,7 +50,8 @@ pub(crate) fn load() -> Value {
     let begun = Instant::now();
     let mut longest = Duration::ZERO;
     for ms in 0..1000 * SECS {
-        // Asleep between the bursts, or the writer had a core less than in a training on a GPU.
+        // Sleep between the bursts. With busy waiting, the writer would have one core fewer than it has in
+        // GPU training.
         std::thread::sleep(
             (begun + Duration::from_millis(ms)).saturating_duration_since(Instant::now()),
         );
@@ -66,8 +69,8 @@ pub(crate) fn load() -> Value {
     let lag_ms = (begun.elapsed().as_secs_f64() - secs) * 1e3;
     let rate = emitted as f64 * 4.0 / secs;
     println!(
-        "{rate:.0} points a second for {SECS} s: the loop waited {waits} times, its longest call took {:.0} us; \
-         the last was on disk {lag_ms:.0} ms later",
+        "{rate:.0} points per second for {SECS} s: the loop waited {waits} times, its longest call took {:.0} us; \
+         the last point was on disk {lag_ms:.0} ms later",
         micros(longest)
     );
 
@@ -77,7 +80,7 @@ pub(crate) fn load() -> Value {
     }
     commits.wait_settled(emitter.emitted(), Duration::from_secs(60));
     let most = 2e6 / begun.elapsed().as_secs_f64();
-    println!("as fast as goes: {most:.0} points a second");
+    println!("maximum rate: {most:.0} points per second");
     drop(emitter);
     thread.join().expect("all is written");
     json!({ "points_per_sec": rate, "waits": waits, "longest_call_us": micros(longest),
@@ -88,7 +91,7 @@ fn names() -> [Arc<str>; 4] {
     ["loss/train", "lr", "samples", "steps"].map(Arc::from)
 }
 
-/// As the loop makes them: the names are there, the values are new.
+/// Creates values as the training loop does: the names are shared instead of copied.
 fn four(names: &[Arc<str>; 4], step: u64) -> EventBody {
     let value = |name: &Arc<str>| MetricValue::new(Arc::clone(name), step as f64 / 7.0);
     EventBody::Metrics {

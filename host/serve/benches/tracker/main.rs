@@ -1,8 +1,9 @@
-//! The tracker's figures: what a log call costs the loop, what the store takes in, how soon it answers at
-//! a million points and a thousand runs, and what a hundred watchers cost, awake and asleep, and how soon
-//! they know.
+//! Benchmarks of the tracker. They measure the cost of a log call for the training loop, the store's write
+//! rate, and the response times with a million points and with a thousand runs. They also measure the cost
+//! and latency of a hundred watchers that read, and the cost of a hundred watchers that never read.
 //!
-//! Watchers are other processes, of this same program, as is the service of a folder.
+//! The watchers, and the service that serves a folder of runs, are separate processes. They execute this
+//! program, too.
 //!
 //! `cargo bench -p host-serve --bench tracker -- [--json FILE] [PART…]`, where the parts are log, load,
 //! history, list and watchers.
@@ -57,7 +58,7 @@ fn main() {
     }
 }
 
-/// A run with nothing in it.
+/// Creates an empty run.
 fn new_run(dir: &Path) -> Writer {
     let record = RunRecord {
         name: "bench".to_owned(),
@@ -68,7 +69,7 @@ fn new_run(dir: &Path) -> Writer {
     Writer::create(dir, &record).expect("a run")
 }
 
-/// The four values of a step.
+/// Creates the four values of a step.
 fn four_values(step: u64) -> EventBody {
     let names = ["loss/train", "lr", "samples", "steps"];
     let value = |name| MetricValue::new(name, 3.0 + (step % 1000) as f64 / 7.0);
@@ -87,7 +88,7 @@ fn draft(step: u64, body: EventBody) -> Draft {
     }
 }
 
-/// The value below which this share of them lies.
+/// Sorts the values and returns a percentile. `share` is the percentile as a fraction.
 fn percentile(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let at = (values.len() as f64 * share).ceil() as usize;

@@ -14,21 +14,23 @@ use tonic::transport::Channel;
 
 use crate::{four_values, new_run, percentile};
 
-/// What this program is told when it is so many watchers, and when it is a service of a folder.
+/// Flags with which this program starts itself again: the first for a process with watchers, the second for a
+/// process that serves a folder.
 pub(crate) const WATCH: &str = "--watch";
 pub(crate) const SERVE: &str = "--serve";
-/// And when it is watchers that never read, and when it is a live run that is watched by them.
+/// Two more flags: the first for watchers that never read, the second for a live run with such watchers.
 pub(crate) const SLEEP: &str = "--watch-asleep";
 pub(crate) const HOLD: &str = "--hold";
 
 const WATCHERS: usize = 100;
 const SECS: u64 = 8;
 const EVENTS_PER_SEC: u64 = 10;
-/// Events, 20 MB of them as they are sent.
+/// Number of events of the live run whose watchers never read. The events amount to 20 MB on the wire.
 const FLOOD: u64 = 200_000;
 
-/// A hundred watchers of a live run at ten events a second, in turn with none, which shows what the
-/// threads cost by themselves; one watcher of a service of its own; and a hundred that never read.
+/// Measures three cases. The first is a hundred watchers of a live run that emits ten events per second. This
+/// case alternates with its baseline, a run without watchers. The second case is one watcher of a separate
+/// service. The third is a hundred watchers that never read.
 pub(crate) fn measure() -> Value {
     let (mut with, mut without, mut late_ms) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..2 {
@@ -48,7 +50,7 @@ pub(crate) fn measure() -> Value {
             .join(", ")
     };
     println!(
-        "{WATCHERS} watchers at {EVENTS_PER_SEC} events a second: the serving threads take {} of one core; without watchers {}",
+        "{WATCHERS} watchers at {EVENTS_PER_SEC} events per second: the server's threads use {} of one core; without watchers {}",
         show(&with),
         show(&without)
     );
@@ -60,16 +62,17 @@ pub(crate) fn measure() -> Value {
         percentile(&mut separate_ms, 0.5),
         percentile(&mut separate_ms, 0.99),
     );
-    println!("an event reaches a watcher of the live run in p50 {p50:.1} ms, p99 {p99:.1} ms");
-    println!("and one of a separate service in p50 {far50:.1} ms, p99 {far99:.1} ms");
+    println!("latency of an event, live run: p50 {p50:.1} ms, p99 {p99:.1} ms");
+    println!("latency of an event, separate service: p50 {far50:.1} ms, p99 {far99:.1} ms");
     println!(
-        "{FLOOD} events to {WATCHERS} watchers that never read: the process holds {each_kb:.0} KB for each"
+        "{FLOOD} events to {WATCHERS} watchers that never read: the process uses {each_kb:.0} KB per watcher"
     );
     json!({ "percent_of_a_core": with, "asleep_kb": each_kb, "percent_without_watchers": without, "live_p50_ms": p50,
         "live_p99_ms": p99, "separate_p50_ms": far50, "separate_p99_ms": far99 })
 }
 
-/// The share of one core that the serving threads take, in percent, and how late each event was.
+/// Returns the CPU usage of the server's threads as a percentage of one core, and the latency of each event
+/// in ms.
 fn live(watchers: usize) -> (f64, Vec<f64>) {
     let runs = tempfile::tempdir().expect("a folder");
     let dir = runs.path().join("bench");
@@ -80,7 +83,7 @@ fn live(watchers: usize) -> (f64, Vec<f64>) {
     let source = Source::Live {
         run_dir: dir.clone(),
         commits: thread.commits(),
-        // Nobody asks for anything.
+        // No requests are sent, so only this end of the queue is needed.
         requests: RequestQueue::new().0,
     };
     let serving = Server::new("127.0.0.1:0".parse().expect("an address"), source)
@@ -98,7 +101,8 @@ fn live(watchers: usize) -> (f64, Vec<f64>) {
     (share, late)
 }
 
-/// How much memory a process takes whose live run, of many events, so many watchers never read.
+/// Starts a process with a live run that has many events. The run has this number of watchers, which never
+/// read. Returns the resident memory of the process.
 fn resident_kb(watchers: usize) -> f64 {
     let mut child = again(&[HOLD, &watchers.to_string()]);
     let mut said = String::new();
@@ -108,7 +112,7 @@ fn resident_kb(watchers: usize) -> f64 {
     said.trim().parse().expect("a number")
 }
 
-/// The process of that run.
+/// Runs the process that [`resident_kb`] measures.
 pub(crate) fn hold(watchers: &str) {
     let watchers: usize = watchers.parse().expect("a count");
     let runs = tempfile::tempdir().expect("a folder");
@@ -134,7 +138,7 @@ pub(crate) fn hold(watchers: &str) {
     });
     (0..FLOOD).for_each(|n| emitter.emit(Step(n), four_values(n)));
     commits.wait_settled(FLOOD, Duration::from_secs(60));
-    // What is on its way to the watchers comes to rest.
+    // Wait until all data in flight has been buffered.
     std::thread::sleep(Duration::from_secs(2));
     let status = std::fs::read_to_string("/proc/self/status").expect("readable");
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -148,7 +152,8 @@ pub(crate) fn hold(watchers: &str) {
     thread.join().expect("all is written");
 }
 
-/// The process of the watchers that have a stream each and take nothing from it. It is killed.
+/// Runs the process of the watchers that never read. Each watcher opens a stream but does not read from it.
+/// The parent kills the process.
 pub(crate) fn sleep(addr: &str, count: &str) {
     let count: usize = count.parse().expect("a count");
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -165,7 +170,7 @@ pub(crate) fn sleep(addr: &str, count: &str) {
     });
 }
 
-/// A stream of all events of the run, over a connection of its own.
+/// Opens a stream of all events of the run over a new connection.
 async fn stream(addr: &str) -> Streaming<proto::WatchEventsResponse> {
     let channel = Channel::from_shared(format!("http://{addr}")).expect("an address");
     let mut client = TrackerServiceClient::new(channel.connect().await.expect("connected"));
@@ -178,7 +183,7 @@ async fn stream(addr: &str) -> Streaming<proto::WatchEventsResponse> {
     answer.into_inner()
 }
 
-/// How late each event was at one watcher of another process's service.
+/// Measures one watcher of a service that runs in another process. Returns the latency of each event.
 fn separate() -> Vec<f64> {
     let runs = tempfile::tempdir().expect("a folder");
     let (emitter, drafts) = Emitter::new(16_384);
@@ -215,7 +220,7 @@ fn finish(emitter: Emitter) {
     emitter.emit(Step(0), EventBody::RunFinished { reason, message });
 }
 
-/// Processor time that the serving threads of this process have taken.
+/// Returns the CPU time of this process's server threads.
 fn serving_secs() -> f64 {
     let mut ns = 0;
     for thread in std::fs::read_dir("/proc/self/task")
@@ -236,14 +241,14 @@ fn serving_secs() -> f64 {
     ns as f64 / 1e9
 }
 
-/// A process that watches.
+/// A process of watchers.
 struct Watching {
     child: Child,
     said: BufReader<std::process::ChildStdout>,
 }
 
 impl Watching {
-    /// Starts it, and waits until all watchers have a stream.
+    /// Starts the process and waits until all its watchers have a stream.
     fn start(addr: &str, count: usize) -> Self {
         let mut child = again(&[WATCH, addr, &count.to_string()]);
         let mut said = BufReader::new(child.stdout.take().expect("piped"));
@@ -252,7 +257,7 @@ impl Watching {
         Self { child, said }
     }
 
-    /// Waits for its end: by how many milliseconds each event was late.
+    /// Waits for the process to end and returns the latency of each event in milliseconds.
     fn lateness(mut self) -> Vec<f64> {
         let lines = self.said.by_ref().lines().map_while(Result::ok);
         let late = lines.map(|line| line.parse().expect("a number")).collect();
@@ -269,7 +274,7 @@ fn again(arguments: &[&str]) -> Child {
         .expect("a child")
 }
 
-/// The process that serves a folder. It says where, and is killed.
+/// Runs the process that serves a folder. It prints its address; the parent kills it.
 pub(crate) fn serve(runs_dir: &Path) {
     let source = Source::Folder(runs_dir.to_owned());
     let serving = Server::new("127.0.0.1:0".parse().expect("an address"), source)
@@ -281,7 +286,7 @@ pub(crate) fn serve(runs_dir: &Path) {
     }
 }
 
-/// The process of the watchers, each with a connection of its own.
+/// Runs the process of the watchers. Each watcher has its own connection.
 pub(crate) fn watch(addr: &str, count: &str) {
     let count: usize = count.parse().expect("a count");
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -7,11 +7,11 @@ use tonic::Code;
 
 use super::Client;
 
-/// How long a request waits for the loop, unless it is told otherwise: a step may be long, and an
-/// evaluation longer.
+/// How long a request waits for the training loop. Steps can take long, and evaluations even longer.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// One call of the service with the fields that all its requests have.
+/// Calls a method of the service. All requests have the fields `run`, `by` and `reason`; some have
+/// additional fields.
 macro_rules! call {
     ($service:ident, $method:ident, $request:ident { $run:ident, $by:ident, $reason:ident $(, $field:ident)* }) => {
         $service
@@ -25,12 +25,12 @@ macro_rules! call {
 }
 
 impl Client {
-    /// Asks the loop of a run for something, as `by`, and waits until it is carried out. An empty `run`
-    /// is the only one that the server trains.
+    /// Sends a request to the training loop of a run, as the client `by`, and waits until the request is
+    /// carried out. An empty `run` means the run that the server trains.
     ///
     /// # Errors
-    /// If the token does not let it, the request cannot be, the server does not train the run, the
-    /// training ended before, or there is no answer.
+    /// Returns an error if the token does not permit control, the request is invalid, the server does not
+    /// train the run, training ended first, or the server does not respond.
     pub fn ask(&self, run: &str, by: &str, ask: Ask) -> Result<CarriedOut> {
         let mut service = ControlServiceClient::new(self.wire.clone());
         let (run, by, reason) = (run.to_owned(), by.to_owned(), ask.reason);
@@ -64,7 +64,7 @@ impl Client {
                     }
                 ),
                 Request::SkipStep | Request::ScaleLearningRate { .. } | Request::RollBack => Err(
-                    tonic::Status::invalid_argument("only an observer may ask for that"),
+                    tonic::Status::invalid_argument("only an observer can make this request"),
                 ),
             }
         };
@@ -80,16 +80,16 @@ impl Client {
                 ErrorKind::System,
                 format!("{}: {}", status.message(), self.addr),
             )
-            .hint("the run's events say whether it was carried out: `host runs show`")),
+            .hint("check with `host runs show` whether the request was carried out")),
             Ok(Err(status)) => Err(self.error(&status)),
             Err(_) => Err(Error::new(
                 ErrorKind::System,
                 format!(
-                    "the loop did not come to a step boundary in time: {}",
+                    "the training loop did not reach a step boundary in time: {}",
                     self.addr
                 ),
             )
-            .hint("it is not carried out any more; ask again")),
+            .hint("send the request again; this one is dropped")),
         }
     }
 }

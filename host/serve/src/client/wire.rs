@@ -13,24 +13,25 @@ use tonic::{Request, Status};
 
 use crate::tls::Trust;
 
-/// How long a first connection may take.
+/// Timeout of a connection attempt.
 const CONNECT: Duration = Duration::from_secs(30);
-/// A server that is gone without a word is noticed after twice this.
+/// Interval of keepalive pings, and timeout for the response. A dead server is detected after twice this
+/// time.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
-/// A server, and what it takes to talk with it.
+/// A server's address and credentials.
 #[derive(Clone)]
 pub struct Remote {
-    /// `HOST:PORT`, or `https://HOST:PORT` where it has TLS.
+    /// `HOST:PORT`, or `https://HOST:PORT` for TLS.
     pub addr: String,
-    /// What it asks for, to read or to control.
+    /// The token for reading or for control.
     pub token: Option<String>,
-    /// How to know it, where it has TLS.
+    /// How to verify the server with TLS.
     pub trust: Option<Trust>,
 }
 
 impl Remote {
-    /// A server that asks for nothing.
+    /// Returns a server without TLS and without a token.
     pub fn at(addr: &str) -> Self {
         Self {
             addr: addr.to_owned(),
@@ -49,10 +50,10 @@ impl std::fmt::Debug for Remote {
     }
 }
 
-/// A connection that shows its token with each call.
+/// A connection that sends its token with each call.
 pub(super) type Wire = InterceptedService<Channel, Bearer>;
 
-/// What is sent as `authorization`.
+/// The value of the `authorization` header.
 #[derive(Clone)]
 pub(super) struct Bearer(Option<MetadataValue<Ascii>>);
 
@@ -79,11 +80,12 @@ pub(super) async fn connect(remote: &Remote) -> Result<Wire> {
         Some(("https", place)) => (true, place),
         Some(("http", place)) => (false, place),
         Some((scheme, _)) => {
-            return Err(no_address(addr, &format!("{scheme} is no scheme of gRPC")));
+            return Err(no_address(addr, &format!("unsupported scheme {scheme}")));
         }
         None => (remote.trust.is_some(), addr.as_str()),
     };
-    // With TLS the connector below speaks it; for tonic every connection is a plain one.
+    // The scheme is `http` even with TLS: the connector below handles TLS, and tonic itself knows only plain
+    // connections.
     let uri: Uri = format!("http://{place}")
         .parse()
         .map_err(|e| no_address(addr, &e))?;
@@ -93,9 +95,9 @@ pub(super) async fn connect(remote: &Remote) -> Result<Wire> {
         return Err(no_address(addr, &"the port is missing"));
     };
     if !has_tls && remote.token.is_some() && !is_this_machine(&host) {
-        let message = format!("the token would go to {addr} for everybody on the way to read");
+        let message = format!("the token would be sent without encryption to {addr}");
         return Err(Error::new(ErrorKind::Config, message).hint(
-            "give https://HOST:PORT and --tls-fingerprint as the server printed it, or --tls-ca FILE",
+            "pass https://HOST:PORT with --tls-fingerprint as printed by the server, or --tls-ca FILE",
         ));
     }
     let endpoint = Endpoint::from(uri)
@@ -106,10 +108,11 @@ pub(super) async fn connect(remote: &Remote) -> Result<Wire> {
     let channel = match (has_tls, &remote.trust) {
         (false, _) => endpoint.connect().await,
         (true, None) => {
-            return Err(
-                Error::new(ErrorKind::Config, format!("cannot know who is at {addr}"))
-                    .hint("give --tls-fingerprint as the server printed it, or --tls-ca FILE"),
-            );
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("cannot verify the server at {addr}"),
+            )
+            .hint("pass --tls-fingerprint as printed by the server, or --tls-ca FILE"));
         }
         (true, Some(trust)) => {
             let tls = trust.connector()?;
@@ -130,7 +133,7 @@ pub(super) async fn connect(remote: &Remote) -> Result<Wire> {
             ErrorKind::System,
             format!("cannot connect to {addr}: {}", innermost(&e)),
         )
-        .hint("is the run still live? `host serve` shows runs that have ended")
+        .hint("check that the run is live; start `host serve` for runs that have ended")
     })?;
     let bearer = remote
         .token
@@ -139,9 +142,9 @@ pub(super) async fn connect(remote: &Remote) -> Result<Wire> {
     let mut bearer: Option<MetadataValue<Ascii>> = bearer.transpose().map_err(|_| {
         Error::new(
             ErrorKind::Config,
-            "the token has characters that no header can have",
+            "the token has characters that are not allowed in a header",
         )
-        .hint("give one of printable ASCII characters")
+        .hint("use a token of printable ASCII characters")
     })?;
     if let Some(bearer) = &mut bearer {
         bearer.set_sensitive(true);
@@ -155,11 +158,14 @@ fn is_this_machine(host: &str) -> bool {
 }
 
 fn no_address(addr: &str, why: &dyn std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Config, format!("{addr:?} is no address: {why}"))
-        .hint("give HOST:PORT, as `host run` prints it")
+    Error::new(
+        ErrorKind::Config,
+        format!("invalid address {addr:?}: {why}"),
+    )
+    .hint("pass HOST:PORT as printed by `host run`")
 }
 
-/// What lies at the bottom of an error: tonic's own words are only "transport error".
+/// Returns the message of an error's root cause. The message of tonic's error is only "transport error".
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
@@ -173,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_goes_in_the_clear_to_this_machine_alone() {
+    fn a_token_is_sent_without_encryption_only_to_this_machine() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -189,7 +195,7 @@ mod tests {
         };
         for elsewhere in ["gpu1:6006", "http://192.0.2.1:1", "[2001:db8::1]:1"] {
             let error = refusal(elsewhere);
-            assert!(error.message().contains("on the way"), "{error}");
+            assert!(error.message().contains("without encryption"), "{error}");
             assert!(
                 error
                     .hint_text()
@@ -197,7 +203,8 @@ mod tests {
                     .contains("--tls-fingerprint")
             );
         }
-        // Here it is only that nobody listens.
+        // Sending a token to this machine without encryption is allowed, so these connections fail only
+        // because no server listens there.
         for here in ["127.0.0.1:1", "[::1]:1", "localhost:1"] {
             let error = refusal(here);
             assert!(error.message().contains("cannot connect"), "{error}");

@@ -4,10 +4,10 @@ use host_core::Result;
 use host_proto::tensorboard::data as proto;
 use tonic::Status;
 
-/// Which runs and tags a request is about.
+/// The runs and tags that a request selects.
 #[derive(Clone, Debug)]
 pub(crate) struct Filter {
-    /// None lets everything through, an empty set nothing.
+    /// In both fields, `None` matches everything; an empty set matches nothing.
     runs: Option<HashSet<String>>,
     tags: Option<HashSet<String>>,
 }
@@ -34,7 +34,10 @@ impl Filter {
     }
 }
 
-/// The plugin of TensorBoard's that a request is about, which it must say.
+/// Returns the TensorBoard plugin that a request names.
+///
+/// # Errors
+/// Returns an error if the name is missing.
 pub(crate) fn of_plugin(filter: Option<proto::PluginFilter>) -> Result<String, Status> {
     filter
         .map(|filter| filter.plugin_name)
@@ -47,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_absent_lets_through_and_what_is_empty_does_not() {
+    fn an_absent_filter_matches_everything_and_an_empty_one_nothing() {
         let all = Filter::all();
         assert!(all.has_run("a") && all.has_tag("b"));
         let none = Filter::new(Some(proto::RunTagFilter {

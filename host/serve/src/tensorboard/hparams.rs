@@ -1,5 +1,5 @@
-//! What the HParams plugin reads: of each run how it began and ended, and of all runs together which
-//! settings and metrics there are to compare them by.
+//! The data for TensorBoard's HParams plugin: the start and end of each run, and the settings and metrics
+//! with which runs can be compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,8 +14,8 @@ use proto::h_params_plugin_data::Data;
 
 use super::seconds;
 
-/// The keys of a run's configuration that say how it was run and nothing of what was trained: nobody
-/// compares runs by them.
+/// The configuration keys that describe how a run was executed, not what was trained. They are omitted from
+/// comparisons of runs.
 pub const HOST_SETTINGS: [&str; 12] = [
     "runs_dir",
     "name",
@@ -31,10 +31,11 @@ pub const HOST_SETTINGS: [&str; 12] = [
     "plugin_lock",
 ];
 
-/// Where the plugin looks for what holds for all runs.
+/// The HParams plugin reads the content of this tag. The content describes all runs together.
 const EXPERIMENT: &str = "_hparams_/experiment";
 
-/// The settings that people look at first. So many columns are seen until others are chosen.
+/// The settings that are usually the most interesting. There are five, because TensorBoard shows five columns
+/// by default.
 const FIRST_SETTINGS: [&str; 5] = [
     "learning_rate",
     "model",
@@ -43,10 +44,10 @@ const FIRST_SETTINGS: [&str; 5] = [
     "max_train_steps",
 ];
 
-/// The metrics that people look at first.
+/// The metrics that are usually the most interesting.
 const FIRST_METRICS: [&str; 3] = ["loss/train", EVAL_LOSS, "perplexity"];
 
-/// A run for the HParams plugin: its tags, each with the content that the plugin reads.
+/// Returns a run's tags for the HParams plugin, each with its content.
 pub(super) fn tags(run: &RunRow) -> Vec<(&'static str, Vec<u8>)> {
     let hparams = settings(&run.config_json).into_iter();
     let hparams = hparams.map(|(name, kind)| (name, Value { kind: Some(kind) }));
@@ -73,8 +74,8 @@ pub(super) fn tags(run: &RunRow) -> Vec<(&'static str, Vec<u8>)> {
     tags
 }
 
-/// All runs for the HParams plugin: a tag of which there must be one, in any run. Without it the plugin
-/// would show the first settings and metrics by name.
+/// Returns the experiment tag, which describes all runs. Exactly one run must have it. Without it, the
+/// HParams plugin would show the alphabetically first settings and metrics.
 pub(super) fn experiment<'a>(
     runs: impl IntoIterator<Item = (&'a RunRow, &'a [Series])>,
 ) -> (&'static str, Vec<u8>) {
@@ -98,7 +99,8 @@ pub(super) fn experiment<'a>(
     (EXPERIMENT, content(Data::Experiment(experiment)))
 }
 
-/// The training loss, and what the last evaluation measured.
+/// Returns the names of the metrics by which runs can be compared: the usual ones, and all other metrics of
+/// the last evaluation except durations.
 fn results(series: &[Series]) -> impl Iterator<Item = &str> {
     let evaluated = series.iter().find(|one| &*one.name == EVAL_LOSS);
     let evaluated = evaluated.map(|one| one.last.seq);
@@ -109,8 +111,9 @@ fn results(series: &[Series]) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The settings of these configurations. TensorBoard sorts them by `differs` and then by name, and shows
-/// the first: those that do differ, and as many of the usual ones as there is room for.
+/// Returns descriptions of the settings in these configurations. TensorBoard sorts settings by `differs` and
+/// then by name, and shows only the first five as columns. So `differs` is set for at most five settings:
+/// those that do differ and, if columns remain, the usual settings.
 fn hparam_infos(configurations: &[Settings]) -> Vec<proto::HParamInfo> {
     let names: BTreeSet<&str> = configurations
         .iter()
@@ -153,7 +156,7 @@ fn hparam_infos(configurations: &[Settings]) -> Vec<proto::HParamInfo> {
     names.into_iter().map(info).collect()
 }
 
-/// What a setting's values are, and which.
+/// Returns the type and the domain of a setting's values.
 fn domain(values: &[&Kind]) -> (proto::DataType, Option<Domain>) {
     let (mut numbers, mut texts, mut truths) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
     for value in values {
@@ -188,7 +191,8 @@ fn domain(values: &[&Kind]) -> (proto::DataType, Option<Domain>) {
             let truths = truths.into_iter().map(Kind::BoolValue);
             (proto::DataType::Bool, discrete(truths.collect()))
         }
-        // Of several kinds: texts, to be found by a pattern.
+        // A setting whose values have different types is described as a string without a domain, so that
+        // TensorBoard filters its values by a pattern.
         _ => (proto::DataType::String, None),
     }
 }
@@ -201,8 +205,9 @@ fn content(data: Data) -> Vec<u8> {
 /// Settings by name.
 type Settings = BTreeMap<String, Kind>;
 
-/// The numbers, texts and booleans of a configuration that are the training's, a plugin's as
-/// `plugin/ID/KEY`. Lists are no settings that one would sort runs by, nor is what was found of a plugin.
+/// Returns the training settings that are numbers, strings or booleans. A plugin's settings are named
+/// `plugin/ID/KEY`. Lists are omitted, since TensorBoard cannot sort runs by them. A plugin's id and path,
+/// and the recorded environment, are also omitted.
 fn settings(config_json: &str) -> Settings {
     let config: serde_json::Value = serde_json::from_str(config_json).unwrap_or_default();
     let setting = |(name, value): (String, serde_json::Value)| {
@@ -221,7 +226,7 @@ fn settings(config_json: &str) -> Settings {
     settings.into_iter().filter_map(setting).collect()
 }
 
-/// Whether it says how a run was run.
+/// Whether the part of a key before the first dot is one of [`HOST_SETTINGS`].
 fn is_of_host(name: &str) -> bool {
     let name = name.split('.').next().unwrap_or_default();
     HOST_SETTINGS.contains(&name)
@@ -255,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_at_work_has_begun_with_its_settings_and_has_no_end() {
+    fn a_running_run_has_a_start_with_its_settings_and_no_end() {
         let tags = tags(&run(RunStatus::Running));
         let [("_hparams_/session_start_info", start)] = &tags[..] else {
             panic!("{tags:?}");
@@ -281,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn how_a_run_ended_is_said() {
+    fn the_end_of_a_run_has_a_status() {
         for (status, expected) in [
             (RunStatus::Crashed, proto::Status::Failure),
             (
@@ -333,7 +338,7 @@ mod tests {
         experiment
     }
 
-    /// The columns that TensorBoard shows by itself: it sorts the settings, and ticks the first five.
+    /// Returns the columns that TensorBoard shows by default: the first five of its sorted settings.
     fn columns(experiment: &proto::Experiment) -> Vec<&str> {
         let mut infos: Vec<_> = experiment.hparam_infos.iter().collect();
         infos.sort_by_key(|info| (!info.differs, &info.name));
@@ -344,7 +349,7 @@ mod tests {
         "max_train_steps": 9, "model": "tiny", "seed": 1, "seq_length": 32, "train_batch_size": 4}"#;
 
     #[test]
-    fn a_run_s_table_begins_with_the_settings_and_results_that_people_look_at() {
+    fn a_run_s_table_starts_with_the_most_interesting_settings_and_results() {
         let series = [
             series("accuracy", 9),
             series("checkpoint_copy_secs", 8),
@@ -368,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_between_runs_is_seen_before_what_does_not() {
+    fn settings_that_differ_between_runs_are_shown_first() {
         let changed = CONFIG
             .replace("0.1", "0.2")
             .replace(r#""seed": 1"#, r#""seed": 2, "vocab_size": 300"#);
@@ -392,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_in_a_plugin_s_settings_is_seen() {
+    fn differences_in_a_plugin_s_settings_are_shown() {
         let with = |decay: f64| {
             let plugin = format!(r#"{{"id": "weight-decay", "weight_decay": {decay}}}"#);
             let record = r#"{"host": "1", "plugin": [{"id": "weight-decay", "version": "1"}]}"#;
@@ -426,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_of_several_kinds_is_a_text() {
+    fn a_setting_with_values_of_several_types_is_a_string() {
         let runs = [r#"{"a": 1, "b": true}"#, r#"{"a": "x", "b": false}"#];
         let experiment = of_all(&runs.map(|config| (configured(config), vec![])));
         let [a, b] = &experiment.hparam_infos[..] else {

@@ -11,25 +11,26 @@ use tonic::Status;
 use crate::source::Runs;
 use crate::to_proto;
 
-/// Most events of a piece of a stream.
+/// Maximum number of events in a piece of a stream.
 const PAGE_EVENTS: usize = 512;
-/// Where a piece ends early, so that it stays far below the 4 MiB that clients accept; earlier where many
-/// watch, for each of them may hold one.
+/// Maximum size of a piece, far below the 4 MiB that clients accept. If there are many watchers, the limit is
+/// lower, because each watcher can hold a piece.
 const PAGE_BYTES: std::ops::RangeInclusive<usize> = 16 << 10..=1 << 20;
-/// What the pieces of all watchers take together, about.
+/// Approximate limit for the total size of the pieces that all watchers hold.
 const PAGES_BYTES: usize = 8 << 20;
-/// How often the log of another process is looked at.
+/// How often the log of another process is polled.
 const POLL: Duration = Duration::from_millis(50);
 
-/// What the watchers of one run share: the news that there is more, and the newest page, so that a
-/// hundred of them at the end of the log read it once.
+/// The state that the watchers of one run share: the progress of the log and its newest page. The page is
+/// shared so that a hundred watchers at the end of the log read it only once.
 #[derive(Debug)]
 pub(crate) struct Feed {
     news: watch::Sender<News>,
     newest: Mutex<Option<Arc<Page>>>,
 }
 
-/// How far the log has come, and the page that came last, read once for whoever is at its beginning.
+/// The progress of the log, and the log's newest page. The page is for watchers that have read all earlier
+/// events.
 #[derive(Clone, Debug)]
 pub(crate) struct News {
     pub(crate) progress: Progress,
@@ -37,22 +38,22 @@ pub(crate) struct News {
 }
 
 impl News {
-    /// The page that follows a cursor, if it is the one that came last.
+    /// Returns the newest page if it starts right after this cursor.
     pub(crate) fn page_after(&self, cursor: u64) -> Option<&Arc<Page>> {
         let page = self.page.as_ref();
         page.filter(|page| page.after == cursor && !page.events.is_empty())
     }
 }
 
-/// A piece of a run's log.
+/// A part of a run's log.
 #[derive(Clone, Debug)]
 pub(crate) struct Page {
     after: u64,
     /// The events, ready to send.
     pub(crate) events: Vec<proto::Event>,
-    /// The last event's sequence number, or `after` if there is none.
+    /// The last event's sequence number, or `after` if the page is empty.
     pub(crate) cursor: u64,
-    /// How far the log had come when the events had been read, or further.
+    /// The progress of the log, read after the events.
     pub(crate) progress: Progress,
 }
 
@@ -67,17 +68,17 @@ impl Feed {
         }
     }
 
-    /// How far the log has come.
+    /// Returns the current progress and newest page.
     pub(crate) fn news(&self) -> News {
         self.news.borrow().clone()
     }
 
-    /// A view of how far the log has come.
+    /// Returns a receiver for the progress of the log.
     pub(crate) fn subscribe(&self) -> watch::Receiver<News> {
         self.news.subscribe()
     }
 
-    /// The events after a cursor; none at the log's end.
+    /// Returns a page of the events after a cursor. The page is empty if the cursor is at the log's end.
     pub(crate) async fn page(
         &self,
         runs: &Arc<Runs>,
@@ -95,7 +96,7 @@ impl Feed {
         if far_behind {
             return read().await;
         }
-        // Whoever comes first reads; the others wait for it, and find the page.
+        // If several watchers need this page, the first one reads it, and the others wait for the lock.
         let mut newest = self.newest.lock().await;
         if let Some(page) = &*newest
             && page.after == after
@@ -108,7 +109,7 @@ impl Feed {
         Ok(page)
     }
 
-    /// Whether somebody follows the run.
+    /// Whether the run has watchers.
     fn is_watched(&self) -> bool {
         self.news.receiver_count() > 0
     }
@@ -129,15 +130,15 @@ impl Feed {
 }
 
 impl Page {
-    /// The events after a cursor, in `most` bytes or, if the first is larger, that one alone.
+    /// Reads the events after a cursor, up to `most` bytes but at least one event.
     fn read(reader: &Reader, after: u64, most: usize) -> host_core::Result<Self> {
         let events = reader.events_after(after, PAGE_EVENTS)?;
-        // After the events: if the run has ended by now, they may not be the last, and the cursor
-        // then says so.
+        // The progress is read after the events. If the run ends in between, the last events can be missing
+        // from the page, but then `last_seq` is beyond the page's cursor.
         Ok(Self::of(events, after, reader.progress()?, most))
     }
 
-    /// The page that ends the log of a run at work, whose writer says how far it has come.
+    /// Reads the newest page of an active run, whose writer reports `last_seq`.
     fn read_live(
         reader: &Reader,
         after: u64,
@@ -151,7 +152,7 @@ impl Page {
         Ok(Self::of(events, after, progress, most))
     }
 
-    /// As many of these events as a piece may have.
+    /// Creates a page from as many of these events as fit.
     fn of(events: Vec<Event>, after: u64, progress: Progress, most: usize) -> Self {
         let mut bytes = 0;
         let mut page = Vec::with_capacity(events.len());
@@ -172,13 +173,13 @@ impl Page {
     }
 }
 
-/// How large a piece may be while so many watch.
+/// Returns the maximum size of a piece for this number of watchers.
 fn page_bytes(watchers: usize) -> usize {
     (PAGES_BYTES / watchers.max(1)).clamp(*PAGE_BYTES.start(), *PAGE_BYTES.end())
 }
 
-/// Passes on what [`follow`] heard. It is for a task of the server's own thread: to wake a watcher from
-/// another one takes a system call each.
+/// Passes the news from [`follow`] to the feed. Runs as a task on the server's own thread, since waking a
+/// watcher from another thread costs a system call.
 pub(crate) async fn pass_on(mut heard: watch::Receiver<News>, feed: Arc<Feed>) {
     while heard.changed().await.is_ok() {
         let news = heard.borrow_and_update().clone();
@@ -186,7 +187,8 @@ pub(crate) async fn pass_on(mut heard: watch::Receiver<News>, feed: Arc<Feed>) {
     }
 }
 
-/// Hears from the writer of this process, on a thread of its own, until that ends or `stopping` does.
+/// Waits for commits of this process's writer until the writer ends or `stopping` is set. Runs on its own
+/// thread.
 pub(crate) fn follow(
     runs: &Runs,
     feed: &Feed,
@@ -202,7 +204,7 @@ pub(crate) fn follow(
         let closed = commits.is_closed();
         let last_seq = commits.wait_beyond(seen, Duration::from_millis(100));
         if closed {
-            // The writer has let go of the run, so the store says how it ended.
+            // The writer has closed the run, so the store contains the reason why the run ended.
             let status = runs.names().and_then(|names| match names.first() {
                 Some(name) => runs.read_now(name, Reader::progress),
                 None => Ok(Progress {
@@ -215,7 +217,8 @@ pub(crate) fn follow(
             return;
         }
         if last_seq > seen {
-            // Watchers who cannot use the page read one of their own, so a failure is theirs to find.
+            // If reading fails, there is no page. Then the watchers read the store themselves and report the
+            // error.
             let page = match (feed.is_watched(), runs.names()) {
                 (true, Ok(names)) => names.first().and_then(|name| {
                     let most = page_bytes(runs.watchers());
@@ -232,7 +235,7 @@ pub(crate) fn follow(
     }
 }
 
-/// Feeds from the store of another process, as long as somebody watches.
+/// Polls the store of a run that another process writes, as long as the run has watchers.
 pub(crate) async fn poll(runs: Arc<Runs>, run: RunName, feed: Weak<Feed>) {
     let mut seen = match feed.upgrade() {
         Some(feed) => feed.last_seq(),
@@ -256,7 +259,7 @@ pub(crate) async fn poll(runs: Arc<Runs>, run: RunName, feed: Weak<Feed>) {
                 seen = progress.last_seq;
                 feed.tell(progress, page);
             }
-            // Wakes the watchers, who will find out for themselves what is the matter.
+            // Wakes the watchers. They read the store and report the error.
             Err(_) => {
                 let last_seq = feed.last_seq();
                 let status = RunStatus::Crashed;

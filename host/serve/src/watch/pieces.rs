@@ -14,38 +14,39 @@ use tonic::Status;
 use crate::call::Call;
 use crate::watch::feed::News;
 
-/// What a stream of events consists of.
+/// An item of a stream of events.
 pub(crate) type Piece = Result<proto::WatchEventsResponse, Status>;
 type Source = Pin<Box<dyn Stream<Item = Piece> + Send>>;
 
-/// A watcher's pieces, each made when the connection asks for it, on the connection's own task. A client
-/// that takes nothing for long is told from which cursor to go on; from then on nothing is held for it.
+/// The stream of a watcher's pieces. When the connection polls for a piece, the piece is created on the
+/// connection's task. If the client reads nothing for too long, the source of the pieces is dropped. Only the
+/// cursor is kept, for the last piece.
 #[derive(Debug)]
 pub(crate) struct Pieces {
     shared: Arc<Mutex<Shared>>,
     looks: AbortHandle,
 }
 
-/// What the stream and the task that looks after it have in common.
+/// The state that the stream shares with its monitor task.
 struct Shared {
-    /// None when the client was given up.
+    /// `None` after the stream of an unresponsive client was ended.
     source: Option<Source>,
-    /// The call and its place among the watchers, as long as there is a source.
+    /// The call and its permit. They are released when `source` is dropped.
     holds: Option<Holds>,
     news: watch::Receiver<News>,
     cursor: u64,
-    /// How often the connection asked.
+    /// How many times the connection has polled.
     asked: u64,
-    /// Whether the last that it asked for was there, so that it is to ask again.
+    /// Whether the last poll returned a piece. If so, the next poll comes only if the client reads the piece.
     has_piece: bool,
-    /// Whether the piece that says why the stream ends was made.
+    /// Whether the last piece, which contains the reason for the end, was created.
     ended: bool,
 }
 
 pub(crate) type Holds = (Option<Call>, OwnedSemaphorePermit);
 
-/// Looks, in the time that a client has, at whether it takes anything. A timer for each piece would
-/// cost more than the piece.
+/// How many times a client is checked within its time limit. These checks replace a timer for each piece,
+/// which would cost more than the piece.
 const LOOKS: u32 = 4;
 
 impl Pieces {
@@ -103,7 +104,7 @@ impl Stream for Pieces {
     }
 }
 
-/// Gives the client up when it has taken nothing for so many looks while there was something to take.
+/// Ends the stream if the client read nothing in [`LOOKS`] consecutive checks although events were available.
 async fn look_after(shared: Weak<Mutex<Shared>>, pause: Duration) {
     let (mut asked, mut in_vain) = (0, 0);
     while in_vain < LOOKS {
@@ -124,7 +125,7 @@ async fn look_after(shared: Weak<Mutex<Shared>>, pause: Duration) {
 }
 
 impl Shared {
-    /// Whether there is something for the client, on its way or in the log.
+    /// Returns true if the client has something to read: a piece in flight, or events in the log.
     fn is_due(&self) -> bool {
         let all_taken = Progress {
             last_seq: self.cursor,
@@ -148,7 +149,7 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// The last piece of a stream.
+/// Creates the last piece of a stream.
 pub(crate) fn end(cursor: u64, reason: WatchEndReason) -> proto::WatchEventsResponse {
     proto::WatchEventsResponse {
         events: Vec::new(),
@@ -160,6 +161,6 @@ pub(crate) fn end(cursor: u64, reason: WatchEndReason) -> proto::WatchEventsResp
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
-    // A source that panicked is not asked again: its task is gone.
+    // If the source panics, the task that polls it ends, so the source is not polled again.
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,7 +7,7 @@ use tonic::transport::Channel;
 
 use crate::run::serve;
 
-/// Two runs: one with an odd value at every step, one at every other step and half as far.
+/// Creates two runs: one with a value at every step up to 100, one with a value at every other step up to 50.
 fn runs() -> tempfile::TempDir {
     let runs = tempfile::tempdir().expect("a folder");
     for (name, seed, steps, every) in [("a", 1, 1..101, 1), ("b", 2, 2..51, 2)] {
@@ -85,7 +85,7 @@ fn runs_are_compared_by_configuration_and_at_common_steps() {
             (Some(2), Some(50))
         );
 
-        // Of one run alone; no value of it is a number.
+        // Only one run has this metric, and all values are NaN.
         let [a] = &only_a.runs[..] else {
             panic!("{only_a:?}")
         };

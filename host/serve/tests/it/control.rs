@@ -1,4 +1,4 @@
-//! What may be asked of a loop, by whom, and what the server answers.
+//! Requests to a training loop: the access tokens that they need, and the server's responses.
 
 use std::sync::mpsc::sync_channel;
 use std::thread;
@@ -39,7 +39,7 @@ fn guarded(run: &Run) -> Server {
 }
 
 #[test]
-fn a_request_comes_back_with_its_place_when_the_loop_has_carried_it_out() {
+fn a_request_returns_its_event_s_place_once_it_is_carried_out() {
     let mut run = Run::start();
     let serving = guarded(&run).start().expect("a server");
     run.play_loop();
@@ -76,7 +76,7 @@ fn a_request_comes_back_with_its_place_when_the_loop_has_carried_it_out() {
 }
 
 #[test]
-fn who_may_do_what_is_told_by_the_token() {
+fn the_token_decides_what_a_client_may_do() {
     let mut run = Run::start();
     let serving = guarded(&run).start().expect("a server");
     run.play_loop();
@@ -85,8 +85,8 @@ fn who_may_do_what_is_told_by_the_token() {
         let refused = client(&addr, token).ask("", "", ask(Request::Pause));
         refused.expect_err("refused").message().to_owned()
     };
-    assert!(refusal("reading").contains("may read"));
-    assert!(refusal("wrong").contains("not known"));
+    assert!(refusal("reading").contains("permits reading"));
+    assert!(refusal("wrong").contains("unknown token"));
     let nobody = Client::connect(&addr).expect("a client");
     let message =
         |result: host_core::Result<_>| result.map(drop).expect_err("refused").message().to_owned();
@@ -100,7 +100,7 @@ fn who_may_do_what_is_told_by_the_token() {
 }
 
 #[test]
-fn without_a_control_token_nobody_controls_and_everybody_reads() {
+fn without_tokens_every_client_can_read_and_none_can_control() {
     let run = Run::start();
     let serving = serve(run.live());
     let client = connect(&serving);
@@ -111,7 +111,7 @@ fn without_a_control_token_nobody_controls_and_everybody_reads() {
 }
 
 #[test]
-fn what_cannot_be_asked_is_refused_before_the_loop_hears_of_it() {
+fn an_invalid_request_is_rejected_before_it_reaches_the_loop() {
     let run = Run::start();
     let serving = guarded(&run).start().expect("a server");
     let client = client(&serving.addr().to_string(), "controlling");
@@ -124,26 +124,26 @@ fn what_cannot_be_asked_is_refused_before_the_loop_hears_of_it() {
         let said = refusal("", "", ask(Request::SetLearningRate { factor }));
         assert!(said.contains("learning rate"), "{said}");
     }
-    assert!(refusal("", "two words", ask(Request::Stop)).contains("by has"));
-    assert!(refusal("", &"x".repeat(65), ask(Request::Stop)).contains("by has"));
+    assert!(refusal("", "two words", ask(Request::Stop)).contains("`by` must"));
+    assert!(refusal("", &"x".repeat(65), ask(Request::Stop)).contains("`by` must"));
     let long = Ask {
         request: Request::Stop,
         reason: "x".repeat(1025),
     };
-    assert!(refusal("", "", long).contains("a reason has"));
+    assert!(refusal("", "", long).contains("`reason` must"));
     let lines = Ask {
         request: Request::Stop,
         reason: "a\nb".to_owned(),
     };
-    assert!(refusal("", "", lines).contains("one line"));
+    assert!(refusal("", "", lines).contains("a single line"));
     assert!(refusal("other", "", ask(Request::Stop)).contains("other"));
-    assert!(refusal("../demo", "", ask(Request::Stop)).contains("cannot name"));
+    assert!(refusal("../demo", "", ask(Request::Stop)).contains("invalid run name"));
     drop((client, serving));
     run.finish();
 }
 
 #[test]
-fn a_training_that_ends_tells_those_who_wait() {
+fn waiting_requests_fail_when_training_ends() {
     let mut run = Run::start();
     let serving = guarded(&run).start().expect("a server");
     let addr = serving.addr().to_string();
@@ -156,9 +156,10 @@ fn a_training_that_ends_tells_those_who_wait() {
             client.ask("", "", ask(Request::Evaluate))
         });
     let waiting = waiting.expect("a thread");
-    begun.recv().expect("it asks");
-    let requests = run.requests.take().expect("nobody took it");
-    // Until it has come, or will find the queue closed.
+    begun.recv().expect("the thread starts");
+    let requests = run.requests.take().expect("not taken yet");
+    // Wait at most 200 ms until the request is queued. A request that arrives later finds the queue closed,
+    // and fails with the same message as a queued one.
     requests.wait(Duration::from_millis(200));
     drop(requests);
     let told = waiting.join().expect("no panic").expect_err("ended");
@@ -168,7 +169,7 @@ fn a_training_that_ends_tells_those_who_wait() {
 }
 
 #[test]
-fn a_server_that_does_not_train_says_who_does() {
+fn a_server_that_does_not_train_returns_the_address_of_the_one_that_does() {
     let run = Run::start();
     let address = run
         .runs_dir
@@ -191,7 +192,7 @@ fn a_server_that_does_not_train_says_who_does() {
 }
 
 #[test]
-fn tls_shows_the_run_to_who_knows_the_server() {
+fn a_client_reads_over_tls_if_it_can_verify_the_server() {
     let run = Run::start();
     let made = SelfSigned::new(&[]).expect("made");
     let identity = made.identity().expect("an identity");
@@ -214,7 +215,7 @@ fn tls_shows_the_run_to_who_knows_the_server() {
     let other = SelfSigned::new(&[]).expect("made");
     let other = other.identity().expect("an identity").fingerprint();
     assert!(to("127.0.0.1", Some(Trust::Fingerprint(other))).is_err());
-    let unknown = to("127.0.0.1", None).expect_err("not known");
+    let unknown = to("127.0.0.1", None).expect_err("not verified");
     assert!(
         unknown
             .hint_text()
@@ -236,7 +237,7 @@ fn too_many_calls_streams_and_connections_are_refused_and_the_others_are_served(
     let limits = Limits {
         connections: 2,
         watchers: 1,
-        // Nothing is gained back while the test runs, and the watchers below begin one each.
+        // High enough for all calls of this test.
         calls_per_second: 1000,
         ..Limits::default()
     };
@@ -257,9 +258,9 @@ fn too_many_calls_streams_and_connections_are_refused_and_the_others_are_served(
 }
 
 #[test]
-fn a_watcher_that_takes_nothing_is_told_to_go_on_from_its_cursor() {
+fn a_watcher_that_reads_nothing_gets_its_cursor() {
     let run = Run::start();
-    // More than a connection holds on its way.
+    // This many events of 8 KiB are more than the buffers of a connection can hold.
     let count = 4_000;
     for step in 1..count {
         let message = "x".repeat(8 << 10);
@@ -294,7 +295,7 @@ fn a_watcher_that_takes_nothing_is_told_to_go_on_from_its_cursor() {
         };
         let response = service.watch_events(request.clone()).await;
         let mut pieces = response.expect("a stream").into_inner();
-        // It takes nothing until the server's patience is over, and has no place any more.
+        // Read nothing until the server has ended the stream and the stream's permit is free again.
         loop {
             tokio::time::sleep(Duration::from_millis(20)).await;
             match service.watch_events(request.clone()).await {
@@ -312,7 +313,7 @@ fn a_watcher_that_takes_nothing_is_told_to_go_on_from_its_cursor() {
     assert_eq!(reason, proto::WatchEndReason::TooSlow);
     assert!((1..count).contains(&cursor), "{cursor}");
 
-    // The client goes on by itself.
+    // From the cursor, the client gets the remaining events.
     let client = connect(&serving);
     let rest: Vec<u64> = client
         .watch("", cursor, false)

@@ -1,5 +1,5 @@
-//! Every method of every service with random bytes and random messages: no panic, and no answer but
-//! those that the `.proto` files name.
+//! Calls every method of every service with random bytes and with random messages. No call may cause a panic,
+//! or return a status that the `.proto` files do not document.
 
 use host_proto::FILE_DESCRIPTOR_SET;
 use host_serve::{Access, Server, Token};
@@ -17,12 +17,12 @@ use tonic::{Code, Request, Status};
 
 use crate::run::{NAME, Run};
 
-/// Messages of each kind for each method.
+/// Number of messages for each method.
 const CASES: u32 = 48;
-/// Pieces of a stream that are read.
+/// Number of messages that are read from a stream.
 const PIECES: usize = 3;
 
-/// Messages as they are on the wire.
+/// A codec that passes encoded messages through unchanged.
 #[derive(Clone, Copy, Default)]
 struct Raw;
 
@@ -78,7 +78,7 @@ fn message(set: &FileDescriptorSet, name: &str) -> DescriptorProto {
         let message = file.message_type.iter().find(|m| m.name() == short)?;
         Some(message.clone())
     });
-    // A message within another, or of a library: it is sent empty.
+    // A nested message type, or a type from a library, is not found here and gets no fields.
     found.unwrap_or_default()
 }
 
@@ -98,7 +98,7 @@ fn methods(set: &FileDescriptorSet) -> Vec<Method> {
     methods
 }
 
-/// A well-formed message of this kind, whatever it says.
+/// Generates well-formed messages of this type with random values.
 fn encoded(
     set: &FileDescriptorSet,
     message: &DescriptorProto,
@@ -179,7 +179,7 @@ async fn send(channel: &Channel, method: &Method, body: Vec<u8>) -> Result<(), S
     if !method.streams {
         return client.unary(request, path, Raw).await.map(drop);
     }
-    // A run that is live has events to come, for which nobody waits here.
+    // The stream of a live run stays open, so do not wait for its end.
     let response = client.server_streaming(request, path, Raw).await?;
     let mut pieces = response.into_inner();
     let wait = std::time::Duration::from_millis(20);
@@ -193,7 +193,8 @@ async fn send(channel: &Channel, method: &Method, body: Vec<u8>) -> Result<(), S
     Ok(())
 }
 
-/// What the `.proto` files name. INTERNAL is for bytes that are no message.
+/// Whether the `.proto` files document the status. INTERNAL is allowed for bytes that are not a valid
+/// message.
 fn is_documented(status: &Status) -> bool {
     match status.code() {
         Code::InvalidArgument
@@ -208,7 +209,7 @@ fn is_documented(status: &Status) -> bool {
 }
 
 #[test]
-fn no_message_makes_a_method_panic_or_answer_what_is_not_documented() {
+fn no_message_causes_a_panic_or_an_undocumented_status() {
     let mut run = Run::start();
     run.train(1..50);
     let server = Server::new("127.0.0.1:0".parse().expect("an address"), run.live());

@@ -1,4 +1,4 @@
-//! A real server, a real writer and real clients, in one process.
+//! Tests with a real server, a real writer and real clients in one process.
 #![allow(missing_docs)]
 
 mod compare;

@@ -1,5 +1,4 @@
-//! A line that breaks: it passes on so many bytes of each connection's answers, then cuts it, in the
-//! middle of whatever that is.
+//! A proxy that cuts each connection after a number of response bytes, possibly in the middle of a message.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -19,7 +18,7 @@ impl Proxy {
         let count = Arc::clone(&cuts);
         spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
-                // The server may be gone; the client then is cut at once.
+                // If the server is gone, the client is disconnected immediately.
                 let Ok(server) = TcpStream::connect(upstream) else {
                     continue;
                 };
@@ -41,13 +40,14 @@ impl Proxy {
         Self { addr, cuts }
     }
 
-    /// How many connections were cut so far.
+    /// Returns the number of connections that were cut so far.
     pub(crate) fn cuts(&self) -> usize {
         self.cuts.load(Ordering::Relaxed)
     }
 }
 
-/// Whether `bytes` were reached, rather than an end.
+/// Copies up to `bytes` bytes. Returns true if it reached this limit, and false if the connection ended
+/// earlier.
 fn pass_on(mut from: &TcpStream, mut to: &TcpStream, bytes: usize) -> bool {
     let mut buffer = [0; 4096];
     let mut left = bytes;

@@ -22,10 +22,10 @@ use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use crate::run::{NAME, Run, connect, serve};
 
 #[test]
-fn what_the_client_reads_is_what_the_store_has() {
+fn the_client_reads_the_data_of_the_store() {
     let run = Run::start();
     run.train(1..5000);
-    // Back to step 4000, and on from there.
+    // The run rolls back to step 4000 and continues from there.
     let superseded = EventBody::Superseded {
         from_step: Step(4000),
         generation: 1,
@@ -63,7 +63,7 @@ fn what_the_client_reads_is_what_the_store_has() {
 }
 
 #[test]
-fn the_ledger_says_where_each_checkpoint_is_and_why_not() {
+fn the_ledger_contains_locations_and_failures() {
     let run = Run::start();
     let tell = |sink: &str, step: u64, state: DeliveryState, detail: &str, retry: Option<i64>| {
         let body = EventBody::Delivery {
@@ -122,7 +122,7 @@ fn the_ledger_says_where_each_checkpoint_is_and_why_not() {
             (&*entries[1].location, &*entries[1].manifest_sha256),
             ("", "")
         );
-        // The newest checkpoints stay.
+        // Only the newest checkpoints are returned.
         let answer = service.list_deliveries(request("", 1)).await;
         let entries = answer.expect("a ledger").into_inner().entries;
         let steps = entries
@@ -135,7 +135,7 @@ fn the_ledger_says_where_each_checkpoint_is_and_why_not() {
 }
 
 #[test]
-fn runs_are_listed_in_pages_and_a_broken_one_hides_none() {
+fn runs_are_listed_in_pages_even_if_one_is_broken() {
     let run = Run::start();
     let serving = serve(run.folder());
     let runs_dir = run.crash();
@@ -147,7 +147,7 @@ fn runs_are_listed_in_pages_and_a_broken_one_hides_none() {
     }
     let broken = runs_dir.path().join("broken");
     std::fs::create_dir(&broken).expect("a folder");
-    std::fs::write(broken.join(host_store::FILE), "no database, but text").expect("a file");
+    std::fs::write(broken.join(host_store::FILE), "text, not a database").expect("a file");
 
     let client = connect(&serving);
     let listed = client.runs().expect("a list");
@@ -164,21 +164,21 @@ fn runs_are_listed_in_pages_and_a_broken_one_hides_none() {
         client.run("broken").expect_err("broken").kind(),
         ErrorKind::System
     );
-    let error = client.run("").expect_err("which?");
+    let error = client.run("").expect_err("several runs");
     assert!(error.message().contains("several"), "{error}");
 }
 
 #[test]
-fn a_request_that_makes_no_sense_gets_the_status_that_says_so() {
+fn an_invalid_request_gets_a_suitable_status() {
     let run = Run::start();
     let serving = serve(run.folder());
-    // A store where no run's name leads.
+    // A folder whose name is not a valid run name.
     let outside = run.runs_dir.path().join(".hidden");
     std::fs::create_dir(&outside).expect("a folder");
     asynchronously(&serving, async |channel| {
         let mut tracker = TrackerServiceClient::new(channel);
         for (run, code) in [
-            ("nobody", Code::NotFound),
+            ("unknown", Code::NotFound),
             ("../demo", Code::InvalidArgument),
             (".hidden", Code::InvalidArgument),
             ("demo/", Code::InvalidArgument),
@@ -207,7 +207,7 @@ fn a_request_that_makes_no_sense_gets_the_status_that_says_so() {
         let long = "x".repeat(100_000);
         let status = tracker.read_metric(read(&long, 1)).await;
         assert_eq!(status.expect_err("refused").code(), Code::OutOfRange);
-        // And the next one is answered.
+        // The next request succeeds.
         let run = String::new();
         assert!(tracker.get_run(proto::GetRunRequest { run }).await.is_ok());
     });
@@ -260,7 +260,7 @@ fn health_and_reflection_answer() {
 }
 
 #[test]
-fn health_is_watched_by_the_protocol() {
+fn health_can_be_watched() {
     let run = Run::start();
     let serving = serve(run.live());
     let addr = serving.addr();
@@ -285,7 +285,8 @@ fn health_is_watched_by_the_protocol() {
                 ServingStatus::Serving,
                 Some(ServingStatus::NotServing),
             ),
-            // It may come later, so the stream goes on; here it never does.
+            // The health protocol requires that this stream stays open, because an unknown service could be
+            // added later.
             ("no.such.Service", ServingStatus::ServiceUnknown, None),
         ] {
             let stream = health.watch(request(service)).await.expect("a stream");
@@ -305,7 +306,7 @@ fn health_is_watched_by_the_protocol() {
 }
 
 #[test]
-fn who_does_not_speak_grpc_is_told_so_in_a_sentence() {
+fn a_client_that_does_not_use_grpc_gets_a_readable_message() {
     let run = Run::start();
     let serving = serve(run.live());
     let made = SelfSigned::new(&[]).expect("made");
@@ -330,28 +331,28 @@ fn who_does_not_speak_grpc_is_told_so_in_a_sentence() {
         let plain = answer(serving.addr(), said.as_bytes());
         assert!(plain.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{plain}");
         assert!(
-            plain.contains("this port speaks gRPC") && plain.contains("host watch"),
+            plain.contains("this port serves gRPC,") && plain.contains("host watch"),
             "{plain}"
         );
         let tls = answer(with_tls.addr(), said.as_bytes());
-        assert!(tls.contains("this port takes TLS"), "{tls}");
+        assert!(tls.contains("this port serves gRPC over TLS"), "{tls}");
     }
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let tls = answer(with_tls.addr(), preface);
-    assert!(tls.contains("this port takes TLS"), "{tls}");
+    assert!(tls.contains("this port needs TLS"), "{tls}");
     drop((serving, with_tls));
     run.finish();
 }
 
 #[test]
-fn what_a_damaged_store_cannot_tell_is_an_error_and_not_nothing() {
+fn reading_from_a_damaged_store_is_an_error() {
     let run = Run::start();
     run.train(1..3000);
     let runs_dir = run.finish();
     let store = runs_dir.path().join(NAME).join(host_store::FILE);
     let good = std::fs::read(&store).expect("a store");
     let file = rusqlite::Connection::open(&store).expect("the file");
-    // Without a page that says so, as damage within a page may have it.
+    // Rows are missing, but the database pages are intact.
     file.execute_batch(
         "PRAGMA foreign_keys = OFF; DELETE FROM chunks; DELETE FROM events WHERE frame IS NOT NULL",
     )
@@ -413,7 +414,7 @@ fn what_a_damaged_store_cannot_tell_is_an_error_and_not_nothing() {
 }
 
 #[test]
-fn only_this_machine_may_listen() {
+fn without_tls_and_a_token_only_loopback_is_allowed() {
     let run = Run::start();
     for addr in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"] {
         let error = Server::new(addr.parse().expect("an address"), run.live())
@@ -433,12 +434,12 @@ fn only_this_machine_may_listen() {
 }
 
 #[test]
-fn where_nobody_listens_the_client_says_so() {
+fn a_client_without_a_server_gets_an_error() {
     let run = Run::start();
     let serving = serve(run.live());
     let addr = serving.addr().to_string();
     serving.stop().expect("stopped");
-    let error = Client::connect(&addr).expect_err("nobody there");
+    let error = Client::connect(&addr).expect_err("no server");
     assert!(error.message().contains("refused"), "{error}");
     assert!(Client::connect("not an address").is_err());
 }

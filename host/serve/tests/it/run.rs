@@ -1,4 +1,4 @@
-//! A run to be watched: a store with a writer's thread.
+//! A run for the tests: a store with a writer thread.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub(crate) struct Run {
     pub(crate) emitter: Emitter,
     pub(crate) thread: WriterThread,
     pub(crate) queue: RequestQueue,
-    /// The loop's end of the queue, for who plays the loop.
+    /// The training loop's side of the request queue.
     pub(crate) requests: Option<Requests>,
     over: Arc<AtomicBool>,
     playing: Option<JoinHandle<()>>,
@@ -57,9 +57,9 @@ impl Run {
         self.thread.commits()
     }
 
-    /// Plays the loop: whatever is asked for is carried out, until the queue's other ends are gone.
+    /// Starts a fake training loop that carries out every request until the run ends.
     pub(crate) fn play_loop(&mut self) {
-        let mut requests = self.requests.take().expect("nobody plays it yet");
+        let mut requests = self.requests.take().expect("no loop yet");
         let emitter = self.emitter.clone();
         let stop = Arc::clone(&self.over);
         let play = move || {
@@ -102,7 +102,7 @@ impl Run {
         }
     }
 
-    /// Ends the run as a run ends; its folder remains as long as what is returned.
+    /// Ends the run normally. The run's folder is removed when the returned value is dropped.
     pub(crate) fn finish(self) -> TempDir {
         self.emitter.emit(
             Step(0),
@@ -114,7 +114,7 @@ impl Run {
         self.crash()
     }
 
-    /// Ends the writer without a word.
+    /// Ends the writer without recording the end of the run.
     pub(crate) fn crash(self) -> TempDir {
         self.over.store(true, Ordering::SeqCst);
         if let Some(playing) = self.playing {

@@ -1,4 +1,4 @@
-//! What TensorBoard asks, by its rules.
+//! Calls in the way that TensorBoard makes them.
 
 use std::time::Duration;
 
@@ -109,7 +109,7 @@ fn a_run_s_metrics_are_scalars() {
 }
 
 #[test]
-fn filters_and_mistakes_are_as_tensorboard_means_them() {
+fn filters_and_errors_follow_tensorboard_s_rules() {
     let run = Run::start();
     run.train(1..10);
     run.commits().wait_beyond(9, Duration::from_secs(60));
@@ -154,7 +154,7 @@ fn filters_and_mistakes_are_as_tensorboard_means_them() {
 }
 
 #[test]
-fn what_there_is_none_of_is_an_empty_answer() {
+fn missing_data_is_an_empty_response() {
     let run = Run::start();
     run.train(1..10);
     run.commits().wait_beyond(9, Duration::from_secs(60));

@@ -10,7 +10,7 @@ fn seqs(events: &[Event]) -> Vec<u64> {
     events.iter().map(|event| event.seq).collect()
 }
 
-/// Everything until the end, which must be that of a run that ended well.
+/// Returns all events of the run and checks that it completed.
 fn follow(client: &Client) -> Vec<Event> {
     let mut watch = client.watch(NAME, 0, true);
     let events: Vec<Event> = watch
@@ -35,9 +35,9 @@ fn a_live_run_is_watched_to_its_end() {
         let serving = serve(if folder { run.folder() } else { run.live() });
         let client = connect(&serving);
         let mut watch = client.watch("", 0, true);
-        // Step by step, so that each event must come while the run is at work.
+        // One step at a time, so that each event must arrive while the run is active.
         for step in 1..=5 {
-            let event = watch.next().expect("goes on").expect("an event");
+            let event = watch.next().expect("not ended").expect("an event");
             assert_eq!((event.seq, event.step.0), (step, step - 1));
             run.train(step..step + 1);
         }
@@ -47,7 +47,7 @@ fn a_live_run_is_watched_to_its_end() {
         let runs_dir = run.finish();
         let events = follow(&client);
         assert_eq!(seqs(&events), expected);
-        // Also afterwards, and from the middle.
+        // After the run has ended, a watch can still start at an event in the middle.
         let rest: Vec<Event> = client
             .watch(NAME, 2000, false)
             .map(|event| event.expect("an event"))
@@ -60,7 +60,7 @@ fn a_live_run_is_watched_to_its_end() {
 }
 
 #[test]
-fn a_watch_over_a_line_that_breaks_gets_each_event_once() {
+fn a_watch_over_a_broken_connection_gets_each_event_once() {
     let run = Run::start();
     let serving = serve(run.live());
     let proxy = Proxy::to(serving.addr(), 100_000);
@@ -82,7 +82,7 @@ fn a_watch_over_a_line_that_breaks_gets_each_event_once() {
 }
 
 #[test]
-fn a_watch_goes_on_at_the_next_server_of_the_run() {
+fn a_watch_continues_at_the_next_server_of_the_run() {
     let run = Run::start();
     let serving = serve(run.live());
     let addr = serving.addr();
@@ -108,18 +108,19 @@ fn a_watch_goes_on_at_the_next_server_of_the_run() {
 }
 
 #[test]
-fn a_watcher_that_does_not_read_holds_nobody_up_and_misses_nothing() {
+fn a_watcher_that_does_not_read_delays_no_other_client_and_misses_no_event() {
     let run = Run::start();
     let serving = serve(run.live());
     let client = connect(&serving);
     let mut watch = client.watch(NAME, 0, true);
-    assert_eq!(watch.next().expect("goes on").expect("an event").seq, 1);
-    // More than any window or buffer between the two holds; the emitter's queue has 256 places.
+    assert_eq!(watch.next().expect("not ended").expect("an event").seq, 1);
+    // All windows and buffers together cannot hold this many events; the emitter's queue, for example, has
+    // only 256 places.
     run.train(1..100_000);
     let commits = run.commits();
     let _runs_dir = run.finish();
     assert_eq!(commits.last_seq(), 100_001);
-    // Other clients are served meanwhile.
+    // While nothing reads the watch, the server still serves other clients.
     assert_eq!(
         connect(&serving).run(NAME).expect("a run").last_seq,
         100_001
@@ -154,7 +155,7 @@ fn fifty_watchers_get_each_event_once() {
 }
 
 #[test]
-fn watchers_learn_how_it_ended() {
+fn watchers_get_the_reason_for_the_end() {
     let run = Run::start();
     let serving = serve(run.folder());
     let client = connect(&serving);
@@ -166,25 +167,26 @@ fn watchers_learn_how_it_ended() {
     assert_eq!(now.end(), Some(WatchEnd::CaughtUp));
 
     let mut crashed = client.watch(NAME, 3, true);
-    assert_eq!(crashed.next().expect("goes on").expect("an event").seq, 4);
+    assert_eq!(crashed.next().expect("not ended").expect("an event").seq, 4);
     let _runs_dir = run.crash();
     assert_eq!(crashed.by_ref().count(), 6);
     assert_eq!(crashed.end(), Some(WatchEnd::RunCrashed));
 }
 
 #[test]
-fn a_server_that_stops_lets_nobody_wait() {
+fn a_stopping_server_ends_all_watches() {
     let run = Run::start();
     let serving = serve(run.live());
     let client = connect(&serving);
     let idle = connect(&serving);
     let mut watch = client.watch(NAME, 0, true).patience(Duration::ZERO);
     let mut stalled = idle.watch(NAME, 0, true);
-    assert!(watch.next().expect("goes on").is_ok());
-    assert!(stalled.next().expect("goes on").is_ok());
+    assert!(watch.next().expect("not ended").is_ok());
+    assert!(stalled.next().expect("not ended").is_ok());
     run.train(1..200_000);
     serving.stop().expect("stopped");
-    // What was on the way may still come; then the error, with the way to go on; then nothing.
+    // Events in flight can still arrive. After them, the watch returns an error, whose hint contains the
+    // cursor, and ends.
     let error = watch.find_map(Result::err).expect("cut off");
     let hint = error.hint_text().expect("a hint").to_owned();
     assert!(hint.contains(&watch.cursor().to_string()), "{hint}");

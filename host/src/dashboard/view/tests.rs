@@ -10,7 +10,7 @@ use super::super::model::tests::{event, metrics, row};
 use super::super::screen::Answer;
 use super::*;
 
-/// A buffer's text.
+/// Returns a buffer's text.
 pub(in crate::dashboard) fn text(buf: &Buffer) -> String {
     let rows = buf.content().chunks(usize::from(buf.area.width).max(1));
     rows.map(|row| {
@@ -20,7 +20,7 @@ pub(in crate::dashboard) fn text(buf: &Buffer) -> String {
     .collect()
 }
 
-/// The text is that of `golden/NAME.txt`, which `BLESS=1` rewrites.
+/// Compares the text with `golden/NAME.txt`. With `BLESS=1`, rewrites the file.
 #[track_caller]
 pub(in crate::dashboard) fn assert_golden(name: &str, actual: &str) {
     let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -37,7 +37,7 @@ pub(in crate::dashboard) fn assert_golden(name: &str, actual: &str) {
     );
 }
 
-/// A training that has been at work for 900 of 2000 steps, with a sink that fails.
+/// Creates a training at step 900 of 2000, with a failing sink.
 fn training() -> Model {
     let mut model = Model::new(&row(), "127.0.0.1:41233".to_owned());
     let mut seq = 0;
@@ -134,7 +134,7 @@ impl Shown {
     fn new() -> Self {
         Self {
             screen: Screen::new(),
-            theme: Theme::coloured(),
+            theme: Theme::colored(),
         }
     }
 
@@ -184,7 +184,7 @@ fn a_small_terminal_shows_the_pane_that_has_the_focus() {
 }
 
 #[test]
-fn a_long_place_is_read_from_its_end() {
+fn a_long_address_is_clipped_at_its_start() {
     let model = Model::new(&row(), "/tmp/of/somebody/runs/rust-4m".to_owned());
     let screen = Shown::new().at(&model, 40, 12);
     let title = screen.lines().next().expect("a title");
@@ -192,11 +192,11 @@ fn a_long_place_is_read_from_its_end() {
 }
 
 #[test]
-fn the_chosen_of_two_curves_is_the_bold_one() {
+fn the_chosen_curve_is_bold() {
     let model = training();
     for (theme, key, bold, plain) in [
-        (Theme::coloured(), KeyCode::Esc, "loss/train", "loss/eval"),
-        (Theme::coloured(), KeyCode::Right, "loss/eval", "loss/train"),
+        (Theme::colored(), KeyCode::Esc, "loss/train", "loss/eval"),
+        (Theme::colored(), KeyCode::Right, "loss/eval", "loss/train"),
         (Theme::plain(), KeyCode::Right, "loss/eval", "loss/train"),
     ] {
         let mut shown = Shown::new().press(&model, [key]);
@@ -218,7 +218,7 @@ fn the_chosen_of_two_curves_is_the_bold_one() {
 }
 
 #[test]
-fn how_the_curve_is_drawn_is_said_and_stays_when_another_is_chosen() {
+fn display_options_are_shown_and_kept_for_the_next_curve() {
     let model = training();
     let mut shown = Shown::new();
     let mut title = |keys: &[KeyCode], width| {
@@ -244,7 +244,7 @@ fn how_the_curve_is_drawn_is_said_and_stays_when_another_is_chosen() {
 }
 
 #[test]
-fn the_deliveries_say_where_checkpoints_are_and_when_they_are_tried_again() {
+fn deliveries_show_locations_and_retry_times() {
     let model = training();
     let mut shown = Shown::new().press(&model, [KeyCode::Tab, KeyCode::Tab]);
     let screen = shown.at(&model, 80, 24);
@@ -255,7 +255,7 @@ fn the_deliveries_say_where_checkpoints_are_and_when_they_are_tried_again() {
             .to_owned()
     };
     assert!(
-        line("failed").contains("again in 10s: could not resolve"),
+        line("failed").contains("retry in 10s: could not resolve"),
         "{screen}"
     );
     assert!(line("0123456789ab").contains("hub-git"), "{screen}");
@@ -263,13 +263,13 @@ fn the_deliveries_say_where_checkpoints_are_and_when_they_are_tried_again() {
 }
 
 #[test]
-fn a_run_of_which_nothing_is_known_yet_has_a_screen() {
+fn a_run_without_events_has_a_screen() {
     let model = Model::new(&row(), "127.0.0.1:41233".to_owned());
     assert_golden("empty", &Shown::new().at(&model, 80, 24));
 }
 
 #[test]
-fn the_end_of_a_run_a_lost_connection_and_an_answer_are_told() {
+fn the_end_of_a_run_a_lost_connection_and_an_answer_are_shown() {
     let mut model = training();
     let lost = Connection::Lost {
         reason: "connection refused".to_owned(),
@@ -278,7 +278,7 @@ fn the_end_of_a_run_a_lost_connection_and_an_answer_are_told() {
     model.connect(lost, None);
     let screen = Shown::new().at(&model, 80, 24);
     assert!(
-        screen.contains("try 3 to connect again: connection refused"),
+        screen.contains("reconnecting, attempt 3: connection refused"),
         "{screen}"
     );
 
@@ -335,31 +335,31 @@ fn every_metric_has_a_chart_and_the_help_every_key() {
     assert_eq!(titles.len(), model.metric_names().len());
     let mut shown = Shown::new().press(&model, [KeyCode::Char('?')]);
     let screen = shown.at(&model, 80, 24);
-    assert!(screen.contains("leave: the run continues"), "{screen}");
+    assert!(screen.contains("quit; the run continues"), "{screen}");
 }
 
 #[test]
-fn without_colours_there_are_none_and_the_curves_still_differ() {
+fn without_colors_the_curves_still_differ() {
     let model = training();
     let mut shown = Shown::new();
     shown.theme = Theme::plain();
     let buffer = shown.buffer(&model, 140, 40);
-    let has_colour =
+    let has_color =
         |cell: &ratatui::buffer::Cell| cell.fg != Color::Reset || cell.bg != Color::Reset;
-    assert!(!buffer.content().iter().any(has_colour));
+    assert!(!buffer.content().iter().any(has_color));
     assert!(text(&buffer).contains('•'), "{}", text(&buffer));
-    shown.theme = Theme::coloured();
+    shown.theme = Theme::colored();
     assert!(
         shown
             .buffer(&model, 140, 40)
             .content()
             .iter()
-            .any(has_colour)
+            .any(has_color)
     );
 }
 
 #[test]
-fn no_terminal_is_too_small_for_any_pane() {
+fn panes_can_be_drawn_at_any_size() {
     let model = training();
     for (width, height) in [
         (1, 1),

@@ -1,8 +1,8 @@
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
 
-/// The NVIDIA GPUs of the machine, by the driver's own library, which is loaded if it is there. Without
-/// it, or without a GPU, there is nothing to say.
+/// The NVIDIA GPUs of the machine, read through the driver's library (NVML). If the library or a GPU is
+/// missing, there are no values.
 pub(super) struct Gpus(Option<Nvml>);
 
 impl Gpus {
@@ -10,7 +10,8 @@ impl Gpus {
         Self(Nvml::init().ok())
     }
 
-    /// How they do: all that the driver shows, whoever uses them. What a GPU does not tell is left out.
+    /// Measures all GPUs that the driver reports, including their use by other processes. Omits values that a
+    /// GPU does not provide.
     pub(super) fn look(&self) -> Vec<(String, f64)> {
         let Some(nvml) = &self.0 else {
             return Vec::new();

@@ -4,27 +4,28 @@ use std::time::Instant;
 use procfs::process::Process;
 use procfs::{Current as _, CurrentSI as _, KernelStats, Meminfo, WithCurrentSystemInfo as _};
 
-/// The machine and this process on it, between one look and the next.
+/// Measures the machine and this process. Keeps the counters of the last measurement.
 pub(super) struct Machine {
     run_dir: PathBuf,
     before: Counters,
 }
 
-/// What only grows; how fast, is worth knowing. None where the kernel does not tell.
+/// Counters that only grow. The metrics are the rates at which they grow. `None` means that the kernel does
+/// not provide the value.
 struct Counters {
     at: Instant,
-    /// Busy time of all cores together, and all their time.
+    /// Busy time and total time, summed over all cores.
     cpu: Option<(u64, u64)>,
     /// Processor time of this process in seconds.
     process_secs: Option<f64>,
-    /// Bytes that this process caused to be read from disks, and written.
+    /// Bytes that this process read from disks and wrote to disks.
     disk: Option<(u64, u64)>,
-    /// Bytes over all interfaces but the loopback, received and sent.
+    /// Bytes received and sent on all interfaces except the loopback.
     network: Option<(u64, u64)>,
 }
 
 impl Machine {
-    /// What happens from now on counts.
+    /// Reads the counters, so that the first measurement covers the time from now on.
     pub(super) fn new(run_dir: PathBuf) -> Self {
         Self {
             run_dir,
@@ -32,7 +33,8 @@ impl Machine {
         }
     }
 
-    /// How it does, since the look before. What the kernel does not tell is left out.
+    /// Measures the machine and this process. Rates cover the time since the last measurement. Omits values
+    /// that the kernel does not provide.
     pub(super) fn look(&mut self) -> Vec<(String, f64)> {
         let now = Counters::read();
         let before = std::mem::replace(&mut self.before, now);
@@ -134,10 +136,11 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_look_says_how_busy_this_process_was_and_what_room_there_is() {
+    fn a_measurement_has_processor_memory_and_disk_values() {
         let dir = tempfile::tempdir().expect("a folder");
         let mut machine = Machine::new(dir.path().to_owned());
-        // The kernel counts processor time in hundredths of a second.
+        // The kernel counts processor time in hundredths of a second, so this test must use the processor for
+        // longer.
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_millis(200) {
             std::hint::black_box(begun.elapsed());

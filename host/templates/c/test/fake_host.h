@@ -1,4 +1,4 @@
-// A host for the test: it loads the library as the real one does, and prints what the plugin says.
+// A fake host for the test. It loads the library like the real host and prints the plugin's log and errors.
 
 #include "host_plugin.h"
 #include <dlfcn.h>
@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Ends the test with the line and the condition that does not hold.
+// If the condition is false, prints its line and text and ends the test.
 #define CHECK(condition)                                                                           \
     do {                                                                                           \
         if (!(condition)) {                                                                        \
@@ -39,7 +39,7 @@ static const HostApi host = {sizeof host, HOST_ABI_MAJOR, HOST_ABI_MINOR, 0,
                              NULL,        log_enabled,    log_line,       set_error,
                              get_extension};
 
-// The table of the plugin's one kind.
+// Returns the function table of the plugin's only kind.
 static const void *load(const char *path, uint32_t kind) {
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library) {

@@ -22,7 +22,7 @@ static HostStatus put_bytes(void *ctx, HostStr bytes) {
 
 static const HostMetric *metric;
 
-// A metric that has seen one batch: a matrix of two rows that lies column by column.
+// Creates a metric and updates it with one batch: a 2x2 matrix, stored column by column.
 static void *seen(float *nll, const char *settings) {
     void *instance = NULL;
     CHECK(metric->create(&host, str(settings), &instance) == HOST_OK);

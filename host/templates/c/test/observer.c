@@ -20,7 +20,7 @@ int main(int argc, char **argv) {
     CHECK(observer->observe(instance, &event, &out) == HOST_OK && asked == 0);
     values[1].value = 0.5;
     CHECK(observer->observe(instance, &event, &out) == HOST_OK && asked == 1);
-    event.kind = 1000; // Of a newer host.
+    event.kind = 1000; // A kind that only a newer host sends.
     CHECK(observer->observe(instance, &event, &out) == HOST_OK && asked == 1);
     observer->destroy(instance);
     puts("ok");

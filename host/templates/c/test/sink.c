@@ -24,7 +24,7 @@ int main(int argc, char **argv) {
     HostCheckpoint checkpoint = {sizeof checkpoint, 0,        100,      str("demo"), str(dir),
                                  str("{}"),         str("{}"), str(dir)};
     HostOut out = {sizeof out, 0, receipt, put_f64, put_bytes};
-    sink->cancel(instance); // What was cancelled is over; the next delivery is another.
+    sink->cancel(instance); // No delivery is running. The call must not affect later deliveries.
     for (int again = 0; again < 2; again++) {
         CHECK(sink->publish(instance, &checkpoint, &out) == HOST_OK);
         CHECK(!strcmp(receipt, expected));

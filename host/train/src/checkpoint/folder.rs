@@ -1,4 +1,4 @@
-//! The folder of a run's checkpoints: what they are called, how one gets its place and loses it.
+//! The folder of a run's checkpoints: their names, and how they are put in place and removed.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -12,34 +12,34 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use super::removal;
 use crate::manifest::sync;
 
-/// What ends the name of a folder that is no checkpoint yet.
+/// Suffix of a checkpoint's folder while it is being written.
 const PARTIAL: &str = ".partial";
-/// What ends the name of one that is none any more.
+/// Suffix of a checkpoint's folder while it is being removed.
 const PRUNED: &str = ".pruned";
-/// What ends the name of one in whose place another is being put.
+/// Suffix of a checkpoint's folder while another checkpoint takes its place.
 const REPLACED: &str = ".replaced";
 
-/// What every checkpoint of a run has in common.
+/// The settings and files that all checkpoints of a run share.
 #[derive(Debug)]
 pub(crate) struct Layout {
     /// The folder that receives the checkpoints.
     pub(crate) folder: PathBuf,
     /// Files with the same content in every checkpoint: (name, content).
     pub(crate) files: Vec<(&'static str, String)>,
-    /// How many checkpoints stay; 0 keeps all.
+    /// How many checkpoints to keep; 0 keeps all.
     pub(crate) keep: usize,
-    /// The steps of checkpoints that could not be removed, which is said once.
+    /// The steps of checkpoints that could not be removed completely; each is warned about once.
     pub(crate) stuck: BTreeSet<Step>,
 }
 
-/// Whether a folder is, or was, a checkpoint. What a user's files keep standing after the checkpoint was
-/// removed is none.
+/// Whether a folder is a checkpoint. A damaged checkpoint is one too. A folder that remains only because of a
+/// user's files is not.
 fn is_checkpoint(folder: &Path) -> bool {
     let has = |name| folder.join(name).symlink_metadata().is_ok();
     has("manifest.json") || has("model.safetensors")
 }
 
-/// The newest checkpoint in a folder up to a step.
+/// Returns a folder's newest checkpoint with a step of at most `up_to`.
 pub(crate) fn newest(folder: &Path, up_to: Step) -> Option<(Step, PathBuf)> {
     let entries = fs::read_dir(folder).ok()?;
     let steps = entries.filter_map(|entry| {
@@ -52,7 +52,7 @@ pub(crate) fn newest(folder: &Path, up_to: Step) -> Option<(Step, PathBuf)> {
 }
 
 impl Layout {
-    /// Where the checkpoint of this step is put together.
+    /// Returns the folder in which this step's checkpoint is assembled.
     pub(super) fn partial(&self, step: Step) -> PathBuf {
         self.hidden(step, PARTIAL)
     }
@@ -62,8 +62,8 @@ impl Layout {
             .join(format!(".{}{suffix}", step.checkpoint_name()))
     }
 
-    /// Puts in order what a killed process left: checkpoints half written, half replaced or half
-    /// removed. Returns warnings.
+    /// Cleans up after a process that was killed while it wrote, replaced or removed a checkpoint. Returns
+    /// warnings.
     pub(super) fn sweep(&mut self) -> Vec<String> {
         let mut warnings = Vec::new();
         for hidden in self.names() {
@@ -73,15 +73,16 @@ impl Layout {
             if let Some(step) = step_before(REPLACED)
                 && !self.folder.join(step.checkpoint_name()).exists()
             {
-                // Nothing has come in its place.
+                // The replacement was not moved into place, so the old checkpoint gets its name back.
                 let _ = fs::rename(path, self.folder.join(step.checkpoint_name()));
             } else if let Some(step) = step_before(PRUNED).or_else(|| step_before(REPLACED)) {
                 warnings.extend(self.dispose(&path, step));
             } else if let Some(step) = step_before(PARTIAL) {
-                // With a manifest it is whole, or the one that it took the place of.
+                // A folder with a manifest is a complete checkpoint: the new one or, after an exchange, the
+                // old one.
                 match path.join("manifest.json").exists() {
                     true => warnings.extend(self.dispose(&path, step)),
-                    // What stays is in nobody's way: it is not taken for a checkpoint.
+                    // Files that remain do no harm: the folder is not treated as a checkpoint.
                     false => drop(fs::remove_dir_all(path)),
                 }
             }
@@ -89,8 +90,8 @@ impl Layout {
         warnings
     }
 
-    /// Gives the folder `partial` its place in one step. Where a checkpoint of the same step stands,
-    /// it goes; what in it is not the run's stays beside the new one, of which warnings come back.
+    /// Moves the folder `partial` into place. An existing checkpoint of the same step is removed; files in it
+    /// that do not belong to the run are kept next to the new checkpoint. Returns warnings about them.
     pub(super) fn put(&mut self, partial: &Path, step: Step) -> Result<(PathBuf, Vec<String>)> {
         let path = self.folder.join(step.checkpoint_name());
         let place = || -> io::Result<Option<PathBuf>> {
@@ -98,10 +99,11 @@ impl Layout {
                 fs::rename(partial, &path)?;
                 None
             } else if exchange(partial, &path).is_ok() {
-                // At every moment a whole checkpoint had the name.
+                // The exchange is atomic: at every moment, the name belongs to a complete checkpoint.
                 Some(partial.to_owned())
             } else {
-                // A file system that cannot exchange. Whoever is killed in between has gone back by `sweep`.
+                // The file system cannot exchange names. If the process is killed between the two renames,
+                // `sweep` reverts the first.
                 let old = self.hidden(step, REPLACED);
                 fs::rename(&path, &old)?;
                 fs::rename(partial, &path).inspect_err(|_| {
@@ -115,13 +117,13 @@ impl Layout {
         let old =
             place().map_err(|error| Error::io("move the checkpoint into place", &path, &error))?;
         let warning = old.and_then(|old| self.dispose(&old, step));
-        // The one that has the name now is another.
+        // The name now belongs to a new checkpoint.
         self.stuck.remove(&step);
         Ok((path, warning.into_iter().collect()))
     }
 
-    /// Removes the oldest checkpoints beyond `keep`, but not the newest nor any that is needed. Returns
-    /// warnings.
+    /// Removes the oldest checkpoints until only `keep` are left. Does not remove `newest`, nor any
+    /// checkpoint for which `is_needed` returns true. Returns warnings.
     pub(super) fn prune(&mut self, newest: Step, is_needed: &dyn Fn(Step) -> bool) -> Vec<String> {
         let excess = self.beyond_keep().into_iter();
         let doomed: Vec<Step> = excess
@@ -131,15 +133,16 @@ impl Layout {
         removed.collect()
     }
 
-    /// Removes the oldest checkpoint beyond `keep` that `give_up` lets go. None if there is none, else
-    /// warnings.
+    /// Considers only checkpoints that are older than the newest `keep`. Of these, removes the oldest one for
+    /// which `give_up` returns true. Returns warnings, or `None` if there is no such checkpoint.
     pub(super) fn make_room(&mut self, give_up: &dyn Fn(Step) -> bool) -> Option<Vec<String>> {
         let mut excess = self.beyond_keep().into_iter();
         let step = excess.find(|step| !self.stuck.contains(step) && give_up(*step))?;
         Some(self.remove(step).into_iter().collect())
     }
 
-    /// The steps of the checkpoints that are more than shall stay, the oldest first.
+    /// Returns the steps of all checkpoints except the newest `keep`. The oldest step is first. If `keep` is
+    /// 0, there are none.
     fn beyond_keep(&self) -> Vec<Step> {
         if self.keep == 0 {
             return Vec::new();
@@ -156,7 +159,7 @@ impl Layout {
         steps
     }
 
-    /// Removes a checkpoint. It stops being one by a rename. Returns a warning if something is left.
+    /// Hides a checkpoint by a rename, then removes it. Returns a warning if something remains.
     fn remove(&mut self, step: Step) -> Option<String> {
         let path = self.folder.join(step.checkpoint_name());
         let doomed = self.hidden(step, PRUNED);
@@ -166,13 +169,13 @@ impl Layout {
         }
     }
 
-    /// Removes what a folder that is no checkpoint any more has of one. The rest is somebody else's and
-    /// gets the checkpoint's name back.
+    /// Removes the checkpoint's own files from a hidden folder. If the folder contains other files, it is
+    /// renamed to the path that `free_name` returns.
     fn dispose(&mut self, doomed: &Path, step: Step) -> Option<String> {
         let left = match removal::remove(doomed) {
             Ok(left) if left.is_empty() => return None,
             Ok(left) => left,
-            // What stays has a hidden name, and goes when the run is resumed.
+            // The files that remain are in a hidden folder, which is removed when the run is resumed.
             Err(error) => return self.stuck(step, doomed, &error),
         };
         let place = self.free_name(step);
@@ -183,7 +186,7 @@ impl Layout {
             return None;
         }
         Some(format!(
-            "the checkpoint of step {step} was removed, but not what else was in its folder ({}): {}",
+            "the checkpoint of step {step} was removed, but its folder remains because it contains other files ({}): {}",
             listed(&left),
             place.display()
         ))
@@ -196,7 +199,8 @@ impl Layout {
             .then(|| format!("the checkpoint of step {step} cannot be removed: {error}: {path}"))
     }
 
-    /// A place for what is left of a checkpoint: under its name, unless another one has that.
+    /// Returns an unused path for the remaining files of a removed checkpoint: the checkpoint's own path if
+    /// it is unused, else the same path with a suffix.
     fn free_name(&self, step: Step) -> PathBuf {
         let name = step.checkpoint_name();
         let beside = (1..).map(|number| match number {
@@ -207,7 +211,7 @@ impl Layout {
             .chain(beside)
             .map(|name| self.folder.join(name));
         let free = places.find(|place| place.symlink_metadata().is_err());
-        free.expect("a folder has fewer entries than there are numbers")
+        free.expect("one of the numbered names is always free")
     }
 
     fn names(&self) -> Vec<String> {
@@ -218,13 +222,13 @@ impl Layout {
     }
 }
 
-/// Lets two folders change their names. Not every file system can.
+/// Exchanges the names of two folders. Not every file system supports it.
 fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)
         .map_err(|errno| io::Error::from_raw_os_error(errno.raw_os_error()))
 }
 
-/// A few names, for people.
+/// Lists a few names for a message.
 fn listed(names: &[OsString]) -> String {
     let mut names: Vec<String> = names
         .iter()
@@ -267,7 +271,7 @@ mod tests {
             self.dir.path().join(below)
         }
 
-        /// A checkpoint with this model.
+        /// Creates a checkpoint with this model.
         fn write(&self, name: &str, model: &str) {
             fs::create_dir(self.path(name)).expect("made");
             let file = self.path(name).join("model.safetensors");
@@ -293,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_takes_the_place_of_another_of_its_step() {
+    fn a_checkpoint_replaces_another_of_the_same_step() {
         let mut scene = Scene::new(0);
         scene.write("step-000010", "old");
         scene.write(".step-000010.partial", "new");
@@ -318,22 +322,23 @@ mod tests {
     }
 
     #[test]
-    fn whatever_a_kill_interrupted_a_whole_checkpoint_has_the_name() {
+    fn after_any_kill_the_name_belongs_to_a_complete_checkpoint() {
         let mut scene = Scene::new(0);
-        // Between two renames, where a file system cannot exchange.
+        // Step 10: killed between the two renames, which are used only if the file system cannot exchange
+        // names.
         scene.write(".step-000010.replaced", "old");
         scene.write(".step-000010.partial", "new");
-        // Behind them.
+        // Step 20: killed after both renames.
         scene.write(".step-000020.replaced", "old");
         scene.write("step-000020", "new");
-        // Behind an exchange, with a file of the user's in the old one.
+        // Step 30: killed after an exchange. The old checkpoint contains a user's file.
         scene.write(".step-000030.partial", "old");
         scene.write("step-000030", "new");
         fs::write(scene.path(".step-000030.partial/mine"), "mine").expect("written");
-        // In a removal.
+        // Step 40: killed during a removal.
         scene.write(".step-000040.pruned", "old");
         fs::write(scene.path(".step-000040.pruned/mine"), "mine").expect("written");
-        // In a checkpoint that was not whole.
+        // Step 50: killed while the checkpoint was being written.
         fs::create_dir(scene.path(".step-000050.partial")).expect("made");
         fs::write(scene.path(".step-000050.partial/model.safetensors"), "half").expect("written");
         let warnings = scene.layout.sweep();
@@ -358,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_needed_stays_until_there_is_no_room() {
+    fn needed_checkpoints_are_kept_until_the_disk_is_full() {
         let mut scene = Scene::new(1);
         for step in [10, 20, 30, 40] {
             scene.write(&Step(step).checkpoint_name(), "model");
@@ -366,19 +371,19 @@ mod tests {
         let is_needed = |step: Step| step.0 < 30;
         assert_eq!(scene.layout.prune(Step(40), &is_needed), [""; 0]);
         assert_eq!(scene.names(), ["step-000010", "step-000020", "step-000040"]);
-        // The oldest is on its way.
+        // The oldest checkpoint is being delivered.
         let give_up = |step: Step| step.0 != 10;
         assert!(scene.layout.make_room(&give_up).is_some());
         assert_eq!(scene.names(), ["step-000010", "step-000040"]);
         assert!(scene.layout.make_room(&give_up).is_none());
-        // The newest never goes.
+        // The newest checkpoint is never removed.
         assert!(scene.layout.make_room(&|_| true).is_some());
         assert!(scene.layout.make_room(&|_| true).is_none());
         assert_eq!(scene.names(), ["step-000040"]);
     }
 
     #[test]
-    fn what_is_left_of_a_pruned_checkpoint_is_said_once_and_counts_no_more() {
+    fn the_rest_of_a_pruned_checkpoint_is_reported_once_and_no_longer_counts() {
         let mut scene = Scene::new(2);
         for step in [10, 20, 30] {
             scene.write(&Step(step).checkpoint_name(), "model");

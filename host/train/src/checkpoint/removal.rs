@@ -1,5 +1,5 @@
-//! Removing a checkpoint: of its folder goes what its manifest lists and is still what was written.
-//! What somebody else has put there or changed stays.
+//! Removes a checkpoint: the files in its folder that its manifest lists and that are unchanged. Files that
+//! were added or changed by others are kept.
 
 use std::ffi::OsString;
 use std::fs::{self, Metadata};
@@ -12,17 +12,19 @@ use host_core::{FileEntry, Manifest};
 use crate::manifest::hash;
 
 const MANIFEST: &str = "manifest.json";
-/// No manifest of ours comes near.
+/// Maximum size of a manifest in bytes. The manifests of this program are much smaller.
 const MOST_MANIFEST_BYTES: u64 = 64 << 20;
 
-/// Removes a checkpoint's own files and then, if nothing else is in it, the folder. Returns what is left.
+/// Removes a checkpoint's own files. Also removes the folder if nothing else is in it. Returns the names of
+/// the remaining files.
 ///
-/// The manifest goes last: whoever is interrupted can begin again.
+/// The manifest is removed last, so that an interrupted removal can be repeated.
 pub(crate) fn remove(folder: &Path) -> io::Result<Vec<OsString>> {
     let path = folder.join(MANIFEST);
     let found = fs::symlink_metadata(&path);
     let found = found.ok().filter(|found| {
-        // What is no file is not ours, and what is larger would only fill the memory.
+        // A manifest that is too large or is not a regular file is not from this program, and is not read
+        // into memory.
         found.is_file() && found.len() <= MOST_MANIFEST_BYTES
     });
     if let Some(found) = found
@@ -47,7 +49,7 @@ pub(crate) fn remove(folder: &Path) -> io::Result<Vec<OsString>> {
     Ok(left)
 }
 
-/// Whether a name of the manifest leads to a place in the folder, and through no link.
+/// Whether a name in the manifest is a path that stays within the folder and leads through no symbolic link.
 fn is_inside(folder: &Path, name: &str) -> bool {
     let name = Path::new(name);
     let is_plain = |part| matches!(part, Component::Normal(_));
@@ -59,7 +61,7 @@ fn is_inside(folder: &Path, name: &str) -> bool {
         })
 }
 
-/// Whether a file is what its manifest says. One that nothing has touched since the manifest was written is
+/// Whether a file matches its manifest entry. A file that has not changed since the manifest was written is
 /// not read.
 fn is_as_written(file: &Path, entry: &FileEntry, manifest: &Metadata) -> io::Result<bool> {
     let found = match fs::symlink_metadata(file) {
@@ -72,18 +74,20 @@ fn is_as_written(file: &Path, entry: &FileEntry, manifest: &Metadata) -> io::Res
     }
     let changed = (found.ctime(), found.ctime_nsec());
     let written = (manifest.mtime(), manifest.mtime_nsec());
-    // A sink that hard-linked the file has touched it, and its bytes stay under the other name. Within one
-    // tick of the clock a file may have changed.
+    // A file with another hard link counts as unchanged. Its ctime proves nothing, because the ctime also
+    // changes when a sink creates a link. Removing the file is harmless, because its content remains under
+    // the other name. If a file's ctime equals the manifest's time, the file is read, because it could have
+    // changed within the same clock tick.
     Ok(found.nlink() > 1 || changed < written || hash(file)? == *entry)
 }
 
-/// Removes the folders within that have nothing in them.
+/// Removes the empty folders within a folder.
 fn remove_empty_folders(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             remove_empty_folders(&entry.path())?;
-            // It fails where something is left.
+            // This fails if the folder is not empty.
             let _ = fs::remove_dir(entry.path());
         }
     }
@@ -95,7 +99,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    /// A checkpoint's folder with these files, as the writer leaves it.
+    /// Returns a checkpoint's folder with these files, as the writer leaves it.
     fn checkpoint(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().expect("a folder");
         let mut manifest = Manifest::default();
@@ -128,19 +132,19 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_goes_whole() {
+    fn a_checkpoint_is_removed_completely() {
         let dir = checkpoint(&FILES);
         assert_eq!(left(dir.path()), [""; 0]);
         assert!(!dir.path().exists());
     }
 
     #[test]
-    fn what_others_put_there_or_changed_stays() {
+    fn added_and_changed_files_are_kept() {
         let dir = checkpoint(&FILES);
         let path = |name: &str| dir.path().join(name);
         fs::write(path("my-eval.json"), "mine").expect("written");
         fs::write(path("trainer/notes"), "mine").expect("written");
-        // Of the same size, and as old as what it takes the place of.
+        // The changed file has the size and the modification time of the original.
         let written = fs::metadata(path("model.safetensors")).and_then(|file| file.modified());
         fs::write(path("model.safetensors"), "WEIGHTS").expect("written");
         fs::File::options()
@@ -158,12 +162,12 @@ mod tests {
         assert_eq!(read("my-eval.json"), "mine");
         assert_eq!(read("trainer/notes"), "mine");
         assert!(!path("trainer/state.json").exists());
-        // And again nothing more goes.
+        // A second removal removes nothing more.
         assert_eq!(left(dir.path()).len(), 3);
     }
 
     #[test]
-    fn what_was_only_touched_goes() {
+    fn files_that_were_only_touched_are_removed() {
         let dir = checkpoint(&FILES);
         let weights = dir.path().join("model.safetensors");
         let other = tempfile::tempdir().expect("a folder");
@@ -178,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_outside_is_touched() {
+    fn nothing_outside_the_folder_is_removed() {
         let other = tempfile::tempdir().expect("a folder");
         fs::write(other.path().join("state.json"), "state").expect("written");
         let dir = checkpoint(&FILES);
@@ -198,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_manifest_nothing_is_known_to_be_ours() {
+    fn without_a_valid_manifest_nothing_is_removed() {
         let dir = checkpoint(&FILES);
         fs::write(dir.path().join(MANIFEST), "{").expect("written");
         assert_eq!(left(dir.path()).len(), 4);

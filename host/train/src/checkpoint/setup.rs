@@ -1,10 +1,11 @@
-//! The settings that a checkpoint's state depends on: with others, the place in the data, the buffer and the
-//! random numbers would mean something else.
+//! The settings that a checkpoint's state depends on. With other settings, the data position, the shuffle
+//! buffer and the random numbers would have a different meaning.
 //!
-//! What else makes the same state is compared elsewhere: the data by their names and sizes, the model by its
-//! configuration, the tokenizer by its file. All other settings may change at a resume: the schedule is a
-//! function of the step, the batch sizes only say how many sequences are taken, the buffer grows or shrinks
-//! to its new size, and device, threads and bf16 change the arithmetic alone.
+//! Other conditions for a resume are checked elsewhere: the data by names, sizes and contents; the model by
+//! its configuration; the tokenizer by its file. All other settings can change on resume without changing the
+//! meaning of the state. For example, the schedule is a function of the step, and the batch sizes only
+//! determine how many sequences are drawn. The shuffle buffer grows or shrinks to its new size. Device,
+//! threads and bf16 only change the arithmetic.
 
 use std::path::Path;
 
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Precision, TrainConfig};
 
-/// The settings as they were when the checkpoint was made.
+/// The settings when the checkpoint was written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Setup {
     seq_length: i64,
@@ -21,11 +22,11 @@ pub(crate) struct Setup {
     precision: Precision,
     text_column: String,
     data_weights: Vec<f64>,
-    /// Where the evaluation data is held out of the training data.
+    /// Set if the evaluation data is held out from the training data.
     valid_every: Option<u64>,
-    /// Where the vocabulary's size was given.
+    /// Set if the vocabulary's size was given.
     vocab_size: Option<i64>,
-    /// Absent where an older version made the checkpoint, which had no such choice.
+    /// Absent in checkpoints of older versions, which did not have this setting.
     #[serde(default)]
     split_special_tokens: bool,
 }
@@ -44,10 +45,10 @@ impl Setup {
         }
     }
 
-    /// Looks whether a training with these settings can be resumed from the checkpoint in `folder`.
+    /// Checks that a run with these settings can be resumed from the checkpoint in `folder`.
     ///
     /// # Errors
-    /// The first setting that cannot change.
+    /// Returns an error that names the first setting that has changed but must not.
     pub(super) fn check(&self, config: &TrainConfig, folder: &Path) -> Result<()> {
         let now = Self::of(config);
         check(folder, "seq_length", self.seq_length, now.seq_length)?;
@@ -87,12 +88,23 @@ impl Setup {
         )?;
         match (self.valid_every, now.valid_every) {
             (Some(then), Some(now)) => check(folder, "valid_every", then, now)?,
-            (then, now) => {
-                let made_with = then.map_or("some", |_| "some of the training data");
-                let given = now.map_or("given", |_| "not given");
-                if then.is_some() != now.is_some() {
-                    check(folder, "valid_data", made_with, given)?;
-                }
+            (None, None) => {}
+            (then, _) => {
+                let (then, now, way) = match then {
+                    Some(_) => ("a part of the training data", "separate data", "without"),
+                    None => (
+                        "separate data",
+                        "a part of the training data",
+                        "with the same",
+                    ),
+                };
+                return Err(changed(
+                    folder,
+                    "valid_data",
+                    then,
+                    now,
+                    &format!("{way} --valid-data"),
+                ));
             }
         }
         match (self.vocab_size, now.vocab_size) {
@@ -108,7 +120,7 @@ impl Setup {
 /// Compares one setting.
 ///
 /// # Errors
-/// It has changed.
+/// Returns an error if it has changed.
 pub(crate) fn check<T: PartialEq + std::fmt::Display>(
     folder: &Path,
     name: &str,
@@ -118,12 +130,25 @@ pub(crate) fn check<T: PartialEq + std::fmt::Display>(
     if then == now {
         return Ok(());
     }
-    let place = folder.display();
     let flag = name.replace('_', "-");
-    let message = format!("{name} is {now}, and the checkpoint was made with {then}: {place}");
-    Err(Error::new(ErrorKind::Config, message).hint(format!(
-        "a resume needs the same --{flag}; a training with another one begins with --model {place}"
-    )))
+    let way = format!("with the same --{flag}");
+    Err(changed(folder, name, then, now, &way))
+}
+
+/// Returns the error for a setting that changed. `way` explains how to resume instead.
+fn changed(
+    folder: &Path,
+    name: &str,
+    then: impl std::fmt::Display,
+    now: impl std::fmt::Display,
+    way: &str,
+) -> Error {
+    let place = folder.display();
+    let message =
+        format!("{name} is {now}, but was {then} when the checkpoint was written: {place}");
+    Error::new(ErrorKind::Config, message).hint(format!(
+        "resume {way}, or start a new run with --model {place}"
+    ))
 }
 
 fn list(weights: &[f64]) -> String {
@@ -138,11 +163,11 @@ mod tests {
     use super::*;
     use crate::config::{OnNonfinite, SchedulerType};
 
-    /// What comes of a change of the settings at a resume: the name that the error begins with.
+    /// Resumes a run with changed settings. Returns the setting that the error names, if there is an error.
     fn refused(change: impl Fn(&mut TrainConfig)) -> Option<String> {
         let mut config = TrainConfig::default();
         let setup = Setup::of(&config);
-        // As a checkpoint has it.
+        // Converted to JSON and back, as in a checkpoint.
         let json = serde_json::to_string(&setup).expect("JSON");
         let setup: Setup = serde_json::from_str(&json).expect("the same");
         change(&mut config);
@@ -158,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_state_depends_on_cannot_change() {
+    fn settings_that_the_state_depends_on_cannot_change() {
         let name = |name: &str| Some(name.to_owned());
         assert_eq!(refused(|c| c.seq_length = 128), name("seq_length"));
         assert_eq!(refused(|c| c.seed = 2), name("seed"));
@@ -180,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_does_not_depend_on_can() {
+    fn other_settings_can_change() {
         let changes: [fn(&mut TrainConfig); 20] = [
             |_| (),
             |c| c.precision = Precision::Bf16,

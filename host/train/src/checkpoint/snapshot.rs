@@ -13,7 +13,8 @@ use super::trainer_state::TrainerState;
 use crate::manifest::{hash, sync};
 use crate::weights::{self, CpuTensor};
 
-/// All that a training needs to go on, copied to main memory. The buffers are used again.
+/// A copy of the state that is needed to resume a run. The copy is in main memory. The next snapshot reuses
+/// its buffers.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     pub(super) state: TrainerState,
@@ -23,11 +24,11 @@ pub(super) struct Snapshot {
     buffer: CpuTensor,
     observers: BTreeMap<String, Vec<u8>>,
     metrics: Vec<MetricValue>,
-    /// How long the loop waited for it.
+    /// How long the training loop waited for the snapshot.
     pub(super) stall: Duration,
 }
 
-/// The parts of a training that a snapshot copies.
+/// The parts of a run that a snapshot copies.
 pub(crate) struct CheckpointView<'a> {
     pub(crate) state: TrainerState,
     pub(crate) model: Vec<(&'a str, &'a Tensor)>,
@@ -73,7 +74,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Writes the checkpoint beside its place and moves it there by one rename. Returns it with warnings.
+    /// Writes the checkpoint to a hidden folder and moves it into place. Returns the checkpoint and warnings.
     pub(super) fn write(
         &self,
         layout: &mut Layout,
@@ -93,8 +94,8 @@ impl Snapshot {
             Ok((dir, warnings))
         });
         if written.is_err() {
-            // What is left of it takes room that the next one needs; if it stays, it is not taken
-            // for a checkpoint.
+            // Removes the incomplete checkpoint, because the next one needs the disk space. If this fails,
+            // the files stay in the hidden folder, which is not treated as a checkpoint.
             let _ = fs::remove_dir_all(&partial);
         }
         written

@@ -15,10 +15,10 @@ use crate::manifest::verify;
 use crate::regular_file::{self, SMALL};
 use crate::weights;
 
-/// Bytes of an observer's state at most, far more than a plugin may give.
+/// Maximum bytes of an observer's state, far more than a plugin can return.
 const OBSERVER_BYTES: u64 = 1 << 30;
 
-/// A checkpoint that was read back, but for the model.
+/// A checkpoint that was read back, without the model.
 pub(crate) struct Stored {
     pub(crate) state: TrainerState,
     pub(crate) optimizer: HashMap<String, Tensor>,
@@ -29,10 +29,10 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    /// Reads what a checkpoint holds besides the model.
+    /// Reads a checkpoint, except for its model.
     ///
     /// # Errors
-    /// A folder that is no checkpoint of ours, or a file that is not what the manifest says.
+    /// Returns an error if the folder is not a valid checkpoint, or a file does not match the manifest.
     pub(crate) fn read(folder: &Path) -> Result<Self> {
         verify(folder)?;
         let trainer = folder.join("trainer");
@@ -53,12 +53,12 @@ impl Stored {
             return Err(Error::new(
                 ErrorKind::Config,
                 format!(
-                    "the checkpoint's state has format {}, and this host reads {FORMAT}: {}",
+                    "the checkpoint's state has format {}, but this host reads format {FORMAT}: {}",
                     state.format,
                     file.display()
                 ),
             )
-            .hint("resume with the version of the host that wrote it"));
+            .hint("resume with the host version that wrote it"));
         }
         let tensors = |name: &str| {
             let mut all = HashMap::new();
@@ -77,7 +77,7 @@ impl Stored {
         })
     }
 
-    /// What the boundary kept, which is no longer in this then.
+    /// Takes the [`BoundaryState`] out of this checkpoint.
     pub(crate) fn take_boundary(&mut self) -> BoundaryState {
         BoundaryState {
             learning_rate_factor: self.state.learning_rate_factor,
@@ -86,10 +86,10 @@ impl Stored {
         }
     }
 
-    /// Compares the settings that the state depends on.
+    /// Checks that the settings on which the state depends are the same in `config`.
     ///
     /// # Errors
-    /// The first that cannot change at a resume.
+    /// Returns an error that names the first setting that differs.
     pub(crate) fn check_setup(&self, folder: &Path, config: &TrainConfig) -> Result<()> {
         if let Some(setup) = &self.state.setup {
             setup.check(config, folder)?;
@@ -100,15 +100,15 @@ impl Stored {
         }
     }
 
-    /// Looks whether a training with these settings, this data and this many rows of the vocabulary can begin
-    /// at this state. A state that was written here always can, if nothing has changed.
+    /// Checks that a run with this data and this many vocabulary rows can start from this state. A state that
+    /// this program wrote always passes if the data and the vocabulary are unchanged.
     ///
     /// # Errors
-    /// The first setting that cannot change, or a state that no training has.
+    /// Returns an error if the state is not valid for this run.
     pub(crate) fn check(&self, folder: &Path, sources: &[Source], rows: i64) -> Result<()> {
         let factor = self.state.learning_rate_factor;
         let fault = if !self.state.data.fits(sources) {
-            "its place in the data is not in this data"
+            "it points to a position that is not in the training data"
         } else if self
             .buffer
             .iter()
@@ -117,7 +117,7 @@ impl Stored {
         {
             "a token in its buffer is not in the vocabulary"
         } else if !(factor.is_finite() && factor >= 0.0) {
-            "its learning rate factor is negative"
+            "its learning rate factor is negative or not finite"
         } else if self.state.step.0 > LAST_STEP {
             "its step is too high"
         } else {
@@ -133,7 +133,8 @@ impl Stored {
     }
 }
 
-/// More steps than anybody trains: sums with them fit into 64 bits.
+/// The highest step that a state can have. It is low enough that sums with it fit in 64 bits, and higher than
+/// any run needs.
 const LAST_STEP: u64 = 1 << 48;
 
 fn read_observers(trainer: &Path) -> Result<BTreeMap<String, Vec<u8>>> {

@@ -6,29 +6,29 @@ use serde::{Deserialize, Serialize};
 use super::Setup;
 use crate::data::{Fingerprint, LoaderCursor};
 
-/// `trainer/state.json`: what is no tensor.
+/// `trainer/state.json`: the part of a run's state that is not tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TrainerState {
-    /// Of this file and its neighbours.
+    /// Version of the format that this file and the other files in its folder have.
     pub(super) format: u32,
     pub(crate) step: Step,
     pub(crate) data: LoaderCursor,
-    /// With other data a training cannot go on.
+    /// Identifies the data: a run cannot be resumed with different data.
     #[serde(flatten)]
     pub(crate) fingerprint: Fingerprint,
-    /// The settings that the state depends on; absent where an older version made the checkpoint.
+    /// The settings that the state depends on; absent in checkpoints of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) setup: Option<Setup>,
-    /// What the schedule's learning rate is multiplied by: what a client set, and observers lowered.
+    /// Factor for the schedule's learning rate. Clients can set it, and observers can lower it.
     pub(crate) learning_rate_factor: f64,
-    /// What observers asked for and did not get yet.
+    /// Pending requests of observers.
     pub(crate) asked: Vec<Asked>,
 }
 
 pub(super) const FORMAT: u32 = 2;
 
 impl TrainerState {
-    /// The state at a step before observers asked for anything.
+    /// Creates the state at a step, without requests of observers.
     pub(crate) fn new(
         step: Step,
         data: LoaderCursor,
@@ -47,11 +47,11 @@ impl TrainerState {
     }
 }
 
-/// What a checkpoint keeps of the boundary between steps.
+/// The state between two steps, as stored in a checkpoint.
 pub(crate) struct BoundaryState {
     pub(crate) learning_rate_factor: f64,
     /// The observers' states by label.
     pub(crate) observers: BTreeMap<String, Vec<u8>>,
-    /// What observers asked for and did not get yet.
+    /// Pending requests of observers.
     pub(crate) asked: Vec<Asked>,
 }

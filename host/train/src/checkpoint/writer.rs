@@ -9,20 +9,21 @@ use super::folder::Layout;
 use super::snapshot::{CheckpointView, Snapshot};
 use crate::ports::CheckpointPorts;
 
-/// The loop's end of the checkpoint writer.
+/// The training loop's side of the checkpoint writer.
 pub(crate) struct CheckpointWriter<'scope> {
     snapshots: SyncSender<Snapshot>,
-    /// Snapshots that were written and may be filled again.
+    /// Receives each snapshot after it was written. The snapshot is then used again.
     returned: Receiver<Snapshot>,
-    /// The one set of buffers, while it is not with the thread.
+    /// The only set of buffers; `None` while the thread has it.
     buffers: Option<Snapshot>,
-    /// Gives back how the last checkpoint went.
+    /// Returns the result of the last checkpoint.
     thread: ScopedJoinHandle<'scope, Result<()>>,
 }
 
 impl<'scope> CheckpointWriter<'scope> {
-    /// Starts the thread, and reserves the buffers by a first copy. The thread prunes the checkpoints that
-    /// are too many; where the disk is full, the oldest that the outside gives up go first.
+    /// Starts the thread. Allocates the buffers by copying the state once. After each new checkpoint, the
+    /// thread prunes excess checkpoints. If the disk is full, the thread removes the oldest checkpoint that
+    /// `give_up` allows, and tries again.
     pub(crate) fn spawn<'env>(
         scope: &'scope Scope<'scope, 'env>,
         mut layout: Layout,
@@ -38,7 +39,7 @@ impl<'scope> CheckpointWriter<'scope> {
             ..
         } = ports;
         fs::create_dir_all(&layout.folder)
-            .map_err(|error| Error::io("make the checkpoint folder", &layout.folder, &error))?;
+            .map_err(|error| Error::io("create the checkpoint folder", &layout.folder, &error))?;
         let step = reserve.state.step;
         let warn = |emitter: &Emitter, step, warnings: Vec<String>| {
             for message in warnings {
@@ -85,7 +86,7 @@ impl<'scope> CheckpointWriter<'scope> {
                             Err(error)
                         }
                     };
-                    // The loop may be gone already.
+                    // This fails if the training loop has ended, which does no harm.
                     let _ = back.send(snapshot);
                 }
                 last
@@ -104,12 +105,12 @@ impl<'scope> CheckpointWriter<'scope> {
         })
     }
 
-    /// Copies the state and hands it to the thread. Waits first if the checkpoint before is not
-    /// finished. Returns how long it waited and how long it copied.
+    /// Waits until the previous checkpoint is written or has failed, then copies the state and sends the copy
+    /// to the thread. Returns the durations of the wait and of the copying.
     pub(crate) fn save(&mut self, view: CheckpointView<'_>) -> Result<(Duration, Duration)> {
         let begin = Instant::now();
         self.settle()?;
-        let mut snapshot = self.buffers.take().expect("the thread gave them back");
+        let mut snapshot = self.buffers.take().expect("settle put the buffers back");
         let waited = begin.elapsed();
         snapshot.refresh(view)?;
         snapshot.stall = begin.elapsed();
@@ -132,17 +133,18 @@ impl<'scope> CheckpointWriter<'scope> {
     /// Waits until the last checkpoint is written.
     ///
     /// # Errors
-    /// It was not, and there is no next one to make up for it.
+    /// Returns an error if the last checkpoint could not be written. Failures of earlier checkpoints are not
+    /// returned, because a later checkpoint replaces them.
     pub(crate) fn finish(self) -> Result<()> {
         drop(self.snapshots);
         let last = self.thread.join();
         last.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             .map_err(|error| {
                 let message = format!("the last checkpoint was not written: {}", error.message());
-                let way_out = "`host resume` then resumes from the checkpoint before it";
+                let way_out = "`host resume` then continues from the previous checkpoint";
                 Error::new(error.kind(), message).hint(match error.hint_text() {
                     Some(hint) => format!("{hint}; {way_out}"),
-                    None => format!("see to the folder; {way_out}"),
+                    None => format!("check the folder; {way_out}"),
                 })
             })
     }

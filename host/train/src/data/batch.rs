@@ -2,7 +2,7 @@ use tch::{Device, Tensor};
 
 use crate::torch_shim;
 
-/// Sequences of one length that the model sees at once.
+/// Sequences of equal length that the model processes at once.
 #[derive(Debug)]
 pub(crate) struct Batch {
     /// (batch, sequence) i64, on the device.
@@ -10,7 +10,7 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// Copies the sequences to the device; does not wait for the work that is queued there.
+    /// Copies the sequences to the device; does not wait for queued work.
     pub(crate) fn new(sequences: &[Box<[u32]>], device: Device) -> Self {
         let tokens: Vec<i64> = sequences
             .iter()
@@ -23,7 +23,7 @@ impl Batch {
         }
     }
 
-    /// Tokens that are predicted and count in the loss: all but the first of each sequence.
+    /// Returns the number of tokens that count toward the loss: all but the first of each sequence.
     pub(crate) fn counted(&self) -> i64 {
         let size = self.tokens.size();
         size[0] * (size[1] - 1)

@@ -14,33 +14,34 @@ use super::token_file::TokenHeader;
 use crate::TrainConfig;
 use crate::tokenizer::Tokenizer;
 
-/// What there is to train on and to evaluate on.
+/// The files to train on and to evaluate on.
 #[derive(Clone, Debug)]
 pub(crate) struct Corpus {
-    /// One source of all files, or with weights one for each path that was given.
+    /// With weights, one source for each given path. Without weights, one source with all files.
     pub(crate) train: Vec<Source>,
     pub(crate) valid: Arc<[SourceFile]>,
-    /// What of the data could not be looked through, in sentences.
+    /// Messages about folders and links that cannot be read.
     pub(crate) notices: Vec<String>,
 }
 
-/// Files that are read as one, in the order of their names.
+/// Files that are read as one stream, sorted by name.
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
     pub(crate) files: Arc<[SourceFile]>,
-    /// Its share of the tokens, in relation to the other sources'.
+    /// The share of the tokens, relative to the other sources.
     pub(crate) weight: f64,
 }
 
 impl Corpus {
-    /// Finds the files and looks into the first of each source. What is held out when there is no
-    /// `valid_data` depends on the files' names alone, or on the content of a single file: see [`split`].
+    /// Finds the files and checks the first file of each source. Without `valid_data`, a part of the data is
+    /// held out: see [`split`]. The held-out part depends only on the files' names or, if there is a single
+    /// file, on its content.
     ///
     /// # Errors
-    /// A path that is not there, nothing found, or records without the text column.
+    /// Returns an error if a path does not exist, nothing is found, or the records have no text column.
     pub(crate) fn find(config: &TrainConfig) -> Result<Self> {
         if config.data.is_empty() {
-            return Err(Error::new(ErrorKind::Config, "there is no training data")
+            return Err(Error::new(ErrorKind::Config, "no training data is given")
                 .hint("name a folder of source files: --data src/"));
         }
         let pools: Vec<(f64, Found)> = if config.data_weights.is_empty() {
@@ -83,13 +84,13 @@ impl Corpus {
         if valid.files.is_empty() {
             let file = &train[0].files[0];
             let why = if file.format.has_records() {
-                "its records cannot be split into training and evaluation, as no two of them differ"
+                "its records cannot be split into training and evaluation data: they are all identical"
             } else {
-                "one file cannot be split into training and evaluation"
+                "a single file cannot be split into training and evaluation data"
             };
             let message = format!("{why}: {}", file.path.display());
             return Err(Error::new(ErrorKind::Config, message)
-                .hint("give more files, or a file to evaluate on: --valid-data FILE"));
+                .hint("add more files, or name a file to evaluate on: --valid-data FILE"));
         }
         notices.append(&mut valid.notices);
         Ok(Self {
@@ -99,46 +100,47 @@ impl Corpus {
         })
     }
 
-    /// Where the tokenizer of token files must be: in the folder of the first. None: there are no token
-    /// files.
+    /// Returns the folder of the first token file. The folder must also contain the file's tokenizer. `None`
+    /// if there are no token files.
     pub(crate) fn token_folder(&self) -> Option<PathBuf> {
         let mut tokens = self.token_files();
         tokens.next()?.path.parent().map(Path::to_owned)
     }
 
-    /// Looks whether the token files are whole and of this tokenizer.
+    /// Checks that the token files are complete and were created with this tokenizer.
     ///
     /// # Errors
-    /// The first that is not.
+    /// Returns an error for the first file that fails the check.
     pub(crate) fn check_tokens(&self, tokenizer: &Tokenizer) -> Result<()> {
         for file in self.token_files() {
             if TokenHeader::read(&file.path)?.tokenizer != tokenizer.sha256() {
                 return Err(Error::new(
                     ErrorKind::Config,
                     format!(
-                        "the token file was made with another tokenizer: {}",
+                        "the token file was created with a different tokenizer: {}",
                         file.path.display()
                     ),
                 )
-                .hint("give the one beside it by --tokenizer, or write the file again with `host data tokenize`"));
+                .hint("set --tokenizer to the tokenizer next to the file, or rewrite the file with `host data tokenize`"));
             }
         }
         Ok(())
     }
 
-    /// Looks whether a model with this many rows of the vocabulary has one for each id of the token files.
+    /// Checks that a model with this many vocabulary rows has a row for each id of the token files.
     ///
     /// # Errors
-    /// The first file that may have others.
+    /// Returns an error for the first file with a larger vocabulary.
     pub(crate) fn check_rows(&self, rows: i64) -> Result<()> {
         for file in self.token_files() {
             let ids = TokenHeader::read(&file.path)?.vocab_size;
             if i64::from(ids) > rows {
                 let path = file.path.display();
-                let message =
-                    format!("the token file has ids up to {ids}, the model {rows} rows: {path}");
+                let message = format!(
+                    "the token file needs {ids} vocabulary rows, but the model has {rows}: {path}"
+                );
                 return Err(Error::new(ErrorKind::Config, message)
-                    .hint("write the file again with `host data tokenize`"));
+                    .hint("rewrite the file with `host data tokenize`"));
             }
         }
         Ok(())
@@ -151,16 +153,17 @@ impl Corpus {
             .filter(|file| file.format == Format::Tokens)
     }
 
-    /// The training files of all sources.
+    /// Returns the training files of all sources.
     pub(crate) fn train_files(&self) -> Arc<[SourceFile]> {
         let files = self.train.iter().flat_map(|source| source.files.iter());
         files.cloned().collect()
     }
 }
 
-/// What to train on and what to hold out: one file in `valid_every`, by its name. Of a single file with
-/// records it is one record in that many, by the hash of its text, or if that is none or all of them the
-/// one with the lowest hash. Any other single file is trained on as a whole.
+/// Splits the files into training files and held-out files. About one of every `valid_every` files is held
+/// out, chosen by the hash of its name. A single file with records is split: about one of every `valid_every`
+/// records is held out, chosen by the hash of its text. If that selects all records or no record, only the
+/// record with the lowest hash is held out. A single file without records is not split here.
 fn split(files: Vec<SourceFile>, valid_every: u64) -> (Vec<SourceFile>, Vec<SourceFile>) {
     if let [file] = &files[..] {
         return match some_records(file, valid_every) {
@@ -174,7 +177,7 @@ fn split(files: Vec<SourceFile>, valid_every: u64) -> (Vec<SourceFile>, Vec<Sour
     let (mut valid, mut train): (Vec<_>, Vec<_>) = files
         .into_iter()
         .partition(|file| number(&Sha256::digest(&file.name)).is_multiple_of(valid_every));
-    // Few files may all fall on one side.
+    // If there are few files, the hashes can put all of them on one side.
     if valid.is_empty() {
         valid.extend(train.pop());
     } else if train.is_empty() {
@@ -183,7 +186,7 @@ fn split(files: Vec<SourceFile>, valid_every: u64) -> (Vec<SourceFile>, Vec<Sour
     (train, valid)
 }
 
-/// The same where nothing is held out yet: of a single text the last part.
+/// Holds out the last part of a single text. Used only if no files or records were held out.
 fn split_text(files: &Arc<[SourceFile]>, valid_every: u64) -> (Arc<[SourceFile]>, Vec<SourceFile>) {
     let held_out = match &files[..] {
         [file] => last_part(file, valid_every).map(|held_out| (file, held_out)),
@@ -198,7 +201,8 @@ fn split_text(files: &Arc<[SourceFile]>, valid_every: u64) -> (Arc<[SourceFile]>
     }
 }
 
-/// Reads the records until there is one for each side. None: there are none, or no two of them differ.
+/// Reads records until the training part and the held-out part each have one. `None` if there are no records
+/// or all are identical.
 fn some_records(file: &SourceFile, valid_every: u64) -> Option<HeldOut> {
     if !file.format.has_records() {
         return None;
@@ -229,10 +233,10 @@ fn some_records(file: &SourceFile, valid_every: u64) -> Option<HeldOut> {
     (lowest < highest).then_some(HeldOut::Hash(lowest))
 }
 
-/// Where the last of `valid_every` parts of a text begins: at the beginning of a line if there is one
-/// near. None: there is nothing to cut.
+/// Divides a text into `valid_every` equal parts. Returns where the last part begins, moved forward to the
+/// start of a line if one is near. `None` if the text cannot be split.
 fn last_part(file: &SourceFile, valid_every: u64) -> Option<HeldOut> {
-    /// How far a line is looked for, and read at once.
+    /// How many bytes are searched for a line end. All of them are held in memory.
     const NEAR: u64 = 1 << 16;
     let Format::Text(compression) = file.format else {
         return None;
@@ -258,7 +262,7 @@ fn last_part(file: &SourceFile, valid_every: u64) -> Option<HeldOut> {
     (0 < at && at < bytes).then_some(HeldOut::From(at))
 }
 
-/// How many bytes can be read; what follows on damage does not count.
+/// Reads up to the end or the first damage. Returns the number of bytes that could be read.
 fn read_through(input: &mut dyn Read) -> u64 {
     let mut block = vec![0; 1 << 16];
     let mut bytes = 0;
@@ -296,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn the_split_depends_on_names_alone_and_leaves_both_sides_something() {
+    fn the_split_depends_only_on_names_and_no_side_is_empty() {
         let all: Vec<String> = (0..100).map(|n| format!("{n}.rs")).collect();
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
         let (a, b) = (folder(&all), folder(&all[..50]));
@@ -313,7 +317,7 @@ mod tests {
         assert_eq!((two.train_files().len(), two.valid.len()), (1, 1));
     }
 
-    /// The documents of the one file on either side.
+    /// Returns the training and the evaluation documents of a single file.
     fn sides(name: &str, content: &[u8], valid_every: u64) -> Result<[Vec<String>; 2]> {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join(name), content).expect("written");
@@ -349,20 +353,20 @@ mod tests {
             assert_eq!([&train[0][..], &valid[0]].concat(), lines);
             assert!(valid[0].starts_with("line 47") && valid[0].len() < lines.len() / 20);
         }
-        // Without lines between two characters, and one character is for each side at least.
+        // A text without lines is split between two characters, with at least one character on each side.
         let [train, valid] = sides("a.txt", "éééé".repeat(100).as_bytes(), 3).expect("split");
         assert_eq!((train[0].len(), valid[0].len()), (534, 266));
         let [train, valid] = sides("a.txt", b"ab", 20).expect("split");
         assert_eq!((&*train[0], &*valid[0]), ("a", "b"));
         for too_small in ["a", "é"] {
             let error = sides("a.txt", too_small.as_bytes(), 20).expect_err("refused");
-            assert!(error.message().starts_with("one file cannot be split"));
+            assert!(error.message().starts_with("a single file cannot be split"));
             assert!(error.hint_text().expect("a hint").contains("--valid-data"));
         }
     }
 
     #[test]
-    fn one_file_of_few_records_gives_one_of_them() {
+    fn a_file_of_few_records_is_split_so_that_no_side_is_empty() {
         let records = |texts: &[&str]| {
             let line = |text: &&str| serde_json::json!({ "content": text }).to_string() + "\n";
             texts.iter().map(line).collect::<String>().into_bytes()
@@ -384,7 +388,10 @@ mod tests {
         }
         for texts in [&["one"][..], &["one", "one", ""]] {
             let error = sides("a.jsonl", &records(texts), 20).expect_err("refused");
-            assert!(error.message().contains("no two of them differ"), "{error}");
+            assert!(
+                error.message().contains("they are all identical"),
+                "{error}"
+            );
             assert!(error.hint_text().expect("a hint").contains("--valid-data"));
         }
         let many: Vec<String> = (0..1000).map(|n| format!("text {n}")).collect();
@@ -394,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_make_sources_that_are_split_each_by_itself() {
+    fn each_weighted_source_is_split_separately() {
         let (a, b) = (folder(&["a.rs"]), folder(&["b.rs", "c.rs", "d.rs"]));
         let config = TrainConfig {
             data: vec![a.path().to_owned(), b.path().to_owned()],
@@ -407,7 +414,7 @@ mod tests {
         assert_eq!(corpus.train[1].weight, 0.7);
         assert_eq!(corpus.train[1].files.len() + corpus.valid.len(), 3);
         assert_eq!(corpus.train[0].files[0].part, Part::All);
-        // Two single texts are the only ones, so each is split.
+        // Each source is a single text, so each source is split.
         let config = TrainConfig {
             data: vec![a.path().join("a.rs"), b.path().join("b.rs")],
             ..config

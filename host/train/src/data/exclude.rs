@@ -3,29 +3,30 @@ use std::path::Path;
 use glob::{MatchOptions, Pattern};
 use host_core::{Error, ErrorKind, Result};
 
-/// What is left out of folders, by patterns. One without a slash fits any name of a file or a folder
-/// (`*.min.js`, `node_modules`), one with a slash the path below the folder that was given
-/// (`docs/*.md`, `**/test/**`). A folder that fits is left out with all that is in it.
+/// Patterns of files and folders to leave out. A pattern without a slash matches the name of any file or
+/// folder (`*.min.js`, `node_modules`); a pattern with a slash matches the path below the given folder
+/// (`docs/*.md`, `**/test/**`). A matching folder is left out with all its content.
 #[derive(Debug)]
 pub(super) struct Exclude(Vec<Rule>);
 
 #[derive(Debug)]
 struct Rule {
     pattern: Pattern,
-    /// Whether it is compared with the whole path.
+    /// True if the pattern is matched against the path below the given folder, false if it is matched against
+    /// the name of a file or folder.
     is_path: bool,
 }
 
 impl Exclude {
     /// # Errors
-    /// A text that is not a pattern.
+    /// Returns an error if a text is not a valid pattern.
     pub(super) fn new(patterns: &[String]) -> Result<Self> {
         let parse = |text: &String| {
             let pattern = text.trim_end_matches('/').trim_start_matches("./");
             Ok(Rule {
                 is_path: pattern.contains('/'),
                 pattern: Pattern::new(pattern.trim_start_matches('/')).map_err(|error| {
-                    let message = format!("exclude is not a pattern: {error}: {text}");
+                    let message = format!("invalid pattern in exclude: {error}: {text}");
                     Error::new(ErrorKind::Config, message).hint("for example: --exclude '*.min.js'")
                 })?,
             })
@@ -33,7 +34,7 @@ impl Exclude {
         patterns.iter().map(parse).collect::<Result<_>>().map(Self)
     }
 
-    /// Whether this path below a given folder fits.
+    /// Whether this path below a given folder is excluded.
     pub(super) fn has(&self, path: &Path) -> bool {
         let options = MatchOptions {
             require_literal_separator: true,
@@ -55,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_fits_a_name_or_a_path() {
+    fn a_pattern_matches_a_name_or_a_path() {
         let has = |pattern: &str, path: &str| {
             let exclude = Exclude::new(&[pattern.to_owned()]).expect("a pattern");
             exclude.has(Path::new(path))
@@ -67,6 +68,6 @@ mod tests {
         assert!(has("/a/b", "a/b") && !has("/b", "a/b") && has("/b", "b"));
         assert!(has("**/test/**", "a/test/b.rs") && !has("*.RS", "a.rs"));
         let error = Exclude::new(&["a***".to_owned()]).expect_err("refused");
-        assert!(error.message().starts_with("exclude is not a pattern"));
+        assert!(error.message().starts_with("invalid pattern in exclude"));
     }
 }

@@ -19,57 +19,59 @@ use crate::TrainConfig;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SourceFile {
     pub(crate) path: PathBuf,
-    /// The path below the folder that was given, which does not change when the folder moves.
+    /// The path relative to the given folder. It stays the same when that folder is moved.
     pub(crate) name: String,
     pub(crate) bytes: u64,
     pub(crate) format: Format,
-    /// The field or column of a record that has its text.
+    /// The field or column that contains a record's text.
     pub(crate) column: Arc<str>,
     pub(crate) part: Part,
 }
 
-/// Which part of a file counts.
+/// The part of a file that is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     All,
-    /// All but what is held out.
+    /// Everything except the held-out part.
     Train(HeldOut),
-    /// What is held out.
+    /// The held-out part.
     Valid(HeldOut),
 }
 
-/// What of a file is held out for evaluation.
+/// The part of a file that is held out for evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HeldOut {
-    /// One record in this many, by the hashes of their texts.
+    /// One record in this many, chosen by the hashes of the records' texts.
     OneIn(u64),
     /// The records whose text has this hash.
     Hash(u64),
-    /// A text from this byte on.
+    /// The end of a text, from this byte on.
     From(u64),
 }
 
-/// Files that were found, and what was not.
+/// The files found, and messages about what could not be read.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Found {
     pub(crate) files: Vec<SourceFile>,
-    /// What could not be looked through, in sentences.
+    /// Messages about folders and links that cannot be read.
     pub(crate) notices: Vec<String>,
 }
 
-/// Records of a file that are looked at before the start, until one has a text.
+/// Before training starts, at most this number of a file's records are read to find one that has a text.
 const PATIENCE: usize = 10_000;
-/// Bytes of a file that may be an empty text or no record in a compression or with blank lines.
+/// Files of at most this number of bytes are read to check whether they have content. Such a small file can
+/// be an empty compressed text, or have only blank lines.
 const SMALL: u64 = 1 << 10;
 
-/// Finds the files of some paths, in the order of their names, each once. A folder gives all files below
-/// it with one of the extensions, but for hidden ones and what is excluded; links are followed. A path
-/// that is not there may be a pattern (`**/*.rs`), whose folders count as if they were given by
-/// themselves. The leading part that is there as it is written is not a pattern.
+/// Finds the files of some paths and returns each once, sorted by name. A folder is searched, with its
+/// subfolders, for files that have one of the extensions. Hidden and excluded files are left out. Links are
+/// followed. A path that does not exist can be a pattern (`**/*.rs`); folders that match it are searched like
+/// given folders. Leading folders of the path that exist are taken literally, even if their names contain
+/// pattern characters.
 ///
 /// # Errors
-/// A path that is not there, nothing found, a file of records in a codec that is not read, or first
-/// records without a text.
+/// Returns an error if a path does not exist, nothing is found, a file of records uses an unsupported codec,
+/// or the first records have no text.
 pub(crate) fn find(what: &str, paths: &[PathBuf], config: &TrainConfig) -> Result<Found> {
     let mut search = Search {
         what,
@@ -105,10 +107,7 @@ pub(crate) fn find(what: &str, paths: &[PathBuf], config: &TrainConfig) -> Resul
             .collect();
         return Err(Error::new(
             ErrorKind::Config,
-            format!(
-                "{what} has no file{with} that is not empty: {}",
-                paths.join(", ")
-            ),
+            format!("{what} has no non-empty file{with}: {}", paths.join(", ")),
         )
         .hint("name another folder, or other extensions: --extensions rs,toml"));
     }
@@ -129,7 +128,7 @@ struct Search<'a> {
     met: Vec<Met>,
 }
 
-/// A file, and what it really is.
+/// A file, with its canonical path.
 struct Met {
     file: SourceFile,
     real: PathBuf,
@@ -137,7 +136,7 @@ struct Met {
 }
 
 impl Search<'_> {
-    /// A file or a folder that is there. The name of a file is its path below `base`.
+    /// Adds an existing file, or the files of an existing folder. A file's name is its path below `base`.
     fn path(&mut self, path: &Path, base: &Path) -> Result<()> {
         let io = |error| Error::io("read", path, &error);
         let metadata = fs::metadata(path).map_err(io)?;
@@ -174,10 +173,10 @@ impl Search<'_> {
     fn pattern(&mut self, path: &Path) -> Result<()> {
         let what = self.what;
         let absent = || {
-            Error::new(ErrorKind::Config, format!("{what} is not there: {}", path.display()))
-                .hint("check the path; it is relative to the current folder on the command line, to the file in a configuration file")
+            Error::new(ErrorKind::Config, format!("{what} does not exist: {}", path.display()))
+                .hint("check the path: on the command line, it is relative to the current folder; in a configuration file, it is relative to the folder of that file")
         };
-        // A folder's name may have the characters of a pattern, too.
+        // Existing folders are taken literally, as their names can contain pattern characters.
         let mut base = PathBuf::new();
         let whole = std::path::absolute(path).map_err(|error| Error::io("find", path, &error))?;
         let mut parts = whole.components().peekable();
@@ -193,7 +192,7 @@ impl Search<'_> {
         }
         let parse = |pattern: &str| {
             Pattern::new(pattern).map_err(|error| {
-                let message = format!("{what} is not a pattern: {error}: {}", path.display());
+                let message = format!("invalid pattern in {what}: {error}: {}", path.display());
                 Error::new(ErrorKind::Config, message).hint("for example: --data 'src/**/*.rs'")
             })
         };
@@ -213,7 +212,8 @@ impl Search<'_> {
                 && !exclude.has(rest)
         };
         let fits = |path: &Path| whole.matches_path_with(below(path, &base), options);
-        // A walk of its own: a folder that fits is looked through afterwards, whatever fits below it.
+        // This walk has its own list of visited folders, because the code below walks each matching folder
+        // again, to find all its files.
         let mut walk = Walk::default();
         let mut met = Vec::new();
         walk.folder(&base, &wants, &mut |entry| {
@@ -229,7 +229,7 @@ impl Search<'_> {
             if !entry.is_folder {
                 self.meet(entry, &base);
             } else if fs::read_dir(&entry.path).is_ok() {
-                // Else it is among the unreadable ones.
+                // If the folder cannot be read, it is already listed as unreadable.
                 self.path(&entry.path, &base)?;
             }
         }
@@ -255,8 +255,9 @@ impl Search<'_> {
         });
     }
 
-    /// The files in the order of their names. One that was met under several names has the one that says
-    /// its format, as a link to a nameless file of a cache does, else the one that is no link.
+    /// Returns the files sorted by name. If a file was found under several names, keeps the name that shows
+    /// the file's format. For a file in a cache, this can be the name of a link to it. If several names show
+    /// the format, or if none does, keeps the name that is not a link.
     fn each_once(self) -> Vec<SourceFile> {
         let mut met = self.met;
         met.sort_by(|a, b| {
@@ -289,24 +290,24 @@ impl Search<'_> {
             };
             let first = first.display();
             notices.push(format!(
-                "{count} of the {what} cannot be read, and the files in it are left out (first: {first}: {error})"
+                "{count} of the {what} cannot be read, so the files inside are left out (first: {first}: {error})"
             ));
         }
         if let Some(first) = self.walk.dangling.first() {
             let (links, lead) = match self.walk.dangling.len() {
-                1 => ("1 link".to_owned(), "leads"),
-                count => (format!("{count} links"), "lead"),
+                1 => ("1 symbolic link".to_owned(), "is"),
+                count => (format!("{count} symbolic links"), "are"),
             };
             let first = first.display();
             notices.push(format!(
-                "{links} of the {what} {lead} to no file (first: {first})"
+                "{links} in the {what} {lead} broken (first: {first})"
             ));
         }
         notices
     }
 }
 
-/// The path below the folder; the whole path if it is not below it.
+/// Returns the path relative to the folder. If the path is not below the folder, returns the whole path.
 fn below<'a>(path: &'a Path, folder: &Path) -> &'a Path {
     path.strip_prefix(folder).unwrap_or(path)
 }
@@ -316,7 +317,7 @@ fn is_hidden(path: &Path) -> bool {
     name.as_encoded_bytes().starts_with(b".")
 }
 
-/// Whether this path, or one below it, may match the pattern's parts.
+/// Whether this path, or a path below it, can match the pattern's parts.
 fn may_match(parts: &[Pattern], path: &Path, options: glob::MatchOptions) -> bool {
     let mut parts = parts.iter();
     for name in path.components() {
@@ -330,7 +331,7 @@ fn may_match(parts: &[Pattern], path: &Path, options: glob::MatchOptions) -> boo
 }
 
 impl SourceFile {
-    /// This part of the file.
+    /// Returns this file, limited to `part`.
     pub(super) fn with(&self, part: Part) -> Self {
         Self {
             part,
@@ -338,15 +339,15 @@ impl SourceFile {
         }
     }
 
-    /// Whether the file has something in it, as far as its beginning or its footer shows.
+    /// Whether the file has content, judged by its beginning or its footer.
     ///
     /// # Errors
-    /// A file of records in a codec that is not read: all of its records would be missing.
+    /// Returns an error for a file of records in an unsupported codec: all its records would be missing.
     fn has_content(&self) -> Result<bool> {
         if self.bytes == 0 {
             return Ok(false);
         }
-        // Files of text are as many as they are small, so they are opened only when their turn comes.
+        // Text files are many and small, so they are opened only when they are read.
         let is_plain = self.format == Format::Text(Compression::None);
         if is_plain || !self.format.has_records() && self.bytes > SMALL {
             return Ok(true);
@@ -366,10 +367,11 @@ impl SourceFile {
         }
     }
 
-    /// Whether there is a text among the first records. Later ones may lack it, and are left out.
+    /// Whether one of the first records has a text. When the data is read, records without a text are left
+    /// out.
     ///
     /// # Errors
-    /// Records that are there and have no text.
+    /// Returns an error if every one of the first records has a fault. A null or empty text is not a fault.
     fn has_text(&self) -> Result<bool> {
         let mut reader = match Reader::open(self) {
             Ok(reader) => reader,
@@ -382,7 +384,7 @@ impl SourceFile {
             match reader.next() {
                 None => break,
                 Some(Ok(_)) => return Ok(true),
-                // Such a record is as it should be, but for the text.
+                // Apart from its null or empty text, the record is valid.
                 Some(Err(missing)) if [Reason::Null, Reason::Empty].contains(&missing.reason) => {
                     blank = true;
                 }
@@ -402,33 +404,33 @@ impl SourceFile {
         let error = |why: &str| Error::new(ErrorKind::Config, format!("{why}: {place}"));
         let unusable = || {
             error(&format!(
-                "none of the first records can be used: {}",
+                "none of the first records is usable: {}",
                 missing.words()
             ))
         };
         match missing.reason {
             Reason::NoText => {
-                let why = format!("the records have no text {:?}", &*self.column);
+                let why = format!("the records have no text column {:?}", &*self.column);
                 let fields = self.fields();
                 if fields.is_empty() {
                     error(&why)
                 } else {
                     let fields = fields.join(", ");
-                    error(&why).hint(format!("name one of them by --text-column: {fields}"))
+                    error(&why).hint(format!("choose one of these with --text-column: {fields}"))
                 }
             }
             Reason::Codec => error(&format!("the data is {}", missing.words())).hint(
-                "write it again uncompressed, or with gzip or Zstandard; --exclude leaves such files out",
+                "store it uncompressed or compressed with gzip or Zstandard, or skip such files with --exclude",
             ),
             Reason::Utf16 => unusable().hint("convert it: iconv -f UTF-16 -t UTF-8 FILE"),
             Reason::NotJson | Reason::NotUtf8 => {
-                unusable().hint("a .jsonl file has a JSON object on each line")
+                unusable().hint("store the records as UTF-8 text, with one JSON object on each line")
             }
-            _ => unusable().hint("bring the file again, or leave it out: --exclude PATTERN"),
+            _ => unusable().hint("restore the file, or skip it with --exclude PATTERN"),
         }
     }
 
-    /// The names of the columns, or of the first record's fields.
+    /// Returns the names of the file's text columns (Parquet) or of its first record's fields (JSON lines).
     fn fields(&self) -> Vec<String> {
         match self.format {
             Format::Text(_) | Format::Tokens | Format::Unread { .. } => Vec::new(),
@@ -438,7 +440,7 @@ impl SourceFile {
     }
 }
 
-/// A number from a digest.
+/// Converts the first eight bytes of a digest to a number.
 pub(super) fn number(digest: &[u8]) -> u64 {
     digest
         .iter()
@@ -473,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn hidden_files_other_extensions_and_empty_files_do_not_count() {
+    fn hidden_files_other_extensions_and_empty_files_are_ignored() {
         let folder = folder(&["a.rs", "b.rs", "c.txt", ".hidden/d.rs", ".e.rs", "f/g.rs"]);
         std::fs::write(folder.path().join("empty.rs"), "").expect("written");
         let found = names(folder.path().to_owned(), &["rs"]).expect("found");
@@ -483,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_gives_names_below_its_plain_part() {
+    fn names_are_relative_to_the_literal_part_of_a_pattern() {
         let folder = folder(&["a/b.rs", "a/c/d.rs", "a/c/e.py", "f.rs", ".g/h.rs"]);
         let found = |pattern: &str| names(folder.path().join(pattern), &["rs"]);
         assert_eq!(
@@ -491,12 +493,12 @@ mod tests {
             ["a/b.rs", "a/c/d.rs", "f.rs"]
         );
         assert_eq!(found("a/*.rs").expect("found"), ["b.rs"]);
-        // A folder that matches is looked through, a file that matches is taken as it is.
+        // A matching folder is searched; a matching file is used regardless of its extension.
         assert_eq!(found("a/c*").expect("found"), ["c/d.rs"]);
         assert_eq!(found("a/c/*.py").expect("found"), ["e.py"]);
         let refused = |pattern: &str| found(pattern).expect_err("refused").to_string();
-        assert!(refused("*.md").starts_with("data has no file"));
-        assert!(refused("a***").starts_with("data is not a pattern"));
+        assert!(refused("*.md").starts_with("data has no non-empty file"));
+        assert!(refused("a***").starts_with("invalid pattern in data"));
     }
 
     #[test]
@@ -507,7 +509,7 @@ mod tests {
         let link = |to: &Path, from: &str| symlink(to, top.join(from)).expect("linked");
         link(&other.join("d.rs"), "d-link.rs");
         link(&other.join("e"), "e-link");
-        // Another name of the same folder, a file that is here already, and loops.
+        // A second link to the same folder, a link to a file that is found anyway, and loops.
         link(&other.join("e"), "b/again");
         link(&top.join("a.rs"), "0.rs");
         link(top, "b/loop");
@@ -524,10 +526,10 @@ mod tests {
         assert_eq!(found.notices.len(), 1);
         let notice = &found.notices[0];
         assert!(
-            notice.starts_with("2 links of the data lead to no file (first: "),
+            notice.starts_with("2 symbolic links in the data are broken (first: "),
             "{notice}"
         );
-        // Links alone, as in a cache, where the file itself has no name that says its format.
+        // The link's name shows the format, but the file's own name does not. Some caches contain such files.
         let cache = folder(&["blobs/0a1b"]);
         std::fs::create_dir(cache.path().join("main")).expect("made");
         let blob = cache.path().join("blobs/0a1b");
@@ -544,10 +546,10 @@ mod tests {
     }
 
     #[test]
-    fn folders_that_link_to_one_another_many_times_are_looked_through_once() {
+    fn folders_linked_many_times_are_searched_once() {
         use std::os::unix::fs::symlink;
         let data = folder(&["0/a.rs"]);
-        // Two to the power of forty paths.
+        // Creates links that result in 2^40 different paths.
         for n in 0..40 {
             let (here, next) = (
                 data.path().join(n.to_string()),
@@ -565,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_user_wrote_is_a_pattern() {
+    fn existing_folders_are_not_patterns() {
         let folder = folder(&["p[1]/a.rs", "p[1]/b/c.rs", "p1/d.rs", "q*/e.rs", "qq/f.rs"]);
         let found = |pattern: &str| names(folder.path().join(pattern), &["rs"]);
         assert_eq!(found("p[1]/*.rs").expect("found"), ["a.rs"]);
@@ -573,12 +575,12 @@ mod tests {
         assert_eq!(found("p[1]").expect("found"), ["a.rs", "b/c.rs"]);
         assert_eq!(found("q*/*.rs").expect("found"), ["e.rs"]);
         let missing = found("p[1]/nothing").expect_err("refused").to_string();
-        assert!(missing.starts_with("data is not there"), "{missing}");
+        assert!(missing.starts_with("data does not exist"), "{missing}");
         assert_eq!(found("p[0-9]/*.rs").expect("found"), ["p1/d.rs"]);
     }
 
     #[test]
-    fn what_is_excluded_is_neither_met_nor_entered() {
+    fn excluded_files_and_folders_are_skipped() {
         let folder = folder(&[
             "a.rs",
             "a.min.rs",
@@ -603,16 +605,13 @@ mod tests {
         assert_eq!(found(&folder.path().join("**/*.rs"), &exclude), ["a.rs"]);
         let error = find("data", &[folder.path().to_owned()], &config(&["*"]));
         let error = error.expect_err("refused").to_string();
-        assert!(
-            error.starts_with("data has no file that is not empty"),
-            "{error}"
-        );
+        assert!(error.starts_with("data has no non-empty file"), "{error}");
     }
 
     #[test]
     fn a_folder_that_cannot_be_read_is_left_out_and_named() {
         let folder = folder(&["a.rs"]);
-        // Even a superuser cannot open a path of more than 4096 bytes. It is put together from two.
+        // Even root cannot open a path of more than 4096 bytes. The path is assembled from two shorter paths.
         let elsewhere = tempfile::tempdir().expect("a folder");
         let name = "d".repeat(200);
         let chain = |top: &Path| (0..11).fold(top.to_owned(), |path, _| path.join(&name));
@@ -627,7 +626,7 @@ mod tests {
         let notice = &found.notices[0];
         assert!(
             notice.starts_with(
-                "1 folder of the data cannot be read, and the files in it are left out (first: "
+                "1 folder of the data cannot be read, so the files inside are left out (first: "
             ),
             "{notice}"
         );
@@ -635,7 +634,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_shard_is_passed_over_in_every_format() {
+    fn an_empty_shard_is_ignored_in_every_format() {
         use crate::data::parquet_rows::tests::parquet;
         use parquet::basic::Compression::{SNAPPY, ZSTD};
         use std::io::Write;
@@ -677,26 +676,18 @@ mod tests {
             let folder = tempfile::tempdir().expect("a folder");
             std::fs::write(folder.path().join(name), bytes).expect("written");
             let error = names(folder.path().to_owned(), &[]).expect_err("refused");
-            assert!(
-                error
-                    .message()
-                    .starts_with("data has no file that is not empty")
-            );
+            assert!(error.message().starts_with("data has no non-empty file"));
         }
     }
 
     #[test]
-    fn records_in_a_codec_that_is_not_read_are_refused_by_codec_and_file() {
+    fn an_unsupported_codec_of_records_is_an_error_with_codec_and_file() {
         let good = "{\"content\": \"a\"}\n";
         for (name, bytes, codec) in [
             ("b.jsonl.xz", &b"\xfd7zXZ\0"[..], "xz"),
             ("b.json.bz2", b"BZh91AY&SY", "bzip2"),
-            (
-                "b.parquet.gz",
-                b"any",
-                "Parquet that is compressed as a whole",
-            ),
-            // Under another name, and not the first file.
+            ("b.parquet.gz", b"any", "Parquet inside a compressed file"),
+            // Files with a misleading name.
             ("b.jsonl", b"\x04\x22\x4d\x18\0", "LZ4"),
             ("b.jsonl.gz", b"\xfd7zXZ\0", "xz"),
             ("b.parquet", b"PAR1 PARE", "encrypted Parquet"),
@@ -706,13 +697,13 @@ mod tests {
             std::fs::write(folder.path().join(name), bytes).expect("written");
             let error = names(folder.path().to_owned(), &[]).expect_err("refused");
             let expected = format!(
-                "the data is in a codec that this program does not read: {codec}: {}",
+                "the data is in an unsupported codec: {codec}: {}",
                 folder.path().join(name).display()
             );
             assert_eq!(error.message(), expected);
             assert!(error.hint_text().expect("a hint").contains("--exclude"));
         }
-        // A text beside others is left out when its turn comes.
+        // A text file in an unsupported codec is left out only when it is read.
         let folder = folder(&["a.txt", "b.txt.xz"]);
         assert_eq!(
             names(folder.path().to_owned(), &[]).expect("found").len(),
@@ -733,22 +724,22 @@ mod tests {
             std::fs::write(&path, lines).expect("written");
             names(path.clone(), &[]).expect("found");
         }
-        // A shard of nulls alone does not stop those behind it.
+        // A shard that contains only nulls does not prevent the next shards from being read.
         std::fs::write(&path, "{\"content\": null}\n".repeat(20_000)).expect("written");
         names(path, &[]).expect("found");
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_files_are_errors() {
         let folder = folder(&["a.txt"]);
         let refused = |path: PathBuf| names(path, &["rs"]).expect_err("refused").to_string();
         let nothing = refused(folder.path().to_owned());
-        assert!(nothing.starts_with("data has no file with the extension rs"));
-        assert!(refused("/no/such/folder".into()).starts_with("data is not there"));
+        assert!(nothing.starts_with("data has no non-empty file with the extension rs"));
+        assert!(refused("/no/such/folder".into()).starts_with("data does not exist"));
     }
 
     #[test]
-    fn records_without_text_are_refused_with_the_fields_there_are() {
+    fn records_without_text_are_an_error_that_lists_their_fields() {
         let folder = tempfile::tempdir().expect("a folder");
         let refused = |content: &str| {
             let path = folder.path().join("a.jsonl");
@@ -759,7 +750,7 @@ mod tests {
         assert!(
             error
                 .message()
-                .starts_with("the records have no text \"content\"")
+                .starts_with("the records have no text column \"content\"")
         );
         assert!(error.hint_text().expect("a hint").ends_with("text, path"));
         let error = refused("fn main() {}\n");
@@ -767,7 +758,7 @@ mod tests {
         assert!(place.ends_with("a.jsonl:1"), "{error}");
         assert_eq!(
             why,
-            "none of the first records can be used: not a JSON object: expected ident in column 2"
+            "none of the first records is usable: not a JSON object: expected ident in column 2"
         );
     }
 }

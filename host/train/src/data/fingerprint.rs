@@ -10,27 +10,29 @@ use sha2::{Digest, Sha256};
 use super::corpus::Corpus;
 use super::files::{Part, SourceFile};
 
-/// What tells the data of a training from other data, as part of a checkpoint: its files by name, size
-/// and content. Of more than 256 MiB the content is a sample, spread over all files and over each.
+/// Identifies a run's data by the names, sizes and contents of its files. Stored in checkpoints. If the files
+/// have more than 256 MiB in total, only samples of their contents are used. The samples are distributed
+/// evenly over all files and within each file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Fingerprint {
     /// Names and sizes of the training files, hashed.
     data_sha256: String,
-    /// [`DIGITS`] for each training file. Empty: the checkpoint is older than this.
+    /// [`DIGITS`] digits for each training file. Empty in checkpoints that were written before this field
+    /// existed.
     #[serde(default)]
     data_files: String,
-    /// The same for the evaluation's files.
+    /// The same for the evaluation files.
     #[serde(default)]
     valid_files: String,
 }
 
-/// Hexadecimal digits of a name, a size or a content.
+/// Number of hexadecimal digits for a name, a size or a content hash.
 const PART: usize = 8;
-/// Of a file: all three.
+/// Number of hexadecimal digits for a file, which has three parts: name, size and content hash.
 const DIGITS: usize = 3 * PART;
-/// Bytes of all files that are read.
+/// Bytes to read from all files together.
 const SAMPLE: u64 = 256 << 20;
-/// Bytes that are read at one place.
+/// Bytes to read at each sampled place.
 const BLOCK: u64 = 4 << 10;
 
 impl Fingerprint {
@@ -49,16 +51,17 @@ impl Fingerprint {
         }
     }
 
-    /// Compares the data with what it was when a checkpoint was made.
+    /// Compares this data with the data of a checkpoint.
     ///
     /// # Errors
-    /// Other data, with the first file that is not what it was.
+    /// Returns an error that names the first file that differs.
     pub(crate) fn check(&self, then: &Self, corpus: &Corpus) -> Result<()> {
         let refused = |what: &str, why: &str| {
             let message =
-                format!("the {what} data is not what it was when the checkpoint was made{why}");
-            Err(Error::new(ErrorKind::Config, message)
-                .hint("bring the files back, or begin a new run with --model set to the checkpoint's folder"))
+                format!("the {what} data has changed since the checkpoint was written{why}");
+            Err(Error::new(ErrorKind::Config, message).hint(
+                "restore the files, or start a new run with --model set to the checkpoint's folder",
+            ))
         };
         if then.data_files.is_empty() {
             return if self.data_sha256 == then.data_sha256 {
@@ -78,7 +81,8 @@ impl Fingerprint {
     }
 }
 
-/// The digits of files of which so many bytes are read.
+/// Returns the digits for all files. Reads about `sample` bytes of their contents in total, or everything if
+/// they have fewer bytes.
 fn digits(files: &[SourceFile], sample: u64) -> String {
     let total: u64 = files.iter().map(|file| file.bytes).sum();
     let mut digits = String::with_capacity(files.len() * DIGITS);
@@ -92,7 +96,7 @@ fn digits(files: &[SourceFile], sample: u64) -> String {
         } else {
             (u128::from(file.bytes) * u128::from(sample) / u128::from(total)) as u64
         };
-        // What cannot be read is no reason to stop: it is left out when its turn comes.
+        // An unreadable file is not an error here: the run will leave it out.
         let content = content(file, share).unwrap_or_default();
         for part in [name.as_bytes(), &file.bytes.to_le_bytes(), &content] {
             digits += &hex(&Sha256::digest(part))[..PART];
@@ -101,8 +105,8 @@ fn digits(files: &[SourceFile], sample: u64) -> String {
     digits
 }
 
-/// About `share` bytes of the file as a hash, in blocks at equal distances, the first and the last among
-/// them.
+/// Hashes about `share` bytes of the file. Reads them in blocks at equal distances. The blocks include the
+/// file's beginning and its end.
 fn content(file: &SourceFile, share: u64) -> io::Result<Vec<u8>> {
     let open = File::open(&file.path)?;
     let (mut at, step, block) = if share >= file.bytes {
@@ -126,7 +130,7 @@ fn content(file: &SourceFile, share: u64) -> io::Result<Vec<u8>> {
     Ok(hash.finalize().to_vec())
 }
 
-/// What the first file is that differs; none if all are the same.
+/// Describes the first file that differs; `None` if all are the same.
 fn difference(now: &str, then: &str, files: &[SourceFile]) -> Option<String> {
     if now == then {
         return None;
@@ -142,7 +146,7 @@ fn difference(now: &str, then: &str, files: &[SourceFile]) -> Option<String> {
             .collect()
     };
     let (now, then) = (parts(now), parts(then));
-    // Files of several folders may have the same name: each is compared with its like.
+    // Files in different folders can have the same name. Such files are compared in their order.
     let mut known: HashMap<&str, Vec<&(String, String, String)>> = HashMap::new();
     for file in then.iter().rev() {
         known.entry(&file.0).or_default().push(file);
@@ -161,16 +165,17 @@ fn difference(now: &str, then: &str, files: &[SourceFile]) -> Option<String> {
     let gone: usize = known.values().map(Vec::len).sum();
     let at = |file: &SourceFile| file.path.display().to_string();
     Some(match (sizes, new, gone, contents) {
-        // Of other sizes the sample is another, too, so that contents say nothing.
-        (Some(file), ..) => format!(": a file has another size: {}", at(file)),
+        // If the size of one file differs, the sampled blocks of every file can differ, so the content hashes
+        // cannot be compared.
+        (Some(file), ..) => format!(": a file has a different size: {}", at(file)),
         (None, Some(file), 0, _) => format!(": a file is new: {}", at(file)),
         (None, Some(file), gone, _) => {
             let files = if gone == 1 { "a file is" } else { "files are" };
-            format!(": {files} gone, and one is new: {}", at(file))
+            format!(": {files} missing, and a file is new: {}", at(file))
         }
-        (None, None, 1.., _) => format!(": {gone} of {} files are gone", then.len()),
-        (None, None, 0, Some(file)) => format!(": a file has another content: {}", at(file)),
-        (None, None, 0, None) => ": its files are in another order".to_owned(),
+        (None, None, 1.., _) => format!(": missing files: {gone} of {}", then.len()),
+        (None, None, 0, Some(file)) => format!(": a file has different content: {}", at(file)),
+        (None, None, 0, None) => ": its files are in a different order".to_owned(),
     })
 }
 
@@ -191,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_what_it_was_is_named() {
+    fn a_changed_file_is_named() {
         let folder = tempfile::tempdir().expect("a folder");
         let put = |name: &str, text: &str| {
             let path = folder.path().join(name);
@@ -212,18 +217,18 @@ mod tests {
             let error = Fingerprint::of(&corpus).check(&then, &corpus).err()?;
             let home = format!("{}/", folder.path().display());
             let message = error.message().replace(&home, "");
-            Some(message.replace(" data is not what it was when the checkpoint was made", ""))
+            Some(message.replace(" data has changed since the checkpoint was written", ""))
         };
         assert_eq!(said(), None);
         put("data/b.rs", "bbBb");
         assert_eq!(
             said().as_deref(),
-            Some("the training: a file has another content: data/b.rs")
+            Some("the training: a file has different content: data/b.rs")
         );
         put("data/b.rs", "bbb");
         assert_eq!(
             said().as_deref(),
-            Some("the training: a file has another size: data/b.rs")
+            Some("the training: a file has a different size: data/b.rs")
         );
         put("data/b.rs", "bbbb");
         put("data/ab.rs", "new");
@@ -234,29 +239,29 @@ mod tests {
         fs::remove_file(folder.path().join("data/b.rs")).expect("removed");
         assert_eq!(
             said().as_deref(),
-            Some("the training: a file is gone, and one is new: data/ab.rs")
+            Some("the training: a file is missing, and a file is new: data/ab.rs")
         );
         fs::remove_file(folder.path().join("data/ab.rs")).expect("removed");
         assert_eq!(
             said().as_deref(),
-            Some("the training: 1 of 2 files are gone")
+            Some("the training: missing files: 1 of 2")
         );
         put("data/b.rs", "bbbb");
         put("valid/c.rs", "cccC");
         assert_eq!(
             said().as_deref(),
-            Some("the evaluation: a file has another content: valid/c.rs")
+            Some("the evaluation: a file has different content: valid/c.rs")
         );
         put("valid/c.rs", "cccc");
         assert_eq!(said(), None);
-        // The folder may be elsewhere.
+        // The folder can be moved without an error.
         let moved = tempfile::tempdir().expect("a folder");
         for name in ["data", "valid"] {
             fs::rename(folder.path().join(name), moved.path().join(name)).expect("moved");
         }
         let corpus = corpus(moved.path());
         assert!(Fingerprint::of(&corpus).check(&then, &corpus).is_ok());
-        // An older checkpoint has names and sizes alone.
+        // An older checkpoint has only names and sizes.
         let older = Fingerprint {
             data_sha256: then.data_sha256.clone(),
             ..Fingerprint::default()

@@ -7,7 +7,8 @@ use flate2::bufread::GzDecoder;
 use super::json_lines;
 use super::token_file;
 
-/// How a file holds its documents. Its name says so, and of token files and `.json` their beginning.
+/// The format of a file. It is determined by the file's name and, for token files and `.json`, also by the
+/// file's beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     /// The whole file is one text.
@@ -18,11 +19,11 @@ pub(crate) enum Format {
     Parquet,
     /// Token ids that `host data tokenize` wrote.
     Tokens,
-    /// Text or records in a codec that is not read.
+    /// Text or records in an unsupported codec.
     Unread { codec: &'static str, records: bool },
 }
 
-/// What a file must go through to be read.
+/// How a file is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compression {
     None,
@@ -30,7 +31,7 @@ pub(crate) enum Compression {
     Zstd,
 }
 
-/// Codecs that are not read, by the ends of their files' names.
+/// Unsupported codecs, by file name suffix.
 const UNREAD: [(&str, &str); 10] = [
     (".xz", "xz"),
     (".lzma", "LZMA"),
@@ -45,21 +46,22 @@ const UNREAD: [(&str, &str); 10] = [
 ];
 
 impl Format {
-    /// `.parquet` is Parquet. `.jsonl` and `.ndjson` are JSON lines, as is `.json` where it is compressed,
-    /// which data sets are and source code is not, or where each of its first lines is an object, which
-    /// one JSON document cannot have. Any other name is text. `.gz` and `.zst` may follow.
+    /// Determines a file's format. `.parquet` is Parquet. `.jsonl` and `.ndjson` are JSON lines. A compressed
+    /// `.json` is JSON lines too, because data sets are compressed and source code is not. An uncompressed
+    /// `.json` is JSON lines if each of its first two lines is an object. This is never the case in a single
+    /// JSON document. Any other name is text. A suffix `.gz` or `.zst` can follow.
     pub(crate) fn of(path: &Path) -> Self {
         let name = file_name(path);
         let (inner, compression) = split_compression(&name);
         match extension(inner) {
             "parquet" if compression == Compression::None => Self::Parquet,
             "parquet" => Self::Unread {
-                codec: "Parquet that is compressed as a whole",
+                codec: "Parquet inside a compressed file",
                 records: true,
             },
-            // Others use this name for text.
+            // Other programs use this extension for text, so the file's beginning is checked.
             "tokens" if token_file::is_one(path) => Self::Tokens,
-            // An archive is not a text, so it is not unpacked.
+            // An archive is not a text, so it is not decompressed.
             "tar" => Self::Text(Compression::None),
             "jsonl" | "ndjson" => Self::JsonLines(compression),
             "json" if compression != Compression::None || json_lines::is_lines(path) => {
@@ -69,7 +71,7 @@ impl Format {
         }
     }
 
-    /// Whether a file may hold many documents.
+    /// Returns true if the file consists of records. Each record is a document.
     pub(crate) fn has_records(self) -> bool {
         match self {
             Self::Text(_) | Self::Tokens => false,
@@ -79,7 +81,8 @@ impl Format {
     }
 }
 
-/// What has a name such as `a.jsonl.xz`. An archive is binary like any other file.
+/// Returns the format of a name such as `a.jsonl.xz`. Returns `None` for other names, and for archives.
+/// Archives are treated like any other binary file.
 fn unread(name: &str) -> Option<Format> {
     let of = |&(suffix, codec): &(&'static str, &'static str)| {
         let inner = extension(name.strip_suffix(suffix)?);
@@ -90,7 +93,7 @@ fn unread(name: &str) -> Option<Format> {
     UNREAD.iter().find_map(of)
 }
 
-/// Whether the name ends in one of the extensions, before or behind that of a compression.
+/// Whether the name has one of the extensions, with or without a compression suffix.
 pub(crate) fn has_extension(path: &Path, extensions: &[String]) -> bool {
     let name = file_name(path);
     let (inner, _) = split_compression(&name);
@@ -105,17 +108,19 @@ pub(crate) fn has_extension(path: &Path, extensions: &[String]) -> bool {
 }
 
 impl Compression {
-    /// The content of the file. What begins as gzip or Zstandard is read as that, whatever its name says.
+    /// Returns the decompressed content of the file. Content that begins like gzip or Zstandard is
+    /// decompressed as such, regardless of the file's name.
     ///
     /// # Errors
-    /// A file that cannot be read, or of a codec that is not read: then the error is `Unsupported` and
-    /// names it.
+    /// Returns an error if the file cannot be read. For an unsupported codec the error is `Unsupported` and
+    /// names the codec.
     pub(crate) fn open(self, file: File) -> io::Result<Box<dyn Read + Send>> {
         let mut input = BufReader::with_capacity(1 << 16, file);
         let begin = input.fill_buf()?;
         let found = match begin {
             [0x1f, 0x8b, ..] => Self::Gzip,
-            // A frame, or one to skip, as parallel writers put first.
+            // A Zstandard frame, or a skippable frame. Files of parallel compressors begin with a skippable
+            // frame.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             _ => {
                 if let Some(codec) = codec_of(begin) {
@@ -129,7 +134,8 @@ impl Compression {
             Self::Gzip => Box::new(Members(Some(GzDecoder::new(input)))),
             Self::Zstd => {
                 let mut frames = zstd::Decoder::with_buffer(input)?;
-                // As far as the format goes, 2 GiB: what --long wrote is sound.
+                // Allows windows of up to 2 GiB, the format's maximum, so that files written with --long are
+                // readable.
                 frames.window_log_max(31)?;
                 Box::new(Frames(frames))
             }
@@ -137,7 +143,7 @@ impl Compression {
     }
 }
 
-/// The codec of a file that begins with these bytes, if it is one that is not read.
+/// Returns the codec of a file that begins with these bytes, if it is an unsupported codec.
 fn codec_of(begin: &[u8]) -> Option<&'static str> {
     let magic: [(&[u8], &str); 4] = [
         (b"\xfd7zXZ\0", "xz"),
@@ -146,7 +152,8 @@ fn codec_of(begin: &[u8]) -> Option<&'static str> {
         (b"\xff\x06\0\0sNaPpY", "Snappy"),
     ];
     let found = magic.iter().find(|(magic, _)| begin.starts_with(magic))?;
-    // Three letters may begin a text, but not with a block's size and its magic number behind them.
+    // A text can begin with `BZh`. The content is bzip2 only if a second magic number follows after one byte,
+    // the block size.
     let is_sure = found.1 != "bzip2" || begin.get(4..7).is_some_and(|next| next == b"1AY");
     is_sure.then_some(found.1)
 }
@@ -155,8 +162,8 @@ fn unsupported(codec: &str) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, codec)
 }
 
-/// The members of a gzip file one after the other, and zero bytes behind the last, as a tape or a block
-/// device leaves them.
+/// Reads the members of a gzip file one after the other. Skips the zero bytes that a tape or a block device
+/// adds after a member.
 struct Members(Option<GzDecoder<BufReader<File>>>);
 
 impl Read for Members {
@@ -187,13 +194,13 @@ impl Read for Members {
     }
 }
 
-/// The frames of a Zstandard file. What the library does not read has a name.
+/// Reads the frames of a Zstandard file. Its errors name unsupported features.
 struct Frames(zstd::Decoder<'static, BufReader<File>>);
 
 impl Read for Frames {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         self.0.read(bytes).map_err(|error| {
-            // The library gives its reasons as texts alone.
+            // The library reports its reasons only as text.
             let why = error.to_string();
             let lacks = |part: &str| why.contains(part);
             if lacks("Dictionary mismatch") {
@@ -237,7 +244,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn the_name_says_the_format() {
+    fn the_name_determines_the_format() {
         let of = |name: &str| Format::of(Path::new(name));
         assert_eq!(of("a/b.rs"), Format::Text(Compression::None));
         assert_eq!(of("README"), Format::Text(Compression::None));
@@ -256,7 +263,7 @@ mod tests {
         assert_eq!(of("a.json.BZ2"), unread("bzip2", true));
         assert_eq!(of("a.jsonl.zip"), unread("ZIP", true));
         assert_eq!(of("notes.txt.lz4"), unread("LZ4", false));
-        let whole = "Parquet that is compressed as a whole";
+        let whole = "Parquet inside a compressed file";
         assert_eq!(of("a.parquet.gz"), unread(whole, true));
     }
 
@@ -281,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn extensions_are_looked_for_beneath_the_compression() {
+    fn extensions_match_with_and_without_the_compression() {
         let has =
             |name: &str, extension: &str| has_extension(Path::new(name), &[extension.to_owned()]);
         assert!(has("a.rs", "rs") && has("a.rs", ".rs") && has("a.rs.gz", "rs"));
@@ -305,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn gzip_members_follow_one_another_and_padding_is_passed_over() {
+    fn gzip_members_are_joined_and_padding_is_skipped() {
         let members = [gzip(b"one "), gzip(b""), gzip(b"two")].concat();
         let whole = |bytes: &[u8]| read(Compression::Gzip, bytes).expect("read");
         assert_eq!(whole(&members), b"one two");
@@ -317,7 +324,7 @@ mod tests {
         assert!(read(Compression::Gzip, &[&members[..], b"rest"].concat()).is_err());
     }
 
-    /// A frame that needs a window of 2^`log` bytes.
+    /// Returns a Zstandard frame that needs a window of 2^`log` bytes.
     fn long_window(bytes: &[u8], log: u32) -> Vec<u8> {
         let mut zstd = zstd::Encoder::new(Vec::new(), 1).expect("begun");
         zstd.long_distance_matching(true).expect("set");
@@ -327,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn zstandard_frames_of_any_window_follow_one_another_and_some_are_skipped() {
+    fn zstandard_frames_of_any_window_are_joined_and_skippable_ones_skipped() {
         let skipped = [&[0x53, 0x2a, 0x4d, 0x18, 5, 0, 0, 0][..], b"index"].concat();
         let frame = |bytes: &[u8]| zstd::encode_all(bytes, 1).expect("compressed");
         let long = long_window(b"three", 31);
@@ -342,13 +349,13 @@ mod tests {
         ];
         let whole = read(Compression::Zstd, &parts.concat()).expect("read");
         assert_eq!(whole, b"one two three");
-        // The library's own limit is 2^27.
+        // The library's default limit for the window is 2^27 bytes, which this frame exceeds.
         assert!(zstd::decode_all(&long[..]).is_err());
         assert!(read(Compression::Zstd, &long[..long.len() - 1]).is_err());
     }
 
     #[test]
-    fn the_beginning_says_the_codec_whatever_the_name_says() {
+    fn the_beginning_determines_the_codec_regardless_of_the_name() {
         let zstd = zstd::encode_all(&b"text"[..], 1).expect("compressed");
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             assert_eq!(read(compression, &gzip(b"text")).expect("read"), b"text");
@@ -365,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dictionary_that_is_missing_is_named() {
+    fn a_missing_dictionary_is_reported() {
         // One raw block of one byte, in a frame that names dictionary 7.
         let bytes = [0x28, 0xb5, 0x2f, 0xfd, 0x21, 7, 1, 9, 0, 0, b'a'];
         let error = read(Compression::Zstd, &bytes).expect_err("refused");

@@ -10,18 +10,18 @@ use serde_json::Value;
 use super::format::Compression;
 use super::left_out::{Missing, Reason};
 
-/// Bytes of a document with a column of its own at most.
+/// Maximum bytes of a JSON line, and of a row's text in Parquet.
 pub(crate) const LONGEST: usize = 64 << 20;
 
-/// What Excel and others write at the beginning of a file.
+/// The UTF-8 byte order mark, which Excel and other programs write at the beginning of a file.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The texts of a file with a JSON object on each line. Blank lines do not count.
+/// Reads the texts of a file with a JSON object on each line. Blank lines are skipped.
 pub(crate) struct JsonLines {
     input: BufReader<Box<dyn Read + Send>>,
     column: Arc<str>,
     line: Vec<u8>,
-    /// Lines read, blank ones included.
+    /// Number of lines read, including blank ones.
     number: u64,
     ended: bool,
 }
@@ -37,8 +37,8 @@ impl JsonLines {
         }
     }
 
-    /// The next text, or why a line has none. A read that fails ends the file, and the line that it
-    /// fails in does not count.
+    /// Returns the text of the next line, or why this line has no text. If a read fails, the file ends there,
+    /// and the current line is left out.
     pub(crate) fn next(&mut self) -> Option<Result<String, Missing>> {
         while !self.ended {
             let outcome = match self.read_line() {
@@ -52,7 +52,8 @@ impl JsonLines {
                 }
                 Ok(_) if self.line.len() > LONGEST => Err(Reason::TooLong.into()),
                 Ok(_) if self.number == 1 && is_utf16(&self.line) => {
-                    // Its line ends are not ours, so the file is one document without a text.
+                    // Line ends are encoded differently in UTF-16, so the file counts as one document without
+                    // a text.
                     self.ended = true;
                     Err(Reason::Utf16.into())
                 }
@@ -64,7 +65,7 @@ impl JsonLines {
         None
     }
 
-    /// Reads a line, or the beginning of one that is too long, whose rest is passed over.
+    /// Reads a line. If the line is too long, keeps its beginning and skips the rest.
     fn read_line(&mut self) -> io::Result<usize> {
         self.line.clear();
         self.line.shrink_to(1 << 20);
@@ -80,7 +81,7 @@ impl JsonLines {
     }
 }
 
-/// The names of the first object's fields, for a message.
+/// Returns the names of the first object's fields, for an error message.
 pub(crate) fn first_fields(path: &Path, compression: Compression) -> Vec<String> {
     let first = || {
         let mut lines = lines_of(path, compression)?;
@@ -97,7 +98,7 @@ pub(crate) fn first_fields(path: &Path, compression: Compression) -> Vec<String>
     }
 }
 
-/// Whether each of the first two lines with something on them is a JSON object by itself.
+/// Whether each of the first two non-blank lines is a JSON object.
 pub(crate) fn is_lines(path: &Path) -> bool {
     let Some(mut lines) = lines_of(path, Compression::None) else {
         return false;
@@ -122,13 +123,13 @@ fn lines_of(path: &Path, compression: Compression) -> Option<JsonLines> {
     Some(JsonLines::new(input, "".into()))
 }
 
-/// A file that was put together from several may have a mark at the beginning of any line.
+/// Removes a byte order mark. In a file concatenated from several files, any line can begin with such a mark.
 fn without_mark(line: &[u8]) -> &[u8] {
     line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line)
 }
 
-/// Whether a file that begins like this is in UTF-16 or UTF-32: by its mark, or by the zero byte in each
-/// of its first characters.
+/// Whether a file that begins with these bytes is in UTF-16 or UTF-32. Such a file has a byte order mark, or
+/// a zero byte in each of its first characters.
 pub(super) fn is_utf16(begin: &[u8]) -> bool {
     let marks = [&b"\xff\xfe"[..], b"\xfe\xff", b"\0\0\xfe\xff"];
     marks.iter().any(|mark| begin.starts_with(mark))
@@ -146,7 +147,8 @@ fn text_of(line: &[u8], column: &str) -> Result<String, Missing> {
         field.and_then(|field| json.end().map(|()| field))
     };
     let field = read(line).or_else(|error| {
-        // Python's json writes them, and most fields are not read here.
+        // Python's json module writes NaN and Infinity, which are not valid JSON. They are mostly in fields
+        // that are not read here.
         if ["NaN", "Infinity"].iter().any(|name| line.contains(name)) {
             read(&with_null_for_python_numbers(line)).map_err(|_| error)
         } else {
@@ -165,7 +167,7 @@ fn text_of(line: &[u8], column: &str) -> Result<String, Missing> {
     }
 }
 
-/// The parser's words, which count one line only.
+/// Returns the parser's message without its line number, which is always 1.
 fn in_words(error: &serde_json::Error) -> String {
     let words = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
@@ -176,7 +178,7 @@ fn in_words(error: &serde_json::Error) -> String {
     }
 }
 
-/// The line with `null` for each NaN, Infinity and -Infinity outside of its strings.
+/// Returns the line with `null` in place of each NaN, Infinity and -Infinity outside its strings.
 fn with_null_for_python_numbers(line: &str) -> String {
     let mut valid = String::with_capacity(line.len());
     let mut rest = line;
@@ -202,7 +204,7 @@ fn numbers_replaced(between: &str) -> String {
     replaced.replace("Infinity", "null").replace("NaN", "null")
 }
 
-/// What an object has under the column's name.
+/// The value of the object's field that has the column's name.
 enum Field {
     Absent,
     Null,
@@ -210,7 +212,7 @@ enum Field {
     Other,
 }
 
-/// Reads one field of an object if it is a string, without making anything of the others.
+/// Reads one field of an object if it is a string; skips all other fields.
 struct Column<'a>(&'a str);
 
 impl<'de> DeserializeSeed<'de> for Column<'_> {
@@ -241,7 +243,8 @@ impl<'de> Visitor<'de> for Column<'_> {
     }
 }
 
-/// Reads a string, and nothing of any other value: a list of numbers would take many times its bytes.
+/// Reads a string. Skips any other value without parsing it: a parsed list of numbers would need many times
+/// as much memory as its text.
 struct Text;
 
 impl<'de> DeserializeSeed<'de> for Text {
@@ -303,7 +306,7 @@ mod tests {
         std::iter::from_fn(|| lines.next()).collect()
     }
 
-    /// What is read of each line, or the reason with its line and its words.
+    /// Returns an entry for each line: its text, or its number and the reason why it has no text.
     fn said(lines: &str) -> Vec<String> {
         let said = |line: Result<String, Missing>| match line {
             Ok(text) => text,
@@ -314,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_a_text_or_a_reason() {
+    fn each_line_yields_a_text_or_a_reason() {
         let lines = "{\"path\": {\"a\": [1, 2]}, \"content\": \"fn \\u00e9\\n\"}\n\n\
             {\"content\": 3}\n{\"text\": \"a\"}\n{\"content\": \"cut\n[1]\n{\"content\": \"b\"} c\n\
             {\"content\": null}\n{\"content\": [{\"content\": 1}]}\n{'content': 'b'}\n\
@@ -342,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_python_and_excel_write_is_read() {
+    fn files_written_by_python_and_excel_are_read() {
         let lines = "\u{feff}{\"content\": \"a\", \"score\": NaN}\r\n\
             {\"low\": -Infinity, \"high\": [Infinity, {\"x\": NaN}], \"content\": \"NaN \\\"Infinity\\\\\"}\r\n\r\n\
             \u{feff}{\"content\": \"b\"}\r\n{\"content\": NaN}\n{\"content\": \"c\", \"n\": Nan}\n\
@@ -361,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn utf16_is_named() {
+    fn utf16_is_reported() {
         let text = "{\"content\": \"a\"}\n{\"content\": \"b\"}\n";
         let units = |text: &str| text.encode_utf16().collect::<Vec<u16>>();
         let marked = format!("\u{feff}{text}");
@@ -381,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_takes_no_memory() {
+    fn an_endless_line_uses_bounded_memory() {
         let endless = io::repeat(b'a').take(2 * LONGEST as u64);
         let lines = endless.chain(io::Cursor::new("\n{\"content\": \"a\"}"));
         let too_long = Missing::from(Reason::TooLong).in_line(1);

@@ -2,7 +2,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-/// Why a document, or what is left of a file, does not count.
+/// Why a document, or the rest of a file, is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
     Unreadable,
@@ -35,13 +35,13 @@ impl Reason {
         Self::NotTokenized,
     ];
 
-    /// As part of a sentence about the documents.
+    /// Returns the reason as part of a sentence about documents.
     pub(super) fn words(self) -> &'static str {
         match self {
             Self::Unreadable => "cannot be read",
             Self::Changed => "changed since the start",
-            Self::Damaged => "damaged or cut short",
-            Self::Codec => "in a codec that this program does not read",
+            Self::Damaged => "damaged or truncated",
+            Self::Codec => "in an unsupported codec",
             Self::Utf16 => "in UTF-16, not UTF-8",
             Self::NotUtf8 => "not UTF-8",
             Self::NotJson => "not a JSON object",
@@ -49,20 +49,20 @@ impl Reason {
             Self::Null => "with null in the text column",
             Self::Empty => "empty",
             Self::TooLong => "longer than 64 MiB",
-            Self::NotTokenized => "refused by the tokenizer",
+            Self::NotTokenized => "rejected by the tokenizer",
         }
     }
 }
 
-/// Documents that do not count, and what is known of them.
+/// Documents that are left out, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Missing {
     pub(crate) reason: Reason,
-    /// How many; 1 where that is unknown.
+    /// Number of documents; 1 if unknown.
     pub(crate) documents: u64,
-    /// The line that it stands in, from 1, in a file of lines.
+    /// Line number, counted from 1, if the file is read line by line.
     pub(crate) line: Option<u64>,
-    /// In the words of what read it, the name of a codec for example. Empty: the reason says it all.
+    /// Details from the reader, for example the name of a codec. Empty if there are none.
     pub(crate) why: String,
 }
 
@@ -78,7 +78,8 @@ impl From<Reason> for Missing {
 }
 
 impl From<io::Error> for Missing {
-    /// A read that failed: what the file says is wrong, or the file is out of reach.
+    /// Converts the error of a failed read to a reason: an unsupported codec, a damaged file or an unreadable
+    /// file.
     fn from(error: io::Error) -> Self {
         let why = error.to_string();
         match error.kind() {
@@ -114,7 +115,7 @@ impl Missing {
         }
     }
 
-    /// The reason and what is known beyond it, for an error.
+    /// Returns the reason and its details, for an error message.
     pub(super) fn words(&self) -> String {
         let reason = self.reason.words();
         if self.why.is_empty() {
@@ -124,7 +125,7 @@ impl Missing {
         }
     }
 
-    /// The file, and the line of it.
+    /// Returns the path, with the line if there is one.
     pub(super) fn place(&self, path: &Path) -> String {
         match self.line {
             Some(line) => format!("{}:{line}", path.display()),
@@ -133,9 +134,11 @@ impl Missing {
     }
 }
 
-/// Counts what is left out, for one reader of data. `[any]`: the reading thread counts, others ask.
+/// Counts the documents that one reader of data leaves out. `[any]`: one thread counts; other threads query
+/// the counts.
 ///
-/// A document that is left out in each epoch counts once: of several epochs the worst counts.
+/// Each epoch has its own counts. The count of a reason is its highest count in any epoch, so a document that
+/// is left out in every epoch counts once.
 #[derive(Debug, Default)]
 pub(crate) struct LeftOut {
     streams: Mutex<Vec<Stream>>,
@@ -146,12 +149,12 @@ struct Stream {
     epoch: u64,
     now: [u64; Reason::ALL.len()],
     most: [u64; Reason::ALL.len()],
-    /// The first place, and why.
+    /// For each reason, the first place where a document was left out, with details.
     first: [Option<String>; Reason::ALL.len()],
 }
 
 impl LeftOut {
-    /// Counts documents of this file in this epoch of the stream.
+    /// Counts documents that were left out of the file `path`, in this epoch of the stream.
     pub(crate) fn note(&self, stream: usize, epoch: u64, missing: &Missing, path: &Path) {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         if streams.len() <= stream {
@@ -176,14 +179,15 @@ impl LeftOut {
         });
     }
 
-    /// How many documents.
+    /// Returns the number of documents left out.
     pub(crate) fn count(&self) -> u64 {
         let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         let counts = streams.iter().flat_map(|stream| stream.most);
         counts.fold(0, u64::saturating_add)
     }
 
-    /// A sentence that says how many were left out of `what` and why; none if nothing was.
+    /// Returns a sentence with the number of documents that were left out, and the reasons. `what` names the
+    /// data. Returns `None` if no document was left out.
     pub(crate) fn message(&self, what: &str) -> Option<String> {
         let total = self.count();
         let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
@@ -216,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_epoch_counts_by_itself_and_the_worst_is_shown() {
+    fn epochs_are_counted_separately_and_the_worst_is_reported() {
         let left_out = LeftOut::default();
         assert_eq!(left_out.message("training data"), None);
         let note = |stream, epoch, reason, path| {
@@ -242,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rows_that_a_damaged_file_still_had_are_counted() {
+    fn the_remaining_rows_of_a_damaged_file_are_counted() {
         let left_out = LeftOut::default();
         let rows = |documents| Missing::from(Reason::Damaged).of_documents(documents);
         left_out.note(0, 0, &rows(1000), Path::new("a.parquet"));

@@ -13,34 +13,36 @@ use super::packed::{Packed, Packer, StreamCursor};
 use super::{below, random};
 use crate::collective::Share;
 
-/// Sequences that wait between the packing thread and the loop.
+/// Maximum number of sequences queued between the packing thread and the training loop.
 const AHEAD: usize = 256;
 
-/// Where the loader is, apart from the buffer's content.
+/// The position of a loader, without the content of its buffer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LoaderCursor {
     position: StreamCursor,
-    /// How far the buffer's random numbers were used.
+    /// The position in the random numbers that the buffer uses.
     random: u64,
     pub(crate) sequences: u64,
 }
 
 impl LoaderCursor {
-    /// Whether it is a place in these sources.
+    /// Whether this is a valid position in these sources.
     pub(crate) fn fits(&self, sources: &[Source]) -> bool {
         self.sequences <= MOST && self.position.fits(sources)
     }
 }
 
-/// More sequences than anybody trains on: what is computed with their number fits into 64 bits.
+/// Maximum value of `LoaderCursor::sequences`. With this limit, calculations fit in 64 bits. No run needs
+/// more sequences.
 const MOST: u64 = 1 << 40;
 
-/// Training batches: sequences that a thread packs ahead of the loop, through a shuffle buffer.
+/// Training batches, drawn at random from a shuffle buffer. A thread packs sequences ahead of the training
+/// loop.
 ///
-/// The buffer belongs to the loop's side of the queue, so what the thread did ahead of the loop is
-/// no part of the loader's state.
+/// The training loop itself moves sequences from the queue to the buffer. The sequences in the queue are
+/// therefore not part of the loader's state.
 pub(crate) struct Loader {
-    /// None when the loader ends, which ends the thread.
+    /// `None` when the loader is dropped, which ends the thread.
     packed: Option<Receiver<Result<Packed>>>,
     thread: Option<JoinHandle<()>>,
     left_out: Arc<LeftOut>,
@@ -48,17 +50,18 @@ pub(crate) struct Loader {
     capacity: usize,
     random: ChaCha8Rng,
     cursor: LoaderCursor,
-    /// How long the loop waited for sequences.
+    /// How long the loop has waited for sequences.
     pub(crate) waited: Duration,
 }
 
-/// The first source's files are shuffled by streams 0, 1, …: one an epoch; another's begin at a
-/// multiple of 2^32. The buffer has the last.
+/// Number of the random stream that the buffer uses. It is the highest number. Lower streams shuffle the
+/// files of the sources, with one stream per epoch. The first source begins at stream 0, and each other
+/// source at a multiple of 2^32.
 const BUFFER_STREAM: u64 = u64::MAX;
 
 impl Loader {
-    /// A loader that begins at the packer's place, or that goes on with a cursor and a buffer, to
-    /// whose place the packer was set.
+    /// Creates a loader at the packer's position. For a resume, `resume` contains a cursor and the sequences
+    /// of the buffer at that cursor. The packer must then be at the cursor's [`position`](Self::position).
     pub(crate) fn new(
         packer: Packer,
         capacity: usize,
@@ -89,16 +92,16 @@ impl Loader {
         })
     }
 
-    /// The place that a packer must be set to so that a loader can go on from `cursor`.
+    /// Returns the position at which the packer must begin when a loader resumes from `cursor`.
     pub(crate) fn position(cursor: &LoaderCursor) -> StreamCursor {
         cursor.position.clone()
     }
 
-    /// The next `n` sequences of this share, each drawn at random from the buffer. The others' are drawn as
-    /// well, so that one cursor describes the place of all.
+    /// Returns the next `n` sequences of this share, drawn at random from the buffer. The sequences of the
+    /// other shares are drawn as well, so that one cursor describes the position of all shares.
     ///
-    /// The buffer grows to its capacity while training runs, by two sequences for each that is
-    /// drawn, so that the first batch need not wait for all of it.
+    /// The first batch does not wait for a full buffer. The buffer grows to its capacity during training: for
+    /// each sequence drawn, it receives two.
     pub(crate) fn next(&mut self, n: usize, share: Share) -> Result<Vec<Box<[u32]>>> {
         let mut batch = Vec::with_capacity(n);
         for piece in 0..n * share.of {
@@ -121,17 +124,18 @@ impl Loader {
         Ok(batch)
     }
 
-    /// Where the loader is.
+    /// Returns the loader's position.
     pub(crate) fn cursor(&self) -> LoaderCursor {
         self.cursor.clone()
     }
 
-    /// What was left out of the data so far, what the thread read ahead included.
+    /// Returns the documents left out so far. They include documents that the thread found while reading
+    /// ahead.
     pub(crate) fn left_out(&self) -> &Arc<LeftOut> {
         &self.left_out
     }
 
-    /// The sequences that wait to be drawn.
+    /// Returns the sequences in the buffer.
     pub(crate) fn buffer(&self) -> &[Box<[u32]>] {
         &self.buffer
     }
@@ -153,7 +157,8 @@ impl Drop for Loader {
     }
 }
 
-/// The thread ends when the loader is dropped, or after an error, which it hands on.
+/// Starts the packing thread. The thread ends when the loader is dropped, or after the thread has sent an
+/// error.
 fn spawn(mut packer: Packer) -> Result<(Receiver<Result<Packed>>, JoinHandle<()>)> {
     let (sender, receiver) = sync_channel(AHEAD);
     let thread = thread::Builder::new()

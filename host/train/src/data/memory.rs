@@ -1,5 +1,5 @@
-//! The memory that readers take: each reads its largest documents in a process that may take no more than
-//! `data.rs` says.
+//! Tests how much memory the readers use. In each test, a reader reads documents near the maximum size, in a
+//! process whose memory is limited to what `data.rs` states.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -15,10 +15,10 @@ use super::reader::Reader;
 use crate::TrainConfig;
 
 const MIB: u64 = 1 << 20;
-/// A document that is near the largest.
+/// The size of a large document, slightly below the maximum.
 const LARGE: usize = 60 << 20;
 
-/// Bytes that this process has for itself, in the system's words.
+/// Returns the size of this process's data segment (`VmData`).
 fn own_bytes() -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("a status");
     let line = status
@@ -29,8 +29,8 @@ fn own_bytes() -> u64 {
     1024 * kilobytes.parse::<u64>().expect("a number")
 }
 
-/// Calls `prepare` and then `act` in a process of its own, which may take so many bytes more for `act`
-/// than it has when that begins.
+/// Calls `prepare` and then `act` in a separate process. While `act` runs, the process can allocate `bytes`
+/// bytes of additional memory and no more.
 pub(crate) fn within<T>(
     test: &str,
     bytes: u64,
@@ -62,7 +62,7 @@ pub(crate) fn within<T>(
     assert!(said.contains("1 passed"), "{said}");
 }
 
-/// Reads the file, with as many passages in a queue as there are in a training.
+/// Reads the file. Keeps as many passages in a queue as training does.
 fn read_file(test: &str, name: &str, ceiling: u64, bytes: u64, write: impl FnOnce(File)) {
     let prepare = |folder: &Path| {
         write(File::create(folder.join(name)).expect("made"));
@@ -91,7 +91,7 @@ fn read_file(test: &str, name: &str, ceiling: u64, bytes: u64, write: impl FnOnc
     );
 }
 
-/// Writes so many bytes of lines.
+/// Writes `bytes` bytes of lines.
 fn put_lines(mut out: impl Write, bytes: usize) {
     let block = b"a line of 16 byt\n".repeat(1 << 12);
     for at in (0..bytes).step_by(block.len()) {
@@ -100,7 +100,7 @@ fn put_lines(mut out: impl Write, bytes: usize) {
     }
 }
 
-/// Writes three records of the largest documents. Every line end is escaped.
+/// Writes three records with documents near the maximum size. Every line end is escaped.
 fn put_records(mut out: impl Write) {
     for _ in 0..3 {
         out.write_all(b"{\"content\": \"").expect("written");
@@ -112,7 +112,7 @@ fn put_records(mut out: impl Write) {
     }
 }
 
-/// What is read of each record: the escape is a byte.
+/// Returns the total size of the three records' texts. Each escape counts as one byte.
 fn records_bytes() -> u64 {
     let blocks = LARGE / (17 << 12);
     3 * (blocks * (16 << 12)) as u64
@@ -206,11 +206,13 @@ fn a_list_in_place_of_the_text_takes_no_more_than_its_line() {
     );
 }
 
-/// Three rows of the largest documents, in one page.
+/// Reads three rows with documents near the maximum size, in one page.
 fn read_parquet(test: &str, compression: Compression, encoding: Encoding) {
     let text = "a line of 16 byt\n".repeat(LARGE / 17);
     let bytes = 3 * text.len() as u64;
-    // The page as it is in the file, and three times what it holds; a document.
+    // The maximum in `data.rs` is a sum: the size of the page in the file, plus three times the page's
+    // uncompressed size, plus the size of one document. Pages without compression, and pages with
+    // `DELTA_BYTE_ARRAY`, need less.
     let ceiling = match encoding {
         Encoding::DELTA_BYTE_ARRAY => 5 * LARGE as u64,
         _ if compression == Compression::UNCOMPRESSED => 6 * LARGE as u64,
@@ -280,7 +282,7 @@ fn a_token_file_takes_little() {
     use super::token_file::{TokenHeader, TokenWriter};
     let test = "a_token_file_takes_little";
     let ids = 32 << 20;
-    // Two bytes each in the file, four in a passage.
+    // Each id takes two bytes in the file, and four bytes in a passage.
     read_file(test, "a.tokens", 24 * MIB, 4 * ids as u64, |file| {
         let mut writer = TokenWriter::new(file, TokenHeader::new(300, 0, [7; 32])).expect("begun");
         for _ in 0..32 {
@@ -297,7 +299,7 @@ fn a_vocabulary_takes_the_room_of_its_words() {
     let prepare = |folder: &Path| {
         let path = folder.join("a.txt");
         let mut out = BufWriter::new(File::create(&path).expect("made"));
-        // Words of letters, of which no two are the same: an order of magnitude more than there is room for.
+        // Writes distinct words, about ten times as many as fit in memory.
         for n in 0..1_000_000_u64 {
             let mut hash = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
             let mut word = *b"aaaaaaaaaaaaa ";

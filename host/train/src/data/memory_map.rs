@@ -1,4 +1,4 @@
-//! The one place of the data with `unsafe`.
+//! The only `unsafe` code of the data modules.
 
 use std::fs::File;
 use std::io;
@@ -6,19 +6,19 @@ use std::ops::Range;
 
 use memmap2::Mmap;
 
-/// The bytes of a file, in the system's page cache only.
+/// The bytes of a file, held only in the system's page cache.
 pub(crate) struct MemoryMap {
     file: File,
     bytes: Mmap,
 }
 
 impl MemoryMap {
-    /// Maps a file that has a byte at least.
+    /// Maps a file of at least one byte.
     pub(crate) fn open(file: File) -> io::Result<Self> {
-        // SAFETY: the mapping is read-only and of plain bytes. Another process could write into the
-        // file, which nobody has reason to: `host data tokenize` replaces a file as a whole. What it
-        // wrote would be read as other bytes, each of which is valid. A file that was cut short is
-        // noticed in `get` before the bytes that it lost are touched.
+        // SAFETY: the mapping is read-only, and its content is plain bytes. Another process could write to
+        // the file, but has no reason to: `host data tokenize` replaces files as a whole. Such a write would
+        // only change the bytes that are read, and every byte is valid. `get` detects a truncated file before
+        // it touches the missing bytes.
         #[expect(unsafe_code)]
         let bytes = unsafe { Mmap::map(&file)? };
         Ok(Self { file, bytes })
@@ -28,7 +28,7 @@ impl MemoryMap {
         self.bytes.len()
     }
 
-    /// Some of the bytes. None: the file does not have them, or not any more.
+    /// Returns some of the bytes. `None` if the file does not have them or has been truncated.
     pub(crate) fn get(&self, range: Range<usize>) -> Option<&[u8]> {
         let length = self.file.metadata().ok()?.len();
         self.bytes
@@ -43,7 +43,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn bytes_are_had_as_long_as_the_file_has_them() {
+    fn bytes_are_returned_until_the_file_is_truncated() {
         let mut file = tempfile::tempfile().expect("a file");
         file.write_all(b"some bytes").expect("written");
         let map = MemoryMap::open(file.try_clone().expect("a handle")).expect("mapped");

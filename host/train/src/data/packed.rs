@@ -9,17 +9,18 @@ use super::left_out::LeftOut;
 use super::stream::{Order, Stream, Tokens};
 use super::workers::Workers;
 
-/// A place in the endless stream of tokens.
+/// A position in the endless stream of tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StreamCursor {
-    /// Of each source.
+    /// The position in each source.
     sources: Vec<SourceCursor>,
-    /// The source that has begun a document and goes on until its end.
+    /// If only part of a document has been taken so far, the source of this document.
     current: Option<usize>,
 }
 
 impl StreamCursor {
-    /// Whether it is a place in these sources, with numbers that can be counted on.
+    /// Whether this is a valid position in these sources. The numbers of a valid position are too small to
+    /// cause an overflow.
     pub(crate) fn fits(&self, sources: &[Source]) -> bool {
         let fits = |(progress, source): (&SourceCursor, &Source)| {
             let PassageId {
@@ -33,48 +34,49 @@ impl StreamCursor {
                 && progress.token < 1 << 48
                 && progress.tokens < 1 << 56
         };
-        // A position before the first token has no sources yet.
+        // The position before the first token does not list the sources yet.
         (self.sources.is_empty() || self.sources.len() == sources.len())
             && self.sources.iter().zip(sources).all(fits)
             && self.current.is_none_or(|current| current < sources.len())
     }
 }
 
-/// How far a source was used.
+/// The position in a source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct SourceCursor {
     place: PassageId,
-    /// How many tokens of the passage at the place were taken.
+    /// Number of tokens taken from the passage at `place`.
     token: usize,
-    /// Tokens taken in all, by which the weights are kept.
+    /// Total number of tokens taken from the source. Divided by the source's weight, it determines which
+    /// source is next.
     tokens: u64,
 }
 
-/// The place of a passage in a source.
+/// The position of a passage in a source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PassageId {
-    /// How often all files were read.
+    /// Number of times all files were read.
     pub(crate) epoch: u64,
-    /// How many files of this epoch were read.
+    /// Number of files that are finished in this epoch.
     pub(crate) file: usize,
-    /// How many passages of this file were read, those that do not count included.
+    /// Number of passages that were read from the current file, including those left out.
     pub(crate) passage: u64,
 }
 
-/// Some tokens of constant length, and the place after them.
+/// A sequence of constant length, and the position after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Packed {
     pub(crate) tokens: Box<[u32]>,
     pub(crate) after: StreamCursor,
 }
 
-/// Turns documents into sequences of constant length: the documents' tokens one after the other, each
-/// document followed by the end-of-text token, cut without regard to documents, as CodeParrot's
-/// `ConstantLengthDataset`.
+/// Packs documents into sequences of constant length, like CodeParrot's `ConstantLengthDataset`. The tokens
+/// of all documents are joined, with the end-of-text token after each document. The result is cut without
+/// regard to document boundaries.
 ///
-/// Of several sources the next document comes from the one that is furthest behind its share of the
-/// tokens, the first of equals. No chance is involved, so that the shares hold at any time to within a
-/// document.
+/// With several sources, the next document is taken from the source that is furthest behind its share of the
+/// tokens. If there is a tie, the first of these sources is used. This choice is deterministic, so the shares
+/// are always exact to within a document.
 pub(crate) struct Packer {
     sources: Vec<Feed>,
     current: Option<usize>,
@@ -86,12 +88,13 @@ struct Feed {
     stream: Stream,
     weight: f64,
     progress: SourceCursor,
-    /// The passage at the place; read when first needed.
+    /// The passage at `progress.place`; read when first needed.
     passage: Option<Tokens>,
 }
 
 impl Packer {
-    /// An endless stream that begins at `position` and meets the files in another order each epoch.
+    /// Packs an endless stream. The stream begins at `position`, and reads the files in a new order in each
+    /// epoch.
     pub(crate) fn endless(
         sources: &[Source],
         workers: &Arc<Workers>,
@@ -102,7 +105,7 @@ impl Packer {
         Self::new(sources, workers, seq_length, Order::Endless(seed), position)
     }
 
-    /// One pass in the files' own order; what is left at the end is too short and dropped.
+    /// Packs one pass over the files in their order. An incomplete last sequence is dropped.
     pub(crate) fn once(
         files: Arc<[SourceFile]>,
         workers: &Arc<Workers>,
@@ -150,15 +153,16 @@ impl Packer {
         }
     }
 
-    /// What was left out so far, reading ahead included.
+    /// Returns the documents that were left out so far. They include documents that were read ahead.
     pub(crate) fn left_out(&self) -> &Arc<LeftOut> {
         &self.left_out
     }
 
-    /// The next sequence; none at the end of a single pass.
+    /// Returns the next sequence; `None` at the end of a single pass.
     ///
     /// # Errors
-    /// An epoch in which no document had a token.
+    /// Returns an error if an epoch has no usable document, or the tokenizer rejects too many passages in a
+    /// row.
     pub(crate) fn next(&mut self) -> Result<Option<Packed>> {
         let mut tokens = Vec::with_capacity(self.seq_length);
         while tokens.len() < self.seq_length {

@@ -1,5 +1,6 @@
-//! Checks the value counts of Parquet pages before the decoder allocates memory for them: a damaged page may
-//! declare more values than fit into memory, and a failed allocation aborts the process.
+//! Checks the value counts of Parquet pages before the decoder allocates memory for them. This is necessary
+//! because a damaged page can declare more values than fit into memory, and a failed allocation aborts the
+//! process.
 //!
 //! Source of the encodings: Encodings.md of apache/parquet-format.
 
@@ -7,13 +8,13 @@ use parquet::basic::Encoding;
 use parquet::column::page::{Page, PageMetadata, PageReader};
 use parquet::errors::{ParquetError, Result};
 
-/// Values of a page at most. Writers make pages of some ten thousand.
+/// Maximum number of values in a page. Writers create pages of roughly ten thousand values.
 const MOST_VALUES: u64 = 1 << 26;
 
-/// The pages of a column of byte strings without repetition.
+/// The pages of a column that has at most one byte string for each row.
 pub(super) struct CheckedPages {
     pages: Box<dyn PageReader>,
-    /// The column's largest definition level.
+    /// The column's maximum definition level.
     most_defined: i16,
 }
 
@@ -52,11 +53,13 @@ impl PageReader for CheckedPages {
     }
 }
 
-/// Compares the value counts that a page declares with its size and its header.
+/// Returns an error if the page is truncated or declares too many values. The header of a dictionary page
+/// must not declare more values than fit into the page. In any other page, the data must declare neither more
+/// values than the page's header nor more than [`MOST_VALUES`].
 fn check(page: &Page, most_defined: i16) -> Result<()> {
     let values = u64::from(page.num_values());
     let announced = match page {
-        // Each value has its length in four bytes.
+        // Each value begins with its length in four bytes.
         Page::DictionaryPage { buf, .. } if values > buf.len() as u64 / 4 => Some(values),
         Page::DictionaryPage { .. } => None,
         _ => {
@@ -66,20 +69,21 @@ fn check(page: &Page, most_defined: i16) -> Result<()> {
                 Announced::Nothing => None,
                 Announced::Most(count) => (count > values.min(MOST_VALUES)).then_some(count),
                 Announced::TooShort => {
-                    return Err(ParquetError::General("a page is cut short".to_owned()));
+                    return Err(ParquetError::General("a page is truncated".to_owned()));
                 }
             }
         }
     };
     match announced {
         Some(count) => Err(ParquetError::General(format!(
-            "a page of {values} values announces {count}"
+            "a page declares {count} values, which is too many (its header declares {values})"
         ))),
         None => Ok(()),
     }
 }
 
-/// The encoded values of a page of data, behind its definition levels. None: it is cut short.
+/// Returns the encoded values of a data page, which follow its definition levels. `None` if the page is
+/// truncated.
 fn encoded(page: &Page, most_defined: i16) -> Option<&[u8]> {
     match page {
         Page::DataPageV2 {
@@ -97,7 +101,7 @@ fn encoded(page: &Page, most_defined: i16) -> Option<&[u8]> {
             let (length, rest) = buf.split_first_chunk()?;
             rest.get(u32::from_le_bytes(*length) as usize..)
         }
-        // As numbers of as many bits as the largest level has.
+        // Bit-packed: each level has as many bits as the maximum level needs.
         page => {
             let bits = u64::from(most_defined.unsigned_abs().ilog2() + 1);
             let bytes = (u64::from(page.num_values()) * bits).div_ceil(8);
@@ -106,25 +110,27 @@ fn encoded(page: &Page, most_defined: i16) -> Option<&[u8]> {
     }
 }
 
-/// What a page's values begin with.
+/// The number of values that a page's encoded data declares.
 #[derive(Debug, PartialEq, Eq)]
 enum Announced {
-    /// No number of values.
+    /// The encoding does not contain the number of values.
     Nothing,
-    /// The largest number of values that one of its lists announces.
+    /// The data contains one or two lists, each of which declares a number of values. This is the largest of
+    /// these numbers.
     Most(u64),
     TooShort,
 }
 
-/// How many lengths the values announce.
+/// Returns how many lengths the encoded data declares.
 fn lengths(encoding: Encoding, data: &[u8]) -> Announced {
     let most = match encoding {
-        // The lengths, then the bytes of all values.
+        // The data contains the lengths, then the bytes of all values.
         Encoding::DELTA_LENGTH_BYTE_ARRAY => Packed::new(data).map(|lengths| lengths.count),
-        // The lengths of what is as in the value before, then the rest, encoded as above.
+        // A value's prefix is the part that it shares with the previous value. The data contains the lengths
+        // of the prefixes, then the suffixes. The suffixes are encoded as `DELTA_LENGTH_BYTE_ARRAY`.
         Encoding::DELTA_BYTE_ARRAY => Packed::new(data).and_then(|prefixes| {
             let count = prefixes.count;
-            // What announces too much is not read to its end.
+            // A list that declares too many values is not read to its end.
             if count > MOST_VALUES {
                 return Some(count);
             }
@@ -138,9 +144,9 @@ fn lengths(encoding: Encoding, data: &[u8]) -> Announced {
 
 /// A list of numbers in the encoding `DELTA_BINARY_PACKED`.
 struct Packed<'a> {
-    /// How many numbers it announces.
+    /// How many numbers the list declares.
     count: u64,
-    /// Numbers of a miniblock, and miniblocks of a block.
+    /// Numbers per miniblock, and miniblocks per block.
     numbers: u64,
     miniblocks: usize,
     blocks: &'a [u8],
@@ -160,16 +166,17 @@ impl<'a> Packed<'a> {
         })
     }
 
-    /// What stands behind it. None: it is cut short.
+    /// Returns the data after the list. `None` if the list is truncated.
     fn end(self) -> Option<&'a [u8]> {
         let mut rest = self.blocks;
-        // The first number stands in the header.
+        // The header contains the first number.
         let mut left = self.count.saturating_sub(1);
         while left > 0 {
             varint(&mut rest)?;
             let (widths, mut numbers) = rest.split_at_checked(self.miniblocks)?;
             for &bits in widths {
-                // Miniblocks without a number have a width and nothing else.
+                // If no numbers are left for a miniblock, the data contains its width, but no bytes for its
+                // numbers.
                 if left == 0 {
                     break;
                 }
@@ -183,7 +190,7 @@ impl<'a> Packed<'a> {
     }
 }
 
-/// Takes a number of seven bits a byte, the lowest first, from the beginning of some bytes.
+/// Reads a number from the front of `data`: seven bits per byte, low bits first.
 fn varint(data: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
@@ -211,8 +218,9 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_packed_numbers_is_behind_the_miniblocks_that_have_any() {
-        // Blocks of 128 in 4 miniblocks; 34 numbers, of which 33 in the first two miniblocks.
+    fn a_packed_list_ends_after_the_last_miniblock_with_numbers() {
+        // The header says: the list has 34 numbers; a block has 4 miniblocks, 128 numbers in all.
+        // The first number is in the header; the other 33 are in the first two miniblocks.
         let header = [0x80, 0x01, 4, 34, 0];
         let block = [&[0, 3, 1, 77, 77][..], &[9; 12], &[9; 4]].concat();
         let data = [&header[..], &block, b"behind"].concat();
@@ -224,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_announces_more_than_its_page_has_is_found() {
+    fn a_list_that_declares_more_values_than_its_page_is_detected() {
         let huge = [0x80, 0x01, 4, 0xff, 0xff, 0xff, 0xff, 0x7f, 0];
         let packed = [0x80, 0x01, 4, 1, 0];
         let both = [&packed[..], &huge].concat();

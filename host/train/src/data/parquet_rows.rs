@@ -15,26 +15,26 @@ use super::json_lines::LONGEST;
 use super::left_out::{Missing, Reason};
 use super::parquet_pages::CheckedPages;
 
-/// Bytes of a page at most, compressed or not. A page must be in memory as a whole.
+/// Maximum bytes of a page, compressed or not. A page must fit in memory as a whole.
 const LARGEST_PAGE: u64 = 512 << 20;
 
-/// The texts of one column of a Parquet file, of which a page is in memory at a time.
+/// Reads the texts of one column of a Parquet file, with one page in memory at a time.
 pub(crate) struct ParquetRows {
     file: SerializedFileReader<Pages>,
-    /// The column's number.
+    /// The column's index.
     column: usize,
-    /// A row's definition level if it has a value.
+    /// The definition level of a row that has a value.
     defined: i16,
     group: usize,
     values: Option<ColumnReaderImpl<ByteArrayType>>,
-    /// Rows that the file says it still has.
+    /// Number of unread rows, according to the file.
     left: u64,
     ended: bool,
 }
 
 impl ParquetRows {
     /// # Errors
-    /// A file that is not Parquet, has no such column of texts, or has it in a codec that is not read.
+    /// Returns an error if the file is not Parquet, has no such text column, or uses an unsupported codec.
     pub(crate) fn open(file: File, column: &str) -> Result<Self, Missing> {
         let file = open(file)?;
         let groups = file.metadata().row_groups();
@@ -67,13 +67,13 @@ impl ParquetRows {
         })
     }
 
-    /// Whether the file says that it has no row.
+    /// Whether the file contains no rows, according to its metadata.
     pub(crate) fn is_empty(&self) -> bool {
         self.left == 0
     }
 
-    /// The next text, or why a row has none. What is damaged ends the file, and the rows that it still
-    /// had count.
+    /// Returns the next text, or why a row has none. If the file is damaged, reading ends at the damaged
+    /// part, and the remaining rows are counted as left out.
     pub(crate) fn next(&mut self) -> Option<Result<String, Missing>> {
         if self.ended {
             return None;
@@ -101,7 +101,8 @@ impl ParquetRows {
         })
     }
 
-    /// Decodes the next row, one at a time: of some encodings each row takes memory of its own.
+    /// Decodes the next row. Only one row is decoded at a time, because some encodings allocate memory for
+    /// each row.
     fn decode(&mut self) -> ParquetResult<Option<Option<ByteArray>>> {
         loop {
             let Some(values) = &mut self.values else {
@@ -130,7 +131,7 @@ impl ParquetRows {
     }
 }
 
-/// The names of the columns that are texts, for a message.
+/// Returns the names of the text columns, for an error message.
 pub(crate) fn text_columns(path: &Path) -> Vec<String> {
     let Some(file) = File::open(path).ok().and_then(|file| open(file).ok()) else {
         return Vec::new();
@@ -152,13 +153,13 @@ fn open(file: File) -> Result<SerializedFileReader<Pages>, Missing> {
     sound(catch_unwind(open))
 }
 
-/// An encrypted footer has a magic number of its own.
+/// Whether the footer is encrypted. An encrypted footer has its own magic number.
 fn is_encrypted(file: &File) -> ParquetResult<bool> {
     let end = file.get_bytes(Length::len(file).saturating_sub(4), 4)?;
     Ok(&end[..] == b"PARE")
 }
 
-/// The decoder reports what it finds damaged, but may also stumble over it.
+/// Converts the decoder's result. The decoder reports damage as an error, but can also panic.
 fn sound<T>(outcome: std::thread::Result<ParquetResult<T>>) -> Result<T, Missing> {
     let error = match outcome {
         Ok(Ok(value)) => return Ok(value),
@@ -180,7 +181,7 @@ fn sound<T>(outcome: std::thread::Result<ParquetResult<T>>) -> Result<T, Missing
     Err(Missing::from(reason).because(words.replace('\n', " ")))
 }
 
-/// A file whose pages are looked at before there is memory for them.
+/// A file whose page sizes are checked before memory is allocated.
 struct Pages(File);
 
 impl Length for Pages {
@@ -192,14 +193,14 @@ impl Length for Pages {
 impl ChunkReader for Pages {
     type T = BufReader<File>;
 
-    /// The decoder asks for a reader where a page's header begins.
+    /// The decoder calls this with the start of a page header.
     fn get_read(&self, start: u64) -> ParquetResult<BufReader<File>> {
         let mut reader = self.0.get_read(start)?;
         let begin = reader.fill_buf()?;
         match page_sizes(begin).map(|sizes| sizes.into_iter().max()) {
             Some(Some(largest)) if largest > LARGEST_PAGE => {
                 let message = format!(
-                    "a page of {} MiB; up to {} MiB are read",
+                    "a page of {} MiB exceeds the limit of {} MiB",
                     largest >> 20,
                     LARGEST_PAGE >> 20
                 );
@@ -215,10 +216,10 @@ impl ChunkReader for Pages {
     }
 }
 
-/// The sizes of the page whose header this is, uncompressed and compressed. A header is a struct of
-/// Thrift's compact protocol that begins with three numbers: the page's type and these.
+/// Returns a page's uncompressed and compressed size from its header. A header is a struct of Thrift's
+/// compact protocol and begins with three numbers: the page's type and these sizes.
 fn page_sizes(header: &[u8]) -> Option<[u64; 2]> {
-    /// The next field, an i32.
+    /// Marks the next field as an i32.
     const NEXT_NUMBER: u8 = 0x15;
     let mut rest = header.iter();
     let mut number = || {
@@ -230,7 +231,7 @@ fn page_sizes(header: &[u8]) -> Option<[u64; 2]> {
             let byte = *rest.next()?;
             value |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
-                // Zigzag: no size is negative.
+                // The number is zigzag-encoded, and a size is never negative.
                 return (value & 1 == 0).then_some(value >> 1);
             }
         }
@@ -249,12 +250,12 @@ pub(super) mod tests {
     use parquet::schema::parser::parse_message_type;
     use std::sync::Arc;
 
-    /// A file with a number, and a text that may be missing, in row groups of seven.
+    /// Returns a file with a number column and an optional text column, in row groups of seven rows.
     pub(in crate::data) fn parquet(texts: &[Option<&[u8]>], compression: Compression) -> Vec<u8> {
         encoded(texts, compression, None)
     }
 
-    /// The same without a dictionary, in this encoding.
+    /// Like [`parquet`]; if an encoding is given, the file uses that encoding and no dictionary.
     pub(in crate::data) fn encoded(
         texts: &[Option<&[u8]>],
         compression: Compression,
@@ -315,7 +316,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_row_is_a_text_or_a_reason_whatever_the_compression_and_encoding() {
+    fn each_row_yields_a_text_or_a_reason_in_every_compression_and_encoding() {
         let mut texts: Vec<Option<&[u8]>> = vec![Some(b"the same"); 20];
         texts[3] = None;
         texts[8] = Some(b"\xff");
@@ -347,7 +348,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_damaged_is_named_and_ends_the_file() {
+    fn damage_is_reported_and_ends_the_file() {
         let texts: Vec<Option<&[u8]>> = vec![Some(b"some text"); 20];
         let whole = parquet(&texts, Compression::SNAPPY);
         let reason = |bytes: &[u8], column| {
@@ -361,7 +362,7 @@ pub(super) mod tests {
         );
         assert_eq!(reason(&whole, "id"), (Reason::NoText, 20));
         assert_eq!(reason(&whole, "text"), (Reason::NoText, 20));
-        // Whichever byte is wrong, reading ends.
+        // Reading comes to an end, regardless of which byte is corrupted.
         for place in 4..whole.len() {
             let mut bytes = whole.clone();
             bytes[place] ^= 0x55;
@@ -372,11 +373,11 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_rows_behind_a_damaged_page_are_counted() {
+    fn the_rows_after_a_damaged_page_are_counted() {
         let texts: Vec<Vec<u8>> = (0..20).map(|n| format!("text {n}").into_bytes()).collect();
         let texts: Vec<Option<&[u8]>> = texts.iter().map(|text| Some(&text[..])).collect();
         let mut bytes = encoded(&texts, Compression::UNCOMPRESSED, Some(Encoding::PLAIN));
-        // The length of the second row group's second text, whose first is "text 7".
+        // "text 7" is the first text of the second row group. The length of "text 8" follows it.
         let at = bytes
             .windows(6)
             .position(|window| window == b"text 7")
@@ -389,7 +390,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_codec_that_is_not_read_is_named() {
+    fn an_unsupported_codec_is_reported() {
         let texts: [Option<&[u8]>; 9] = [Some(b"some text"); 9];
         let whole = parquet(&texts, Compression::UNCOMPRESSED);
         let mut encrypted = whole.clone();
@@ -398,9 +399,9 @@ pub(super) mod tests {
         let missing = refused(&encrypted, "content");
         assert_eq!(
             missing.words(),
-            "in a codec that this program does not read: encrypted Parquet"
+            "in an unsupported codec: encrypted Parquet"
         );
-        // The column's codec stands in the footer behind its path, as a number in zigzag.
+        // In the footer, the codec of a column comes after the column's path. It is a zigzag number.
         let mut lzo = whole;
         let paths: Vec<usize> = (0..lzo.len() - 10)
             .filter(|&at| lzo[at..].starts_with(b"content\x15\0"))
@@ -411,14 +412,11 @@ pub(super) mod tests {
         }
         let missing = refused(&lzo, "content");
         assert_eq!(missing.documents, 9);
-        assert_eq!(
-            missing.words(),
-            "in a codec that this program does not read: LZO"
-        );
+        assert_eq!(missing.words(), "in an unsupported codec: LZO");
     }
 
     #[test]
-    fn a_page_that_says_it_is_too_large_is_not_made_room_for() {
+    fn no_memory_is_allocated_for_a_page_that_is_too_large() {
         let sizes = |header: &[u8]| page_sizes(header);
         assert_eq!(
             sizes(&[0x15, 0, 0x15, 0x04, 0x15, 0x82, 0x01]),
@@ -430,11 +428,14 @@ pub(super) mod tests {
         let error = Pages(file(&header)).get_read(0).expect_err("refused");
         let missing = sound::<()>(Ok(Err(error))).expect_err("refused");
         assert_eq!(missing.reason, Reason::TooLong);
-        assert_eq!(missing.why, "a page of 1024 MiB; up to 512 MiB are read");
+        assert_eq!(
+            missing.why,
+            "a page of 1024 MiB exceeds the limit of 512 MiB"
+        );
     }
 
     #[test]
-    fn the_columns_with_texts_have_names() {
+    fn the_text_columns_are_listed() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.parquet");
         std::fs::write(&path, parquet(&[Some(b"a")], Compression::SNAPPY)).expect("written");

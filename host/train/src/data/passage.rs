@@ -1,5 +1,5 @@
-/// What is tokenised at once: a document, or a part of one that is longer than 256 KiB. Of a token
-/// file it is some documents or a part of one.
+/// A unit of tokenization. In a text file, it is a whole document or, if the document is longer than 256 KiB,
+/// a part of it. In a token file, it is several documents, or a part of one document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Passage {
     pub(crate) content: Content,
@@ -7,15 +7,16 @@ pub(crate) struct Passage {
     pub(crate) ends_document: bool,
 }
 
-/// What a passage is made of.
+/// The content of a passage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     Text(String),
-    /// Of a token file, the end-of-text tokens included.
+    /// Ids from a token file, including the end-of-text tokens.
     Ids(Vec<u32>),
 }
 
-/// Bytes of text in a passage at most. Tokenising takes more than a hundred times the memory.
+/// Maximum bytes of text in a passage. Tokenizing a text uses more than a hundred times the text's size in
+/// memory.
 pub(crate) const LIMIT: usize = 1 << 18;
 
 impl Passage {
@@ -26,7 +27,7 @@ impl Passage {
         }
     }
 
-    /// How much it weighs in a queue.
+    /// Returns the size in bytes, which counts towards a queue's limit.
     pub(crate) fn bytes(&self) -> usize {
         match &self.content {
             Content::Text(text) => text.len(),
@@ -35,15 +36,17 @@ impl Passage {
     }
 }
 
-/// Where a text of more than `limit` bytes is cut: before the last end of a line that follows a
-/// visible character. There GPT-2's pattern begins a new word whatever stands around it, so the
-/// tokens are those of the uncut text. A text without such a place is cut between two characters.
+/// Returns where to cut a text of more than `limit` bytes. The cut is directly before a line end that follows
+/// a visible character. Of these line ends, the last one at `limit` or earlier is used. GPT-2's pattern
+/// always begins a new word there, so the tokens are those of the uncut text. A text without such a line end
+/// is cut between two characters.
 pub(crate) fn cut(text: &[u8], limit: usize) -> usize {
     let line_end = (1..=limit)
         .rev()
         .find(|&i| text[i] == b'\n' && text[i - 1].is_ascii_graphic());
     line_end.unwrap_or_else(|| {
-        // A character has at most four bytes; what is longer is no UTF-8 anyway.
+        // A UTF-8 character has at most four bytes. If none begins at the last four positions, the text is
+        // not UTF-8.
         let begins = |&i: &usize| text[i] & 0xc0 != 0x80;
         (limit.saturating_sub(3).max(1)..=limit)
             .rev()
@@ -52,7 +55,7 @@ pub(crate) fn cut(text: &[u8], limit: usize) -> usize {
     })
 }
 
-/// A document that is longer than a passage, of which some passages were taken.
+/// The rest of a document from which passages were already taken.
 #[derive(Debug, Default)]
 pub(crate) struct Rest {
     text: String,
@@ -68,8 +71,8 @@ impl Rest {
         self.taken == self.text.len()
     }
 
-    /// Takes a passage off the front. It has memory of its own: many wait in queues, while the document
-    /// is freed with its last.
+    /// Takes the next passage from the document. Returns it without spare capacity, since many passages wait
+    /// in queues. The document is freed when its last passage is taken.
     pub(crate) fn take(&mut self) -> Passage {
         let rest = &self.text[self.taken..];
         if rest.len() > LIMIT {
@@ -96,7 +99,7 @@ mod tests {
     #[test]
     fn a_cut_is_before_a_line_end_or_between_characters() {
         assert_eq!(cut(b"ab\ncd\nef", 6), 5);
-        // Neither white space before the line end nor one at the very front will do.
+        // No cut is made before a line end that follows white space or begins the text.
         assert_eq!(cut(b"ab\n\n \nef", 6), 2);
         assert_eq!(cut(b"\nabcdefgh", 6), 6);
         assert_eq!(cut("aaéé".as_bytes(), 3), 2);
@@ -104,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_passages_of_a_text_are_the_text() {
+    fn the_passages_add_up_to_the_text() {
         let line = "fn main() { }\n    \n";
         let whole = line.repeat(2 * LIMIT / line.len() + 1000);
         let mut text = String::with_capacity(10 * whole.len());
@@ -125,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_document_keeps_no_room_for_more() {
+    fn a_short_document_has_no_spare_capacity() {
         let mut text = String::with_capacity(1 << 20);
         text.push_str("fn main");
         let passage = Rest::new(text).take();

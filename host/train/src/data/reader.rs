@@ -12,11 +12,11 @@ use super::passage::{Passage, Rest};
 use super::text::Text;
 use super::token_file::TokenIds;
 
-/// The passages of a file, one after the other, in memory that does not grow with the file.
+/// Reads the passages of a file one after the other, in memory that does not grow with the file.
 pub(crate) struct Reader {
     content: FormatReader,
     part: Part,
-    /// What is left of a document that is longer than a passage.
+    /// The rest of a document that is longer than a passage.
     rest: Rest,
 }
 
@@ -29,7 +29,8 @@ enum FormatReader {
 
 impl Reader {
     /// # Errors
-    /// The file is not what it was when it was found, or cannot be read.
+    /// Returns an error if the file cannot be read or is faulty. Also returns an error if its size has
+    /// changed since the file was found.
     pub(crate) fn open(source: &SourceFile) -> Result<Self, Missing> {
         let unreadable =
             |error: io::Error| Missing::from(Reason::Unreadable).because(words(&error));
@@ -60,7 +61,7 @@ impl Reader {
         })
     }
 
-    /// The next passage of the part that counts, or why something that should be one does not.
+    /// Returns the next passage of the selected part, or why a document is left out.
     pub(crate) fn next(&mut self) -> Option<Result<Passage, Missing>> {
         while self.rest.is_empty() {
             let document = match &mut self.content {
@@ -79,12 +80,12 @@ impl Reader {
         Some(Ok(self.rest.take()))
     }
 
-    /// Whether the file says that it has no row.
+    /// Whether this is a Parquet file without rows.
     pub(crate) fn has_no_row(&self) -> bool {
         matches!(&self.content, FormatReader::Parquet(rows) if rows.is_empty())
     }
 
-    /// Passes over so many passages and reasons.
+    /// Skips `n` results of [`next`](Self::next).
     pub(crate) fn skip(&mut self, n: u64) {
         for _ in 0..n {
             if self.next().is_none() {
@@ -94,7 +95,7 @@ impl Reader {
     }
 }
 
-/// The system's words without its number.
+/// Returns the system's message without the error number.
 fn words(error: &io::Error) -> String {
     let words = error.to_string();
     match words.split_once(" (os error") {
@@ -103,7 +104,7 @@ fn words(error: &io::Error) -> String {
     }
 }
 
-/// The part that counts of a file that is one text.
+/// Returns the selected part of a file that is one text.
 fn text_part(part: Part, compression: Compression, file: File) -> io::Result<Box<dyn Read + Send>> {
     let mut input = text_content(compression, file)?;
     Ok(match part {
@@ -116,8 +117,8 @@ fn text_part(part: Part, compression: Compression, file: File) -> io::Result<Box
     })
 }
 
-/// A file without a compression in its name is a text as it is: one that begins as gzip is not unpacked,
-/// it is a binary file among others.
+/// Returns the content of a text file. If its name shows no compression, the file is not decompressed. A file
+/// that begins like gzip is then treated like any other binary file.
 pub(super) fn text_content(
     compression: Compression,
     file: File,
@@ -148,7 +149,7 @@ impl HeldOut {
     }
 }
 
-/// What a record is held out by.
+/// Returns the hash that decides whether a record is held out.
 pub(super) fn hash(text: &str) -> u64 {
     number(&Sha256::digest(text))
 }

@@ -10,38 +10,39 @@ use super::reader::Reader;
 use super::workers::{Pending, Workers};
 use super::{below, random};
 
-/// Passages that are read and tokenised ahead of the one that is asked for.
+/// Maximum number of passages that are read and tokenized before they are requested.
 const AHEAD: usize = 64;
-/// Bytes of text in them: beyond that there is at most one more passage.
+/// Maximum number of bytes of text that are read ahead. The last passage that is read can exceed this limit.
 const BYTES_AHEAD: usize = 8 << 20;
-/// Passages in a row that the tokenizer may refuse.
+/// If the tokenizer rejects this number of passages in a row, an error is returned.
 const PATIENCE: usize = 1000;
 
-/// The order in which files are met.
+/// The order in which files are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// Once, as they are.
+    /// Once, in the given order.
     Once,
-    /// Once, shuffled by the seed as the first epoch of `Endless`.
+    /// Once, in the order of the first epoch of `Endless` with the same seed.
     Shuffled(i64),
-    /// Again and again, shuffled anew by the seed in each epoch.
+    /// Again and again, reshuffled by the seed in each epoch.
     Endless(i64),
 }
 
-/// The tokens of files, passage by passage; the workers tokenise ahead. `[any]`, one thread at a time,
-/// which reads the files.
+/// Reads files and returns their tokens passage by passage. Workers tokenize passages before they are
+/// requested. `[any]`, but only one thread at a time can use a stream. That thread reads the files.
 pub(crate) struct Stream {
     number: usize,
     files: Arc<[SourceFile]>,
     workers: Arc<Workers>,
     left_out: Arc<LeftOut>,
     order: Order,
-    /// The files of the epoch by their numbers.
+    /// The indices of the files, in the order of this epoch.
     sequence: Vec<usize>,
-    /// Where reading is, which is ahead of what was handed out.
+    /// The position up to which the files were read. It is ahead of the passages that were returned.
     place: PassageId,
     reader: Option<Reader>,
-    /// Whether this epoch had a passage, or was not read from its beginning.
+    /// Set if this epoch had a passage. Also set if the stream began in the middle of this epoch, because the
+    /// passages before that place are not read.
     fruitful: bool,
     ended: bool,
     barren: bool,
@@ -56,17 +57,18 @@ struct Ahead {
     tokens: Pending,
 }
 
-/// The tokens of a passage, that of the end of the text included.
+/// The tokens of a passage, including the end-of-text token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tokens {
     pub(crate) tokens: Vec<u32>,
-    /// Where the passage stands.
+    /// The passage's position.
     pub(crate) place: PassageId,
     pub(crate) ends_document: bool,
 }
 
 impl Stream {
-    /// The stream of some files that begins at `place`. It counts what it leaves out under its number.
+    /// Creates a stream that begins at `place`. The documents that it leaves out are counted for the source
+    /// with this `number`.
     pub(crate) fn new(
         number: usize,
         files: Arc<[SourceFile]>,
@@ -94,10 +96,11 @@ impl Stream {
         stream
     }
 
-    /// The next passage's tokens; none after the end.
+    /// Returns the next passage's tokens; `None` after the end.
     ///
     /// # Errors
-    /// An epoch of which nothing counts.
+    /// Returns an error if an epoch has no usable document, or the tokenizer rejects too many passages in a
+    /// row.
     pub(crate) fn next(&mut self) -> Result<Option<Tokens>> {
         for _ in 0..PATIENCE {
             while self.ahead.len() < AHEAD
@@ -129,7 +132,7 @@ impl Stream {
         Err(self.nothing())
     }
 
-    /// Reads a passage and has it tokenised.
+    /// Reads a passage and submits it for tokenization. `None` at the end.
     fn read(&mut self) -> Option<Ahead> {
         while !self.ended {
             if self.place.file == self.sequence.len() {
@@ -178,7 +181,7 @@ impl Stream {
         self.place.passage = 0;
     }
 
-    /// The end of an epoch.
+    /// Ends an epoch, and begins the next if the stream is endless.
     fn turn(&mut self) {
         self.barren = !self.fruitful;
         self.ended = self.barren || !matches!(self.order, Order::Endless(_));
@@ -197,7 +200,8 @@ impl Stream {
         let (Order::Shuffled(seed) | Order::Endless(seed)) = self.order else {
             return;
         };
-        // Every source its own order: 2^32 epochs are enough for each.
+        // Each epoch of each source has its own stream of random numbers. A source can have up to 2^32
+        // epochs.
         let mut random = random(seed, ((self.number as u64) << 32) + self.place.epoch);
         for last in (1..self.sequence.len()).rev() {
             self.sequence.swap(last, below(&mut random, last + 1));
@@ -205,7 +209,8 @@ impl Stream {
     }
 
     fn leave_out(&self, place: PassageId, missing: &Missing) {
-        // A file's number in a past epoch's order is not known any more: any file of it will do.
+        // If the place is in a past epoch, the reported path can be wrong, because the order of that epoch is
+        // no longer known.
         let file = self.sequence.get(place.file).copied().unwrap_or(0);
         self.left_out
             .note(self.number, place.epoch, missing, &self.files[file].path);
@@ -213,8 +218,8 @@ impl Stream {
 
     fn nothing(&self) -> Error {
         let why = self.left_out.message("data");
-        let why = why.unwrap_or_else(|| "there is no document in its files".to_owned());
-        Error::new(ErrorKind::Config, format!("nothing of the data can be used: {why}"))
-            .hint("choose the files of a folder by --extensions, and the field of records by --text-column")
+        let why = why.unwrap_or_else(|| "the files contain no documents".to_owned());
+        Error::new(ErrorKind::Config, format!("no usable data: {why}"))
+            .hint("select the files of a folder with --extensions, and the field of records with --text-column")
     }
 }

@@ -1,4 +1,4 @@
-//! The data from files to sequences, for every format.
+//! Tests of the data pipeline from files to sequences, for every format.
 
 use std::fs;
 use std::io::Write;
@@ -34,7 +34,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     gzip.finish().expect("finished")
 }
 
-/// A folder with the same documents in the same order, whatever the format.
+/// Writes the same documents in the same order in every format.
 fn write(folder: &Path, format: &str) {
     let documents = documents();
     let put = |name: &str, bytes: Vec<u8>| fs::write(folder.join(name), bytes).expect("written");
@@ -81,7 +81,7 @@ struct Data {
     workers: Arc<Workers>,
 }
 
-/// The folder as training data, with something else to evaluate on.
+/// Opens the folder as training data, with another file as evaluation data.
 fn open(folder: &Path, workers: usize, change: impl Fn(&mut TrainConfig)) -> Data {
     let home = tempfile::tempdir().expect("a folder");
     let valid = home.path().join("valid.rs");
@@ -121,7 +121,8 @@ impl Data {
         tokens
     }
 
-    /// The documents in the order of a single pass, and what is said of the others.
+    /// Returns the documents in the order of a single pass. Also returns the message about the documents that
+    /// were left out.
     fn texts(&self) -> (Vec<String>, Option<String>) {
         let mut packer = Packer::once(self.corpus.train_files(), &self.workers, 1);
         let mut tokens = Vec::new();
@@ -146,7 +147,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 #[test]
-fn the_shares_of_a_batch_are_the_whole_and_have_one_cursor() {
+fn the_shares_of_a_batch_add_up_and_have_the_same_cursor() {
     let folder = folder();
     write(folder.path(), "text");
     let data = open(folder.path(), 1, |_| ());
@@ -193,12 +194,12 @@ fn the_sequences_are_the_documents_one_after_the_other() {
 }
 
 #[test]
-fn from_any_position_the_stream_goes_on_as_it_would_have() {
+fn the_stream_resumes_identically_from_any_position() {
     for format in FORMATS {
         let folder = folder();
         write(folder.path(), format);
         let data = open(folder.path(), 2, |_| ());
-        // Three epochs or so.
+        // About three epochs.
         let whole = take(&mut data.endless(StreamCursor::default()), 300);
         for cut in [1, 2, 50, 99, 100, 101, 102, 200, 290] {
             let mut resumed = data.endless(whole[cut - 1].after.clone());
@@ -263,7 +264,7 @@ fn weights_are_shares_of_the_tokens() {
                 .as_f64()
                 .expect("a count")
         };
-        // The longest document has less than 100 tokens.
+        // The longest document has fewer than 100 tokens.
         assert!((3.0 * tokens(0) - tokens(1)).abs() < 300.0, "{position}");
     }
     for cut in [1, 57, 203] {
@@ -300,7 +301,7 @@ fn a_single_file_of_records_is_split_by_their_texts() {
     assert_eq!(all, expected);
 }
 
-/// Writes what the text folder holds as the first epoch meets it.
+/// Writes the tokens of the training data, in the order of the first epoch, to a token file.
 fn write_tokens(data: &Data, path: &Path) {
     let files = data.corpus.train_files();
     let order = Order::Shuffled(1);
@@ -311,7 +312,7 @@ fn write_tokens(data: &Data, path: &Path) {
     let header = TokenHeader::new(300, end_of_text, data.tokenizer.sha256());
     let file = fs::File::create(path).expect("made");
     let mut writer = TokenWriter::new(file, header).expect("begun");
-    while let Some(passage) = stream.next().expect("tokenised") {
+    while let Some(passage) = stream.next().expect("tokenized") {
         writer.write(&passage.tokens).expect("written");
     }
     writer.finish().expect("finished");
@@ -346,7 +347,7 @@ fn a_token_file_gives_the_sequences_of_the_first_epoch_and_resumes() {
 }
 
 #[test]
-fn token_files_of_another_tokenizer_are_refused_and_other_files_of_the_name_are_text() {
+fn foreign_token_files_are_rejected_and_other_files_with_the_extension_are_text() {
     let (text, tokens) = (folder(), folder());
     write(text.path(), "text");
     let text = open(text.path(), 1, |_| ());
@@ -363,7 +364,7 @@ fn token_files_of_another_tokenizer_are_refused_and_other_files_of_the_name_are_
     assert!(
         error
             .message()
-            .starts_with("the token file was made with another tokenizer")
+            .starts_with("the token file was created with a different tokenizer")
     );
     fs::write(&path, &bytes[..bytes.len() - 2]).expect("written");
     let data = open(&path, 1, |_| ());
@@ -371,7 +372,7 @@ fn token_files_of_another_tokenizer_are_refused_and_other_files_of_the_name_are_
         .corpus
         .check_tokens(&data.tokenizer)
         .expect_err("refused");
-    assert!(error.message().contains("it is cut short"));
+    assert!(error.message().contains("it is truncated"));
     fs::write(&path, "ID=1\n").expect("written");
     let data = open(&path, 1, |_| ());
     assert_eq!(data.corpus.token_folder(), None);
@@ -379,7 +380,7 @@ fn token_files_of_another_tokenizer_are_refused_and_other_files_of_the_name_are_
 }
 
 #[test]
-fn a_token_file_that_is_cut_short_while_it_is_read_is_left_out() {
+fn a_token_file_truncated_while_it_is_read_is_left_out() {
     let (text, tokens) = (folder(), folder());
     write(text.path(), "text");
     let text = open(text.path(), 1, |_| ());
@@ -396,8 +397,10 @@ fn a_token_file_that_is_cut_short_while_it_is_read_is_left_out() {
     assert_eq!(reader.next(), None);
 }
 
-/// A folder with this one file beside a good one, which comes last.
-fn beside_a_good_file(name: &str, bytes: &[u8]) -> (Vec<String>, String) {
+/// Reads a folder that contains this file and a good file. The good file comes last in the order of names.
+/// Returns the texts, and the message about the documents that were left out. In the message, `FILE` replaces
+/// the path of this file.
+fn next_to_a_good_file(name: &str, bytes: &[u8]) -> (Vec<String>, String) {
     let folder = folder();
     fs::write(folder.path().join(name), bytes).expect("written");
     fs::write(folder.path().join("z.txt"), "good").expect("written");
@@ -408,16 +411,16 @@ fn beside_a_good_file(name: &str, bytes: &[u8]) -> (Vec<String>, String) {
 }
 
 #[test]
-fn what_cannot_be_used_is_left_out_and_counted() {
+fn unusable_files_are_left_out_and_counted() {
     let left_out = |name: &str, bytes: &[u8]| {
-        let (texts, message) = beside_a_good_file(name, bytes);
+        let (texts, message) = next_to_a_good_file(name, bytes);
         assert_eq!(texts, ["good"], "{name}: {message}");
         message
     };
     let one = |why: &str, more: &str| {
         format!("1 document of the data was left out: 1 {why} (first: FILE{more})")
     };
-    let damaged = |more| one("damaged or cut short", more);
+    let damaged = |more| one("damaged or truncated", more);
     assert_eq!(left_out("a.txt", b"a\xff"), one("not UTF-8", ""));
     assert_eq!(
         left_out("a.txt.gz", b"this is no gzip"),
@@ -432,7 +435,7 @@ fn what_cannot_be_used_is_left_out_and_counted() {
         left_out("a.txt.gz", &cut[..cut.len() - 9]),
         damaged(": incomplete deflate stream")
     );
-    let codec = "in a codec that this program does not read";
+    let codec = "in an unsupported codec";
     assert_eq!(left_out("a.txt.xz", b"\xfd7zXZ\0"), one(codec, ": xz"));
     assert_eq!(
         left_out("a.txt.gz", b"\xfd7zXZ\0"),
@@ -446,7 +449,7 @@ fn what_cannot_be_used_is_left_out_and_counted() {
 fn the_good_lines_of_a_bad_file_count() {
     let lines = b"{\"content\": \"one\"}\n{broken\n{\"content\": \"\"}\n{\"text\": \"a\"}\n{\"content\": \"\xff\"}\n\
         {\"content\": null}\n[\n{\"content\": \"two\"}\n";
-    let (texts, message) = beside_a_good_file("a.jsonl", lines);
+    let (texts, message) = next_to_a_good_file("a.jsonl", lines);
     assert_eq!(texts, ["one", "two", "good"]);
     assert_eq!(
         message,
@@ -460,7 +463,7 @@ fn the_good_lines_of_a_bad_file_count() {
 fn the_good_rows_of_a_parquet_file_count() {
     let rows: [Option<&[u8]>; 4] = [Some(b"one"), None, Some(b""), Some(b"two")];
     let whole = parquet(&rows, SNAPPY);
-    let (texts, message) = beside_a_good_file("a.parquet", &whole);
+    let (texts, message) = next_to_a_good_file("a.parquet", &whole);
     assert_eq!(texts, ["one", "two", "good"]);
     assert_eq!(
         message,
@@ -469,8 +472,8 @@ fn the_good_rows_of_a_parquet_file_count() {
 }
 
 #[test]
-fn a_compressed_file_that_is_cut_short_counts_up_to_there() {
-    // Some blocks of either compression.
+fn a_truncated_compressed_file_counts_up_to_the_cut() {
+    // Enough documents for several compressed blocks, with gzip as well as with Zstandard.
     let documents = vec![documents(); 60].concat();
     for (name, whole) in [
         ("a.jsonl.gz", gzip(&json_lines(&documents))),
@@ -479,11 +482,11 @@ fn a_compressed_file_that_is_cut_short_counts_up_to_there() {
             zstd::encode_all(&json_lines(&documents)[..], 1).expect("compressed"),
         ),
     ] {
-        let (texts, message) = beside_a_good_file(name, &whole[..whole.len() - 12]);
+        let (texts, message) = next_to_a_good_file(name, &whole[..whole.len() - 12]);
         assert!(texts.len() > 600 && texts.len() <= documents.len());
         assert_eq!(texts.last().expect("one"), "good");
         assert_eq!(texts[..texts.len() - 1], documents[..texts.len() - 1]);
-        let expected = "1 document of the data was left out: 1 damaged or cut short (first: FILE:";
+        let expected = "1 document of the data was left out: 1 damaged or truncated (first: FILE:";
         assert!(message.starts_with(expected), "{message}");
     }
 }
@@ -521,7 +524,7 @@ fn the_name_of_a_special_token_is_that_token_or_text() {
         tokens.into_iter().filter(|&token| token == end).count()
     };
     assert_eq!(ends(&data.tokenizer), 1);
-    // The workers have the tokenizer, too, until they end.
+    // The workers hold the tokenizer until they are dropped.
     drop(data.workers);
     let tokenizer = Arc::into_inner(data.tokenizer).expect("the last");
     let tokenizer = tokenizer.splitting_special_tokens(true);
@@ -531,15 +534,11 @@ fn the_name_of_a_special_token_is_that_token_or_text() {
 }
 
 #[test]
-fn data_of_which_nothing_counts_is_an_error() {
+fn data_without_usable_documents_is_an_error() {
     let folder = folder();
     fs::write(folder.path().join("a.txt"), b"a\xff").expect("written");
     let data = open(folder.path(), 1, |_| ());
     let mut packer = data.endless(StreamCursor::default());
     let error = packer.next().expect_err("refused");
-    assert!(
-        error
-            .message()
-            .starts_with("nothing of the data can be used: 1 document")
-    );
+    assert!(error.message().starts_with("no usable data: 1 document"));
 }

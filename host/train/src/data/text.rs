@@ -6,11 +6,11 @@ use super::passage::{LIMIT, Passage, cut};
 
 /// A file that is one text, of any length.
 ///
-/// A text counts up to where it can be read and is UTF-8, in whole passages; so a short one that is
-/// not UTF-8 does not count at all.
+/// Reading stops before the first passage that cannot be read or is not UTF-8. A short text is one passage,
+/// so it is left out as a whole if it is not UTF-8.
 pub(crate) struct Text {
     input: Box<dyn Read + Send>,
-    /// What was read and not yet passed on.
+    /// Bytes that were read but not yet returned.
     ahead: Vec<u8>,
     state: State,
 }
@@ -19,7 +19,7 @@ pub(crate) struct Text {
 enum State {
     Begin,
     Within,
-    /// It broke within, and its end is still to be said.
+    /// Reading failed after the first passage. The next call returns the empty passage that ends the text.
     Broken,
     End,
 }
@@ -33,7 +33,7 @@ impl Text {
         }
     }
 
-    /// The next passage, or the reason why there is no more.
+    /// Returns the next passage, or why the text ends early.
     pub(crate) fn next(&mut self) -> Option<Result<Passage, Missing>> {
         match self.state {
             State::End => return None,
@@ -59,7 +59,7 @@ impl Text {
         } else {
             cut(&self.ahead, LIMIT)
         };
-        // Half of UTF-16 is UTF-8 as well, with a zero byte in every character.
+        // ASCII in UTF-16 is also valid UTF-8, with a zero byte for every character.
         let is_utf16 = self.state == State::Begin && is_utf16(&self.ahead);
         let text = std::str::from_utf8(&self.ahead[..end]);
         let text = match text {
@@ -67,7 +67,7 @@ impl Text {
             Err(_) => return Some(Err(self.breaks(Reason::NotUtf8.into()))),
             Ok(text) => text,
         };
-        // Memory of its own, as many passages wait in queues.
+        // A copy of the exact size, because many passages wait in queues.
         let text = text.to_owned();
         self.ahead.drain(..end);
         self.state = if is_last { State::End } else { State::Within };
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_counts_up_to_the_passage_that_breaks() {
+    fn a_long_text_counts_up_to_the_faulty_passage() {
         let mut long = b"line\n".repeat(LIMIT / 5 + 10);
         let length = long.len();
         let passages = read(long.clone());

@@ -1,12 +1,11 @@
-//! Files of token ids, as `host data tokenize` writes them: a header of 64 bytes, then the ids of all
-//! documents one after the other, each document with the end-of-text token behind it. All numbers are
-//! little-endian.
+//! Files of token ids, as `host data tokenize` writes them. A header of 64 bytes is followed by the ids of
+//! all documents, with the end-of-text token after each document. All numbers are little-endian.
 //!
-//! | bytes | what |
+//! | bytes | content |
 //! |---|---|
 //! | 0..8 | `hosttok` and a zero byte |
 //! | 8..12 | the format's version, 1 |
-//! | 12..16 | bytes of an id: 2, or 4 where the vocabulary has more than 65536 tokens |
+//! | 12..16 | bytes per id: 2, or 4 if the vocabulary has more than 65536 tokens |
 //! | 16..24 | number of ids |
 //! | 24..28 | tokens in the vocabulary |
 //! | 28..32 | id of the end-of-text token |
@@ -25,16 +24,16 @@ use super::passage::{Content, Passage};
 const MAGIC: [u8; 8] = *b"hosttok\0";
 const VERSION: u32 = 1;
 const HEADER: usize = 64;
-/// Ids of a passage at most.
+/// Maximum ids in a passage.
 const PASSAGE: usize = 1 << 14;
 
-/// Whether the file begins as a token file.
+/// Whether the file begins like a token file.
 pub(crate) fn is_one(path: &Path) -> bool {
     let mut magic = [0; MAGIC.len()];
     File::open(path).is_ok_and(|mut file| file.read_exact(&mut magic).is_ok()) && magic == MAGIC
 }
 
-/// What a token file says of itself.
+/// The header of a token file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TokenHeader {
     width: usize,
@@ -45,7 +44,7 @@ pub(crate) struct TokenHeader {
 }
 
 impl TokenHeader {
-    /// The header of a file without ids yet.
+    /// Creates the header of a file without ids.
     pub(crate) fn new(vocab_size: u32, end_of_text: u32, tokenizer: [u8; 32]) -> Self {
         Self {
             width: if vocab_size > 1 << 16 { 4 } else { 2 },
@@ -59,14 +58,14 @@ impl TokenHeader {
     /// Reads the header and compares it with the file's length.
     ///
     /// # Errors
-    /// A file that is none, of another version, or not whole.
+    /// Returns an error if the file is not a token file, has another version, or is incomplete.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let refused = |why: &str| {
             Error::new(
                 ErrorKind::Config,
                 format!("the token file cannot be used: {why}: {}", path.display()),
             )
-            .hint("write it again with `host data tokenize`")
+            .hint("rewrite it with `host data tokenize`")
         };
         let mut file =
             File::open(path).map_err(|error| Error::io("open the token file", path, &error))?;
@@ -79,7 +78,7 @@ impl TokenHeader {
             .map_err(|error| Error::io("read the token file", path, &error))?
             .len();
         if header.count.checked_mul(header.width as u64) != length.checked_sub(HEADER as u64) {
-            return Err(refused("it is cut short"));
+            return Err(refused("it is truncated"));
         }
         Ok(header)
     }
@@ -87,17 +86,19 @@ impl TokenHeader {
     fn decode(bytes: &[u8; HEADER]) -> Result<Self, String> {
         let number = |at: usize| bytes[at..at + 4].try_into().map_or(0, u32::from_le_bytes);
         if bytes[..8] != MAGIC {
-            return Err("it does not begin as one".to_owned());
+            return Err("it has no token file header".to_owned());
         }
         if number(8) != VERSION {
             return Err(format!(
-                "it has version {}, this host reads {VERSION}",
+                "it has version {}, this host reads version {VERSION}",
                 number(8)
             ));
         }
         let width = number(12);
         if width != 2 && width != 4 {
-            return Err(format!("its ids have {width} bytes"));
+            return Err(format!(
+                "its ids are {width} bytes wide, but must be 2 or 4"
+            ));
         }
         let mut tokenizer = [0; 32];
         tokenizer.copy_from_slice(&bytes[32..]);
@@ -123,17 +124,17 @@ impl TokenHeader {
     }
 }
 
-/// The ids of a token file, which stays where it is.
+/// Reads the ids of a memory-mapped token file.
 pub(crate) struct TokenIds {
     map: MemoryMap,
     header: TokenHeader,
-    /// How many ids were passed on.
+    /// Number of ids already returned.
     next: usize,
 }
 
 impl TokenIds {
     /// # Errors
-    /// A file that is no whole token file.
+    /// Returns an error if the file is not a complete token file.
     pub(crate) fn open(path: &Path, file: File) -> Result<Self, Missing> {
         let header = TokenHeader::read(path).map_err(|_| Reason::Damaged)?;
         let map = MemoryMap::open(file)?;
@@ -147,8 +148,8 @@ impl TokenIds {
             .ok_or(Reason::Changed.into())
     }
 
-    /// The next passage, which ends with a document if one ends in it. An id that the vocabulary does
-    /// not have ends the file.
+    /// Returns the next passage. If the passage contains end-of-text tokens, it ends at the last of them.
+    /// Returns an error if an id is outside the vocabulary. After an error, returns `None`.
     pub(crate) fn next(&mut self) -> Option<Result<Passage, Missing>> {
         let count = self.header.count as usize;
         if self.next == count {
@@ -190,7 +191,8 @@ pub(crate) struct TokenWriter<W: Write + Seek> {
 impl<W: Write + Seek> TokenWriter<W> {
     pub(crate) fn new(out: W, header: TokenHeader) -> io::Result<Self> {
         let mut out = BufWriter::with_capacity(1 << 18, out);
-        // The count is not known yet: a file that is left like this is not taken for a whole one.
+        // The header stays zero until the count is known. An unfinished file therefore has no valid header,
+        // and is not read as complete.
         out.write_all(&[0; HEADER])?;
         Ok(Self { out, header })
     }
@@ -203,7 +205,7 @@ impl<W: Write + Seek> TokenWriter<W> {
         Ok(())
     }
 
-    /// Completes the header. The file is whole but not yet synced.
+    /// Writes the header. The file is then complete, but not yet synced.
     pub(crate) fn finish(mut self) -> io::Result<(W, TokenHeader)> {
         self.out.seek(SeekFrom::Start(0))?;
         self.out.write_all(&self.header.encode())?;
@@ -241,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_come_back_in_either_width() {
+    fn ids_round_trip_in_both_widths() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.tokens");
         for (vocab_size, width) in [(65_536, 2), (65_537, 4)] {
@@ -273,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_whole_is_refused() {
+    fn incomplete_files_are_rejected() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.tokens");
         write(&path, TokenHeader::new(300, 0, [7; 32]), &[1, 2, 0]);
@@ -284,18 +286,24 @@ mod tests {
             let message = error.message().to_owned();
             message.split(": ").nth(1).expect("a reason").to_owned()
         };
-        assert_eq!(refused(&whole[..whole.len() - 1]), "it is cut short");
+        assert_eq!(refused(&whole[..whole.len() - 1]), "it is truncated");
         assert_eq!(refused(&whole[..63]), "it is too short");
-        assert_eq!(refused(&[0; 99]), "it does not begin as one");
+        assert_eq!(refused(&[0; 99]), "it has no token file header");
         let with = |at: usize, byte: u8| {
             let mut bytes = whole.clone();
             bytes[at] = byte;
             bytes
         };
-        assert_eq!(refused(&with(8, 2)), "it has version 2, this host reads 1");
-        assert_eq!(refused(&with(12, 3)), "its ids have 3 bytes");
-        assert_eq!(refused(&with(23, 255)), "it is cut short");
-        // An id beyond the vocabulary, 300.
+        assert_eq!(
+            refused(&with(8, 2)),
+            "it has version 2, this host reads version 1"
+        );
+        assert_eq!(
+            refused(&with(12, 3)),
+            "its ids are 3 bytes wide, but must be 2 or 4"
+        );
+        assert_eq!(refused(&with(23, 255)), "it is truncated");
+        // An id outside the vocabulary of 300.
         std::fs::write(&path, with(67, 2)).expect("written");
         assert_eq!(read(&path), [Err(Reason::Damaged.into())]);
     }

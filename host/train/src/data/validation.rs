@@ -7,7 +7,7 @@ use super::left_out::LeftOut;
 use super::packed::Packer;
 use super::workers::Workers;
 
-/// The evaluation's sequences, the same in every evaluation. They stay in memory, four bytes a token.
+/// The evaluation sequences, the same in every evaluation. They are kept in memory, four bytes per token.
 #[derive(Debug)]
 pub(crate) struct Validation {
     pub(crate) sequences: Vec<Box<[u32]>>,
@@ -15,10 +15,10 @@ pub(crate) struct Validation {
 }
 
 impl Validation {
-    /// Packs the files, as many sequences as `limit` says.
+    /// Packs the files into at most `limit` sequences.
     ///
     /// # Errors
-    /// Fewer tokens than one sequence has.
+    /// Returns an error if the files have fewer tokens than one sequence.
     pub(crate) fn read(
         files: Arc<[SourceFile]>,
         workers: &Arc<Workers>,
@@ -36,9 +36,9 @@ impl Validation {
         if sequences.is_empty() {
             return Err(Error::new(
                 ErrorKind::Config,
-                format!("the evaluation data has fewer tokens than one sequence of {seq_length}"),
+                format!("the evaluation data has fewer than {seq_length} tokens, the length of one sequence"),
             )
-            .hint("give more of it by --valid-data, hold out more by a smaller --valid-every, or use a smaller --seq-length"));
+            .hint("add more with --valid-data, hold out more with a smaller --valid-every, or use a smaller --seq-length"));
         }
         Ok(Self {
             sequences,

@@ -6,37 +6,37 @@ use std::io::{
 };
 use std::path::{Path, PathBuf};
 
-/// What is below a folder, each folder once: links are followed, and those that lead back into what was
-/// looked through are passed over, which ends loops.
+/// Walks the content of a folder and visits each folder once. Links are followed, except those to folders
+/// already walked, so loops end.
 ///
-/// What is there under its own name comes first, then what only links lead to, so that a link into the
-/// folder changes no name.
+/// Content that is reachable without links is walked first, then content that is reachable only by links. A
+/// subfolder is therefore visited under its own path, even if a link in the folder points to it.
 #[derive(Default)]
 pub(super) struct Walk {
-    /// Folders, by what they really are, that were looked through.
+    /// Canonical paths of the folders already walked.
     seen: HashSet<PathBuf>,
     /// Folders that cannot be read, and why.
     pub(super) unreadable: Vec<(PathBuf, io::Error)>,
-    /// Links that lead nowhere.
+    /// Broken links.
     pub(super) dangling: Vec<PathBuf>,
 }
 
-/// A file, or a folder below the one that is looked through.
+/// A file, or a folder below the walked folder.
 pub(super) struct Entry {
     pub(super) path: PathBuf,
-    /// The path without links.
+    /// The canonical path.
     pub(super) real: PathBuf,
     pub(super) bytes: u64,
     pub(super) is_folder: bool,
-    /// Whether it has this name by a link.
+    /// Whether it was reached by a link.
     pub(super) is_link: bool,
 }
 
 impl Walk {
-    /// Looks through the folder. What `wants` refuses by its path is neither met nor entered.
+    /// Walks the folder and calls `meet` for each entry. Skips paths for which `wants` returns false.
     ///
     /// # Errors
-    /// The folder itself cannot be read. One below it is put down as unreadable.
+    /// Returns an error if the folder itself cannot be read. Folders below it are added to `unreadable`.
     pub(super) fn folder(
         &mut self,
         top: &Path,
@@ -71,12 +71,13 @@ impl Walk {
                             kind if is_itself && kind != PermissionDenied => {
                                 self.dangling.push(path);
                             }
-                            // It vanished in between, so it is like one that was not there.
+                            // The entry was deleted after the folder was listed.
                             NotFound => {}
                             _ if is_itself || is_folder(&entry) => {
                                 self.unreadable.push((path, error));
                             }
-                            // Names can be listed and nothing more, so one file stands for all.
+                            // The folder's entries can be listed but not accessed, so the folder is reported
+                            // once, instead of each entry.
                             _ => {
                                 self.unreadable.push((folder.clone(), error));
                                 break;

@@ -8,8 +8,8 @@ use host_core::{Error, ErrorKind, Result};
 use super::passage::{Content, Passage};
 use crate::tokenizer::Tokenizer;
 
-/// Threads that tokenise. Whoever submits passages gets each one's tokens by itself, so the order of
-/// results does not depend on how many threads there are or how they are scheduled.
+/// Threads that tokenize. Each submitted passage has its own reply, so the order of results does not
+/// depend on the number of threads or their scheduling.
 #[derive(Debug)]
 pub(crate) struct Workers {
     jobs: Option<SyncSender<Job>>,
@@ -23,7 +23,7 @@ struct Job {
     reply: SyncSender<Option<Vec<u32>>>,
 }
 
-/// The tokens of a passage, at hand or to come.
+/// The tokens of a passage, ready or still being computed.
 #[derive(Debug)]
 pub(crate) enum Pending {
     Ready(Vec<u32>),
@@ -31,7 +31,7 @@ pub(crate) enum Pending {
 }
 
 impl Pending {
-    /// Waits for them. None: the tokenizer could not take the text.
+    /// Waits for the tokens. `None` if the tokenizer failed on the text.
     pub(crate) fn wait(self) -> Option<Vec<u32>> {
         match self {
             Self::Ready(tokens) => Some(tokens),
@@ -41,10 +41,10 @@ impl Pending {
 }
 
 impl Workers {
-    /// Starts so many threads, but at least one.
+    /// Starts `count` threads, at least one.
     ///
     /// # Errors
-    /// A thread that the system does not give.
+    /// Returns an error if the system cannot start a thread.
     pub(crate) fn start(tokenizer: &Arc<Tokenizer>, count: usize) -> Result<Self> {
         let count = count.max(1);
         let (jobs, incoming) = sync_channel::<Job>(2 * count);
@@ -67,14 +67,14 @@ impl Workers {
         Ok(workers)
     }
 
-    /// As many threads as serve a training that uses all cores itself: tokenizing keeps one core busy
-    /// for every million tokens a second or so.
+    /// Returns the default number of threads. It is low, because the run itself uses all cores, and one core
+    /// tokenizes about a million tokens per second.
     pub(crate) fn default_count() -> usize {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         (cores / 2).clamp(1, 8)
     }
 
-    /// Hands over a passage. Waits while the threads have enough to do.
+    /// Submits a passage. Blocks while the queue is full.
     pub(crate) fn submit(&self, passage: Passage) -> Pending {
         let ends_document = passage.ends_document;
         let text = match passage.content {
@@ -83,7 +83,7 @@ impl Workers {
         };
         let (reply, pending) = sync_channel(1);
         if let Some(jobs) = &self.jobs {
-            // If no thread takes it, nobody replies, and whoever waits learns that.
+            // If no thread is left, the reply channel is closed, and `wait` returns `None`.
             let _ = jobs.send(Job {
                 text,
                 ends_document,
@@ -103,7 +103,7 @@ impl Drop for Workers {
     }
 }
 
-/// Until there is nobody to submit any more.
+/// Tokenizes passages until the workers are dropped.
 fn work(incoming: &Mutex<Receiver<Job>>, tokenizer: &Tokenizer) {
     loop {
         let job = incoming

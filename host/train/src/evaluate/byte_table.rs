@@ -2,12 +2,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::tokenizer::ByteLengths;
 
-/// The tokens' bytes where the model is.
+/// The number of bytes of each token, on the model's device.
 pub(crate) struct ByteTable {
-    /// (vocabulary) i64.
+    /// The number of bytes of each token: (vocabulary) i64.
     within: Tensor,
-    /// What a token at the beginning of a text has more or less, and after which tokens a text begins;
-    /// (vocabulary) i64 each. None: the place makes no difference.
+    /// Two tensors, each (vocabulary) i64. The first has the number of additional bytes of each token at the
+    /// beginning of a text, which can be negative. The second is 1 for each token after which a text begins.
+    /// `None` if every token has as many bytes at the beginning of a text as elsewhere.
     begins: Option<(Tensor, Tensor)>,
 }
 
@@ -20,7 +21,8 @@ impl ByteTable {
         }
     }
 
-    /// The bytes of all tokens of (batch, sequence) but each sequence's first: 0-d i64.
+    /// Returns the total number of bytes of the tokens as a 0-d i64. Does not count the first token of each
+    /// sequence. `tokens` is (batch, sequence).
     pub(crate) fn count(&self, tokens: &Tensor) -> Tensor {
         let length = tokens.size()[1] - 1;
         let look_up = |table: &Tensor, from: i64| {
@@ -42,7 +44,7 @@ mod tests {
 
     #[test]
     fn a_token_at_the_beginning_of_a_text_counts_as_such() {
-        // 0 ends a text; 1 is a word with a space before it, 2 one without.
+        // Token 0 ends a text. Token 1 is a word and the space before it; token 2 is a word without a space.
         let lengths = ByteLengths {
             within: vec![0, 4, 3],
             at_begin: vec![0, -1, 0],
@@ -55,7 +57,7 @@ mod tests {
         };
         assert_eq!(count(&[[0, 1, 1, 2]]), 3 + 4 + 3);
         assert_eq!(count(&[[1, 1, 0, 1]]), 4 + 3);
-        // What ends one sequence begins no other.
+        // If the last token of a sequence ends a text, this has no effect on the next sequence.
         assert_eq!(count(&[[1, 1, 1, 0], [1, 1, 1, 1]]), 8 + 12);
     }
 }

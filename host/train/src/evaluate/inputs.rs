@@ -8,8 +8,9 @@ use super::ByteTable;
 use crate::data::Batch;
 use crate::model::Decoder;
 
-/// What can be known of one batch. Beyond the loss, an input is computed when a metric first asks
-/// for it, and once however many ask; the same holds for its copy to the CPU.
+/// The inputs of the metrics for one batch. The loss is computed for every batch. Every other input is
+/// computed only once, when a metric first needs it. An input is copied to the CPU only once, when a metric
+/// first needs the copy.
 pub(super) struct Inputs<'a> {
     /// 0-d f64, on the model's device.
     pub(super) loss_sum: Tensor,
@@ -23,11 +24,12 @@ pub(super) struct Inputs<'a> {
     /// (batch, sequence) i64.
     tokens: Tensor,
     byte_lengths: &'a ByteTable,
-    /// What was asked for, where it was computed.
+    /// The computed inputs, on the device that computed them.
     computed: BTreeMap<Need, Tensor>,
-    /// The same where a metric reads it: `true` is the model's device, `false` the CPU.
+    /// The inputs on the device where a metric reads them. In the key, `true` is the model's device, and
+    /// `false` is the CPU.
     shown: BTreeMap<(Need, bool), Shown>,
-    /// Every computation, in order.
+    /// The inputs that were computed, in the order of their computation.
     #[cfg(test)]
     pub(super) computations: Vec<Need>,
 }
@@ -63,7 +65,8 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    /// The inputs that a metric needs, on the model's device if it `reads_cuda`, else on the CPU.
+    /// Returns the inputs that a metric needs. They are on the model's device if `reads_cuda` is true, else
+    /// on the CPU.
     pub(super) fn views(
         &mut self,
         needs: &[Need],
@@ -106,9 +109,9 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// How many tokens come before each label, the likeliest first and of equally likely ones the lower
-/// id: what argmax picks has rank 0. A NaN comes before everything, so that a broken model is never
-/// right.
+/// Returns the rank of each label. The rank is the number of tokens that come before the label. A token comes
+/// before the label if it is more likely, or if it is equally likely and has a lower id. The token that
+/// argmax picks has rank 0. A NaN ranks before all numbers, so that a broken model never counts as correct.
 fn label_rank(logits: &Tensor, labels: &Tensor) -> Tensor {
     let vocab = logits.size()[logits.dim() - 1];
     let labels = labels.unsqueeze(-1);
@@ -121,7 +124,7 @@ fn label_rank(logits: &Tensor, labels: &Tensor) -> Tensor {
     vocab - behind.sum_dim_intlist(-1, false, Kind::Int64)
 }
 
-/// A tensor as a metric sees it.
+/// A tensor in the form in which a metric receives it.
 struct Shown {
     tensor: Tensor,
     shape: Vec<i64>,
@@ -164,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_equally_likely_tokens_the_lower_id_comes_first_as_argmax_has_it() {
+    fn equally_likely_tokens_are_ranked_by_id_as_in_argmax() {
         let logits = Tensor::from_slice(&[1.0f32, 3.0, 3.0, 0.0, 3.0]);
         let logits = logits.expand([5, -1], false).unsqueeze(0);
         let labels = Tensor::from_slice(&[0i64, 1, 2, 3, 4]).unsqueeze(0);
@@ -174,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn no_label_is_right_among_nans() {
+    fn labels_never_have_rank_0_among_nans() {
         let logits = Tensor::from_slice(&[f32::NAN, 1.0, 2.0, f32::NAN, f32::NAN, f32::NAN]);
         let labels = Tensor::from_slice(&[2i64, 0]).view([1, 2]);
         let ranks = label_rank(&logits.view([1, 2, 3]), &labels);

@@ -1,4 +1,4 @@
-//! Whether a training fits into memory, before it takes any.
+//! Checks that a training run fits into memory, before the run allocates memory.
 
 use host_core::{Error, ErrorKind, Result};
 use tch::Device;
@@ -8,32 +8,35 @@ use super::room::{self, Room};
 use crate::config::TrainConfig;
 use crate::model::{ModelConfig, Shape};
 
-/// The estimate is within this of what is measured, so a training is refused only beyond it.
+/// Measured usage is at least this fraction of the estimate, so a run is rejected only if even this fraction
+/// does not fit.
 const ACCURACY: f64 = 0.85;
 
-/// What a training needs, for people.
+/// A description of the memory that a training run needs, for people to read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Need {
-    /// "1.2 GB of 24.0 GB of memory".
+    /// For example "1.2 GB of 24.0 GB of memory".
     pub(crate) summary: Option<String>,
-    /// It may not fit.
+    /// Set if the run might not fit.
     pub(crate) warning: Option<String>,
 }
 
-/// Memory of one place: main memory, or a device's.
+/// Main memory, or the memory of a device.
 struct Place {
     name: String,
     room: Room,
-    /// What this process has there already, and has had at its most.
+    /// The bytes that this process uses now.
     taken: u64,
+    /// The most bytes that this process has used.
     peak: u64,
     need: fn(&Estimate, Device) -> u64,
 }
 
-/// Compares what `config` takes to train `model` with what there is.
+/// Estimates how much memory training needs, and compares this with the available memory. `model` and
+/// `config` describe the training.
 ///
 /// # Errors
-/// It cannot fit. The hint names changes with which it does.
+/// Returns an error if the run cannot fit. The hint lists changes that make the run fit.
 pub(crate) fn check(config: &TrainConfig, model: &Shape, device: Device) -> Result<Need> {
     let mut places = Vec::new();
     if let (Device::Cuda(index), Some(room)) = (device, Room::of_device(device)) {
@@ -84,7 +87,7 @@ fn judge(places: &[Place], config: &TrainConfig, model: &Shape, device: Device) 
             continue;
         }
         let message = format!(
-            "the training needs about {} more {name}, and {} of {total} are free ({})",
+            "the training needs about {} of free {name}, but only {} of {total} are free (limited by {})",
             size(more),
             size(place.room.free),
             place.room.of,
@@ -99,8 +102,9 @@ fn judge(places: &[Place], config: &TrainConfig, model: &Shape, device: Device) 
     Ok(need)
 }
 
-/// The changes with which it fits, each alone where one is enough, else all that spare the most, else another
-/// model.
+/// Returns a hint with changes that make the run fit. The hint lists each change that is enough by itself. If
+/// there is no such change, it lists the most economical settings and a smaller model, each only if it makes
+/// the run fit.
 fn changes(
     config: &TrainConfig,
     model: &Shape,
@@ -164,7 +168,7 @@ fn changes(
                 "--gradient-checkpointing --train-batch-size 1 --valid-batch-size 1".to_owned(),
             );
         }
-        // The largest first.
+        // Try the largest preset first.
         for name in ModelConfig::presets().rev() {
             let Some(ModelConfig { shape: preset, .. }) = ModelConfig::preset(name) else {
                 continue;
@@ -187,7 +191,7 @@ fn changes(
     }
     match ways.is_empty() {
         true => "train on a machine or a device with more memory".to_owned(),
-        false => format!("it fits with {}", ways.join(", or with ")),
+        false => format!("use {}", ways.join(", or ")),
     }
 }
 
@@ -228,39 +232,33 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_fit_is_refused_and_the_hint_names_what_does() {
+    fn a_run_that_cannot_fit_is_rejected_with_a_hint_that_fits() {
         let largest = |config: &mut TrainConfig| config.model = "codeparrot".to_owned();
         let error = judged(22_000_000_000, largest).expect_err("1.5 billion parameters");
         let message = error.message();
         assert!(
-            message.contains("and 22.0 GB of 24.0 GB are free (the machine)"),
+            message.contains("but only 22.0 GB of 24.0 GB are free (limited by the machine)"),
             "{message}"
         );
-        assert_eq!(
-            error.hint_text(),
-            Some("it fits with --model codeparrot-small")
-        );
+        assert_eq!(error.hint_text(), Some("use --model codeparrot-small"));
 
         let error = judged(500_000_000, |_| ()).expect_err("124 million parameters");
-        assert_eq!(
-            error.hint_text(),
-            Some("it fits with --model demo --seq-length 256")
-        );
+        assert_eq!(error.hint_text(), Some("use --model demo --seq-length 256"));
 
         let wide = |config: &mut TrainConfig| {
             (config.train_batch_size, config.gradient_checkpointing) = (16, false);
         };
-        let error = judged(16_000_000_000, wide).expect_err("that many activations");
+        let error = judged(16_000_000_000, wide).expect_err("too many activations");
         let hint = error.hint_text().expect("a hint");
         assert!(
-            hint.contains("--gradient-checkpointing, or with --train-batch-size"),
+            hint.contains("--gradient-checkpointing, or --train-batch-size"),
             "{hint}"
         );
         assert!(hint.contains("--gradient-accumulation-steps"), "{hint}");
     }
 
     #[test]
-    fn what_may_not_fit_is_a_warning_and_what_fits_is_none() {
+    fn only_a_run_that_may_not_fit_causes_a_warning() {
         let fits = judged(24_000_000_000, |_| ()).expect("fits");
         assert_eq!(fits.warning, None);
         let summary = fits.summary.expect("known");
@@ -273,7 +271,7 @@ mod tests {
         let need = Estimate::of(&config, &model.shape, Device::Cpu).in_main(Device::Cpu);
         assert!(judged(need, |_| ()).expect("just fits").warning.is_none());
         let warning = judged(need - need / 10, |_| ()).expect("may fit").warning;
-        assert!(warning.expect("a warning").contains("; it fits with "));
+        assert!(warning.expect("a warning").contains("; use --"));
         assert!(judged(need - need / 5, |_| ()).is_err());
     }
 }

@@ -1,40 +1,41 @@
-//! What a training will take of the memory, before it takes it.
+//! Estimates the memory that a training run needs.
 
 use tch::{Device, Kind};
 
 use crate::config::TrainConfig;
 use crate::model::{Dtypes, Shape};
 
-/// Bytes of a training at its peak, by what holds them.
+/// The peak memory usage of a training run in bytes, by purpose.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Estimate {
     pub(crate) weights: u64,
     pub(crate) gradients: u64,
     /// AdamW's two moments.
     pub(crate) optimizer: u64,
-    /// The copy that a checkpoint is written from; always in main memory.
+    /// The copy from which a checkpoint is written; always in main memory.
     pub(crate) snapshot: u64,
-    /// What the blocks keep for the backward pass, and what a pass needs for a moment; or what an
-    /// evaluation needs, if that is more.
+    /// The tensors of a training pass: tensors that the blocks keep for the backward pass, and temporary
+    /// tensors. If the tensors of an evaluation need more memory, their size is used instead.
     pub(crate) activations: u64,
-    /// Sequences that wait: the shuffle buffer and its copy in the snapshot.
+    /// Buffered sequences: the shuffle buffer and its copy in the snapshot.
     pub(crate) data: u64,
 }
 
-/// What libtorch, its threads, the store and the service take in main memory beyond what the process has when
-/// the model is made: code that is first used then, kernels that oneDNN compiles, threads' own memory.
-/// Measured; it hardly depends on the model.
+/// Main memory that libtorch, its threads, the store and the service allocate after the model is created. It
+/// includes program code that is loaded when it first runs, kernels compiled by oneDNN, and per-thread
+/// memory. This is a measured value, which hardly depends on the model.
 const PROCESS: u64 = 45 << 20;
 
 impl Estimate {
-    /// What `config` takes to train `model` on `device`.
+    /// Estimates the memory for training `model` with `config` on `device`.
     pub(crate) fn of(config: &TrainConfig, model: &Shape, device: Device) -> Self {
         let sizes = Sizes::of(config, model, device);
         let params = sizes.params;
         let weights = params * sizes.weight_bytes;
         let kept = sizes.kept();
         let head_gradients = 2.0 * sizes.head_weight();
-        // With one micro-batch to a step the gradients come into being while the activations go.
+        // With only one micro-batch per step, no gradients exist before the backward pass. During the
+        // backward pass, they are allocated while the activations are freed.
         let accumulates = config.gradient_accumulation_steps > 1;
         let before_backward = if accumulates { weights } else { 0.0 };
         let at_head = before_backward + kept + sizes.head(head_gradients);
@@ -54,12 +55,12 @@ impl Estimate {
         }
     }
 
-    /// What the device's own memory must hold; of the CPU this is main memory, too.
+    /// Returns the bytes needed in the memory of the device. For the CPU, this is main memory.
     pub(crate) fn on_device(&self) -> u64 {
         self.weights + self.gradients + self.optimizer + self.activations
     }
 
-    /// What main memory must hold for a training on the device, beyond what the process has.
+    /// Returns the bytes of main memory that training on `device` needs in addition to the current usage.
     pub(crate) fn in_main(&self, device: Device) -> u64 {
         let on_device = if device.is_cuda() {
             0
@@ -70,7 +71,7 @@ impl Estimate {
     }
 }
 
-/// The sizes that count, as factors.
+/// The sizes and options that the estimate depends on. The sizes are floating-point numbers.
 struct Sizes {
     layers: f64,
     width: f64,
@@ -82,14 +83,14 @@ struct Sizes {
     eval_batch: f64,
     length: f64,
     checkpointing: bool,
-    /// Of weights, gradients, moments and the residual stream.
+    /// Bytes per element of weights, gradients, moments and the residual stream.
     weight_bytes: f64,
-    /// Of what the matrix products read.
+    /// Bytes per element of the operands of matrix products.
     product_bytes: f64,
-    /// Whether the attention's scores stand in memory as a whole.
+    /// Whether all attention scores exist in memory at once.
     has_scores: bool,
     has_dropout: bool,
-    /// Elements of logits at once in training.
+    /// Number of logits that exist at once in training.
     logits: f64,
 }
 
@@ -111,7 +112,8 @@ impl Sizes {
             checkpointing: config.gradient_checkpointing,
             weight_bytes: bytes(dtypes.param),
             product_bytes: bytes(dtypes.compute),
-            // libtorch's own attention on the CPU leaves its fast path for dropout.
+            // On the CPU, libtorch's attention has a fast path that never has all scores in memory at once.
+            // With dropout, it does not use this path.
             has_scores: !device.is_cuda() && model.dropout.attention > 0.0,
             has_dropout: model.dropout.residual > 0.0,
             logits: crate::model::logits_at_once(device) as f64,
@@ -122,19 +124,20 @@ impl Sizes {
         self.width * self.vocabulary * self.weight_bytes
     }
 
-    /// What one block keeps of a batch for the backward pass.
+    /// Returns the bytes that one block keeps for the backward pass of a batch.
     fn kept_by_block(&self) -> f64 {
         let tokens = self.batch * self.length;
-        // The residual stream before and between its two halves.
+        // The residual stream before the block and between its two halves.
         let residual = 2.0 * self.width * self.weight_bytes;
-        // What the four products read, queries, keys and values, and the activation function's input.
+        // The inputs of the four matrix products; the queries, keys and values; and the activation function's
+        // input.
         let products = (6.0 * self.width + 2.0 * self.inner) * self.product_bytes;
         let dropout = if self.has_dropout {
             2.0 * self.width * self.weight_bytes
         } else {
             0.0
         };
-        // libtorch's attention with scores has queries, keys and values a second time.
+        // If all scores are in memory, libtorch's attention keeps a second copy of queries, keys and values.
         let copies = if self.has_scores {
             3.0 * self.width * self.product_bytes
         } else {
@@ -143,7 +146,7 @@ impl Sizes {
         tokens * (HOLES * (residual + products) + copies + dropout) + SCORES_KEPT * self.scores()
     }
 
-    /// One matrix of attention scores: for each head of each sequence.
+    /// Returns the total bytes of the attention scores of a block: one matrix for each head of each sequence.
     fn scores(&self) -> f64 {
         if !self.has_scores {
             return 0.0;
@@ -151,11 +154,11 @@ impl Sizes {
         self.batch * self.heads * self.length * self.length * self.product_bytes
     }
 
-    /// What is kept of a batch when the backward pass begins.
+    /// Returns the bytes that are in use for a batch when the backward pass begins.
     fn kept(&self) -> f64 {
         let tokens = self.batch * self.length;
         let stream = tokens * self.width * self.weight_bytes;
-        // In mixed precision the weights stand a second time, as the products read them.
+        // Mixed precision keeps a second copy of the weights, in the type of the matrix products.
         let casts = if self.product_bytes < self.weight_bytes {
             self.params * self.product_bytes
         } else {
@@ -170,15 +173,15 @@ impl Sizes {
             + 2.0 * stream
     }
 
-    /// What the head and its loss take for a moment.
+    /// Returns the temporary bytes of the head and its loss.
     fn head(&self, gradients: f64) -> f64 {
         let tokens = self.batch * self.length;
         let logits = self.logits.min(tokens.max(64.0) * self.vocabulary) * self.weight_bytes;
         3.0 * logits + gradients + 4.0 * tokens * self.width * self.weight_bytes
     }
 
-    /// What the backward pass of one block takes for a moment; with gradient checkpointing it keeps what the
-    /// others need not.
+    /// Returns the temporary bytes of the backward pass of one block. With gradient checkpointing, they
+    /// include the tensors that the block keeps, because the block is computed again.
     fn block_backward(&self) -> f64 {
         let tokens = self.batch * self.length;
         let again = if self.checkpointing {
@@ -191,26 +194,28 @@ impl Sizes {
             + SCORES_MOMENT * self.scores()
     }
 
-    /// What an evaluation takes for a moment: the logits and their logarithms.
+    /// Returns the temporary bytes of an evaluation: the logits and the log-probabilities.
     fn evaluation(&self) -> f64 {
         2.0 * self.eval_batch * self.length * self.vocabulary * self.weight_bytes
     }
 }
 
-/// What a block keeps lies between what it needed for a moment; measured over batches and widths.
+/// Factor for memory fragmentation: freed temporary tensors leave gaps between the tensors that a block
+/// keeps. The value was measured for several batch sizes and widths.
 const HOLES: f64 = 1.5;
 
-/// Matrices of scores that libtorch's attention with dropout keeps: probabilities, the mask, their product.
+/// Number of score matrices that libtorch's attention with dropout keeps: the probabilities, the mask, and
+/// the product of the two.
 const SCORES_KEPT: f64 = 3.0;
 
-/// Those that exist for a moment on the way back.
+/// Number of score matrices that exist temporarily during the backward pass.
 const SCORES_MOMENT: f64 = 5.0;
 
-/// Matrices of the feed-forward layer's width that exist for a moment on the way back: gradients, and the
-/// products' operands in the order in which they are read.
+/// Number of temporary matrices during the backward pass that have the width of the feed-forward layer. Some
+/// are gradients. The others are copies of operands of matrix products, in a different memory layout.
 const INNER_MOMENT: f64 = 5.0;
 
-/// Freed pieces of memory that are too small for what comes next.
+/// Overhead of fragmentation: freed blocks of memory can be too small for later allocations.
 const FRAGMENTATION: f64 = 1.05;
 
 fn bytes(number: f64) -> u64 {

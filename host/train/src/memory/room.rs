@@ -1,4 +1,4 @@
-//! How much memory there is to take.
+//! Determines how much memory is available.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,26 +9,27 @@ use tch::Device;
 
 use crate::torch_shim;
 
-/// Memory of one kind, in bytes.
+/// The available memory of one kind, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Room {
-    /// What may be taken beyond what this process has.
+    /// What this process can allocate in addition to what it uses now.
     pub(crate) free: u64,
-    /// All there is, whoever has it.
+    /// The total amount, including used memory.
     pub(crate) total: u64,
-    /// What sets the limit.
+    /// The source of the limit.
     pub(crate) of: &'static str,
 }
 
 impl Room {
-    /// Main memory for this process: the least of what the machine has left, swap included, what a control
-    /// group (a container, a Slurm job) allows, and what `ulimit -v` allows. None where the system does not say.
+    /// Returns the main memory available to this process. There are three limits: the machine's memory,
+    /// including swap; the limit of a control group, such as a container or a Slurm job; and `ulimit -v`. The
+    /// limit that leaves the least memory counts. Returns `None` if the system reports none of these limits.
     pub(crate) fn main() -> Option<Self> {
         let rooms = [machine(), control_group(), address_space()];
         rooms.into_iter().flatten().min_by_key(|room| room.free)
     }
 
-    /// A CUDA device's own memory. None for the CPU, which works in main memory.
+    /// Returns the memory of a CUDA device, or `None` for the CPU, which uses main memory.
     pub(crate) fn of_device(device: Device) -> Option<Self> {
         let Device::Cuda(index) = device else {
             return None;
@@ -39,7 +40,7 @@ impl Room {
     }
 }
 
-/// What this process has in main memory now, and the most that it had.
+/// Returns the main memory that this process uses now, and its peak usage.
 pub(crate) fn resident() -> Option<(u64, u64)> {
     let status = Process::myself().and_then(|me| me.status()).ok()?;
     Some((status.vmrss? << 10, status.vmhwm? << 10))
@@ -67,7 +68,7 @@ fn address_space() -> Option<Room> {
     })
 }
 
-/// The tightest of this process's control groups and of those they are in.
+/// Returns the tightest limit. This process's control groups and all their ancestors can have limits.
 fn control_group() -> Option<Room> {
     let groups = Process::myself().and_then(|me| me.cgroups()).ok()?;
     let below = |base: &str, path: &str| {
@@ -103,9 +104,11 @@ fn control_group() -> Option<Room> {
     rooms.into_iter().min_by_key(|room| room.free)
 }
 
-/// A control group's room. The page cache counts to what it has, and gives way.
+/// Returns a control group's available memory. The reported usage includes the page cache. The kernel can
+/// reclaim the inactive part of the cache, so that part counts as free.
 fn limited(folder: &Path, limit: &str, usage: &str, cache: &str) -> Option<Room> {
-    // Version 1 states no limit as a number near the largest; version 2 as a word.
+    // If there is no limit, cgroup v1 reports a number near `i64::MAX`, and cgroup v2 reports the word
+    // `max`.
     const NO_LIMIT: u64 = 1 << 60;
     let number = |file: &str| -> Option<u64> {
         let text = fs::read_to_string(folder.join(file)).ok()?;
@@ -130,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_machine_has_room_and_this_process_takes_some() {
+    fn this_machine_has_free_memory_and_this_process_uses_some() {
         let room = Room::main().expect("known on Linux");
         assert!(room.free > 1 << 20 && room.free <= room.total, "{room:?}");
         let (now, most) = resident().expect("known on Linux");
@@ -170,7 +173,7 @@ mod tests {
                 of
             })
         );
-        // Version 1's word for no limit.
+        // The number that cgroup v1 reports if there is no limit.
         write("memory.limit_in_bytes", "9223372036854771712\n");
         write("memory.usage_in_bytes", "700\n");
         let v1 = limited(

@@ -1,19 +1,19 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// What a feed-forward layer applies between its two products, by transformers' names.
+/// The activation function of a feed-forward layer. The variants have the names that transformers uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Activation {
-    /// GPT-2's own: GELU by its approximation with tanh.
+    /// GPT-2's function: GELU, approximated with tanh.
     GeluNew,
-    /// The same under another name.
+    /// Another name for `GeluNew`.
     GeluPytorchTanh,
-    /// GELU itself, by the error function.
+    /// Exact GELU, with the error function.
     Gelu,
     Relu,
     Silu,
-    /// SiLU's older name.
+    /// An older name of SiLU.
     Swish,
     Tanh,
 }
@@ -35,12 +35,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_name_is_its_function() {
+    fn each_name_selects_its_function() {
         let x = 0.7_f64;
         let tanh_form = 0.5
             * x
             * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh());
-        // x times the normal distribution's share below x, from a table of it.
+        // x times the cumulative normal distribution at x. The value of the distribution is from a table.
         let exact = x * 0.758_036_347_8;
         let silu = x / (1.0 + (-x).exp());
         for (name, expected) in [

@@ -3,13 +3,14 @@ use tch::Tensor;
 use super::layers::Linear;
 use crate::torch_shim;
 
-/// Keys and values of the tokens that a block has seen: (batch, heads, time, width of a head) each.
+/// Keys and values of a block's previous tokens. Both tensors have the shape (batch, heads, time, width of a
+/// head).
 pub(crate) type Past = (Tensor, Tensor);
 
 /// Causal self-attention.
 #[derive(Debug)]
 pub(super) struct Attention {
-    /// Queries, keys and values side by side.
+    /// Projects the input to queries, keys and values, which are concatenated.
     pub(super) qkv: Linear,
     pub(super) out: Linear,
     pub(super) heads: i64,
@@ -18,8 +19,9 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    /// (batch, time, width) `compute` of (batch, time, width). With `past`, over what it holds as well; it
-    /// then holds these tokens, too.
+    /// Maps (batch, time, width) to (batch, time, width) of the type `Dtypes::compute`. If `past` is given,
+    /// the new tokens also attend to the previous tokens. The keys and values of the new tokens are then
+    /// added to `past`.
     pub(super) fn forward(
         &self,
         x: &Tensor,
@@ -34,7 +36,8 @@ impl Attention {
         self.out.forward(&attended)
     }
 
-    /// One new token sees all of the past; several come only without one.
+    /// Attends to the previous and the new tokens. If there are previous tokens, there must be only one new
+    /// token, because no causal mask is applied in that case.
     fn attend_after(&self, qkv: &Tensor, past: &mut Option<Past>) -> Tensor {
         let (batch, time, width) = (qkv.size()[0], qkv.size()[1], qkv.size()[2] / 3);
         let parts = qkv

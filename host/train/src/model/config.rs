@@ -9,42 +9,43 @@ use super::params::ParamMaker;
 use super::{Dtypes, Layers};
 use crate::regular_file::{self, SMALL};
 
-/// A model's configuration: the `config.json` of its family, and the shape that it means.
+/// A model's configuration: the content of `config.json` in the family's format, and the shape derived from
+/// it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ModelConfig {
     pub(crate) shape: Shape,
     pub(super) family: Family,
 }
 
-/// Whose names and layers a model has.
+/// The model family, which defines names and layers.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Family {
     Gpt2(Gpt2Config),
 }
 
 impl Family {
-    /// The layers, with new weights.
+    /// Creates the layers with new weights.
     pub(super) fn layers(&self, dtypes: Dtypes, maker: &mut ParamMaker) -> Layers {
         match self {
             Self::Gpt2(config) => config.layers(dtypes, maker),
         }
     }
 
-    /// The name of a tensor in full, where a file leaves a prefix out.
+    /// Returns the full name of a tensor whose name in a file is `name`. Some files omit a prefix.
     pub(super) fn full_name(&self, name: &str) -> String {
         match self {
             Self::Gpt2(_) => gpt2::full_name(name),
         }
     }
 
-    /// Whether a file may have a tensor of this name that is no weight.
+    /// Returns whether a tensor with this name must be ignored, because it is not a weight.
     pub(super) fn is_obsolete(&self, full_name: &str) -> bool {
         match self {
             Self::Gpt2(_) => gpt2::is_obsolete(full_name),
         }
     }
 
-    /// The name of the output layer, and of the embedding that it may be tied to.
+    /// Returns the names of two tensors: the output layer, and the embedding that can share its weights.
     pub(super) fn tied(&self) -> [&'static str; 2] {
         match self {
             Self::Gpt2(_) => [gpt2::HEAD, gpt2::EMBEDDING],
@@ -52,31 +53,31 @@ impl Family {
     }
 }
 
-/// The sizes of a decoder, in no family's names.
+/// The sizes of a decoder. The names of these fields do not depend on the family.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Shape {
-    /// Rows of the embedding.
+    /// Number of rows of the embedding.
     pub(crate) vocab_size: i64,
-    /// Tokens in a sequence at most.
+    /// Maximum number of tokens in a sequence.
     pub(crate) positions: i64,
     pub(crate) layers: i64,
     pub(crate) width: i64,
     pub(crate) heads: i64,
     /// Width of the feed-forward layers.
     pub(crate) inner: i64,
-    /// Whether the output layer is the embedding.
+    /// Whether the output layer shares the weights of the embedding.
     pub(crate) ties_embeddings: bool,
     pub(crate) dropout: Dropout,
 }
 
-/// Why a `config.json` cannot be used, and the way out.
+/// The reason why a `config.json` cannot be used, and a hint.
 pub(super) struct Unusable {
     pub(super) fault: String,
     pub(super) hint: &'static str,
 }
 
 impl Shape {
-    /// Trainable numbers; tied weights count once.
+    /// Returns the number of trainable parameters; tied weights count once.
     pub(crate) fn parameters(&self) -> i64 {
         let (width, inner) = (self.width, self.inner);
         let block = 4 * width * width + 2 * width * inner + 9 * width + inner;
@@ -93,17 +94,17 @@ impl ModelConfig {
         }
     }
 
-    /// The presets by name, the smaller ones first.
+    /// Returns the names of the presets, from the smallest to the largest.
     pub(crate) fn presets() -> impl DoubleEndedIterator<Item = &'static str> {
         gpt2::PRESETS.iter().map(|preset| preset.0)
     }
 
-    /// The configuration that a preset's name stands for.
+    /// Returns the configuration of a preset, or `None` if there is no preset with this name.
     pub(crate) fn preset(name: &str) -> Option<Self> {
         Gpt2Config::preset(name).map(Self::of_gpt2)
     }
 
-    /// The same with another number of rows.
+    /// Returns the same configuration with a different number of embedding rows.
     pub(crate) fn with_vocab_size(&self, vocab_size: i64) -> Self {
         let Family::Gpt2(config) = &self.family;
         Self::of_gpt2(Gpt2Config {
@@ -112,26 +113,27 @@ impl ModelConfig {
         })
     }
 
-    /// The family's name, for people.
+    /// Returns the family's name for display.
     pub(crate) fn title(&self) -> &'static str {
         let Family::Gpt2(_) = &self.family;
         gpt2::TITLE
     }
 
-    /// What two configurations differ in first, by the family's name for it, but for the rows of the
-    /// vocabulary and what is only said.
+    /// Returns the first setting that differs between two configurations. The result is the setting's name in
+    /// the family's `config.json`. Ignores the size of the vocabulary and settings that do not affect a
+    /// resumed run.
     pub(crate) fn difference(&self, other: &Self) -> Option<&'static str> {
         let (Family::Gpt2(one), Family::Gpt2(two)) = (&self.family, &other.family);
         one.difference(two)
     }
 
-    /// `config.json` as transformers reads it.
+    /// Returns the `config.json` for transformers.
     pub(crate) fn to_json(&self, end_of_text: i64, dtype: &str) -> Value {
         let Family::Gpt2(config) = &self.family;
         config.to_json(end_of_text, dtype)
     }
 
-    /// Reads a `config.json`, and whether it states the size of the vocabulary.
+    /// Reads a `config.json`. Also returns whether the file contains the size of the vocabulary.
     pub(super) fn read(file: &Path) -> Result<(Self, bool)> {
         let text = regular_file::read(file, SMALL)
             .map_err(|error| Error::io("read the model's configuration", file, &error))?;
@@ -141,8 +143,8 @@ impl ModelConfig {
             Error::new(ErrorKind::Config, message).hint(hint)
         };
         if regular_file::is_lfs_pointer(&text) {
-            let fault = "it is a pointer of Git LFS".to_owned();
-            let hint = "fetch the file in its repository with `git lfs pull`";
+            let fault = "it is a Git LFS pointer".to_owned();
+            let hint = "run `git lfs pull` in the repository to fetch the file";
             return Err(unusable(Unusable { fault, hint }));
         }
         let json: Value = serde_json::from_slice(&text).map_err(|error| {
@@ -158,8 +160,8 @@ impl ModelConfig {
             None if kind.is_null() => Gpt2Config::read(json),
             Some("gpt2") => Gpt2Config::read(json),
             _ => Err(Unusable {
-                fault: format!("model_type is {kind}, and only \"gpt2\" is known"),
-                hint: "use a model of GPT-2's architecture",
+                fault: format!("model_type is {kind}, but only \"gpt2\" is supported"),
+                hint: "use a model with the GPT-2 architecture",
             }),
         };
         Ok((Self::of_gpt2(config.map_err(unusable)?), stated))

@@ -1,5 +1,4 @@
-//! GPT-2 as transformers' `modeling_gpt2.py` has it: its `config.json`, the names of its tensors, and its
-//! layers.
+//! GPT-2 as in transformers' `modeling_gpt2.py`: the `config.json`, the names of the tensors, and the layers.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -11,13 +10,13 @@ use super::layers::{Block, Dropout, Embedding, Linear, Mlp, Norm};
 use super::params::ParamMaker;
 use super::{Dtypes, Layers};
 
-/// The name of the family, for people.
+/// The family's name for display.
 pub(super) const TITLE: &str = "GPT-2";
-/// The output layer, and the embedding that it is tied to.
+/// The names of two tensors that can be tied: the output layer's and the embedding's.
 pub(super) const HEAD: &str = "lm_head.weight";
 pub(super) const EMBEDDING: &str = "wte.weight";
 
-/// GPT-2's configuration, by the names of transformers' `GPT2Config`, with its defaults.
+/// GPT-2's configuration, with the names and the defaults of transformers' `GPT2Config`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Gpt2Config {
@@ -38,7 +37,8 @@ pub(super) struct Gpt2Config {
     pub(super) scale_attn_by_inverse_layer_idx: bool,
     pub(super) reorder_and_upcast_attn: bool,
     pub(super) tie_word_embeddings: bool,
-    /// What else the file says: kept, since the checkpoint's `config.json` is written from this.
+    /// All other keys of `config.json`. They are kept because the checkpoint's `config.json` is written from
+    /// this struct.
     #[serde(flatten)]
     pub(super) rest: Map<String, Value>,
 }
@@ -68,7 +68,7 @@ impl Default for Gpt2Config {
     }
 }
 
-/// Shapes by name: (name, layers, width, heads, positions, vocabulary).
+/// The presets: (name, layers, width, heads, positions, vocabulary).
 pub(super) const PRESETS: [(&str, i64, i64, i64, i64, i64); 5] = [
     ("tiny", 2, 64, 4, 128, 1024),
     ("demo", 4, 256, 4, 256, 4096),
@@ -77,13 +77,13 @@ pub(super) const PRESETS: [(&str, i64, i64, i64, i64, i64); 5] = [
     ("codeparrot", 48, 1600, 25, 1024, 32_768),
 ];
 
-pub(super) const OF_GPT2: &str = "it must be the config.json of a GPT-2, as transformers writes it";
+pub(super) const OF_GPT2: &str = "use the config.json of a GPT-2 model, as written by transformers";
 
-/// The largest size of anything: what is computed with sizes then fits into 64 bits.
+/// The maximum value of each size. It ensures that products of sizes fit into 64 bits.
 const LARGEST: i64 = 1 << 24;
 
 impl Gpt2Config {
-    /// The shape that a preset's name stands for.
+    /// Returns the configuration of a preset, or `None` if there is no preset with this name.
     pub(super) fn preset(name: &str) -> Option<Self> {
         let &(_, n_layer, n_embd, n_head, n_positions, vocab_size) =
             PRESETS.iter().find(|preset| preset.0 == name)?;
@@ -96,26 +96,26 @@ impl Gpt2Config {
             ..Self::default()
         };
         if name.starts_with("codeparrot") {
-            // As CodeParrot's initialize_model.py has it.
+            // As in CodeParrot's initialize_model.py.
             config.scale_attn_by_inverse_layer_idx = true;
             config.reorder_and_upcast_attn = true;
         }
         if matches!(name, "tiny" | "demo") {
-            // Small models on little data do not overfit in the time they are given.
+            // No dropout: these small models are trained for too short a time to overfit.
             (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) = (0.0, 0.0, 0.0);
         }
         Some(config)
     }
 
-    /// The configuration that a `config.json` states.
+    /// Reads the configuration from the content of a `config.json`.
     pub(super) fn read(json: Value) -> Result<Self, Unusable> {
         if let Some(name) = json.get("activation_function")
             && serde_json::from_value::<Activation>(name.clone()).is_err()
         {
-            let fault = format!("activation_function {name} is not built in");
+            let fault = format!("activation_function {name} is not supported");
             return Err(Unusable {
                 fault,
-                hint: "there are gelu_new, gelu_pytorch_tanh, gelu, relu, silu, swish and tanh",
+                hint: "use gelu_new, gelu_pytorch_tanh, gelu, relu, silu, swish or tanh",
             });
         }
         let of_gpt2 = |fault| Unusable {
@@ -130,7 +130,7 @@ impl Gpt2Config {
         }
     }
 
-    /// What it means, in no family's names.
+    /// Returns the shape of the model.
     pub(super) fn shape(&self) -> Shape {
         Shape {
             vocab_size: self.vocab_size,
@@ -163,11 +163,11 @@ impl Gpt2Config {
             ("n_inner", inner),
         ];
         if let Some((name, size)) = sizes.iter().find(|(_, size)| !(1..=LARGEST).contains(size)) {
-            return Some(format!("{name} is {size}, and not in 1 to {LARGEST}"));
+            return Some(format!("{name} is {size}, but must be from 1 to {LARGEST}"));
         }
         if self.n_embd % self.n_head != 0 {
             let (width, heads) = (self.n_embd, self.n_head);
-            return Some(format!("n_embd {width} does not divide by n_head {heads}"));
+            return Some(format!("n_embd {width} is not divisible by n_head {heads}"));
         }
         let dropouts = [
             ("resid_pdrop", self.resid_pdrop),
@@ -175,17 +175,18 @@ impl Gpt2Config {
             ("attn_pdrop", self.attn_pdrop),
         ];
         if let Some((name, p)) = dropouts.iter().find(|(_, p)| !(0.0..1.0).contains(p)) {
-            return Some(format!("{name} is {p}, and not in 0 to below 1"));
+            return Some(format!("{name} is {p}, but must be at least 0 and below 1"));
         }
         let others = [
             ("initializer_range", self.initializer_range),
             ("layer_norm_epsilon", self.layer_norm_epsilon),
         ];
         let (name, value) = others.iter().find(|(_, value)| *value < 0.0)?;
-        Some(format!("{name} is {value}, and must not be negative"))
+        Some(format!("{name} is {value}, but must not be negative"))
     }
 
-    /// What two configurations differ in first, but for the rows of the vocabulary and what is only said.
+    /// Returns the first setting in which two configurations differ. Ignores the size of the vocabulary. Also
+    /// ignores settings that do not affect a resumed run.
     pub(super) fn difference(&self, other: &Self) -> Option<&'static str> {
         let of = |config: &Self| {
             serde_json::to_value(Self {
@@ -213,7 +214,7 @@ impl Gpt2Config {
         names.into_iter().find(|name| one[name] != two[name])
     }
 
-    /// `config.json` as transformers reads it.
+    /// Returns the `config.json` for transformers.
     pub(super) fn to_json(&self, end_of_text: i64, dtype: &str) -> Value {
         let mut json = serde_json::to_value(self).unwrap_or_default();
         if let Value::Object(map) = &mut json {
@@ -224,15 +225,16 @@ impl Gpt2Config {
             map.insert("bos_token_id".to_owned(), end_of_text.into());
             map.insert("eos_token_id".to_owned(), end_of_text.into());
             map.insert("dtype".to_owned(), dtype.into());
-            map.remove("torch_dtype"); // dtype's older name
+            map.remove("torch_dtype"); // the older name of `dtype`
             map.sort_keys();
         }
         json
     }
 
-    /// The layers with new weights: normal with deviation `initializer_range`, the projections into the
-    /// residual stream scaled by 1/sqrt(2 layers) (GPT-2's paper, section 2.3), norms 1, biases 0. In the
-    /// order of transformers' `named_parameters`.
+    /// Creates the layers with new weights, in the order of transformers' `named_parameters`. Weights are
+    /// drawn from a normal distribution with standard deviation `initializer_range`. The weights of
+    /// projections into the residual stream are scaled by 1/sqrt(2 · layers) (GPT-2 paper, section 2.3).
+    /// Norms are 1 and biases 0.
     pub(super) fn layers(&self, dtypes: Dtypes, maker: &mut ParamMaker) -> Layers {
         let (width, inner, std) = (self.n_embd, self.inner(), self.initializer_range);
         let residual_std = std / ((2 * self.n_layer) as f64).sqrt();
@@ -295,7 +297,8 @@ impl Gpt2Config {
     }
 }
 
-/// A tensor's name as a parameter has it: files of the bare transformer lack the prefix.
+/// Returns the full parameter name of a tensor. In files that contain the transformer without its head, the
+/// names lack the prefix `transformer.`.
 pub(super) fn full_name(name: &str) -> String {
     if name.starts_with("transformer.") || name == HEAD {
         name.to_owned()
@@ -304,7 +307,7 @@ pub(super) fn full_name(name: &str) -> String {
     }
 }
 
-/// Whether a tensor is one that old files have beside the parameters: a causal mask.
+/// Returns whether a tensor is a causal mask. Old files contain these masks in addition to the parameters.
 pub(super) fn is_obsolete(full_name: &str) -> bool {
     full_name.ends_with(".attn.bias") || full_name.ends_with(".attn.masked_bias")
 }

@@ -1,4 +1,4 @@
-//! The layers of a decoder. `param` and `compute` in their contracts are those of
+//! The layers of a decoder. `param` and `compute` in their documentation are the types in
 //! [`Dtypes`](super::precision::Dtypes).
 
 use tch::{Kind, Tensor};
@@ -7,7 +7,7 @@ use super::activation::Activation;
 use super::attention::{Attention, Past};
 use crate::torch_shim;
 
-/// Probabilities of dropout; all 0 when the model is not training.
+/// Dropout probabilities; all 0 outside training.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Dropout {
     pub(crate) embedding: f64,
@@ -15,7 +15,7 @@ pub(crate) struct Dropout {
     pub(crate) residual: f64,
 }
 
-/// Tokens and their positions.
+/// The embeddings of tokens and positions.
 #[derive(Debug)]
 pub(super) struct Embedding {
     /// (vocabulary, width)
@@ -24,8 +24,8 @@ pub(super) struct Embedding {
     pub(super) positions: Tensor,
 }
 
-/// A block of the decoder: attention and a feed-forward layer, each behind a norm and beside the residual
-/// stream.
+/// A block of the decoder: attention and a feed-forward layer, each with a norm before it and a residual
+/// connection around it.
 #[derive(Debug)]
 pub(super) struct Block {
     pub(super) attention_norm: Norm,
@@ -50,7 +50,7 @@ pub(super) struct Norm {
     pub(super) eps: f64,
 }
 
-/// A linear layer whose weight is (in, out), as GPT-2's `Conv1D`.
+/// A linear layer with a weight of shape (in, out), like GPT-2's `Conv1D`.
 #[derive(Debug)]
 pub(super) struct Linear {
     pub(super) weight: Tensor,
@@ -59,7 +59,8 @@ pub(super) struct Linear {
 }
 
 impl Embedding {
-    /// (batch, time, width) `param` of (batch, time) i64 tokens, the first of which is at `position`.
+    /// Maps i64 tokens of shape (batch, time) to `param` embeddings of shape (batch, time, width). `position`
+    /// is the position of the first token.
     pub(super) fn forward(&self, tokens: &Tensor, position: i64, dropout: Dropout) -> Tensor {
         let embedded = Tensor::embedding(&self.tokens, tokens, -1, false, false);
         let positions = self.positions.narrow(0, position, tokens.size()[1]);
@@ -68,8 +69,8 @@ impl Embedding {
 }
 
 impl Block {
-    /// (batch, time, width) `param` of the same. With `past`, attends over what it holds as well, and adds
-    /// to it.
+    /// Maps a `param` tensor of shape (batch, time, width) to a tensor of the same shape and type. With
+    /// `past`, also attends to the previous tokens, and adds the keys and values of the new tokens to `past`.
     pub(super) fn forward(
         &self,
         x: &Tensor,
@@ -85,7 +86,7 @@ impl Block {
 }
 
 impl Mlp {
-    /// (…, width) `compute` of (…, width).
+    /// Maps a tensor of shape (…, width) to a `compute` tensor of the same shape.
     fn forward(&self, x: &Tensor) -> Tensor {
         let inner = self.activation.apply(&self.up.forward(x));
         self.down.forward(&inner)
@@ -93,7 +94,7 @@ impl Mlp {
 }
 
 impl Norm {
-    /// (…, width) `param` of the same.
+    /// Maps a `param` tensor of shape (…, width) to a tensor of the same shape and type.
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
         let (weight, bias) = (Some(&self.weight), Some(&self.bias));
         x.layer_norm(self.weight.size(), weight, bias, self.eps, true)
@@ -101,7 +102,7 @@ impl Norm {
 }
 
 impl Linear {
-    /// (…, out) `compute` of (…, in), which it casts.
+    /// Casts a tensor of shape (…, in) to `compute`, and maps it to a tensor of shape (…, out).
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
         let mut shape = x.size();
         let (from, to) = (self.weight.size()[0], self.weight.size()[1]);

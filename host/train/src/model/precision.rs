@@ -2,7 +2,7 @@ use tch::Kind;
 
 use crate::config::Precision;
 
-/// The types that a training computes with. This is the only place that chooses them.
+/// The data types of a training run. They are chosen only here.
 ///
 /// | precision | parameters, gradients | products | optimizer |
 /// |---|---|---|---|
@@ -10,17 +10,18 @@ use crate::config::Precision;
 /// | f64 | f64 | f64 | f64 |
 /// | bf16 | f32 | bf16 | f32 |
 ///
-/// Every layer states what it takes and returns in these terms, and casts its parameters itself. Another
-/// compute type is another row of this table. The optimizer updates the parameters themselves, so a master
-/// copy in another type than theirs would also change `optimizer.rs`.
+/// Every layer documents the types of its inputs and outputs with the field names `param` and `compute`, and
+/// casts its parameters itself. A new compute type needs only a new row in this table. The optimizer updates
+/// the parameters in place. If it had its own copy of the parameters in another type, `optimizer.rs` would
+/// have to change, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Dtypes {
-    /// The parameters as the layers see them, their gradients, and the residual stream between the layers:
-    /// embeddings, norms and the loss compute in it.
+    /// The type of the layers' parameters, their gradients and the residual stream. Embeddings, norms and the
+    /// loss are computed in this type.
     pub(crate) param: Kind,
-    /// What matrix products, attention and activation functions compute in.
+    /// The type in which matrix products, attention and activation functions are computed.
     pub(crate) compute: Kind,
-    /// The parameters as the optimizer updates them, and its state.
+    /// The type of the parameters that the optimizer updates, and of the optimizer's state.
     pub(crate) master: Kind,
 }
 
@@ -41,7 +42,7 @@ impl Dtypes {
         }
     }
 
-    /// The parameters' type by its name in `config.json`.
+    /// Returns the name of the parameters' type in `config.json`.
     pub(crate) fn name(self) -> &'static str {
         match self.master {
             Kind::Double => "float64",

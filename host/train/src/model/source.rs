@@ -6,28 +6,27 @@ use super::config::ModelConfig;
 use crate::manifest::verify_part;
 use crate::weight_files::{WeightFiles, is_weights};
 
-/// Where `model` points.
+/// The configured model.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ModelSource {
     pub(crate) config: ModelConfig,
-    /// Whether the number of rows is a file's own, and not a preset's or a default.
+    /// Whether a `config.json` contains the size of the vocabulary; false for presets and for the default.
     pub(crate) states_vocabulary: bool,
-    /// The folder that holds the `config.json`, if `model` is not a preset.
+    /// The folder that contains the `config.json`, if `model` is not a preset.
     pub(crate) folder: Option<PathBuf>,
-    /// Whether `model` is that folder, of which all counts, and not the `config.json` in it, which says the
-    /// shape only.
+    /// Whether `model` is a folder. If `model` is a `config.json`, weights next to that file are ignored.
     pub(crate) is_folder: bool,
-    /// Whether that folder has weights to begin with.
+    /// Whether the folder contains weights to start from.
     pub(crate) has_weights: bool,
-    /// What of the folder is not read, in a sentence.
+    /// A message for the user about files in the folder that are not read.
     pub(crate) ignored: Option<String>,
 }
 
 impl ModelSource {
-    /// Reads what `model` names: a preset, a `config.json`, or a folder that has one.
+    /// Reads a preset, a `config.json`, or a folder with a `config.json`.
     ///
     /// # Errors
-    /// A name that is neither, or a configuration that is not a GPT-2's.
+    /// Returns an error if `model` is none of these, or the configuration is not that of a GPT-2 model.
     pub(crate) fn read(model: &str) -> Result<Self> {
         if let Some(config) = ModelConfig::preset(model) {
             return Ok(Self {
@@ -42,8 +41,9 @@ impl ModelSource {
         let path = Path::new(model);
         let has = |name: &str| path.join(name).symlink_metadata().is_ok();
         match (path.is_dir(), path.parent()) {
-            // A checkpoint proves what is taken from it. In a copy of one, weights and tokenizer may have
-            // been put into other files, which say so themselves.
+            // If the folder is a checkpoint, its files are compared with its manifest. The weight and
+            // tokenizer files that the manifest lists can be missing, because a copy of a checkpoint can
+            // store the weights and the tokenizer under other file names.
             (true, _) => {
                 let weights = WeightFiles::find(path)?;
                 verify_part(path, &|name| match name {
@@ -58,11 +58,10 @@ impl ModelSource {
         Self::of(path)
     }
 
-    /// The same of a folder, which may be a checkpoint whose files were compared with its manifest before, or
-    /// of a `config.json`.
+    /// Reads a `config.json` or a folder with one, without comparing the files with a manifest.
     ///
     /// # Errors
-    /// As [`ModelSource::read`].
+    /// See [`ModelSource::read`].
     pub(crate) fn of(path: &Path) -> Result<Self> {
         let is_folder = path.is_dir();
         let file = match is_folder {
@@ -73,9 +72,9 @@ impl ModelSource {
             return Err(no_config(path, is_folder));
         }
         if !is_folder && is_weights(&file.file_name().unwrap_or_default().to_string_lossy()) {
-            let message = format!("model names a file of weights: {}", path.display());
+            let message = format!("model is a file of weights: {}", path.display());
             return Err(Error::new(ErrorKind::Config, message)
-                .hint("name the folder that has it and the model's config.json"));
+                .hint("use a folder that contains this file and the model's config.json"));
         }
         let (config, states_vocabulary) = ModelConfig::read(&file)?;
         let weights = match is_folder {
@@ -98,7 +97,7 @@ fn no_config(path: &Path, is_folder: bool) -> Error {
     if is_folder {
         let message = format!("the model's folder has no config.json: {model}");
         return Error::new(ErrorKind::Config, message)
-            .hint("fetch or write the config.json that belongs to its weights");
+            .hint("add the config.json that belongs to the weights");
     }
     let presets: Vec<&str> = ModelConfig::presets().collect();
     let presets = presets.join(", ");
@@ -106,7 +105,9 @@ fn no_config(path: &Path, is_folder: bool) -> Error {
         ErrorKind::Config,
         format!("model is neither a preset nor a config.json nor a folder with one: {model}"),
     )
-    .hint(format!("the presets are: {presets}"))
+    .hint(format!(
+        "use an existing path or one of the presets: {presets}"
+    ))
 }
 
 #[cfg(test)]
@@ -114,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_configuration_keeps_what_it_does_not_know_and_refuses_what_it_cannot_do() {
+    fn a_configuration_keeps_unknown_keys_and_rejects_unsupported_values() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("config.json");
         let read = |text: &str| {
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hint_is_the_way_out_of_the_fault() {
+    fn the_hint_matches_the_fault() {
         let folder = tempfile::tempdir().expect("a folder");
         let hint = |text: &str| {
             std::fs::write(folder.path().join("config.json"), text).expect("written");
@@ -174,13 +175,13 @@ mod tests {
         std::fs::write(&weights, "GGUF").expect("written");
         let error = ModelSource::read(weights.to_str().expect("a path")).expect_err("refused");
         assert!(
-            error.message().starts_with("model names a file of weights"),
+            error.message().starts_with("model is a file of weights"),
             "{error}"
         );
     }
 
     #[test]
-    fn a_checkpoint_that_is_damaged_is_no_model() {
+    fn a_damaged_checkpoint_is_rejected() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name);
         std::fs::write(path("config.json"), "{}").expect("written");

@@ -11,25 +11,28 @@ use crate::model::{Decoder, Dtypes, ModelConfig, ModelSource};
 use crate::out_of_memory;
 use crate::tokenizer::Tokenizer;
 
-/// What a training begins with: what `model` names, or a checkpoint, which brings everything along.
+/// The origin of a training run. It is either the configured model, or a checkpoint with the whole state of
+/// the training run.
 pub(super) struct Origin {
     source: ModelSource,
     resumed: Option<Resumed>,
 }
 
-/// The checkpoint that a training is resumed from.
+/// The checkpoint from which a training run resumes.
 struct Resumed {
     folder: PathBuf,
     stored: Stored,
 }
 
 impl Origin {
-    /// Reads where a training begins.
+    /// Reads the model or the checkpoint.
     ///
     /// # Errors
-    /// The checkpoint is not whole, the model cannot be used, or the configuration does not fit either.
+    /// Returns an error if the checkpoint is damaged, if the model cannot be used, or if the configuration
+    /// does not match the checkpoint or the model.
     pub(super) fn read(config: &TrainConfig, start: &Start) -> Result<Self> {
-        // The proof that a checkpoint is whole comes before anything else of it is read.
+        // `Stored::read` verifies the checkpoint. It must therefore run before anything else uses the
+        // checkpoint's files.
         let resumed = match start {
             Start::Fresh => None,
             Start::From(folder) => Some(Resumed {
@@ -39,7 +42,7 @@ impl Origin {
         };
         let source = match &resumed {
             None => ModelSource::read(&config.model)?,
-            // What the run began with need not be there any more.
+            // The configured model from which the run started may no longer exist.
             Some(resumed) => ModelSource::of(&resumed.folder)?,
         };
         if let Some(resumed) = &resumed {
@@ -49,16 +52,16 @@ impl Origin {
         Ok(Self { source, resumed })
     }
 
-    /// The steps done.
+    /// Returns the number of finished steps.
     pub(super) fn step(&self) -> Step {
         let resumed = self.resumed.as_ref();
         resumed.map_or(Step(0), |resumed| resumed.stored.state.step)
     }
 
-    /// The tokenizer: the checkpoint's, or the one that a new training begins with.
+    /// Returns the checkpoint's tokenizer. For a new training run, finds or trains a tokenizer.
     ///
     /// # Errors
-    /// It cannot be read or trained, or it is not that of the data.
+    /// Returns an error if the tokenizer cannot be read or trained, or does not match the token files.
     pub(super) fn tokenizer(
         &self,
         config: &TrainConfig,
@@ -78,10 +81,11 @@ impl Origin {
         Ok(tokenizer)
     }
 
-    /// The model's configuration, with a row for each id of the tokenizer, and what to warn of.
+    /// Returns the model's configuration and warnings. The configuration has an embedding row for each token
+    /// id.
     ///
     /// # Errors
-    /// The tokenizer or the data has ids that the model has no rows for.
+    /// Returns an error if the tokenizer or the data contains token ids for which the model has no rows.
     pub(super) fn model_config(
         &self,
         config: &TrainConfig,
@@ -98,7 +102,8 @@ impl Origin {
         };
         if tokenizer.vocab_size() > model.shape.vocab_size {
             let (last, rows) = (tokenizer.vocab_size() - 1, model.shape.vocab_size);
-            let message = format!("the tokenizer has ids up to {last}, the model rows for {rows}");
+            let message =
+                format!("the tokenizer has ids up to {last}, but the model has only {rows} rows");
             return Err(Error::new(ErrorKind::Config, message)
                 .hint("use the tokenizer that belongs to the model's weights"));
         }
@@ -106,10 +111,10 @@ impl Origin {
         Ok((model, warnings))
     }
 
-    /// Compares settings and data with those that the checkpoint was made with.
+    /// Compares the settings and the data with the checkpoint's settings and data.
     ///
     /// # Errors
-    /// The first difference that a training cannot be resumed with.
+    /// Returns an error for the first difference that prevents a resume.
     pub(super) fn check_unchanged(
         &self,
         config: &TrainConfig,
@@ -125,10 +130,10 @@ impl Origin {
         stored.check(folder, &corpus.train, model.shape.vocab_size)
     }
 
-    /// The model on the device, with the weights that there are, or new ones.
+    /// Creates the model on the device, with the existing weights or new ones.
     ///
     /// # Errors
-    /// The weights cannot be read, or the memory is full.
+    /// Returns an error if the weights cannot be read, or there is not enough memory.
     pub(super) fn model(
         &self,
         config: ModelConfig,
@@ -150,22 +155,23 @@ impl Origin {
         Ok(model)
     }
 
-    /// Where the checkpoint was in the data, with its shuffle buffer. The buffer is no longer in the
-    /// checkpoint then.
+    /// Returns the checkpoint's position in the data and its shuffle buffer. Removes the buffer from `self`.
     pub(super) fn take_cursor(&mut self) -> Option<(LoaderCursor, Vec<Box<[u32]>>)> {
         let stored = &mut self.resumed.as_mut()?.stored;
         let buffer = std::mem::take(&mut stored.buffer);
         Some((stored.state.data.clone(), buffer))
     }
 
-    /// What is left to take over of the checkpoint.
+    /// Returns the rest of the checkpoint's state.
     pub(super) fn into_stored(self) -> Option<Stored> {
         self.resumed.map(|resumed| resumed.stored)
     }
 }
 
-/// The tokenizer of a training that begins: the one that is named, the model's, that of the token files, or
-/// a new one. Weights mean nothing with another tokenizer than theirs.
+/// Returns the tokenizer of a new training run. It is the first of these that exists: the configured
+/// tokenizer; the model's tokenizer; the tokenizer of the token files. If none of them exists, trains a new
+/// tokenizer. No tokenizer is trained for a model with weights, because weights are useless without their own
+/// tokenizer.
 fn find_tokenizer(
     config: &TrainConfig,
     source: &ModelSource,
@@ -179,24 +185,24 @@ fn find_tokenizer(
         .filter(|folder| Tokenizer::is_at(folder));
     let known = config.tokenizer.clone().or(models);
     let end_of_text = config.end_of_text.as_deref();
-    // Token files bring theirs along.
+    // The folder of token files contains their tokenizer.
     if let Some(path) = known.or_else(|| corpus.token_folder()) {
         return Tokenizer::read(&path, end_of_text);
     }
     if let Some(folder) = source.folder.as_ref().filter(|_| source.is_folder) {
-        let way = "or name the tokenizer that the model was trained with: --tokenizer PATH";
+        let way = "set --tokenizer to the tokenizer with which the model was trained";
         if let Some(error) = Tokenizer::unreadable_in(folder) {
             let hint = match error.hint_text() {
-                Some(hint) => format!("{hint}; {way}"),
+                Some(hint) => format!("{hint}; or {way}"),
                 None => way.to_owned(),
             };
             return Err(error.hint(hint));
         }
         if source.has_weights {
             let place = folder.display();
-            let message = format!("the model has weights and no tokenizer: {place}");
+            let message = format!("the model has weights but no tokenizer: {place}");
             return Err(Error::new(ErrorKind::Config, message)
-                .hint("name the tokenizer that the weights were trained with: --tokenizer PATH"));
+                .hint("set --tokenizer to the tokenizer with which the weights were trained"));
         }
     }
     let vocab_size = config.vocab_size.unwrap_or(source.config.shape.vocab_size);
@@ -204,17 +210,18 @@ fn find_tokenizer(
     match end_of_text.filter(|name| tokenizer.id(name) != Some(tokenizer.end_of_text())) {
         Some(name) => {
             let message =
-                format!("end_of_text is {name}, and a tokenizer trained here has another");
+                format!("end_of_text is {name}, but a new tokenizer uses a different token");
             Err(Error::new(ErrorKind::Config, message)
-                .hint("leave --end-of-text out, or give the tokenizer that has it by --tokenizer"))
+                .hint("remove --end-of-text, or set --tokenizer to a tokenizer with this token"))
         }
         None => Ok(tokenizer),
     }
 }
 
-/// The configuration of a model with new weights, and what to warn of. It has a row for each id. More
-/// rows stay where a `config.json` states them, padded for speed perhaps; a preset's number is only what a
-/// vocabulary may have, and so is a file's where the user gives another.
+/// Returns warnings and the configuration of a model with new weights. The configuration has an embedding row
+/// for each token id. If a `config.json` specifies more rows, for example as padding for speed, they are kept
+/// unless the user sets `vocab_size`. The number of rows of a preset is only the default size of a new
+/// vocabulary.
 fn with_rows(
     source: &ModelSource,
     config: &TrainConfig,
@@ -224,7 +231,7 @@ fn with_rows(
     if let Some(folder) = source.folder.as_ref().filter(|_| source.is_folder) {
         let place = folder.display();
         warnings.push(format!(
-            "the model's folder has no weights, and the training begins with new ones: {place}"
+            "the model's folder has no weights; training starts with new ones: {place}"
         ));
     }
     let (ids, stated) = (tokenizer.vocab_size(), source.config.shape.vocab_size);
@@ -233,14 +240,14 @@ fn with_rows(
         vocab_size = ids.max(stated);
         if ids > stated {
             warnings.push(format!(
-                "the model gets {ids} rows, one for each id of the tokenizer, and not the {stated} of its config.json"
+                "the model gets {ids} rows, one for each id of the tokenizer, instead of the {stated} in its config.json"
             ));
         }
     }
     (source.config.with_vocab_size(vocab_size), warnings)
 }
 
-/// Compares what `model` names with the checkpoint that the training is resumed from, which brings its own.
+/// Checks that the configured model matches the checkpoint's model. The run uses the model in the checkpoint.
 fn check_model(config: &TrainConfig, folder: &Path, model: &ModelConfig) -> Result<()> {
     let named = Path::new(&config.model);
     let is_same = |a: &Path, b: &Path| {
@@ -251,7 +258,7 @@ fn check_model(config: &TrainConfig, folder: &Path, model: &ModelConfig) -> Resu
     if is_same(named, folder) {
         return Ok(());
     }
-    let leave_out = "leave --model out: the checkpoint brings its model along";
+    let leave_out = "remove --model: the checkpoint contains its model";
     let other = ModelSource::read(&config.model).map_err(|error| error.hint(leave_out))?;
     let mut difference = other.config.difference(model);
     if other.has_weights && other.config.shape.vocab_size != model.shape.vocab_size {
@@ -261,45 +268,49 @@ fn check_model(config: &TrainConfig, folder: &Path, model: &ModelConfig) -> Resu
         Some(name) => {
             let (model, place) = (&config.model, folder.display());
             let message =
-                format!("model is {model}, whose {name} is not that of the checkpoint: {place}");
+                format!("model is {model}, whose {name} differs from the checkpoint's: {place}");
             Err(Error::new(ErrorKind::Config, message).hint(leave_out))
         }
         None => Ok(()),
     }
 }
 
-/// Compares what `tokenizer` names with the checkpoint, which brings its own.
+/// Checks that the configured tokenizer matches the checkpoint's tokenizer. The run uses the tokenizer in the
+/// checkpoint.
 fn check_tokenizer(config: &TrainConfig, folder: &Path, tokenizer: &Tokenizer) -> Result<()> {
     let place = folder.display();
     if let Some(name) = &config.end_of_text
         && tokenizer.id(name) != Some(tokenizer.end_of_text())
     {
-        let message = format!("end_of_text is {name}, and the checkpoint has another: {place}");
+        let message = format!("end_of_text is {name}, but the checkpoint uses another: {place}");
         return Err(Error::new(ErrorKind::Config, message)
-            .hint("leave --end-of-text out: the checkpoint knows its own"));
+            .hint("remove --end-of-text: the checkpoint contains the setting"));
     }
     let Some(path) = &config.tokenizer else {
         return Ok(());
     };
-    let leave_out = "leave --tokenizer out: the checkpoint brings its tokenizer along";
+    let leave_out = "remove --tokenizer: the checkpoint contains its tokenizer";
     let named = Tokenizer::read(path, config.end_of_text.as_deref())
         .map_err(|error| error.hint(leave_out))?;
     if named.sha256() == tokenizer.sha256() {
         return Ok(());
     }
     let path = path.display();
-    let message = format!("tokenizer is {path}, which is not that of the checkpoint: {place}");
+    let message = format!("tokenizer is {path}, which differs from the checkpoint's: {place}");
     Err(Error::new(ErrorKind::Config, message).hint(leave_out))
 }
 
-/// Whether sequences of this length can be trained on.
+/// Checks that the model can be trained on sequences of the configured length.
 fn check_length(config: &TrainConfig, model: &ModelConfig) -> Result<()> {
     if config.seq_length < 2 {
         return Err(Error::new(
             ErrorKind::Config,
-            format!("seq_length is {}", config.seq_length),
+            format!(
+                "seq_length is {}, but must be at least 2",
+                config.seq_length
+            ),
         )
-        .hint("a sequence needs at least 2 tokens: one to predict the other from"));
+        .hint("use --seq-length 2 or more: each token is predicted from those before it"));
     }
     if config.seq_length > model.shape.positions {
         return Err(Error::new(

@@ -1,24 +1,26 @@
-//! How many bytes of text a token stands for.
+//! Computes how many bytes of text each token represents.
 //!
-//! Text is what the tokens decode to. What a tokenizer puts before a text and takes away again, such as
-//! the first `▁` of SentencePiece's kind, does not count.
+//! Here, text is the result of decoding tokens. Some tokenizers add a prefix before encoding, such as
+//! SentencePiece's first `▁`, and remove it when decoding. This prefix does not count.
 
 use serde_json::Value;
 use tokenizers::{Decoder, DecoderWrapper, Tokenizer};
 
-/// Bytes of text by id.
+/// Numbers of bytes, indexed by token id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ByteLengths {
-    /// Of a token within a text; 0 for special tokens and for ids without a token.
+    /// Length of a token within a text; 0 for special tokens and for ids without a token.
     pub(crate) within: Vec<i64>,
-    /// Of a token that begins a text, less that within one.
+    /// Difference of a token's two lengths: its length at the beginning of a text minus its length within a
+    /// text.
     pub(crate) at_begin: Vec<i64>,
-    /// 1 where a text begins after the token, else 0.
+    /// 1 if a new text begins after the token, else 0.
     pub(crate) ends: Vec<i64>,
 }
 
 impl ByteLengths {
-    /// Those of the ids below `rows`; `json` is the tokenizer's own.
+    /// Computes the lengths of the tokens with ids below `rows`. `json` is the content of the tokenizer's
+    /// file `tokenizer.json`.
     pub(super) fn of(tokenizer: &Tokenizer, json: &Value, end_of_text: u32, rows: u32) -> Self {
         let pieces = Pieces::of(tokenizer, json);
         let added = tokenizer.get_added_tokens_decoder();
@@ -30,7 +32,7 @@ impl ByteLengths {
         for id in 0..rows {
             let (within, first) = match (added.get(&id), tokenizer.id_to_token(id)) {
                 (Some(token), _) if token.special => (0, 0),
-                // It stands in the text as it is, whatever the decoder makes of its characters.
+                // An added token appears in the text unchanged, regardless of the decoder.
                 (Some(token), _) => {
                     let length = token.content.len() as i64;
                     (length + pieces.joint, length)
@@ -40,37 +42,39 @@ impl ByteLengths {
             };
             lengths.within.push(within);
             lengths.at_begin.push(first - within);
-            // After an added token the rest is tokenized as a text of its own.
+            // The text after an added token is tokenized separately.
             let ends = id == end_of_text || added.contains_key(&id);
             lengths.ends.push(i64::from(ends));
         }
         lengths
     }
 
-    /// Whether a token's bytes do not depend on its place.
+    /// Whether the length of each token is the same at every position in a text.
     pub(crate) fn is_plain(&self) -> bool {
         self.at_begin.iter().all(|&length| length == 0)
     }
 }
 
-/// How tokens of a vocabulary become text.
+/// Describes how a vocabulary's tokens are converted to text.
 struct Pieces<'a> {
     kind: Kind<'a>,
-    /// Bytes that come between two tokens that are words.
+    /// Number of bytes that the decoder inserts between two word tokens.
     joint: i64,
 }
 
 enum Kind<'a> {
-    /// A character stands for a byte; perhaps a space comes before each text.
+    /// Each character of a token represents a byte. If `adds_space` is set, the tokenizer adds a space before
+    /// each text.
     Bytes { adds_space: bool },
-    /// The decoder says; perhaps `<0x0A>` stands for a byte.
+    /// The decoder determines the text of a token. If `has_bytes` is set, each token such as `<0x0A>`
+    /// represents a byte.
     Decoded {
         decoder: Option<&'a DecoderWrapper>,
         has_bytes: bool,
     },
 }
 
-/// A word that any decoder leaves as it is.
+/// A word that every decoder leaves unchanged.
 const WORD: &str = "a";
 
 impl<'a> Pieces<'a> {
@@ -136,11 +140,11 @@ impl<'a> Pieces<'a> {
     }
 }
 
-/// What stands for a space in a byte-level token.
+/// The character that represents a space in a byte-level token.
 const SPACE: char = '\u{120}';
 
-/// Bytes of a byte-level token. One with a character that stands for no byte stands for itself, as the
-/// decoder has it.
+/// Returns the length of a byte-level token in bytes. If one of its characters does not represent a byte, all
+/// its characters are taken as text, as in the tokenizers crate.
 fn bytes_of(token: &str) -> i64 {
     let is_byte =
         |c: char| matches!(u32::from(c), 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff | 0x100..=0x143);
@@ -150,7 +154,7 @@ fn bytes_of(token: &str) -> i64 {
     }
 }
 
-/// Whether a token is `<0x0A>` or another byte.
+/// Whether a token represents a byte, such as `<0x0A>`.
 fn is_byte(token: &str) -> bool {
     let digits = token
         .strip_prefix("<0x")
@@ -158,7 +162,8 @@ fn is_byte(token: &str) -> bool {
     digits.is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok())
 }
 
-/// A part of a tokenizer of this type, alone or in a sequence.
+/// Finds the component of this type in a part of the tokenizer. Returns the part itself if it has this type.
+/// If the part is a sequence, also searches its members.
 fn find<'a>(part: &'a Value, kind: &str) -> Option<&'a Value> {
     if part["type"] == kind {
         return Some(part);

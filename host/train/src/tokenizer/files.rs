@@ -1,5 +1,5 @@
-//! Where a tokenizer lies: in a `tokenizer.json`, or in the vocabulary and the merges of GPT-2's older
-//! files, from which transformers makes the same.
+//! Finds and reads a tokenizer's files: a `tokenizer.json`, or a vocabulary and merges in GPT-2's older
+//! format. The older files are converted in the same way as in transformers.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,19 +17,19 @@ use crate::regular_file::{self, SMALL};
 pub(super) enum TokenizerFiles {
     /// A `tokenizer.json`.
     Json(PathBuf),
-    /// A byte-level BPE's tokens with their ids, and its merges.
+    /// The files of a byte-level BPE: the tokens with their ids, and the merges.
     Merges { vocab: PathBuf, merges: PathBuf },
 }
 
-/// The names of the older files: transformers', and OpenAI's.
+/// The names of the older files: first those of transformers, then those of OpenAI.
 const MERGES: [(&str, &str); 2] = [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")];
 
-/// `tokenizer.json` at most; the largest vocabularies have 40 MB.
+/// Maximum size of a `tokenizer.json` in bytes. With the largest vocabularies, the file has 40 MB.
 const LIMIT: u64 = 1 << 30;
 
 impl TokenizerFiles {
-    /// The files that a path names: its own, or those in the folder that it is. None: there is no
-    /// tokenizer that can be read.
+    /// Finds the tokenizer files at a path, which can be a file or a folder. Returns `None` if there is no
+    /// tokenizer in a supported format.
     pub(super) fn find(path: &Path) -> Option<Self> {
         let has = |path: &Path| path.symlink_metadata().is_ok();
         if !path.is_dir() {
@@ -57,17 +57,18 @@ impl TokenizerFiles {
         Some(Self::Merges { vocab, merges })
     }
 
-    /// The file by which the tokenizer is known.
+    /// Returns the file that messages about the tokenizer should name.
     pub(super) fn path(&self) -> &Path {
         match self {
             Self::Json(path) | Self::Merges { vocab: path, .. } => path,
         }
     }
 
-    /// Reads them: the text of a `tokenizer.json`, and of the `tokenizer_config.json` beside it.
+    /// Returns the texts of two files. The first is the `tokenizer.json`, which is created from the older
+    /// files if necessary. The second is the `tokenizer_config.json` next to it, if there is one.
     ///
     /// # Errors
-    /// A file that cannot be read, that a checkpoint's manifest does not know so, or of another kind.
+    /// Returns an error if a file cannot be read, does not match a checkpoint's manifest, or is invalid.
     pub(super) fn read(&self) -> Result<(String, Option<String>)> {
         let folder = self.path().parent().unwrap_or(Path::new(""));
         let taken = [
@@ -99,22 +100,22 @@ impl TokenizerFiles {
     }
 }
 
-/// The error of a path that has no tokenizer that can be read.
+/// Returns the error for a path without a readable tokenizer.
 pub(super) fn none_at(path: &Path) -> Error {
     let other = other_in(path);
     let place = path.display();
     match other {
         Some(name) => Error::new(
             ErrorKind::Config,
-            format!("the tokenizer is in a format that is not read: {name}: {place}"),
+            format!("the tokenizer is in an unsupported format: {name}: {place}"),
         )
         .hint(conversion(path)),
-        None => Error::new(ErrorKind::Config, format!("there is no tokenizer: {place}"))
+        None => Error::new(ErrorKind::Config, format!("no tokenizer found: {place}"))
             .hint("name a tokenizer.json, or a folder with one"),
     }
 }
 
-/// How a folder's tokenizer becomes one that is read.
+/// Returns a hint on how to convert a folder's tokenizer to a supported format.
 fn conversion(path: &Path) -> String {
     let folder = match path.is_dir() {
         true => path,
@@ -126,7 +127,8 @@ fn conversion(path: &Path) -> String {
     )
 }
 
-/// The file of a tokenizer in another format that a path names or has.
+/// Returns the name of an unsupported tokenizer file, if there is one. If `path` is a folder, checks the
+/// files in it. Otherwise, checks `path` itself.
 pub(super) fn other_in(path: &Path) -> Option<String> {
     if !path.is_dir() {
         let name = path.file_name()?.to_str()?;
@@ -137,7 +139,8 @@ pub(super) fn other_in(path: &Path) -> Option<String> {
     names.filter(|name| is_other(name)).min()
 }
 
-/// Whether a file of this name holds, by itself, a tokenizer that is not read.
+/// Whether this is the name of a tokenizer file in an unsupported format. Returns true for an older file,
+/// too, because it cannot be used without the other file of its pair.
 fn is_other(name: &str) -> bool {
     let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
     matches!(ending, "model" | "spm" | "tiktoken" | "vocab" | "codes")
@@ -154,7 +157,7 @@ fn is_other(name: &str) -> bool {
         )
 }
 
-/// What older files say.
+/// The content of the older files.
 struct Parts {
     vocab: Map<String, Value>,
     merges: String,
@@ -163,7 +166,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// The `tokenizer.json` that transformers' `GPT2Converter` makes of them.
+    /// Returns the `tokenizer.json` that transformers' `GPT2Converter` creates from these files.
     fn to_json(&self) -> Result<Value, String> {
         let class = self.config["tokenizer_class"]
             .as_str()
@@ -177,7 +180,7 @@ impl Parts {
                 | "PreTrainedTokenizerFast"
         ) {
             return Err(format!(
-                "its class is {class}, and without a tokenizer.json only GPT2Tokenizer is known"
+                "its class is {class}, but without a tokenizer.json only GPT2Tokenizer is supported"
             ));
         }
         let mut merges = Vec::new();
@@ -188,7 +191,7 @@ impl Parts {
             }
             match line.split_once(' ') {
                 Some((left, right)) if !right.contains(' ') => merges.push(json!([left, right])),
-                _ => return Err(format!("line {} of its merges is no pair", number + 1)),
+                _ => return Err(format!("line {} of its merges is not a pair", number + 1)),
             }
         }
         let byte_level = |prefix: bool, trim: bool| json!({ "type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": trim, "use_regex": true });
@@ -237,15 +240,16 @@ impl Parts {
                 .ok_or_else(|| format!("the added token {content:?} has no id"))?;
             tokens.insert(id, token(content, specials.contains(content)));
         }
-        // The newest place for them says the most.
+        // `added_tokens_decoder` is the newest and most detailed list of added tokens, so it overrides the
+        // others.
         for (id, stated) in self.config["added_tokens_decoder"]
             .as_object()
             .into_iter()
             .flatten()
         {
-            let id = id
-                .parse()
-                .map_err(|_| format!("an added token has the id {id:?}"))?;
+            let id = id.parse().map_err(|_| {
+                format!("an added token has the id {id:?}, which is not a valid number")
+            })?;
             let content =
                 token_name(stated).ok_or_else(|| format!("the added token {id} has no content"))?;
             let mut entry = token(&content, stated["special"].as_bool().unwrap_or(false));
@@ -276,10 +280,10 @@ fn text(path: &Path) -> Result<String> {
         .map_err(|error| Error::io("read the tokenizer", path, &error))?;
     match regular_file::is_lfs_pointer(text.as_bytes()) {
         true => Err(unusable(
-            "it is a pointer of Git LFS, and the file itself was not fetched",
+            "it is a Git LFS pointer; the file itself was not fetched",
             path,
         )
-        .hint("fetch it in its repository with `git lfs pull`")),
+        .hint("run `git lfs pull` in its repository")),
         false => Ok(text),
     }
 }
@@ -294,9 +298,9 @@ fn parse(text: &str, path: &Path) -> Result<Value> {
     serde_json::from_str(text).map_err(|error| unusable(&error.to_string(), path))
 }
 
-/// The error of a file that is no tokenizer's.
+/// Returns the error for a tokenizer file that cannot be used.
 pub(super) fn unusable(why: &str, path: &Path) -> Error {
     let message = format!("the tokenizer cannot be used: {why}: {}", path.display());
     Error::new(ErrorKind::Config, message)
-        .hint("it must be a tokenizer.json as transformers' fast tokenizers write it, or GPT-2's vocab.json and merges.txt")
+        .hint("use a tokenizer.json written by transformers' fast tokenizers, or GPT-2's vocab.json and merges.txt")
 }

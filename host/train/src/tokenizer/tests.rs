@@ -22,7 +22,7 @@ fn of(json: &Value, end_of_text: &str) -> Tokenizer {
     Tokenizer::from_json(json.to_string(), None, Some(end_of_text)).expect("a tokenizer")
 }
 
-/// The bytes of a document, token by token as the evaluation counts them.
+/// Counts the bytes of a document token by token, as the evaluation does.
 fn bytes(tokenizer: &Tokenizer, ids: &[u32]) -> i64 {
     let lengths = tokenizer.byte_lengths(tokenizer.vocab_size());
     let mut previous = tokenizer.end_of_text();
@@ -35,7 +35,7 @@ fn bytes(tokenizer: &Tokenizer, ids: &[u32]) -> i64 {
     sum
 }
 
-/// The bytes of the tokens are those of the decoded text, which is the text.
+/// Checks that the tokens of each text represent as many bytes as the text has, and decode to the text.
 fn assert_exact(tokenizer: &Tokenizer, texts: &[&str]) {
     for text in texts {
         let ids = tokenizer.encode(text).expect("tokens");
@@ -55,7 +55,7 @@ fn token(id: u32, content: &str, special: bool) -> Value {
     })
 }
 
-/// A trained byte-level BPE, as JSON.
+/// Returns a trained byte-level BPE as JSON.
 fn byte_level() -> Value {
     let texts = [
         "fn main() { println!(\"hello\"); }\n".repeat(20),
@@ -75,7 +75,8 @@ fn byte_level() -> Value {
     serde_json::from_str(&text).expect("JSON")
 }
 
-/// A BPE of Llama's kind: `▁` for a space, one before each text, and bytes for what has no token.
+/// Returns a BPE like Llama's. It replaces each space by `▁`, adds `▁` before each text, and uses byte tokens
+/// for unknown text.
 fn byte_fallback() -> Value {
     let mut vocab = Map::new();
     let mut add = |token: &str| {
@@ -113,7 +114,7 @@ fn byte_fallback() -> Value {
     })
 }
 
-/// A Unigram of T5's or XLM-R's kind.
+/// Returns a Unigram model like T5's or XLM-R's.
 fn unigram() -> Value {
     let metaspace = json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true });
     let mut vocab = vec![
@@ -142,13 +143,13 @@ fn bytes_of_byte_level_tokens_are_those_of_the_text() {
     let tokenizer = of(&byte_level(), END_OF_TEXT);
     assert_exact(&tokenizer, &TEXTS);
     assert!(tokenizer.byte_lengths(tokenizer.vocab_size()).is_plain());
-    // Rows beyond the vocabulary stand for nothing.
+    // A model can have rows for ids beyond the vocabulary. These ids represent no text.
     let padded = tokenizer.byte_lengths(tokenizer.vocab_size() + 2);
     assert_eq!(padded.within[padded.within.len() - 2..], [0, 0]);
 }
 
 #[test]
-fn a_space_that_is_put_before_a_text_is_none_of_its_bytes() {
+fn a_space_added_before_a_text_does_not_count() {
     let mut json = byte_level();
     json["pre_tokenizer"]["add_prefix_space"] = true.into();
     let tokenizer = of(&json, END_OF_TEXT);
@@ -226,7 +227,7 @@ fn bytes_of_word_pieces_are_those_of_the_decoded_text() {
 }
 
 #[test]
-fn an_added_token_stands_for_its_own_text() {
+fn an_added_token_represents_its_own_text() {
     let mut json = byte_level();
     let next = json["model"]["vocab"]
         .as_object()
@@ -258,7 +259,7 @@ fn an_added_token_stands_for_its_own_text() {
 }
 
 #[test]
-fn a_hole_in_the_ids_has_a_row() {
+fn a_gap_in_the_ids_has_rows() {
     let mut json = byte_level();
     let vocab = json["model"]["vocab"]
         .as_object_mut()
@@ -274,13 +275,13 @@ fn a_hole_in_the_ids_has_a_row() {
 }
 
 #[test]
-fn ids_that_no_model_has_rows_for_are_refused() {
+fn ids_without_a_row_in_the_model_are_rejected() {
     let refused =
         |json: &Value| Tokenizer::from_json(json.to_string(), None, None).expect_err("refused");
     let mut json = byte_level();
     json["model"]["vocab"]["h"] = u32::MAX.into();
     assert!(refused(&json).contains("a token has the id 4294967295"));
-    // The tokenizers crate would give it another id than the file says, silently.
+    // The tokenizers crate would silently assign an id that differs from the one in the file.
     let mut json = byte_level();
     let next = json["model"]["vocab"]
         .as_object()
@@ -290,11 +291,11 @@ fn ids_that_no_model_has_rows_for_are_refused() {
         .as_array_mut()
         .expect("a list")
         .push(token(700, "<tool>", false));
-    let why = format!("\"<tool>\" has the id 700, and would be given {next}");
+    let why = format!("\"<tool>\" has the id 700 in the file, but would be loaded with {next}");
     assert!(refused(&json).contains(&why));
 }
 
-/// A folder with GPT-2's older files of a trained tokenizer.
+/// Returns a folder with a trained tokenizer in GPT-2's older files, and the same tokenizer as JSON.
 fn older() -> (TempDir, Value) {
     let json = byte_level();
     let folder = tempfile::tempdir().expect("a folder");
@@ -332,14 +333,14 @@ fn older_files_are_the_same_tokenizer() {
     assert_eq!(one.end_of_text(), other.end_of_text());
     assert_eq!(other.encode("a<|endoftext|>b").expect("tokens").len(), 3);
     assert_exact(&other, &TEXTS);
-    // Each of the files names the pair.
+    // The path of either file is enough to find both files.
     for name in ["vocab.json", "merges.txt"] {
         assert!(
             Tokenizer::read(&folder.path().join(name), None).is_ok(),
             "{name}"
         );
     }
-    // What goes into a checkpoint is read again to the same.
+    // Reading the files of a checkpoint gives the same tokenizer.
     let place = tempfile::tempdir().expect("a folder");
     for (name, content) in other.files() {
         fs::write(place.path().join(name), content).expect("written");
@@ -349,7 +350,7 @@ fn older_files_are_the_same_tokenizer() {
 }
 
 #[test]
-fn older_files_have_the_added_tokens_of_their_neighbours() {
+fn older_files_include_the_added_tokens_of_neighboring_files() {
     let (folder, json) = older();
     let next = json["model"]["vocab"]
         .as_object()
@@ -385,7 +386,7 @@ fn older_files_have_the_added_tokens_of_their_neighbours() {
 }
 
 #[test]
-fn a_tokenizer_in_another_format_is_named() {
+fn a_tokenizer_in_another_format_is_reported() {
     for name in [
         "tokenizer.model",
         "spiece.model",
@@ -405,7 +406,7 @@ fn a_tokenizer_in_another_format_is_named() {
             assert!(
                 error
                     .message()
-                    .contains(&format!("in a format that is not read: {name}")),
+                    .contains(&format!("in an unsupported format: {name}")),
                 "{error}"
             );
             assert!(error.hint_text().expect("a hint").contains("AutoTokenizer"));
@@ -414,10 +415,7 @@ fn a_tokenizer_in_another_format_is_named() {
     }
     let empty = tempfile::tempdir().expect("a folder");
     let error = Tokenizer::read(empty.path(), None).expect_err("none");
-    assert!(
-        error.message().starts_with("there is no tokenizer"),
-        "{error}"
-    );
+    assert!(error.message().starts_with("no tokenizer found"), "{error}");
     assert!(Tokenizer::unreadable_in(empty.path()).is_none());
     fs::write(
         empty.path().join("tokenizer.json"),
@@ -425,7 +423,7 @@ fn a_tokenizer_in_another_format_is_named() {
     )
     .expect("written");
     let error = Tokenizer::read(empty.path(), None).expect_err("a pointer");
-    assert!(error.message().contains("pointer of Git LFS"), "{error}");
+    assert!(error.message().contains("Git LFS pointer"), "{error}");
 }
 
 #[test]
@@ -455,7 +453,7 @@ fn the_end_of_text_can_be_named_and_is_kept() {
 }
 
 #[test]
-fn a_cache_that_cannot_be_used_is_no_hindrance() {
+fn an_unusable_cache_does_not_prevent_training() {
     let home = tempfile::tempdir().expect("a folder");
     let text = home.path().join("a.rs");
     fs::write(&text, "fn main() { println!(\"hello\"); }\n".repeat(20)).expect("written");
@@ -470,7 +468,7 @@ fn a_cache_that_cannot_be_used_is_no_hindrance() {
     let cache = home.path().join("cache");
     let first = train(&cache);
     assert_eq!(first.warning(), None);
-    // A file in the place of the folder.
+    // The cache's path is a file instead of a folder.
     let taken = home.path().join("taken");
     fs::write(&taken, "").expect("written");
     let other = train(&taken);
@@ -481,7 +479,7 @@ fn a_cache_that_cannot_be_used_is_no_hindrance() {
             .contains("the cache cannot be written")
     );
     assert_eq!(other.sha256(), first.sha256());
-    // One that is damaged is made again.
+    // A damaged cache entry is created again.
     let kept: Vec<_> = fs::read_dir(cache.join("tokenizers"))
         .expect("kept")
         .collect();

@@ -1,4 +1,4 @@
-//! A tiny model trained: on the CPU, or on the device that `TEST_DEVICE` names.
+//! Tests that train a tiny model on the CPU, or on the device in `TEST_DEVICE`.
 
 mod merged;
 mod observers;
@@ -19,7 +19,7 @@ use host_train::{
 };
 use parquet::file::writer::SerializedFileWriter;
 
-/// Text of a kind that a tiny model learns something from in a few steps, as (name, text).
+/// Returns documents as pairs of name and text. A tiny model can learn from them within a few steps.
 fn documents() -> Vec<(String, String)> {
     let document = |file| {
         let mut text = String::new();
@@ -35,7 +35,7 @@ fn documents() -> Vec<(String, String)> {
     (0..40).map(document).collect()
 }
 
-/// A folder of text files.
+/// Creates a folder of text files.
 fn corpus(folder: &Path) {
     fs::create_dir(folder).expect("made");
     for (name, text) in documents() {
@@ -43,7 +43,7 @@ fn corpus(folder: &Path) {
     }
 }
 
-/// A folder of compressed JSON lines.
+/// Creates a folder of compressed JSON Lines files.
 fn json_lines(folder: &Path) {
     fs::create_dir(folder).expect("made");
     for (number, part) in documents().chunks(9).enumerate() {
@@ -108,7 +108,8 @@ impl Run {
     }
 }
 
-/// libtorch's random numbers belong to the process: one training at a time.
+/// Waits until no other test is training, because the whole process shares libtorch's random number
+/// generator.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -186,7 +187,7 @@ fn train_asked(
     }
 }
 
-/// Loss after each of ten steps with seed 1, one thread.
+/// The expected loss after each of ten steps with seed 1 and one thread.
 const GOLDEN: [f64; 10] = [
     5.64167, 5.64923, 5.18801, 4.86417, 4.65997, 4.43901, 4.24974, 4.14892, 4.06365, 4.02104,
 ];
@@ -229,7 +230,7 @@ fn bfloat16_learns_as_single_precision_does() {
     let furthest = std::iter::zip(losses, GOLDEN)
         .map(|((_, loss), golden)| (loss - golden).abs())
         .fold(0.0, f64::max);
-    // The weights, their gradients and the loss are single precision, the products between are not.
+    // Weights, gradients and the loss are in single precision; only the products are in bfloat16.
     assert!(furthest > 1e-4 && furthest < 0.02, "{furthest}");
 }
 
@@ -248,7 +249,7 @@ fn a_resumed_training_gives_the_same_bytes() {
     }
 }
 
-/// A folder of Parquet files.
+/// Creates a folder of Parquet files.
 fn parquet(folder: &Path) {
     use parquet::data_type::{ByteArray, ByteArrayType};
     let schema = "message m { REQUIRED BYTE_ARRAY content (UTF8); }";
@@ -272,7 +273,7 @@ fn parquet(folder: &Path) {
     }
 }
 
-/// Token files of the text folder and of one of its files to evaluate on.
+/// Writes the corpus as token files for training and for evaluation. Returns a configuration that uses them.
 fn tokens(home: &Path, config: &TrainConfig) -> TrainConfig {
     let output = home.join("tokens");
     let cache = home.join("cache");
@@ -296,7 +297,7 @@ fn tokens(home: &Path, config: &TrainConfig) -> TrainConfig {
 }
 
 #[test]
-fn token_files_train_as_the_text_and_resume() {
+fn token_files_train_like_the_text_and_resume() {
     let home = tempfile::tempdir().expect("a folder");
     let data = home.path().join("data");
     corpus(&data);
@@ -307,7 +308,7 @@ fn token_files_train_as_the_text_and_resume() {
 }
 
 #[test]
-fn a_token_file_that_cannot_be_written_leaves_nothing() {
+fn a_failed_tokenization_changes_no_files() {
     let home = tempfile::tempdir().expect("a folder");
     let data = home.path().join("data");
     corpus(&data);
@@ -330,11 +331,7 @@ fn a_token_file_that_cannot_be_written_leaves_nothing() {
         ..good.clone()
     };
     let error = tokenize(&bad).expect_err("nothing to tokenize");
-    assert!(
-        error
-            .message()
-            .starts_with("nothing of the data can be used")
-    );
+    assert!(error.message().starts_with("no usable data"));
     assert!(fs::read(&all).expect("read") == before);
     assert_eq!(fs::read_dir(&output).expect("a folder").count(), 3);
 
@@ -343,10 +340,10 @@ fn a_token_file_that_cannot_be_written_leaves_nothing() {
         ..good
     };
     let error = tokenize(&again).expect_err("tokenized already");
-    assert!(error.message().starts_with("the data is tokenized already"));
+    assert!(error.message().starts_with("the data is already tokenized"));
 }
 
-/// Ten steps against five steps and five more.
+/// Checks that ten steps give the same result as five steps followed by a resume for five more.
 fn resume(home: &Path, config: &TrainConfig) {
     let whole = train(config, &Start::Fresh, &home.join("whole"), &Control::new());
 
@@ -368,7 +365,7 @@ fn resume(home: &Path, config: &TrainConfig) {
 }
 
 #[test]
-fn what_is_left_out_of_the_data_is_told() {
+fn data_that_is_left_out_is_reported() {
     let home = tempfile::tempdir().expect("a folder");
     let data = home.path().join("data");
     corpus(&data);

@@ -1,4 +1,4 @@
-//! What several processes find together is what one finds alone.
+//! Tests that an evaluation gives the same values with several processes as with a single process.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use host_train::{Start, Trainer};
 
 use crate::{alone, config, corpus};
 
-/// Metrics of the plugins that the workspace builds.
+/// Loads metrics from the plugins of this workspace.
 fn metrics(ids: &[&str]) -> Vec<Supervised<dyn Metric>> {
     let test = std::env::current_exe().expect("a program");
     let built = test.ancestors().nth(2).expect("target/release");
@@ -38,13 +38,13 @@ fn assert_equal(whole: &[MetricValue], parts: &[MetricValue], count: usize) {
 }
 
 #[test]
-fn the_parts_of_an_evaluation_merge_to_the_whole() {
+fn merged_parts_of_an_evaluation_equal_the_whole() {
     let _alone = alone();
     let home = tempfile::tempdir().expect("a folder");
     let data = home.path().join("data");
     corpus(&data);
     let config = host_train::TrainConfig {
-        // Nine batches, the last of them smaller.
+        // Nine batches. The last batch is smaller.
         valid_batch_size: 3,
         max_eval_steps: 9,
         ..config(&data)

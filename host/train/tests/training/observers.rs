@@ -1,4 +1,5 @@
-//! What observers ask for is done at the next step boundary, recorded, and part of a checkpoint.
+//! Tests the requests of observers. They are carried out at the next step boundary, recorded, and stored in
+//! checkpoints.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,10 +9,10 @@ use host_core::{
 
 use super::*;
 
-/// Asks once for each request when it sees the loss of the step that stands beside it.
+/// An observer that makes each planned request once, when it receives the loss of the request's step.
 struct Asking {
     plan: Vec<(u64, Request)>,
-    /// The steps whose losses it saw.
+    /// The steps whose losses the observer received.
     seen: Arc<Mutex<Vec<u64>>>,
     done: u8,
 }
@@ -68,7 +69,7 @@ fn run(home: &Path, start: &Start, config: &TrainConfig, plan: &[(u64, Request)]
     train_observed(config, start, home, &Control::new(), observers)
 }
 
-/// The requests that were carried out, each at its step.
+/// Returns the requests that were carried out, with their steps.
 fn carried_out(run: &Run) -> Vec<(u64, Request)> {
     let request = |draft: &Draft| match &draft.body {
         EventBody::Request { by, request, .. } => {
@@ -122,7 +123,7 @@ fn a_request_is_carried_out_at_the_next_step_boundary() {
     for (ours, theirs) in ours.iter().zip(&theirs).skip(1) {
         assert_eq!(ours.1, theirs.1 * 0.5);
     }
-    // The first step is equal, and so are the weights that the second meets.
+    // The first step is the same in both runs, so their second steps begin with equal weights.
     let (ours, theirs) = (observed.series("loss/train"), plain.series("loss/train"));
     assert_eq!(ours[..2], theirs[..2]);
     assert_ne!(ours[2], theirs[2]);
@@ -135,7 +136,7 @@ fn a_request_is_carried_out_at_the_next_step_boundary() {
 }
 
 #[test]
-fn a_skipped_step_changes_nothing_but_the_data() {
+fn a_skipped_step_changes_only_the_position_in_the_data() {
     let home = tempfile::tempdir().expect("a folder");
     corpus(&home.path().join("data"));
     let config = TrainConfig {
@@ -160,7 +161,7 @@ fn a_skipped_step_changes_nothing_but_the_data() {
 }
 
 #[test]
-fn a_roll_back_takes_the_checkpoint_and_other_batches() {
+fn a_roll_back_restores_the_checkpoint_but_continues_with_new_batches() {
     let home = tempfile::tempdir().expect("a folder");
     corpus(&home.path().join("data"));
     let config = config(&home.path().join("data"));
@@ -178,13 +179,13 @@ fn a_roll_back_takes_the_checkpoint_and_other_batches() {
     let losses = run.series("loss/train");
     let steps: Vec<u64> = losses.iter().map(|point| point.0).collect();
     assert_eq!(steps, [1, 2, 3, 4, 5, 6, 7, 6, 7, 8, 9, 10]);
-    assert_ne!(losses[5], losses[7], "the batches are others");
+    assert_ne!(losses[5], losses[7], "the batches are new");
     assert!((losses[5].1 - losses[7].1).abs() < 0.5, "{losses:?}");
     assert_eq!(
         (run.outcome.step, run.outcome.reason),
         (Step(10), StopReason::Completed)
     );
-    // Four sequences a pass, two passes a step; twelve steps' worth of data was seen.
+    // Twelve steps were trained, each with two micro-batches of four sequences.
     assert_eq!(
         run.series("samples").last().map(|point| point.1),
         Some(12.0 * 8.0)
@@ -192,7 +193,7 @@ fn a_roll_back_takes_the_checkpoint_and_other_batches() {
 }
 
 #[test]
-fn a_step_that_is_to_be_taken_back_has_no_checkpoint() {
+fn a_step_with_a_requested_roll_back_has_no_checkpoint() {
     let home = tempfile::tempdir().expect("a folder");
     corpus(&home.path().join("data"));
     let config = TrainConfig {
@@ -212,11 +213,11 @@ fn a_step_that_is_to_be_taken_back_has_no_checkpoint() {
 }
 
 #[test]
-fn what_was_asked_for_survives_a_resume() {
+fn pending_requests_survive_a_resume() {
     let home = tempfile::tempdir().expect("a folder");
     corpus(&home.path().join("data"));
     let config = TrainConfig {
-        // The request is made at step 5, before its checkpoint, and carried out after it.
+        // At step 5, a request is made, then the checkpoint is written, then the request is carried out.
         save_checkpoint_steps: 5,
         ..config(&home.path().join("data"))
     };
@@ -236,7 +237,7 @@ fn what_was_asked_for_survives_a_resume() {
     assert_eq!(whole.series("lr")[5..], second.series("lr"));
 }
 
-/// Fails at the events of these steps.
+/// An observer that fails when it receives an event of one of the steps `at`.
 struct Failing {
     at: Vec<u64>,
     panics: bool,
@@ -281,8 +282,9 @@ impl Observer for Failing {
     }
 }
 
-/// A training of ten steps with checkpoints at 5 and 10, beside an observer that fails at these
-/// steps: how it went, and the steps of the metrics that the observer saw.
+/// Trains for ten steps, with checkpoints at steps 5 and 10. There is one observer for each policy. The
+/// observers fail at the steps `at`. Returns three things: the run; the steps of the events that the
+/// observers handled; the run's [`Control`].
 fn beside_failing(
     home: &Path,
     policies: &[OnError],
@@ -340,7 +342,7 @@ fn an_observer_that_fails_misses_the_event_and_sees_the_next() {
 }
 
 #[test]
-fn two_observers_that_fail_always_do_not_feed_each_other() {
+fn two_observers_that_always_fail_do_not_trigger_each_other() {
     let home = tempfile::tempdir().expect("a folder");
     let always: Vec<u64> = (0..=10).collect();
     let (run, seen, _) = beside_failing(home.path(), &[OnError::Warn; 2], &always, false);
@@ -351,7 +353,7 @@ fn two_observers_that_fail_always_do_not_feed_each_other() {
 }
 
 #[test]
-fn an_observer_is_disabled_after_so_many_failures_in_a_row() {
+fn an_observer_is_disabled_after_enough_failures_in_a_row() {
     let home = tempfile::tempdir().expect("a folder");
     let (run, seen, _) =
         beside_failing(home.path(), &[OnError::DisableAfter(2)], &[2, 4, 5], false);
@@ -361,14 +363,15 @@ fn an_observer_is_disabled_after_so_many_failures_in_a_row() {
     assert_eq!(
         warnings(&run),
         [
-            "plugin failing is not called any more: it failed 2 times in a row; it sees nothing and asks for nothing from here on"
+            "plugin failing is disabled: it failed 2 times in a row; it receives no more events and makes no more requests"
         ]
     );
 }
 
-/// Nor does what it did not want to see end the row, nor that its state went well into a checkpoint.
+/// Two things do not reset the count of consecutive failures: an event to which the observer did not
+/// subscribe, and a successful export of the state.
 #[test]
-fn only_an_event_that_it_was_shown_ends_a_row_of_failures() {
+fn only_a_handled_event_ends_a_row_of_failures() {
     let home = tempfile::tempdir().expect("a folder");
     let always: Vec<u64> = (0..=10).collect();
     let (run, seen, _) = beside_failing(home.path(), &[OnError::DisableAfter(8)], &always, false);
@@ -378,7 +381,7 @@ fn only_an_event_that_it_was_shown_ends_a_row_of_failures() {
 }
 
 #[test]
-fn an_observer_that_panicked_is_disabled_whatever_its_policy() {
+fn an_observer_that_panicked_is_disabled_under_every_policy() {
     let home = tempfile::tempdir().expect("a folder");
     let (run, seen, _) = beside_failing(home.path(), &[OnError::Warn], &[3], true);
     assert_eq!((faults(&run), seen), (vec![3], vec![1, 2]));

@@ -1,10 +1,10 @@
-//! What clients ask for is done at the next step boundary and recorded.
+//! Tests that clients' requests are recorded, and are carried out at the next step boundary.
 
 use host_core::{Ask, Asker, CarriedOut, Request};
 
 use super::*;
 
-/// Waits, and does not want to know.
+/// A client that waits for the answer, but ignores its content.
 struct Patient;
 
 impl Asker for Patient {
@@ -29,7 +29,7 @@ fn run(home: &Path, start: &Start, config: &TrainConfig, wishes: &[Request]) -> 
 }
 
 #[test]
-fn what_clients_ask_for_is_done_in_its_order_and_recorded() {
+fn requests_of_clients_are_carried_out_in_order_and_recorded() {
     let home = tempfile::tempdir().expect("a folder");
     corpus(&home.path().join("data"));
     let config = TrainConfig {
@@ -61,7 +61,8 @@ fn what_clients_ask_for_is_done_in_its_order_and_recorded() {
         assert_eq!(ours.1, theirs.1 * 3.0);
     }
 
-    // The checkpoint has the rate: a run that goes on from it takes the same steps.
+    // The checkpoint stores the learning rate's factor, so a run that resumes from it performs the same
+    // steps.
     let from = Start::From(asked.checkpoints.join("step-000000"));
     let resumed = run(&home.path().join("resumed"), &from, &config, &[]);
     for name in ["lr", "loss/train", "grad_norm"] {
@@ -70,7 +71,7 @@ fn what_clients_ask_for_is_done_in_its_order_and_recorded() {
 }
 
 #[test]
-fn a_pause_ends_with_the_training_and_a_stop_is_carried_out_in_it() {
+fn a_stop_request_or_a_signal_ends_a_paused_run() {
     let home = tempfile::tempdir().expect("a folder");
     corpus(&home.path().join("data"));
     let config = config(&home.path().join("data"));

@@ -1,4 +1,4 @@
-//! The repository is made where the configuration asks for it.
+//! Tests that the sink creates the repository if `create` is set.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 #[test]
-fn a_repository_is_made_on_the_hub_once() {
+fn a_repository_is_created_on_the_hub_once() {
     for private in [None, Some(false), Some(true)] {
         let hub = TestHub::start();
         let mut more = vec![("create", json!(true))];
@@ -32,7 +32,7 @@ fn a_repository_is_made_on_the_hub_once() {
 }
 
 #[test]
-fn one_that_is_there_stays_as_it_is() {
+fn an_existing_repository_is_not_changed() {
     let (hub, repo) = model_hub();
     let more = [("create", json!(true)), ("private", json!(true))];
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &more);
@@ -44,7 +44,7 @@ fn one_that_is_there_stays_as_it_is() {
 }
 
 #[test]
-fn a_token_that_may_not_make_it_can_be_good_for_one_that_is_there() {
+fn a_token_without_permission_to_create_works_for_an_existing_repository() {
     let (hub, repo) = model_hub();
     hub.fault("/api/repos/create", Fault::Status(403, vec![]), usize::MAX);
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[("create", json!(true))]);
@@ -55,7 +55,7 @@ fn a_token_that_may_not_make_it_can_be_good_for_one_that_is_there() {
 }
 
 #[test]
-fn a_refusal_is_final_and_in_the_hubs_words() {
+fn a_refusal_is_permanent_and_contains_the_hubs_message() {
     let hub = TestHub::start();
     for (token, said) in [
         (READ_TOKEN, "You don't have the rights to create a model"),
@@ -71,14 +71,14 @@ fn a_refusal_is_final_and_in_the_hubs_words() {
 }
 
 #[test]
-fn what_may_pass_is_tried_again() {
+fn temporary_errors_are_retried() {
     let hub = TestHub::start();
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[("create", json!(true))]);
     let run = Run::new("run");
     let checkpoint = run.checkpoint(1, 1000);
     hub.fault("/api/repos/create", Fault::Status(500, vec![]), 1);
     temporary(run.publish(&publisher, &checkpoint));
-    // Made, and nobody heard of it.
+    // The repository is created, but the response is lost.
     hub.fault("/api/repos/create", Fault::LoseReply, 1);
     temporary(run.publish(&publisher, &checkpoint));
     run.publish(&publisher, &checkpoint).expect("published");
@@ -108,22 +108,22 @@ fn a_folder_with_something_else_in_it_is_left_alone() {
     let publisher = publisher(config, &[]).expect("a publisher");
     let run = Run::new("run");
     let words = permanent(run.publish(&publisher, &run.checkpoint(1, 100)));
-    assert!(words.contains("there is no such repository"), "{words}");
+    assert!(words.contains("no such repository"), "{words}");
     let names: Vec<_> = fs::read_dir(folder.path()).expect("a folder").collect();
     assert_eq!(names.len(), 1);
 }
 
 #[test]
-fn what_cannot_be_made_is_refused_at_the_start() {
+fn unsupported_settings_are_refused_at_the_start() {
     let token = [("HF_TOKEN", WRITE_TOKEN)];
     for (config, words) in [
         (
             json!({"repo": "https://example.org/a/b", "create": true}),
-            "make the repository on its server first",
+            "create the repository on its server first",
         ),
         (
             json!({"repo": "git@example.org:a/b", "create": true}),
-            "make the repository on its server first",
+            "create the repository on its server first",
         ),
         (
             json!({"repo": "https://huggingface.co/datasets/a/b", "create": true}),
@@ -132,7 +132,7 @@ fn what_cannot_be_made_is_refused_at_the_start() {
         (json!({"repo": "a/b", "private": true}), "create = true"),
         (
             json!({"repo": "/srv/a", "create": true, "private": true}),
-            "private is for the Hub",
+            "private works only on the Hub",
         ),
     ] {
         let error = publisher(config.clone(), &token).expect_err("refused");

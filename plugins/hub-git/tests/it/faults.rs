@@ -1,32 +1,32 @@
-//! What goes wrong on the way to a server, against the real `git http-backend`.
+//! Failures between the sink and a server, with the real `git http-backend`.
 //!
-//! What users of git and git-lfs meet, and where it is tried:
+//! Common failures of git and git-lfs, and their tests:
 //!
-//! | what goes wrong | what must come of it | test |
+//! | failure | expected result | test |
 //! |---|---|---|
-//! | wrong token, git | one request, final | `a_wrong_token_is_tried_once` |
-//! | wrong token, LFS | one request, final | `a_wrong_token_at_the_lfs_server_is_tried_once` |
-//! | token that may only read | final, in other words | `a_token_that_may_only_read_is_told_so` |
-//! | non-fast-forward, stale lease | the new tip is built upon | `a_branch_that_moves_during_the_upload_is_built_upon` |
-//! | two runs on one branch | all commits land, fsck finds nothing | `race::two_runs_on_one_branch_both_get_through` |
-//! | plain file above 10 MiB | final, not tried again, the remote's words | `hub::a_large_plain_file_is_refused_in_the_hubs_words` |
-//! | protected branch, other hooks | the same | `local::a_hooks_refusal_is_final_and_in_its_own_words` |
-//! | connection refused | temporary: the host tries again later | `nobody_at_home_is_temporary` |
-//! | hung server, git and LFS | given up in time, no child is left | `a_hung_server_is_given_up_and_no_child_survives` |
-//! | line cut once, in parts | that part is sent again, and no other | `parts::only_the_part_that_was_cut_is_sent_again` |
-//! | line always cut | temporary, nothing half there | `a_line_that_always_breaks_loses_nothing`, `parts::a_part_that_never_arrives_is_given_up` |
-//! | SIGKILL of everything in mid-upload | the next process delivers it, once | `hub_git::a_run_that_is_killed_in_mid_upload_is_delivered_once` of the host's tests |
-//! | SIGKILL of git alone | its children go with it, the next try lands | `a_git_that_is_killed_in_mid_push_takes_its_children_along` |
-//! | reply lost after it was done | found, not done twice | `a_push_whose_answer_was_lost_is_delivered_once`, `an_object_whose_confirmation_was_lost_is_not_sent_again` |
+//! | wrong token, git | one request, permanent error | `a_wrong_token_is_tried_once` |
+//! | wrong token, LFS | one request, permanent error | `a_wrong_token_at_the_lfs_server_is_tried_once` |
+//! | read-only token | permanent error with its own message | `a_read_only_token_is_reported` |
+//! | non-fast-forward, stale lease | commit on top of the new tip | `a_branch_that_moves_during_the_upload_is_built_upon` |
+//! | two runs on one branch | all commits arrive, fsck succeeds | `race::two_runs_push_to_one_branch` |
+//! | plain file above 10 MiB | permanent error with the remote's message | `hub::a_large_plain_file_is_refused_with_the_hubs_message` |
+//! | protected branch, other hooks | permanent error with the remote's message | `local::a_hooks_refusal_is_permanent_and_contains_its_message` |
+//! | connection refused | temporary error: the host retries later | `a_refused_connection_is_temporary` |
+//! | hung server, git and LFS | stopped at the time limit, no child process left | `a_hung_server_is_given_up_and_no_child_survives` |
+//! | connection cut once while a part is sent | only that part is sent again | `parts::only_the_part_that_was_cut_is_sent_again` |
+//! | connection always cut | temporary error, no partial object | `a_connection_that_always_breaks_loses_nothing`, `parts::a_part_that_never_arrives_is_given_up` |
+//! | SIGKILL of all processes during an upload | the next process delivers once | `hub_git::a_run_killed_during_an_upload_is_delivered_once` in the host's tests |
+//! | SIGKILL of git only | its children end too, the next attempt succeeds | `killing_git_during_a_push_ends_its_children` |
+//! | response lost after a success | the success is detected, nothing is sent again | `a_push_whose_response_was_lost_is_delivered_once`, `an_object_whose_confirmation_was_lost_is_not_sent_again` |
 //! | truncated object on the server | sent again | `a_truncated_object_of_the_server_is_sent_again` |
-//! | disk full | temporary, the training goes on, delivered later | `full_disk::a_push_without_room_is_made_when_there_is_some` of the host's tests |
-//! | stale lock of a branch | ours: no matter; the remote's: temporary | `stale_locks_in_the_sinks_own_repository_hold_nobody_up`, `a_stale_lock_of_the_remotes_branch_is_told_and_passes` |
-//! | git's exit status and its line about the branch differ | the line counts | `refusal::the_line_about_the_branch_is_what_counts` |
-//! | 429 and 503 with `Retry-After` | the wait, aloud, then the same request | `patience` |
-//! | a link that expired | another is asked for | `a_link_that_expired_is_asked_for_again` |
-//! | a redirect, of git, LFS or an upload | followed; no token goes to another server | `redirects` |
-//! | what LFS servers do in their own way | as git-lfs | `servers` |
-//! | a company's authorities and proxies | one way for git and LFS | `network` |
+//! | disk full | temporary error, training continues, delivered later | `full_disk::a_push_that_failed_on_a_full_disk_is_retried_when_there_is_room` in the host's tests |
+//! | stale lock of a branch | the sink's: removed; the remote's: temporary error | `stale_locks_in_the_sinks_own_repository_are_removed`, `a_stale_lock_of_the_remotes_branch_is_temporary` |
+//! | git's exit status and its line about the branch differ | the line decides | `refusal::the_line_of_the_branch_decides` |
+//! | 429 and 503 with `Retry-After` | a wait with a warning, then the same request | `patience` |
+//! | expired link | a new link is requested | `a_new_link_is_requested_when_one_expired` |
+//! | redirect of git, LFS or an upload | followed; no token is sent to another server | `redirects` |
+//! | differences between LFS servers | handled as by git-lfs | `servers` |
+//! | a company's certificate authorities and proxies | the same settings for git and LFS | `network` |
 
 use std::fs;
 use std::net::TcpListener;
@@ -44,7 +44,7 @@ use crate::support::{
 };
 use hub_git::Error;
 
-/// The processes of this machine whose command lines hold the text.
+/// Returns the processes of this machine whose command lines contain the text.
 fn processes(text: &str) -> Vec<(i32, String)> {
     let processes = fs::read_dir("/proc").expect("/proc");
     processes
@@ -58,7 +58,7 @@ fn processes(text: &str) -> Vec<(i32, String)> {
         .collect()
 }
 
-/// Their command lines alone.
+/// Returns only the command lines of [`processes`].
 fn command_lines(text: &str) -> Vec<String> {
     processes(text).into_iter().map(|(_, line)| line).collect()
 }
@@ -74,24 +74,24 @@ fn a_wrong_token_is_tried_once() {
 }
 
 #[test]
-fn a_token_that_may_only_read_is_told_so() {
+fn a_read_only_token_is_reported() {
     for lfs in ["auto", "never"] {
         let (hub, _) = model_hub();
         let publisher = hub_publisher(&hub, READ_TOKEN, &[("lfs", json!(lfs))]);
         let run = Run::new("run");
         let words = permanent(run.publish(&publisher, &run.checkpoint(1, 100)));
-        assert!(words.contains("may not"), "{words}");
+        assert!(words.contains("lacks permission"), "{words}");
         assert!(!words.contains("not accepted"), "{words}");
     }
 }
 
 #[test]
-fn a_repository_that_is_not_there_is_final() {
+fn a_missing_repository_is_a_permanent_error() {
     let hub = TestHub::start();
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
     let run = Run::new("run");
     let words = permanent(run.publish(&publisher, &run.checkpoint(1, 100)));
-    assert!(words.contains("there is no such repository"), "{words}");
+    assert!(words.contains("no such repository"), "{words}");
 }
 
 #[test]
@@ -104,14 +104,14 @@ fn a_hung_server_is_given_up_and_no_child_survives() {
         let checkpoint = run.checkpoint(1, 1000);
         let words = temporary(run.publish(&publisher, &checkpoint));
         assert!(words.contains("timeout_secs"), "{matching}: {words}");
-        // Without the arguments of this test's own process, which name no port.
+        // The command line of the test process itself does not contain the hub's URL.
         assert_eq!(command_lines(hub.url()), Vec::<String>::new(), "{matching}");
         assert_eq!(messages(&repo, "main").len(), 1);
     }
 }
 
 #[test]
-fn a_cancelled_delivery_ends_at_once_whatever_it_waits_for() {
+fn a_cancelled_delivery_ends_at_once_in_every_wait() {
     for matching in [
         "git-upload-pack",
         "objects/batch",
@@ -130,7 +130,7 @@ fn a_cancelled_delivery_ends_at_once_whatever_it_waits_for() {
 }
 
 #[test]
-fn nobody_at_home_is_temporary() {
+fn a_refused_connection_is_temporary() {
     let address = {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         listener.local_addr().expect("an address")
@@ -146,7 +146,7 @@ fn nobody_at_home_is_temporary() {
 }
 
 #[test]
-fn a_busy_server_is_temporary_and_the_next_try_goes_through() {
+fn a_busy_server_is_temporary_and_the_next_attempt_succeeds() {
     let (hub, repo) = model_hub();
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
     let run = Run::new("run");
@@ -170,7 +170,7 @@ fn a_busy_server_is_temporary_and_the_next_try_goes_through() {
 }
 
 #[test]
-fn a_push_whose_answer_was_lost_is_delivered_once() {
+fn a_push_whose_response_was_lost_is_delivered_once() {
     let (hub, repo) = model_hub();
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
     let run = Run::new("run");
@@ -180,7 +180,8 @@ fn a_push_whose_answer_was_lost_is_delivered_once() {
         .expect("published");
     assert_eq!(messages(&repo, "run"), ["step 1", "initial commit"]);
 
-    // And if nothing can be asked afterwards, the next try finds it.
+    // This delivery is cancelled before it can check whether its push succeeded. The next attempt finds the
+    // commit.
     hub.fault("POST /user/model/git-receive-pack", Fault::LoseReply, 1);
     let second = run.checkpoint(2, 1000);
     let pushed = Mutex::new(false);
@@ -222,7 +223,8 @@ fn a_wrong_token_at_the_lfs_server_is_tried_once() {
 
 #[test]
 fn a_branch_that_moves_during_the_upload_is_built_upon() {
-    // The first finds a branch that was not there before, the second one that is elsewhere.
+    // During the upload of step 1, another client creates the branch. During the upload of step 2, that
+    // client adds a commit to it.
     let (hub, repo) = model_hub();
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
     let run = Run::new("run");
@@ -230,7 +232,7 @@ fn a_branch_that_moves_during_the_upload_is_built_upon() {
         let asked = count(&hub, "POST /user/model.git/info/lfs");
         let moved = Mutex::new(false);
         let moves = || {
-            // The delivery itself asks here between its requests, and waits for the answer.
+            // The delivery calls this closure between its requests and waits for the result.
             let mut moved = moved.lock().expect("no panic");
             if !*moved && count(&hub, "POST /user/model.git/info/lfs") > asked {
                 commit_by_hand(&repo, "run", &[("notes", &format!("before {step}"))]);
@@ -245,12 +247,12 @@ fn a_branch_that_moves_during_the_upload_is_built_upon() {
     }
     let expected = ["step 2", "by hand", "step 1", "by hand"];
     assert_eq!(messages(&repo, "run")[..4], expected);
-    // Nothing was sent again for it.
+    // No object was sent again.
     assert_eq!(count(&hub, "PUT"), 2);
 }
 
 #[test]
-fn a_git_that_is_killed_in_mid_push_takes_its_children_along() {
+fn killing_git_during_a_push_ends_its_children() {
     let (hub, repo) = model_hub();
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
     let run = Run::new("run");
@@ -264,7 +266,7 @@ fn a_git_that_is_killed_in_mid_push_takes_its_children_along() {
             let push = killed
                 .iter()
                 .find(|(_, line)| line.starts_with("git push "));
-            let (push, _) = push.expect("git push is there");
+            let (push, _) = push.expect("git push is running");
             let push = Pid::from_raw(*push).expect("a process");
             kill_process(push, Signal::KILL).expect("killed");
         }
@@ -274,7 +276,7 @@ fn a_git_that_is_killed_in_mid_push_takes_its_children_along() {
     assert!(words.contains("git was killed by signal 9"), "{words}");
     let killed = killed.into_inner().expect("no panic");
     assert!(killed.len() > 1, "it had children: {killed:?}");
-    // Who has no parent any more is collected a moment later.
+    // Orphaned processes are reaped a moment later.
     let ends = Instant::now() + Duration::from_secs(60);
     while !command_lines(hub.url()).is_empty() {
         assert!(Instant::now() < ends, "{:?}", processes(hub.url()));
@@ -303,7 +305,7 @@ fn an_object_whose_confirmation_was_lost_is_not_sent_again() {
 }
 
 #[test]
-fn a_line_that_always_breaks_loses_nothing() {
+fn a_connection_that_always_breaks_loses_nothing() {
     let (hub, repo) = model_hub();
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
     let run = Run::new("run");
@@ -322,7 +324,7 @@ fn a_line_that_always_breaks_loses_nothing() {
 }
 
 #[test]
-fn a_slow_server_is_waited_for_while_it_moves() {
+fn a_slow_server_is_waited_for_while_data_flows() {
     let (hub, repo) = model_hub();
     hub.fault("PUT", Fault::Slow(500_000), 1);
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
@@ -347,7 +349,7 @@ fn a_truncated_object_of_the_server_is_sent_again() {
 }
 
 #[test]
-fn a_link_that_expired_is_asked_for_again() {
+fn a_new_link_is_requested_when_one_expired() {
     let (hub, repo) = model_hub();
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
     let run = Run::new("run");
@@ -357,16 +359,19 @@ fn a_link_that_expired_is_asked_for_again() {
     assert_eq!(count(&hub, "POST /user/model.git/info/lfs"), 2);
     assert_eq!(messages(&repo, "run"), ["step 1", "initial commit"]);
 
-    // A server whose links are never good is asked no more than a few times.
+    // If the server refuses every link, the sink stops after a few requests for new links.
     hub.fault("PUT", Fault::Status(403, vec![]), usize::MAX);
     let words = temporary(run.publish(&publisher, &run.checkpoint(2, 1000)));
-    assert!(words.contains("the link is not good (403)"), "{words}");
+    assert!(
+        words.contains("rejected the link for this transfer (403)"),
+        "{words}"
+    );
     assert!(!words.contains("signature"), "{words}");
     assert_eq!(count(&hub, "POST /user/model.git/info/lfs"), 2 + 3);
 }
 
 #[test]
-fn stale_locks_in_the_sinks_own_repository_hold_nobody_up() {
+fn stale_locks_in_the_sinks_own_repository_are_removed() {
     let (hub, repo) = model_hub();
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
     let run = Run::new("run");
@@ -389,7 +394,7 @@ fn stale_locks_in_the_sinks_own_repository_hold_nobody_up() {
 }
 
 #[test]
-fn a_stale_lock_of_the_remotes_branch_is_told_and_passes() {
+fn a_stale_lock_of_the_remotes_branch_is_temporary() {
     let (_remote, url) = bare();
     let publisher = publisher(json!({"repo": url}), &[]).expect("a publisher");
     let run = Run::new("run");
@@ -397,7 +402,7 @@ fn a_stale_lock_of_the_remotes_branch_is_told_and_passes() {
     fs::write(&lock, "").expect("a lock");
     let checkpoint = run.checkpoint(1, 1000);
     let words = temporary(run.publish(&publisher, &checkpoint));
-    assert!(words.contains("could not be moved"), "{words}");
+    assert!(words.contains("cannot update the branch"), "{words}");
     assert!(words.contains("remote rejected"), "{words}");
     fs::remove_file(&lock).expect("removed");
     run.publish(&publisher, &checkpoint).expect("published");
@@ -405,7 +410,7 @@ fn a_stale_lock_of_the_remotes_branch_is_told_and_passes() {
 }
 
 #[test]
-fn the_token_is_nowhere_to_be_found() {
+fn the_token_appears_in_no_message_file_or_command_line() {
     let (hub, _) = model_hub();
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
     let run = Run::new("run");
@@ -414,7 +419,7 @@ fn the_token_is_nowhere_to_be_found() {
 
     let seen = Mutex::new(Vec::new());
     for matching in ["git-upload-pack", "PUT", "git-receive-pack"] {
-        // While a child hangs, its command line is there to be read.
+        // While a child process hangs, the test can read its command line.
         hub.fault(matching, Fault::Hang, 1);
         let hangs = || {
             let hangs = hub

@@ -1,4 +1,5 @@
-//! What was pushed comes back: from the Hub, from a folder, through faults, and once.
+//! Tests downloads of pushed checkpoints. The source is the Hub or a folder. Downloads succeed despite
+//! faults, and nothing is downloaded twice.
 
 use std::fs;
 use std::path::Path;
@@ -29,7 +30,7 @@ fn fetch_until(
     publisher.fetch(&wanted, cancelled)
 }
 
-/// A hub with a checkpoint of so many bytes on the branch `run-1`, and who pushed it.
+/// Returns a hub with a checkpoint on the branch `run-1`, and its publisher.
 fn pushed(model_bytes: usize) -> (TestHub, Publisher, Pushed) {
     let (hub, _) = model_hub();
     let run = Run::new("run-1");
@@ -46,7 +47,7 @@ fn pushed(model_bytes: usize) -> (TestHub, Publisher, Pushed) {
     )
 }
 
-/// A checkpoint, and the folder of the run that it lies in.
+/// A checkpoint, and the run that owns its folder.
 struct Pushed {
     checkpoint: Checkpoint,
     _run: Run,
@@ -60,7 +61,7 @@ impl std::ops::Deref for Pushed {
     }
 }
 
-/// Every file of the checkpoint is there, with its bytes.
+/// Asserts that every file of the checkpoint was downloaded unchanged.
 fn assert_whole(brought: &Brought, checkpoint: &Checkpoint) {
     for name in checkpoint.files.keys() {
         let bytes = |dir: &Path| fs::read(dir.join(name)).expect(name);
@@ -76,7 +77,7 @@ fn permanent(result: Result<Brought>) -> String {
 }
 
 #[test]
-fn what_was_pushed_to_the_hub_comes_back_and_once() {
+fn a_checkpoint_is_downloaded_from_the_hub_once() {
     let (hub, _) = model_hub();
     let run = Run::new("run-1");
     let to = tempfile::tempdir().expect("a folder");
@@ -89,10 +90,11 @@ fn what_was_pushed_to_the_hub_comes_back_and_once() {
     assert_eq!(brought.commit, receipt.commit);
     assert_whole(&brought, &checkpoint);
     assert!(brought.path.join("manifest.json").is_file());
-    // The objects are there once: in the folder, and in no store beside it.
+    // Each object is stored only in the folder. It is not stored a second time in an object store.
     assert!(size_of(to.path()) < (3 << 20) + (64 << 10));
 
-    // By its commit nobody is asked, by its branch only where that is.
+    // If the revision is the commit's id, no request is sent. If it is the branch, only the branch's commit
+    // is requested.
     let asked = hub.requests().len();
     let again = fetch(&reader, Some(&receipt.commit), to.path());
     assert_eq!(again, Ok(brought.clone()));
@@ -101,11 +103,11 @@ fn what_was_pushed_to_the_hub_comes_back_and_once() {
     let requests = hub.requests();
     let objects = requests.iter().filter(|line| line.contains("signature"));
     let brought = objects.filter(|line| line.starts_with("GET")).count();
-    assert_eq!(brought, 2, "the two files that go by LFS");
+    assert_eq!(brought, 2, "the two LFS files");
 }
 
 #[test]
-fn the_model_alone_leaves_out_what_a_resume_needs() {
+fn the_trainer_state_is_downloaded_only_for_a_resume() {
     let (_hub, writer, _checkpoint) = pushed(1 << 20);
     let to = tempfile::tempdir().expect("a folder");
     let wanted = Wanted {
@@ -144,7 +146,7 @@ fn a_public_model_needs_no_token() {
 }
 
 #[test]
-fn a_download_that_breaks_goes_on_where_it_was() {
+fn an_interrupted_download_is_resumed() {
     let (hub, writer, checkpoint) = pushed(4 << 20);
     let to = tempfile::tempdir().expect("a folder");
     let model = &checkpoint.files["model.safetensors"].sha256;
@@ -154,31 +156,31 @@ fn a_download_that_breaks_goes_on_where_it_was() {
     hub.fault(&get, Fault::Status(403, Vec::new()), 1);
     let brought = fetch(&writer, Some("run-1"), to.path()).expect("fetched");
     assert_whole(&brought, &checkpoint);
-    // Three times a quarter, then two refusals, then the rest.
+    // Three requests return a quarter each, two are refused, and the last returns the rest.
     assert_eq!(count(&hub, &get), 6);
 }
 
 #[test]
-fn what_never_comes_and_what_is_something_else_is_an_error_and_leaves_nothing() {
+fn missing_or_wrong_content_is_an_error_and_leaves_no_folder() {
     let (hub, writer, checkpoint) = pushed(1 << 20);
     let to = tempfile::tempdir().expect("a folder");
     let entry = &checkpoint.files["model.safetensors"];
     let get = format!("GET /user/model/{}", entry.sha256);
 
     hub.fault(&get, Fault::Close, 4);
-    let error = fetch(&writer, Some("run-1"), to.path()).expect_err("it never comes");
+    let error = fetch(&writer, Some("run-1"), to.path()).expect_err("it never arrives");
     assert!(matches!(error, Error::Temporary(_)), "{error}");
 
     hub.fault(&get, Fault::Status(204, Vec::new()), 1);
     let error = permanent(fetch(&writer, Some("run-1"), to.path()));
-    assert!(error.ends_with("gives no content (204)"), "{error}");
+    assert!(error.ends_with("returned no content (204)"), "{error}");
 
     let object = hub.lfs_object("user/model", &entry.sha256);
     let mut bytes = fs::read(&object).expect("the object");
     bytes[100] ^= 1;
     fs::write(&object, &bytes).expect("the object");
     let error = permanent(fetch(&writer, Some("run-1"), to.path()));
-    assert!(error.contains("something else"), "{error}");
+    assert!(error.contains("the wrong content"), "{error}");
 
     let left: Vec<_> = fs::read_dir(to.path())
         .expect("a folder")
@@ -207,7 +209,7 @@ fn a_download_ends_when_it_is_cancelled() {
 }
 
 #[test]
-fn it_comes_from_a_folder_with_and_without_lfs() {
+fn a_checkpoint_is_downloaded_from_a_folder_with_and_without_lfs() {
     for lfs in ["never", "always"] {
         let (_folder, repo) = bare();
         let run = Run::new("run-1");
@@ -246,7 +248,7 @@ fn a_tag_an_older_commit_and_the_default_branch_are_found() {
 }
 
 #[test]
-fn what_is_not_there_is_said_with_what_is() {
+fn errors_name_the_missing_branch_and_the_existing_ones() {
     let (_folder, repo) = bare();
     let run = Run::new("run-1");
     let to = tempfile::tempdir().expect("a folder");
@@ -256,17 +258,17 @@ fn what_is_not_there_is_said_with_what_is() {
         .expect("published");
     let said = permanent(fetch(&publisher, Some("run-2"), to.path()));
     assert!(
-        said.starts_with("there is no branch and no tag run-2, but main, run-1: "),
+        said.starts_with("no branch or tag run-2 (branches: main, run-1): "),
         "{said}"
     );
     let said = permanent(fetch(&publisher, None, to.path()));
     assert!(
-        said.contains("has no config.json, and so no model, but main, run-1"),
+        said.contains("has no config.json, so it does not contain a model (branches: main, run-1)"),
         "{said}"
     );
     let said = permanent(fetch(&publisher, Some("run-1"), to.path()));
     assert!(
-        said.contains("has no state to resume from, which trainer = true pushes"),
+        said.contains("has no state to resume from; only checkpoints that were pushed with trainer = true contain it"),
         "{said}"
     );
 }

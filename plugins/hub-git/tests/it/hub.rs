@@ -10,7 +10,7 @@ use crate::support::{
 };
 
 #[test]
-fn checkpoints_arrive_by_lfs_and_can_be_cloned_back() {
+fn checkpoints_are_stored_with_lfs_and_can_be_cloned() {
     let (hub, repo) = model_hub();
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
     let run = Run::new("run");
@@ -55,7 +55,7 @@ fn checkpoints_arrive_by_lfs_and_can_be_cloned_back() {
 }
 
 #[test]
-fn what_the_hub_has_is_not_sent_again() {
+fn objects_that_the_hub_has_are_not_sent_again() {
     let (hub, _) = model_hub();
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
     let run = Run::new("run");
@@ -67,7 +67,7 @@ fn what_the_hub_has_is_not_sent_again() {
 }
 
 #[test]
-fn large_files_go_in_parts() {
+fn large_files_are_sent_in_parts() {
     let (hub, repo) = model_hub();
     hub.set_part_bytes(400_000);
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[("trainer", json!(true))]);
@@ -87,7 +87,7 @@ fn large_files_go_in_parts() {
 }
 
 #[test]
-fn a_large_plain_file_is_refused_in_the_hubs_words() {
+fn a_large_plain_file_is_refused_with_the_hubs_message() {
     let (hub, _) = model_hub();
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[("lfs", json!("never"))]);
     let run = Run::new("run");
@@ -97,7 +97,7 @@ fn a_large_plain_file_is_refused_in_the_hubs_words() {
         words.contains("Offending file: model.safetensors"),
         "{words}"
     );
-    // It would be refused again.
+    // The push is not retried, because it would be refused again.
     let push = "GET /user/model/info/refs?service=git-receive-pack";
     assert_eq!(count(&hub, push), 1);
 }

@@ -1,4 +1,5 @@
-//! The sink against real git: a bare repository on disk, and a server as strict as the Hub.
+//! Tests of the sink with real git: with a bare repository on disk, and with a server that is as strict as
+//! the Hub.
 
 mod creation;
 mod faults;

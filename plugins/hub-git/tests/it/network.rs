@@ -1,4 +1,4 @@
-//! The networks of companies: git and our own requests take the same way.
+//! Tests company networks. Git and the built-in client must use the same certificate authorities and proxies.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use test_hub::{TestHub, TestProxy, TlsDoor, WRITE_TOKEN};
 
 use crate::support::{Run, messages, permanent, publisher};
 
-/// A hub, and where its `user/model` lies.
+/// Returns a hub and the path of its repository `user/model`.
 fn hub() -> (TestHub, String) {
     let hub = TestHub::start();
     let attributes = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n";
@@ -22,7 +22,7 @@ fn address(hub: &TestHub) -> &str {
 }
 
 #[test]
-fn an_authority_of_ones_own_is_taken_from_each_place() {
+fn a_private_authority_is_read_from_each_setting() {
     let (hub, repo) = hub();
     let door = TlsDoor::open(address(&hub));
     let folder = tempfile::tempdir().expect("a folder");
@@ -42,7 +42,7 @@ fn an_authority_of_ones_own_is_taken_from_each_place() {
         step += 1;
         run.publish(&publisher, &run.checkpoint(step, 1000))
     };
-    let error = publish(base.clone(), &[]).expect_err("nobody knows the authority");
+    let error = publish(base.clone(), &[]).expect_err("an unknown authority");
     assert!(matches!(error, Error::Permanent(_)), "{error}");
     for name in [
         "GIT_SSL_CAINFO",
@@ -54,7 +54,7 @@ fn an_authority_of_ones_own_is_taken_from_each_place() {
     }
     let mut config = base.clone();
     config["ca_file"] = json!(file);
-    publish(config, &[("SSL_CERT_FILE", "/nowhere")]).expect("the setting comes first");
+    publish(config, &[("SSL_CERT_FILE", "/nowhere")]).expect("the setting has precedence");
     assert_eq!(messages(&repo, "run").len(), 5 + 1);
 
     let nowhere = empty.to_str().expect("a path");
@@ -68,7 +68,7 @@ fn an_authority_of_ones_own_is_taken_from_each_place() {
 }
 
 #[test]
-fn plain_http_goes_through_the_proxy_by_whole_urls() {
+fn plain_http_is_proxied_with_full_urls() {
     let (hub, repo) = hub();
     let proxy = TestProxy::start(None);
     let port = address(&hub).rsplit_once(':').expect("a port").1;
@@ -97,7 +97,7 @@ fn plain_http_goes_through_the_proxy_by_whole_urls() {
             "{through:?}"
         );
     }
-    // Git waits until it is asked for the proxy's password; we do not.
+    // Git sends the proxy's password only if the proxy requires it. The built-in client always sends it.
     let as_ann = |line: &&String| line.ends_with(" as Basic YW5uOmFAYg==");
     let own = requests.iter().filter(as_ann);
     let own: Vec<&str> = own.filter_map(|line| line.split('/').next()).collect();
@@ -109,7 +109,7 @@ fn plain_http_goes_through_the_proxy_by_whole_urls() {
 }
 
 #[test]
-fn https_goes_through_a_tunnel() {
+fn https_is_proxied_through_a_tunnel() {
     let (hub, repo) = hub();
     let door = TlsDoor::open(address(&hub));
     let proxy = TestProxy::start(Some(door.port()));
@@ -142,7 +142,7 @@ fn https_goes_through_a_tunnel() {
 }
 
 #[test]
-fn socks_will_do_and_direct_hosts_are_reached_directly() {
+fn socks_works_and_no_proxy_hosts_are_reached_directly() {
     let (hub, repo) = hub();
     let proxy = TestProxy::start(None);
     let port = address(&hub).rsplit_once(':').expect("a port").1;
@@ -160,7 +160,7 @@ fn socks_will_do_and_direct_hosts_are_reached_directly() {
     publish("hub.invalid", 1, &[]);
     let through = format!("SOCKS hub.invalid:{port}");
     let before = proxy.requests();
-    // Git's, and those of our own.
+    // Both git and the built-in client send requests through the proxy.
     assert!(
         before.iter().filter(|line| **line == through).count() > 3,
         "{before:?}"
@@ -173,7 +173,7 @@ fn socks_will_do_and_direct_hosts_are_reached_directly() {
 }
 
 #[test]
-fn a_proxy_with_a_password_is_not_written_into_the_configuration() {
+fn a_proxy_with_a_password_is_refused_in_the_configuration() {
     let proxy = "http://ann:hunter2@proxy:3128";
     let config = json!({"repo": "https://example.org/r", "proxy": proxy});
     let error = publisher(config, &[]).expect_err("refused").to_string();

@@ -1,4 +1,4 @@
-//! Large files go in parts.
+//! Uploads of large files in parts.
 
 use std::fs;
 use std::sync::{Arc, Mutex};
@@ -7,7 +7,7 @@ use test_hub::{Fault, TestHub, WRITE_TOKEN};
 
 use crate::support::{Run, count, hub_publisher, messages, model_hub, sha256, temporary};
 
-/// A hub that takes parts of 400,000 bytes.
+/// Returns a hub that accepts parts of 400,000 bytes. Also returns the path of its repository.
 fn hub_of_parts() -> (TestHub, String) {
     let (hub, repo) = model_hub();
     hub.set_part_bytes(400_000);
@@ -42,7 +42,7 @@ fn only_the_part_that_was_cut_is_sent_again() {
         assert_eq!(sent_parts(&hub), ["00001", "00002", "00002", "00003"]);
         let said = said.lock().expect("no panic");
         assert_eq!(said.len(), 1, "{said:?}");
-        assert!(said[0].contains("is sent again"), "{said:?}");
+        assert!(said[0].contains("failed, retrying"), "{said:?}");
         assert!(!said[0].contains("signature"), "{said:?}");
         let oid = &checkpoint.files["model.safetensors"].sha256;
         let object = fs::read(hub.lfs_object("user/model", oid)).expect("an object");
@@ -61,14 +61,14 @@ fn a_part_that_never_arrives_is_given_up() {
     let words = temporary(run.publish(&publisher, &checkpoint));
     assert!(words.contains("cannot reach"), "{words}");
     assert_eq!(count(&hub, "PUT"), 2 + 4);
-    // The next delivery gets links of an upload of its own, which has no parts yet.
+    // The next delivery receives links for a new upload, which has no parts yet.
     run.publish(&publisher, &checkpoint).expect("published");
     assert_eq!(count(&hub, "PUT"), 2 + 4 + 3);
     assert_eq!(messages(&repo, "run"), ["step 1", "initial commit"]);
 }
 
 #[test]
-fn a_parts_link_that_expired_begins_another_upload() {
+fn an_expired_link_of_a_part_starts_a_new_upload() {
     let (hub, repo) = hub_of_parts();
     hub.fault("part=00002", Fault::Status(403, vec![]), 1);
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);

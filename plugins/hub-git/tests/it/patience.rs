@@ -1,4 +1,4 @@
-//! A server that asks for a wait.
+//! Servers that tell the client when to retry.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -13,7 +13,7 @@ fn busy(status: u16, after: &str) -> Fault {
     Fault::Status(status, vec![("Retry-After".to_owned(), after.to_owned())])
 }
 
-/// A publisher to the hub, and what it says.
+/// Returns a publisher that pushes to the hub, and the publisher's warnings.
 fn publisher(hub: &TestHub) -> (Publisher, Arc<Mutex<Vec<String>>>) {
     let said = Arc::new(Mutex::new(Vec::new()));
     let hears = Arc::clone(&said);
@@ -25,7 +25,7 @@ fn publisher(hub: &TestHub) -> (Publisher, Arc<Mutex<Vec<String>>>) {
 }
 
 #[test]
-fn it_gets_the_wait_and_then_the_same_request() {
+fn the_request_is_repeated_after_the_wait() {
     let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(2));
     for (request, fault) in [
         ("POST /api/repos/create", busy(429, "1")),
@@ -40,20 +40,19 @@ fn it_gets_the_wait_and_then_the_same_request() {
         let begin = Instant::now();
         run.publish(&publisher, &run.checkpoint(1, 1000))
             .expect("published");
-        // Not one request before its time; a date may lie less than a second ahead by now.
+        // No request is sent too early. The wait until `date` can be shorter than one second, because the
+        // date has whole seconds and was computed before the loop.
         assert!(begin.elapsed() >= Duration::from_millis(500), "{request}");
         assert_eq!(count(&hub, request), 2, "{request}");
         assert_eq!(messages(&repo, "run"), ["step 1", "initial commit"]);
         let said = said.lock().expect("no panic");
         assert_eq!(said.len(), 1, "{said:?}");
-        assert!(
-            said[0].contains("asks for patience (4") || said[0].contains("asks for patience (5")
-        );
+        assert!(said[0].contains("is busy (4") || said[0].contains("is busy (5"));
     }
 }
 
 #[test]
-fn a_part_of_a_file_waits_too() {
+fn an_upload_of_a_part_waits_too() {
     let (hub, _) = model_hub();
     hub.set_part_bytes(400_000);
     hub.fault("part=00002", busy(503, "1"), 2);
@@ -66,7 +65,7 @@ fn a_part_of_a_file_waits_too() {
 }
 
 #[test]
-fn a_wait_ends_with_the_delivery() {
+fn cancelling_the_delivery_ends_the_wait() {
     let (hub, _) = model_hub();
     hub.fault("objects/batch", busy(429, "50"), usize::MAX);
     let (publisher, said) = publisher(&hub);
@@ -78,18 +77,15 @@ fn a_wait_ends_with_the_delivery() {
 }
 
 #[test]
-fn a_wait_that_takes_too_long_is_left_to_the_host() {
-    // Longer than the delivery has; longer than is waited for at all.
+fn too_long_a_wait_is_a_temporary_error() {
+    // The first wait is longer than the delivery's time limit. The second is longer than the maximum wait.
     for after in ["120", "4000"] {
         let (hub, _) = model_hub();
         hub.fault("objects/batch", busy(429, after), usize::MAX);
         let (publisher, said) = publisher(&hub);
         let run = Run::new("run");
         let words = temporary(run.publish(&publisher, &run.checkpoint(1, 1000)));
-        assert!(
-            words.contains(&format!("try again after {after}")),
-            "{words}"
-        );
+        assert!(words.contains(&format!("retry after {after}")), "{words}");
         assert_eq!(count(&hub, "POST /user/model.git/info/lfs"), 1);
         assert!(said.lock().expect("no panic").is_empty());
     }

@@ -1,4 +1,5 @@
-//! The real git-lfs reads what was pushed. `GIT_LFS` says where it is.
+//! The real git-lfs reads pushed checkpoints. The environment variable `GIT_LFS` contains the path of
+//! git-lfs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use test_hub::WRITE_TOKEN;
 
 use crate::support::{Checkpoint, Run, bare, forms, hub_publisher, model_hub, publisher, sha256};
 
-/// Git with git-lfs, as after `git lfs install`, and with a token for a server.
+/// Git with git-lfs. It has the configuration that `git lfs install` creates, and a token for a server.
 struct GitLfs {
     path: String,
     config: Vec<(String, String)>,
@@ -64,7 +65,7 @@ impl GitLfs {
     }
 }
 
-/// Clones the branch and compares each step's files with the checkpoint's.
+/// Clones the branch. Compares each commit's files with the files of the corresponding checkpoint.
 fn assert_cloned(git: &GitLfs, url: &str, checkpoints: &[Checkpoint]) {
     let clone = tempfile::tempdir().expect("a folder");
     let at = clone.path();
@@ -92,7 +93,7 @@ fn assert_cloned(git: &GitLfs, url: &str, checkpoints: &[Checkpoint]) {
 }
 
 #[test]
-fn git_lfs_clones_what_went_to_a_hub() {
+fn git_lfs_clones_checkpoints_from_a_hub() {
     for part_bytes in [None, Some(900_000)] {
         let (hub, _) = model_hub();
         if let Some(bytes) = part_bytes {
@@ -110,7 +111,7 @@ fn git_lfs_clones_what_went_to_a_hub() {
 }
 
 #[test]
-fn git_lfs_clones_what_went_to_a_folder() {
+fn git_lfs_clones_checkpoints_from_a_folder() {
     let (_remote, url) = bare();
     let config = json!({"repo": url, "lfs": "always"});
     let publisher = publisher(config, &[]).expect("a publisher");

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::support::{bare, git, messages, sha256};
 
 #[test]
-fn the_host_gets_a_receipt() {
+fn the_host_receives_a_receipt() {
     let (_remote, url) = bare();
     let plugin = fake::Plugin::load(&PLUGIN);
     let config = json!({"repo": url}).to_string();
@@ -38,7 +38,7 @@ fn a_bad_configuration_is_refused_at_the_start() {
     let plugin = fake::Plugin::load(&PLUGIN);
     for config in [
         json!({"repo": "ftp://example.org/x"}),
-        json!({"repo": "a/b", "colour": 1}),
+        json!({"repo": "a/b", "color": 1}),
         json!({"repo": "./x", "lfs": "sometimes"}),
         json!({}),
     ] {

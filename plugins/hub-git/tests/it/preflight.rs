@@ -36,7 +36,7 @@ fn permanent(result: Result<String>) -> String {
 }
 
 #[test]
-fn a_hub_that_takes_checkpoints_is_left_as_it_was() {
+fn a_successful_check_changes_nothing_on_the_hub() {
     let hub = TestHub::start();
     let repo = hub.create_repo("user/model", &[(".gitattributes", "")]);
     let before = git(&repo, &["for-each-ref"]);
@@ -44,7 +44,7 @@ fn a_hub_that_takes_checkpoints_is_left_as_it_was() {
     let found = ask(&publisher, 1000).expect("ready");
     assert_eq!(
         found,
-        format!("branch run will be new: {}", hub.repo_url("user/model"))
+        format!("branch run will be created: {}", hub.repo_url("user/model"))
     );
     assert_eq!(git(&repo, &["for-each-ref"]), before);
     let requests = hub.requests();
@@ -56,20 +56,20 @@ fn a_hub_that_takes_checkpoints_is_left_as_it_was() {
 }
 
 #[test]
-fn a_token_that_may_only_read_is_told_in_the_hubs_words() {
+fn a_read_only_token_is_reported_with_the_hubs_message() {
     let hub = TestHub::start();
     hub.create_repo("user/model", &[(".gitattributes", "")]);
     let words = permanent(ask(&hub_publisher(&hub, READ_TOKEN, &[]), 1000));
     assert!(words.contains("You have read access only"), "{words}");
     assert!(!words.contains(READ_TOKEN), "{words}");
-    // Without LFS it is git that is refused.
+    // With `lfs` set to `never`, no LFS request is sent, so the first refused request is git's test push.
     let plain = hub_publisher(&hub, READ_TOKEN, &[("lfs", json!("never"))]);
     let words = permanent(ask(&plain, 1000));
-    assert!(words.contains("may not"), "{words}");
+    assert!(words.contains("lacks permission"), "{words}");
 }
 
 #[test]
-fn a_repository_that_is_not_there_is_named() {
+fn a_missing_repository_is_named() {
     let hub = TestHub::start();
     let words = permanent(ask(&hub_publisher(&hub, WRITE_TOKEN, &[]), 1000));
     assert!(words.contains(&hub.repo_url("user/model")), "{words}");
@@ -83,7 +83,7 @@ fn a_repository_that_is_not_there_is_named() {
 }
 
 #[test]
-fn a_repository_that_shall_be_made_is_made_before_the_first_step() {
+fn with_create_the_repository_is_created_before_the_first_step() {
     let hub = TestHub::start();
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[("create", json!(true))]);
     ask(&publisher, 1000).expect("ready");
@@ -91,7 +91,7 @@ fn a_repository_that_shall_be_made_is_made_before_the_first_step() {
 }
 
 #[test]
-fn a_server_that_hangs_is_left_when_asked() {
+fn a_hanging_check_can_be_cancelled() {
     let hub = TestHub::start();
     hub.create_repo("user/model", &[(".gitattributes", "")]);
     hub.fault("info/refs", Fault::Hang, 1);
@@ -102,7 +102,7 @@ fn a_server_that_hangs_is_left_when_asked() {
 }
 
 #[test]
-fn a_folder_says_where_its_branch_stands_and_what_does_not_fit() {
+fn the_commit_of_a_local_branch_and_missing_disk_space_are_reported() {
     let (_folder, repo) = bare();
     commit_by_hand(&repo, "run", &[("README.md", "mine")]);
     let publisher = publisher(json!({"repo": repo}), &[]).expect("a publisher");
@@ -116,7 +116,7 @@ fn a_folder_says_where_its_branch_stands_and_what_does_not_fit() {
     }
 }
 
-/// A hook that refuses, in a bare repository.
+/// Adds a hook to a bare repository. The hook refuses every push.
 fn refuse(repo: &str, words: &str) {
     let hook = Path::new(repo).join("hooks/pre-receive");
     fs::create_dir_all(hook.parent().expect("a folder")).expect("a folder");
@@ -129,7 +129,7 @@ fn to(repo: &str, branch: &str) -> Publisher {
 }
 
 #[test]
-fn a_branch_where_anothers_folder_is_cannot_be() {
+fn conflicting_branch_names_are_refused() {
     let (_folder, repo) = bare();
     commit_by_hand(&repo, "exp", &[("README.md", "mine")]);
     commit_by_hand(&repo, "feature/a/b", &[("README.md", "mine")]);
@@ -140,7 +140,7 @@ fn a_branch_where_anothers_folder_is_cannot_be() {
         ("feature/a", "feature/a/b"),
     ] {
         let words = permanent(ask(&to(&repo, branch), 1000));
-        let expected = format!("a branch {branch} cannot be beside the branch {other}");
+        let expected = format!("the branch {branch} conflicts with the existing branch {other}");
         assert!(words.contains(&expected), "{words}");
         let run = Run::new("run");
         let published = run.publish(&to(&repo, branch), &run.checkpoint(1, 100));
@@ -155,7 +155,7 @@ fn a_branch_where_anothers_folder_is_cannot_be() {
 }
 
 #[test]
-fn a_branch_that_is_checked_out_takes_no_push() {
+fn a_push_to_a_checked_out_branch_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     git(folder.path(), &["init", "--quiet", "-b", "main"]);
     git(
@@ -178,7 +178,7 @@ fn a_branch_that_is_checked_out_takes_no_push() {
 }
 
 #[test]
-fn a_refusal_of_the_remotes_own_is_found_before_the_first_step() {
+fn a_hooks_refusal_is_found_before_the_first_step() {
     let (_folder, repo) = bare();
     refuse(&repo, "GL-HOOK-ERR: main is protected");
     for begins in [false, true] {
@@ -198,7 +198,7 @@ fn a_refusal_of_the_remotes_own_is_found_before_the_first_step() {
 }
 
 #[test]
-fn what_is_tried_leaves_nothing_behind() {
+fn the_check_leaves_no_refs_behind() {
     for files in [&[][..], &[("a", "b")]] {
         let hub = TestHub::start();
         let repo = hub.create_repo("user/model", files);
@@ -208,7 +208,7 @@ fn what_is_tried_leaves_nothing_behind() {
             ask(&publisher, 1000).expect("ready");
             assert_eq!(git(&repo, &["for-each-ref"]), before);
         }
-        // Hooks of servers without the ability are asked by the first push.
+        // On a server without atomic pushes, the check is a dry run: hooks run only at the first real push.
         git(&repo, &["config", "receive.advertiseAtomic", "false"]);
         ask(&publisher, 1000).expect("ready");
         assert_eq!(git(&repo, &["for-each-ref"]), before);
@@ -216,7 +216,7 @@ fn what_is_tried_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_repository_of_sha_256_takes_checkpoints() {
+fn checkpoints_are_pushed_to_a_sha_256_repository() {
     let folder = tempfile::tempdir().expect("a folder");
     let repo = folder.path().join("r.git");
     let repo = repo.to_str().expect("a path");

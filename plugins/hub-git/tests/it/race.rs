@@ -8,11 +8,11 @@ use test_hub::WRITE_TOKEN;
 
 use crate::support::{Run, git, hub_publisher, messages, model_hub};
 
-/// As many as a run has in an afternoon.
+/// About as many checkpoints as a run writes in an afternoon.
 const CHECKPOINTS: u64 = 50;
 
 #[test]
-fn two_runs_on_one_branch_both_get_through() {
+fn two_runs_push_to_one_branch() {
     let (hub, url) = model_hub();
     std::thread::scope(|scope| {
         for (name, first) in [("left", 1000), ("right", 2000)] {
@@ -22,8 +22,8 @@ fn two_runs_on_one_branch_both_get_through() {
                 let run = Run::new(name);
                 for step in first..first + CHECKPOINTS {
                     let checkpoint = run.checkpoint(step, 2000);
-                    // On a busy machine one of the two may lose every try of a delivery, and a host tries
-                    // again, too.
+                    // On a busy machine, a run may lose the race in every attempt of a delivery. The test
+                    // then repeats the delivery, as the host would.
                     let mut published = run.publish(&publisher, &checkpoint);
                     while let Err(Error::Temporary(_)) = published {
                         published = run.publish(&publisher, &checkpoint);

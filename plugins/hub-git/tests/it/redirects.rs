@@ -1,4 +1,4 @@
-//! Where servers lead, and that no token goes along to another.
+//! Redirects are followed, and no token is sent to another server.
 
 use serde_json::json;
 use test_hub::{Fault, TestHub, WRITE_TOKEN};
@@ -7,7 +7,7 @@ use crate::support::{Run, count, hub_publisher, messages, model_hub, permanent, 
 
 const FIRST: &str = "GET /user/old/info/refs";
 
-/// A publisher to `user/old`, with a token.
+/// Returns a publisher that pushes to `user/old`, with a token.
 fn to_old(hub: &TestHub) -> hub_git::Publisher {
     hub_publisher(hub, WRITE_TOKEN, &[("repo", json!("user/old"))])
 }
@@ -32,14 +32,14 @@ fn a_renamed_repository_is_found_for_git_and_for_lfs() {
                 messages(&repo, "run"),
                 ["step 2", "step 1", "initial commit"]
             );
-            // It is asked for once: by git, and where it is now.
+            // In total, git sends one request to the old URL, and the sink sends one to find the new URL.
             assert_eq!(count(&hub, FIRST), 2);
         }
     }
 }
 
 #[test]
-fn no_token_follows_a_repository_to_another_server() {
+fn no_token_is_sent_to_the_new_server_of_a_repository() {
     let (hub, _) = model_hub();
     let (other, _) = model_hub();
     let other_host = hub.url().replace("127.0.0.1", "localhost");
@@ -57,13 +57,13 @@ fn no_token_follows_a_repository_to_another_server() {
 }
 
 #[test]
-fn a_login_page_is_not_taken_for_a_repository() {
+fn a_redirect_to_a_login_page_is_an_error() {
     let (hub, _) = model_hub();
     hub.fault(FIRST, Fault::lead(302, "/login?return_to=secret"), 2);
     let run = Run::new("run");
     let words = permanent(run.publish(&to_old(&hub), &run.checkpoint(1, 1000)));
     assert!(
-        words.contains("leads to what is not a repository"),
+        words.contains("redirects to a URL that is not a repository"),
         "{words}"
     );
     assert!(
@@ -73,7 +73,7 @@ fn a_login_page_is_not_taken_for_a_repository() {
 }
 
 #[test]
-fn a_repository_that_leads_in_circles_is_given_up() {
+fn a_redirect_loop_is_an_error() {
     let (hub, _) = model_hub();
     let to = "/user/old/info/refs?service=git-upload-pack";
     hub.fault(FIRST, Fault::lead(307, to), usize::MAX);
@@ -84,7 +84,7 @@ fn a_repository_that_leads_in_circles_is_given_up() {
 }
 
 #[test]
-fn without_a_token_there_is_nothing_to_take_along() {
+fn without_a_token_redirects_to_another_server_are_followed() {
     let (other, _) = model_hub();
     let run = Run::new("main");
     let writer = hub_publisher(&other, WRITE_TOKEN, &[("trainer", json!(true))]);
@@ -108,7 +108,7 @@ fn without_a_token_there_is_nothing_to_take_along() {
 }
 
 #[test]
-fn an_lfs_server_that_moved_is_followed_at_home_alone() {
+fn redirects_of_an_lfs_server_are_followed_only_on_the_same_server() {
     let batch = "POST /user/model.git/info/lfs/objects/batch";
     for status in [301, 307, 308] {
         let (hub, repo) = model_hub();
@@ -141,12 +141,12 @@ fn an_lfs_server_that_moved_is_followed_at_home_alone() {
 }
 
 #[test]
-fn an_upload_is_sent_where_the_object_host_leads() {
+fn redirects_of_an_upload_are_followed() {
     let (hub, repo) = model_hub();
     let run = Run::new("run");
     let checkpoint = run.checkpoint(1, 100_000);
     let oid = &checkpoint.files["model.safetensors"].sha256;
-    // A relative address, with the signature of the place that it leads to.
+    // The redirect goes to a relative URL that contains a signature.
     let to = format!("/user/model/{oid}?signature=5f2b&moved");
     hub.fault("PUT", Fault::lead(307, &to), 1);
     run.publish(&hub_publisher(&hub, WRITE_TOKEN, &[]), &checkpoint)
@@ -161,13 +161,14 @@ fn an_upload_is_sent_where_the_object_host_leads() {
 }
 
 #[test]
-fn what_an_object_host_is_given_goes_to_no_other() {
+fn an_object_hosts_credentials_are_not_sent_to_another() {
     let (hub, repo) = model_hub();
     let (other, _) = model_hub();
     let run = Run::new("run");
     let checkpoint = run.checkpoint(1, 1000);
     let entry = &checkpoint.files["model.safetensors"];
-    // The git server takes the object with credentials of its own, and leads to the other's store.
+    // The upload link contains credentials for the git server, which redirects the upload to the other
+    // server's store.
     let upload = json!({
         "href": format!("{}/objects/{}", hub.url(), entry.sha256),
         "header": {"Authorization": "Basic c2VjcmV0"},

@@ -1,4 +1,4 @@
-//! Git and LFS servers as there are, with what each does in its own way.
+//! Differences between real git and LFS servers.
 
 use std::fs;
 
@@ -31,11 +31,13 @@ fn objects_at_the_git_server_are_sent_with_its_token() {
     let brought = publisher.fetch(&wanted, &|| false).expect("fetched");
     let model = fs::read(brought.path.join("model.safetensors")).expect("a file");
     assert_eq!(&sha256(&model), oid);
-    // Once it is known that the server wants the token there, it gets it at once.
+    // After the server has asked for the token once, the client sends the token with the first request of
+    // each upload.
     assert!(count(&hub, "PUT") <= 3, "{:?}", hub.requests());
 }
 
-/// A hub with `user/model`, whose branch says that its objects are on another hub.
+/// Returns two hubs. The first hub has the repository `user/model`. The `.lfsconfig` of this repository names
+/// the second hub as the server for LFS objects.
 fn two_hubs(key: &str) -> (TestHub, TestHub) {
     let (hub, store) = (TestHub::start(), TestHub::start());
     store.create_repo("user/store", &[]);
@@ -50,7 +52,7 @@ fn two_hubs(key: &str) -> (TestHub, TestHub) {
 }
 
 #[test]
-fn objects_go_where_the_branch_says() {
+fn objects_are_sent_to_the_server_in_lfsconfig() {
     for key in ["url", "pushurl"] {
         let (hub, store) = two_hubs(key);
         let config = json!({
@@ -58,7 +60,7 @@ fn objects_go_where_the_branch_says() {
         });
         let env = [("MINE", WRITE_TOKEN), ("STORES", WRITE_TOKEN)];
         let publisher = publisher(config, &env).expect("a publisher");
-        // It looks for the objects in its own store.
+        // The hub's hook would refuse the push, because the hook expects the objects in the hub's own store.
         let hook = hub.repo_path("user/model").join("hooks/pre-receive");
         fs::remove_file(hook).expect("removed");
         let run = Run::new("run");
@@ -71,7 +73,7 @@ fn objects_go_where_the_branch_says() {
 }
 
 #[test]
-fn no_token_goes_where_the_branch_says() {
+fn no_token_is_sent_to_the_server_in_lfsconfig() {
     let (hub, store) = two_hubs("url");
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
     let run = Run::new("run");
@@ -85,7 +87,7 @@ fn no_token_goes_where_the_branch_says() {
 }
 
 #[test]
-fn a_confirmation_that_comes_late_is_waited_for() {
+fn a_late_verification_is_waited_for() {
     let (hub, repo) = model_hub();
     let run = Run::new("run");
     let checkpoint = run.checkpoint(1, 1000);
@@ -95,7 +97,7 @@ fn a_confirmation_that_comes_late_is_waited_for() {
     let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
     run.publish(&publisher, &checkpoint).expect("published");
     assert_eq!(count(&hub, &verify), 2);
-    // Without any confirmation, what can be fetched is there.
+    // If the verification keeps failing, it is enough that the object can be downloaded.
     let second = run.checkpoint(2, 1000);
     let oid = &second.files["model.safetensors"].sha256;
     let verify = format!("POST /user/model/{oid}");
@@ -105,12 +107,12 @@ fn a_confirmation_that_comes_late_is_waited_for() {
 }
 
 #[test]
-fn an_object_that_never_arrives_is_not_taken_for_one() {
+fn an_object_that_the_server_only_claims_to_have_is_an_error() {
     let (hub, repo) = model_hub();
     let run = Run::new("run");
     let checkpoint = run.checkpoint(1, 1000);
     let entry = &checkpoint.files["model.safetensors"];
-    // It says that it has the object, and how long that is not.
+    // The server claims to have the object, but with the wrong size.
     for size in [json!(-1), json!(0), json!(400)] {
         let object = json!({"oid": entry.sha256, "size": size});
         hub.fault(
@@ -120,12 +122,12 @@ fn an_object_that_never_arrives_is_not_taken_for_one() {
         );
         let publisher = hub_publisher(&hub, WRITE_TOKEN, &[]);
         let words = temporary(run.publish(&publisher, &checkpoint));
-        assert!(words.contains("does not give it"), "{words}");
+        assert!(words.contains("does not return it"), "{words}");
     }
     assert_eq!(git(repo.as_ref(), &["for-each-ref", "refs/heads/run"]), "");
     run.publish(&hub_publisher(&hub, WRITE_TOKEN, &[]), &checkpoint)
         .expect("published");
-    // The same words of an object that is there do no harm.
+    // If the server really has the object, the wrong size is ignored.
     let other = Run::new("other");
     let same = other.checkpoint(1, 1000);
     let object = json!({"oid": entry.sha256, "size": -1});
@@ -141,7 +143,7 @@ fn an_object_that_never_arrives_is_not_taken_for_one() {
 }
 
 #[test]
-fn a_server_that_wants_a_length_gets_one() {
+fn a_server_that_requires_a_length_receives_one() {
     let hub = TestHub::start();
     let repo = hub.create_repo("ann/plain", &[]);
     hub.fault("git-receive-pack", Fault::WantLength, usize::MAX);
@@ -155,7 +157,7 @@ fn a_server_that_wants_a_length_gets_one() {
 }
 
 #[test]
-fn a_push_that_is_too_large_is_final_and_says_what_to_do() {
+fn a_push_that_is_too_large_is_permanent_and_suggests_lfs() {
     let hub = TestHub::start();
     hub.create_repo("ann/plain", &[]);
     hub.fault(
@@ -174,7 +176,7 @@ fn a_push_that_is_too_large_is_final_and_says_what_to_do() {
 }
 
 #[test]
-fn a_filter_that_is_not_known_here_is_refused() {
+fn an_unsupported_filter_is_refused() {
     let hub = TestHub::start();
     let attributes = "*.safetensors filter=git-crypt diff=git-crypt\n";
     hub.create_repo("user/model", &[(".gitattributes", attributes)]);
@@ -188,7 +190,7 @@ fn a_filter_that_is_not_known_here_is_refused() {
 }
 
 #[test]
-fn a_server_that_is_closed_for_now_is_asked_again() {
+fn a_read_only_server_is_temporary() {
     use std::os::unix::fs::PermissionsExt;
     let (_remote, url) = crate::support::bare();
     let hook = std::path::Path::new(&url).join("hooks/pre-receive");

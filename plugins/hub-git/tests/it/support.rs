@@ -11,7 +11,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use test_hub::TestHub;
 
-/// A run folder with checkpoints and the sink's own folder.
+/// A run folder. It contains checkpoints, and the sink's private folder.
 pub(crate) struct Run {
     name: String,
     folder: tempfile::TempDir,
@@ -37,7 +37,7 @@ impl Run {
         self.folder.path().join("sink")
     }
 
-    /// A checkpoint whose model is so many bytes that look random and differ from step to step.
+    /// Writes a checkpoint. Its model consists of `model_bytes` pseudorandom bytes, which depend on the step.
     pub(crate) fn checkpoint(&self, step: u64, model_bytes: usize) -> Checkpoint {
         let model = noise(step, model_bytes);
         self.checkpoint_of(
@@ -105,7 +105,7 @@ impl Run {
     }
 }
 
-/// A publisher with this configuration and these environment variables.
+/// Creates a publisher with this configuration and these environment variables.
 pub(crate) fn publisher(config: Value, env: &[(&str, &str)]) -> Result<Publisher> {
     let config = serde_json::from_value(config).expect("a configuration");
     let env = |name: &str| {
@@ -115,7 +115,7 @@ pub(crate) fn publisher(config: Value, env: &[(&str, &str)]) -> Result<Publisher
     Publisher::new(config, &env, "git")
 }
 
-/// A publisher to the test hub's `user/model`, with this token.
+/// Creates a publisher that uses this token to push to `user/model` on the test hub.
 pub(crate) fn hub_publisher(hub: &TestHub, token: &str, more: &[(&str, Value)]) -> Publisher {
     let mut config = serde_json::json!({"repo": "user/model", "timeout_secs": 60});
     for (key, value) in more {
@@ -124,10 +124,10 @@ pub(crate) fn hub_publisher(hub: &TestHub, token: &str, more: &[(&str, Value)]) 
     publisher(config, &[("HF_ENDPOINT", hub.url()), ("HF_TOKEN", token)]).expect("a publisher")
 }
 
-/// The `.gitattributes` that the test hub's `user/model` begins with.
+/// The initial `.gitattributes` of `user/model` on the test hub.
 pub(crate) const ATTRIBUTES: &str = "*.7z filter=lfs diff=lfs merge=lfs -text\n";
 
-/// A test hub with `user/model`, and where that lies.
+/// Starts a test hub with `user/model`. Returns it with the repository's path.
 pub(crate) fn model_hub() -> (TestHub, String) {
     let hub = TestHub::start();
     let repo = hub.create_repo("user/model", &[(".gitattributes", ATTRIBUTES)]);
@@ -135,14 +135,14 @@ pub(crate) fn model_hub() -> (TestHub, String) {
     (hub, repo)
 }
 
-/// How many requests began so.
+/// Counts the requests that begin with `beginning`.
 pub(crate) fn count(hub: &TestHub, beginning: &str) -> usize {
     let requests = hub.requests();
     let fits = |line: &&String| line.starts_with(beginning);
     requests.iter().filter(fits).count()
 }
 
-/// An empty bare repository.
+/// Creates an empty bare repository. Returns its temporary folder and its path.
 pub(crate) fn bare() -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("remote.git");
@@ -154,7 +154,7 @@ pub(crate) fn bare() -> (tempfile::TempDir, String) {
     (folder, text)
 }
 
-/// What git prints; it must succeed.
+/// Runs git, which must succeed. Returns its stdout.
 pub(crate) fn git(dir: &Path, args: &[&str]) -> String {
     String::from_utf8(git_bytes(dir, args)).expect("text")
 }
@@ -175,13 +175,13 @@ pub(crate) fn git_bytes(dir: &Path, args: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-/// The messages of a branch, newest first.
+/// Returns the commit messages of a branch, newest first.
 pub(crate) fn messages(repo: &str, branch: &str) -> Vec<String> {
     let log = git(Path::new(repo), &["log", "--format=%s", branch]);
     log.lines().map(str::to_owned).collect()
 }
 
-/// Pushes files to a branch as somebody else would, on top of what is there.
+/// Pushes a commit with these files to a branch, as another user would.
 pub(crate) fn commit_by_hand(repo: &str, branch: &str, files: &[(&str, &str)]) {
     let work = tempfile::tempdir().expect("a folder");
     let at = work.path();
@@ -209,7 +209,7 @@ pub(crate) fn commit_by_hand(repo: &str, branch: &str, files: &[(&str, &str)]) {
     );
 }
 
-/// The bytes of all files under a folder.
+/// Returns the total size of all files under a folder.
 pub(crate) fn size_of(dir: &Path) -> u64 {
     walk(dir)
         .iter()
@@ -217,14 +217,14 @@ pub(crate) fn size_of(dir: &Path) -> u64 {
         .sum()
 }
 
-/// The room that all files under a folder take on the disk, which hands it out in blocks.
+/// Returns the disk space of all files under a folder, in whole blocks.
 pub(crate) fn room_of(dir: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     let room = |path: &PathBuf| fs::metadata(path).map_or(0, |file| file.blocks() * 512);
     walk(dir).iter().map(room).sum()
 }
 
-/// All files under a folder.
+/// Returns all files under a folder.
 pub(crate) fn walk(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).expect("a folder") {
@@ -238,7 +238,7 @@ pub(crate) fn walk(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The forms in which a token may not be found.
+/// Returns the forms of a token that must not appear in any output.
 pub(crate) fn forms(token: &str) -> [String; 3] {
     [
         token.to_owned(),
@@ -268,7 +268,7 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// Bytes that do not compress.
+/// Returns bytes that do not compress.
 fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let words = std::iter::repeat_with(|| {

@@ -14,9 +14,9 @@ use host_plugin_abi::{
 ///     .with("loss_sum", 12.5)
 ///     .with("token_count", 6i64)
 ///     .with("nll", Tensor::f32(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]));
-/// let tokens = batch.read(|batch| batch.scalar_i64("token_count")); // as a metric does
+/// let tokens = batch.read(|batch| batch.scalar_i64("token_count")); // as in a metric
 /// assert_eq!(tokens, Ok(6));
-/// batch.view(|raw| assert_eq!((raw.step, raw.n_tensors), (100, 3))); // as C does
+/// batch.view(|raw| assert_eq!((raw.step, raw.n_tensors), (100, 3))); // as in C
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
@@ -24,7 +24,7 @@ pub struct Batch {
     tensors: Vec<(String, Tensor)>,
 }
 
-/// A tensor that owns its numbers.
+/// A tensor that owns its elements.
 ///
 /// ```
 /// use host_plugin_sdk::fake::{Batch, Tensor};
@@ -36,14 +36,14 @@ pub struct Batch {
 /// let labels = Tensor::i64(&[2, 2], &[1, 2, 3, 4]);
 /// assert!(!refused(labels.clone()));
 /// assert!(!refused(labels.clone().byte_offset(8).strided(&[3], &[1])));
-/// assert!(refused(labels.clone().strided(&[2, 2], &[1, 2]))); // columns first
+/// assert!(refused(labels.clone().strided(&[2, 2], &[1, 2]))); // column-major
 /// assert!(refused(labels.clone().claim_dtype(0, 32, 1))); // 32-bit integers
 /// assert!(refused(labels.claim_device(2))); // on CUDA
 /// assert!(refused(Tensor::f32(&[1], &[1.0])) && refused(Tensor::f64(&[0], &[])));
 /// ```
 #[derive(Clone, Debug)]
 pub struct Tensor {
-    /// Words rather than bytes, for their alignment.
+    /// The elements, stored in words instead of bytes so that they are aligned.
     data: Vec<u64>,
     shape: Vec<i64>,
     strides: Vec<i64>,
@@ -53,7 +53,7 @@ pub struct Tensor {
 }
 
 impl Batch {
-    /// A batch without inputs, at step 1.
+    /// Creates a batch of step 1, without inputs.
     pub fn new() -> Self {
         Self {
             step: 1,
@@ -75,13 +75,13 @@ impl Batch {
         self
     }
 
-    /// Shows the batch as [`Metric::update`](crate::Metric::update) sees it, for the time of a call.
+    /// Passes the batch to a function, in the same form as to [`Metric::update`](crate::Metric::update).
     pub fn read<R>(&self, call: impl FnOnce(&crate::Batch<'_>) -> R) -> R {
-        // SAFETY: the view is good for the call.
-        self.view(|raw| call(&unsafe { crate::Batch::new(raw) }.expect("a good batch")))
+        // SAFETY: the view is valid during the call.
+        self.view(|raw| call(&unsafe { crate::Batch::new(raw) }.expect("a valid batch")))
     }
 
-    /// Shows the batch as the C struct, for the time of a call.
+    /// Passes the batch, as the C struct, to a function.
     pub fn view<R>(&self, call: impl FnOnce(&HostBatch) -> R) -> R {
         let views: Vec<DLTensor> = self.tensors.iter().map(|(_, t)| t.view()).collect();
         let tensors: Vec<HostTensor> = std::iter::zip(&self.tensors, &views)
@@ -104,10 +104,10 @@ impl Batch {
 }
 
 impl Tensor {
-    /// Row-major 32-bit floats.
+    /// Creates a tensor of 32-bit floats in row-major order.
     ///
     /// # Panics
-    /// If there are not as many as the shape says.
+    /// Panics if the number of elements does not match the shape.
     pub fn f32(shape: &[i64], data: &[f32]) -> Self {
         Self::new(
             shape,
@@ -118,10 +118,10 @@ impl Tensor {
         )
     }
 
-    /// Row-major 64-bit floats.
+    /// Creates a tensor of 64-bit floats in row-major order.
     ///
     /// # Panics
-    /// As for [`f32`](Self::f32).
+    /// Panics if the number of elements does not match the shape.
     pub fn f64(shape: &[i64], data: &[f64]) -> Self {
         Self::new(
             shape,
@@ -132,10 +132,10 @@ impl Tensor {
         )
     }
 
-    /// Row-major 64-bit integers.
+    /// Creates a tensor of 64-bit integers in row-major order.
     ///
     /// # Panics
-    /// As for [`f32`](Self::f32).
+    /// Panics if the number of elements does not match the shape.
     pub fn i64(shape: &[i64], data: &[i64]) -> Self {
         Self::new(
             shape,
@@ -146,8 +146,7 @@ impl Tensor {
         )
     }
 
-    /// Gives it another shape with strides of its own, in elements. What they reach is up to the
-    /// test.
+    /// Replaces the shape and the strides (in elements). They are not checked against the data.
     #[must_use]
     pub fn strided(mut self, shape: &[i64], strides: &[i64]) -> Self {
         self.shape = shape.to_vec();
@@ -155,21 +154,21 @@ impl Tensor {
         self
     }
 
-    /// Begins so many bytes behind the data's start.
+    /// Sets the offset, in bytes, of the first element.
     #[must_use]
     pub fn byte_offset(mut self, bytes: u64) -> Self {
         self.byte_offset = bytes;
         self
     }
 
-    /// Claims another type of element (DLPack's code, bits and lanes).
+    /// Claims a different element type (DLPack's code, bits and lanes).
     #[must_use]
     pub fn claim_dtype(mut self, code: u8, bits: u8, lanes: u16) -> Self {
         self.dtype = DLDataType { code, bits, lanes };
         self
     }
 
-    /// Claims to lie on another device (DLPack's type: 2 is CUDA).
+    /// Claims a different device (DLPack's type: 2 is CUDA).
     #[must_use]
     pub fn claim_device(mut self, device_type: i32) -> Self {
         self.device.device_type = device_type;

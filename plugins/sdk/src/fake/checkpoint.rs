@@ -20,11 +20,11 @@ use crate::{CheckpointManifest, FileEntry};
 ///     .with_state_dir(&scratch.path().join("my-sink"));
 /// assert!(checkpoint.dir().join("manifest.json").is_file());
 /// assert!(checkpoint.state_dir().is_dir());
-/// let size = checkpoint.read(|checkpoint| checkpoint.files()["a/b"].size); // as a sink does
+/// let size = checkpoint.read(|checkpoint| checkpoint.files()["a/b"].size); // as in a sink
 /// assert_eq!(size, 5);
-/// checkpoint.view(|raw| assert_eq!(raw.step, 1)); // as C does
+/// checkpoint.view(|raw| assert_eq!(raw.step, 1)); // as in C
 ///
-/// // One whose manifest is not what was written, for what a sink makes of that.
+/// // A checkpoint with a wrong manifest, to test how a sink handles it.
 /// let broken = checkpoint.claim_manifest("{}");
 /// ```
 #[derive(Clone, Debug)]
@@ -38,11 +38,11 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Writes a checkpoint of the run `demo` into the folder `dir`: the files, by path and
-    /// content, and `manifest.json`. Its sink's own folder is `state` beside `dir`.
+    /// Writes a checkpoint of the run `demo` to the folder `dir`. `files` contains the path and content of
+    /// each file. A `manifest.json` is added. The sink's own folder is `state` next to `dir`.
     ///
     /// # Panics
-    /// If it cannot be written.
+    /// Panics if the checkpoint cannot be written.
     pub fn write(dir: &Path, step: u64, files: &[(&str, &[u8])]) -> Self {
         let mut manifest = CheckpointManifest::default();
         for (name, content) in files {
@@ -73,14 +73,14 @@ impl Checkpoint {
         }
     }
 
-    /// Makes it one of another run.
+    /// Sets the run's name.
     #[must_use]
     pub fn of_run(mut self, run: &str) -> Self {
         run.clone_into(&mut self.run);
         self
     }
 
-    /// Adds a value of the evaluation at its step.
+    /// Adds a value of the evaluation at the checkpoint's step.
     #[must_use]
     pub fn with_metric(mut self, name: &str, value: f64) -> Self {
         let json = if value.is_nan() {
@@ -94,10 +94,10 @@ impl Checkpoint {
         self
     }
 
-    /// Gives the sink another folder of its own, which is made.
+    /// Sets the sink's own folder and creates it.
     ///
     /// # Panics
-    /// If the folder cannot be made.
+    /// Panics if the folder cannot be created.
     #[must_use]
     pub fn with_state_dir(mut self, state_dir: &Path) -> Self {
         fs::create_dir_all(state_dir).expect("the sink's folder");
@@ -105,37 +105,37 @@ impl Checkpoint {
         self
     }
 
-    /// Claims another manifest than the one that was written.
+    /// Passes this manifest to the sink, instead of the manifest in the checkpoint's folder.
     #[must_use]
     pub fn claim_manifest(mut self, manifest_json: &str) -> Self {
         manifest_json.clone_into(&mut self.manifest_json);
         self
     }
 
-    /// Its folder.
+    /// Returns the checkpoint's folder.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The sink's own folder.
+    /// Returns the sink's own folder.
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
     }
 
-    /// Shows the checkpoint as [`CheckpointSink::publish`](crate::CheckpointSink::publish) sees it,
-    /// for the time of a call.
+    /// Passes the checkpoint to a function, in the same form as to
+    /// [`CheckpointSink::publish`](crate::CheckpointSink::publish).
     ///
     /// # Panics
-    /// If a path is not UTF-8, or the claimed manifest is none.
+    /// Panics if a path is not UTF-8, or if the claimed manifest is invalid.
     pub fn read<R>(&self, call: impl FnOnce(&crate::Checkpoint<'_>) -> R) -> R {
-        // SAFETY: the view is good for the call.
-        self.view(|raw| call(&unsafe { crate::Checkpoint::new(raw) }.expect("a good checkpoint")))
+        // SAFETY: the view is valid during the call.
+        self.view(|raw| call(&unsafe { crate::Checkpoint::new(raw) }.expect("valid checkpoint")))
     }
 
-    /// Shows the checkpoint as the C struct, for the time of a call.
+    /// Passes the checkpoint to a function as the C struct.
     ///
     /// # Panics
-    /// If a path is not UTF-8.
+    /// Panics if a path is not UTF-8.
     pub fn view<R>(&self, call: impl FnOnce(&HostCheckpoint) -> R) -> R {
         let metrics_json = serde_json::to_string(&self.metrics).expect("JSON");
         call(&HostCheckpoint {
@@ -151,7 +151,7 @@ impl Checkpoint {
     }
 }
 
-/// A folder for one test, removed with all that is in it when dropped.
+/// A folder for one test. It is removed with its contents on drop.
 ///
 /// ```
 /// use host_plugin_sdk::fake::Scratch;
@@ -166,22 +166,22 @@ impl Checkpoint {
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// A new, empty folder.
+    /// Creates a new, empty folder.
     ///
     /// # Panics
-    /// If it cannot be made.
-    #[expect(clippy::new_without_default, reason = "making a folder is no default")]
+    /// Panics if the folder cannot be created.
+    #[expect(clippy::new_without_default, reason = "it creates a folder")]
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = env::temp_dir().join(format!("host-plugin-{}-{number}", process::id()));
-        // What an earlier process of the same id may have left.
+        // An earlier process with the same process id can have left a folder behind.
         let _ = fs::remove_dir_all(&path);
         fs::create_dir_all(&path).expect("a folder for the test");
         Self(path)
     }
 
-    /// The folder.
+    /// Returns the folder's path.
     pub fn path(&self) -> &Path {
         &self.0
     }

@@ -9,7 +9,7 @@ use host_plugin_abi::{
     HOST_UNSUPPORTED, HostApi, HostStatus, HostStr,
 };
 
-/// A call that did not end well.
+/// A failed call.
 ///
 /// ```
 /// use host_plugin_sdk::{abi, fake::Failure};
@@ -22,9 +22,9 @@ use host_plugin_abi::{
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What the plugin returned: one of the ABI's `HOST_*`.
+    /// The status that the plugin returned: one of the ABI's `HOST_*`.
     pub status: HostStatus,
-    /// What it said by `set_error`; empty if it said nothing.
+    /// The message that the plugin passed to `set_error`; empty if there is none.
     pub message: String,
 }
 
@@ -34,17 +34,17 @@ impl Failure {
         self.status == HOST_PANIC
     }
 
-    /// Whether the plugin says that it cannot do this.
+    /// Whether the call is not supported.
     pub fn is_unsupported(&self) -> bool {
         self.status == HOST_UNSUPPORTED
     }
 
-    /// Whether the plugin says that the call ended because of `cancel`.
+    /// Whether the call ended because of `cancel`.
     pub fn is_cancelled(&self) -> bool {
         self.status == HOST_CANCELLED
     }
 
-    /// Whether the plugin says that it may go well later.
+    /// Whether a retry can succeed.
     pub fn is_temporary(&self) -> bool {
         self.status == HOST_TEMPORARY
     }
@@ -58,7 +58,7 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// What a fake host remembers. Never freed, since a plugin may use its host until the process ends.
+/// The state of a fake host. It is never freed, because a plugin can use its host until the process ends.
 #[derive(Debug, Default)]
 pub(crate) struct Host {
     log: Mutex<Vec<String>>,
@@ -81,7 +81,7 @@ impl Host {
         lock(&self.log).clone()
     }
 
-    /// Makes a status a result, with this thread's error text.
+    /// Converts a status to a result. A failure contains this thread's error message.
     pub(crate) fn ended(&self, status: HostStatus) -> Result<(), Failure> {
         let message = lock(&self.errors).remove(&thread::current().id());
         if status == HOST_OK {
@@ -92,8 +92,8 @@ impl Host {
     }
 }
 
-/// The table that a fake host gives to a plugin, for tests that change something in it. Its `ctx`
-/// is null, so what the plugin says is lost.
+/// Returns the table of a fake host's functions, for tests that modify it. Its `ctx` is null, so log lines
+/// and error messages are lost.
 ///
 /// ```
 /// use host_plugin_sdk::{abi, fake};
@@ -115,7 +115,7 @@ pub fn api() -> HostApi {
     }
 }
 
-/// A host's handle, as `create` gets it, and what was logged through it so far.
+/// Returns a host's handle, as passed to `create`, and a function that returns the lines logged so far.
 ///
 /// ```
 /// let (host, log) = host_plugin_sdk::fake::host();
@@ -124,27 +124,31 @@ pub fn api() -> HostApi {
 /// ```
 pub fn host() -> (crate::Host, impl Fn() -> Vec<String>) {
     let host = Host::new();
-    // SAFETY: a leaked table.
-    let handle = unsafe { crate::Host::new(host.api(), "test") }.expect("a good table");
+    // SAFETY: the table is leaked, so it is valid until the process ends.
+    let handle = unsafe { crate::Host::new(host.api(), "test") }.expect("a valid table");
     (handle, || host.log())
 }
 
-/// A test that failed while it held a lock has said so already.
+/// Locks a mutex. Ignores poisoning, because the panic that caused it has already failed its test.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Copies the text of a view.
+///
 /// # Safety
-/// The plugin passes a view that is readable until the callback returns.
+/// The view is readable until the callback returns.
 pub(crate) unsafe fn copied(view: HostStr) -> String {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     String::from_utf8_lossy(unsafe { view.as_bytes() }).into_owned()
 }
 
+/// Returns the host behind `ctx`.
+///
 /// # Safety
 /// `ctx` is null or a leaked [`Host`].
 unsafe fn remembered(ctx: *mut c_void) -> Option<&'static Host> {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe { ctx.cast::<Host>().as_ref() }
 }
 
@@ -160,7 +164,7 @@ unsafe extern "C" fn log(ctx: *mut c_void, level: i32, _target: HostStr, message
         host_plugin_abi::HOST_LOG_DEBUG => "debug",
         _ => "?",
     };
-    // SAFETY: the plugin hands back the table's `ctx` and a view that it keeps until this returns.
+    // SAFETY: the plugin passes the table's `ctx`, and a view that is valid until this function returns.
     if let (Some(host), message) = unsafe { (remembered(ctx), copied(message)) } {
         lock(&host.log).push(format!("{level}: {message}"));
     }

@@ -7,7 +7,7 @@ use super::host::copied;
 use super::plugin::Instance;
 use super::{Batch, Failure};
 
-/// A metric of the plugin's, driven through its vtable.
+/// A metric of the plugin, called through its vtable.
 ///
 /// ```standalone_crate
 /// # use host_plugin_sdk::*;
@@ -38,10 +38,10 @@ use super::{Batch, Failure};
 /// assert_eq!(one.compute()?["predicted_tokens"], 7.0);
 /// one.reset()?;
 /// assert_eq!(one.compute()?["predicted_tokens"], 0.0);
-/// assert!(one.merge_state(b"bytes that are no state").is_err());
+/// assert!(one.merge_state(b"not a state").is_err());
 ///
 /// let (vtable, instance) = one.raw();
-/// // SAFETY: a live instance; a null batch is what the test is about.
+/// // SAFETY: the instance is live. The SDK accepts a null batch and returns an error.
 /// let status = unsafe { vtable.update.expect("update")(instance, std::ptr::null()) };
 /// assert_eq!(status, abi::HOST_ERROR);
 /// # Ok::<_, fake::Failure>(())
@@ -57,56 +57,59 @@ impl Metric {
         Self { vtable, instance }
     }
 
-    /// Makes the state that of a new metric.
+    /// Resets the state to that of a new metric.
     pub fn reset(&mut self) -> Result<(), Failure> {
-        // SAFETY: a live instance.
+        // SAFETY: the instance is live.
         let status = unsafe { self.vtable.reset.expect("reset")(self.instance.pointer) };
         self.instance.host.ended(status)
     }
 
-    /// Adds a batch.
+    /// Adds a batch to the state.
     pub fn update(&mut self, batch: &Batch) -> Result<(), Failure> {
         let update = self.vtable.update.expect("update");
-        // SAFETY: a live instance and a batch that is borrowed for the call.
+        // SAFETY: the instance is live, and the batch outlives the call.
         let status = batch.view(|batch| unsafe { update(self.instance.pointer, batch) });
         self.instance.host.ended(status)
     }
 
-    /// The state as bytes.
+    /// Returns the state as bytes.
+    ///
+    /// # Panics
+    /// Panics if the plugin does not call `put_bytes`.
     pub fn export_state(&mut self) -> Result<Vec<u8>, Failure> {
         let mut result = Results::default();
         let export = self.vtable.export_state.expect("export_state");
-        // SAFETY: a live instance and a place for the results.
+        // SAFETY: the instance is live, and the result outlives the call.
         let status = unsafe { export(self.instance.pointer, &result.out()) };
         self.instance.host.ended(status)?;
-        Ok(result.bytes.expect("export_state put no bytes"))
+        Ok(result.bytes.expect("export_state did not call put_bytes"))
     }
 
-    /// Adds a state that another instance exported.
+    /// Takes a state that another instance exported, and merges it into this instance's state.
     pub fn merge_state(&mut self, state: &[u8]) -> Result<(), Failure> {
         let merge = self.vtable.merge_state.expect("merge_state");
-        // SAFETY: a live instance and bytes that are borrowed for the call.
+        // SAFETY: the instance is live, and the bytes outlive the call.
         let status = unsafe { merge(self.instance.pointer, HostStr::from_bytes(state)) };
         self.instance.host.ended(status)
     }
 
-    /// The named values of the state.
+    /// Returns the named values of the state.
     pub fn compute(&mut self) -> Result<BTreeMap<String, f64>, Failure> {
         let mut result = Results::default();
         let compute = self.vtable.compute.expect("compute");
-        // SAFETY: a live instance and a place for the results.
+        // SAFETY: the instance is live, and the result outlives the call.
         let status = unsafe { compute(self.instance.pointer, &result.out()) };
         self.instance.host.ended(status)?;
         Ok(result.values)
     }
 
-    /// The C side, for tests that break its rules.
+    /// Returns the C interface, for tests that violate its rules.
     pub fn raw(&self) -> (&'static HostMetric, *mut c_void) {
         (self.vtable, self.instance.pointer)
     }
 }
 
-/// What a plugin put.
+/// The results that a plugin passed to the callbacks.
 #[derive(Debug, Default)]
 pub(crate) struct Results {
     pub(crate) values: BTreeMap<String, f64>,
@@ -114,7 +117,8 @@ pub(crate) struct Results {
 }
 
 impl Results {
-    /// A view for one call, during which nobody else touches the results.
+    /// Returns the C struct that a plugin writes its results to during one call. Nothing else may access the
+    /// results during the call.
     pub(crate) fn out(&mut self) -> HostOut {
         HostOut {
             struct_size: size_of::<HostOut>() as u32,
@@ -127,8 +131,8 @@ impl Results {
 }
 
 unsafe extern "C" fn put_f64(ctx: *mut c_void, name: HostStr, value: f64) -> HostStatus {
-    // SAFETY: the plugin hands back the `ctx` of `Results::out` during the call it was made for,
-    // and a name that it keeps until this returns.
+    // SAFETY: during the call, the plugin passes the `ctx` of `Results::out`, and a name that is valid until
+    // this function returns.
     let (results, name) = unsafe { (&mut *ctx.cast::<Results>(), copied(name)) };
     if results.values.insert(name, value).is_some() {
         return HOST_ERROR;

@@ -16,7 +16,7 @@ use super::metric::Results;
 use super::plugin::Instance;
 use crate::{DeliveryState, Event, Request, StopReason};
 
-/// An observer of the plugin's, driven through its vtable.
+/// An observer of the plugin, called through its vtable.
 ///
 /// ```standalone_crate
 /// # use host_plugin_sdk::*;
@@ -28,14 +28,14 @@ use crate::{DeliveryState, Event, Request, StopReason};
 /// #         requests.ask(Request::Checkpoint, "something happened")
 /// #     }
 /// # }
-/// # export_plugin! { description: "Wants a checkpoint after every event", observer: Eager }
+/// # export_plugin! { description: "Requests a checkpoint after every event", observer: Eager }
 /// use host_plugin_sdk::fake;
 ///
 /// let mut observer = fake::Plugin::load(&PLUGIN).observer("{}")?;
 /// let asked = observer.observe(7, &Event::Warning { message: "odd" })?;
 /// assert_eq!(asked, [(Request::Checkpoint, "something happened".to_owned())]);
-/// assert!(observer.export_state()?.is_empty()); // it remembers nothing,
-/// assert!(observer.import_state(b"x").is_err()); // so it takes nothing back
+/// assert!(observer.export_state()?.is_empty()); // it has no state,
+/// assert!(observer.import_state(b"x").is_err()); // so it imports none
 /// let (vtable, _instance) = observer.raw();
 /// assert!(vtable.observe.is_some());
 /// # Ok::<_, fake::Failure>(())
@@ -51,10 +51,10 @@ impl Observer {
         Self { vtable, instance }
     }
 
-    /// Shows it an event; what it asks for and why.
+    /// Passes an event to the observer and returns its requests with their reasons.
     ///
-    /// As in the real host, a request without a reason, or one to raise the learning rate, is
-    /// refused.
+    /// Like the real host, rejects requests that have no reason and requests that would raise the learning
+    /// rate.
     pub fn observe(
         &mut self,
         step: u64,
@@ -68,7 +68,7 @@ impl Observer {
             ctx: (&raw mut asked).cast(),
             ask: Some(ask),
         };
-        // SAFETY: a live instance, and an event and a place that are borrowed for the call.
+        // SAFETY: the instance is live. The event and the result outlive the call.
         let status = event_view(step, event, |event| unsafe {
             observe(self.instance.pointer, event, &raw const out)
         });
@@ -76,31 +76,34 @@ impl Observer {
         Ok(asked)
     }
 
-    /// The state as bytes; empty if there is none.
+    /// Returns the state as bytes. The result is empty if there is no state.
+    ///
+    /// # Panics
+    /// Panics if the plugin does not call `put_bytes`.
     pub fn export_state(&mut self) -> Result<Vec<u8>, Failure> {
         let mut result = Results::default();
         let export = self.vtable.export_state.expect("export_state");
-        // SAFETY: a live instance and a place for the result.
+        // SAFETY: the instance is live, and the result outlives the call.
         let status = unsafe { export(self.instance.pointer, &result.out()) };
         self.instance.host.ended(status)?;
-        Ok(result.bytes.expect("export_state put no bytes"))
+        Ok(result.bytes.expect("export_state did not call put_bytes"))
     }
 
-    /// Makes the state one that an instance exported.
+    /// Replaces the state with a state that an instance exported.
     pub fn import_state(&mut self, state: &[u8]) -> Result<(), Failure> {
         let import = self.vtable.import_state.expect("import_state");
-        // SAFETY: a live instance and bytes that are borrowed for the call.
+        // SAFETY: the instance is live, and the bytes outlive the call.
         let status = unsafe { import(self.instance.pointer, HostStr::from_bytes(state)) };
         self.instance.host.ended(status)
     }
 
-    /// The C side, for tests that break its rules.
+    /// Returns the C interface, for tests that violate its rules.
     pub fn raw(&self) -> (&'static HostObserver, *mut c_void) {
         (self.vtable, self.instance.pointer)
     }
 }
 
-/// Shows an event as the C struct, for the time of a call.
+/// Passes an event to a function as the C struct.
 ///
 /// ```
 /// use host_plugin_sdk::{Event, abi, fake};
@@ -208,8 +211,8 @@ unsafe extern "C" fn ask(
     factor: f64,
     reason: HostStr,
 ) -> HostStatus {
-    // SAFETY: the plugin hands back the `ctx` of `Observer::observe` during the call it was made
-    // for, and a reason that it keeps until this returns.
+    // SAFETY: during the call, the plugin passes the `ctx` of `Observer::observe`, and a reason that is valid
+    // until this function returns.
     let (asked, reason) = unsafe { (&mut *ctx.cast::<Vec<(Request, String)>>(), copied(reason)) };
     let known = Request::from_code(request, factor);
     let Some(request) = known.filter(|_| request <= HOST_REQUEST_ROLL_BACK) else {

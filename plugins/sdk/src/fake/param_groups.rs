@@ -19,9 +19,9 @@ use super::plugin::Instance;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Param {
-    /// Its name.
+    /// The parameter's name.
     pub name: String,
-    /// Its sizes.
+    /// The parameter's shape.
     pub shape: Vec<i64>,
 }
 
@@ -32,21 +32,21 @@ pub struct Param {
 ///
 /// let params = vec!["transformer.h.0.ln_1.weight".to_owned()];
 /// let group = Group { name: "no_decay".to_owned(), weight_decay: 0.0, lr_multiplier: 1.0, params };
-/// assert_eq!(group.params.len(), 1); // what a test compares with
+/// assert_eq!(group.params.len(), 1); // a test compares this with a result
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group {
-    /// Its name.
+    /// The group's name.
     pub name: String,
-    /// Its weight decay.
+    /// The group's weight decay.
     pub weight_decay: f64,
-    /// Its multiple of the learning rate.
+    /// The group's multiplier of the learning rate.
     pub lr_multiplier: f64,
-    /// Names of its parameters, in the order in which they were assigned.
+    /// Names of the group's parameters, in the order in which they were assigned.
     pub params: Vec<String>,
 }
 
-/// What a grouping gave.
+/// The result of a grouping.
 ///
 /// ```
 /// use host_plugin_sdk::fake::Grouping;
@@ -61,11 +61,11 @@ pub struct Group {
 pub struct Grouping {
     /// The groups, in the order in which they were added.
     pub groups: Vec<Group>,
-    /// What the plugin warned of.
+    /// The plugin's warnings.
     pub warnings: Vec<String>,
 }
 
-/// A grouper of the plugin's, driven through its vtable.
+/// A `ParamGroups` instance of the plugin, called through its vtable.
 ///
 /// ```standalone_crate
 /// # use host_plugin_sdk::*;
@@ -102,7 +102,7 @@ pub struct ParamGroups {
 }
 
 impl Param {
-    /// A parameter.
+    /// Creates a parameter.
     pub fn new(name: &str, shape: &[i64]) -> Self {
         Self {
             name: name.to_owned(),
@@ -116,10 +116,10 @@ impl ParamGroups {
         Self { vtable, instance }
     }
 
-    /// Groups the parameters of a run with this weight decay.
+    /// Groups the parameters of a run. `weight_decay` is the run's weight decay.
     ///
     /// # Panics
-    /// If the plugin does not put each parameter into one group once.
+    /// Panics if the plugin does not assign each parameter exactly once.
     pub fn group(&mut self, params: &[Param], weight_decay: f64) -> Result<Grouping, Failure> {
         let views: Vec<HostParam> = params.iter().map(Param::view).collect();
         let request = HostGroupsRequest {
@@ -135,16 +135,16 @@ impl ParamGroups {
             grouping: Grouping::default(),
         };
         let group = self.vtable.group.expect("group");
-        // SAFETY: a live instance, and a request and a place that are borrowed for the call.
+        // SAFETY: the instance is live. The request and the result outlive the call.
         let status = unsafe { group(self.instance.pointer, &request, &collected.out()) };
         self.instance.host.ended(status)?;
         for (name, times) in std::iter::zip(&collected.names, &collected.times) {
-            assert_eq!(*times, 1, "{name:?} is in {times} groups");
+            assert_eq!(*times, 1, "{name:?} was assigned {times} times");
         }
         Ok(collected.grouping)
     }
 
-    /// The C side, for tests that break its rules.
+    /// Returns the C interface, for tests that violate its rules.
     pub fn raw(&self) -> (&'static HostParamGroups, *mut c_void) {
         (self.vtable, self.instance.pointer)
     }
@@ -174,7 +174,7 @@ struct Collected<'a> {
 }
 
 impl Collected<'_> {
-    /// A view for one call, during which nobody else touches what is collected.
+    /// Returns a view for one call. Nothing else may access `self` during the call.
     fn out(&mut self) -> HostGroupsOut {
         HostGroupsOut {
             struct_size: size_of::<HostGroupsOut>() as u32,
@@ -194,8 +194,8 @@ unsafe extern "C" fn add_group(
     lr_multiplier: f64,
     group: *mut u32,
 ) -> HostStatus {
-    // SAFETY: the plugin hands back the `ctx` of `Collected::out` during the call it was made for,
-    // a name that it keeps until this returns, and a place for the index.
+    // SAFETY: the plugin calls this function during the call of `group`, and passes the `ctx` of
+    // `Collected::out`. The name is valid until this function returns. `group` can be written to.
     unsafe {
         let groups = &mut (*ctx.cast::<Collected<'_>>()).grouping.groups;
         group.write(u32::try_from(groups.len()).expect("few groups"));

@@ -55,7 +55,7 @@ use super::{CheckpointSink, Failure, Metric, Observer, ParamGroups};
 /// assert_eq!(plugin.manifest()["kinds"][1], "metric");
 /// let metric = plugin.metric("{}")?;
 /// assert_eq!(plugin.log(), ["info: ready"]);
-/// // A plugin of several kinds has one for each.
+/// // A plugin of several kinds creates one instance for each kind.
 /// let (groups, sink) = (plugin.param_groups("{}")?, plugin.checkpoint_sink("{}")?);
 /// let refused = plugin.observer(r#"{"no": "setting"}"#).unwrap_err();
 /// assert!(refused.message.contains("unknown field `no`"));
@@ -69,20 +69,21 @@ pub struct Plugin {
 }
 
 impl Plugin {
-    /// Calls the entry function and reads descriptor and manifest as the host does.
+    /// Calls the entry function and reads the descriptor and the manifest, as the host does.
     ///
     /// # Panics
-    /// If one of them breaks the ABI, or they contradict each other.
+    /// Panics if the entry function, the descriptor or the manifest breaks the ABI, or if they contradict
+    /// each other.
     pub fn load(plugin: &crate::Plugin) -> Self {
         let host = Host::new();
         let manifest: serde_json::Value =
             serde_json::from_slice(plugin.manifest).expect("the manifest is JSON");
-        // SAFETY: a leaked table, and an entry function that `export_plugin!` made.
+        // SAFETY: the table is leaked, and the entry function is from `export_plugin!`.
         let descriptor = unsafe { (plugin.entry)(host.api()).as_ref() };
         let Some(descriptor) = descriptor else {
-            panic!("the plugin refused the host: {:?}", host.ended(1));
+            panic!("the plugin rejected the host: {:?}", host.ended(1));
         };
-        // SAFETY: the plugin's constant texts and items.
+        // SAFETY: the descriptor's texts and items are constants of the plugin.
         let (id, version, items): (_, _, &'static [HostPluginItem]) = unsafe {
             (
                 descriptor.id.as_str().expect("the id is UTF-8"),
@@ -98,7 +99,7 @@ impl Plugin {
         assert_eq!(manifest["kinds"], serde_json::json!(kinds));
         assert_eq!(
             manifest["config"]["type"], "object",
-            "the schema of an object"
+            "the schema describes an object"
         );
         Self {
             host,
@@ -107,38 +108,38 @@ impl Plugin {
         }
     }
 
-    /// What the host reads from the library's file.
+    /// Returns the manifest, which the host reads from the library's file.
     pub fn manifest(&self) -> &serde_json::Value {
         &self.manifest
     }
 
-    /// The lines that the plugin logged, `LEVEL: MESSAGE`.
+    /// Returns the lines that the plugin logged, as `LEVEL: MESSAGE`.
     pub fn log(&self) -> Vec<String> {
         self.host.log()
     }
 
-    /// A metric with this configuration (JSON, not checked against the schema).
+    /// Creates a metric with this configuration (JSON, not checked against the schema).
     pub fn metric(&self, config: &str) -> Result<Metric, Failure> {
         let vtable: &HostMetric = self.vtable(HOST_KIND_METRIC);
         let instance = self.create(vtable.create, vtable.destroy, config)?;
         Ok(Metric::new(vtable, instance))
     }
 
-    /// A grouper with this configuration (JSON, not checked against the schema).
+    /// Creates a `ParamGroups` instance with this configuration (JSON, not checked against the schema).
     pub fn param_groups(&self, config: &str) -> Result<ParamGroups, Failure> {
         let vtable: &HostParamGroups = self.vtable(HOST_KIND_PARAM_GROUPS);
         let instance = self.create(vtable.create, vtable.destroy, config)?;
         Ok(ParamGroups::new(vtable, instance))
     }
 
-    /// A sink with this configuration (JSON, not checked against the schema).
+    /// Creates a sink with this configuration (JSON, not checked against the schema).
     pub fn checkpoint_sink(&self, config: &str) -> Result<CheckpointSink, Failure> {
         let vtable: &HostCheckpointSink = self.vtable(HOST_KIND_CHECKPOINT_SINK);
         let instance = self.create(vtable.create, vtable.destroy, config)?;
         Ok(CheckpointSink::new(vtable, instance))
     }
 
-    /// An observer with this configuration (JSON, not checked against the schema).
+    /// Creates an observer with this configuration (JSON, not checked against the schema).
     pub fn observer(&self, config: &str) -> Result<Observer, Failure> {
         let vtable: &HostObserver = self.vtable(HOST_KIND_OBSERVER);
         let instance = self.create(vtable.create, vtable.destroy, config)?;
@@ -147,9 +148,9 @@ impl Plugin {
 
     fn vtable<V>(&self, kind: u32) -> &'static V {
         let item = self.items.iter().find(|item| item.kind == kind);
-        let item = item.unwrap_or_else(|| panic!("the plugin is no {}", kind_name(kind)));
+        let item = item.unwrap_or_else(|| panic!("the plugin has no {}", kind_name(kind)));
         let vtable = item.vtable.cast::<V>();
-        // SAFETY: the SDK's constant, of the type that the kind says; every vtable begins with
+        // SAFETY: the vtable is a constant of the SDK and has the type for its kind. Every vtable starts with
         // its size.
         unsafe {
             assert_eq!(vtable.cast::<u32>().read() as usize, size_of::<V>());
@@ -165,10 +166,11 @@ impl Plugin {
     ) -> Result<Instance, Failure> {
         let mut pointer = ptr::null_mut();
         let create = create.expect("create");
-        // SAFETY: a leaked table, a borrowed text and a place for the pointer.
+        // SAFETY: the table is leaked. The text outlives the call, and so does the variable for the
+        // instance's pointer.
         let status = unsafe { create(self.host.api(), HostStr::new(config), &raw mut pointer) };
         self.host.ended(status)?;
-        assert!(!pointer.is_null(), "create went well without an instance");
+        assert!(!pointer.is_null(), "create returned no instance");
         Ok(Instance {
             host: self.host,
             pointer,
@@ -177,7 +179,7 @@ impl Plugin {
     }
 }
 
-/// An instance of the plugin's; destroyed when dropped.
+/// An instance of the plugin. It is destroyed on drop.
 #[derive(Debug)]
 pub(crate) struct Instance {
     pub(crate) host: &'static Host,
@@ -185,12 +187,12 @@ pub(crate) struct Instance {
     destroy: HostDestroy,
 }
 
-// SAFETY: the ABI lets an instance migrate between threads.
+// SAFETY: the ABI allows an instance to move between threads.
 unsafe impl Send for Instance {}
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        // SAFETY: `create` made it, and it is not used again.
+        // SAFETY: `create` created the instance, and it is not used again.
         unsafe { (self.destroy)(self.pointer) };
     }
 }

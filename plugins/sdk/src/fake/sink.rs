@@ -8,7 +8,7 @@ use super::metric::Results;
 use super::plugin::Instance;
 use super::{Checkpoint, Failure};
 
-/// A sink of the plugin's, driven through its vtable.
+/// A sink of the plugin, called through its vtable.
 ///
 /// ```standalone_crate
 /// # use host_plugin_sdk::*;
@@ -36,10 +36,11 @@ use super::{Checkpoint, Failure};
 /// };
 /// let mut sink = fake::Plugin::load(&PLUGIN).checkpoint_sink("{}")?;
 /// let first = checkpoint(1);
-/// assert_eq!(sink.preflight(first.state_dir(), 3000)?, None); // this sink looks at nothing
+/// assert_eq!(sink.preflight(first.state_dir(), 3000)?, None); // this sink checks nothing
 /// assert_eq!(sink.publish(&first)?["path"], first.dir().display().to_string());
-/// assert!(sink.fetch("", first.state_dir()).is_err()); // and brings nothing back
-/// // This one never ends by itself, and says when it has begun: an earlier cancel is of no use.
+/// assert!(sink.fetch("", first.state_dir()).is_err()); // this sink has no `fetch`
+/// // `publish` of step 2 ends only after `cancel`. An earlier `cancel` has no effect, so wait for the start
+/// // of `publish`.
 /// let ended = sink.publish_with(&checkpoint(2), |canceller| {
 ///     while !BEGAN.load(Ordering::Acquire) {
 ///         std::thread::yield_now();
@@ -57,12 +58,12 @@ pub struct CheckpointSink {
     instance: Instance,
 }
 
-/// Asks a sink's running `publish` to end, from another thread.
+/// Cancels a sink's running `publish` from another thread.
 ///
 /// ```
 /// use host_plugin_sdk::fake::{Canceller, Checkpoint, CheckpointSink, Failure};
 ///
-/// /// What becomes of a delivery that is cancelled at once, by another thread as in the real host.
+/// /// Publishes a checkpoint and cancels immediately from another thread, as the real host does.
 /// fn cancelled(sink: &mut CheckpointSink, checkpoint: &Checkpoint) -> Result<(), Failure> {
 ///     sink.publish_with(checkpoint, |canceller: &Canceller| canceller.cancel()).map(|_| ())
 /// }
@@ -73,7 +74,8 @@ pub struct Canceller {
     pointer: *mut c_void,
 }
 
-// SAFETY: `cancel` is `[any]`, and a canceller is only lent, while its sink lives.
+// SAFETY: `cancel` is `[any]`, so any thread may call it. The canceller is only lent out while its sink is
+// alive.
 unsafe impl Send for Canceller {}
 // SAFETY: as above.
 unsafe impl Sync for Canceller {}
@@ -83,18 +85,18 @@ impl CheckpointSink {
         Self { vtable, instance }
     }
 
-    /// Delivers the checkpoint; the receipt.
+    /// Delivers the checkpoint and returns the receipt.
     ///
     /// # Panics
-    /// If the receipt is no JSON.
+    /// Panics if the receipt is missing or is not JSON.
     pub fn publish(&mut self, checkpoint: &Checkpoint) -> Result<serde_json::Value, Failure> {
         self.publish_with(checkpoint, |_| {})
     }
 
-    /// Delivers the checkpoint while `beside` runs on another thread.
+    /// Delivers the checkpoint while `beside` runs on another thread. Returns the receipt.
     ///
     /// # Panics
-    /// As for [`publish`](Self::publish).
+    /// Panics if the receipt is missing or is not JSON.
     pub fn publish_with(
         &mut self,
         checkpoint: &Checkpoint,
@@ -111,21 +113,21 @@ impl CheckpointSink {
                 .name("beside-publish".to_owned())
                 .spawn_scoped(scope, || beside(&canceller))
                 .expect("a thread");
-            // SAFETY: a live instance, a checkpoint and a place that are borrowed for the call.
+            // SAFETY: the instance is live. The checkpoint and the result outlive the call.
             checkpoint.view(|checkpoint| unsafe {
                 publish(self.instance.pointer, checkpoint, &result.out())
             })
         });
         self.instance.host.ended(status)?;
-        let receipt = result.bytes.expect("publish put no receipt");
+        let receipt = result.bytes.expect("publish did not pass a receipt");
         Ok(serde_json::from_slice(&receipt).expect("the receipt is JSON"))
     }
 
-    /// Asks before the first step of the run `demo`, whose checkpoints take so many bytes, a third of
-    /// them the model; what the sink found, if it says so.
+    /// Calls `preflight` for the run `demo` and returns the sink's text. The model's size is a third of
+    /// `checkpoint_bytes`.
     ///
     /// # Panics
-    /// If the folder's path or what was found is not UTF-8.
+    /// Panics if the folder's path or the text is not UTF-8.
     pub fn preflight(
         &mut self,
         state_dir: &Path,
@@ -143,18 +145,18 @@ impl CheckpointSink {
             model_bytes: checkpoint_bytes / 3,
         };
         let mut result = Results::default();
-        // SAFETY: a live instance, a view and a place that are borrowed for the call.
+        // SAFETY: the instance is live. The view and the result outlive the call.
         let status = unsafe { preflight(self.instance.pointer, &raw const view, &result.out()) };
         self.instance.host.ended(status)?;
-        let text = |bytes| String::from_utf8(bytes).expect("a text");
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
         Ok(result.bytes.map(text))
     }
 
-    /// Brings a checkpoint back, with all that a resume needs, and gives the receipt; of an empty
-    /// `revision` the newest.
+    /// Fetches a checkpoint, including the data that only a resume needs. Returns the receipt. An empty
+    /// `revision` means the newest checkpoint.
     ///
     /// # Panics
-    /// If the sink has no `fetch`, or puts no receipt.
+    /// Panics if the sink has no `fetch`, or if the receipt is missing or is not JSON.
     pub fn fetch(
         &mut self,
         revision: &str,
@@ -168,23 +170,23 @@ impl CheckpointSink {
         };
         let fetch = self.vtable.fetch.expect("fetch");
         let mut result = Results::default();
-        // SAFETY: a live instance, a view and a place that are borrowed for the call.
+        // SAFETY: the instance is live. The view and the result outlive the call.
         let status = unsafe { fetch(self.instance.pointer, &raw const view, &result.out()) };
         self.instance.host.ended(status)?;
-        let receipt = result.bytes.expect("fetch put no receipt");
+        let receipt = result.bytes.expect("fetch did not pass a receipt");
         Ok(serde_json::from_slice(&receipt).expect("the receipt is JSON"))
     }
 
-    /// The C side, for tests that break its rules.
+    /// Returns the C interface, for tests that violate its rules.
     pub fn raw(&self) -> (&'static HostCheckpointSink, *mut c_void) {
         (self.vtable, self.instance.pointer)
     }
 }
 
 impl Canceller {
-    /// Asks the running `publish` to end soon. One that has not begun yet will not know of it.
+    /// Asks the running `publish` to end soon. Has no effect on a call that has not started yet.
     pub fn cancel(&self) {
-        // SAFETY: the sink lives, since this is only lent while it publishes.
+        // SAFETY: the sink is alive, because the canceller is only lent out while the sink publishes.
         unsafe { self.sink.cancel.expect("cancel")(self.pointer) };
     }
 }
