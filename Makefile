@@ -25,7 +25,7 @@ test-peers: build ## compare with transformers and others, which are installed f
 	tests/peers/run.sh
 
 .PHONY: test-gpu
-test-gpu: ## run the tests that depend on the device, and the benchmark, on cuda:0; skips with a message if there is none
+test-gpu: ## run the tests that depend on the device, and the benchmark, on cuda:0; skips with a message if the machine has no GPU
 	tests/gpu/run.sh
 
 .PHONY: fuzz

@@ -205,8 +205,8 @@ impl Service {
         })
     }
 
-    /// Reads the certificate in the run folder, so that a resumed run keeps its fingerprint. Generates one if
-    /// there is none.
+    /// Reads the certificate in the run folder, so that a resumed run keeps its fingerprint. If the folder
+    /// has no certificate, generates one.
     fn kept_identity(&self, dir: &RunDir) -> Result<TlsIdentity> {
         let (certificate, key) = (dir.certificate_file(), dir.key_file());
         if !(certificate.is_file() && key.is_file()) {

@@ -133,8 +133,8 @@ fn fitted<'a>(parts: Vec<(String, String)>, width: u16, look: &Look<'_>) -> Line
     line
 }
 
-/// Formats the status line. It shows the pending question. If there is none, it shows the keys and the last
-/// answer.
+/// Formats the status line. The line shows the question that waits for an
+/// answer. Without such a question, it shows the keys and the last answer.
 pub(super) fn status<'a>(model: &Model, screen: &Screen, width: u16, look: &Look<'_>) -> Line<'a> {
     let theme = &look.theme;
     let width = usize::from(width);

@@ -101,7 +101,7 @@ fn write_column<T: DataType>(
     column.close()
 }
 
-/// Returns the I/O error inside `error`. If there is none, wraps `error` in a new I/O error.
+/// Returns the I/O error that `error` contains. Converts any other error to an I/O error.
 fn plain(error: ParquetError) -> std::io::Error {
     match error {
         ParquetError::External(source) => match source.downcast::<std::io::Error>() {

@@ -134,8 +134,8 @@ fn is_evaluation(values: &[MetricValue]) -> bool {
     values.iter().any(|metric| tells(&metric.name))
 }
 
-/// Formats the texts and numbers of a receipt, for example as `: path /c, files 3`. The result is empty if
-/// there are none. Digests are left out.
+/// Formats the texts and numbers of a receipt, for example as `: path /c, files 3`. Leaves out digests.
+/// Returns an empty string if the receipt has no other texts or numbers.
 pub(crate) fn receipt(json: &str) -> String {
     let Ok(serde_json::Value::Object(receipt)) = serde_json::from_str(json) else {
         return String::new();

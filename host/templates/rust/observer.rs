@@ -23,7 +23,7 @@ fn default_target() -> f64 {
     1.0
 }
 
-/// Stops training at the target. Keeps no state between events, so there is none to export.
+/// Stops training at the target. It keeps no state between events, so it does not export a state.
 #[derive(Debug)]
 pub struct Target(Config);
 

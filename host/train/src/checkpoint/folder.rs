@@ -142,7 +142,7 @@ impl Layout {
     }
 
     /// Returns the steps of all checkpoints except the newest `keep`. The oldest step is first. If `keep` is
-    /// 0, there are none.
+    /// 0, returns an empty list.
     fn beyond_keep(&self) -> Vec<Step> {
         if self.keep == 0 {
             return Vec::new();

@@ -62,7 +62,7 @@ pub(crate) struct Missing {
     pub(crate) documents: u64,
     /// Line number, counted from 1, if the file is read line by line.
     pub(crate) line: Option<u64>,
-    /// Details from the reader, for example the name of a codec. Empty if there are none.
+    /// Details from the reader, for example the name of a codec. Empty if the reader gives no details.
     pub(crate) why: String,
 }
 

@@ -24,7 +24,7 @@ use host_plugin_abi::{
 pub struct Failure {
     /// The status that the plugin returned: one of the ABI's `HOST_*`.
     pub status: HostStatus,
-    /// The message that the plugin passed to `set_error`; empty if there is none.
+    /// The message that the plugin passed to `set_error`; empty if the plugin did not call it.
     pub message: String,
 }
 
