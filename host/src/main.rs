@@ -24,13 +24,13 @@ use crate::show::printer::Printer;
 fn main() -> ExitCode {
     report_panics();
     let ended = cli::parse(std::env::args_os().collect()).and_then(|command| match command {
-        None => Ok(StopReason::Completed),
-        Some(Command::Run(args)) => run::run(args.plan()?, args.json),
-        Some(Command::Resume(args)) => {
-            let (plan, dir, from) = args.plan()?;
-            run::resume(plan, dir, from, args.json)
-        }
-        Some(Command::Other(other)) => other.execute(),
+        None => Ok(Ended::For(StopReason::Completed)),
+        Some(Command::Run(args)) => match args.launches()? {
+            Some(count) => run::launcher::launch(count).map(Ended::With),
+            None => run::run(args.plan(), args.json).map(Ended::For),
+        },
+        Some(Command::Resume(args)) => run::resume(args.plan(), args.json).map(Ended::For),
+        Some(Command::Other(other)) => other.execute().map(Ended::For),
     });
     if let Err(error) = &ended {
         report(error, Printer::of_process());
@@ -38,11 +38,20 @@ fn main() -> ExitCode {
     // If the terminal accepts no output, this gives up after a short time.
     Printer::flush_process();
     let code = match ended {
-        Ok(reason) => run::signals::leave(reason),
+        Ok(Ended::For(reason)) => run::signals::leave(reason),
+        Ok(Ended::With(code)) => code,
         Err(error) => error.kind().exit_code(),
     };
     host_plugin::end_process(code);
     ExitCode::from(code)
+}
+
+/// How a command ended.
+enum Ended {
+    /// For a reason, from which the exit code follows.
+    For(StopReason),
+    /// With the exit code of the processes that it started.
+    With(u8),
 }
 
 /// Prints an error and its hint. All errors are printed here.

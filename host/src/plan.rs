@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use host_core::{Error, ErrorKind, Result, RunName};
 use host_plugin::{PluginLock, PluginSpec, SearchPath, Secrets, Target};
-use host_train::{SchedulerType, TrainConfig};
+use host_train::{Limits, SchedulerType, TrainConfig};
 use toml::Value;
 
 use crate::config::HubModel;
 use crate::config::PreflightPolicy;
+use crate::config::ResumePolicy;
 use crate::config::TrainArgs;
 use crate::config::settings::{Given, HostConfig, Settings};
 use crate::service::Service;
@@ -36,6 +37,10 @@ pub(crate) struct Plan {
     pub(crate) model_given: Given,
     /// The checkpoint that a new run starts from: a folder, or `hub:REPO@REVISION`.
     pub(crate) resume_from_checkpoint: Option<String>,
+    /// Whether to resume the run if its folder exists.
+    pub(crate) resume_auto: bool,
+    /// Time limits of a training with several ranks.
+    pub(crate) rank_limits: Limits,
     /// The plugins in the user's order.
     pub(crate) plugins: Vec<PluginSpec>,
     /// The lock that each plugin must match, if there is one.
@@ -71,6 +76,8 @@ impl Plan {
             model_given,
             secrets: secrets(&host),
             resume_from_checkpoint: host.resume_from_checkpoint.clone(),
+            resume_auto: host.resume == ResumePolicy::Auto,
+            rank_limits: rank_limits(&host)?,
             plugins: plugin_specs(&host, &plugin_flags)?,
             plugin_lock: lock_path(&host, file)?
                 .map(|path| PluginLock::read(&path))
@@ -116,6 +123,16 @@ pub(crate) fn plugins_and_lock(
             .find_map(|name| HubModel::plugin(name)),
     );
     Ok((specs, lock))
+}
+
+fn rank_limits(host: &HostConfig) -> Result<Limits> {
+    // A rank gives a sign of life every half second, so a shorter limit would declare living ranks dead.
+    at_least("rank_timeout_secs", host.rank_timeout_secs, 5)?;
+    at_least("rank_start_secs", host.rank_start_secs, 1)?;
+    Ok(Limits {
+        start: Duration::from_secs(host.rank_start_secs),
+        silence: Duration::from_secs(host.rank_timeout_secs),
+    })
 }
 
 fn secrets(host: &HostConfig) -> Secrets {

@@ -69,18 +69,7 @@ impl Plugins {
     /// # Errors
     /// Returns an error if a plugin is not found or cannot be loaded, or if two plugins conflict.
     pub(crate) fn load(plan: &Plan) -> Result<Self> {
-        let search = plan.search_path();
-        let mut chosen = plan
-            .plugins
-            .iter()
-            .map(|spec| Chosen::find(spec.clone(), &search))
-            .collect::<Result<Vec<_>>>()?;
-        let groups_chosen = check_groupers(&chosen)?;
-        if !groups_chosen {
-            let spec = PluginSpec::by_id(DEFAULT_GROUPS, PluginConfig::default());
-            chosen.push(Chosen::find(spec, &search)?);
-        }
-        check_metrics(&chosen)?;
+        let (chosen, groups_chosen) = choose(plan)?;
         Ok(Self {
             loaded: Loaded::all(chosen, plan.secrets.clone())?,
             groups_chosen,
@@ -107,6 +96,26 @@ impl Plugins {
         Ok(Self {
             loaded: Loaded::all(sinks, secrets)?,
             groups_chosen: false,
+        })
+    }
+
+    /// Loads the plugins that a rank other than the lead uses: the parameter groups and the metrics.
+    ///
+    /// # Errors
+    /// See [`Plugins::load`].
+    pub(crate) fn load_for_follower(plan: &Plan) -> Result<Self> {
+        let (chosen, groups_chosen) = choose(plan)?;
+        let mut secrets = plan.secrets.clone();
+        let mut used = Vec::new();
+        for chosen in chosen {
+            match chosen.is(PluginKind::ParamGroups) || chosen.is(PluginKind::Metric) {
+                true => used.push(chosen),
+                false => secrets.add(Some(&chosen.found.manifest), &chosen.spec.config),
+            }
+        }
+        Ok(Self {
+            loaded: Loaded::all(used, secrets)?,
+            groups_chosen,
         })
     }
 
@@ -335,6 +344,44 @@ impl Loaded {
         }
         Ok(all)
     }
+}
+
+/// Finds the plugins of a training run, including the default plugin for parameter groups if it is needed. Also
+/// returns whether the user gave a plugin for the parameter groups.
+///
+/// # Errors
+/// Returns an error if a plugin is not found, or if two plugins conflict.
+fn choose(plan: &Plan) -> Result<(Vec<Chosen>, bool)> {
+    let search = plan.search_path();
+    let mut chosen = plan
+        .plugins
+        .iter()
+        .map(|spec| Chosen::find(spec.clone(), &search))
+        .collect::<Result<Vec<_>>>()?;
+    let groups_chosen = check_groupers(&chosen)?;
+    if !groups_chosen {
+        let spec = PluginSpec::by_id(DEFAULT_GROUPS, PluginConfig::default());
+        chosen.push(Chosen::find(spec, &search)?);
+    }
+    check_metrics(&chosen)?;
+    Ok((chosen, groups_chosen))
+}
+
+/// Returns the label, the version and the SHA-256 of each plugin of a training run. Loads none of them.
+///
+/// # Errors
+/// Returns an error if a plugin is not found or cannot be read, or if two plugins conflict.
+pub(crate) fn found(plan: &Plan) -> Result<Vec<(String, String, String)>> {
+    let (chosen, _) = choose(plan)?;
+    let mut all: Vec<(String, String, String)> = Vec::new();
+    for Chosen { found, .. } in chosen {
+        let label = label(
+            &found.manifest.id,
+            all.iter().map(|(label, ..)| label.as_str()),
+        );
+        all.push((label, found.manifest.version.clone(), found.sha256()?));
+    }
+    Ok(all)
 }
 
 /// Returns whether a plugin decides the parameter groups.

@@ -4,9 +4,11 @@
 pub(crate) mod cache;
 pub(crate) mod deliver;
 pub(crate) mod hub_fetch;
+pub(crate) mod launcher;
 mod live;
 pub(crate) mod origin;
 pub(crate) mod preflight;
+mod ranks;
 mod ready;
 pub(crate) mod resume_point;
 pub(crate) mod signals;
@@ -24,7 +26,7 @@ use host_core::{
 };
 use host_plugin::{ProcessWatch, on_exit_by_plugin};
 use host_store::{Loss, Reader, RunRecord, RunStatus, Writer, sync_log};
-use host_train::{BoundaryPorts, CheckpointPorts, Observers, Outcome, Ports, Start};
+use host_train::{BoundaryPorts, CheckpointPorts, Collective, Observers, Outcome, Ports, Start};
 
 use crate::delivery::{Backlog, Deliveries, Destination, Retry, Undelivered, Wanted, missed};
 use crate::plan::Plan;
@@ -33,6 +35,7 @@ use crate::plugins;
 use crate::plugins::accounts::PluginAccounts;
 use crate::run::live::{Live, emit_process_changes};
 use crate::run::origin::Origin;
+use crate::run::ranks::Task;
 use crate::run::ready::Ready;
 use crate::run::resume_point::ResumePoint;
 use crate::runs::how_to_name;
@@ -48,13 +51,25 @@ const EVENTS_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the end of a run waits for its sinks.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Trains a new run.
+/// Trains a new run. With `resume = "auto"`, resumes the run if its folder exists.
 ///
 /// # Errors
 /// Returns an error if the run cannot start or fails.
-pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
-    let console = Console::new(json, plan.train.max_train_steps);
-    let Console { progress, warnings } = &console;
+pub(crate) fn run(plan: Result<Plan>, json: bool) -> Result<StopReason> {
+    ranks::join(plan, json, |plan, console, collective| {
+        let existing = match &plan.name {
+            Some(name) if plan.resume_auto => RunDir::existing(&plan.runs_dir, name)?,
+            _ => None,
+        };
+        match existing {
+            Some(dir) => resume_run(plan, dir, None, console, &collective),
+            None => new_run(plan, console, &collective),
+        }
+    })
+}
+
+fn new_run(plan: Plan, console: &Console, collective: &Collective) -> Result<StopReason> {
+    let Console { progress, warnings } = console;
     if let Some(name) = &plan.name {
         RunDir::check_free(&plan.runs_dir, name)?;
     }
@@ -64,13 +79,13 @@ pub(crate) fn run(plan: Plan, json: bool) -> Result<StopReason> {
         start,
         fetched: _fetched,
     } = Origin::find(plan, progress, warnings)?;
-    let ready = Ready::prepare(&local, &start, progress, warnings)?;
+    let ready = Ready::prepare(&local, &start, collective, console)?;
     let step = ready.trainer.step();
     if step.0 >= plan.train.max_train_steps {
         return Err(too_far(step, plan.train.max_train_steps, &start));
     }
     let dir = RunDir::create(&plan.runs_dir, plan.name.as_ref(), &plan.train.model)?;
-    match begin(&plan, &dir, ready, &console) {
+    match begin(&plan, &dir, ready, console) {
         Ok((live, requests, ready)) => {
             let session = Session::begin(&dir, 0, progress);
             train(ready, live, requests, &session, &Backlog::default())
@@ -107,14 +122,25 @@ fn begin(
 ///
 /// # Errors
 /// Returns an error if the checkpoint is missing or damaged, or if the run cannot start or fails.
-pub(crate) fn resume(
-    plan: Plan,
+pub(crate) fn resume(args: Result<(Plan, RunDir, Option<&str>)>, json: bool) -> Result<StopReason> {
+    let (plan, found) = match args {
+        Ok((plan, dir, from)) => (Ok(plan), Some((dir, from))),
+        Err(error) => (Err(error), None),
+    };
+    ranks::join(plan, json, |plan, console, collective| {
+        let (dir, from) = found.expect("there is a plan");
+        resume_run(plan, dir, from, console, &collective)
+    })
+}
+
+fn resume_run(
+    mut plan: Plan,
     dir: RunDir,
     from: Option<&str>,
-    json: bool,
+    console: &Console,
+    collective: &Collective,
 ) -> Result<StopReason> {
-    let console = Console::new(json, plan.train.max_train_steps);
-    let Console { progress, warnings } = &console;
+    let Console { progress, warnings } = console;
     let (file, recorded) = RunFile::read(&dir.config_file())?;
     // Locks the run first, so that no other process trains it or delivers its checkpoints.
     let writer = open_store(&dir, &file, warnings)?;
@@ -125,6 +151,14 @@ pub(crate) fn resume(
     // generations.
     let generation = 1 + row.generation.max(dir.generation_set_aside());
     let point = ResumePoint::choose(&dir, &reader, from)?;
+    if plan.resume_auto && is_complete(row.status, point.step, plan.train.max_train_steps) {
+        collective.hand_out(Some(Task::End))?;
+        progress.say(&format!("the run is complete: {}", dir.path().display()));
+        return Ok(StopReason::Completed);
+    }
+    if let Some(warning) = point.keep_global_batch(&mut plan.train, collective.size())? {
+        warnings.warn(warning);
+    }
     check_unfinished(&dir, row.status, point.step, plan.train.max_train_steps)?;
     progress.say(&point.describe());
     let Origin {
@@ -140,7 +174,7 @@ pub(crate) fn resume(
         train: point.unmeasured(&local.train),
         ..local
     };
-    let ready = Ready::prepare(&unmeasured, &start, progress, warnings)
+    let ready = Ready::prepare(&unmeasured, &start, collective, console)
         .map_err(|error| point.explain(&dir, error))?;
     // `step` can differ from `point.step`, because a run can start from a checkpoint of another run.
     let step = ready.trainer.step();
@@ -196,11 +230,15 @@ fn open_store(dir: &RunDir, file: &RunFile, warnings: &Warnings) -> Result<Write
     Ok(writer)
 }
 
+/// Whether the run has recorded its end at its last step.
+fn is_complete(status: RunStatus, step: Step, last_step: u64) -> bool {
+    step.0 >= last_step && status == RunStatus::Finished(StopReason::Completed)
+}
+
 /// Returns an error if no steps are left. There is one exception: a run can be killed after its last step and
 /// before it is recorded as finished. Such a run may resume to record its end.
 fn check_unfinished(dir: &RunDir, status: RunStatus, step: Step, last_step: u64) -> Result<()> {
-    let is_closed = status == RunStatus::Finished(StopReason::Completed);
-    if step.0 < last_step || (step.0 == last_step && !is_closed) {
+    if step.0 < last_step || (step.0 == last_step && !is_complete(status, step, last_step)) {
         return Ok(());
     }
     let message = format!(

@@ -20,9 +20,9 @@ pub const HOST_METRICS: [&str; 15] = [
     "eval_secs",
 ];
 
-/// The prefixes of the host's other metrics: the cost of plugins, the state of the machine, and the losses
-/// of simple baseline models.
-pub const HOST_PREFIXES: [&str; 3] = ["plugin/", "system/", "baseline/"];
+/// The prefixes of the host's other metrics: the cost of plugins, the state of the machine, the losses of simple
+/// baseline models, and the speed of each rank.
+pub const HOST_PREFIXES: [&str; 4] = ["plugin/", "system/", "baseline/", "rank/"];
 
 /// The host computes this metric only if no plugin returns a value of exactly this name.
 pub const EVAL_LOSS: &str = "loss/eval";

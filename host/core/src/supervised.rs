@@ -70,6 +70,16 @@ impl<P: ?Sized> Supervised<P> {
         (!self.is_disabled).then(|| self.port.deref_mut())
     }
 
+    /// Returns whether the port is disabled.
+    pub fn is_disabled(&self) -> bool {
+        self.is_disabled
+    }
+
+    /// Disables the port, as another process has done.
+    pub fn disable(&mut self) {
+        self.is_disabled = true;
+    }
+
     /// Records a success, which resets the count of failures in a row.
     pub fn succeeded(&mut self) {
         self.failures_in_a_row = 0;

@@ -1,9 +1,12 @@
 use std::path::PathBuf;
 
 use host_core::Result;
+use host_train::Launch;
 
 use crate::config::TrainArgs;
+use crate::config::train_args::RANKS;
 use crate::plan::Plan;
+use crate::run::launcher;
 
 const EXAMPLES: &str = "\
 CONFIG accepts the same arguments, with _ for - (max_train_steps = 100), and a [[plugin]] table for \
@@ -35,12 +38,28 @@ pub(crate) struct Run {
     #[command(flatten)]
     train: TrainArgs,
 
+    /// Start this many processes on this machine, which train together
+    #[arg(long, value_name = "COUNT", help_heading = RANKS)]
+    nproc: Option<usize>,
+
     /// Write each event to stdout as a line of JSON, and nothing else
     #[arg(long, help_heading = "Run")]
     pub(crate) json: bool,
 }
 
 impl Run {
+    /// Returns the number of processes to start, unless this process is one of them.
+    ///
+    /// # Errors
+    /// Returns an error if the number is 0, or the variables of a launcher contradict each other.
+    pub(crate) fn launches(&self) -> Result<Option<usize>> {
+        let Some(count) = self.nproc else {
+            return Ok(None);
+        };
+        launcher::check(count)?;
+        Ok(Launch::from_env()?.is_none().then_some(count))
+    }
+
     /// Reads the plan of the training.
     pub(crate) fn plan(&self) -> Result<Plan> {
         Plan::read(self.config.as_deref(), &self.train)

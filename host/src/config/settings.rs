@@ -4,13 +4,14 @@
 use std::path::{Path, PathBuf};
 
 use host_core::{Error, ErrorKind, Result, nearest};
-use host_train::TrainConfig;
+use host_train::{Limits, TrainConfig};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::config::HubModel;
 use crate::config::PreflightPolicy;
+use crate::config::ResumePolicy;
 use crate::config::TrainArgs;
 use crate::config::script_names;
 
@@ -39,6 +40,12 @@ pub(crate) struct HostConfig {
     pub(crate) tls_cert: Option<PathBuf>,
     /// PEM file of the certificate's private key.
     pub(crate) tls_key: Option<PathBuf>,
+    /// What `host run` does if the run's folder exists.
+    pub(crate) resume: ResumePolicy,
+    /// Seconds after which a rank that gives no sign of life is declared dead.
+    pub(crate) rank_timeout_secs: u64,
+    /// Seconds that ranks wait for each other at the start.
+    pub(crate) rank_start_secs: u64,
     /// A new run continues from the exact state of this checkpoint. The value is the checkpoint's folder, or
     /// `hub:REPO@REVISION`. None: the run starts at step 0.
     pub(crate) resume_from_checkpoint: Option<String>,
@@ -61,6 +68,9 @@ impl Default for HostConfig {
             tls: None,
             tls_cert: None,
             tls_key: None,
+            resume: ResumePolicy::default(),
+            rank_timeout_secs: Limits::default().silence.as_secs(),
+            rank_start_secs: Limits::default().start.as_secs(),
             resume_from_checkpoint: None,
             plugin: Vec::new(),
             plugin_lock: None,

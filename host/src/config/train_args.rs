@@ -8,6 +8,7 @@ const MODEL: &str = "Model";
 const OPTIMIZER: &str = "Optimizer";
 const CHECKPOINTS: &str = "Evaluation and checkpoints";
 const RUN: &str = "Run";
+pub(crate) const RANKS: &str = "Several processes";
 
 /// The flags of a training run, each optional. The name of a field is its TOML key; the same name in kebab
 /// case is its flag. The defaults are in `TrainConfig` and `HostConfig`; the command line adds them to the
@@ -162,6 +163,12 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "CHECKPOINT", help_heading = CHECKPOINTS)]
     resume_from_checkpoint: Option<String>,
 
+    /// auto: if the run's folder exists, resume the run from its newest checkpoint instead of starting it,
+    /// so that a launcher or a scheduler can repeat the command. Needs --name, unless the launcher's job
+    /// has a number
+    #[arg(long, value_name = "WHEN", value_parser = ["never", "auto"], help_heading = CHECKPOINTS)]
+    resume: Option<String>,
+
     /// Sequences per evaluation batch
     #[arg(long, value_name = "SEQUENCES", allow_negative_numbers = true, help_heading = CHECKPOINTS)]
     valid_batch_size: Option<i64>,
@@ -229,6 +236,14 @@ pub(crate) struct TrainArgs {
     /// PEM file with the private key of --tls-cert
     #[arg(long, value_name = "FILE", help_heading = RUN)]
     tls_key: Option<PathBuf>,
+
+    /// Seconds after which a rank that gives no sign of life is declared dead; then all ranks end
+    #[arg(long, value_name = "SECS", help_heading = RANKS)]
+    rank_timeout_secs: Option<u64>,
+
+    /// Seconds that the ranks wait for each other at the start
+    #[arg(long, value_name = "SECS", help_heading = RANKS)]
+    rank_start_secs: Option<u64>,
 
     /// Plugin id or path, followed by its settings: local-disk:dir=/data/ckpt,keep=3; repeat for more. It
     /// is added to the plugins of the TOML file, or replaces the plugin with the same id. mode=process

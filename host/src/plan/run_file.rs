@@ -86,6 +86,17 @@ impl RunFile {
         let secs = i64::try_from(secs).unwrap_or(i64::MAX);
         table.insert("system_metrics_secs".to_owned(), secs.into());
         table.extend(plan.service.as_table());
+        let limits = plan.rank_limits;
+        for (name, limit) in [
+            ("rank_timeout_secs", limits.silence),
+            ("rank_start_secs", limits.start),
+        ] {
+            let secs = i64::try_from(limit.as_secs()).unwrap_or(i64::MAX);
+            table.insert(name.to_owned(), secs.into());
+        }
+        if plan.resume_auto {
+            table.insert("resume".to_owned(), "auto".into());
+        }
         if let Some(name) = &plan.resume_from_checkpoint {
             table.insert("resume_from_checkpoint".to_owned(), name.as_str().into());
         }

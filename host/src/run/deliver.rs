@@ -91,7 +91,7 @@ pub(crate) fn deliver(
     let signals = SignalWatch::start(
         interrupts.clone(),
         progress.clone(),
-        dir.transient_files(),
+        dir.transient_files().to_vec(),
         again,
     )?;
     signals.on_cancel(deliveries.canceller());

@@ -56,7 +56,7 @@ impl Live {
         let signals = SignalWatch::start(
             control.clone(),
             progress.clone(),
-            dir.transient_files(),
+            dir.transient_files().to_vec(),
             "stopped immediately; `host resume` resumes from the last checkpoint",
         )?;
         let (emitter, drafts) = Emitter::new(QUEUE);

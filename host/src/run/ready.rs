@@ -2,11 +2,12 @@
 //! behind.
 
 use host_core::{Observer, Result, Supervised};
-use host_train::{Start, Trainer};
+use host_train::{Collective, Start, Trainer};
 
 use super::cache::Cache;
 use super::origin::Origin;
 use super::preflight::{self, CheckpointSize, Sink};
+use super::ranks::{Task, group_facts};
 use crate::plan::Plan;
 use crate::plugins::{self, Grouping, Plugins};
 use crate::runs::run_dir::RunDir;
@@ -30,7 +31,8 @@ fn grouping(plan: &Plan, Console { progress, warnings }: &Console) -> Result<Gro
     plugins::show_logs(progress, warnings);
     let plugins = Plugins::load(plan)?;
     let origin = Origin::find(plan.clone(), progress, warnings)?;
-    let trainer = prepare(&origin.local, &origin.start, progress)?;
+    let alone = Collective::alone();
+    let trainer = prepare(&origin.local, &origin.start, alone, progress)?;
     let mut grouping = plugins.group(trainer.params(), plan.train.weight_decay)?;
     grouping.warnings = [plugins.warnings(), grouping.warnings].concat();
     Ok(grouping)
@@ -49,8 +51,8 @@ impl Ready {
     pub(super) fn prepare(
         plan: &Plan,
         start: &Start,
-        progress: &Progress,
-        warnings: &Warnings,
+        collective: &Collective,
+        Console { progress, warnings }: &Console,
     ) -> Result<Self> {
         plugins::show_logs(progress, warnings);
         let plugins = Plugins::load(plan)?;
@@ -63,9 +65,11 @@ impl Ready {
         if let Some(lock) = &plan.plugin_lock {
             progress.say(&format!("plugins are locked by {}", lock.path().display()));
         }
-        let mut trainer = prepare(plan, start, progress)?;
+        collective.hand_out(Some(Task::Train(Box::new(plan.train.clone()))))?;
+        let mut trainer = prepare(plan, start, collective.clone(), progress)?;
         trainer.add_metrics(metrics)?;
         let grouping = plugins.group(trainer.params(), plan.train.weight_decay)?;
+        collective.compare(&group_facts(&grouping))?;
         let news = plugins.warnings().into_iter();
         news.chain(grouping.warnings.iter().cloned())
             .for_each(|warning| warnings.warn(warning));
@@ -104,13 +108,18 @@ impl Ready {
     }
 }
 
-fn prepare(plan: &Plan, start: &Start, progress: &Progress) -> Result<Trainer> {
+fn prepare(
+    plan: &Plan,
+    start: &Start,
+    collective: Collective,
+    progress: &Progress,
+) -> Result<Trainer> {
     let cache = Cache::find()?;
     if let Some(warning) = &cache.warning {
         progress.say(&format!("warning: {warning}"));
     }
     let say = &mut |what: &str| progress.busy(what);
-    let trainer = Trainer::prepare(&plan.train, start, cache.folder(), say)?;
+    let trainer = Trainer::prepare(&plan.train, start, cache.folder(), collective, say)?;
     progress.begin(trainer.step());
     progress.say(&trainer.summary());
     Ok(trainer)

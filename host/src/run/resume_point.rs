@@ -74,6 +74,59 @@ impl ResumePoint {
         }
     }
 
+    /// Changes the accumulation so that a step has as many sequences as before, if the checkpoint's training ran on
+    /// several ranks, or if this one does. Returns a warning about the change.
+    ///
+    /// # Errors
+    /// Returns an error if no accumulation gives the same number of sequences.
+    pub(crate) fn keep_global_batch(
+        &self,
+        train: &mut TrainConfig,
+        ranks: usize,
+    ) -> Result<Option<String>> {
+        let Some(checkpoint) = &self.checkpoint else {
+            return Ok(None);
+        };
+        let micro_batch = train.train_batch_size.unsigned_abs();
+        let accumulation = train.gradient_accumulation_steps;
+        let ranks = ranks as u64;
+        let stored = host_train::global_batch(checkpoint);
+        // A checkpoint without the number is of a single process.
+        let wanted = match stored {
+            Some(stored) => stored,
+            None if ranks == 1 => return Ok(None),
+            None => micro_batch * accumulation,
+        };
+        let at_once = micro_batch * ranks;
+        if wanted == at_once * accumulation {
+            return Ok(None);
+        }
+        if wanted.is_multiple_of(at_once) {
+            let now = wanted / at_once;
+            train.gradient_accumulation_steps = now;
+            return Ok(Some(format!(
+                "gradient_accumulation_steps is {now} instead of {accumulation}, so that a step still has {wanted} sequences on {ranks} ranks"
+            )));
+        }
+        let fits = |ranks: &u64| wanted.is_multiple_of(micro_batch * ranks);
+        let fitting: Vec<String> = (1..=2 * ranks.max(8))
+            .filter(fits)
+            .map(|ranks| ranks.to_string())
+            .collect();
+        let message = format!(
+            "a step of this run has {wanted} sequences, which {ranks} ranks with batches of {micro_batch} cannot divide"
+        );
+        Err(
+            Error::new(ErrorKind::Config, message).hint(match fitting.is_empty() {
+                false => format!(
+                    "use a number of ranks from this list: {}",
+                    fitting.join(", ")
+                ),
+                true => "use another train_batch_size".to_owned(),
+            }),
+        )
+    }
+
     /// Returns the last request at this step that set the learning rate. If a checkpoint of this step was
     /// written before the request, the checkpoint does not contain that learning rate.
     ///

@@ -57,7 +57,7 @@ impl SignalWatch {
     pub(crate) fn start(
         control: Control,
         progress: Progress,
-        stale: [PathBuf; 2],
+        stale: Vec<PathBuf>,
         at_once: &'static str,
     ) -> Result<Self> {
         let warned = WARNED.into_iter().filter(|&s| !is_ignored_hangup(s));
@@ -175,7 +175,12 @@ pub(crate) fn leave(reason: StopReason) -> u8 {
     let signal = match reason {
         StopReason::Completed | StopReason::Requested => return 0,
         StopReason::Failed => return ErrorKind::Training.exit_code(),
-        StopReason::Interrupted | StopReason::Terminated => FIRST.load(Ordering::SeqCst),
+        StopReason::Interrupted | StopReason::Terminated => match FIRST.load(Ordering::SeqCst) {
+            // The signal arrived at another rank.
+            0 if reason == StopReason::Interrupted => SIGINT,
+            0 => SIGTERM,
+            signal => signal,
+        },
     };
     if signal == SIGQUIT {
         end_at_once(signal);

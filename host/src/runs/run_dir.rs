@@ -70,6 +70,21 @@ impl RunDir {
         }
     }
 
+    /// Returns the folder of the run with this name, if it exists. Removes an empty folder, which a process that was
+    /// killed at its start can leave behind.
+    ///
+    /// # Errors
+    /// Returns an error if the folder cannot be read.
+    pub(crate) fn existing(runs: &Path, name: &RunName) -> Result<Option<Self>> {
+        let folder = runs.join(name.as_str());
+        if folder.join("run.toml").is_file() {
+            return Self::find(runs, name.as_str()).map(Some);
+        }
+        // Fails if the folder is not empty. It is then an error that its name is taken.
+        let _ = std::fs::remove_dir(folder);
+        Ok(None)
+    }
+
     /// Finds a run by its name or path.
     ///
     /// # Errors

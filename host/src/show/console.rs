@@ -18,6 +18,13 @@ impl Console {
         Self { progress, warnings }
     }
 
+    /// Creates the output of a rank other than the lead: plain lines that begin with its number.
+    pub(crate) fn of_rank(rank: usize) -> Self {
+        let progress = Progress::new(Style::Lines, 0).of_rank(rank);
+        let warnings = Warnings::new(&progress);
+        Self { progress, warnings }
+    }
+
     /// Ends the output. Later warnings are shown immediately.
     pub(crate) fn end(self) -> Warnings {
         self.warnings.clone()

@@ -45,6 +45,8 @@ pub(crate) struct Progress {
     style: Style,
     last_step: u64,
     printer: &'static Printer,
+    /// The beginning of each line.
+    prefix: String,
     narration: Arc<Mutex<Narration>>,
 }
 
@@ -55,8 +57,15 @@ impl Progress {
             style,
             last_step,
             printer: Printer::of_process(),
+            prefix: String::new(),
             narration: Arc::new(Mutex::new(Narration::new(last_step))),
         }
+    }
+
+    /// Makes each line begin with the number of a rank.
+    pub(crate) fn of_rank(mut self, rank: usize) -> Self {
+        self.prefix = format!("rank {rank}: ");
+        self
     }
 
     /// Returns true if the events are written as JSON.
@@ -66,12 +75,12 @@ impl Progress {
 
     /// Writes a line to stderr, above the bar.
     pub(crate) fn say(&self, line: &str) {
-        self.printer.say(line);
+        self.printer.say(&format!("{}{line}", self.prefix));
     }
 
     /// Like [`Self::say`], for a line that must be shown even if too many lines are waiting.
     pub(crate) fn insist(&self, line: &str) {
-        self.printer.insist(line);
+        self.printer.insist(&format!("{}{line}", self.prefix));
     }
 
     /// Shows the run's folder and, if the run is served, the lines that say how to connect.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use host_core::{Asked, Control, Emitter, EventBody, Request, Requests, Result, Step, StopReason};
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::TrainConfig;
@@ -11,6 +12,7 @@ use crate::collective::Collective;
 use crate::config::OnNonfinite;
 use crate::observers::Observers;
 use crate::ports::BoundaryPorts;
+use crate::rank_report::RankReport;
 use crate::training::Training;
 
 /// Maximum interval between two calls of [`BoundaryPorts::report`]. An evaluation triggers an earlier call.
@@ -30,6 +32,7 @@ pub(crate) struct Boundary<'a> {
     /// Requests of clients; `None` once the loop has ended.
     requests: Option<Requests>,
     report: Box<dyn FnMut(Step) + 'a>,
+    rank_report: RankReport,
     reported: Instant,
     max_train_steps: u64,
     save_checkpoint_steps: u64,
@@ -38,6 +41,14 @@ pub(crate) struct Boundary<'a> {
     is_paused: bool,
     /// Why the loop ends, once that is decided.
     reason: StopReason,
+}
+
+/// What all ranks do next.
+#[derive(Debug, Serialize, Deserialize)]
+enum Decision {
+    Train,
+    CarryOut(Request),
+    Stop(StopReason),
 }
 
 /// Settings of the next step.
@@ -78,6 +89,7 @@ impl<'a> Boundary<'a> {
             put_back: ports.put_back,
             requests: Some(ports.requests),
             report: ports.report,
+            rank_report: RankReport::default(),
             reported: Instant::now(),
             max_train_steps: config.max_train_steps,
             save_checkpoint_steps: config.save_checkpoint_steps,
@@ -96,9 +108,16 @@ impl<'a> Boundary<'a> {
         if training.state.step.0 >= self.max_train_steps {
             return Ok(self.stop(StopReason::Completed));
         }
+        self.collective.unlimited("between two steps");
         self.observe(training.state.step);
         let mut skip = false;
-        while let Some(request) = self.collective.agree(self.next_request(training))? {
+        loop {
+            let decision = self.decide(training);
+            let request = match self.collective.agree(decision, "the lead's decision")? {
+                Decision::Train => break,
+                Decision::Stop(reason) => return Ok(self.stop(reason)),
+                Decision::CarryOut(request) => request,
+            };
             match request {
                 Request::Stop => return Ok(self.stop(StopReason::Requested)),
                 Request::Checkpoint => training.save_once(self)?,
@@ -117,9 +136,6 @@ impl<'a> Boundary<'a> {
                 Request::Continue => self.is_paused = false,
             }
         }
-        if let Some(reason) = self.collective.agree(self.control.stop_requested())? {
-            return Ok(self.stop(reason));
-        }
         if training
             .state
             .step
@@ -128,7 +144,15 @@ impl<'a> Boundary<'a> {
         {
             self.reported = Instant::now();
             (self.report)(training.state.step);
+            self.rank_report.emit(
+                training.state.step,
+                &self.collective,
+                &self.emitter,
+                &mut training.log,
+            );
         }
+        self.collective
+            .computing(|| format!("step {}", training.state.step.next()));
         Ok(Some(Orders {
             skip,
             learning_rate_factor: self.learning_rate_factor,
@@ -179,6 +203,18 @@ impl<'a> Boundary<'a> {
         }
         self.learning_rate_factor = stored.learning_rate_factor;
         Ok(())
+    }
+
+    /// On the lead, returns what to do next. The other ranks follow the lead.
+    fn decide(&mut self, training: &mut Training<'_>) -> Decision {
+        if !self.collective.is_lead() {
+            return Decision::Train;
+        }
+        match (self.next_request(training), self.control.stop_requested()) {
+            (Some(request), _) => Decision::CarryOut(request),
+            (None, Some(reason)) => Decision::Stop(reason),
+            (None, None) => Decision::Train,
+        }
     }
 
     /// Returns the next request to carry out and emits its event. Requests of observers come before those of

@@ -14,6 +14,7 @@ pub(crate) use self::removal::remove;
 pub(crate) use self::setup::Setup;
 pub(crate) use self::snapshot::CheckpointView;
 pub(crate) use self::stored::Stored;
+pub use self::stored::global_batch;
 pub(crate) use self::trainer_state::{BoundaryState, TrainerState};
 pub(crate) use self::writer::CheckpointWriter;
 

@@ -5,15 +5,22 @@ use tch::{Cuda, Device};
 
 use crate::torch_shim;
 
-/// Parses the `device` setting.
+/// Parses the `device` setting for the process with the number `local_rank` of the `local_size` processes of this
+/// machine.
 ///
 /// # Errors
-/// Returns an error if the value is invalid or this machine does not have the device.
-pub(crate) fn parse(device: &str) -> Result<Device> {
+/// Returns an error if the value is invalid, this machine does not have the device, or several processes would use
+/// the same CUDA device.
+pub(crate) fn parse(device: &str, (local_rank, local_size): (usize, usize)) -> Result<Device> {
     let wanted: usize = match device {
         "cpu" => return Ok(Device::Cpu),
         "auto" if !has_device_file() => return Ok(Device::Cpu),
-        "auto" | "cuda" => 0,
+        "auto" | "cuda" => local_rank,
+        one if one.starts_with("cuda:") && local_size > 1 => {
+            let message = format!("device is {one}, but {local_size} ranks run on this machine");
+            return Err(Error::new(ErrorKind::Config, message)
+                .hint("use --device cuda: each rank then uses the device with its local rank"));
+        }
         other => other
             .strip_prefix("cuda:")
             .and_then(|index| index.parse().ok())
@@ -24,6 +31,12 @@ pub(crate) fn parse(device: &str) -> Result<Device> {
     };
     match cuda_devices() {
         Ok(count) if wanted < count => Ok(Device::Cuda(wanted)),
+        Ok(count) if local_size > 1 && count > 0 => {
+            let message =
+                format!("{local_size} ranks run on this machine, which has {count} CUDA devices");
+            Err(Error::new(ErrorKind::Config, message)
+                .hint("start at most one rank for each device, or use --device cpu"))
+        }
         _ if device == "auto" => Ok(Device::Cpu),
         Ok(0) => Err(absent(device, "libtorch finds no CUDA device")),
         Ok(1) => Err(absent(device, "the only CUDA device is cuda:0")),
@@ -80,12 +93,13 @@ pub(crate) mod tests {
         static DEVICE: OnceLock<Device> = OnceLock::new();
         *DEVICE.get_or_init(|| {
             let name = std::env::var("TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
-            parse(&name).expect("TEST_DEVICE is a device of this machine")
+            parse(&name, (0, 1)).expect("TEST_DEVICE is a device of this machine")
         })
     }
 
     #[test]
     fn unknown_and_missing_devices_are_rejected() {
+        let parse = |device| parse(device, (0, 1));
         assert_eq!(parse("cpu").expect("always there"), Device::Cpu);
         assert!(parse("auto").is_ok());
         for none in ["tpu", "cuda:x", "cuda:-1", "cuda:"] {

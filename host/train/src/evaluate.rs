@@ -7,6 +7,7 @@ use host_core::{
     Control, EVAL_LOSS, Emitter, Error, ErrorKind, Metric, MetricBatch, MetricValue, Result, Step,
     Supervised, metric_name_fault,
 };
+use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor, no_grad_guard};
 
 pub(crate) use self::byte_table::ByteTable;
@@ -82,21 +83,26 @@ impl Evaluation {
         &mut self,
         model: &Decoder,
         step: Step,
-        collective: Collective,
+        collective: &Collective,
         (emitter, control): (&Emitter, &Control),
     ) -> Result<Vec<MetricValue>> {
         let (values, faults) = self.run(model, step, collective, usize::MAX)?;
         for (metric, fault) in self.metrics.iter_mut().zip(faults) {
-            let Some(Fault { call, error }) = fault else {
+            let Some(Fault { call, error, lost }) = fault else {
                 metric.succeeded();
                 continue;
             };
-            emitter.emit(step, metric.fault(call, &error));
-            let lost = metric.port().lost();
+            emitter.emit(step, metric.fault(&call, &error));
+            let lost = lost.or_else(|| metric.port().lost());
             let consequence = "its values are missing from here on";
             metric
                 .failed(error, lost)
                 .carry_out(step, emitter, control, consequence);
+        }
+        let disabled = self.metrics.iter().map(Supervised::is_disabled).collect();
+        let disabled: Vec<bool> = collective.agree(disabled, "the end of the evaluation")?;
+        for (metric, _) in self.metrics.iter_mut().zip(disabled).filter(|(_, is)| *is) {
+            metric.disable();
         }
         Ok(values)
     }
@@ -111,7 +117,7 @@ impl Evaluation {
         if self.metrics.is_empty() {
             return Ok(());
         }
-        let (_, faults) = self.run(model, Step(0), Collective::alone(), 1)?;
+        let (_, faults) = self.run(model, Step(0), &Collective::alone(), 1)?;
         let faults = self.metrics.iter().zip(faults);
         let mut failed = faults.filter_map(|(metric, fault)| Some((metric, fault?.error)));
         let Some((metric, error)) = failed.next() else {
@@ -129,19 +135,23 @@ impl Evaluation {
         Err(Error::new(ErrorKind::Plugin, message).hint(hint))
     }
 
-    /// Evaluates at most `max_batches` batches of this process's share and merges the results of the other
-    /// processes. Returns all values and, for each metric, its first fault.
+    /// Evaluates at most `max_batches` batches of this process's share. On the lead, merges the results of the other
+    /// processes, and returns all values and, for each metric, its first fault. The other processes return nothing.
     fn run(
         &mut self,
         model: &Decoder,
         step: Step,
-        collective: Collective,
+        collective: &Collective,
         max_batches: usize,
     ) -> Result<(Vec<MetricValue>, Vec<Option<Fault>>)> {
         let mut pass = Pass::begin(&mut self.metrics, model.device);
         let set = (&self.validation, self.batch_size, &self.byte_lengths);
-        pass.see(model, step, set, collective.share(), max_batches);
+        pass.see(model, step, set, collective, max_batches);
         pass.join(collective)?;
+        collective.unlimited("the end of an evaluation");
+        if !collective.is_lead() {
+            return Ok((Vec::new(), Vec::new()));
+        }
         Ok(pass.end(&mut self.names))
     }
 
@@ -160,14 +170,12 @@ impl Evaluation {
         for rank in 0..parts {
             let mut pass = Pass::begin(&mut self.metrics, model.device);
             let share = Share { rank, of: parts };
-            pass.see(model, Step(0), set, share, usize::MAX);
-            found.push((pass.export(), pass.loss_sum.copy(), pass.token_count));
+            pass.see_share(model, Step(0), set, share, usize::MAX, &|_| ());
+            found.push(pass.export());
         }
         let mut joined = Pass::begin(&mut self.metrics, model.device);
-        for (states, loss_sum, token_count) in found {
-            joined.merge(&states);
-            joined.loss_sum += loss_sum;
-            joined.token_count += token_count;
+        for part in found {
+            joined.merge(part, "another part");
         }
         let (values, faults) = joined.end(&mut self.names);
         match faults.into_iter().flatten().next() {
@@ -207,19 +215,42 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Passes at most `max_batches` batches of a share to every metric.
+    /// Passes at most `max_batches` batches of this process's share to every metric.
     fn see(
+        &mut self,
+        model: &Decoder,
+        step: Step,
+        set: Set<'_>,
+        collective: &Collective,
+        max_batches: usize,
+    ) {
+        let computing =
+            |batch| collective.computing(|| format!("evaluation batch {batch} at step {step}"));
+        self.see_share(
+            model,
+            step,
+            set,
+            collective.share(),
+            max_batches,
+            &computing,
+        );
+    }
+
+    /// Passes at most `max_batches` batches of a share to every metric. Calls `begins` before each batch.
+    fn see_share(
         &mut self,
         model: &Decoder,
         step: Step,
         (validation, batch_size, byte_lengths): Set<'_>,
         share: Share,
         max_batches: usize,
+        begins: &dyn Fn(usize),
     ) {
         let _guard = no_grad_guard();
         let batches = validation.sequences.chunks(batch_size).enumerate();
         let own = batches.filter(|(number, _)| share.has(*number));
-        for (_, sequences) in own.take(max_batches) {
+        for (number, sequences) in own.take(max_batches) {
+            begins(number);
             let batch = Batch::new(sequences, model.device);
             let mut inputs = Inputs::new(model, &batch, byte_lengths);
             self.loss_sum += &inputs.loss_sum;
@@ -230,34 +261,60 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Merges the results of the other processes.
-    fn join(&mut self, collective: Collective) -> Result<()> {
-        self.loss_sum = collective.sum(self.loss_sum.shallow_clone())?;
-        self.token_count = collective.sum_count(self.token_count)?;
+    /// On the lead, merges the results of the other processes, in the order of their ranks.
+    fn join(&mut self, collective: &Collective) -> Result<()> {
         if collective.share() == Share::WHOLE {
             return Ok(());
         }
-        let own = collective.share().rank;
-        let gathered = collective.gather(self.export())?;
-        for (_, states) in gathered.iter().enumerate().filter(|(rank, _)| *rank != own) {
-            self.merge(states);
+        let parts = collective.gather(self.export(), "the end of an evaluation")?;
+        if collective.is_lead() {
+            for (rank, part) in parts.into_iter().enumerate().skip(1) {
+                self.merge(part, &collective.name(rank));
+            }
         }
         Ok(())
     }
 
-    /// Returns the state of each metric, or `None` for a failed metric.
-    fn export(&mut self) -> Vec<Option<Vec<u8>>> {
-        let watched = self.watched.iter_mut();
-        watched
-            .map(|metric| metric.call("export_state", |metric| metric.export_state()))
-            .collect()
+    /// Returns this pass's results.
+    fn export(&mut self) -> Part {
+        let states = self.watched.iter_mut().map(|watched| {
+            let state = watched.call("export_state", |metric| metric.export_state());
+            match &watched.fault {
+                None => state.map(Ok),
+                Some(Fault { call, error, .. }) => Some(Err(Failure {
+                    call: call.clone(),
+                    message: error.message().to_owned(),
+                    lost: watched.metric.as_ref().and_then(|metric| metric.lost()),
+                })),
+            }
+        });
+        Part {
+            states: states.collect(),
+            loss_sum: self.loss_sum.double_value(&[]).to_bits(),
+            token_count: self.token_count,
+        }
     }
 
-    /// Merges the states of another pass into the metrics.
-    fn merge(&mut self, states: &[Option<Vec<u8>>]) {
-        for (metric, state) in self.watched.iter_mut().zip(states) {
-            if let Some(state) = state {
-                metric.call("merge_state", |metric| metric.merge_state(state));
+    /// Merges the results of another pass, which was made by `whom`.
+    fn merge(&mut self, part: Part, whom: &str) {
+        self.loss_sum += f64::from_bits(part.loss_sum);
+        self.token_count += part.token_count;
+        for (watched, state) in self.watched.iter_mut().zip(part.states) {
+            match state {
+                Some(Ok(state)) => {
+                    watched.call("merge_state", |metric| metric.merge_state(&state));
+                }
+                // A metric that failed anywhere has no value.
+                Some(Err(Failure {
+                    call,
+                    message,
+                    lost,
+                })) if watched.fault.is_none() => {
+                    let message = format!("{message}, on {whom}");
+                    let error = Error::new(ErrorKind::Plugin, message);
+                    watched.fault = Some(Fault { call, error, lost });
+                }
+                Some(Err(_)) | None => {}
             }
         }
     }
@@ -277,8 +334,9 @@ impl<'a> Pass<'a> {
                 // As with any other failure, the metric's values are missing.
                 Err(error) => {
                     metric.fault = Some(Fault {
-                        call: "compute",
+                        call: "compute".to_owned(),
                         error,
+                        lost: None,
                     });
                 }
             }
@@ -292,10 +350,30 @@ impl<'a> Pass<'a> {
     }
 }
 
+/// The results of a pass, for another process.
+#[derive(Serialize, Deserialize)]
+struct Part {
+    /// For each metric, its state or its failure. `None` if the metric is disabled.
+    states: Vec<Option<Result<Vec<u8>, Failure>>>,
+    /// The bits of an f64.
+    loss_sum: u64,
+    token_count: i64,
+}
+
+/// A fault, for another process.
+#[derive(Serialize, Deserialize)]
+struct Failure {
+    call: String,
+    message: String,
+    lost: Option<String>,
+}
+
 /// A call that failed.
 struct Fault {
-    call: &'static str,
+    call: String,
     error: Error,
+    /// Set if the failure was on another rank, where the metric cannot be called again.
+    lost: Option<String>,
 }
 
 /// A metric within one evaluation. After its first failure, it is not called until the next evaluation.
@@ -329,7 +407,14 @@ impl Watched<'_> {
             .as_deref_mut()
             .filter(|_| self.fault.is_none())?;
         f(metric)
-            .map_err(|error| self.fault = Some(Fault { call, error }))
+            .map_err(|error| {
+                let call = call.to_owned();
+                self.fault = Some(Fault {
+                    call,
+                    error,
+                    lost: None,
+                });
+            })
             .ok()
     }
 }

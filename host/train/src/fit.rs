@@ -17,11 +17,14 @@ impl Trainer {
     /// # Errors
     /// Returns the error that ended training. Checkpoints written before it remain.
     pub fn fit(self, ports: Ports<'_>) -> Result<Outcome> {
-        let (config, schedule, collective) = (self.config.clone(), self.schedule, self.collective);
+        let (config, schedule) = (self.config.clone(), self.schedule);
+        let (collective, device) = (self.collective.clone(), self.model.device);
         let batch_size = config.train_batch_size as usize;
         out_of_memory::explained(|| {
             thread::scope(|scope| {
                 let (mut training, mut boundary) = Training::begin(self, ports, scope)?;
+                let params = &training.state.model.params;
+                let mut gradients = collective.gradients(params, device)?;
                 while let Some(orders) = boundary.next(&mut training)? {
                     let state = &mut training.state;
                     let batches = state.next_batches(
@@ -29,19 +32,24 @@ impl Trainer {
                         batch_size,
                         collective.share(),
                     )?;
-                    let counted = collective.sum_count(batches.iter().map(Batch::counted).sum())?;
+                    let counted = collective
+                        .share()
+                        .of_all(batches.iter().map(Batch::counted).sum());
                     let mut loss = state.zero_loss();
-                    for batch in &batches {
+                    for (number, batch) in batches.iter().enumerate() {
+                        collective.seed_dropout(config.seed, state.step.0, number);
+                        gradients.begin(number + 1 == batches.len())?;
                         let weight = batch.counted() as f64 / counted as f64;
                         let mean = state.model.backward(
                             &batch.tokens,
                             weight,
                             config.gradient_checkpointing,
                         )?;
+                        gradients.end()?;
                         loss += mean * weight;
                     }
-                    collective.sum_gradients(&state.model.params)?;
-                    let loss = collective.sum(loss)?;
+                    gradients.wait()?;
+                    let loss = collective.sum(loss, "the sum of the loss")?;
                     let norm = state.optimizer.clip_gradients(config.max_grad_norm)?;
                     let skip = orders.skip(config.on_nonfinite, &loss, &norm);
                     let learning_rate =

@@ -40,7 +40,7 @@ pub fn generate(request: &Generate, piece: &mut dyn FnMut(&str) -> ControlFlow<(
             "temperature and top-k must not be negative",
         ));
     }
-    let device = device::parse(&request.device)?;
+    let device = device::parse(&request.device, (0, 1))?;
     let source = ModelSource::read(&request.checkpoint.to_string_lossy())?;
     if !source.has_weights {
         let message = format!(

@@ -30,6 +30,8 @@ mod parity;
 mod ports;
 mod prepare;
 mod random;
+mod rank_report;
+mod ranks;
 mod regular_file;
 mod schedule;
 mod skipped_data;
@@ -46,12 +48,15 @@ mod vocabulary;
 mod weight_files;
 mod weights;
 
+pub use checkpoint::global_batch;
+pub use collective::Collective;
 pub use config::{OnNonfinite, Precision, SchedulerType, TrainConfig};
 pub use generate::{Generate, generate};
 pub use manifest::{read as read_manifest, verify as verify_checkpoint};
 pub use observers::Observers;
 pub use ports::{BoundaryPorts, CheckpointPorts, Outcome, Ports};
 pub use prepare::Start;
+pub use ranks::{Facts, Launch, Limits, Ranks, StoreServer};
 pub use tokenize::{TokenFile, TokenizeNews, VOCAB_SIZE, tokenize};
 pub use trainer::Trainer;
 

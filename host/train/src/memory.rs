@@ -24,6 +24,11 @@ pub(crate) fn peak_bytes(device: Device) -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// Returns the main memory that this process uses now, in bytes. `None` if the system does not report it.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    room::resident().map(|(now, _)| now)
+}
+
 #[cfg(test)]
 mod tests {
     use tch::{Kind, Tensor};

@@ -235,13 +235,14 @@ impl Decoder {
         let (batch, length) = (tokens.size()[0], tokens.size()[1] - 1);
         let output = output.set_requires_grad(true);
         let normed = self.layers.norm.forward(&output.narrow(1, 0, length));
+        let rows = (logits_at_once(self.device) / self.config.shape.vocab_size).max(64);
         let (loss, gradient) = torch_shim::linear_cross_entropy(
             &normed.reshape([batch * length, -1]),
             &self.layers.head,
             &tokens.narrow(1, 1, length).reshape([-1]),
-            (logits_at_once(self.device) / self.config.shape.vocab_size).max(64),
-            scale,
+            (rows, scale),
             self.dtypes.compute == Kind::BFloat16,
+            !self.config.shape.ties_embeddings,
         )?;
         torch_shim::backward_with(&normed, &gradient.view_as(&normed))?;
         Ok((loss, output.grad()))

@@ -1,10 +1,10 @@
 use std::collections::BTreeMap;
 
-use host_core::{Result, Step};
-use tch::{Kind, Tensor};
+use host_core::{Error, ErrorKind, Result, Step};
+use tch::{Kind, Tensor, no_grad_guard};
 
 use crate::checkpoint::{CheckpointView, Setup, Stored, TrainerState};
-use crate::collective::Share;
+use crate::collective::{Collective, Share};
 use crate::data::{Batch, Fingerprint, Loader};
 use crate::model::Decoder;
 use crate::optimizer::Optimizer;
@@ -20,6 +20,8 @@ pub(crate) struct State {
     pub(crate) random: RandomState,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) setup: Setup,
+    /// Sequences per step, if a resume on another number of ranks must keep them.
+    pub(crate) global_batch: Option<u64>,
 }
 
 impl State {
@@ -44,6 +46,50 @@ impl State {
         Tensor::zeros([], (Kind::Double, self.model.device))
     }
 
+    /// Replaces weights, optimizer and step with those of the lead.
+    ///
+    /// # Errors
+    /// Returns an error if another rank fails.
+    pub(crate) fn follow_lead(&mut self, collective: &Collective) -> Result<()> {
+        let _guard = no_grad_guard();
+        let params = self.model.params.iter().map(|param| &param.tensor);
+        collective.broadcast(params, "the broadcast of the weights")?;
+        let optimizer = self.optimizer.state();
+        let optimizer = optimizer.iter().map(|(_, tensor)| tensor);
+        collective.broadcast(optimizer, "the broadcast of the optimizer's state")?;
+        self.step = collective.agree(self.step, "the broadcast of the step")?;
+        Ok(())
+    }
+
+    /// Checks that all ranks have the same weights.
+    ///
+    /// # Errors
+    /// Returns an error that names a rank with other weights. All ranks return the same error.
+    pub(crate) fn compare_weights(&self, collective: &Collective) -> Result<()> {
+        if collective.share() == Share::WHOLE {
+            return Ok(());
+        }
+        let params = self.model.params.iter();
+        let sums: Vec<i64> = params.map(|param| checksum(&param.tensor)).collect();
+        let all = collective.gather(sums, "the comparison of the weights")?;
+        let Some(rank) = all.iter().position(|sums| *sums != all[0]) else {
+            return Ok(());
+        };
+        let params = all[rank].iter().zip(&all[0]).zip(&self.model.params);
+        let names = params
+            .filter(|((own, lead), _)| own != lead)
+            .map(|(_, param)| &*param.name);
+        let message = format!(
+            "the weights of {} differ from those of rank 0 at step {}: {}",
+            collective.name(rank),
+            self.step,
+            names.take(3).collect::<Vec<_>>().join(", ")
+        );
+        Err(Error::new(ErrorKind::System, message).hint(
+            "use the same kind of processor or GPU for all ranks; then resume from the last checkpoint",
+        ))
+    }
+
     /// Restores the optimizer and the random numbers from a checkpoint.
     ///
     /// # Errors
@@ -66,6 +112,7 @@ impl State {
                 self.loader.cursor(),
                 self.fingerprint.clone(),
                 self.setup.clone(),
+                self.global_batch,
             ),
             model: params
                 .map(|param| (param.name.as_str(), &param.tensor))
@@ -77,4 +124,14 @@ impl State {
             metrics: Vec::new(),
         })
     }
+}
+
+/// Returns the sum of a tensor's bits, read as integers, modulo 2^64.
+fn checksum(tensor: &Tensor) -> i64 {
+    let bits = match tensor.kind() {
+        Kind::Double => Kind::Int64,
+        _ => Kind::Int,
+    };
+    let bits = tensor.detach().view_dtype(bits);
+    bits.sum(Kind::Int64).int64_value(&[])
 }

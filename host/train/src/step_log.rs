@@ -5,10 +5,12 @@ use host_core::{Emitter, Error, ErrorKind, EventBody, MetricValue, Result, Step}
 use tch::{Device, Kind, Tensor};
 
 use crate::TrainConfig;
+use crate::collective::Collective;
 use crate::config::OnNonfinite;
 use crate::data::Loader;
 use crate::memory;
 use crate::model::{Decoder, flops};
+use crate::ranks::Measured;
 use crate::torch_shim::Readback;
 
 /// Emits the loop's measurements as events.
@@ -24,7 +26,7 @@ pub(crate) struct StepLog {
     tokens_per_sequence: u64,
     /// Operations that the model needs per token.
     flops_per_token: f64,
-    /// Operations that the device can do per second.
+    /// Operations that the devices of all ranks can do per second.
     peak_flops: f64,
     pending: Option<Pending>,
     /// Number of sequences that the run had used for training when the last step ended.
@@ -32,6 +34,19 @@ pub(crate) struct StepLog {
     waited: Duration,
     /// When the current step, evaluation or checkpoint began.
     began: Instant,
+    collective: Collective,
+    /// The steps since the last call of [`StepLog::measured`].
+    since: Totals,
+}
+
+/// Totals of several steps.
+#[derive(Default)]
+struct Totals {
+    steps: u32,
+    secs: f64,
+    data_wait: f64,
+    /// The total time that this rank had waited for others when the first of the steps began.
+    waited_before: Duration,
 }
 
 /// A step that the device may not have finished.
@@ -91,7 +106,9 @@ impl StepLog {
         config: &TrainConfig,
         model: &Decoder,
         loader: &Loader,
+        collective: Collective,
     ) -> Self {
+        let ranks = collective.share().of as f64;
         Self {
             emitter,
             names: Names::new(),
@@ -99,11 +116,16 @@ impl StepLog {
             device: model.device,
             tokens_per_sequence: config.seq_length.unsigned_abs(),
             flops_per_token: flops::per_token(&model.config.shape, config.seq_length),
-            peak_flops: flops::device_peak(model.device, config.precision),
+            peak_flops: ranks * flops::device_peak(model.device, config.precision),
             pending: None,
             sequences: loader.cursor().sequences,
             waited: Duration::ZERO,
             began: Instant::now(),
+            since: Totals {
+                waited_before: collective.waited(),
+                ..Totals::default()
+            },
+            collective,
         }
     }
 
@@ -157,6 +179,23 @@ impl StepLog {
             .map_or(Ok(()), |pending| self.emit(pending))
     }
 
+    /// Returns means of the steps since the last call, or `None` if there were none.
+    pub(crate) fn measured(&mut self) -> Option<Measured> {
+        let waited = self.collective.waited();
+        let next = Totals {
+            waited_before: waited,
+            ..Totals::default()
+        };
+        let totals = std::mem::replace(&mut self.since, next);
+        let steps = f64::from(totals.steps);
+        (totals.steps > 0).then(|| Measured {
+            step_secs: totals.secs / steps,
+            wait_secs: (waited - totals.waited_before).as_secs_f64() / steps,
+            data_wait_secs: totals.data_wait / steps,
+            memory_bytes: memory::resident_bytes().unwrap_or(0) as f64,
+        })
+    }
+
     /// Emits the values and the time of an evaluation, and starts the next timing.
     pub(crate) fn evaluated(&mut self, step: Step, values: &[MetricValue]) {
         let took = self.begin();
@@ -194,6 +233,9 @@ impl StepLog {
         let results = pending.results.finish()?;
         let (loss, norm) = (results.double_value(&[0]), results.double_value(&[1]));
         let took = self.begin().as_secs_f64().max(1e-9);
+        self.since.steps += 1;
+        self.since.secs += took;
+        self.since.data_wait += pending.data_wait.as_secs_f64();
         let tokens = pending.new_sequences * self.tokens_per_sequence;
         let all_tokens = pending.sequences * self.tokens_per_sequence;
         let tokens_per_second = tokens as f64 / took;

@@ -36,6 +36,8 @@ pub struct Trainer {
     pub(crate) warnings: Vec<String>,
     pub(crate) threads: usize,
     pub(crate) data_workers: usize,
+    /// See `TrainerState::global_batch`.
+    pub(crate) global_batch: Option<u64>,
 }
 
 impl Trainer {

@@ -22,7 +22,8 @@ pub(crate) struct Training<'scope> {
     pub(crate) state: State,
     pub(crate) log: StepLog,
     evaluation: Evaluation,
-    writer: CheckpointWriter<'scope>,
+    /// `None` on a rank other than the lead.
+    writer: Option<CheckpointWriter<'scope>>,
     /// The step of the last checkpoint, or the step at which this process began.
     saved: Step,
     /// The folder for the checkpoints.
@@ -45,12 +46,23 @@ impl<'scope> Training<'scope> {
         ports: Ports<'env>,
         scope: &'scope Scope<'scope, 'env>,
     ) -> Result<(Self, Boundary<'env>)> {
-        trainer.announce(&ports.emitter)?;
+        let collective = trainer.collective.clone();
+        let is_lead = collective.is_lead();
+        collective.join_stops(&ports.boundary.control);
+        if is_lead {
+            trainer.announce(&ports.emitter)?;
+        }
         let config = trainer.config;
         let emitter = ports.emitter.clone();
         let skipped = SkippedData::new(trainer.loader.left_out().clone(), emitter.clone());
         let skipped_data = Arc::new(skipped);
-        let log = StepLog::new(emitter.clone(), &config, &trainer.model, &trainer.loader);
+        let log = StepLog::new(
+            emitter.clone(),
+            &config,
+            &trainer.model,
+            &trainer.loader,
+            collective.clone(),
+        );
         let mut state = State {
             step: trainer.step,
             optimizer: Optimizer::new(&trainer.model.params, &ports.groups),
@@ -59,13 +71,15 @@ impl<'scope> Training<'scope> {
             random: trainer.random,
             fingerprint: trainer.fingerprint,
             setup: Setup::of(&config),
+            global_batch: trainer.global_batch,
         };
-        let collective = trainer.collective;
-        let mut boundary = Boundary::new(&config, collective, emitter.clone(), ports.boundary);
+        let mut boundary =
+            Boundary::new(&config, collective.clone(), emitter.clone(), ports.boundary);
         if let Some(mut stored) = trainer.stored {
             boundary.import(state.step, stored.take_boundary())?;
             state.restore(stored)?;
         }
+        state.follow_lead(&collective)?;
         let layout = Layout {
             folder: ports.checkpoints.folder.clone(),
             files: trainer.checkpoint_files,
@@ -74,7 +88,19 @@ impl<'scope> Training<'scope> {
         };
         let folder = ports.checkpoints.folder.clone();
         let checkpoints = skipped_data.report_with(ports.checkpoints);
-        let writer = CheckpointWriter::spawn(scope, layout, emitter, checkpoints, state.view()?)?;
+        let writer = match is_lead {
+            true => {
+                let view = state.view()?;
+                Some(CheckpointWriter::spawn(
+                    scope,
+                    layout,
+                    emitter,
+                    checkpoints,
+                    view,
+                )?)
+            }
+            false => None,
+        };
         let mut training = Self {
             saved: state.step,
             state,
@@ -103,7 +129,7 @@ impl<'scope> Training<'scope> {
         let scores = self.evaluation.evaluate(
             &self.state.model,
             step,
-            self.collective,
+            &self.collective,
             (&boundary.emitter, &boundary.control),
         )?;
         (boundary.put_back)(step, true);
@@ -139,22 +165,23 @@ impl<'scope> Training<'scope> {
 
     fn save(&mut self, scores: Vec<MetricValue>, boundary: &mut Boundary<'_>) -> Result<()> {
         let step = self.state.step;
+        self.state.compare_weights(&self.collective)?;
+        self.collective.unlimited("writing a checkpoint");
         let BoundaryState {
             learning_rate_factor,
             observers,
             asked,
         } = boundary.export(step);
-        if !self.collective.is_lead() {
-            // Only the lead process writes checkpoints.
+        let Some(writer) = &mut self.writer else {
             self.saved = step;
             return Ok(());
-        }
+        };
         let mut view = self.state.view()?;
         view.state.learning_rate_factor = learning_rate_factor;
         view.state.asked = asked;
         view.observers = observers;
         view.metrics = scores;
-        let (waited, copied) = self.writer.save(view)?;
+        let (waited, copied) = writer.save(view)?;
         self.log.saved(step, waited, copied);
         self.saved = step;
         Ok(())
@@ -167,17 +194,28 @@ impl<'scope> Training<'scope> {
     /// Returns an error if the last loss was not finite, or the checkpoint cannot be read.
     pub(crate) fn roll_back(&mut self, boundary: &Boundary<'_>) -> Result<()> {
         self.log.flush()?;
-        self.writer.settle()?;
         let step = self.state.step;
-        let Some((back, folder)) = checkpoint::newest(&self.checkpoints, step) else {
+        let mut back = None;
+        if let Some(writer) = &mut self.writer {
+            writer.settle()?;
+            back = checkpoint::newest(&self.checkpoints, step);
+        }
+        let is_possible = self
+            .collective
+            .agree(back.is_some(), "the lead's decision")?;
+        if !is_possible {
             let message = "there is no checkpoint to roll back to; training continues".to_owned();
             boundary.emitter.emit(step, EventBody::Warning { message });
             return Ok(());
-        };
-        let stored = Stored::read(&folder)?;
-        self.state.model.load(&folder)?;
-        self.state.restore(stored)?;
-        self.state.step = back;
+        }
+        if let Some((back, folder)) = back {
+            let stored = Stored::read(&folder)?;
+            self.state.model.load(&folder)?;
+            self.state.restore(stored)?;
+            self.state.step = back;
+        }
+        self.state.follow_lead(&self.collective)?;
+        let back = self.state.step;
         let superseded = EventBody::Superseded {
             from_step: back,
             generation: self.generation,
@@ -203,7 +241,11 @@ impl<'scope> Training<'scope> {
             };
             self.save(scores, &mut boundary)?;
         }
-        self.writer.finish()?;
+        if let Some(writer) = self.writer {
+            writer.finish()?;
+        }
+        // The other ranks end when the last checkpoint is written.
+        self.collective.agree((), "the end of the training")?;
         self.skipped_data.report(step);
         Ok(Outcome { reason, step })
     }

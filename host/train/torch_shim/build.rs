@@ -4,6 +4,8 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+const SOURCES: [&str; 4] = ["shim", "device", "collective", "buckets"];
+
 fn main() {
     let lib = PathBuf::from(
         env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys sets the path of libtorch"),
@@ -17,12 +19,19 @@ fn main() {
         .flag(torch.join("include"))
         .flag("-isystem")
         .flag(torch.join("include/torch/csrc/api/include"))
+        // The declarations of gloo in `torch_shim/gloo`.
+        .flag("-isystem")
+        .flag("torch_shim")
+        .define("USE_C10D_GLOO", None)
+        .define("FMT_HEADER_ONLY", None)
         .warnings_into_errors(true)
-        .file("torch_shim/shim.cpp")
-        .file("torch_shim/device.cpp")
+        .files(SOURCES.map(|name| format!("torch_shim/{name}.cpp")))
         .compile("host_torch_shim");
-    for file in ["shim.h", "shim.cpp", "device.cpp"] {
-        println!("cargo::rerun-if-changed=torch_shim/{file}");
+    for name in SOURCES {
+        println!("cargo::rerun-if-changed=torch_shim/{name}.cpp");
+    }
+    for name in ["shim.h", "collective.h", "gloo"] {
+        println!("cargo::rerun-if-changed=torch_shim/{name}");
     }
     println!("cargo::metadata=LIBTORCH_LIB={}", lib.display());
     // Sets the library path for this crate's tests. The binary's build script does the same for the binary.

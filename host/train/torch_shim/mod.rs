@@ -1,4 +1,4 @@
-//! Binds the parts of libtorch that tch does not bind. It is the Rust side of `shim.cpp` and `device.cpp`. In
+//! Binds the parts of libtorch that tch does not bind. It is the Rust side of the C++ files in this folder. In
 //! this crate, only this module and `src/data/memory_map.rs` contain unsafe code.
 
 #![expect(
@@ -13,8 +13,10 @@ use host_core::{Error, ErrorKind, Result};
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
+mod collective;
 mod device;
 
+pub(crate) use collective::{Buckets, Group, Store, Work, close_on_exec, quiet_c10d};
 pub(crate) use device::{
     HostBuffer, Readback, cuda_memory, cuda_peak_bytes, has_cuda_driver, load_cuda,
     set_deterministic, to_device,
@@ -63,6 +65,7 @@ unsafe extern "C" {
         rows: i64,
         scale: f64,
         bf16: bool,
+        completes: bool,
         loss: *mut *mut C_tensor,
         hidden_gradient: *mut *mut C_tensor,
     ) -> c_int;
@@ -170,13 +173,15 @@ pub(crate) fn causal_attention(qkv: &Tensor, heads: i64, dropout: f64, scale: f6
 /// `hidden` is (n, width), `weight` (vocabulary, width), `labels` (n) i64. Returns the mean cross-entropy
 /// (0-d) and `scale` times its gradient with respect to `hidden`. Adds `scale` times the gradient with
 /// respect to `weight` to the weight's gradient. Only `rows` rows of the logits exist at a time.
+///
+/// Set `completes` if nothing else in the backward pass adds to the weight's gradient.
 pub(crate) fn linear_cross_entropy(
     hidden: &Tensor,
     weight: &Tensor,
     labels: &Tensor,
-    rows: i64,
-    scale: f64,
+    (rows, scale): (i64, f64),
     bf16: bool,
+    completes: bool,
 ) -> Result<(Tensor, Tensor)> {
     let (mut loss, mut gradient) = (ptr::null_mut(), ptr::null_mut());
     // SAFETY: the pointers refer to live tensors, and `loss` and `gradient` receive new tensors.
@@ -188,6 +193,7 @@ pub(crate) fn linear_cross_entropy(
             rows,
             scale,
             bf16,
+            completes,
             &mut loss,
             &mut gradient,
         )
@@ -270,7 +276,8 @@ mod tests {
         clear_gradients(&[weight.shallow_clone()]).expect("cleared");
         for times in 1..=2 {
             let (loss, gradient) =
-                linear_cross_entropy(&hidden, &weight, &labels, 3, 0.5, false).expect("computed");
+                linear_cross_entropy(&hidden, &weight, &labels, (3, 0.5), false, true)
+                    .expect("computed");
             let near = |a: &Tensor, b: &Tensor| a.allclose(b, 1e-12, 1e-12, false);
             assert!(near(&loss, &whole));
             assert!(near(&gradient, &hidden_gradient));
@@ -340,7 +347,7 @@ mod tests {
         );
         let labels = Tensor::zeros([8], (Kind::Int64, device()));
         let loss = |bf16| {
-            linear_cross_entropy(&a, &b, &labels, 8, 1.0, bf16)
+            linear_cross_entropy(&a, &b, &labels, (8, 1.0), bf16, true)
                 .expect("computed")
                 .0
                 .double_value(&[])

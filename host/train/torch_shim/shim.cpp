@@ -18,6 +18,7 @@
 #include <ATen/core/Generator.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include "shim.h"
 
@@ -280,10 +281,11 @@ int shim_causal_attention(at::Tensor *qkv, int64_t heads, double dropout, double
 // `labels`. Stores the loss in `*loss`, a new 0-d tensor. Stores `scale` times the loss's gradient with
 // respect to `hidden` in `*hidden_gradient`, a new tensor. Adds `scale` times the loss's gradient with
 // respect to `weight` to the weight's gradient. Only `rows` rows of the logits exist at any time; their
-// gradient overwrites them. Products are in bfloat16 if `bf16` is set.
+// gradient overwrites them. Products are in bfloat16 if `bf16` is set. With `completes`, nothing else in the
+// backward pass adds to the weight's gradient, so the hook that waits for this gradient is called.
 int shim_linear_cross_entropy(at::Tensor *hidden, at::Tensor *weight, at::Tensor *labels,
-                              int64_t rows, double scale, bool bf16, at::Tensor **loss,
-                              at::Tensor **hidden_gradient) {
+                              int64_t rows, double scale, bool bf16, bool completes,
+                              at::Tensor **loss, at::Tensor **hidden_gradient) {
 	return guarded([&] {
 		at::NoGradGuard guard;
 		const auto n = hidden->size(0);
@@ -313,6 +315,8 @@ int shim_linear_cross_entropy(at::Tensor *hidden, at::Tensor *weight, at::Tensor
 			weight->mutable_grad().add_(dw.t(), by);
 		else
 			weight->mutable_grad() = dw.t().contiguous().mul_(by);
+		if (const auto &hook = torch::autograd::impl::post_acc_grad_hooks(*weight); hook && completes)
+			(*hook)(*weight);
 		*loss = new at::Tensor(total.div_(n));
 		*hidden_gradient = new at::Tensor(dh.mul_(by));
 	});

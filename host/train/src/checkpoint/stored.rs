@@ -133,6 +133,14 @@ impl Stored {
     }
 }
 
+/// Returns the number of sequences in a step of the training that wrote this checkpoint, if it has run on several ranks.
+/// Does not verify the checkpoint.
+pub fn global_batch(folder: &Path) -> Option<u64> {
+    let text = regular_file::read(&folder.join("trainer/state.json"), SMALL).ok()?;
+    let state: TrainerState = serde_json::from_slice(&text).ok()?;
+    state.global_batch
+}
+
 /// The highest step that a state can have. It is low enough that sums with it fit in 64 bits, and higher than
 /// any run needs.
 const LAST_STEP: u64 = 1 << 48;

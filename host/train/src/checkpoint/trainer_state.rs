@@ -19,6 +19,10 @@ pub(crate) struct TrainerState {
     /// The settings that the state depends on; absent in checkpoints of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) setup: Option<Setup>,
+    /// Number of sequences in a step of a training that has run on several ranks. The dropout of such a training does
+    /// not depend on the number of ranks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) global_batch: Option<u64>,
     /// Factor for the schedule's learning rate. Clients can set it, and observers can lower it.
     pub(crate) learning_rate_factor: f64,
     /// Pending requests of observers.
@@ -34,6 +38,7 @@ impl TrainerState {
         data: LoaderCursor,
         fingerprint: Fingerprint,
         setup: Setup,
+        global_batch: Option<u64>,
     ) -> Self {
         Self {
             format: FORMAT,
@@ -41,6 +46,7 @@ impl TrainerState {
             data,
             fingerprint,
             setup: Some(setup),
+            global_batch,
             learning_rate_factor: 1.0,
             asked: Vec::new(),
         }

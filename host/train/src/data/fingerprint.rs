@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::corpus::Corpus;
 use super::files::{Part, SourceFile};
+use crate::ranks::Facts;
 
 /// Identifies a run's data by the names, sizes and contents of its files. Stored in checkpoints. If the files
 /// have more than 256 MiB in total, only samples of their contents are used. The samples are distributed
@@ -49,6 +50,28 @@ impl Fingerprint {
             data_files: digits(&train, SAMPLE),
             valid_files: digits(&corpus.valid, SAMPLE),
         }
+    }
+
+    /// Returns the number of files and a hash of the data, for the comparison of ranks.
+    pub(crate) fn facts(&self) -> Facts {
+        let value = |files: &str, names: &str| {
+            let hash = hex(&Sha256::new()
+                .chain_update(names)
+                .chain_update(files)
+                .finalize());
+            let count = files.len() / DIGITS;
+            serde_json::Value::from(format!("{count} files with the hash {}", &hash[..12]))
+        };
+        Facts::from([
+            (
+                "the training data".to_owned(),
+                value(&self.data_files, &self.data_sha256),
+            ),
+            (
+                "the evaluation data".to_owned(),
+                value(&self.valid_files, ""),
+            ),
+        ])
     }
 
     /// Compares this data with the data of a checkpoint.

@@ -98,13 +98,15 @@ impl Loader {
     }
 
     /// Returns the next `n` sequences of this share, drawn at random from the buffer. The sequences of the
-    /// other shares are drawn as well, so that one cursor describes the position of all shares.
+    /// other shares are drawn as well, so that one cursor describes the position of all shares. A share is a block
+    /// of `n` consecutive sequences, so that it equals a batch that a single process draws.
     ///
     /// The first batch does not wait for a full buffer. The buffer grows to its capacity during training: for
     /// each sequence drawn, it receives two.
     pub(crate) fn next(&mut self, n: usize, share: Share) -> Result<Vec<Box<[u32]>>> {
         let mut batch = Vec::with_capacity(n);
         for piece in 0..n * share.of {
+            let block = piece / n;
             let wanted = (self.capacity / 16)
                 .max(self.buffer.len() + 2)
                 .min(self.capacity);
@@ -115,7 +117,7 @@ impl Loader {
             }
             let drawn = below(&mut self.random, self.buffer.len());
             let sequence = self.buffer.swap_remove(drawn);
-            if share.has(piece) {
+            if share.has(block) {
                 batch.push(sequence);
             }
         }

@@ -33,11 +33,16 @@ struct Place {
 }
 
 /// Estimates how much memory training needs, and compares this with the available memory. `model` and
-/// `config` describe the training.
+/// `config` describe the training. `processes` processes on this machine share its main memory.
 ///
 /// # Errors
 /// Returns an error if the run cannot fit. The hint lists changes that make the run fit.
-pub(crate) fn check(config: &TrainConfig, model: &Shape, device: Device) -> Result<Need> {
+pub(crate) fn check(
+    config: &TrainConfig,
+    model: &Shape,
+    device: Device,
+    processes: usize,
+) -> Result<Need> {
     let mut places = Vec::new();
     if let (Device::Cuda(index), Some(room)) = (device, Room::of_device(device)) {
         let name = format!("memory on cuda:{index}");
@@ -49,7 +54,8 @@ pub(crate) fn check(config: &TrainConfig, model: &Shape, device: Device) -> Resu
             need: |estimate, _| estimate.on_device(),
         });
     }
-    if let Some(room) = Room::main() {
+    if let Some(mut room) = Room::main() {
+        room.free /= processes.max(1) as u64;
         let (taken, peak) = room::resident().unwrap_or_default();
         let name = if device.is_cuda() {
             "main memory"

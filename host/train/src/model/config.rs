@@ -147,12 +147,26 @@ impl ModelConfig {
             let hint = "run `git lfs pull` in the repository to fetch the file";
             return Err(unusable(Unusable { fault, hint }));
         }
-        let json: Value = serde_json::from_slice(&text).map_err(|error| {
-            let fault = error.to_string();
-            unusable(Unusable {
-                fault,
-                hint: gpt2::OF_GPT2,
-            })
+        Self::parse(&text).map_err(unusable)
+    }
+
+    /// Reads a `config.json` that another rank has read.
+    ///
+    /// # Errors
+    /// Returns an error if this version of the program does not support the model.
+    pub(crate) fn of_lead(text: &str) -> Result<Self> {
+        let unusable = |Unusable { fault, hint }| {
+            let message = format!("the lead's model cannot be used: {fault}");
+            Error::new(ErrorKind::Config, message).hint(hint)
+        };
+        let (config, _) = Self::parse(text.as_bytes()).map_err(unusable)?;
+        Ok(config)
+    }
+
+    fn parse(text: &[u8]) -> Result<(Self, bool), Unusable> {
+        let json: Value = serde_json::from_slice(text).map_err(|error| Unusable {
+            fault: error.to_string(),
+            hint: gpt2::OF_GPT2,
         })?;
         let stated = json.get("vocab_size").is_some();
         let kind = json["model_type"].clone();
@@ -164,6 +178,6 @@ impl ModelConfig {
                 hint: "use a model with the GPT-2 architecture",
             }),
         };
-        Ok((Self::of_gpt2(config.map_err(unusable)?), stated))
+        Ok((Self::of_gpt2(config?), stated))
     }
 }

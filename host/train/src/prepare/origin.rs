@@ -155,6 +155,11 @@ impl Origin {
         Ok(model)
     }
 
+    /// Returns the number of sequences in a step, if the checkpoint is of a training on several ranks.
+    pub(super) fn global_batch(&self) -> Option<u64> {
+        self.resumed.as_ref()?.stored.state.global_batch
+    }
+
     /// Returns the checkpoint's position in the data and its shuffle buffer. Removes the buffer from `self`.
     pub(super) fn take_cursor(&mut self) -> Option<(LoaderCursor, Vec<Box<[u32]>>)> {
         let stored = &mut self.resumed.as_mut()?.stored;

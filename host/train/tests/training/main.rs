@@ -14,8 +14,8 @@ use host_core::{
     StopReason, Supervised,
 };
 use host_train::{
-    BoundaryPorts, CheckpointPorts, Observers, Outcome, Ports, Precision, SchedulerType, Start,
-    TrainConfig, Trainer,
+    BoundaryPorts, CheckpointPorts, Collective, Observers, Outcome, Ports, Precision,
+    SchedulerType, Start, TrainConfig, Trainer,
 };
 use parquet::file::writer::SerializedFileWriter;
 
@@ -139,8 +139,14 @@ fn train_asked(
     requests: Requests,
 ) -> Run {
     let _alone = alone();
-    let trainer =
-        Trainer::prepare(config, start, &home.join("cache"), &mut |_| ()).expect("prepared");
+    let trainer = Trainer::prepare(
+        config,
+        start,
+        &home.join("cache"),
+        Collective::alone(),
+        &mut |_| (),
+    )
+    .expect("prepared");
     let group = |name: &str, weight_decay, decays: bool| ParamGroup {
         name: name.to_owned(),
         weight_decay,

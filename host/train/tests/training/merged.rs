@@ -4,7 +4,7 @@ use std::path::Path;
 
 use host_core::{Metric, MetricValue, OnError, Supervised};
 use host_plugin::{Plugin, PluginSpec, SearchPath};
-use host_train::{Start, Trainer};
+use host_train::{Collective, Start, Trainer};
 
 use crate::{alone, config, corpus};
 
@@ -50,8 +50,14 @@ fn merged_parts_of_an_evaluation_equal_the_whole() {
         ..config(&data)
     };
     let cache: &Path = &home.path().join("cache");
-    let mut trainer =
-        Trainer::prepare(&config, &Start::Fresh, cache, &mut |_| ()).expect("prepared");
+    let mut trainer = Trainer::prepare(
+        &config,
+        &Start::Fresh,
+        cache,
+        Collective::alone(),
+        &mut |_| (),
+    )
+    .expect("prepared");
     trainer
         .add_metrics(metrics(&[
             "perplexity",

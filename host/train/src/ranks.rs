@@ -1,0 +1,510 @@
+//! The processes ("ranks") that train together: how they meet, exchange data, and end together when one fails.
+//!
+//! Ranks meet in a store that the launcher or rank 0 serves. Then each has a thread that publishes what the rank is
+//! doing and watches the others. Tensors travel through a process group of c10d, the C++ core of torch.distributed.
+//! A rank never waits for others longer than they live: it waits in slices, and stops when its watch knows that a
+//! rank has failed.
+
+mod card;
+mod launch;
+mod meeting;
+mod watch;
+
+use std::cell::{Cell, RefCell};
+use std::mem;
+use std::time::{Duration, Instant};
+
+use host_core::{Control, Error, ErrorKind, Result};
+
+use self::card::Card;
+pub use self::card::Facts;
+pub use self::launch::Launch;
+use self::watch::Watch;
+pub(crate) use self::watch::{Measured, Phase};
+use crate::torch_shim::{self, Group, Store, Work};
+
+/// How long a rank waits before it asks its watch whether another rank has failed.
+const SLICE: Duration = Duration::from_millis(200);
+/// How long the ranks try to connect to each other after they have met.
+const CONNECTION: Duration = Duration::from_secs(60);
+/// How long a rank that serves the store waits after an error that all ranks find by themselves, so that they can
+/// still read the store.
+const LINGERING: Duration = Duration::from_millis(400);
+
+/// Time limits of a training with several ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How long ranks wait for each other at the start.
+    pub start: Duration,
+    /// A rank that gives no sign of life for this time is declared dead.
+    pub silence: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            start: Duration::from_secs(600),
+            silence: Duration::from_secs(30),
+        }
+    }
+}
+
+/// This process as one of the ranks of a training. Used on the main thread.
+#[derive(Debug)]
+pub struct Ranks {
+    launch: Launch,
+    /// The ranks' processes, by rank; empty if there is only one.
+    cards: Vec<Card>,
+    /// `None` if there is only one rank.
+    peers: Option<Peers>,
+}
+
+/// The connections to the other ranks.
+#[derive(Debug)]
+struct Peers {
+    /// Always `Some`, until this value is dropped.
+    group: Option<Group>,
+    watch: Watch,
+    /// Keeps the store alive, if this process serves it. The group uses it, too.
+    store: Option<Store>,
+    is_broken: Cell<bool>,
+    /// Number of values published through the store.
+    published: Cell<u64>,
+    /// What the rank is doing when it does not wait for others.
+    phase: RefCell<Phase>,
+    /// Total time that the rank has waited for others.
+    waited: Cell<Duration>,
+}
+
+impl Ranks {
+    /// Meets the other ranks and connects to them. `facts` must be the same on all ranks. `say` receives short
+    /// messages while ranks are missing.
+    ///
+    /// # Errors
+    /// Returns an error if ranks are missing, differ, or cannot connect. All ranks return the same error.
+    pub fn meet(
+        launch: Launch,
+        facts: Result<Facts>,
+        limits: Limits,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Self> {
+        if launch.size == 1 {
+            facts?;
+            return Ok(Self {
+                launch,
+                cards: Vec::new(),
+                peers: None,
+            });
+        }
+        torch_shim::quiet_c10d();
+        let serves = launch.rank == 0 && !launch.has_store;
+        let prefix = format!("host/{}", launch.job.as_deref().unwrap_or("-"));
+        let store = open_store(&launch, serves, &prefix, limits.start)?;
+        let card = Card::new(facts, (&launch.address, launch.port));
+        let place = (launch.rank, launch.size);
+        let meeting = meeting::meet(&store, place, &card, limits.start, say)?;
+        let (nonce, cards) = (meeting.nonce, meeting.cards);
+        card::compare(&cards).inspect_err(|_| linger(serves))?;
+        let watching = open_store(&launch, false, &format!("{prefix}/{nonce}"), limits.start)?;
+        let address = format!("{}:{}", launch.address, launch.port);
+        let watch = Watch::start(
+            watching,
+            address,
+            launch.rank,
+            cards.clone(),
+            limits.silence,
+        )?;
+        let group = connect((&store, &nonce), &launch, &cards, &watch)
+            .inspect_err(|error| watch.fail(error, serves))?;
+        torch_shim::close_on_exec();
+        let peers = Peers {
+            group: Some(group),
+            watch,
+            store: Some(store),
+            is_broken: Cell::new(false),
+            published: Cell::new(0),
+            phase: RefCell::new(Phase::Unlimited("preparing".to_owned())),
+            waited: Cell::new(Duration::ZERO),
+        };
+        Ok(Self {
+            launch,
+            cards,
+            peers: Some(peers),
+        })
+    }
+
+    /// Returns this process's number, from 0. Rank 0 is the lead.
+    pub fn rank(&self) -> usize {
+        self.launch.rank
+    }
+
+    /// Returns the number of ranks.
+    pub fn size(&self) -> usize {
+        self.launch.size
+    }
+
+    /// Returns this process's number among those of the same machine, and their number.
+    pub fn local(&self) -> (usize, usize) {
+        let Some(own) = self.cards.get(self.launch.rank) else {
+            return (self.launch.local_rank.unwrap_or(0), 1);
+        };
+        let neighbors = self.cards.iter().filter(|card| card.is_neighbor(own));
+        let lower = self.cards[..self.launch.rank].iter();
+        let before = lower.filter(|card| card.is_neighbor(own)).count();
+        (self.launch.local_rank.unwrap_or(before), neighbors.count())
+    }
+
+    /// Returns the number of machines.
+    pub fn machines(&self) -> usize {
+        let first = |rank: usize| {
+            let earlier = &self.cards[..rank];
+            !earlier
+                .iter()
+                .any(|card| card.is_neighbor(&self.cards[rank]))
+        };
+        (0..self.cards.len())
+            .filter(|&rank| first(rank))
+            .count()
+            .max(1)
+    }
+
+    /// Returns a rank's name for messages.
+    pub(crate) fn name(&self, rank: usize) -> String {
+        match self.peers {
+            Some(_) => card::name(&self.cards, rank),
+            None => format!("rank {rank}"),
+        }
+    }
+
+    /// Checks that all ranks have the same facts.
+    ///
+    /// # Errors
+    /// Returns an error for the first difference. All ranks return the same error.
+    pub(crate) fn compare(&self, facts: &Facts) -> Result<()> {
+        let json = serde_json::to_vec(facts).unwrap_or_default();
+        let all = self.gather(&json, "the comparison of the ranks")?;
+        let all: Vec<Facts> = all
+            .iter()
+            .map(|json| serde_json::from_slice(json).unwrap_or_default())
+            .collect();
+        let facts: Vec<&Facts> = all.iter().collect();
+        let hosts: Vec<&str> = self.cards.iter().map(|card| card.host.as_str()).collect();
+        match hosts.is_empty() {
+            true => Ok(()),
+            false => card::compare_facts(&facts, &hosts),
+        }
+    }
+
+    /// Records what this rank is doing, for the messages of the others.
+    pub(crate) fn phase(&self, phase: Phase) {
+        if let Some(peers) = &self.peers {
+            peers.watch.phase(phase.clone());
+            peers.phase.replace(phase);
+        }
+    }
+
+    /// Tells the lead's watch how fast this rank is.
+    pub(crate) fn measured(&self, measured: Measured) {
+        if let Some(peers) = &self.peers {
+            peers.watch.measured(measured);
+        }
+    }
+
+    /// On the lead, returns the measurements of the other ranks.
+    pub(crate) fn others(&self) -> Vec<(usize, Measured)> {
+        let peers = self.peers.iter();
+        peers.flat_map(|peers| peers.watch.others()).collect()
+    }
+
+    /// On the lead, `control` receives the stop requests of all ranks from now on. On the other ranks, the requests
+    /// that `control` receives are passed to the lead.
+    pub(crate) fn join_stops(&self, control: &Control) {
+        if let Some(peers) = &self.peers {
+            peers.watch.join_stops(control.clone());
+        }
+    }
+
+    /// Returns the total time that this rank has waited for others.
+    pub(crate) fn waited(&self) -> Duration {
+        self.peers
+            .as_ref()
+            .map_or(Duration::ZERO, |peers| peers.waited.get())
+    }
+
+    /// Returns the group, or `None` if there is only one rank.
+    pub(crate) fn group(&self) -> Option<&Group> {
+        self.peers.as_ref()?.group.as_ref()
+    }
+
+    /// Waits until an operation of the group is complete.
+    ///
+    /// # Errors
+    /// Returns an error if a rank fails. All ranks return the same error.
+    pub(crate) fn complete(&self, work: Work, operation: &str) -> Result<()> {
+        let done = self.wait(operation, |limit| work.wait(limit));
+        if done.is_err() {
+            // c10d would wait for the operation.
+            mem::forget(work);
+        }
+        done
+    }
+
+    /// Calls `wait` until it returns true. It must wait at most the given time.
+    ///
+    /// # Errors
+    /// Returns an error if a rank fails. All ranks return the same error.
+    pub(crate) fn wait(
+        &self,
+        operation: &str,
+        mut wait: impl FnMut(Duration) -> Result<bool>,
+    ) -> Result<()> {
+        let Some(peers) = &self.peers else {
+            return Ok(());
+        };
+        let begin = Instant::now();
+        peers.watch.phase(Phase::Waiting(operation.to_owned()));
+        let broken = |error| {
+            peers.is_broken.set(true);
+            Err(error)
+        };
+        loop {
+            match wait(SLICE) {
+                Ok(true) => break,
+                Ok(false) => {
+                    if let Some(error) = peers.watch.verdict() {
+                        return broken(error);
+                    }
+                }
+                Err(_) => return broken(peers.watch.blame(operation)),
+            }
+        }
+        peers.watch.phase(peers.phase.borrow().clone());
+        peers.waited.set(peers.waited.get() + begin.elapsed());
+        Ok(())
+    }
+
+    /// Returns the bytes of all ranks, by rank.
+    ///
+    /// # Errors
+    /// Returns an error if a rank fails.
+    pub(crate) fn gather(&self, own: &[u8], operation: &str) -> Result<Vec<Vec<u8>>> {
+        let Some(group) = self.group() else {
+            return Ok(vec![own.to_vec()]);
+        };
+        let gathered = |own: &tch::Tensor, all: &tch::Tensor| {
+            let work = self.begun(group.all_gather(all, own), operation)?;
+            self.complete(work, operation)
+        };
+        let options = (tch::Kind::Int64, tch::Device::Cpu);
+        let length = tch::Tensor::from_slice(&[own.len() as i64]);
+        let lengths = tch::Tensor::zeros([self.size() as i64], options);
+        gathered(&length, &lengths)?;
+        let lengths = Vec::<i64>::try_from(&lengths).map_err(unreadable)?;
+        let longest = lengths.iter().copied().max().unwrap_or(0).unsigned_abs() as usize;
+        if longest == 0 {
+            return Ok(vec![Vec::new(); self.size()]);
+        }
+        let mut padded = own.to_vec();
+        padded.resize(longest, 0);
+        let own = tch::Tensor::from_slice(&padded);
+        let all = tch::Tensor::zeros(
+            [(self.size() * longest) as i64],
+            (tch::Kind::Uint8, tch::Device::Cpu),
+        );
+        gathered(&own, &all)?;
+        let all = Vec::<u8>::try_from(&all).map_err(unreadable)?;
+        let rows = all.chunks(longest).zip(lengths);
+        Ok(rows
+            .map(|(row, length)| row[..length.unsigned_abs() as usize].to_vec())
+            .collect())
+    }
+
+    /// Returns whether a rank has failed.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.peers
+            .as_ref()
+            .is_some_and(|peers| peers.is_broken.get())
+    }
+
+    /// Finds out why an operation could not begin.
+    pub(crate) fn begun(&self, work: Result<Work>, operation: &str) -> Result<Work> {
+        work.map_err(|error| match &self.peers {
+            Some(peers) => {
+                peers.is_broken.set(true);
+                peers.watch.blame(operation)
+            }
+            None => error,
+        })
+    }
+
+    /// Sends bytes from the lead to the other ranks through the store. The other ranks wait for them as long as the
+    /// lead lives. The lead does not wait. Use this after work that only the lead does and that can take long.
+    ///
+    /// # Errors
+    /// Returns an error if a rank fails.
+    pub(crate) fn hand_out(&self, own: Option<Vec<u8>>) -> Result<Vec<u8>> {
+        let Some(peers) = &self.peers else {
+            return Ok(own.unwrap_or_default());
+        };
+        let key = format!("handed/{}", peers.published.get());
+        peers.published.set(peers.published.get() + 1);
+        match own {
+            Some(value) => {
+                if let Some(error) = peers.watch.verdict() {
+                    return Err(error);
+                }
+                peers.watch.publish(key, value.clone());
+                Ok(value)
+            }
+            None => peers.watch.wanted(key),
+        }
+    }
+
+    /// Tells the other ranks that this one ends with `error`, so that all end with the same error. Returns the error
+    /// with which this rank ends. After this call, the ranks exchange nothing more.
+    pub fn fail(&self, error: Error) -> Error {
+        if let Some(peers) = &self.peers {
+            peers.is_broken.set(true);
+            peers
+                .watch
+                .fail(&error, self.launch.rank == 0 && !self.launch.has_store);
+        }
+        error
+    }
+}
+
+/// The store of a launcher, on the loopback interface.
+#[derive(Debug)]
+pub struct StoreServer {
+    port: u16,
+    _store: Store,
+}
+
+impl StoreServer {
+    /// Starts a store on a free port. It ends when this value is dropped.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be started.
+    pub fn start() -> Result<Self> {
+        torch_shim::quiet_c10d();
+        let (store, port) = Store::open("127.0.0.1", 0, true, "host", CONNECTION)?;
+        Ok(Self {
+            port,
+            _store: store,
+        })
+    }
+
+    /// Returns the store's port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl Drop for Peers {
+    fn drop(&mut self) {
+        self.watch.end();
+        if self.is_broken.get() {
+            // c10d would wait for the operations in progress.
+            mem::forget(self.group.take());
+            mem::forget(self.store.take());
+        }
+    }
+}
+
+/// Opens the store at which the ranks meet.
+fn open_store(launch: &Launch, serves: bool, prefix: &str, patience: Duration) -> Result<Store> {
+    let Launch { address, port, .. } = launch;
+    let opened = Store::open(address, *port, serves, prefix, patience);
+    opened.map(|(store, _)| store).map_err(|error| {
+        let is_taken = error.message().contains("EADDRINUSE");
+        let (why, hint) = match is_taken {
+            true => (
+                "the port is in use".to_owned(),
+                "choose a free MASTER_PORT, the same for all ranks",
+            ),
+            false => (
+                format!("it does not answer ({})", error.message()),
+                "check that rank 0 runs on MASTER_ADDR, and that no firewall blocks MASTER_PORT",
+            ),
+        };
+        let message = format!("the ranks cannot meet in the store at {address}:{port}: {why}");
+        Error::new(ErrorKind::Config, message).hint(hint)
+    })
+}
+
+/// Connects all ranks with each other.
+fn connect(
+    (store, nonce): (&Store, &str),
+    launch: &Launch,
+    cards: &[Card],
+    watch: &Watch,
+) -> Result<Group> {
+    let interfaces = std::env::var("GLOO_SOCKET_IFNAME").unwrap_or_default();
+    let address = address(launch.rank, cards, !interfaces.is_empty())?;
+    // A rank without an address fails before any rank starts to connect.
+    watch.publish(
+        format!("address/{}", launch.rank),
+        address.clone().into_bytes(),
+    );
+    for rank in 0..launch.size {
+        watch.wanted(format!("address/{rank}"))?;
+    }
+    let place = (launch.rank, launch.size);
+    Group::open((store, nonce), place, &address, &interfaces, CONNECTION).map_err(|error| {
+        let why = error.message();
+        let message = format!("the ranks cannot connect to each other: {why}");
+        Error::new(ErrorKind::System, message).hint(INTERFACE)
+    })
+}
+
+const INTERFACE: &str =
+    "set GLOO_SOCKET_IFNAME to the network interface that connects the machines, such as eth0";
+
+/// Returns the address at which the other ranks reach this one.
+///
+/// # Errors
+/// Returns an error if the ranks run on several machines, but this machine knows only its loopback address.
+fn address(rank: usize, cards: &[Card], is_interface_given: bool) -> Result<String> {
+    let own = &cards[rank];
+    if cards.iter().all(|card| card.is_neighbor(own)) {
+        return Ok("127.0.0.1".to_owned());
+    }
+    let is_usable = |address: &str| {
+        address
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| !address.is_loopback())
+    };
+    if is_usable(&own.address) || is_interface_given {
+        return Ok(own.address.clone());
+    }
+    // The store is on this machine, so the route to it says nothing. The route to another machine does.
+    let others = cards
+        .iter()
+        .filter(|card| !card.is_neighbor(own) && is_usable(&card.address));
+    let mut routes = others.filter_map(|card| card::route_to(&card.address, 1));
+    match routes.find(|address| is_usable(&address.to_string())) {
+        Some(address) => Ok(address.to_string()),
+        None => {
+            let message = format!(
+                "{} has no address at which other machines reach it: MASTER_ADDR resolves to {} there",
+                card::name(cards, rank),
+                if own.address.is_empty() {
+                    "nothing"
+                } else {
+                    &own.address
+                }
+            );
+            Err(Error::new(ErrorKind::Config, message).hint(INTERFACE))
+        }
+    }
+}
+
+fn linger(serves: bool) {
+    if serves {
+        std::thread::sleep(LINGERING);
+    }
+}
+
+fn unreadable(error: tch::TchError) -> Error {
+    Error::new(ErrorKind::System, format!("libtorch failed: {error}"))
+}

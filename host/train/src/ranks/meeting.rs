@@ -1,0 +1,377 @@
+//! How the ranks find each other in the store, whatever an earlier start of the same job left there.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use host_core::{Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
+
+use super::card::Card;
+use crate::torch_shim::Store;
+
+/// How often a rank reads the store.
+const POLL: Duration = Duration::from_millis(20);
+/// How often the lead names the ranks for which it waits.
+const REMINDER: Duration = Duration::from_secs(10);
+
+/// A completed meeting.
+pub(super) struct Meeting {
+    /// A random text that is different in each meeting. All later keys in the store begin with it.
+    pub(super) nonce: String,
+    /// The ranks' cards, by rank.
+    pub(super) cards: Vec<Card>,
+}
+
+/// What the lead publishes under `LIST`.
+#[derive(Serialize, Deserialize)]
+enum List {
+    /// A proposal, which each rank confirms if it contains the rank's own card.
+    Proposed { nonce: String, cards: Vec<Card> },
+    /// The end of the meeting for the processes with these ids.
+    Refused {
+        ids: Vec<String>,
+        message: String,
+        hint: String,
+    },
+}
+
+/// Two processes with the same rank.
+#[derive(Serialize, Deserialize)]
+struct Twice {
+    ids: [String; 2],
+    message: String,
+}
+
+const LIST: &str = "list";
+
+fn join(rank: usize) -> String {
+    format!("join/{rank}")
+}
+
+fn confirmed(rank: usize) -> String {
+    format!("confirmed/{rank}")
+}
+
+fn twice(rank: usize) -> String {
+    format!("twice/{rank}")
+}
+
+/// Publishes this rank's card, and waits at most `patience` for those of all `size` ranks.
+///
+/// The lead publishes the list of cards under a new nonce whenever a card changes. A rank confirms only a list that
+/// contains its own card. The meeting is complete when all ranks have confirmed the same nonce. Cards of dead
+/// processes are therefore harmless: nobody confirms a list with them.
+///
+/// # Errors
+/// Returns an error if ranks are missing, if a rank was started twice, or if the store is gone.
+pub(super) fn meet(
+    store: &Store,
+    (rank, size): (usize, usize),
+    card: &Card,
+    patience: Duration,
+    say: &mut dyn FnMut(&str),
+) -> Result<Meeting> {
+    store.set(&join(rank), &json(card))?;
+    let meeting = Pending {
+        store,
+        rank,
+        size,
+        card,
+        deadline: Instant::now() + patience,
+        patience,
+    };
+    match rank {
+        0 => meeting.lead(say),
+        _ => meeting.follow(),
+    }
+}
+
+struct Pending<'a> {
+    store: &'a Store,
+    rank: usize,
+    size: usize,
+    card: &'a Card,
+    deadline: Instant,
+    patience: Duration,
+}
+
+impl Pending<'_> {
+    fn lead(&self, say: &mut dyn FnMut(&str)) -> Result<Meeting> {
+        let mut cards: Vec<Option<Card>> = vec![None; self.size];
+        let mut nonce = String::new();
+        let mut reminded = Instant::now();
+        loop {
+            let mut is_changed = false;
+            for (rank, known) in cards.iter_mut().enumerate() {
+                let found: Option<Card> = self.read(&join(rank))?;
+                if found.is_some() && found != *known {
+                    *known = found;
+                    is_changed = true;
+                }
+            }
+            self.check_unique(&cards)?;
+            let all: Option<Vec<Card>> = cards.iter().cloned().collect();
+            let mut waiting: Vec<usize> = (0..self.size)
+                .filter(|&rank| cards[rank].is_none())
+                .collect();
+            if let Some(all) = all {
+                if is_changed {
+                    nonce = Card::random();
+                    let proposed = List::Proposed {
+                        nonce: nonce.clone(),
+                        cards: all.clone(),
+                    };
+                    self.store.set(LIST, &json(&proposed))?;
+                }
+                for rank in 1..self.size {
+                    let answer = self.store.get(&confirmed(rank))?;
+                    if answer.as_deref() != Some(nonce.as_bytes()) {
+                        waiting.push(rank);
+                    }
+                }
+                if waiting.is_empty() {
+                    self.store.set(&done(&nonce), b"1")?;
+                    return Ok(Meeting { nonce, cards: all });
+                }
+            }
+            if Instant::now() > self.deadline {
+                let message = format!(
+                    "not all ranks started within {} s: {} of {} missing",
+                    self.patience.as_secs(),
+                    listed(&waiting),
+                    self.size
+                );
+                let hint = "check that the launcher starts all ranks, and that they reach the same MASTER_ADDR and MASTER_PORT";
+                return Err(self.refuse(&cards, Vec::new(), message, hint)?);
+            }
+            if reminded.elapsed() > REMINDER {
+                reminded = Instant::now();
+                say(&format!(
+                    "waiting for {} of {}",
+                    listed(&waiting),
+                    self.size
+                ));
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    fn follow(&self) -> Result<Meeting> {
+        let mut answered = String::new();
+        loop {
+            let now: Option<Card> = self.read(&join(self.rank))?;
+            if let Some(other) = now.filter(|now| now.id != self.card.id) {
+                let both = [other, self.card.clone()];
+                self.store
+                    .set(&twice(self.rank), &json(&self.twice(&both)))?;
+            }
+            match self.read(LIST)? {
+                Some(List::Proposed { nonce, cards })
+                    if cards
+                        .get(self.rank)
+                        .is_some_and(|card| card.id == self.card.id) =>
+                {
+                    if answered != nonce {
+                        self.store.set(&confirmed(self.rank), nonce.as_bytes())?;
+                        answered.clone_from(&nonce);
+                    }
+                    if self.store.get(&done(&nonce))?.is_some() {
+                        return Ok(Meeting { nonce, cards });
+                    }
+                }
+                Some(List::Refused { ids, message, hint }) if ids.contains(&self.card.id) => {
+                    return Err(Error::new(ErrorKind::Config, message).hint(hint));
+                }
+                _ => {}
+            }
+            // The lead's own error, which names the missing ranks, should come first.
+            if Instant::now() > self.deadline + Duration::from_secs(5) {
+                let message = format!("rank 0 did not start within {} s", self.patience.as_secs());
+                return Err(Error::new(ErrorKind::Config, message).hint(
+                    "check that the launcher starts all ranks with the same MASTER_ADDR and MASTER_PORT",
+                ));
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Ends the meeting if a rank was started twice.
+    fn check_unique(&self, cards: &[Option<Card>]) -> Result<()> {
+        let now = cards[0].as_ref().filter(|now| now.id != self.card.id);
+        if let Some(other) = now {
+            let found = self.twice(&[other.clone(), self.card.clone()]);
+            // The other process of rank 0 reads this key.
+            self.store.set(&twice(0), &json(&found))?;
+            let Twice { ids, message } = found;
+            return Err(self.refuse(cards, ids.to_vec(), message, STARTED_TWICE)?);
+        }
+        for rank in 0..self.size {
+            let Some(Twice { ids, message }) = self.read(&twice(rank))? else {
+                continue;
+            };
+            // The key can be left over from an earlier start.
+            if cards[rank]
+                .as_ref()
+                .is_some_and(|card| ids.contains(&card.id))
+            {
+                return Err(self.refuse(cards, ids.to_vec(), message, STARTED_TWICE)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn twice(&self, [one, two]: &[Card; 2]) -> Twice {
+        let place = |card: &Card| format!("{}, process {}", card.host, card.process);
+        Twice {
+            message: format!(
+                "rank {} was started twice: {}; {}",
+                self.rank,
+                place(one),
+                place(two)
+            ),
+            ids: [one.id.clone(), two.id.clone()],
+        }
+    }
+
+    /// Ends the meeting for all processes that the lead knows. Returns the error.
+    fn refuse(
+        &self,
+        cards: &[Option<Card>],
+        mut ids: Vec<String>,
+        message: String,
+        hint: &str,
+    ) -> Result<Error> {
+        ids.extend(cards.iter().flatten().map(|card| card.id.clone()));
+        let refused = List::Refused {
+            ids,
+            message: message.clone(),
+            hint: hint.to_owned(),
+        };
+        self.store.set(LIST, &json(&refused))?;
+        // If this process serves the store, the others need a moment to read the message.
+        thread::sleep(POLL * 10);
+        Ok(Error::new(ErrorKind::Config, message).hint(hint))
+    }
+
+    /// Returns the value of a key, or `None` if it is absent or of another version of this program.
+    fn read<T: for<'a> Deserialize<'a>>(&self, key: &str) -> Result<Option<T>> {
+        let value = self.store.get(key)?;
+        Ok(value.and_then(|value| serde_json::from_slice(&value).ok()))
+    }
+}
+
+const STARTED_TWICE: &str = "give each process its own RANK, from 0 to WORLD_SIZE - 1";
+
+fn done(nonce: &str) -> String {
+    format!("done/{nonce}")
+}
+
+fn listed(ranks: &[usize]) -> String {
+    let ranks: Vec<String> = ranks.iter().map(usize::to_string).collect();
+    match ranks.len() {
+        1 => format!("rank {}", ranks[0]),
+        _ => format!("ranks {}", ranks.join(", ")),
+    }
+}
+
+fn json<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ranks::Facts;
+
+    fn open(port: u16, serve: bool) -> (Store, u16) {
+        Store::open("127.0.0.1", port, serve, "test", Duration::from_secs(20)).expect("a store")
+    }
+
+    fn card() -> Card {
+        Card::new(Ok(Facts::new()), ("127.0.0.1", 1))
+    }
+
+    fn met(store: Store, rank: usize, size: usize, card: Card) -> Result<Meeting> {
+        meet(
+            &store,
+            (rank, size),
+            &card,
+            Duration::from_secs(20),
+            &mut |_| (),
+        )
+    }
+
+    #[test]
+    fn ranks_meet_despite_the_keys_of_an_earlier_start() {
+        let (server, port) = open(0, true);
+        // The cards and the list of an earlier start, of which rank 1 died.
+        server.set(&join(1), &json(&card())).expect("set");
+        server.set(&confirmed(1), b"old").expect("set");
+        let cards = vec![card(), card(), card()];
+        let old = List::Proposed {
+            nonce: "old".to_owned(),
+            cards,
+        };
+        server.set(LIST, &json(&old)).expect("set");
+        server.set(&done("old"), b"1").expect("set");
+        let threads: Vec<_> = (0..3)
+            .map(|rank| thread::spawn(move || met(open(port, false).0, rank, 3, card())))
+            .collect();
+        let meetings: Vec<Meeting> = threads
+            .into_iter()
+            .map(|t| t.join().expect("no panic").expect("met"))
+            .collect();
+        for meeting in &meetings {
+            assert_ne!(meeting.nonce, "old");
+            assert_eq!(meeting.nonce, meetings[0].nonce);
+            assert_eq!(meeting.cards, meetings[0].cards);
+        }
+        drop(server);
+    }
+
+    #[test]
+    fn a_rank_that_was_started_twice_is_an_error_for_all() {
+        for doubled in [1, 0] {
+            let (_server, port) = open(0, true);
+            let ranks = [0, 1, 2, doubled];
+            let threads: Vec<_> = ranks
+                .into_iter()
+                .map(|rank| thread::spawn(move || met(open(port, false).0, rank, 3, card())))
+                .collect();
+            for thread in threads {
+                let error = thread.join().expect("no panic").err().expect("refused");
+                let expected = format!("rank {doubled} was started twice");
+                assert!(error.message().starts_with(&expected), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_rank_is_named() {
+        let (server, port) = open(0, true);
+        let other = thread::spawn(move || {
+            let (store, _) = open(port, false);
+            meet(
+                &store,
+                (1, 4),
+                &card(),
+                Duration::from_millis(400),
+                &mut |_| (),
+            )
+        });
+        let lead = meet(
+            &server,
+            (0, 4),
+            &card(),
+            Duration::from_millis(400),
+            &mut |_| (),
+        );
+        let error = lead.err().expect("refused");
+        assert_eq!(
+            error.message(),
+            "not all ranks started within 0 s: ranks 2, 3 of 4 missing"
+        );
+        let same = other.join().expect("no panic").err().expect("refused");
+        assert_eq!(same.message(), error.message());
+    }
+}
