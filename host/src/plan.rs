@@ -39,6 +39,8 @@ pub(crate) struct Plan {
     pub(crate) resume_from_checkpoint: Option<String>,
     /// Whether to resume the run if its folder exists.
     pub(crate) resume_auto: bool,
+    /// Number of processes that train together.
+    pub(crate) ranks: usize,
     /// Time limits of a training with several ranks.
     pub(crate) rank_limits: Limits,
     /// The plugins in the user's order.
@@ -77,6 +79,7 @@ impl Plan {
             secrets: secrets(&host),
             resume_from_checkpoint: host.resume_from_checkpoint.clone(),
             resume_auto: host.resume == ResumePolicy::Auto,
+            ranks: 1,
             rank_limits: rank_limits(&host)?,
             plugins: plugin_specs(&host, &plugin_flags)?,
             plugin_lock: lock_path(&host, file)?

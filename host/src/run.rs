@@ -153,6 +153,7 @@ fn resume_run(
     let point = ResumePoint::choose(&dir, &reader, from)?;
     if plan.resume_auto && is_complete(row.status, point.step, plan.train.max_train_steps) {
         collective.hand_out(Some(Task::End))?;
+        collective.leave();
         progress.say(&format!("the run is complete: {}", dir.path().display()));
         return Ok(StopReason::Completed);
     }

@@ -37,6 +37,7 @@ mod policies;
 mod power_loss;
 mod preflight;
 mod process_state;
+mod ranks;
 mod reasons;
 mod resume;
 mod run;

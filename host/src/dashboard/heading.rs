@@ -22,10 +22,15 @@ pub(super) fn draw_title(frame: &mut Frame<'_>, area: Rect, model: &Model, look:
         RunState::Ended(reason) => (reason_word(reason), theme.good),
         RunState::Crashed => ("crashed", theme.warning),
     };
+    let ranks = match model.value("rank/world_size") {
+        Some(count) => format!("  {count} ranks"),
+        None => String::new(),
+    };
     let left = Line::from(vec![
         Span::styled(model.name().to_owned(), theme.bold),
         Span::raw("  "),
         Span::styled(state, style),
+        Span::styled(ranks, theme.label),
     ]);
     let room = usize::from(area.width).saturating_sub(left.width() + 2);
     let (connection, connection_style) = match model.connection() {

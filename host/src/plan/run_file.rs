@@ -61,9 +61,19 @@ pub(crate) struct Record {
     pub(crate) git_revision: Option<String>,
     /// The time of the last resume or, if the run was never resumed, of its start; in RFC 3339 format.
     pub(crate) started: String,
+    /// Number of processes that trained together.
+    #[serde(default = "one")]
+    pub(crate) world_size: usize,
+    /// Sequences per step of all these processes.
+    #[serde(default)]
+    pub(crate) global_batch: u64,
     /// The plugins.
     #[serde(default)]
     pub(crate) plugin: Vec<FoundPlugin>,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// The contents of `run.toml`.
@@ -115,6 +125,8 @@ impl RunFile {
             host: env!("CARGO_PKG_VERSION").to_owned(),
             git_revision: git_revision(),
             started: jiff::Timestamp::now().to_string(),
+            world_size: plan.ranks,
+            global_batch: plan.train.global_batch(plan.ranks),
             plugin: plugins.iter().map(|plugin| plugin.found.clone()).collect(),
         };
         table.insert(

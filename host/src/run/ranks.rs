@@ -60,21 +60,20 @@ pub(super) fn join(
     };
     let waiting = &mut |what: &str| console.progress.say(what);
     let ranks = Ranks::meet(launch, facts, limits, waiting).map_err(|e| reported(e, rank))?;
-    let plan = plan.expect("the meeting fails without a plan");
+    let mut plan = plan.expect("the meeting fails without a plan");
+    plan.ranks = size;
     let ranks = Rc::new(ranks);
     let collective = Collective::of(Rc::clone(&ranks));
     if is_lead && size > 1 {
-        let (micro_batch, accumulation) = (
-            plan.train.train_batch_size.unsigned_abs(),
-            plan.train.gradient_accumulation_steps,
-        );
         let machines = match ranks.machines() {
             1 => "1 machine".to_owned(),
             machines => format!("{machines} machines"),
         };
         console.progress.say(&format!(
-            "{size} ranks on {machines}; {} sequences per step: {size} ranks x {micro_batch} sequences x {accumulation} micro-batches",
-            size as u64 * micro_batch * accumulation
+            "{size} ranks on {machines}; {} sequences per step: {size} ranks x {} sequences x {} micro-batches",
+            plan.train.global_batch(size),
+            plan.train.train_batch_size,
+            plan.train.gradient_accumulation_steps
         ));
     }
     let ended = match is_lead {
@@ -177,7 +176,10 @@ fn follow(plan: &Plan, console: &Console, collective: Collective) -> Result<Stop
     let metrics = plugins.metrics()?;
     let config = match collective.hand_out(None)? {
         Task::Train(config) => in_place(*config, &plan.train),
-        Task::End => return Ok(StopReason::Completed),
+        Task::End => {
+            collective.leave();
+            return Ok(StopReason::Completed);
+        }
     };
     let cache = Cache::find()?;
     let follower = collective.clone();

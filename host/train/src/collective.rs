@@ -276,6 +276,13 @@ impl Collective {
         }
     }
 
+    /// Ends the exchange between the processes. Each calls this after its last exchange.
+    pub fn leave(&self) {
+        if let Some(ranks) = self.peers() {
+            ranks.leave();
+        }
+    }
+
     /// Seeds the dropout of this process's micro-batch with this number in the step, so that its masks depend on
     /// neither the number of ranks nor the history. A training in a process that was started alone uses one sequence
     /// of random numbers instead.

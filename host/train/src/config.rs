@@ -105,6 +105,13 @@ pub struct TrainConfig {
     pub deterministic: bool,
 }
 
+impl TrainConfig {
+    /// Returns the number of sequences in a step of this many ranks.
+    pub fn global_batch(&self, ranks: usize) -> u64 {
+        ranks as u64 * self.train_batch_size.unsigned_abs() * self.gradient_accumulation_steps
+    }
+}
+
 /// The arithmetic of training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -11,7 +11,7 @@ use host_core::{Result, Step};
 
 use self::briefing::{Briefing, Position};
 use self::origin::Origin;
-use crate::collective::{Collective, Share};
+use crate::collective::Collective;
 use crate::data::{
     Corpus, Fingerprint, Loader, LoaderCursor, Packer, StreamCursor, Validation, Workers,
 };
@@ -121,7 +121,7 @@ impl Trainer {
             stored: origin.and_then(Origin::into_stored),
             global_batch: collective
                 .seeds_dropout()
-                .then(|| global_batch(config, collective.share())),
+                .then(|| config.global_batch(collective.size())),
             collective,
             loader,
             model,
@@ -187,12 +187,6 @@ impl Basis {
             warnings: Vec::new(),
         })
     }
-}
-
-/// Returns the number of sequences in a step of all ranks.
-fn global_batch(config: &TrainConfig, share: Share) -> u64 {
-    let micro_batch = share.of_all(config.train_batch_size).unsigned_abs();
-    micro_batch * config.gradient_accumulation_steps
 }
 
 /// Applies libtorch's process-wide settings. Returns the number of threads that libtorch's operations use. The ranks

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use host_core::{Emitter, EventBody, MetricValue, Step};
 
+use crate::TrainConfig;
 use crate::collective::Collective;
 use crate::ranks::Measured;
 use crate::step_log::StepLog;
@@ -13,6 +14,24 @@ pub(crate) struct RankReport {
     slow: BTreeMap<usize, u32>,
     /// The ranks of which a warning has been emitted.
     warned: BTreeSet<usize>,
+}
+
+/// Emits the number of ranks and of sequences per step. With a single process, does nothing.
+pub(crate) fn announce(
+    step: Step,
+    config: &TrainConfig,
+    collective: &Collective,
+    emitter: &Emitter,
+) {
+    let share = collective.share();
+    if share.of == 1 {
+        return;
+    }
+    let values = vec![
+        MetricValue::new("rank/world_size", share.of as f64),
+        MetricValue::new("rank/global_batch", config.global_batch(share.of) as f64),
+    ];
+    emitter.emit(step, EventBody::Metrics { values });
 }
 
 /// A rank is slow if it computes longer than the median rank by this factor.

@@ -99,7 +99,8 @@ impl Ranks {
         torch_shim::quiet_c10d();
         let serves = launch.rank == 0 && !launch.has_store;
         let prefix = format!("host/{}", launch.job.as_deref().unwrap_or("-"));
-        let store = open_store(&launch, serves, &prefix, limits.start)?;
+        let store = open_store(&launch, serves, &prefix, limits.start)
+            .inspect_err(|error| refuse(&launch, &prefix, error))?;
         let card = Card::new(facts, (&launch.address, launch.port));
         let place = (launch.rank, launch.size);
         let meeting = meeting::meet(&store, place, &card, limits.start, say)?;
@@ -360,6 +361,14 @@ impl Ranks {
         }
     }
 
+    /// Ends the exchange between the ranks. All ranks call this after their last exchange. From then on, the end of
+    /// another rank is not an error.
+    pub(crate) fn leave(&self) {
+        if let Some(peers) = &self.peers {
+            peers.watch.leave();
+        }
+    }
+
     /// Tells the other ranks that this one ends with `error`, so that all end with the same error. Returns the error
     /// with which this rank ends. After this call, the ranks exchange nothing more.
     pub fn fail(&self, error: Error) -> Error {
@@ -402,7 +411,6 @@ impl StoreServer {
 
 impl Drop for Peers {
     fn drop(&mut self) {
-        self.watch.end();
         if self.is_broken.get() {
             // c10d would wait for the operations in progress.
             mem::forget(self.group.take());
@@ -430,6 +438,17 @@ fn open_store(launch: &Launch, serves: bool, prefix: &str, patience: Duration) -
         let message = format!("the ranks cannot meet in the store at {address}:{port}: {why}");
         Error::new(ErrorKind::Config, message).hint(hint)
     })
+}
+
+/// Makes the other ranks end with `error`, if rank 0 cannot serve the store because another job's store has the port.
+/// The other ranks have joined that store.
+fn refuse(launch: &Launch, prefix: &str, error: &Error) {
+    let patience = Duration::from_secs(2);
+    if launch.rank == 0
+        && let Ok((store, _)) = Store::open(&launch.address, launch.port, false, prefix, patience)
+    {
+        meeting::refuse(&store, launch.size, error);
+    }
 }
 
 /// Connects all ranks with each other.

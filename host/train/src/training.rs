@@ -11,6 +11,7 @@ use crate::collective::Collective;
 use crate::evaluate::Evaluation;
 use crate::optimizer::Optimizer;
 use crate::ports::{Outcome, Ports};
+use crate::rank_report;
 use crate::skipped_data::SkippedData;
 use crate::state::State;
 use crate::step_log::StepLog;
@@ -51,6 +52,7 @@ impl<'scope> Training<'scope> {
         collective.join_stops(&ports.boundary.control);
         if is_lead {
             trainer.announce(&ports.emitter)?;
+            rank_report::announce(trainer.step, &trainer.config, &collective, &ports.emitter);
         }
         let config = trainer.config;
         let emitter = ports.emitter.clone();
@@ -246,6 +248,7 @@ impl<'scope> Training<'scope> {
         }
         // The other ranks end when the last checkpoint is written.
         self.collective.agree((), "the end of the training")?;
+        self.collective.leave();
         self.skipped_data.report(step);
         Ok(Outcome { reason, step })
     }

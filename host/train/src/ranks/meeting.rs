@@ -86,6 +86,29 @@ pub(super) fn meet(
     }
 }
 
+/// How long the lead waits for the ranks of its job in the store of another job.
+const REFUSAL: Duration = Duration::from_secs(5);
+
+/// Ends the meeting of ranks whose lead cannot take part in it, with the lead's error.
+pub(super) fn refuse(store: &Store, size: usize, error: &Error) {
+    let deadline = Instant::now() + REFUSAL;
+    // The cards of the other job look the same, so their number says nothing.
+    while Instant::now() < deadline {
+        let cards = (1..size).filter_map(|rank| store.get(&join(rank)).ok().flatten());
+        let cards = cards.filter_map(|card| serde_json::from_slice::<Card>(&card).ok());
+        let ids: Vec<String> = cards.map(|card| card.id).collect();
+        let refused = List::Refused {
+            ids,
+            message: error.message().to_owned(),
+            hint: error.hint_text().unwrap_or_default().to_owned(),
+        };
+        if store.set(LIST, &json(&refused)).is_err() {
+            return;
+        }
+        thread::sleep(POLL);
+    }
+}
+
 struct Pending<'a> {
     store: &'a Store,
     rank: usize,

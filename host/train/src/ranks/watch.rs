@@ -17,6 +17,8 @@ use crate::torch_shim::Store;
 const BEAT: Duration = Duration::from_millis(500);
 /// After a collective failed, how long the other ranks are observed before one of them is declared dead.
 const OBSERVATION: Duration = Duration::from_millis(1500);
+/// How long the lead waits at the end until the other ranks have left.
+const LEAVING: Duration = Duration::from_secs(10);
 /// How often the thread looks for a value that its rank waits for.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -286,7 +288,12 @@ impl Watch {
         let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
             let state = self.shared.lock();
-            let is_read = !serves || state.beats.values().all(|(beat, _)| beat.phase == ended());
+            if state.is_over {
+                break;
+            }
+            let is_dead = |at: &Instant| at.elapsed() > OBSERVATION;
+            let mut beats = state.beats.values();
+            let is_read = !serves || beats.all(|(beat, at)| beat.phase == ended() || is_dead(at));
             if state.is_ended && is_read {
                 break;
             }
@@ -300,8 +307,33 @@ impl Watch {
         self.shared.changed.notify_all();
     }
 
-    /// Ends the watch. From now on, the end of another rank is not an error.
-    pub(super) fn end(&mut self) {
+    /// Ends the watch after the ranks' last exchange. From now on, the end of another rank is not an error. The lead
+    /// waits for the others, because they lose the store with it.
+    pub(super) fn leave(&self) {
+        let Shared { rank, cards, .. } = &*self.shared;
+        self.publish(left_key(*rank), b"1".to_vec());
+        let deadline = Instant::now() + LEAVING;
+        let others = if *rank == 0 { 1..cards.len() } else { 0..0 };
+        for rank in others {
+            let mut state = self.shared.lock();
+            state.wanted = Some(left_key(rank));
+            state.found = None;
+            drop(state);
+            self.shared.changed.notify_all();
+            let has_left = || {
+                let state = self.shared.lock();
+                state.found.is_some() || state.verdict.is_some()
+            };
+            while !has_left() && Instant::now() < deadline {
+                thread::sleep(POLL);
+            }
+        }
+        self.shared.lock().is_over = true;
+        self.shared.changed.notify_all();
+    }
+
+    /// Ends the thread.
+    fn end(&mut self) {
         self.shared.lock().is_over = true;
         self.shared.changed.notify_all();
         if let Some(thread) = self.thread.take() {
@@ -621,6 +653,10 @@ impl Watcher {
 
 /// The key of a stop request.
 const STOP: &str = "stop";
+
+fn left_key(rank: usize) -> String {
+    format!("left/{rank}")
+}
 
 fn beat_key(rank: usize) -> String {
     format!("beat/{rank}")
