@@ -1,4 +1,5 @@
-// A fake host for the test. It loads the library like the real host and prints the plugin's log and errors.
+// A fake host for the test. It loads the library like the real host and prints the plugin's log and
+// errors. The errors are expected, because each test also calls the plugin with unusable arguments.
 
 #include "host_plugin.h"
 #include <dlfcn.h>
@@ -31,7 +32,7 @@ static void log_line(void *ctx, int32_t level, HostStr target, HostStr message) 
             (const char *)message.ptr);
 }
 
-static void set_error(void *ctx, HostStr message) { log_line(ctx, HOST_LOG_ERROR, str("error"), message); }
+static void set_error(void *ctx, HostStr message) { log_line(ctx, HOST_LOG_ERROR, str("expected error"), message); }
 
 static const void *get_extension(void *ctx, HostStr id) { return (void)ctx, (void)id, NULL; }
 
