@@ -36,5 +36,5 @@ git -C "$remote" log --format='                    %h %s' "$name"
 printf '\nthe model continues "impl":\n\n'
 "$host" generate "$run" --prompt 'impl' --max-new-tokens 120 --temperature 0.7 --top-k 40 2>/dev/null
 printf '\n'
-printf '\nto show all runs in TensorBoard (pip install tensorboard) until Ctrl-C, run:\n\n'
-printf '%s serve --runs demo/runs --listen 127.0.0.1:50051 & tensorboard --grpc_data_provider=127.0.0.1:50051; kill $!\n' "$host"
+printf '\nTo show all runs in TensorBoard (pip install tensorboard), run this; Ctrl-C ends it:\n\n'
+printf '%s serve --runs-dir demo/runs --listen 127.0.0.1:50051 & tensorboard --grpc_data_provider=127.0.0.1:50051; kill $!\n' "$host"

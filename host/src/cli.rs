@@ -57,7 +57,8 @@ A run stopped by signal n exits with 128 + n. SIGPIPE is ignored: training conti
 is closed. A command that prints results exits quietly when its pipe is closed.
 
 Example:
-  host run --data ~/src --extensions rs --model tiny --max-train-steps 100";
+  host run --data ~/src --extensions rs --model tiny --seq-length 128 --num-warmup-steps 10 \\
+      --max-train-steps 100";
 
 /// Trains GPT-2 models on source code, with plugins, and serves the metrics live over gRPC
 #[derive(Debug, Parser)]
@@ -260,6 +261,42 @@ mod tests {
         settings.sort();
         flags.sort();
         assert_eq!(flags, settings);
+    }
+
+    /// Returns the examples in the help of a command and of its subcommands, each as one line.
+    fn examples(command: &clap::Command) -> Vec<String> {
+        let help = command.get_after_help().map(ToString::to_string);
+        let help = help.unwrap_or_default().replace("\\\n", " ");
+        let lines = help.lines().map(str::trim);
+        let own = lines.filter(|line| line.starts_with("host "));
+        let mut all: Vec<String> = own.map(str::to_owned).collect();
+        all.extend(command.get_subcommands().flat_map(examples));
+        all
+    }
+
+    #[test]
+    fn the_examples_fit_the_positions_of_their_models() {
+        let examples = examples(&command());
+        let mut count = 0;
+        for example in &examples {
+            let words: Vec<&str> = example.split_whitespace().collect();
+            let after = |flag: &str| {
+                let at = words.iter().position(|&word| word == flag)?;
+                words.get(at + 1).copied()
+            };
+            let positions = match (words[1], after("--model")) {
+                ("run" | "groups" | "verify-resume", Some("tiny")) => 128,
+                ("run" | "groups" | "verify-resume", Some("demo")) => 256,
+                _ => continue,
+            };
+            let length = after("--seq-length").and_then(|length| length.parse::<u32>().ok());
+            assert!(
+                length.is_some_and(|length| length <= positions),
+                "{example}"
+            );
+            count += 1;
+        }
+        assert!(count >= 5, "{examples:?}");
     }
 
     #[test]

@@ -42,7 +42,7 @@ use terminal::Terminal;
 use theme::Theme;
 use view::Look;
 
-use crate::runs::target::Target;
+use crate::runs::target::{Target, read_run};
 use crate::show::printer::Printer;
 
 /// The minimum time between two frames.
@@ -79,7 +79,7 @@ enum Message {
 /// shown.
 pub(crate) fn show(mut target: Target, run: &str, after: u64, by: String) -> Result<()> {
     let (client, address) = target.connect()?;
-    let row = client.run(target.name().unwrap_or(run))?;
+    let row = read_run(&client, target.name().unwrap_or(run))?;
     let mut model = Model::new(&row, address.clone());
     let (messages, received) = sync_channel(MESSAGES);
     // Keeps the target until the dashboard ends, because histories are read even after the last event.

@@ -159,8 +159,7 @@ impl Plugins {
         sinks.map(|sink| sink.label.clone()).collect()
     }
 
-    /// Returns a line for each plugin. Adds a line if the user gave no plugin for parameter groups, and a
-    /// line if the user gave no sink.
+    /// Returns a line for each plugin, and a line if the user gave no sink.
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = self
             .loaded
@@ -168,14 +167,16 @@ impl Plugins {
             .map(|Loaded { plugin, .. }| {
                 let kinds: Vec<_> = plugin.kinds().iter().map(|kind| kind_word(*kind)).collect();
                 let version = &plugin.manifest().version;
-                format!("plugin {} {version}: {}", plugin.id(), kinds.join(", "))
+                let is_default =
+                    !self.groups_chosen && plugin.kinds().contains(&PluginKind::ParamGroups);
+                let default = if is_default { " (the default)" } else { "" };
+                format!(
+                    "plugin {} {version}: {}{default}",
+                    plugin.id(),
+                    kinds.join(", ")
+                )
             })
             .collect();
-        if !self.groups_chosen {
-            lines.push(format!(
-                "no plugin is given for the parameter groups: {DEFAULT_GROUPS} is used"
-            ));
-        }
         if with_kind(&self.loaded, PluginKind::CheckpointSink)
             .next()
             .is_none()

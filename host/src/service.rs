@@ -77,7 +77,9 @@ impl Served {
         )];
         lines.extend(self.of_run_in.as_ref().map(|runs| {
             let runs = quoted(runs);
-            format!("available only during the run; afterwards, use `host serve --runs {runs}`")
+            format!(
+                "This address is valid only during the run. Afterwards, use `host serve --runs-dir {runs}`."
+            )
         }));
         lines
     }

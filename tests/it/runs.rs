@@ -419,6 +419,14 @@ fn watch_prints_lines_of_live_and_finished_runs_until_stdout_is_closed() {
     let watched = watch.output().succeeded();
     assert!(watched.stdout.ends_with(" terminated\n"), "{watched}");
     assert_eq!(watched.stderr, "");
+
+    let serve = home.start(&["serve"]);
+    let line = serve.printed("gRPC at ");
+    let address = line.trim_start_matches("gRPC at ").split(": ").next();
+    let watched = home.host(&["watch", address.expect("an address")]);
+    let (error, hint) = watched.failed_with(2);
+    assert!(error.contains("several runs"), "{error}");
+    assert_eq!(hint, "add --run NAME; the server has live, over");
 }
 
 #[test]

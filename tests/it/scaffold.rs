@@ -84,6 +84,7 @@ fn each_kind(language: &str, build: impl Fn(&Path, &str) -> PathBuf) {
         let id = format!("my-{kind}-{language}");
         let args = ["plugin", "new", &id, "--kind", kind, "--lang", language];
         let said = home.host(&args).succeeded().stdout;
+        assert!(said.starts_with(&format!("created ./{id}, ")), "{said}");
         assert!(said.contains(&format!("test   cd {id} && ")), "{said}");
         let library = build(&home.path(&id), &id.replace('-', "_"));
         let library = library.to_str().expect("UTF-8").to_owned();

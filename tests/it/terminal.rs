@@ -46,10 +46,10 @@ fn stdout_has_only_the_summary() {
         format!("tensorboard --grpc_data_provider={address}")
     );
     // Another line contains the command that serves the runs after this run has ended.
-    let afterwards = said("available only during the run; afterwards, use ");
+    let afterwards = said("This address is valid only during the run. Afterwards, use ");
     let runs = fs::canonicalize(home.path("runs")).expect("a folder");
     let runs = runs.to_str().expect("UTF-8");
-    assert_eq!(afterwards, format!("`host serve --runs {runs}`"));
+    assert_eq!(afterwards, format!("`host serve --runs-dir {runs}`."));
     // Without a terminal there are no escape sequences.
     assert!(!format!("{output}").contains('\u{1b}'), "{output}");
 }

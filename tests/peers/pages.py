@@ -1,7 +1,7 @@
 """Runs the commands of the pages that need other programs: grpcurl, TensorBoard, Python's protoc. tests/it/pages.rs runs
 all other commands. Usage: pages.py HOST FOLDER.
 
-The commands run in one folder, in which the runs `demo` and `mine` are training."""
+The commands run in one folder, in which the runs `demo`, `mine` and `controlled` are training."""
 
 import contextlib
 import os
@@ -85,7 +85,7 @@ environment = os.environ | {"PATH": install()}
 (folder / "proto").symlink_to(root / "proto")
 with contextlib.ExitStack() as stack:
     runs = folder / "runs"
-    for name in ("demo", "mine"):
+    for name in ("demo", "mine", "controlled"):
         stack.enter_context(running(training(host, runs, name, 1_000_000), folder / f"{name}.out"))
         live_address(runs, name)
         wait_for("a step", lambda name=name: '"step"' in (folder / f"{name}.out").read_text())

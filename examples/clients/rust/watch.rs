@@ -3,13 +3,26 @@
 //! Your own client needs the crates tonic, prost and tokio, and the `.proto` files or `host-proto`.
 //! It should reopen a broken stream with the last cursor; this example ends with an error instead.
 
+use std::process::ExitCode;
+
 use host_proto::tracker::v1::event::Body;
 use host_proto::tracker::v1::tracker_service_client::TrackerServiceClient;
 use host_proto::tracker::v1::{WatchEventsRequest, WatchEventsResponse};
 use tonic::transport::Channel;
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn main() -> ExitCode {
+    let Err(error) = watch().await else {
+        return ExitCode::SUCCESS;
+    };
+    match error.downcast_ref::<tonic::Status>() {
+        Some(status) => eprintln!("error: {}", status.message()),
+        None => eprintln!("error: {error}"),
+    }
+    ExitCode::FAILURE
+}
+
+async fn watch() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let address = args.next().ok_or("usage: watch ADDRESS [RUN]")?;
     let request = WatchEventsRequest {

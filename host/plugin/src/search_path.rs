@@ -16,6 +16,17 @@ use crate::{LockedPlugin, PluginLock, PluginManifest, Target};
 const PATH_VARIABLE: &str = "HOST_PLUGIN_PATH";
 /// The last folder.
 const SYSTEM_DIR: &str = "/usr/lib/host/plugins";
+/// The ids of the plugins in the host's sources, which `make build` builds.
+const SHIPPED_IDS: [&str; 8] = [
+    "bits-per-byte",
+    "early-stopping",
+    "hub-git",
+    "local-disk",
+    "loss-guard",
+    "perplexity",
+    "token-accuracy",
+    "weight-decay",
+];
 
 /// The folders in which plugins are searched, in the order of the search. The current directory is included
 /// only if the user lists it.
@@ -273,6 +284,15 @@ impl SearchPath {
 
     fn not_found(&self, id: &str, others: &[String]) -> Error {
         let error = Error::new(ErrorKind::Config, format!("unknown plugin: {id:?}"));
+        let is_build = |dir: &PathBuf| {
+            ["target/release", "target/debug"]
+                .iter()
+                .any(|end| dir.ends_with(end))
+        };
+        let is_built_here = self.shipped.iter().any(is_build);
+        if is_built_here && SHIPPED_IDS.contains(&id) {
+            return error.hint("run `make build`, which builds every plugin that comes with host");
+        }
         let mut known: Vec<&str> = others.iter().map(String::as_str).collect();
         known.sort_unstable();
         known.dedup();
@@ -387,6 +407,37 @@ mod tests {
             "/usr/lib/host/plugins",
         ];
         assert_eq!(path.dirs(), expected.map(PathBuf::from));
+    }
+
+    #[test]
+    fn the_shipped_plugins_are_those_of_the_sources() {
+        let plugins = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins");
+        let mut ids: Vec<String> = std::fs::read_dir(plugins)
+            .expect("a folder")
+            .map(|entry| entry.expect("an entry"))
+            .filter(|entry| entry.path().join("Cargo.toml").is_file())
+            .map(|entry| entry.file_name().into_string().expect("UTF-8"))
+            .filter(|name| name != "abi" && name != "sdk")
+            .collect();
+        ids.sort();
+        assert_eq!(ids, SHIPPED_IDS);
+    }
+
+    #[test]
+    fn a_shipped_plugin_that_is_not_built_can_be_built_with_make() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let hint = |beside: &str, id: &str| {
+            let beside = dir.path().join(beside);
+            let home = Some(dir.path().into());
+            let path = SearchPath::from_parts(None, Some(&beside), None, home);
+            let error = path.find(&Target::Id(id.to_owned())).expect_err("unknown");
+            error.hint_text().unwrap_or_default().to_owned()
+        };
+        let make = "run `make build`, which builds every plugin that comes with host";
+        assert_eq!(hint("target/release", "token-accuracy"), make);
+        assert_eq!(hint("target/debug", "token-accuracy"), make);
+        assert_ne!(hint("target/release", "another"), make);
+        assert_ne!(hint("bin", "token-accuracy"), make);
     }
 
     #[test]

@@ -99,10 +99,11 @@ pub(crate) fn outcome(error: &clap::Error, command: &Command, args: &[OsString])
             at = subcommand;
         }
     }
-    let help = match named.as_str() {
-        "" => "run `host --help` for a list of commands".to_owned(),
-        named => format!("run `host {named}--help` for a list of arguments"),
+    let list = match at.has_subcommands() {
+        true => "commands",
+        false => "arguments",
     };
+    let help = format!("run `host {named}--help` for a list of {list}");
     if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return Err(Error::new(ErrorKind::Config, "missing command").hint(help));
     }
@@ -191,6 +192,9 @@ mod tests {
             hint,
             "run `host plugin check --help` for a list of arguments"
         );
+        let (message, hint) = refused("host runs");
+        assert_eq!(message, "missing command");
+        assert_eq!(hint, "run `host runs --help` for a list of commands");
         let (message, hint) = refused("host nope");
         assert!(message.contains("'nope'"), "{message}");
         assert_eq!(hint, "run `host --help` for a list of commands");

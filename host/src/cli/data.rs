@@ -39,7 +39,7 @@ text. Unusable documents are left out and counted. A file gets its final name on
 
 Example:
   host data tokenize --data ~/src --extensions rs --vocab-size 8192 --output tokens
-  host run --data tokens/train.tokens --valid-data tokens/valid.tokens --model demo";
+  host run --data tokens/train.tokens --valid-data tokens/valid.tokens --model demo --seq-length 256";
 
 /// Writes data as token files, with an existing tokenizer or a newly trained BPE tokenizer
 #[derive(Debug, clap::Args)]

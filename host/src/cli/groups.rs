@@ -13,7 +13,7 @@ const EXAMPLE: &str = "\
 Takes the same arguments as `host run`, and prints the groups without training.
 
 Example:
-  host groups --data ~/src --model demo --plugin weight-decay";
+  host groups --data ~/src --model demo --seq-length 256 --plugin weight-decay";
 
 /// Prints the parameter groups that a run would use
 #[derive(Debug, clap::Args)]

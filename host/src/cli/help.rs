@@ -27,7 +27,7 @@ pub(super) fn topic(args: &[OsString]) -> Option<String> {
     (help == "help").then(|| plain(&page[start..]))
 }
 
-/// Converts a page to plain text: wraps paragraphs, aligns tables, and removes the markup of code.
+/// Converts a page to plain text: wraps paragraphs, aligns tables, and leaves out blocks of code.
 fn plain(page: &str) -> String {
     let mut text = String::new();
     let mut paragraph = String::new();
@@ -41,12 +41,10 @@ fn plain(page: &str) -> String {
         text.push_str(&aligned(&std::mem::take(&mut table)));
         if line.starts_with("```") {
             is_code = !is_code;
-        } else if is_code {
-            text.push_str(&format!("  {line}\n"));
-        } else if line.is_empty() {
+        } else if line.is_empty() && !is_code {
             text.push_str(&wrapped(&std::mem::take(&mut paragraph), ""));
             text.push('\n');
-        } else {
+        } else if !is_code {
             paragraph.push_str(&inline(line.trim_start_matches('#').trim_start()));
             paragraph.push(' ');
         }
@@ -83,7 +81,7 @@ fn cells(line: &str) -> Option<Vec<String>> {
     Some(if is_rule { Vec::new() } else { cells.collect() })
 }
 
-/// Returns the text without the markup of code and links.
+/// Returns the text without the targets of links.
 fn inline(text: &str) -> String {
     let mut plain = String::new();
     let mut rest = text;
@@ -98,7 +96,7 @@ fn inline(text: &str) -> String {
         plain.push_str(name);
         rest = after;
     }
-    (plain + rest).replace('`', "")
+    plain + rest
 }
 
 /// Formats a table and wraps its last column.
@@ -131,7 +129,8 @@ mod tests {
             let args = ["host", "help", name].map(OsString::from);
             let text = topic(&args).expect(name);
             assert!(text.lines().count() > 10, "{text}");
-            assert!(!text.contains(['`', '|', '#']), "{text}");
+            assert!(!text.contains(['|', '#']), "{text}");
+            assert!(text.contains('`') && !text.contains("```"), "{text}");
             for line in text.lines() {
                 assert!(line.chars().count() <= WIDTH, "{line}");
             }
@@ -153,8 +152,10 @@ mod tests {
     #[test]
     fn a_table_is_aligned() {
         assert_eq!(
-            plain("# A `b`\n\n| x | y |\n|---|---|\n| `aa` | see [c](d.md) |\n\nEnd.\n"),
-            "A b\n\n  x   y\n  aa  see c\n\nEnd.\n"
+            plain(
+                "# A `b`\n\n| x | y |\n|---|---|\n| `aa` | see [c](d.md) |\n\nEnd.\n\n```sh\nls\n```\n"
+            ),
+            "A `b`\n\n  x     y\n  `aa`  see c\n\nEnd.\n"
         );
     }
 }

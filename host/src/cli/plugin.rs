@@ -13,8 +13,8 @@ use crate::show::table::{Align, Table};
 
 const EXAMPLES: &str = "\
 Examples:
-  host plugin new worst-line --kind metric --lang rust
-  host plugin check ./worst-line/target/release/libworst_line.so";
+  host plugin new costly-tokens --kind metric --lang rust
+  host plugin check ./costly-tokens/target/release/libcostly_tokens.so";
 
 const LIST_EXAMPLE: &str = "\
 Example:

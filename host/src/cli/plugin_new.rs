@@ -1,6 +1,6 @@
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use host_core::{Error, ErrorKind, Result};
 use host_plugin::is_plugin_id;
@@ -21,7 +21,7 @@ const TAKEN_IN_C: [&str; 2] = ["test_plugin", "test-plugin"];
 
 const EXAMPLE: &str = "\
 Example:
-  host plugin new worst-line --kind metric --lang rust";
+  host plugin new costly-tokens --kind metric --lang rust";
 
 /// Creates a small working plugin with a test, as a starting point
 #[derive(Debug, clap::Args)]
@@ -102,6 +102,11 @@ impl New {
 
     fn said(&self, folder: &Path, sdk: &Sdk) -> String {
         let identifier = self.name.replace('-', "_");
+        // Without a `./`, the name of the folder alone could be read as the id.
+        let place = match folder.components().next() {
+            Some(Component::Normal(_)) => Path::new(".").join(folder),
+            _ => folder.to_owned(),
+        };
         let (test, library) = match self.lang {
             Language::Rust => ("cargo test && cargo build --release", "target/release/"),
             Language::C | Language::Cpp => ("make test", ""),
@@ -118,13 +123,13 @@ impl New {
             _ => String::new(),
         };
         format!(
-            "{name}: {kind} in {language}: {folder}\n{sdk}\
+            "created {place}, {kind} in {language}\n{sdk}\
              test   cd {folder} && {test}\n\
              check  host plugin check {folder}/{library}lib{identifier}.so\n\
              use    host run … --plugin {folder}/{library}lib{identifier}.so\n",
-            name = self.name,
             kind = self.kind.phrase(),
             language = self.lang.name(),
+            place = place.display(),
             folder = folder.display(),
         )
     }

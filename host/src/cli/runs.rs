@@ -100,7 +100,7 @@ fn list(runs_dir: &Path, json: bool) -> Result<()> {
         return print_json(&entries.collect());
     }
     if runs.is_empty() {
-        return print(&format!("no runs yet: {}\n", runs_dir.display()));
+        return print(&format!("no runs in the folder {}\n", runs_dir.display()));
     }
     print(&list_text(&runs))
 }

@@ -14,7 +14,7 @@ training halfway, resumes it, and compares the files of the last checkpoints and
 The runs are deleted afterwards, and nothing is sent to sinks.
 
 Example:
-  host verify-resume --data ~/src --model tiny --steps 4";
+  host verify-resume --data ~/src --model tiny --seq-length 128 --steps 4";
 
 /// Checks that a killed and resumed training equals an uninterrupted one, byte for byte
 #[derive(Debug, clap::Args)]

@@ -11,7 +11,7 @@ use super::remote::{RemoteArgs, is_address};
 use crate::cli::login_name::login_name;
 use crate::dashboard;
 use crate::runs::run_dir::RunDir;
-use crate::runs::target::Target;
+use crate::runs::target::{Target, read_run};
 use crate::show::event_json::event_json;
 use crate::show::narration::Narration;
 use crate::show::printer::Printer;
@@ -96,7 +96,7 @@ impl Watch {
         leave_when_unread()?;
         let mut target = self.target()?;
         let (mut client, _) = target.connect()?;
-        let run = client.run(target.name().unwrap_or(&self.run))?;
+        let run = read_run(&client, target.name().unwrap_or(&self.run))?;
         let mut lines = EventLines::new(&run, self.json);
         lines.say(&format!("run {} at step {}", run.name, run.last_step))?;
 

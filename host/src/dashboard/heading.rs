@@ -181,7 +181,7 @@ fn keys<'a>(model: &Model, room: usize, look: &Look<'_>) -> Line<'a> {
         ("q", "quit"),
         ("?", "help"),
         ("Tab", "pane"),
-        ("←→", "curve"),
+        ("←→", "metric"),
     ];
     if model.is_at_work() {
         keys.extend([

@@ -324,8 +324,8 @@ pub(super) fn metric_value(metric: &str, value: f64) -> String {
 
 const HELP: [(&str, &str); 11] = [
     ("Tab", "next pane; Shift-Tab goes back"),
-    ("← →", "another metric"),
-    ("↑ ↓", "scroll; in the chart, another metric"),
+    ("← →", "choose the metric"),
+    ("↑ ↓", "scroll; in the chart, choose the metric"),
     ("l", "linear or logarithmic axis"),
     ("m", "averages or every point"),
     ("c", "write a checkpoint now"),

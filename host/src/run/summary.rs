@@ -17,6 +17,8 @@ pub(crate) struct Digest {
     evaluation: BTreeMap<String, (f64, f64)>,
     baselines: Vec<(String, f64)>,
     checkpoints: u64,
+    /// Whether the events start at a resume.
+    is_resumed: bool,
     step: Step,
     /// For each sink, the number of its deliveries and the last receipt.
     delivered: BTreeMap<String, (u64, String)>,
@@ -40,6 +42,7 @@ impl Digest {
                     }
                 }
             }
+            EventBody::RunStarted { generation } => self.is_resumed |= *generation > 0,
             EventBody::CheckpointWritten { .. } => self.checkpoints += 1,
             EventBody::Delivery {
                 sink,
@@ -95,7 +98,11 @@ impl Digest {
         let newest = dir.newest_checkpoint();
         if let Some((step, path)) = &newest {
             let (count, path) = (self.checkpoints, path.display());
-            let text = format!("{count} written, the last at step {step}: {path}");
+            let since = match self.is_resumed {
+                true => " since the resume",
+                false => "",
+            };
+            let text = format!("{count} written{since}, the last at step {step}: {path}");
             lines.push(("checkpoints".to_owned(), text));
         }
         lines.extend(self.deliveries(undelivered));
@@ -210,5 +217,15 @@ next         host deliver {path}
 "
             )
         );
+
+        digest.note(&Event {
+            seq: 1,
+            time_us: 0,
+            step: Step(1),
+            body: EventBody::RunStarted { generation: 1 },
+        });
+        let text = digest.lines(&dir, (StopReason::Completed, Step(2)), 61.0, &[]);
+        let expected = "checkpoints  1 written since the resume, the last at step 2: ";
+        assert!(text.contains(expected), "{text}");
     }
 }

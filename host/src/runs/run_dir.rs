@@ -102,7 +102,7 @@ impl RunDir {
         let Some(found) = found else {
             let error = Error::new(
                 ErrorKind::Config,
-                format!("there is no run {run}: {}", runs.display()),
+                format!("there is no run {run} in the folder {}", runs.display()),
             );
             let known = names(runs);
             return Err(match nearest(run, known.iter().map(String::as_str)) {

@@ -2,8 +2,12 @@
 
 use host_core::Result;
 use host_serve::{Client, Remote, Server, Serving, Source};
+use host_store::RunRow;
 
 use crate::runs::run_dir::RunDir;
+
+/// Maximum number of runs that a hint lists.
+const MOST_NAMES: usize = 10;
 
 /// A function that returns how to reach a server. It is called for each connection, because a resumed run has
 /// a new address and token.
@@ -66,6 +70,27 @@ impl Target {
         let remote = (self.resolve)()?;
         Ok((Client::connect_to(&remote)?, remote.addr))
     }
+}
+
+/// Reads a run. An empty name means the server's only run.
+///
+/// # Errors
+/// Returns an error if the server does not respond, if it has no such run, or if the name is empty and the
+/// server has several runs. In the last case, the hint lists runs of the server.
+pub(crate) fn read_run(client: &Client, name: &str) -> Result<RunRow> {
+    client.run(name).map_err(|error| {
+        let runs = match client.runs() {
+            Ok(runs) if name.is_empty() && runs.len() > 1 => runs,
+            _ => return error,
+        };
+        let names: Vec<&str> = runs.iter().map(|(name, _)| name.as_str()).collect();
+        let shown = names[..names.len().min(MOST_NAMES)].join(", ");
+        let more = match names.len().saturating_sub(MOST_NAMES) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        error.hint(format!("add --run NAME; the server has {shown}{more}"))
+    })
 }
 
 /// Starts a server on the loopback interface, for this process. It serves all runs in the parent folder of

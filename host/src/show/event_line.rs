@@ -12,10 +12,10 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
     let line = match &event.body {
         EventBody::RunStarted { generation: 0 } => return None,
         EventBody::RunStarted { generation } => {
-            format!("{at}  training resumed (resume {generation})")
+            format!("{at}  training resumed (resume number {generation})")
         }
         EventBody::Superseded { from_step, .. } => {
-            format!("step {from_step:<6}  everything recorded after this step no longer counts")
+            format!("step {from_step:<6}  steps recorded after {from_step} are trained again")
         }
         EventBody::Metrics { values } => {
             let told: Vec<String> = values
@@ -81,10 +81,14 @@ pub(crate) fn event_line(event: &Event) -> Option<String> {
             by,
             request,
             reason,
-        } => match reason.as_str() {
-            "" => format!("{at}  {by} requested {}", request_words(*request)),
-            reason => format!("{at}  {by} requested {}: {reason}", request_words(*request)),
-        },
+        } => {
+            let by = by.strip_prefix("client:").unwrap_or(by);
+            let reason = match reason.as_str() {
+                "" => String::new(),
+                reason => format!(": {reason}"),
+            };
+            format!("{at}  {by} requested {}{reason}", request_words(*request))
+        }
         EventBody::Warning { message } => format!("warning: {message}"),
         EventBody::RunFinished { reason, message } => {
             let reason = reason_word(*reason);
@@ -227,8 +231,8 @@ mod tests {
 
     #[test]
     fn a_request_names_its_author_and_its_reason() {
-        let asked = |request| {
-            let (by, reason) = ("loss-guard".to_owned(), "loss/train is NaN".to_owned());
+        let asked = |by: &str, request, reason: &str| {
+            let (by, reason) = (by.to_owned(), reason.to_owned());
             line(
                 7,
                 EventBody::Request {
@@ -240,12 +244,33 @@ mod tests {
             .expect("a line")
         };
         assert_eq!(
-            asked(Request::Stop),
+            asked("loss-guard", Request::Stop, "loss/train is NaN"),
             "step 7       loss-guard requested a stop: loss/train is NaN"
         );
+        let slower = Request::ScaleLearningRate { factor: 0.5 };
         assert_eq!(
-            asked(Request::ScaleLearningRate { factor: 0.5 }),
+            asked("loss-guard", slower, "loss/train is NaN"),
             "step 7       loss-guard requested to scale the learning rate by 0.5: loss/train is NaN"
+        );
+        assert_eq!(
+            asked("client:ann", Request::Pause, ""),
+            "step 7       ann requested a pause"
+        );
+    }
+
+    #[test]
+    fn a_resume_names_its_number_and_the_steps_that_are_repeated() {
+        assert_eq!(
+            line(68, EventBody::RunStarted { generation: 1 }).as_deref(),
+            Some("step 68      training resumed (resume number 1)")
+        );
+        let superseded = EventBody::Superseded {
+            from_step: Step(68),
+            generation: 1,
+        };
+        assert_eq!(
+            line(68, superseded).as_deref(),
+            Some("step 68      steps recorded after 68 are trained again")
         );
     }
 

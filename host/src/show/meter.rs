@@ -14,8 +14,9 @@ pub(crate) struct Meter {
     /// Exponential moving average.
     tokens_per_second: Option<f64>,
     curve: Curve,
-    /// Time and step of the training's last start or, if this meter saw no start, of the first step that it
-    /// saw. Each later pause moves this time forward by its length, so that pauses are not counted.
+    /// Time and number of the first finished step since the training's last start. Earlier times do not count,
+    /// because an evaluation or the baselines can run before that step. Each later pause moves this time
+    /// forward by its length, so that pauses are not counted.
     begun: Option<(i64, u64)>,
     paused_us: Option<i64>,
     /// The expected end.
@@ -50,9 +51,8 @@ impl Meter {
         match &event.body {
             EventBody::RunStarted { .. } => {
                 // The clock restarts, because the speed before a resume does not apply.
-                self.begun = Some((event.time_us, event.step.0));
                 self.step = event.step.0;
-                (self.paused_us, self.expected) = (None, None);
+                (self.begun, self.paused_us, self.expected) = (None, None, None);
                 false
             }
             EventBody::Superseded { from_step, .. } => {
@@ -101,10 +101,12 @@ impl Meter {
         Step(self.step)
     }
 
-    /// Returns the number of steps finished since `begun`.
-    pub(crate) fn steps_done(&self) -> u64 {
-        let begun_at = self.begun.map_or(self.step, |(_, step)| step);
-        self.step.saturating_sub(begun_at)
+    /// Returns the steps from which the speed is computed: their number, and their time in seconds without
+    /// pauses.
+    pub(crate) fn measured(&self) -> (u64, f64) {
+        let (begun_us, begun_at) = self.begun.unwrap_or((self.now_us, self.step));
+        let secs = (self.now_us - begun_us) as f64 / 1e6;
+        (self.step.saturating_sub(begun_at), secs)
     }
 
     /// Returns the time of the newest event, in microseconds since 1970.
@@ -263,12 +265,45 @@ mod tests {
             ..step(100, 1000)
         });
         assert_eq!(meter.seconds_left(), None);
+        meter.note(&step(101, 1002));
         assert!(meter.note(&step(110, 1020)));
         assert_eq!(meter.seconds_left(), Some(180.0));
         assert_eq!(
             meter.line(),
             "step 110/200  loss 3.5000  lr 2.00e-4  12.3k tokens/s  3m00s left"
         );
+    }
+
+    #[test]
+    fn the_time_before_the_first_finished_step_does_not_count() {
+        let mut meter = Meter::new(100);
+        let values = |name| vec![MetricValue::new(name, 5.0)];
+        for (secs, body) in [
+            (0, EventBody::RunStarted { generation: 0 }),
+            (
+                60,
+                EventBody::Metrics {
+                    values: values("baseline/unigram_perplexity"),
+                },
+            ),
+            (
+                90,
+                EventBody::Metrics {
+                    values: values("loss/eval"),
+                },
+            ),
+        ] {
+            meter.note(&Event {
+                body,
+                ..step(0, secs)
+            });
+        }
+        meter.note(&step(1, 92));
+        assert_eq!(meter.seconds_left(), None);
+        assert_eq!(meter.measured(), (0, 0.0));
+        meter.note(&step(2, 94));
+        assert_eq!(meter.seconds_left(), Some(196.0));
+        assert_eq!(meter.measured(), (1, 2.0));
     }
 
     #[test]

@@ -9,8 +9,12 @@ use crate::show::number;
 /// The minimum time between two lines about the progress.
 const LINE_EVERY_US: i64 = 10_000_000;
 
-/// Number of steps after which the end of the training is forecast.
-const FORECAST_AFTER: u64 = 10;
+/// The end of the training is forecast when the speed of this many steps is known, and these steps took this
+/// many seconds.
+const FORECAST_AFTER: (u64, f64) = (10, 10.0);
+
+/// A forecast with fewer seconds left is not printed.
+const SHORTEST_FORECAST: f64 = 60.0;
 
 /// Formats events as lines. The events must arrive in order.
 #[derive(Debug)]
@@ -46,14 +50,16 @@ impl Narration {
         self.meter.note(event)
     }
 
-    /// The first call after ten steps returns a forecast of the training's end. Every other call returns
-    /// `None`.
+    /// The first call after [`FORECAST_AFTER`] returns a forecast of the training's end, unless the end is
+    /// near. Every other call returns `None`.
     pub(crate) fn forecast(&mut self) -> Option<String> {
-        if self.has_forecast || self.meter.steps_done() < FORECAST_AFTER {
+        let (steps, secs) = self.meter.measured();
+        if self.has_forecast || steps < FORECAST_AFTER.0 || secs < FORECAST_AFTER.1 {
             return None;
         }
         self.has_forecast = true;
-        let secs = self.meter.seconds_left().filter(|secs| *secs > 0.0)?;
+        let left = self.meter.seconds_left();
+        let secs = left.filter(|secs| *secs >= SHORTEST_FORECAST)?;
         let left = number::duration(secs);
         Some(match end_time(self.meter.time_us(), secs) {
             Some(time) => format!("the training ends in about {left}, at {time}"),
@@ -97,24 +103,39 @@ mod tests {
     use host_core::{EventBody, MetricValue, Step};
 
     #[test]
-    fn the_end_is_forecast_once_after_ten_steps() {
-        let mut narration = Narration::new(1000);
-        let event = |seq: u64, body| Event {
-            seq,
-            time_us: 1_000_000 * i64::try_from(seq).expect("small"),
-            step: Step(seq),
-            body,
+    fn the_end_is_forecast_once_after_ten_steps_and_ten_seconds() {
+        // The forecasts of a training whose first step ends after a long evaluation.
+        let forecasts = |last_step: u64, step_us: i64| {
+            let mut narration = Narration::new(last_step);
+            let event = |step: u64, body| Event {
+                seq: step,
+                time_us: 60_000_000 + step_us * i64::try_from(step).expect("small"),
+                step: Step(step),
+                body,
+            };
+            let start = Event {
+                time_us: 0,
+                ..event(0, EventBody::RunStarted { generation: 0 })
+            };
+            narration.note(&start);
+            let mut lines = Vec::new();
+            for step in 1..=last_step.min(40) {
+                let values = vec![MetricValue::new("loss/train", 2.0)];
+                narration.note(&event(step, EventBody::Metrics { values }));
+                lines.extend(narration.forecast().map(|line| format!("{step}: {line}")));
+            }
+            lines
         };
-        narration.note(&event(0, EventBody::RunStarted { generation: 0 }));
-        let mut lines = Vec::new();
-        for step in 1..=20 {
-            let values = vec![MetricValue::new("loss/train", 2.0)];
-            narration.note(&event(step, EventBody::Metrics { values }));
-            lines.extend(narration.forecast().map(|line| format!("{step}: {line}")));
+        for (step_us, start) in [
+            (1_000_000, "11: the training ends in about 16m29s, at "),
+            (2_000_000, "11: the training ends in about 32m58s, at "),
+            (400_000, "26: the training ends in about 6m30s, at "),
+        ] {
+            let lines = forecasts(1000, step_us);
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            assert!(lines[0].starts_with(start), "{lines:?}");
         }
-        let start = "10: the training ends in about 16m30s, at ";
-        assert_eq!(lines.len(), 1);
-        assert!(lines[0].starts_with(start), "{lines:?}");
+        assert_eq!(forecasts(40, 1_000_000), [""; 0], "the end is near");
     }
 
     #[test]

@@ -94,20 +94,25 @@ impl Trainer {
     /// Returns a one-line summary for the user: parameters, layers, vocabulary, device, data, memory.
     pub fn summary(&self) -> String {
         let parameters: i64 = self.params.iter().map(ParamInfo::numel).sum();
-        let bytes: u64 = self.files.iter().map(|file| file.bytes).sum();
+        let data = match self.files.iter().map(|file| file.bytes).sum::<u64>() as f64 {
+            bytes if bytes >= 1e10 => format!("{:.1} GB", bytes / 1e9),
+            bytes => format!("{:.1} MB", bytes / 1e6),
+        };
         let (title, shape) = (self.model.config.title(), &self.model.config.shape);
         let memory = self.memory.as_ref();
         let memory = memory.map_or_else(String::new, |needs| format!("; needs about {needs}"));
+        let device = match self.model.device {
+            Device::Cuda(index) => format!("cuda:{index}"),
+            _ => "the CPU".to_owned(),
+        };
         format!(
-            "{title} with {:.1} M parameters ({} layers, width {}, {} heads, vocabulary {}) on {:?}; {} files with {:.1} MB to train on, {} sequences of {} tokens to evaluate on{memory}",
+            "{title} with {:.1} M parameters ({} layers, width {}, {} heads, vocabulary {}) on {device}; {} files with {data} to train on, {} sequences of {} tokens to evaluate on{memory}",
             parameters as f64 / 1e6,
             shape.layers,
             shape.width,
             shape.heads,
             shape.vocab_size,
-            self.model.device,
             self.files.len(),
-            bytes as f64 / 1e6,
             self.evaluation.validation.sequences.len(),
             self.config.seq_length,
         )

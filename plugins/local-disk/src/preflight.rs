@@ -34,14 +34,14 @@ impl LocalDisk {
         if shares {
             // Only the first delivery will show whether the file system supports links. Without links, the
             // files are copied, which is not a failure.
-            return Ok(format!("{} free: {}", megabytes(room), dir.display()));
+            return Ok(format!("{} free: {}", size(room), dir.display()));
         }
         let each = preflight.checkpoint_bytes() + LITTLE;
         if room < each {
             return Err(Error::temporary(format!(
                 "not enough disk space: {} are free, a checkpoint takes {}: {}",
-                megabytes(room),
-                megabytes(each),
+                size(room),
+                size(each),
                 dir.display()
             )));
         }
@@ -51,8 +51,8 @@ impl LocalDisk {
             if room / each < wanted {
                 self.host.warn(&format!(
                     "{} are free, but the checkpoints to keep, including the next one, will take {}: {}",
-                    megabytes(room),
-                    megabytes(each.saturating_mul(wanted)),
+                    size(room),
+                    size(each.saturating_mul(wanted)),
                     dir.display()
                 ));
             }
@@ -60,7 +60,7 @@ impl LocalDisk {
         Ok(format!(
             "room for {} checkpoints of {}: {}",
             room / each,
-            megabytes(each),
+            size(each),
             dir.display()
         ))
     }
@@ -96,6 +96,10 @@ fn standing(folder: &Dir) -> u64 {
     names.filter(is_whole).count() as u64
 }
 
-fn megabytes(bytes: u64) -> String {
-    format!("{:.1} MB", bytes as f64 / 1e6)
+/// Formats a number of bytes in megabytes, or in gigabytes from 10 GB on.
+fn size(bytes: u64) -> String {
+    match bytes as f64 {
+        bytes if bytes >= 1e10 => format!("{:.1} GB", bytes / 1e9),
+        bytes => format!("{:.1} MB", bytes / 1e6),
+    }
 }

@@ -6,10 +6,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-// If the condition is false, prints its line and text and ends the test.
+// The plugin's last error, which the next CHECK prints.
+static char error_text[256];
+
+static void print_error(const char *label) {
+    if (*error_text)
+        fprintf(stderr, "%s: %s\n", label, error_text);
+    *error_text = 0;
+}
+
+// If the condition is false, prints its line and text and ends the test. If it is true, the test expected the
+// plugin's error: it also makes calls that must fail.
 #define CHECK(condition)                                                                           \
     do {                                                                                           \
-        if (!(condition)) {                                                                        \
+        bool holds = (condition);                                                                  \
+        print_error(holds ? "expected error" : "error");                                           \
+        if (!holds) {                                                                              \
             fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                        \
             exit(1);                                                                               \
         }                                                                                          \
@@ -31,7 +43,10 @@ static void log_line(void *ctx, int32_t level, HostStr target, HostStr message) 
             (const char *)message.ptr);
 }
 
-static void set_error(void *ctx, HostStr message) { log_line(ctx, HOST_LOG_ERROR, str("error"), message); }
+static void set_error(void *ctx, HostStr message) {
+    (void)ctx;
+    snprintf(error_text, sizeof error_text, "%.*s", (int)message.len, (const char *)message.ptr);
+}
 
 static const void *get_extension(void *ctx, HostStr id) { return (void)ctx, (void)id, NULL; }
 
