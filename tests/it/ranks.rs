@@ -420,7 +420,21 @@ fn ranks_that_differ_are_refused_before_the_run_exists() {
         2,
         part,
     );
-    assert_refused(&home, &[(0, 2, plain), (0, 2, plain)], 2, "");
+
+    // Both serve the store, so one of them finds its port in use.
+    let port = free_port();
+    let args = ["run", "tiny.toml", "--name", "refused"];
+    let leads = [(); 2].map(|()| start_rank(&home, (0, 2), port, &args));
+    let mut errors = leads.map(|lead| lead.output().failed_with(2).0.to_owned());
+    errors.sort_unstable();
+    assert!(
+        errors[0].starts_with("rank 0 was started twice: "),
+        "{errors:?}"
+    );
+    assert!(
+        errors[1].ends_with(&format!("{port}: the port is in use")),
+        "{errors:?}"
+    );
 }
 
 #[test]
@@ -456,6 +470,41 @@ fn a_wrong_environment_is_refused() {
             .starts_with("--resume auto needs a name"),
         "{unnamed}"
     );
+}
+
+/// The port of the store belongs to a run that trains. The run is not disturbed.
+#[test]
+fn a_port_in_use_is_an_error_for_all_ranks() {
+    if !is_on_cpu() {
+        return;
+    }
+    let home = Home::new();
+    let port = free_port();
+    let first = [
+        "run",
+        "tiny.toml",
+        "--name",
+        "first",
+        "--max-train-steps",
+        "1000000",
+        "--json",
+    ];
+    let first = [0, 1].map(|rank| start_rank(&home, (rank, 2), port, &first));
+    first[0].event(|event| event["step"] == 5);
+    let second = ["run", "tiny.toml", "--name", "second"];
+    let second = [0, 1].map(|rank| start_rank(&home, (rank, 2), port, &second));
+    for rank in second.map(Process::output) {
+        let (error, hint) = rank.failed_with(2);
+        assert!(
+            error.ends_with(&format!("{port}: the port is in use")),
+            "{error}"
+        );
+        assert!(hint.contains("MASTER_PORT"), "{hint}");
+    }
+    first[0].terminate();
+    for rank in first {
+        drop(rank.output().ended_with(143));
+    }
 }
 
 /// A run continues on other numbers of ranks with the next sequences. The result is that of one process.

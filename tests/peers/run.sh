@@ -23,4 +23,5 @@ python3 tests/peers/exports.py target/release/host target/peers/exports
 python3 tests/peers/data.py target/release/host target/peers/data
 cargo build --release --locked --quiet -p host-proto --example watch
 python3 tests/peers/bridges.py target/release/host target/peers/bridges
+python3 tests/peers/torchrun.py target/release/host target/peers/torchrun
 python3 tests/peers/pages.py target/release/host target/peers/pages

@@ -141,7 +141,7 @@ fn cannot_start(error: std::io::Error) -> Error {
 /// Checks the number of ranks.
 ///
 /// # Errors
-/// Returns an error if there are none.
+/// Returns an error if the number is 0.
 pub(crate) fn check(count: usize) -> Result<()> {
     if count > 0 {
         return Ok(());

@@ -374,8 +374,8 @@ impl Drop for Summed {
 
 /// Mixes three numbers to a seed, with the finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
 fn mixed(seed: i64, step: u64, number: u64) -> i64 {
-    let mut state = seed.cast_unsigned();
-    for part in [step, number] {
+    let mut state = 0_u64;
+    for part in [seed.cast_unsigned(), step, number] {
         state = state.wrapping_add(part).wrapping_add(0x9e37_79b9_7f4a_7c15);
         state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -447,7 +447,8 @@ fn refuse(launch: &Launch, prefix: &str, error: &Error) {
     if launch.rank == 0
         && let Ok((store, _)) = Store::open(&launch.address, launch.port, false, prefix, patience)
     {
-        meeting::refuse(&store, launch.size, error);
+        let card = Card::new(Ok(Facts::new()), (&launch.address, launch.port));
+        meeting::refuse(&store, launch.size, &card, error);
     }
 }
 

@@ -360,7 +360,7 @@ impl Buckets {
     pub(crate) fn wait(&self, bucket: usize, limit: Duration) -> Result<bool> {
         assert!(bucket < self.count);
         let mut done = false;
-        // SAFETY: the buckets are live, the sum of this bucket has begun, and `done` receives the result.
+        // SAFETY: the buckets are live, the sum of this bucket was started, and `done` receives the result.
         checked(unsafe { shim_buckets_wait(self.raw, bucket, millis(limit), &mut done) })?;
         Ok(done)
     }

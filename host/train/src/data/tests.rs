@@ -164,7 +164,7 @@ fn the_shares_of_a_batch_add_up_and_have_the_same_cursor() {
             (part, loader.cursor())
         });
         for (piece, sequence) in all.iter().enumerate() {
-            assert_eq!(sequence, &parts[piece % 3].0[piece / 3]);
+            assert_eq!(sequence, &parts[piece / 2].0[piece % 2]);
         }
         for (_, cursor) in parts {
             assert_eq!(cursor, whole.cursor());

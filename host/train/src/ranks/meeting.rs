@@ -1,4 +1,4 @@
-//! How the ranks find each other in the store, whatever an earlier start of the same job left there.
+//! How the ranks find each other in the store, even if an earlier start of the same job left keys there.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +11,8 @@ use crate::torch_shim::Store;
 
 /// How often a rank reads the store.
 const POLL: Duration = Duration::from_millis(20);
+/// How long the cards must stay the same, so that a rank that was started twice is noticed.
+const STABLE: Duration = Duration::from_millis(200);
 /// How often the lead names the ranks for which it waits.
 const REMINDER: Duration = Duration::from_secs(10);
 
@@ -60,7 +62,7 @@ fn twice(rank: usize) -> String {
 ///
 /// The lead publishes the list of cards under a new nonce whenever a card changes. A rank confirms only a list that
 /// contains its own card. The meeting is complete when all ranks have confirmed the same nonce. Cards of dead
-/// processes are therefore harmless: nobody confirms a list with them.
+/// processes are therefore harmless: no process confirms a list with them.
 ///
 /// # Errors
 /// Returns an error if ranks are missing, if a rank was started twice, or if the store is gone.
@@ -89,8 +91,22 @@ pub(super) fn meet(
 /// How long the lead waits for the ranks of its job in the store of another job.
 const REFUSAL: Duration = Duration::from_secs(5);
 
-/// Ends the meeting of ranks whose lead cannot take part in it, with the lead's error.
-pub(super) fn refuse(store: &Store, size: usize, error: &Error) {
+/// Ends the meeting of ranks whose lead cannot take part in it, with the lead's error. `store` is served by another
+/// process. If that process is still in its meeting, this meeting ends, too, because its ranks look the same as
+/// those of the lead.
+pub(super) fn refuse(store: &Store, size: usize, card: &Card, error: &Error) {
+    let own = Pending {
+        store,
+        rank: 0,
+        size,
+        card,
+        deadline: Instant::now(),
+        patience: Duration::ZERO,
+    };
+    if let Ok(Some(other)) = own.read::<Card>(&join(0)) {
+        // A failure changes nothing for this process, which ends anyway.
+        let _ = store.set(&twice(0), &json(&own.twice(&[other, card.clone()])));
+    }
     let deadline = Instant::now() + REFUSAL;
     // The cards of the other job look the same, so their number says nothing.
     while Instant::now() < deadline {
@@ -123,6 +139,7 @@ impl Pending<'_> {
         let mut cards: Vec<Option<Card>> = vec![None; self.size];
         let mut nonce = String::new();
         let mut reminded = Instant::now();
+        let mut proposed_at = Instant::now();
         loop {
             let mut is_changed = false;
             for (rank, known) in cards.iter_mut().enumerate() {
@@ -145,6 +162,7 @@ impl Pending<'_> {
                         cards: all.clone(),
                     };
                     self.store.set(LIST, &json(&proposed))?;
+                    proposed_at = Instant::now();
                 }
                 for rank in 1..self.size {
                     let answer = self.store.get(&confirmed(rank))?;
@@ -152,7 +170,7 @@ impl Pending<'_> {
                         waiting.push(rank);
                     }
                 }
-                if waiting.is_empty() {
+                if waiting.is_empty() && proposed_at.elapsed() > STABLE {
                     self.store.set(&done(&nonce), b"1")?;
                     return Ok(Meeting { nonce, cards: all });
                 }
@@ -314,14 +332,29 @@ mod tests {
         Card::new(Ok(Facts::new()), ("127.0.0.1", 1))
     }
 
-    fn met(store: Store, rank: usize, size: usize, card: Card) -> Result<Meeting> {
-        meet(
-            &store,
-            (rank, size),
-            &card,
-            Duration::from_secs(20),
-            &mut |_| (),
-        )
+    /// Lets processes with these ranks meet, each in a thread.
+    fn met(port: u16, ranks: &[usize], size: usize) -> Vec<Result<Meeting>> {
+        let patience = Duration::from_secs(20);
+        thread::scope(|scope| {
+            let started: Vec<_> = ranks
+                .iter()
+                .map(|&rank| {
+                    scope.spawn(move || {
+                        meet(
+                            &open(port, false).0,
+                            (rank, size),
+                            &card(),
+                            patience,
+                            &mut |_| (),
+                        )
+                    })
+                })
+                .collect();
+            started
+                .into_iter()
+                .map(|thread| thread.join().expect("no panic"))
+                .collect()
+        })
     }
 
     #[test]
@@ -337,12 +370,9 @@ mod tests {
         };
         server.set(LIST, &json(&old)).expect("set");
         server.set(&done("old"), b"1").expect("set");
-        let threads: Vec<_> = (0..3)
-            .map(|rank| thread::spawn(move || met(open(port, false).0, rank, 3, card())))
-            .collect();
-        let meetings: Vec<Meeting> = threads
+        let meetings: Vec<Meeting> = met(port, &[0, 1, 2], 3)
             .into_iter()
-            .map(|t| t.join().expect("no panic").expect("met"))
+            .map(|meeting| meeting.expect("met"))
             .collect();
         for meeting in &meetings {
             assert_ne!(meeting.nonce, "old");
@@ -356,13 +386,8 @@ mod tests {
     fn a_rank_that_was_started_twice_is_an_error_for_all() {
         for doubled in [1, 0] {
             let (_server, port) = open(0, true);
-            let ranks = [0, 1, 2, doubled];
-            let threads: Vec<_> = ranks
-                .into_iter()
-                .map(|rank| thread::spawn(move || met(open(port, false).0, rank, 3, card())))
-                .collect();
-            for thread in threads {
-                let error = thread.join().expect("no panic").err().expect("refused");
+            for refused in met(port, &[0, 1, 2, doubled], 3) {
+                let error = refused.err().expect("refused");
                 let expected = format!("rank {doubled} was started twice");
                 assert!(error.message().starts_with(&expected), "{error}");
             }
@@ -372,29 +397,19 @@ mod tests {
     #[test]
     fn a_missing_rank_is_named() {
         let (server, port) = open(0, true);
-        let other = thread::spawn(move || {
-            let (store, _) = open(port, false);
-            meet(
-                &store,
-                (1, 4),
-                &card(),
-                Duration::from_millis(400),
-                &mut |_| (),
-            )
+        let patience = Duration::from_millis(400);
+        let (lead, other) = thread::scope(|scope| {
+            let other = scope
+                .spawn(move || meet(&open(port, false).0, (1, 4), &card(), patience, &mut |_| ()));
+            let lead = meet(&server, (0, 4), &card(), patience, &mut |_| ());
+            (lead, other.join().expect("no panic"))
         });
-        let lead = meet(
-            &server,
-            (0, 4),
-            &card(),
-            Duration::from_millis(400),
-            &mut |_| (),
-        );
         let error = lead.err().expect("refused");
         assert_eq!(
             error.message(),
             "not all ranks started within 0 s: ranks 2, 3 of 4 missing"
         );
-        let same = other.join().expect("no panic").err().expect("refused");
+        let same = other.err().expect("refused");
         assert_eq!(same.message(), error.message());
     }
 }

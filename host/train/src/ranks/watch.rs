@@ -45,7 +45,7 @@ struct State {
     phase: Phase,
     /// When the phase began.
     since: Instant,
-    /// Number of collectives that the rank has begun.
+    /// Number of collectives that the rank has started.
     begun: u64,
     /// The longest phase so far in which the rank was computing.
     longest: Duration,
