@@ -16,8 +16,8 @@ pub struct HostOut {
     /// host copies it. Returns `HOST_ERROR` for a duplicate or invalid name. The plugin's call then
     /// fails, regardless of the status that the plugin returns. When the plugin's call has
     /// returned, the host checks the names. The call fails if a name is one of these: a name of the
-    /// host (`lr`, `loss/train`, names that start with `system/`, `plugin/`, `baseline/` or `rank/`); a name
-    /// that resembles a name of the host; a name of another plugin.
+    /// host (`lr`, `loss/train`, names that start with `system/`, `plugin/`, `baseline/` or
+    /// `rank/`); a name that resembles a name of the host; a name of another plugin.
     pub put_f64:
         Option<unsafe extern "C" fn(ctx: *mut c_void, name: HostStr, value: f64) -> HostStatus>,
     /// `[inst]` Sets the bytes of the result. The host copies them. If this is called several
