@@ -140,7 +140,7 @@ def train():
     return seconds, first
 
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("THREADS", "2")))
 if kind in ("mm", "onednn", "checkpoint") and not on_cpu:
     torch.set_default_device(device)
 if kind == "checkpoint":
@@ -152,4 +152,5 @@ peak = (
     if on_cpu
     else torch.cuda.max_memory_reserved(device)
 )
-print(json.dumps({"step_secs": seconds, "peak_mb": peak / 2**20, "first_step_secs": first}))
+if os.environ.get("RANK", "0") == "0":
+    print(json.dumps({"step_secs": seconds, "peak_mb": peak / 2**20, "first_step_secs": first}))

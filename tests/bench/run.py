@@ -8,6 +8,7 @@ import sys
 
 from contention import contention
 from deliveries import deliveries
+from distributed import distributed
 from gradient_checkpointing import gradient_checkpointing
 from plugin_cost import plugins
 from throughput import throughput
@@ -29,6 +30,8 @@ def main():
         report["contention"] = contention(rounds)
     if not wanted or "plugins" in wanted:
         report["plugins"] = plugins(rounds)
+    if on_cpu and (not wanted or "distributed" in wanted):
+        report["distributed"] = distributed(rounds)
     if not wanted or "deliveries" in wanted:
         report["deliveries"] = deliveries(rounds)
     (folder / ("train.json" if on_cpu else "train-cuda.json")).write_text(json.dumps(report, indent=1))

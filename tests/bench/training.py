@@ -83,7 +83,7 @@ def peer(config, shape, kind, **environment):
     )
 
 
-def command(config, shape, checkpoint_steps=0, checkpointing=False, plugins=()):
+def command(config, shape, checkpoint_steps=0, checkpointing=False, plugins=(), more=()):
     sizes, batch, length, steps = shape
     tokens = folder / f"tokens-{sizes['vocab_size']}"
     words = [
@@ -126,7 +126,11 @@ def command(config, shape, checkpoint_steps=0, checkpointing=False, plugins=()):
         "--keep-checkpoints",
         1,
     ]
-    return [str(word) for word in words] + [word for plugin in plugins for word in ("--plugin", plugin)]
+    return (
+        [str(word) for word in words]
+        + [word for plugin in plugins for word in ("--plugin", plugin)]
+        + [*more]
+    )
 
 
 def host(config, shape, environment=(), **arguments):

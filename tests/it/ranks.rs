@@ -691,3 +691,54 @@ fn a_pause_has_no_time_limit() {
         "{events:?}"
     );
 }
+
+/// Observers run on the lead, and clients connect to it. What they request, all ranks do.
+#[test]
+fn all_ranks_follow_the_requests_of_observers_and_clients() {
+    if !is_on_cpu() {
+        return;
+    }
+    let home = Home::new();
+    // A step whose gradient is larger than that of the step before it is undone, also if a checkpoint is due.
+    let guard = "loss-guard:action=roll_back,metric=grad_norm,window=1,spike_factor=1.01,max_roll_backs=1000";
+    for period in ["1", "3"] {
+        let name = format!("guarded-{period}");
+        train(
+            &home,
+            2,
+            &name,
+            &["--save-checkpoint-steps", period, "--plugin", guard],
+        );
+        let events = format!("{:?}", events_of(&home.run_dir(&name)));
+        assert!(
+            events.contains("RollBack") && events.contains("Superseded"),
+            "{events}"
+        );
+        assert_eq!(home.checkpoints(&name).last(), Some(&20));
+    }
+
+    let more = ["--max-train-steps", "1000000", "--json"];
+    let ranks = start(&home, 2, "controlled", &more);
+    ranks[0].event(|event| event["step"] == 5);
+    for request in [
+        &["set-lr", "0.5"][..],
+        &["evaluate"],
+        &["checkpoint"],
+        &["stop"],
+    ] {
+        home.host(&[&["control", "controlled"], request].concat())
+            .succeeded();
+    }
+    for rank in ranks {
+        rank.output().succeeded();
+    }
+    // The factor is part of the checkpoint, so all ranks have it after a resume.
+    let last = home.checkpoints("controlled").pop().expect("a checkpoint") + 6;
+    let last = last.to_string();
+    train(
+        &home,
+        2,
+        "controlled",
+        &["--resume", "auto", "--max-train-steps", &last],
+    );
+}

@@ -61,7 +61,21 @@ def two_hosts():
             while os.readlink(f"/proc/{host.holder.pid}/ns/net") == own:
                 time.sleep(0.01)
         a, b = (str(host.holder.pid) for host in hosts)
-        cable = ["ip", "link", "add", "cable", "netns", a, "type", "veth", "peer", "name", "cable", "netns", b]
+        cable = [
+            "ip",
+            "link",
+            "add",
+            "cable",
+            "netns",
+            a,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "cable",
+            "netns",
+            b,
+        ]
         subprocess.run(cable, check=True)
         for host in hosts:
             host.run("ip", "address", "add", f"{host.address}/24", "dev", "cable")

@@ -45,7 +45,10 @@ def training(host, folder, name, *more):
 def write_corpus(folder):
     folder.mkdir(parents=True)
     for file in range(40):
-        lines = (f"fn f_{file * 7 % 11}(x: u32) -> u32 {{\n    x * {line % 13} + {line}\n}}\n" for line in range(40))
+        lines = (
+            f"fn f_{file * 7 % 11}(x: u32) -> u32 {{\n    x * {line % 13} + {line}\n}}\n"
+            for line in range(40)
+        )
         (folder / f"{file}.rs").write_text("".join(lines))
 
 
@@ -64,7 +67,9 @@ def finish(process, log, seconds=240):
 def run(command, log):
     """Runs a program to its end. It must succeed."""
     with open(log, "w") as out:
-        code = subprocess.run([str(word) for word in command], stdout=out, stderr=subprocess.STDOUT, check=False)
+        code = subprocess.run(
+            [str(word) for word in command], stdout=out, stderr=subprocess.STDOUT, check=False
+        )
     if code.returncode != 0:
         fail(f"exit code {code.returncode}:\n{log.read_text()}")
     return log.read_text()
@@ -141,8 +146,17 @@ def on_two_hosts(host, folder):
         text = "".join(log.read_text() for _, log in runs)
         if "4 ranks on 2 machines; 16 sequences per step" not in text:
             fail(f"the ranks are not printed:\n{text}")
-        run([*TORCHRUN, "--standalone", "--no-python", "--nproc-per-node", 4, *training(host, folder, "four")],
-            folder / "four.log")
+        run(
+            [
+                *TORCHRUN,
+                "--standalone",
+                "--no-python",
+                "--nproc-per-node",
+                4,
+                *training(host, folder, "four"),
+            ],
+            folder / "four.log",
+        )
         if manifest(folder, "two-hosts") != manifest(folder, "four"):
             fail("two hosts with two ranks each give another result than one host with four ranks")
         print("torchrun, two hosts: the result equals that of one host")
@@ -166,7 +180,11 @@ def cut_cable(host, folder, a, b):
         took = time.monotonic() - begin
         if took > 5 + 6:
             fail(f"rank {rank} ended {took:.1f} s after the cut")
-        wanted = r"^error: the store at .* has not answered for" if rank == 2 else r"^error: rank 2 \(hostb, process \d+\)"
+        wanted = (
+            r"^error: the store at .* has not answered for"
+            if rank == 2
+            else r"^error: rank 2 \(hostb, process \d+\)"
+        )
         if not re.search(wanted, log.read_text(), re.MULTILINE):
             fail(f"rank {rank} does not name the cause:\n{log.read_text()}")
     print(f"two hosts: {took:.1f} s after the cable was cut, all ranks have named the other side")

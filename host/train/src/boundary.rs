@@ -159,6 +159,16 @@ impl<'a> Boundary<'a> {
         }))
     }
 
+    /// Replaces the factor for the learning rate with that of the lead.
+    ///
+    /// # Errors
+    /// Returns an error if another rank fails.
+    pub(crate) fn follow_lead(&mut self) -> Result<()> {
+        let own = self.learning_rate_factor;
+        self.learning_rate_factor = self.collective.agree(own, "the learning rate")?;
+        Ok(())
+    }
+
     fn stop(&mut self, reason: StopReason) -> Option<Orders> {
         self.reason = reason;
         None

@@ -82,6 +82,7 @@ impl<'scope> Training<'scope> {
             state.restore(stored)?;
         }
         state.follow_lead(&collective)?;
+        boundary.follow_lead()?;
         let layout = Layout {
             folder: ports.checkpoints.folder.clone(),
             files: trainer.checkpoint_files,
@@ -147,7 +148,11 @@ impl<'scope> Training<'scope> {
         self.log.flush()?;
         let scores = self.evaluate(boundary)?;
         boundary.observe(self.state.step);
-        if boundary.observers.wants_roll_back() {
+        let wants_roll_back = boundary.observers.wants_roll_back();
+        if self
+            .collective
+            .agree(wants_roll_back, "the lead's decision")?
+        {
             return Ok(());
         }
         self.save(scores, boundary)
