@@ -12,6 +12,8 @@ mod watch;
 
 use std::cell::{Cell, RefCell};
 use std::mem;
+use std::sync::mpsc::sync_channel;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use host_core::{Control, Error, ErrorKind, Result};
@@ -115,7 +117,7 @@ impl Ranks {
             cards.clone(),
             limits.silence,
         )?;
-        let group = connect((&store, &nonce), &launch, &cards, &watch)
+        let (group, store) = connect((store, &nonce), &launch, &cards, &watch)
             .inspect_err(|error| watch.fail(error, serves))?;
         torch_shim::close_on_exec();
         let peers = Peers {
@@ -454,11 +456,11 @@ fn refuse(launch: &Launch, prefix: &str, error: &Error) {
 
 /// Connects all ranks with each other.
 fn connect(
-    (store, nonce): (&Store, &str),
+    (store, nonce): (Store, &str),
     launch: &Launch,
     cards: &[Card],
     watch: &Watch,
-) -> Result<Group> {
+) -> Result<(Group, Store)> {
     let interfaces = std::env::var("GLOO_SOCKET_IFNAME").unwrap_or_default();
     let address = address(launch.rank, cards, !interfaces.is_empty())?;
     // A rank without an address fails before any rank starts to connect.
@@ -470,11 +472,35 @@ fn connect(
         watch.wanted(format!("address/{rank}"))?;
     }
     let place = (launch.rank, launch.size);
-    Group::open((store, nonce), place, &address, &interfaces, CONNECTION).map_err(|error| {
-        let why = error.message();
-        let message = format!("the ranks cannot connect to each other: {why}");
-        Error::new(ErrorKind::System, message).hint(INTERFACE)
-    })
+    let (sender, connected) = sync_channel(1);
+    let nonce = nonce.to_owned();
+    // Gloo waits for a rank that dies now, so this thread cannot wait for Gloo.
+    thread::Builder::new()
+        .name("connect".to_owned())
+        .spawn(move || {
+            let group = Group::open((&store, &nonce), place, &address, &interfaces, CONNECTION);
+            // This fails if the connection is no longer wanted. c10d would wait, so nothing is dropped.
+            if let Err(unwanted) = sender.send((group, store)) {
+                mem::forget(unwanted.0);
+            }
+        })
+        .map_err(|e| Error::new(ErrorKind::System, format!("cannot start a thread: {e}")))?;
+    loop {
+        match connected.recv_timeout(SLICE) {
+            Ok((Ok(group), store)) => return Ok((group, store)),
+            Ok((Err(error), store)) => {
+                mem::forget(store);
+                let why = error.message();
+                let message = format!("the ranks cannot connect to each other: {why}");
+                return Err(Error::new(ErrorKind::System, message).hint(INTERFACE));
+            }
+            Err(_) => {
+                if let Some(error) = watch.verdict() {
+                    return Err(error);
+                }
+            }
+        }
+    }
 }
 
 const INTERFACE: &str =
@@ -521,7 +547,7 @@ fn address(rank: usize, cards: &[Card], is_interface_given: bool) -> Result<Stri
 
 fn linger(serves: bool) {
     if serves {
-        std::thread::sleep(LINGERING);
+        thread::sleep(LINGERING);
     }
 }
 

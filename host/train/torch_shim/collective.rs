@@ -196,6 +196,9 @@ impl Drop for Store {
 #[derive(Debug)]
 pub(crate) struct Group(*mut RawGroup);
 
+// SAFETY: c10d's process groups have no thread affinity.
+unsafe impl Send for Group {}
+
 impl Group {
     /// Creates a group of `size` ranks, which meet in the store, under the prefix `name`, within `patience`. This
     /// rank accepts connections at the numeric `address`, or at the network interfaces in `interfaces` (separated by commas) if it is not
