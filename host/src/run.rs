@@ -51,6 +51,9 @@ const EVENTS_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the end of a run waits for its sinks.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// How long the end of a run waits for its sinks if a rank has failed.
+const SHORT_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Trains a new run. With `resume = "auto"`, resumes the run if its folder exists.
 ///
 /// # Errors
@@ -87,7 +90,7 @@ fn new_run(plan: Plan, console: &Console, collective: &Collective) -> Result<Sto
     let dir = RunDir::create(&plan.runs_dir, plan.name.as_ref(), &plan.train.model)?;
     match begin(&plan, &dir, ready, console) {
         Ok((live, requests, ready)) => {
-            let session = Session::begin(&dir, 0, progress);
+            let session = Session::begin(&dir, 0, progress, plan.ranks > 1);
             train(ready, live, requests, &session, &Backlog::default())
         }
         Err(error) => {
@@ -200,7 +203,7 @@ fn resume_run(
     if let Some(asked) = learning_rate {
         requests.again(asked);
     }
-    let session = Session::begin(&dir, generation, progress);
+    let session = Session::begin(&dir, generation, progress, plan.ranks > 1);
     train(ready, live, requests, &session, &backlog)
 }
 
@@ -267,6 +270,8 @@ struct Session<'a> {
     generation: u32,
     progress: &'a Progress,
     begun: Instant,
+    /// Whether this process is the lead of several ranks.
+    has_ranks: bool,
 }
 
 fn train(
@@ -343,7 +348,10 @@ fn train(
 
     accounts.loop_ended();
     live.signals.draining();
-    let undelivered = deliveries.drain(PATIENCE, &mut |what| {
+    // The other ranks have ended, and their launcher will end this process, too.
+    let is_broken = session.has_ranks && outcome.is_err();
+    let patience = if is_broken { SHORT_PATIENCE } else { PATIENCE };
+    let undelivered = deliveries.drain(patience, &mut |what| {
         progress.say(&format!("{what}; press Ctrl-C to stop waiting"));
     });
     let reached = match &outcome {
@@ -370,12 +378,13 @@ fn train(
 }
 
 impl<'a> Session<'a> {
-    fn begin(dir: &'a RunDir, generation: u32, progress: &'a Progress) -> Self {
+    fn begin(dir: &'a RunDir, generation: u32, progress: &'a Progress, has_ranks: bool) -> Self {
         Self {
             dir,
             generation,
             progress,
             begun: Instant::now(),
+            has_ranks,
         }
     }
 

@@ -206,7 +206,6 @@ impl Collective {
             summed: Some(Summed {
                 ranks: Rc::clone(ranks),
                 buckets: Some(buckets),
-                early: 0,
             }),
         })
     }
@@ -314,8 +313,6 @@ struct Summed {
     ranks: Rc<Ranks>,
     /// Always `Some`, until this value is dropped.
     buckets: Option<Buckets>,
-    /// Number of sums that began during the last backward pass.
-    early: usize,
 }
 
 impl Gradients {
@@ -328,20 +325,11 @@ impl Gradients {
     }
 
     /// Call after each backward pass of a step.
-    pub(crate) fn end(&mut self) -> Result<()> {
-        let Some((ranks, buckets)) = self.buckets() else {
-            return Ok(());
-        };
-        let early = buckets.finish();
-        let early = match early {
-            Ok(early) => early,
-            Err(error) if error.message().contains("did not contribute") => return Err(error),
-            Err(_) => return ranks.wait("the sum of the gradients", |_| Err(unreadable())),
-        };
-        if let Some(summed) = &mut self.summed {
-            summed.early = early;
+    pub(crate) fn end(&self) -> Result<()> {
+        match self.buckets() {
+            Some((_, buckets)) => buckets.finish().map(drop),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Waits until the gradients of all ranks are summed.

@@ -2,6 +2,7 @@
 // shim.cpp.
 
 #include <algorithm>
+#include <exception>
 #include <memory>
 #include <vector>
 
@@ -60,6 +61,7 @@ class Buckets {
 		for (auto &bucket : buckets_) {
 			bucket.missing = bucket.members;
 			bucket.work.reset();
+			bucket.failure = nullptr;
 		}
 		std::fill(complete_.begin(), complete_.end(), false);
 	}
@@ -75,7 +77,10 @@ class Buckets {
 
 	// Waits at most `limit` for the sum of a bucket. Returns whether it is complete.
 	bool wait(size_t bucket, milliseconds limit) {
-		return wait_for(*buckets_.at(bucket).work, limit);
+		const auto &waited = buckets_.at(bucket);
+		if (waited.failure)
+			std::rethrow_exception(waited.failure);
+		return wait_for(*waited.work, limit);
 	}
 
 	size_t size() const { return buckets_.size(); }
@@ -88,6 +93,7 @@ class Buckets {
 		at::Tensor flat;
 		size_t members = 0, missing = 0;
 		c10::intrusive_ptr<c10d::Work> work;
+		std::exception_ptr failure;
 	};
 
 	struct Hook : torch::autograd::PostAccumulateGradHook {
@@ -138,9 +144,14 @@ class Buckets {
 		gradient = views_[i];
 	}
 
+	// Starts a bucket's sum. A failure is reported by `wait`, like a failure of the sum itself.
 	void start(size_t n) {
 		std::vector<at::Tensor> tensors{buckets_[n].flat};
-		buckets_[n].work = backend_->allreduce(tensors);
+		try {
+			buckets_[n].work = backend_->allreduce(tensors);
+		} catch (...) {
+			buckets_[n].failure = std::current_exception();
+		}
 	}
 
 	c10::intrusive_ptr<c10d::Backend> backend_;

@@ -399,3 +399,138 @@ fn taken(tensor: *mut C_tensor) -> Result<Vec<u8>> {
     Vec::<u8>::try_from(&tensor)
         .map_err(|error| Error::new(ErrorKind::System, format!("libtorch failed: {error}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    use tch::{Device, Kind};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Runs `f` as each of two ranks of a group, each in a thread. Returns what it returns, by rank.
+    fn as_two_ranks<T: Send>(f: impl Fn(&Group, usize) -> T + Sync) -> Vec<T> {
+        quiet_c10d();
+        let (_server, port) = Store::open("127.0.0.1", 0, true, "test", PATIENCE).expect("a store");
+        thread::scope(|scope| {
+            let start = |rank| {
+                let f = &f;
+                scope.spawn(move || {
+                    let (store, _) =
+                        Store::open("127.0.0.1", port, false, "test", PATIENCE).expect("connected");
+                    let group =
+                        Group::open((&store, "group"), (rank, 2), "127.0.0.1", "", PATIENCE);
+                    f(&group.expect("a group"), rank)
+                })
+            };
+            let ranks = [0, 1].map(start);
+            ranks
+                .map(|rank| rank.join().expect("no panic"))
+                .into_iter()
+                .collect()
+        })
+    }
+
+    fn finish(work: &Work) {
+        while !work.wait(PATIENCE).expect("it does not fail") {}
+    }
+
+    #[test]
+    fn a_key_that_exists_is_not_set_again() {
+        let (store, port) = Store::open("127.0.0.1", 0, true, "a", PATIENCE).expect("a store");
+        assert_eq!(store.get("key").expect("answered"), None);
+        assert_eq!(store.set_first("key", b"one").expect("set"), b"one");
+        let (other, _) = Store::open("127.0.0.1", port, false, "a", PATIENCE).expect("connected");
+        assert_eq!(other.set_first("key", b"two").expect("answered"), b"one");
+        assert_eq!(
+            other.get("key").expect("answered").as_deref(),
+            Some(&b"one"[..])
+        );
+        let (third, _) = Store::open("127.0.0.1", port, false, "b", PATIENCE).expect("connected");
+        assert_eq!(third.get("key").expect("answered"), None);
+        other.set("empty", b"").expect("set");
+        assert_eq!(
+            store.get("empty").expect("answered").as_deref(),
+            Some(&b""[..])
+        );
+    }
+
+    #[test]
+    fn tensors_are_summed_broadcast_and_gathered() {
+        let results = as_two_ranks(|group, rank| {
+            let options = (Kind::Double, Device::Cpu);
+            let own = Tensor::from_slice(&[1.0 + rank as f64, 10.0]);
+            finish(&group.all_reduce(&own).expect("started"));
+            let first = Tensor::from_slice(&[rank as f64 + 5.0]);
+            finish(&group.broadcast(&first).expect("started"));
+            let all = Tensor::zeros([2], options);
+            let part = Tensor::from_slice(&[rank as f64]);
+            finish(&group.all_gather(&all, &part).expect("started"));
+            Vec::<f64>::try_from(Tensor::cat(&[own, first, all], 0)).expect("numbers")
+        });
+        for result in results {
+            assert_eq!(result, [3.0, 20.0, 5.0, 0.0, 1.0]);
+        }
+    }
+
+    /// The sum of the first bucket begins before the backward pass has completed the last gradient. Two passes
+    /// accumulate, and only the second sums.
+    #[test]
+    fn gradients_are_summed_during_the_last_backward_pass() {
+        let results = as_two_ranks(|group, rank| {
+            let options = (Kind::Double, Device::Cpu);
+            let leaf = || Tensor::ones([3, 3], options).set_requires_grad(true);
+            let (first, last) = (leaf(), leaf());
+            let params = [last.shallow_clone(), first.shallow_clone()];
+            let buckets = Buckets::new(group, &params, 72).expect("buckets");
+            assert_eq!(buckets.count(), 2);
+            let mut early = 0;
+            for is_last in [false, true] {
+                buckets.begin(is_last).expect("begun");
+                let input = Tensor::full([1, 3], 1.0 + rank as f64, options);
+                input
+                    .matmul(&first)
+                    .matmul(&last)
+                    .sum(Kind::Double)
+                    .backward();
+                early = buckets.finish().expect("finished");
+            }
+            for bucket in 0..2 {
+                while !buckets.wait(bucket, PATIENCE).expect("it does not fail") {}
+            }
+            let sums = [
+                first.grad().sum(Kind::Double),
+                last.grad().sum(Kind::Double),
+            ];
+            (early, sums.map(|sum| sum.double_value(&[])))
+        });
+        // Of one pass on rank 0: each gradient of `first` is 3, and each of `last` is 3.
+        let expected = 2.0 * 27.0 * (1.0 + 2.0);
+        for (early, sums) in results {
+            assert_eq!(early, 2);
+            assert_eq!(sums, [expected, expected]);
+        }
+    }
+
+    #[test]
+    fn a_parameter_without_a_gradient_is_an_error() {
+        let errors = as_two_ranks(|group, _| {
+            let options = (Kind::Double, Device::Cpu);
+            let param = Tensor::ones([2], options).set_requires_grad(true);
+            let buckets = Buckets::new(group, &[param], 1 << 20).expect("buckets");
+            buckets.begin(true).expect("begun");
+            buckets
+                .finish()
+                .expect_err("no gradient")
+                .message()
+                .to_owned()
+        });
+        assert!(
+            errors
+                .iter()
+                .all(|error| error.contains("did not contribute")),
+            "{errors:?}"
+        );
+    }
+}
