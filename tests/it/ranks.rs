@@ -3,16 +3,17 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::nonfinite::poisoned;
-use crate::support::{Fixture, Home, Output, Process, curve, events_of};
+use crate::support::{Fixture, Home, Output, Process, built, curve, events_of, root};
 
 /// Runs of several processes on one GPU are not possible.
 fn is_on_cpu() -> bool {
@@ -752,4 +753,148 @@ fn all_ranks_follow_the_requests_of_observers_and_clients() {
         "controlled",
         &["--resume", "auto", "--max-train-steps", &last],
     );
+}
+
+/// Runs the Slurm script with programs in place of `srun` and `scontrol`. `srun` gives the ranks Slurm's variables.
+#[test]
+fn the_slurm_script_resumes_after_the_time_limit() {
+    if !is_on_cpu() {
+        return;
+    }
+    let home = Home::new();
+    let config = fs::read_to_string(home.path("tiny.toml")).expect("a configuration");
+    let config = config.replace("max_train_steps = 20", "max_train_steps = 400");
+    fs::write(home.path("train.toml"), config).expect("written");
+    let bin = home.path("bin");
+    fs::create_dir(&bin).expect("made");
+    let write = |name: &str, script: &str| {
+        fs::write(bin.join(name), script).expect("written");
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(bin.join(name), mode).expect("set");
+    };
+    write(
+        "srun",
+        r#"#!/usr/bin/env bash
+export SLURM_STEP_ID=0 SLURM_NTASKS=2 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NODELIST=localhost
+shift
+for rank in 0 1; do
+	SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" &
+	ranks[rank]=$!
+done
+trap 'kill -USR1 "${ranks[@]}"' USR1
+code=0
+for rank in 0 1; do
+	while kill -0 "${ranks[rank]}" 2>/dev/null; do wait "${ranks[rank]}"; last=$?; done
+	[ "$last" -le "$code" ] || code=$last
+done
+exit "$code"
+"#,
+    );
+    write("scontrol", "#!/bin/sh\necho \"$@\" > requeued\n");
+    let script = root().join("examples/cluster/slurm.sh");
+    let path = format!(
+        "{}:{}:{}",
+        bin.display(),
+        built("host").parent().expect("a folder").display(),
+        std::env::var("PATH").expect("a path")
+    );
+    let job = (u32::from(free_port()) + 20_000).to_string();
+    let start = || {
+        let mut bash = std::process::Command::new("bash");
+        bash.arg(&script)
+            .current_dir(home.path(""))
+            .env_clear()
+            .env("HOME", home.path(""));
+        Process::start(bash.env("PATH", &path).env("SLURM_JOB_ID", &job))
+    };
+    let run = format!("job-{job}");
+    let first = start();
+    let begin = Instant::now();
+    while !home.checkpoints(&run).contains(&50) {
+        assert!(begin.elapsed() < Duration::from_secs(100), "no checkpoint");
+        thread::sleep(Duration::from_millis(10));
+    }
+    // Slurm signals the processes of the step, which here are children of `srun`.
+    let srun = child_of(first.id(), "srun");
+    kill_process(srun, Signal::USR1).expect("it runs");
+    drop(first.output().ended_with(0));
+    let requeued = fs::read_to_string(home.path("requeued")).expect("requeued");
+    assert_eq!(requeued, format!("requeue {job}\n"));
+    let second = start().output().succeeded();
+    assert!(second.stderr.contains("resuming from step "), "{second}");
+    assert_eq!(home.checkpoints(&run).last(), Some(&400));
+}
+
+/// Returns the child of a process with this program.
+fn child_of(parent: u32, program: &str) -> Pid {
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+    let children = children.expect("the process runs");
+    let is_it = |pid: &&str| {
+        let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words.contains(program)
+    };
+    let found = children.split_whitespace().find(is_it).expect("a child");
+    Pid::from_raw(found.parse().expect("a number")).expect("not 0")
+}
+
+/// Runs the command of the Kubernetes manifest, with its environment, as each of its pods.
+#[test]
+fn the_command_of_the_kubernetes_manifest_trains() {
+    if !is_on_cpu() {
+        return;
+    }
+    let home = Home::new();
+    fs::copy(home.path("tiny.toml"), home.path("train.toml")).expect("copied");
+    let manifest = root().join("examples/cluster/kubernetes.yaml");
+    let manifest = fs::read_to_string(manifest).expect("a manifest");
+    let value = |line: &str| {
+        let (_, value) = line.split_once(": ").expect("a value");
+        value.trim_matches('"').to_owned()
+    };
+    let (_, env) = manifest.split_once(" env:\n").expect("an environment");
+    let (env, _) = env.split_once("volumeMounts").expect("an end");
+    let lines: Vec<&str> = env.lines().filter(|line| line.contains(": ")).collect();
+    let port = free_port().to_string();
+    let env: Vec<(String, String)> = lines
+        .chunks(2)
+        .map(|pair| {
+            let (name, given) = (value(pair[0]), value(pair[1]));
+            let here = match name.as_str() {
+                // The name and the port exist only in the cluster.
+                "MASTER_ADDR" => "127.0.0.1".to_owned(),
+                "MASTER_PORT" => port.clone(),
+                _ => given,
+            };
+            (name, here)
+        })
+        .collect();
+    assert_eq!(env.len(), 3, "{env:?}");
+    let command = manifest
+        .lines()
+        .find(|line| line.contains("command: "))
+        .expect("a command");
+    let (_, list) = command.split_once("command: ").expect("a list");
+    let words: Vec<String> = serde_json::from_str(list).expect("a list");
+    let path = format!(
+        "{}:{}",
+        built("host").parent().expect("a folder").display(),
+        std::env::var("PATH").expect("a path")
+    );
+    let pods: Vec<Process> = (0..2)
+        .map(|index: usize| {
+            let mut pod = std::process::Command::new(&words[0]);
+            pod.args(&words[1..])
+                .current_dir(home.path(""))
+                .env_clear()
+                .env("HOME", home.path(""))
+                .env("PATH", &path)
+                .envs(env.iter().map(|(name, value)| (name, value)))
+                .env("JOB_COMPLETION_INDEX", index.to_string());
+            Process::start(&mut pod)
+        })
+        .collect();
+    for pod in pods {
+        drop(pod.output().succeeded());
+    }
+    assert_eq!(home.checkpoints("train").last(), Some(&20));
 }

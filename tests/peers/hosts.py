@@ -1,13 +1,12 @@
-"""Two hosts on one machine: network and host name namespaces that a virtual cable connects."""
+"""Two hosts on one machine: namespaces with a network and a host name, which a virtual cable connects."""
 
 import contextlib
 import os
 import shutil
 import subprocess
 import sys
-import time
 
-from program import fail
+from program import fail, wait_for
 
 ADDRESSES = {"hosta": "10.77.0.1", "hostb": "10.77.0.2"}
 
@@ -17,7 +16,7 @@ def enter_user_namespace():
     machine has no network namespaces."""
     if subprocess.run(["unshare", "-n", "true"], stderr=subprocess.DEVNULL, check=False).returncode == 0:
         return True
-    command = ["unshare", "--user", "--map-root-user", "--net", "--uts"]
+    command = ["unshare", "--user", "--map-root-user", "--net", "--uts", "--mount"]
     if subprocess.run([*command, "true"], stderr=subprocess.DEVNULL, check=False).returncode == 0:
         os.execvp(command[0], [*command, sys.executable, *sys.argv])
     return False
@@ -26,40 +25,43 @@ def enter_user_namespace():
 class Host:
     """A namespace, in which programs run."""
 
-    def __init__(self, name):
+    def __init__(self, name, names):
         self.name = name
         self.address = ADDRESSES[name]
-        script = f"hostname {name}; exec sleep infinity"
-        self.holder = subprocess.Popen(["unshare", "--net", "--uts", "sh", "-c", script])
-        self.inside = ["nsenter", "-t", str(self.holder.pid), "--net", "--uts", "--"]
+        script = f"mount --bind {names} /etc/hosts && hostname {name} && exec sleep infinity"
+        self.holder = subprocess.Popen(["unshare", "--net", "--uts", "--mount", "sh", "-c", script])
+        self.inside = ["nsenter", "-t", str(self.holder.pid), "--net", "--uts", "--mount", "--"]
 
     def run(self, *command):
         subprocess.run([*self.inside, *command], check=True)
 
-    def start(self, command, log, **variables):
+    def start(self, command, log, cwd=None, **variables):
         """Starts a program with its output in a file."""
         with open(log, "w") as out:
             return subprocess.Popen(
                 [*self.inside, *(str(word) for word in command)],
                 stdout=out,
                 stderr=subprocess.STDOUT,
+                cwd=cwd,
                 env=os.environ | {key: str(value) for key, value in variables.items()},
             )
 
 
 @contextlib.contextmanager
-def two_hosts():
-    """Yields two connected hosts."""
+def two_hosts(folder):
+    """Yields two connected hosts, which know each other's names. Writes a file to the folder."""
     if not shutil.which("ip"):
         fail("the test of two hosts needs the program ip, of the package iproute2")
     hosts = []
+    names = folder / "hosts"
+    lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in ADDRESSES.items())]
+    names.write_text("\n".join(lines) + "\n")
     try:
-        hosts = [Host(name) for name in ADDRESSES]
-        # Until unshare has run, the holders are in the namespace of this program.
-        own = os.readlink("/proc/self/ns/net")
+        hosts = [Host(name, names) for name in ADDRESSES]
         for host in hosts:
-            while os.readlink(f"/proc/{host.holder.pid}/ns/net") == own:
-                time.sleep(0.01)
+            # The holder is ready when it sleeps.
+            command = f"/proc/{host.holder.pid}/comm"
+            wait_for(host.name, lambda command=command: open(command).read() == "sleep\n", 20)
         a, b = (str(host.holder.pid) for host in hosts)
         cable = [
             "ip",

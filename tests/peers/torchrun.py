@@ -3,6 +3,7 @@
 Usage: torchrun.py HOST FOLDER
 """
 
+import json
 import os
 import pathlib
 import re
@@ -130,16 +131,23 @@ def errors(host, folder):
 
 
 def on_two_hosts(host, folder):
-    with two_hosts() as hosts:
-        a, b = hosts
+    """The example's script starts two ranks on each of two hosts."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    words = dict(zip(*[iter(training(host, folder, "train")[2:])] * 2, strict=True))
+    settings = {name.removeprefix("--").replace("-", "_"): value for name, value in words.items()}
+    lines = [
+        f"{name} = {json.dumps(value if isinstance(value, int) else str(value))}"
+        for name, value in settings.items()
+    ]
+    lines = [line.replace('= "', '= ["') + "]" if line.startswith("data = ") else line for line in lines]
+    (folder / "train.toml").write_text("\n".join(lines) + "\n")
+    variables = {"TORCHRUN": " ".join(TORCHRUN), "PATH": f"{host.parent}:{os.environ['PATH']}"}
+    with two_hosts(folder) as hosts:
         runs = []
-        for number, place in enumerate(hosts):
+        for place in hosts:
             log = folder / f"{place.name}.log"
-            words = [*TORCHRUN, "--nnodes", 2, "--nproc-per-node", 2, "--rdzv-backend", "c10d"]
-            words += ["--rdzv-endpoint", f"{a.address}:29601", "--rdzv-id", "two", "--no-python"]
-            words += ["--local-addr", place.address, "--rdzv-conf", f"is_host={1 - number}"]
-            words += training(host, folder, "two-hosts")
-            runs.append((place.start(words, log), log))
+            words = [root / "examples/cluster/torchrun.sh", hosts[0].name]
+            runs.append((place.start(words, log, folder, **variables), log))
         for process, log in runs:
             if finish(process, log) != 0:
                 fail(f"exit code {process.returncode}:\n{log.read_text()}")
@@ -157,10 +165,10 @@ def on_two_hosts(host, folder):
             ],
             folder / "four.log",
         )
-        if manifest(folder, "two-hosts") != manifest(folder, "four"):
+        if manifest(folder, "train") != manifest(folder, "four"):
             fail("two hosts with two ranks each give another result than one host with four ranks")
         print("torchrun, two hosts: the result equals that of one host")
-        cut_cable(host, folder, a, b)
+        cut_cable(host, folder, *hosts)
 
 
 def cut_cable(host, folder, a, b):

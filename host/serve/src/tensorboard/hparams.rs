@@ -16,12 +16,15 @@ use super::seconds;
 
 /// The configuration keys that describe how a run was executed, not what was trained. They are omitted from
 /// comparisons of runs.
-pub const HOST_SETTINGS: [&str; 12] = [
+pub const HOST_SETTINGS: [&str; 15] = [
     "runs_dir",
     "name",
     "listen",
     "preflight",
     "system_metrics_secs",
+    "resume",
+    "rank_timeout_secs",
+    "rank_start_secs",
     "read_token_env",
     "control_token_env",
     "tls",
