@@ -251,7 +251,11 @@ mod tests {
         let run = command.find_subcommand("run").expect("run");
         let mut flags: Vec<String> = run
             .get_arguments()
-            .filter(|arg| arg.get_long().is_some_and(|long| long != "json"))
+            // These two concern a command, not a run.
+            .filter(|arg| {
+                arg.get_long()
+                    .is_some_and(|long| !["json", "nproc"].contains(&long))
+            })
             .map(|arg| {
                 let name = arg.get_long().expect("long").replace('-', "_");
                 assert_eq!(name, arg.get_id().as_str());

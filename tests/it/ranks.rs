@@ -755,6 +755,64 @@ fn all_ranks_follow_the_requests_of_observers_and_clients() {
     );
 }
 
+/// A metric that fails on one rank has no value anywhere. The lead applies its policy.
+#[test]
+fn a_metric_that_fails_on_one_rank_has_no_value() {
+    if !is_on_cpu() {
+        return;
+    }
+    let home = Home::new();
+    let metric = Fixture::metric("partial").build(&home.path(""));
+    let run = |name: &str, failing: &str, policy: &str| -> Vec<Output> {
+        let plugin = format!("{}:on_error={policy}", metric.display());
+        let args = ["run", "tiny.toml", "--name", name, "--plugin", &plugin];
+        let port = free_port().to_string();
+        let start = |rank: &str| {
+            let env = [
+                ("RANK", rank),
+                ("WORLD_SIZE", "2"),
+                ("MASTER_ADDR", "127.0.0.1"),
+                ("MASTER_PORT", &port),
+                ("FAIL_ON_RANK", failing),
+            ];
+            home.start_with(&env, &args)
+        };
+        let ranks = ["0", "1"].map(start);
+        ranks.into_iter().map(Process::output).collect()
+    };
+    for output in run("sound", "none", "warn") {
+        drop(output.succeeded());
+    }
+    assert_eq!(curve(&home.run_dir("sound"), "loss/mean").len(), 4);
+    for failing in ["0", "1"] {
+        let name = format!("failing-{failing}");
+        for output in run(&name, failing, "disable_after=2") {
+            drop(output.succeeded());
+        }
+        let folder = home.run_dir(&name);
+        assert_eq!(curve(&folder, "loss/mean"), []);
+        assert_eq!(curve(&folder, "loss/eval").len(), 4);
+        let events = format!("{:?}", events_of(&folder));
+        let whom = if failing == "1" { ", on rank 1 (" } else { "" };
+        let fault = format!("update fails on this rank{whom}");
+        assert_eq!(events.matches(&fault).count(), 2, "{events}");
+        assert!(events.contains("it failed 2 times in a row"), "{events}");
+    }
+    let [lead, follower] = &run("ended", "1", "fail")[..] else {
+        panic!("two ranks");
+    };
+    let (error, _) = lead.failed_with(3);
+    assert!(
+        error.contains("update fails on this rank, on rank 1 ("),
+        "{error}"
+    );
+    assert!(
+        error_of(follower).starts_with("rank 0 ended the run"),
+        "{follower}"
+    );
+    assert_eq!(home.checkpoints("ended"), [5]);
+}
+
 /// Runs the Slurm script with programs in place of `srun` and `scontrol`. `srun` gives the ranks Slurm's variables.
 #[test]
 fn the_slurm_script_resumes_after_the_time_limit() {

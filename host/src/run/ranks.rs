@@ -235,7 +235,14 @@ fn follow(plan: &Plan, console: &Console, collective: Collective) -> Result<Stop
     drop(emits);
     drop(signals);
     let _ = printer.join();
-    Ok(outcome?.reason)
+    match outcome?.reason {
+        StopReason::Failed => Err(Error::new(
+            ErrorKind::System,
+            "rank 0 ended the run after the failure of a plugin",
+        )
+        .hint("see the error of rank 0")),
+        reason => Ok(reason),
+    }
 }
 
 /// Returns the lead's configuration with the devices and paths of this rank.

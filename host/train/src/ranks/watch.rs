@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -160,6 +161,16 @@ impl Watch {
         limit: Duration,
     ) -> Result<Self> {
         let now = Instant::now();
+        // A rank that dies before its first sign of life is noticed, too.
+        let unseen = Beat {
+            number: 0,
+            phase: Phase::Unlimited("connecting".to_owned()),
+            phase_secs: 0.0,
+            begun: 0,
+            measured: Measured::default(),
+        };
+        let watched = watched_by(rank, cards.len());
+        let beats = watched.map(|rank| (rank, (unseen.clone(), now))).collect();
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 phase: Phase::Unlimited("preparing".to_owned()),
@@ -171,7 +182,7 @@ impl Watch {
                 found: None,
                 failed: None,
                 verdict: None,
-                beats: BTreeMap::new(),
+                beats,
                 measured: Measured::default(),
                 answered: now,
                 control: None,
@@ -313,7 +324,7 @@ impl Watch {
         let Shared { rank, cards, .. } = &*self.shared;
         self.publish(left_key(*rank), b"1".to_vec());
         let deadline = Instant::now() + LEAVING;
-        let others = if *rank == 0 { 1..cards.len() } else { 0..0 };
+        let others = watched_by(*rank, cards.len()).filter(|_| *rank == 0);
         for rank in others {
             let mut state = self.shared.lock();
             state.wanted = Some(left_key(rank));
@@ -537,9 +548,7 @@ impl Watcher {
         if let Some(verdict) = self.store.get(VERDICT)? {
             self.accept(&verdict);
         }
-        let is_lead = shared.rank == 0;
-        let watched = if is_lead { 1..shared.cards.len() } else { 0..1 };
-        for rank in watched {
+        for rank in watched_by(shared.rank, shared.cards.len()) {
             let Some(beat) = self.read_beat(rank)? else {
                 continue;
             };
@@ -648,6 +657,14 @@ impl Watcher {
     fn read_beat(&self, rank: usize) -> Result<Option<Beat>> {
         let value = self.store.get(&beat_key(rank))?;
         Ok(value.and_then(|value| serde_json::from_slice(&value).ok()))
+    }
+}
+
+/// Returns the ranks that a rank watches: the lead watches all others, and the others watch the lead.
+fn watched_by(rank: usize, size: usize) -> Range<usize> {
+    match rank {
+        0 => 1..size,
+        _ => 0..1,
     }
 }
 
