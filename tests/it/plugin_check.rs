@@ -383,9 +383,13 @@ fn each_is_found(kind: &'static str, defects: &[(&'static str, &str)]) {
         let library = Fixture::defect(kind, defect).build(&home.path(""));
         let (report, _) = check(&home, &library, &["--time-limit", "4"]);
         let mut found = found(&report);
-        // On a busy machine, every load can be slow.
-        found.extend(["loads-quickly"]);
-        let expected = BTreeSet::from([test, "loads-quickly"]);
+        // On a busy machine, every load can be slow. The stacks of threads that were not joined are memory, too.
+        let possible: &[&str] = match defect {
+            "leaks-threads" => &["loads-quickly", "no-growth-in-memory"],
+            _ => &["loads-quickly"],
+        };
+        found.extend(possible);
+        let expected: BTreeSet<&str> = possible.iter().copied().chain([test]).collect();
         assert_eq!(found, expected, "{kind} {defect}\n{report:#}");
         let outcome = outcome(&report, test);
         assert!(matches!(outcome, "failed" | "warned"), "{outcome}");

@@ -790,9 +790,9 @@ fn a_metric_that_fails_on_one_rank_has_no_value() {
             drop(output.succeeded());
         }
         let folder = home.run_dir(&name);
-        assert_eq!(curve(&folder, "loss/mean"), []);
         assert_eq!(curve(&folder, "loss/eval").len(), 4);
         let events = format!("{:?}", events_of(&folder));
+        assert!(!events.contains("loss/mean"), "{events}");
         let whom = if failing == "1" { ", on rank 1 (" } else { "" };
         let fault = format!("update fails on this rank{whom}");
         assert_eq!(events.matches(&fault).count(), 2, "{events}");
@@ -868,7 +868,7 @@ exit "$code"
     let run = format!("job-{job}");
     let first = start();
     let begin = Instant::now();
-    while !home.checkpoints(&run).contains(&50) {
+    while !home.checkpoint(&run, 50).exists() {
         assert!(begin.elapsed() < Duration::from_secs(100), "no checkpoint");
         thread::sleep(Duration::from_millis(10));
     }
