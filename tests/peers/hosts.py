@@ -36,13 +36,12 @@ class Host:
         subprocess.run([*self.inside, *command], check=True)
 
     def start(self, command, log, cwd=None, **variables):
-        """Starts a program with its output in a file."""
+        """Starts a program with its output in a file. nsenter itself changes to the root folder."""
         with open(log, "w") as out:
             return subprocess.Popen(
-                [*self.inside, *(str(word) for word in command)],
+                [*self.inside, "env", "-C", str(cwd or "/"), *(str(word) for word in command)],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                cwd=cwd,
                 env=os.environ | {key: str(value) for key, value in variables.items()},
             )
 
