@@ -219,7 +219,7 @@ fn when_a_rank_is_killed_all_end_and_the_repeated_command_resumes_exactly() {
                 .map(|rank| error_of(&rank.output()))
                 .collect();
             let took = begin.elapsed();
-            assert!(took < Duration::from_secs(10), "{took:?}");
+            assert!(took < Duration::from_secs(30), "{took:?}");
             let named = match victim {
                 0 => "and with it rank 0 (".to_owned(),
                 _ => format!("rank {victim} ("),
@@ -285,7 +285,7 @@ fn a_rank_can_be_killed_at_any_moment() {
             let killed = ranks.remove(victim);
             let survivor = ranks.remove(0).output();
             assert!(
-                begin.elapsed() < Duration::from_secs(15),
+                begin.elapsed() < Duration::from_secs(40),
                 "{:?}: {survivor}",
                 begin.elapsed()
             );
@@ -325,7 +325,7 @@ fn a_stopped_rank_is_named_after_the_time_limit() {
             .collect();
         let took = begin.elapsed();
         assert!(
-            took >= Duration::from_secs(4) && took < Duration::from_secs(13),
+            took >= Duration::from_secs(4) && took < Duration::from_secs(30),
             "{took:?}"
         );
         // A stopped lead also stops the store, which it serves.
