@@ -12,6 +12,7 @@ mod watch;
 
 use std::cell::{Cell, RefCell};
 use std::mem;
+use std::path::Path;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -462,6 +463,14 @@ fn connect(
     watch: &Watch,
 ) -> Result<(Group, Store)> {
     let interfaces = std::env::var("GLOO_SOCKET_IFNAME").unwrap_or_default();
+    let missing = |name: &&str| !Path::new("/sys/class/net").join(name).exists();
+    if let Some(name) = interfaces.split(',').find(missing) {
+        let message =
+            format!("GLOO_SOCKET_IFNAME names a network interface that does not exist: {name}");
+        return Err(
+            Error::new(ErrorKind::Config, message).hint("list the interfaces with `ip link`")
+        );
+    }
     let address = address(launch.rank, cards, !interfaces.is_empty())?;
     // A rank without an address fails before any rank starts to connect.
     watch.publish(

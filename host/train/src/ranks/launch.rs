@@ -59,6 +59,9 @@ impl Launch {
     fn plain(var: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
         let size = required(var, "WORLD_SIZE", "RANK")?;
         let rank = required(var, "RANK", "WORLD_SIZE")?;
+        if size == 0 {
+            return Err(wrong("WORLD_SIZE is 0, but must be at least 1".to_owned()));
+        }
         let is_alone = size == 1;
         let address = match var("MASTER_ADDR") {
             Some(address) => address,
@@ -240,6 +243,10 @@ mod tests {
         assert_eq!(
             refusal(&[("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "a")]),
             "WORLD_SIZE is set, but MASTER_PORT is not"
+        );
+        assert_eq!(
+            refusal(&[("RANK", "0"), ("WORLD_SIZE", "0")]),
+            "WORLD_SIZE is 0, but must be at least 1"
         );
         assert_eq!(
             refusal(&[("RANK", "two"), ("WORLD_SIZE", "2")]),
