@@ -27,6 +27,9 @@ fn main() {
         .warnings_into_errors(true)
         .files(SOURCES.map(|name| format!("torch_shim/{name}.cpp")))
         .compile("host_torch_shim");
+    // libtorch_cuda also defines some of gloo's functions. torch-sys links it first, and the program would then need
+    // CUDA's libraries to start.
+    println!("cargo::rustc-link-lib=torch_cpu");
     for name in SOURCES {
         println!("cargo::rerun-if-changed=torch_shim/{name}.cpp");
     }

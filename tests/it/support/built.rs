@@ -29,7 +29,16 @@ fn build() -> PathBuf {
         .expect("cargo runs");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
+    assert_starts(&folder.join("host"));
     folder.to_owned()
+}
+
+/// Checks that the program starts. Otherwise, for example without a shared library, each test would wait in vain.
+fn assert_starts(program: &Path) {
+    let version = Command::new(program).arg("--version").output();
+    let version = version.expect("the program starts");
+    let errors = String::from_utf8_lossy(&version.stderr);
+    assert!(version.status.success(), "host --version failed: {errors}");
 }
 
 /// Returns a command for the cargo that runs the tests. The command has the same environment as in a shell.
