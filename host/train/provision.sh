@@ -129,9 +129,11 @@ mkdir -p "$partial/tmp"
 printf 'libtorch %s: installing for %s\n' "$version" "$(printf '%s, ' "${missing[@]}" | sed 's/, $//')"
 install "$partial/site-packages" "${missing[@]}"
 if usable "$site/torch"; then
-	# A new and an installed package can have files in the same folder, so the two trees are merged:
-	# the installed files are added to the new tree, as hard links.
-	cp -al "$site/." "$partial/site-packages/"
+	# A new and an installed package can have files in the same folder, so the two trees are merged, as hard links.
+	# A new file replaces an installed one.
+	mv "$partial/site-packages" "$partial/new"
+	cp -al "$site" "$partial/site-packages"
+	cp -alf "$partial/new/." "$partial/site-packages/"
 fi
 rm -rf "$site"
 mv "$partial/site-packages" "$site" # one rename, so that an installation is never incomplete

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::root;
+use crate::support::{built, root};
 
 /// Each entry names a workspace crate, and the workspace crates that it may depend on.
 const ROOMS: &[(&str, &[&str])] = &[
@@ -16,6 +16,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("host-proto", &[]),
     ("host-plugin-abi", &[]),
     ("host-train", &["host-core"]),
+    ("host-nccl", &[]),
     ("host-store", &["host-core"]),
     ("host-plugin", &["host-core", "host-plugin-abi"]),
     (
@@ -43,7 +44,7 @@ const TESTS: [&str; 3] = ["host-tests", "host-fuzz", "test-hub"];
 /// Each entry names an external crate, and the only workspace crates that may use it.
 const CONFINED: &[(&str, &[&str])] = &[
     ("tch", &["host-train"]),
-    ("torch-sys", &["host-train"]),
+    ("torch-sys", &["host-train", "host-nccl"]),
     ("libloading", &["host-plugin"]),
     ("tonic", &["host-serve", "host-proto"]),
     ("tokio", &["host-serve"]),
@@ -226,6 +227,19 @@ fn folders_of_a_crate_have_no_circular_dependencies() {
             "{source}: these folders have circular dependencies: {arrows:?}"
         );
     }
+}
+
+/// The program starts on machines without CUDA's libraries, even if the libtorch of the build contains CUDA.
+#[test]
+fn the_program_does_not_depend_on_cuda() {
+    let output = Command::new("readelf")
+        .arg("--dynamic")
+        .arg(built("host"))
+        .output();
+    let output = output.expect("readelf, which the C++ compiler needs, too");
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(table.contains("libtorch_cpu"), "{table}");
+    assert!(!table.contains("cuda"), "{table}");
 }
 
 #[test]

@@ -12,7 +12,8 @@ export PYTHONPATH=$PWD/.libtorch/site-packages:$PWD/.peers/site-packages HF_HUB_
 export GOLDEN=$PWD/target/golden
 
 python3 tests/peers/golden.py "$GOLDEN"
-cargo test --release --locked -p host-train --features peers --lib -- parity
+cargo build --release --locked --quiet -p host-nccl # again, now with the headers of CUDA and NCCL
+cargo test --release --locked -p host-train --features peers --lib -- parity nccl
 rm -rf target/peers
 python3 tests/peers/checkpoints.py target/release/host target/peers
 python3 tests/peers/metrics.py target/release/host target/peers/metrics

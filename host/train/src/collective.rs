@@ -91,6 +91,17 @@ impl Collective {
         self.share().rank == 0
     }
 
+    /// Lets the processes exchange tensors on `device`, which differs between the processes of a machine.
+    ///
+    /// # Errors
+    /// Returns an error if NCCL is not available or fails.
+    pub(crate) fn connect(&self, device: Device) -> Result<()> {
+        match (device, self.peers()) {
+            (Device::Cuda(index), Some(ranks)) => ranks.connect_cuda(index),
+            _ => Ok(()),
+        }
+    }
+
     /// Returns this process's number among those of the same machine, and their number.
     pub(crate) fn local(&self) -> (usize, usize) {
         self.ranks.as_ref().map_or((0, 1), |ranks| ranks.local())
@@ -164,7 +175,7 @@ impl Collective {
     /// # Errors
     /// Returns an error if another rank fails; so do the functions below.
     pub(crate) fn sum(&self, tensor: Tensor, what: &str) -> Result<Tensor> {
-        if let Some((ranks, group)) = self.group() {
+        if let Some((ranks, group)) = self.group(tensor.device()) {
             let work = ranks.begun(group.all_reduce(&tensor), what)?;
             ranks.complete(work, what)?;
         }
@@ -177,10 +188,10 @@ impl Collective {
         tensors: impl IntoIterator<Item = &'a Tensor>,
         what: &str,
     ) -> Result<()> {
-        let Some((ranks, group)) = self.group() else {
-            return Ok(());
-        };
         for tensor in tensors {
+            let Some((ranks, group)) = self.group(tensor.device()) else {
+                return Ok(());
+            };
             let tensor = tensor.detach();
             let work = ranks.begun(group.broadcast(&tensor), what)?;
             ranks.complete(work, what)?;
@@ -190,7 +201,7 @@ impl Collective {
 
     /// Returns buckets that sum the gradients of `params` over all processes.
     pub(crate) fn gradients(&self, params: &[Param], device: Device) -> Result<Gradients> {
-        let Some((ranks, group)) = self.group() else {
+        let Some((ranks, group)) = self.group(device) else {
             return Ok(Gradients { summed: None });
         };
         // The backward pass completes the gradients in this order, approximately.
@@ -225,7 +236,7 @@ impl Collective {
 
     /// Returns the decision of the lead process.
     pub(crate) fn agree<T: Serialize + DeserializeOwned>(&self, own: T, what: &str) -> Result<T> {
-        let Some((ranks, group)) = self.group() else {
+        let Some((ranks, group)) = self.group(Device::Cpu) else {
             return Ok(own);
         };
         let json = if self.is_lead() {
@@ -296,9 +307,9 @@ impl Collective {
         self.ranks.as_deref().filter(|ranks| ranks.size() > 1)
     }
 
-    fn group(&self) -> Option<(&Rc<Ranks>, &torch_shim::Group)> {
+    fn group(&self, device: Device) -> Option<(&Rc<Ranks>, &torch_shim::Group)> {
         let ranks = self.ranks.as_ref()?;
-        Some((ranks, ranks.group()?))
+        Some((ranks, ranks.group(device)?))
     }
 }
 

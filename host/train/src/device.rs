@@ -30,7 +30,10 @@ pub(crate) fn parse(device: &str, (local_rank, local_size): (usize, usize)) -> R
             })?,
     };
     match cuda_devices() {
-        Ok(count) if wanted < count => Ok(Device::Cuda(wanted)),
+        Ok(count) if wanted < count => {
+            torch_shim::set_cuda_device(wanted)?;
+            Ok(Device::Cuda(wanted))
+        }
         Ok(count) if local_size > 1 && count > 0 => {
             let message =
                 format!("{local_size} ranks run on this machine, which has {count} CUDA devices");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use host_core::{Error, ErrorKind, Result, Step};
+use host_core::{Result, Step};
 
 use self::briefing::{Briefing, Position};
 use self::origin::Origin;
@@ -67,11 +67,6 @@ impl Trainer {
     ) -> Result<Self> {
         let threads = set_up_libtorch(config, &collective)?;
         let device = device::parse(&config.device, collective.local())?;
-        if device.is_cuda() && collective.size() > 1 {
-            let message = "several ranks cannot train on CUDA devices yet";
-            return Err(Error::new(ErrorKind::Config, message)
-                .hint("use --device cpu, or train in one process without a launcher"));
-        }
         let Basis {
             origin,
             corpus,
@@ -89,6 +84,7 @@ impl Trainer {
         let memory = memory::check(config, &model_config.shape, device, neighbors)?;
         warnings.extend(memory.warning);
         collective.compare(&fingerprint.facts())?;
+        collective.connect(device)?;
         let position = briefing.share_position(position, config.seq_length, &collective)?;
         let collective = match briefing.global_batch {
             Some(_) => collective.seeding_dropout(),

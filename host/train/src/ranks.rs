@@ -7,11 +7,14 @@
 
 mod card;
 mod launch;
+mod lifeline;
 mod meeting;
 mod watch;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::io;
 use std::mem;
+use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 use std::thread;
@@ -22,14 +25,19 @@ use host_core::{Control, Error, ErrorKind, Result};
 use self::card::Card;
 pub use self::card::Facts;
 pub use self::launch::Launch;
+use self::meeting::{Line, Meeting};
 use self::watch::Watch;
 pub(crate) use self::watch::{Measured, Phase};
 use crate::torch_shim::{self, Group, Store, Work};
+use tch::Device;
 
 /// How long a rank waits before it asks its watch whether another rank has failed.
 const SLICE: Duration = Duration::from_millis(200);
 /// How long the ranks try to connect to each other after they have met.
 const CONNECTION: Duration = Duration::from_secs(60);
+/// How long an attempt to connect to the store takes, and the pause between two attempts.
+const CONNECTION_ATTEMPT: Duration = Duration::from_secs(2);
+const ATTEMPTS: Duration = Duration::from_millis(50);
 /// How long a rank that serves the store waits after an error that all ranks find by themselves, so that they can
 /// still read the store.
 const LINGERING: Duration = Duration::from_millis(400);
@@ -65,8 +73,10 @@ pub struct Ranks {
 /// The connections to the other ranks.
 #[derive(Debug)]
 struct Peers {
-    /// Always `Some`, until this value is dropped.
+    /// Exchanges tensors in main memory. Always `Some`, until this value is dropped.
     group: Option<Group>,
+    /// Exchanges tensors on CUDA devices, if the ranks train on them.
+    cuda: OnceCell<Group>,
     watch: Watch,
     /// Keeps the store alive, if this process serves it. The group uses it, too.
     store: Option<Store>,
@@ -104,25 +114,41 @@ impl Ranks {
         let prefix = format!("host/{}", launch.job.as_deref().unwrap_or("-"));
         let store = open_store(&launch, serves, &prefix, limits.start)
             .inspect_err(|error| refuse(&launch, &prefix, error))?;
-        let card = Card::new(facts, (&launch.address, launch.port));
+        let (line, port) = match launch.rank {
+            0 => {
+                let listener = lifeline::listen();
+                let own = listener.as_ref().and_then(|own| own.local_addr().ok());
+                (Line::Listen(listener), own.map_or(0, |own| own.port()))
+            }
+            _ => (Line::Connect(&launch.address), 0),
+        };
+        let card = Card::new(facts, (&launch.address, launch.port), port);
         let place = (launch.rank, launch.size);
-        let meeting = meeting::meet(&store, place, &card, limits.start, say)?;
-        let (nonce, cards) = (meeting.nonce, meeting.cards);
+        let Meeting {
+            nonce,
+            cards,
+            lifelines,
+        } = meeting::meet(&store, place, &card, line, limits.start, say)
+            .map_err(|error| gone(&launch, error))?;
         card::compare(&cards).inspect_err(|_| linger(serves))?;
         let watching = open_store(&launch, false, &format!("{prefix}/{nonce}"), limits.start)?;
         let address = format!("{}:{}", launch.address, launch.port);
         let watch = Watch::start(
             watching,
+            lifelines,
             address,
             launch.rank,
             cards.clone(),
             limits.silence,
         )?;
-        let (group, store) = connect((store, &nonce), &launch, &cards, &watch)
-            .inspect_err(|error| watch.fail(error, serves))?;
+        // Until the others know of an error, the store must live.
+        let tell = |error: &Error| watch.fail(error, serves);
+        let own = own_address(&launch, &cards, &watch).inspect_err(tell)?;
+        let (group, store) = connect((store, &nonce), place, own, &watch).inspect_err(tell)?;
         torch_shim::close_on_exec();
         let peers = Peers {
             group: Some(group),
+            cuda: OnceCell::new(),
             watch,
             store: Some(store),
             is_broken: Cell::new(false),
@@ -235,9 +261,43 @@ impl Ranks {
             .map_or(Duration::ZERO, |peers| peers.waited.get())
     }
 
-    /// Returns the group, or `None` if there is only one rank.
-    pub(crate) fn group(&self) -> Option<&Group> {
-        self.peers.as_ref()?.group.as_ref()
+    /// Returns the group for tensors on `device`, or `None` if there is only one rank.
+    pub(crate) fn group(&self, device: Device) -> Option<&Group> {
+        let peers = self.peers.as_ref()?;
+        match device.is_cuda() {
+            true => peers.cuda.get(),
+            false => peers.group.as_ref(),
+        }
+    }
+
+    /// Connects the ranks' CUDA devices with NCCL. `device` is that of this rank, and CUDA must be loaded.
+    ///
+    /// # Errors
+    /// Returns an error if NCCL is not available or fails.
+    pub(crate) fn connect_cuda(&self, device: usize) -> Result<()> {
+        let Some(Peers { cuda, store, .. }) = &self.peers else {
+            return Ok(());
+        };
+        let Some(store) = store else {
+            return Ok(());
+        };
+        // NCCL waits for a rank that dies now. The watch then ends this process.
+        self.phase(Phase::Computing(
+            "the connection of the CUDA devices".to_owned(),
+        ));
+        let place = (self.rank(), self.size());
+        let library = std::env::current_exe().unwrap_or_default();
+        let library = library.with_file_name("libhost_nccl.so");
+        let group =
+            Group::open_nccl((store, "nccl"), place, device, &library).map_err(|error| {
+                let why = error.message();
+                let message =
+                    format!("the ranks' CUDA devices cannot be connected with NCCL: {why}");
+                Error::new(ErrorKind::System, message).hint(NCCL)
+            })?;
+        let _ = cuda.set(group);
+        self.phase(Phase::Unlimited("preparing".to_owned()));
+        Ok(())
     }
 
     /// Waits until an operation of the group is complete.
@@ -292,14 +352,14 @@ impl Ranks {
     /// # Errors
     /// Returns an error if a rank fails.
     pub(crate) fn gather(&self, own: &[u8], operation: &str) -> Result<Vec<Vec<u8>>> {
-        let Some(group) = self.group() else {
+        let Some(group) = self.group(Device::Cpu) else {
             return Ok(vec![own.to_vec()]);
         };
         let gathered = |own: &tch::Tensor, all: &tch::Tensor| {
             let work = self.begun(group.all_gather(all, own), operation)?;
             self.complete(work, operation)
         };
-        let options = (tch::Kind::Int64, tch::Device::Cpu);
+        let options = (tch::Kind::Int64, Device::Cpu);
         let length = tch::Tensor::from_slice(&[own.len() as i64]);
         let lengths = tch::Tensor::zeros([self.size() as i64], options);
         gathered(&length, &lengths)?;
@@ -313,7 +373,7 @@ impl Ranks {
         let own = tch::Tensor::from_slice(&padded);
         let all = tch::Tensor::zeros(
             [(self.size() * longest) as i64],
-            (tch::Kind::Uint8, tch::Device::Cpu),
+            (tch::Kind::Uint8, Device::Cpu),
         );
         gathered(&own, &all)?;
         let all = Vec::<u8>::try_from(&all).map_err(unreadable)?;
@@ -417,6 +477,7 @@ impl Drop for Peers {
         if self.is_broken.get() {
             // c10d would wait for the operations in progress.
             mem::forget(self.group.take());
+            mem::forget(self.cuda.take());
             mem::forget(self.store.take());
         }
     }
@@ -425,7 +486,11 @@ impl Drop for Peers {
 /// Opens the store at which the ranks meet.
 fn open_store(launch: &Launch, serves: bool, prefix: &str, patience: Duration) -> Result<Store> {
     let Launch { address, port, .. } = launch;
-    let opened = Store::open(address, *port, serves, prefix, patience);
+    let reached = match serves {
+        true => Ok(()),
+        false => wait_for_listener((address, *port), patience),
+    };
+    let opened = reached.and_then(|()| Store::open(address, *port, serves, prefix, patience));
     opened.map(|(store, _)| store).map_err(|error| {
         let is_taken = error.message().contains("EADDRINUSE");
         let (why, hint) = match is_taken {
@@ -443,6 +508,42 @@ fn open_store(launch: &Launch, serves: bool, prefix: &str, patience: Duration) -
     })
 }
 
+/// Waits until a process accepts connections at an address. c10d's own attempts have pauses of up to seconds.
+fn wait_for_listener(address: (&str, u16), patience: Duration) -> Result<()> {
+    let deadline = Instant::now() + patience;
+    let attempt = || {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for one in address.to_socket_addrs()? {
+            match TcpStream::connect_timeout(&one, CONNECTION_ATTEMPT) {
+                Ok(_) => return Ok(()),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    };
+    loop {
+        match attempt() {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() > deadline => {
+                return Err(Error::new(ErrorKind::System, error.to_string()));
+            }
+            Err(_) => thread::sleep(ATTEMPTS),
+        }
+    }
+}
+
+/// Explains an error of the store during the meeting. The process that serves the store has ended.
+fn gone(Launch { address, port, .. }: &Launch, error: Error) -> Error {
+    if error.kind() != ErrorKind::System {
+        return error;
+    }
+    let why = error.message();
+    let message = format!("the store at {address}:{port} is gone, and with it rank 0: {why}");
+    Error::new(ErrorKind::System, message).hint(
+        "`host run --resume auto` starts or resumes the run when the launcher restarts the ranks",
+    )
+}
+
 /// Makes the other ranks end with `error`, if rank 0 cannot serve the store because another job's store has the port.
 /// The other ranks have joined that store.
 fn refuse(launch: &Launch, prefix: &str, error: &Error) {
@@ -450,18 +551,20 @@ fn refuse(launch: &Launch, prefix: &str, error: &Error) {
     if launch.rank == 0
         && let Ok((store, _)) = Store::open(&launch.address, launch.port, false, prefix, patience)
     {
-        let card = Card::new(Ok(Facts::new()), (&launch.address, launch.port));
+        let card = Card::new(Ok(Facts::new()), (&launch.address, launch.port), 0);
         meeting::refuse(&store, launch.size, &card, error);
     }
 }
 
-/// Connects all ranks with each other.
-fn connect(
-    (store, nonce): (Store, &str),
-    launch: &Launch,
-    cards: &[Card],
-    watch: &Watch,
-) -> Result<(Group, Store)> {
+/// Where a rank accepts connections.
+struct OwnAddress {
+    address: String,
+    /// The value of `GLOO_SOCKET_IFNAME`, which overrides the address if it is not empty.
+    interfaces: String,
+}
+
+/// Returns where this rank accepts connections, after all ranks have found this out.
+fn own_address(launch: &Launch, cards: &[Card], watch: &Watch) -> Result<OwnAddress> {
     let interfaces = std::env::var("GLOO_SOCKET_IFNAME").unwrap_or_default();
     let missing = |name: &&str| !Path::new("/sys/class/net").join(name).exists();
     if let Some(name) = interfaces.split(',').find(missing) {
@@ -480,14 +583,32 @@ fn connect(
     for rank in 0..launch.size {
         watch.wanted(format!("address/{rank}"))?;
     }
-    let place = (launch.rank, launch.size);
+    Ok(OwnAddress {
+        address,
+        interfaces,
+    })
+}
+
+/// Connects all ranks with each other.
+fn connect(
+    (store, nonce): (Store, &str),
+    place: (usize, usize),
+    own: OwnAddress,
+    watch: &Watch,
+) -> Result<(Group, Store)> {
     let (sender, connected) = sync_channel(1);
     let nonce = nonce.to_owned();
     // Gloo waits for a rank that dies now, so this thread cannot wait for Gloo.
     thread::Builder::new()
         .name("connect".to_owned())
         .spawn(move || {
-            let group = Group::open((&store, &nonce), place, &address, &interfaces, CONNECTION);
+            let group = Group::open(
+                (&store, &nonce),
+                place,
+                &own.address,
+                &own.interfaces,
+                CONNECTION,
+            );
             // This fails if the connection is no longer wanted. c10d would wait, so nothing is dropped.
             if let Err(unwanted) = sender.send((group, store)) {
                 mem::forget(unwanted.0);
@@ -511,6 +632,8 @@ fn connect(
         }
     }
 }
+
+const NCCL: &str = "NCCL_DEBUG=INFO prints details; if the library is missing, run `host/train/provision.sh --cuda` and `make build`, or train with --device cpu";
 
 const INTERFACE: &str =
     "set GLOO_SOCKET_IFNAME to the network interface that connects the machines, such as eth0";

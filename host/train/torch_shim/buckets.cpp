@@ -27,9 +27,8 @@ namespace {
 // the same layout. (c10d's Reducer changes its layout after the first step.)
 class Buckets {
   public:
-	Buckets(c10::intrusive_ptr<c10d::Backend> backend, std::vector<at::Tensor> params,
-	        int64_t capacity)
-	    : backend_(std::move(backend)), params_(std::move(params)), views_(params_.size()),
+	Buckets(const Group &group, std::vector<at::Tensor> params, int64_t capacity)
+	    : group_(group), params_(std::move(params)), views_(params_.size()),
 	      bucket_of_(params_.size()), complete_(params_.size()) {
 		std::vector<size_t> members;
 		int64_t bytes = 0;
@@ -80,7 +79,7 @@ class Buckets {
 		const auto &waited = buckets_.at(bucket);
 		if (waited.failure)
 			std::rethrow_exception(waited.failure);
-		return wait_for(*waited.work, limit);
+		return wait_for(*waited.work, limit, group_.is_on_cuda);
 	}
 
 	size_t size() const { return buckets_.size(); }
@@ -148,13 +147,13 @@ class Buckets {
 	void start(size_t n) {
 		std::vector<at::Tensor> tensors{buckets_[n].flat};
 		try {
-			buckets_[n].work = backend_->allreduce(tensors);
+			buckets_[n].work = group_.backend->allreduce(tensors);
 		} catch (...) {
 			buckets_[n].failure = std::current_exception();
 		}
 	}
 
-	c10::intrusive_ptr<c10d::Backend> backend_;
+	Group group_;
 	std::vector<at::Tensor> params_, views_;
 	std::vector<size_t> bucket_of_;
 	std::vector<bool> complete_;
@@ -174,7 +173,7 @@ int shim_buckets_new(Group *group, at::Tensor *const *params, size_t n, int64_t 
 		std::vector<at::Tensor> list;
 		for (size_t i = 0; i < n; i++)
 			list.push_back(*params[i]);
-		*buckets = new Buckets(group->backend, std::move(list), capacity);
+		*buckets = new Buckets(*group, std::move(list), capacity);
 		*count = (*buckets)->size();
 	});
 }

@@ -1,15 +1,18 @@
 // torch.distributed's C++ core, c10d, without Python: the store at which the ranks of a training meet, and the
 // process group whose collectives exchange tensors. The conventions are those of shim.cpp.
 
-#include <fcntl.h>
 #include <dirent.h>
+#include <dlfcn.h>
+#include <fcntl.h>
 
 #include <chrono>
 #include <cstdlib>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include <c10/util/env.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
@@ -32,8 +35,9 @@ at::Tensor *new_tensor(const std::vector<uint8_t> &bytes) {
 	return new at::Tensor(tensor);
 }
 
-Work *new_work(c10::intrusive_ptr<c10d::Work> work, std::vector<at::Tensor> tensors) {
-	return new Work{std::move(work), std::move(tensors)};
+Work *new_work(const Group &group, c10::intrusive_ptr<c10d::Work> work,
+               std::vector<at::Tensor> tensors) {
+	return new Work{std::move(work), std::move(tensors), group.is_on_cuda};
 }
 
 } // namespace
@@ -104,7 +108,31 @@ int shim_group_open(Store *store, const char *prefix, int rank, int size, const 
 		auto backend =
 		    c10::make_intrusive<c10d::ProcessGroupGloo>(prefixed, rank, size, options);
 		backend->setTimeout(std::chrono::hours(24 * 365));
-		*group = new Group{std::move(backend)};
+		*group = new Group{std::move(backend), false};
+	});
+}
+
+// Creates an NCCL process group of `size` ranks that meet under `prefix` in the store. This rank uses the CUDA device
+// `device`. `library` is the path of libhost_nccl.so. Waits for the other ranks without a time limit. As with Gloo,
+// operations have no time limit.
+int shim_group_open_nccl(Store *store, const char *prefix, int rank, int size, int device,
+                         const char *library, Group **group) {
+	return guarded([&] {
+		// c10d would end the process when another rank fails, before the reason is known. torchrun sets this variable.
+		c10::utils::set_env("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0", /*overwrite=*/true);
+		void *opened = dlopen(library, RTLD_NOW | RTLD_LOCAL);
+		if (!opened)
+			throw std::runtime_error(dlerror());
+		using Create = int(c10d::Store *, int, int, int, c10d::Backend **, char *, size_t);
+		auto *create = reinterpret_cast<Create *>(dlsym(opened, "host_nccl_backend"));
+		if (!create)
+			throw std::runtime_error(dlerror());
+		auto prefixed = c10::make_intrusive<c10d::PrefixStore>(prefix, store->store);
+		c10d::Backend *backend = nullptr;
+		char error[4096] = "";
+		if (create(prefixed.get(), rank, size, device, &backend, error, sizeof error) != 0)
+			throw std::runtime_error(error);
+		*group = new Group{c10::intrusive_ptr<c10d::Backend>::reclaim(backend), true};
 	});
 }
 
@@ -112,7 +140,7 @@ int shim_group_open(Store *store, const char *prefix, int rank, int size, const 
 int shim_group_all_reduce(Group *group, at::Tensor *tensor, Work **work) {
 	return guarded([&] {
 		std::vector<at::Tensor> tensors{*tensor};
-		*work = new_work(group->backend->allreduce(tensors), tensors);
+		*work = new_work(*group, group->backend->allreduce(tensors), tensors);
 	});
 }
 
@@ -120,20 +148,20 @@ int shim_group_all_reduce(Group *group, at::Tensor *tensor, Work **work) {
 int shim_group_broadcast(Group *group, at::Tensor *tensor, Work **work) {
 	return guarded([&] {
 		std::vector<at::Tensor> tensors{*tensor};
-		*work = new_work(group->backend->broadcast(tensors), tensors);
+		*work = new_work(*group, group->backend->broadcast(tensors), tensors);
 	});
 }
 
 // Starts to copy the ranks' tensors `own`, all of the same shape, to the rows of `all`.
 int shim_group_all_gather(Group *group, at::Tensor *all, at::Tensor *own, Work **work) {
 	return guarded([&] {
-		*work = new_work(group->backend->_allgather_base(*all, *own), {*all, *own});
+		*work = new_work(*group, group->backend->_allgather_base(*all, *own), {*all, *own});
 	});
 }
 
 // Waits at most `timeout_ms` for an operation, and stores in `*done` whether it is complete.
 int shim_work_wait(Work *work, int64_t timeout_ms, bool *done) {
-	return guarded([&] { *done = wait_for(*work->work, milliseconds(timeout_ms)); });
+	return guarded([&] { *done = wait_for(*work->work, milliseconds(timeout_ms), work->is_on_cuda); });
 }
 
 void shim_work_free(Work *work) { delete work; }

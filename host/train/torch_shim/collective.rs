@@ -1,6 +1,7 @@
 //! The Rust side of `collective.cpp` and `buckets.cpp`: stores, process groups and buckets of gradients.
 
 use std::ffi::{CString, c_char, c_int};
+use std::path::Path;
 use std::ptr;
 use std::time::Duration;
 
@@ -53,6 +54,15 @@ unsafe extern "C" {
         address: *const c_char,
         interfaces: *const c_char,
         timeout_ms: i64,
+        group: *mut *mut RawGroup,
+    ) -> c_int;
+    fn shim_group_open_nccl(
+        store: *mut RawStore,
+        prefix: *const c_char,
+        rank: c_int,
+        size: c_int,
+        device: c_int,
+        library: *const c_char,
         group: *mut *mut RawGroup,
     ) -> c_int;
     fn shim_group_all_reduce(
@@ -225,6 +235,35 @@ impl Group {
                 address.as_ptr(),
                 interfaces.as_ptr(),
                 millis(patience),
+                &mut group,
+            )
+        })?;
+        Ok(Self(group))
+    }
+
+    /// Connects this rank, which uses the CUDA device `device`, to the others with NCCL. `library` is the path of
+    /// `libhost_nccl.so`. CUDA must be loaded.
+    ///
+    /// # Errors
+    /// Returns an error if the library cannot be opened, or NCCL fails.
+    pub(crate) fn open_nccl(
+        (store, name): (&Store, &str),
+        (rank, size): (usize, usize),
+        device: usize,
+        library: &Path,
+    ) -> Result<Self> {
+        let (prefix, library) = (text(name)?, text(&library.to_string_lossy())?);
+        let mut group = ptr::null_mut();
+        // SAFETY: the store is open, the texts are null-terminated, and `group` receives the result. The library was
+        // built with the program, so its function has the expected signature.
+        checked(unsafe {
+            shim_group_open_nccl(
+                store.0,
+                prefix.as_ptr(),
+                number(rank),
+                number(size),
+                number(device),
+                library.as_ptr(),
                 &mut group,
             )
         })?;
@@ -511,6 +550,40 @@ mod tests {
             assert_eq!(early, 2);
             assert_eq!(sums, [expected, expected]);
         }
+    }
+
+    /// This machine may have no GPU. The program must then say why NCCL cannot be used.
+    #[test]
+    fn a_library_that_cannot_be_opened_is_an_error() {
+        let (store, _) = Store::open("127.0.0.1", 0, true, "test", PATIENCE).expect("a store");
+        let missing = Path::new("/nowhere/libhost_nccl.so");
+        let error = Group::open_nccl((&store, "group"), (0, 1), 0, missing).expect_err("missing");
+        assert!(
+            error.message().contains("/nowhere/libhost_nccl.so"),
+            "{error}"
+        );
+    }
+
+    /// `make test-peers` installs CUDA's libraries and headers, and builds `libhost_nccl.so`. Without a GPU, NCCL's
+    /// process group reports it.
+    #[cfg(feature = "peers")]
+    #[test]
+    fn nccl_is_called() {
+        crate::torch_shim::load_cuda().expect("CUDA's libraries");
+        let test = std::env::current_exe().expect("this test");
+        let folder = test.ancestors().nth(2).expect("the profile's folder");
+        let (store, _) = Store::open("127.0.0.1", 0, true, "test", PATIENCE).expect("a store");
+        let library = folder.join("libhost_nccl.so");
+        let group = Group::open_nccl((&store, "group"), (0, 1), 0, &library);
+        if tch::Cuda::device_count() == 0 {
+            let error = group.expect_err("no GPU");
+            assert!(error.message().contains("no GPUs found"), "{error}");
+            return;
+        }
+        let group = group.expect("a group");
+        let tensor = Tensor::from_slice(&[1.5_f32]).to(Device::Cuda(0));
+        finish(&group.all_reduce(&tensor).expect("started"));
+        assert_eq!(tensor.double_value(&[0]), 1.5);
     }
 
     #[test]

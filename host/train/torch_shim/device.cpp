@@ -11,6 +11,7 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/util/env.h>
 
 #include "shim.h"
@@ -38,6 +39,14 @@ int shim_load_cuda() {
 	return guarded([] {
 		if (!dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL))
 			throw std::runtime_error(dlerror());
+	});
+}
+
+// Makes a CUDA device the one that this thread's operations use if they name none. CUDA must be loaded.
+int shim_set_cuda_device(int index) {
+	return guarded([&] {
+		const at::Device device(at::kCUDA, static_cast<at::DeviceIndex>(index));
+		c10::impl::getDeviceGuardImpl(at::kCUDA)->setDevice(device);
 	});
 }
 

@@ -12,6 +12,7 @@ use super::{checked, cuda_index};
 unsafe extern "C" {
     safe fn shim_has_cuda_driver() -> bool;
     safe fn shim_load_cuda() -> c_int;
+    safe fn shim_set_cuda_device(index: c_int) -> c_int;
     safe fn shim_set_deterministic(on: bool);
     fn shim_to_cuda(tensor: *const C_tensor, index: c_int, copy: *mut *mut C_tensor) -> c_int;
     fn shim_begin_copy(
@@ -38,6 +39,11 @@ pub(crate) fn has_cuda_driver() -> bool {
 /// Loads libtorch's CUDA library. Must be called before anything else checks libtorch for CUDA.
 pub(crate) fn load_cuda() -> Result<()> {
     checked(shim_load_cuda())
+}
+
+/// Makes a CUDA device the one that this thread's operations use if they name none. CUDA must be loaded.
+pub(crate) fn set_cuda_device(index: usize) -> Result<()> {
+    checked(shim_set_cuda_device(cuda_index(Device::Cuda(index)).1))
 }
 
 /// Selects deterministic algorithms or the fastest ones. Must be called before CUDA is loaded.

@@ -19,7 +19,7 @@ mod device;
 pub(crate) use collective::{Buckets, Group, Store, Work, close_on_exec, quiet_c10d};
 pub(crate) use device::{
     HostBuffer, Readback, cuda_memory, cuda_peak_bytes, has_cuda_driver, load_cuda,
-    set_deterministic, to_device,
+    set_cuda_device, set_deterministic, to_device,
 };
 
 unsafe extern "C" {

@@ -19,6 +19,8 @@ pub(crate) struct Card {
     boot: String,
     /// The address at which other machines reach this one.
     pub(super) address: String,
+    /// The port at which the lead notices the end of the other ranks' processes. 0 on the other ranks.
+    pub(super) lifeline: u16,
     /// Values by name, such as `learning_rate` or `plugin perplexity`.
     facts: Facts,
     /// The reason why this rank cannot train, and a hint.
@@ -30,7 +32,7 @@ pub type Facts = BTreeMap<String, Value>;
 
 impl Card {
     /// Creates the card of this process. `peer` is the store's address.
-    pub(super) fn new(facts: Result<Facts>, (peer, port): (&str, u16)) -> Self {
+    pub(super) fn new(facts: Result<Facts>, (peer, port): (&str, u16), lifeline: u16) -> Self {
         let (facts, fault) = match facts {
             Ok(facts) => (facts, None),
             Err(error) => {
@@ -44,6 +46,7 @@ impl Card {
             process: std::process::id(),
             boot: line("/proc/sys/kernel/random/boot_id"),
             address: route_to(peer, port).map_or_else(String::new, |address| address.to_string()),
+            lifeline,
             facts,
             fault,
         }

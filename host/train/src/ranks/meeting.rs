@@ -1,5 +1,6 @@
 //! How the ranks find each other in the store, even if an earlier start of the same job left keys there.
 
+use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use host_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
 use super::card::Card;
+use super::lifeline::Lifelines;
 use crate::torch_shim::Store;
 
 /// How often a rank reads the store.
@@ -22,6 +24,16 @@ pub(super) struct Meeting {
     pub(super) nonce: String,
     /// The ranks' cards, by rank.
     pub(super) cards: Vec<Card>,
+    /// The connections to the lead, or the lead's to the others. Each rank that confirmed has tried to connect.
+    pub(super) lifelines: Lifelines,
+}
+
+/// How this rank takes part in the lifelines.
+pub(super) enum Line<'a> {
+    /// The lead listens, if it can.
+    Listen(Option<TcpListener>),
+    /// Another rank connects to the lead's port at this address.
+    Connect(&'a str),
 }
 
 /// What the lead publishes under `LIST`.
@@ -70,11 +82,12 @@ pub(super) fn meet(
     store: &Store,
     (rank, size): (usize, usize),
     card: &Card,
+    line: Line<'_>,
     patience: Duration,
     say: &mut dyn FnMut(&str),
 ) -> Result<Meeting> {
     store.set(&join(rank), &json(card))?;
-    let meeting = Pending {
+    let pending = Pending {
         store,
         rank,
         size,
@@ -82,9 +95,9 @@ pub(super) fn meet(
         deadline: Instant::now() + patience,
         patience,
     };
-    match rank {
-        0 => meeting.lead(say),
-        _ => meeting.follow(),
+    match line {
+        Line::Listen(listener) => pending.lead(listener, say),
+        Line::Connect(address) => pending.follow(address),
     }
 }
 
@@ -135,7 +148,7 @@ struct Pending<'a> {
 }
 
 impl Pending<'_> {
-    fn lead(&self, say: &mut dyn FnMut(&str)) -> Result<Meeting> {
+    fn lead(&self, listener: Option<TcpListener>, say: &mut dyn FnMut(&str)) -> Result<Meeting> {
         let mut cards: Vec<Option<Card>> = vec![None; self.size];
         let mut nonce = String::new();
         let mut reminded = Instant::now();
@@ -172,7 +185,11 @@ impl Pending<'_> {
                 }
                 if waiting.is_empty() && proposed_at.elapsed() > STABLE {
                     self.store.set(&done(&nonce), b"1")?;
-                    return Ok(Meeting { nonce, cards: all });
+                    return Ok(Meeting {
+                        lifelines: Lifelines::lead(listener, &nonce),
+                        nonce,
+                        cards: all,
+                    });
                 }
             }
             if Instant::now() > self.deadline {
@@ -197,8 +214,9 @@ impl Pending<'_> {
         }
     }
 
-    fn follow(&self) -> Result<Meeting> {
+    fn follow(&self, address: &str) -> Result<Meeting> {
         let mut answered = String::new();
+        let mut lifelines = Lifelines::default();
         loop {
             let now: Option<Card> = self.read(&join(self.rank))?;
             if let Some(other) = now.filter(|now| now.id != self.card.id) {
@@ -213,11 +231,17 @@ impl Pending<'_> {
                         .is_some_and(|card| card.id == self.card.id) =>
                 {
                     if answered != nonce {
+                        let lead = (address, cards[0].lifeline);
+                        lifelines = Lifelines::follow(lead, &nonce, self.rank);
                         self.store.set(&confirmed(self.rank), nonce.as_bytes())?;
                         answered.clone_from(&nonce);
                     }
                     if self.store.get(&done(&nonce))?.is_some() {
-                        return Ok(Meeting { nonce, cards });
+                        return Ok(Meeting {
+                            nonce,
+                            cards,
+                            lifelines,
+                        });
                     }
                 }
                 Some(List::Refused { ids, message, hint }) if ids.contains(&self.card.id) => {
@@ -329,7 +353,14 @@ mod tests {
     }
 
     fn card() -> Card {
-        Card::new(Ok(Facts::new()), ("127.0.0.1", 1))
+        Card::new(Ok(Facts::new()), ("127.0.0.1", 1), 0)
+    }
+
+    fn line(rank: usize) -> Line<'static> {
+        match rank {
+            0 => Line::Listen(None),
+            _ => Line::Connect("127.0.0.1"),
+        }
     }
 
     /// Lets processes with these ranks meet, each in a thread.
@@ -344,6 +375,7 @@ mod tests {
                             &open(port, false).0,
                             (rank, size),
                             &card(),
+                            line(rank),
                             patience,
                             &mut |_| (),
                         )
@@ -399,9 +431,17 @@ mod tests {
         let (server, port) = open(0, true);
         let patience = Duration::from_millis(400);
         let (lead, other) = thread::scope(|scope| {
-            let other = scope
-                .spawn(move || meet(&open(port, false).0, (1, 4), &card(), patience, &mut |_| ()));
-            let lead = meet(&server, (0, 4), &card(), patience, &mut |_| ());
+            let other = scope.spawn(move || {
+                meet(
+                    &open(port, false).0,
+                    (1, 4),
+                    &card(),
+                    line(1),
+                    patience,
+                    &mut |_| (),
+                )
+            });
+            let lead = meet(&server, (0, 4), &card(), line(0), patience, &mut |_| ());
             (lead, other.join().expect("no panic"))
         });
         let error = lead.err().expect("refused");

@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 use host_core::{Control, Error, ErrorKind, Result, StopReason};
 use serde::{Deserialize, Serialize};
 
+use rustix::process::{Signal, getpid, kill_process};
+
 use super::card::{Card, name};
+use super::lifeline::Lifelines;
 use crate::torch_shim::Store;
 
 /// The interval at which a rank publishes what it is doing.
@@ -20,6 +23,8 @@ const BEAT: Duration = Duration::from_millis(500);
 const OBSERVATION: Duration = Duration::from_millis(1500);
 /// How long the lead waits at the end until the other ranks have left.
 const LEAVING: Duration = Duration::from_secs(10);
+/// How long a process that is to be killed has to print the reason.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How often the thread looks for a value that its rank waits for.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -66,7 +71,7 @@ struct State {
     answered: Instant,
     /// Receives stop requests on the lead; the source of stop requests on the other ranks.
     control: Option<Control>,
-    /// Whether the others can see that this rank knows the verdict.
+    /// Whether the others can see that this rank knows the verdict, or cannot see anything.
     is_ended: bool,
     is_over: bool,
 }
@@ -155,6 +160,7 @@ impl Watch {
     /// Returns an error if the thread cannot be started.
     pub(super) fn start(
         store: Store,
+        lifelines: Lifelines,
         address: String,
         rank: usize,
         cards: Vec<Card>,
@@ -199,7 +205,7 @@ impl Watch {
             let shared = Arc::clone(&shared);
             thread::Builder::new()
                 .name("ranks".to_owned())
-                .spawn(move || Watcher::new(shared, store).run())
+                .spawn(move || Watcher::new(shared, store, lifelines).run())
                 .map_err(|e| Error::new(ErrorKind::System, format!("cannot start a thread: {e}")))?
         };
         Ok(Self {
@@ -437,20 +443,25 @@ impl Shared {
 struct Watcher {
     shared: Arc<Shared>,
     store: Store,
+    lifelines: Lifelines,
     beats: u64,
     beaten: Option<Instant>,
     /// The beats of all ranks when the failure of a collective was noticed.
     suspects: Option<Vec<Option<Beat>>>,
+    /// When this rank learned the verdict.
+    ended: Option<Instant>,
 }
 
 impl Watcher {
-    fn new(shared: Arc<Shared>, store: Store) -> Self {
+    fn new(shared: Arc<Shared>, store: Store, lifelines: Lifelines) -> Self {
         Self {
             shared,
             store,
+            lifelines,
             beats: 0,
             beaten: None,
             suspects: None,
+            ended: None,
         }
     }
 
@@ -469,6 +480,8 @@ impl Watcher {
                         );
                         state.verdict.get_or_insert(Verdict::new(message));
                     }
+                    // No other rank can read a message.
+                    state.is_ended = true;
                     shared.changed.notify_all();
                     return;
                 }
@@ -505,9 +518,18 @@ impl Watcher {
             self.beaten = Some(Instant::now());
             self.beat()?;
         }
+        for rank in self.lifelines.lost() {
+            // A rank that has left ends its process.
+            if self.store.get(&left_key(rank))?.is_none() {
+                self.conclude(Verdict::new(shared.death(rank)))?;
+                // At the end, no rank waits for it.
+                shared.lock().beats.remove(&rank);
+            }
+        }
         if let Some((operation, at)) = failed {
             self.investigate(&operation, at)?;
         }
+        self.end_if_stuck();
         let mut state = shared.lock();
         state.answered = Instant::now();
         let is_urgent = state.wanted.is_some() && state.found.is_none();
@@ -553,10 +575,11 @@ impl Watcher {
                 continue;
             };
             let mut state = shared.lock();
-            let now = Instant::now();
-            let known = state.beats.get(&rank);
-            if known.is_none_or(|(known, _)| known.number != beat.number) {
-                state.beats.insert(rank, (beat, now));
+            // A rank that is known to be dead has been removed.
+            if let Some(known) = state.beats.get_mut(&rank)
+                && known.0.number != beat.number
+            {
+                *known = (beat, Instant::now());
             }
         }
         if let Some(control) = control {
@@ -654,6 +677,29 @@ impl Watcher {
         self.conclude(Verdict::new(message))
     }
 
+    /// Kills this process if it computes for longer than the limit after the verdict, for example in an operation on
+    /// a GPU that waits for a dead rank. Nothing else can end such an operation.
+    fn end_if_stuck(&mut self) {
+        let state = self.shared.lock();
+        let (Some(verdict), Phase::Computing(phase)) = (&state.verdict, &state.phase) else {
+            self.ended = None;
+            return;
+        };
+        let ended = *self.ended.get_or_insert_with(Instant::now);
+        if ended.elapsed() < self.shared.limit.max(3 * state.longest) {
+            return;
+        }
+        let text = format!(
+            "error: {}; this rank is killed, because it is still in: {phase}",
+            verdict.message
+        );
+        drop(state);
+        // A stuck terminal does not keep the process alive.
+        let _ = thread::Builder::new().spawn(move || eprintln!("{text}"));
+        thread::sleep(LAST_WORDS);
+        let _ = kill_process(getpid(), Signal::KILL);
+    }
+
     fn read_beat(&self, rank: usize) -> Result<Option<Beat>> {
         let value = self.store.get(&beat_key(rank))?;
         Ok(value.and_then(|value| serde_json::from_slice(&value).ok()))
@@ -680,6 +726,21 @@ fn beat_key(rank: usize) -> String {
 }
 
 impl Shared {
+    /// Returns a message about a rank whose process has ended.
+    fn death(&self, rank: usize) -> String {
+        let state = self.lock();
+        let operation = match &state.phase {
+            Phase::Waiting(operation) => format!(" during or before {operation}"),
+            _ => String::new(),
+        };
+        let last = state.beats.get(&rank);
+        format!(
+            "{} died{operation}; it was last seen in: {}",
+            name(&self.cards, rank),
+            last.map_or_else(|| "preparing".to_owned(), |(beat, _)| beat.describe())
+        )
+    }
+
     /// Returns why a rank that this one observes must be dead or stuck.
     fn accused(&self) -> Option<String> {
         let state = self.lock();
