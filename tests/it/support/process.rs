@@ -69,6 +69,16 @@ impl Process {
         })
     }
 
+    /// Calls `act` until there is a line on stderr that contains this text.
+    pub(crate) fn said_while(&self, part: &str, act: impl Fn()) {
+        let ends = Instant::now() + LIMIT;
+        while !self.stderr.text().contains(part) {
+            assert!(Instant::now() < ends, "waited in vain for {part}");
+            act();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Waits for a line on stdout that contains this text.
     pub(crate) fn printed(&self, part: &str) -> String {
         self.wait_for(&self.stdout, |line| {

@@ -106,10 +106,12 @@ impl<'a> SmallDisk<'a> {
         }
     }
 
-    /// Fills the disk to the last byte.
+    /// Fills the disk to the last byte. May be called again.
     pub(crate) fn fill(&self) {
-        let ballast = self.seen(&self.runs.join("ballast"));
-        let mut ballast = std::fs::File::create(ballast).expect("made");
+        let path = self.seen(&self.runs.join("ballast"));
+        let mut options = std::fs::OpenOptions::new();
+        let ballast = options.append(true).create(true).open(path);
+        let mut ballast = ballast.expect("made");
         let mut chunk = &[0; 1 << 20][..];
         while !chunk.is_empty() {
             // The part that fits is written before the failure.

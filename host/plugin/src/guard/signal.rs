@@ -129,31 +129,32 @@ fn plugin_at(address: usize) -> Option<&'static PluginName> {
 /// Searches the words of a stack, starting at the address `stack`, for an address in a plugin's code. Returns
 /// the plugin of the first such address.
 fn plugin_on(stack: usize) -> Option<&'static PluginName> {
-    let mut words = [0usize; SEARCHED];
-    let mut read = 0;
-    // The kernel copies a range completely or not at all, and cannot copy beyond the end of the stack. Thus,
-    // ranges of increasing length are copied until a copy fails.
-    for length in [1 << 10, 4 << 10, SEARCHED * size_of::<usize>()] {
+    // A signal handler can have as little as 8 KiB of stack.
+    let mut words = [0usize; 64];
+    let length = size_of_val(&words);
+    for part in 0..SEARCHED / words.len() {
         let local = libc::iovec {
             iov_base: words.as_mut_ptr().cast(),
             iov_len: length,
         };
         let remote = libc::iovec {
-            iov_base: ptr::without_provenance_mut(stack),
+            iov_base: ptr::without_provenance_mut(stack.wrapping_add(part * length)),
             iov_len: length,
         };
+        // The kernel copies a range completely or not at all, and cannot copy beyond the end of the stack.
         // SAFETY: the kernel writes into `words`, which is long enough, and reads only readable memory.
         let got = unsafe {
             libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)
         };
-        match usize::try_from(got) {
-            Ok(got) => read = got,
-            Err(_) => break,
+        if got <= 0 {
+            break;
+        }
+        let found = words.iter().find_map(|&address| plugin_at(address));
+        if found.is_some() {
+            return found;
         }
     }
-    words[..read / size_of::<usize>()]
-        .iter()
-        .find_map(|&address| plugin_at(address))
+    None
 }
 
 /// Returns the plugin whose code called this function on this thread, directly or indirectly. Used for
@@ -161,6 +162,12 @@ fn plugin_on(stack: usize) -> Option<&'static PluginName> {
 pub(super) fn plugin_on_stack() -> Option<&'static PluginName> {
     let here = 0usize;
     plugin_on((&raw const here).addr() & !(size_of::<usize>() - 1))
+}
+
+/// Returns the previous action of a signal.
+fn before_of(signal: c_int) -> Option<&'static libc::sigaction> {
+    let mut all = SIGNALS.iter().zip(&BEFORE);
+    all.find(|((known, _), _)| *known == signal)?.1.get()
 }
 
 extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
@@ -173,14 +180,9 @@ extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
             *libc::__errno_location(),
         )
     };
-    let known = SIGNALS
-        .iter()
-        .zip(&BEFORE)
-        .find(|((known, _), _)| *known == signal);
-    let (name, before) = match known {
-        Some(((_, name), before)) => (*name, before.get()),
-        None => ("a signal", None),
-    };
+    let known = SIGNALS.iter().find(|(known, _)| *known == signal);
+    let name = known.map_or("a signal", |(_, name)| *name);
+    let before = before_of(signal);
     let is_sent = code <= 0;
     // After these signals, the thread executes the same instruction again. After other signals, it continues
     // with the next instruction.
@@ -197,6 +199,10 @@ extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
             // The faulting instruction faults again, now under the previous handler.
             Some(before) if faults_again => {
                 libc::sigaction(signal, before, ptr::null_mut());
+                // That handler may abort. The alternate stack then has no room for this one.
+                if let Some(abort) = before_of(libc::SIGABRT) {
+                    libc::sigaction(libc::SIGABRT, abort, ptr::null_mut());
+                }
             }
             // Any other signal is sent again, and ends the process when this handler returns.
             _ => {
