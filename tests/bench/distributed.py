@@ -59,7 +59,24 @@ def distributed(rounds):
     }
     for what, value in ratios.items():
         print(f"{what}: {value:.2f}x as fast")
-    return {"step_secs": results, "ratios": ratios}
+    return {"step_secs": results, "ratios": ratios, "stalls": stalls(config, whole, part)}
+
+
+def stalls(config, whole, part):
+    """Measures how long a checkpoint and an evaluation of 128 sequences interrupt the training."""
+    two_ranks = ["--max-eval-steps", "16", "--nproc", "2", "--threads", "1"]
+    runs = {
+        "1 rank x 2 threads": host(config, whole, checkpoint_steps=3, more=["--max-eval-steps", "8"]),
+        "2 ranks x 1 thread": host(config, part, checkpoint_steps=3, more=two_ranks),
+    }
+    found = {}
+    for who, measured in runs.items():
+        copy, evaluation = (statistics.median(measured[name][1:]) for name in ("copy_secs", "eval_secs"))
+        found[who] = {"checkpoint_copy_secs": copy, "eval_secs": evaluation}
+        print(
+            f"{who}: a checkpoint interrupts for {copy * 1000:.1f} ms, an evaluation for {evaluation:.2f} s"
+        )
+    return found
 
 
 def ratio(slow, fast):

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 tests/peers/provision.sh
-export PYTHONPATH=$PWD/.libtorch/site-packages:$PWD/.peers/site-packages HF_HUB_OFFLINE=1
+export PYTHONPATH=$PWD/.libtorch/site-packages:$PWD/.peers/site-packages:$PWD/tests/peers HF_HUB_OFFLINE=1
 if [ "${1:-}" = tracker ]; then
 	shift
 	exec python3 tests/bench/tracker.py "$@"

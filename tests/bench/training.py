@@ -148,7 +148,7 @@ def host(config, shape, environment=(), **arguments):
             sys.exit(f"error: host ended with status {status}: {log.read()[-2000:]}")
         out.seek(0)
         lines = out.readlines()
-    seconds, copies, shares, first, peak = [], [], [], None, usage.ru_maxrss * 1024
+    seconds, copies, evaluations, shares, first, peak = [], [], [], [], None, usage.ru_maxrss * 1024
     for line in lines:
         event = json.loads(line)
         values = event.get("values", {})
@@ -157,6 +157,8 @@ def host(config, shape, environment=(), **arguments):
             first = first or event["time_us"] / 1e6 - begin
         if "checkpoint_copy_secs" in values:
             copies.append(values["checkpoint_copy_secs"])
+        if "eval_secs" in values:
+            evaluations.append(values["eval_secs"])
         share = [
             value
             for name, value in values.items()
@@ -171,5 +173,6 @@ def host(config, shape, environment=(), **arguments):
         "peak_mb": peak / 2**20,
         "first_step_secs": first,
         "copy_secs": copies,
+        "eval_secs": evaluations,
         "plugin_shares": shares,
     }

@@ -512,6 +512,25 @@ fn a_port_in_use_is_an_error_for_all_ranks() {
 }
 
 /// A run continues on other numbers of ranks with the next sequences. The result is that of one process.
+/// Another program has the port, and does not answer.
+#[test]
+fn a_port_of_another_program_is_an_error() {
+    if !is_on_cpu() {
+        return;
+    }
+    let home = Home::new();
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = silent.local_addr().expect("an address").port();
+    let args = ["run", "tiny.toml", "--rank-start-secs", "3"];
+    let [lead, other] = [0, 1].map(|rank| start_rank(&home, (rank, 2), port, &args));
+    let output = lead.output();
+    let (error, _) = output.failed_with(2);
+    assert!(error.ends_with("the port is in use"), "{error}");
+    let output = other.output();
+    let (error, _) = output.failed_with(2);
+    assert!(error.contains("no reply of a store within 3 s"), "{error}");
+}
+
 #[test]
 fn a_run_resumes_on_another_number_of_ranks() {
     if !is_on_cpu() {

@@ -490,8 +490,8 @@ fn open_store(launch: &Launch, serves: bool, prefix: &str, patience: Duration) -
         true => Ok(()),
         false => wait_for_listener((address, *port), patience),
     };
-    let opened = reached.and_then(|()| Store::open(address, *port, serves, prefix, patience));
-    opened.map(|(store, _)| store).map_err(|error| {
+    let opened = reached.and_then(|()| answered((address, *port), serves, prefix, patience));
+    opened.map_err(|error| {
         let is_taken = error.message().contains("EADDRINUSE");
         let (why, hint) = match is_taken {
             true => (
@@ -506,6 +506,29 @@ fn open_store(launch: &Launch, serves: bool, prefix: &str, patience: Duration) -
         let message = format!("the ranks cannot meet in the store at {address}:{port}: {why}");
         Error::new(ErrorKind::Config, message).hint(hint)
     })
+}
+
+/// Opens the store. Returns an error if it does not answer within the time for a connection.
+///
+/// c10d would wait forever for another program that accepts connections at the port.
+fn answered(
+    (address, port): (&str, u16),
+    serves: bool,
+    prefix: &str,
+    patience: Duration,
+) -> Result<Store> {
+    let (host, prefix) = (address.to_owned(), prefix.to_owned());
+    let (sender, opened) = sync_channel(1);
+    thread::Builder::new()
+        .name("store".to_owned())
+        .spawn(move || sender.send(Store::open(&host, port, serves, &prefix, patience)))
+        .map_err(|e| Error::new(ErrorKind::System, format!("cannot start a thread: {e}")))?;
+    let limit = patience.min(CONNECTION);
+    let silence = format!("no reply of a store within {} s", limit.as_secs());
+    match opened.recv_timeout(limit) {
+        Ok(opened) => opened.map(|(store, _)| store),
+        Err(_) => Err(Error::new(ErrorKind::System, silence)),
+    }
 }
 
 /// Waits until a process accepts connections at an address. c10d's own attempts have pauses of up to seconds.
@@ -548,8 +571,9 @@ fn gone(Launch { address, port, .. }: &Launch, error: Error) -> Error {
 /// The other ranks have joined that store.
 fn refuse(launch: &Launch, prefix: &str, error: &Error) {
     let patience = Duration::from_secs(2);
+    let place = (&*launch.address, launch.port);
     if launch.rank == 0
-        && let Ok((store, _)) = Store::open(&launch.address, launch.port, false, prefix, patience)
+        && let Ok(store) = answered(place, false, prefix, patience)
     {
         let card = Card::new(Ok(Facts::new()), (&launch.address, launch.port), 0);
         meeting::refuse(&store, launch.size, &card, error);
