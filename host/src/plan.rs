@@ -239,6 +239,9 @@ fn check(config: &TrainConfig) -> Result<()> {
     if let Some(workers) = config.data_workers {
         at_least("data_workers", workers as u64, 1)?;
     }
+    if let Some(size) = config.bucket_cap_mb {
+        at_least("bucket_cap_mb", u64::from(size), 1)?;
+    }
     at_least("train_batch_size", config.train_batch_size, 1)?;
     at_least("valid_batch_size", config.valid_batch_size, 1)?;
     at_least("seq_length", config.seq_length, 2)?;
@@ -413,6 +416,7 @@ mod tests {
             |c| c.max_eval_steps = -2,
             |c| c.device.clear(),
             |c| c.data_workers = Some(0),
+            |c| c.bucket_cap_mb = Some(0),
         ] {
             refusal(change);
         }

@@ -38,11 +38,12 @@ def together(hosts, words, variables):
             if process.wait(600) != 0:
                 sys.exit(f"error: a rank ended with {process.returncode}: {log.read_text()[-2000:]}")
             lines = log.read_text().splitlines()
-            printed.append([json.loads(line) for line in lines if line[:1] in ("{", "[")])
+            # Warnings of torch begin with a bracket, too.
+            printed.append([json.loads(line) for line in lines if line.startswith(('{"', "[0.", "[1."))])
         return printed
 
 
-def host_step(hosts, config, alone):
+def host_step(hosts, config, alone=False, more=()):
     """Returns the seconds of a step of the host. `alone`: each host trains for itself."""
 
     def variables(rank):
@@ -51,7 +52,7 @@ def host_step(hosts, config, alone):
 
     # All ranks of a training have the same command line.
     shape = (SIZES, BATCH, LENGTH, STEPS)
-    shared = command(config, shape, more=["--threads", "1"])
+    shared = command(config, shape, more=["--threads", "1", *more])
     own = [command(config, shape, more=["--threads", "1"]) for _ in hosts]
     printed = together(hosts, lambda rank: own[rank] if alone else shared, variables)
     values = [event.get("values", {}) for event in printed[0]]
@@ -72,29 +73,36 @@ def sums(hosts, buckets):
 
 
 def link(rounds):
-    """Measures the step of two ranks, the step of one, and the sums, in alternating rounds."""
+    """Measures a step without communication, with sums during the backward pass, and with sums after it, and the sums
+    without computation, in alternating rounds."""
     token_files(SIZES["vocab_size"])
     config = configuration("link", SIZES)
     total, embedding = gradient_bytes()
     rest = total - embedding
     buckets = [BUCKET] * (rest // BUCKET) + [rest % BUCKET, embedding]
-    measured = {"alone": [], "together": [], "sums": []}
+    measured = {"alone": [], "during": [], "after": [], "sums": []}
+    # A single bucket is complete at the end of the backward pass.
+    after = ["--bucket-cap-mb", "1000"]
     with tempfile.TemporaryDirectory() as folder, two_hosts(pathlib.Path(folder)) as hosts:
         for place in hosts:
             place.run(*"tc qdisc add dev cable root tbf rate 1gbit burst 128kb latency 50ms".split())
         for _ in range(rounds):
             measured["alone"].append(host_step(hosts, config, alone=True))
-            measured["together"].append(host_step(hosts, config, alone=False))
+            measured["during"].append(host_step(hosts, config))
+            measured["after"].append(host_step(hosts, config, more=after))
             measured["sums"].append(sums(hosts, buckets))
     hidden = statistics.median(
-        1 - (together - alone) / sum_
-        for alone, together, sum_ in zip(measured["alone"], measured["together"], measured["sums"])
+        1 - (during - alone) / (after - alone)
+        for alone, during, after in zip(
+            *(measured[name] for name in ("alone", "during", "after")), strict=True
+        )
     )
-    alone, together_, sums_ = (statistics.median(seconds) for seconds in measured.values())
+    medians = {name: statistics.median(seconds) for name, seconds in measured.items()}
     print(
         f"\nlink of 1 Gbit/s: {SIZES['n_layer']} layers, width {SIZES['n_embd']}, embedding "
         f"{embedding / total:.0%} of the gradient's {total / 1e6:.1f} MB, {rounds} alternating rounds\n"
-        f"step of one rank {alone:.3f} s, of two {together_:.3f} s, sums alone {sums_:.3f} s: "
-        f"{hidden:.0%} of the communication is hidden"
+        f"a step of one rank {medians['alone']:.3f} s; of two, with sums after the backward pass "
+        f"{medians['after']:.3f} s, with sums during it {medians['during']:.3f} s: {hidden:.0%} of the communication "
+        f"is hidden; the sums without computation {medians['sums']:.3f} s"
     )
     return {**measured, "hidden": hidden}

@@ -44,8 +44,8 @@ impl Share {
 /// Bytes of the first message of [`Collective::agree`]. Longer values need a second message.
 const FIRST_MESSAGE: usize = 256;
 
-/// Maximum bytes of a bucket of gradients on the CPU and on CUDA. On CUDA, a sum has a higher fixed cost.
-const BUCKET_BYTES: (i64, i64) = (4 << 20, 25 << 20);
+/// Maximum MiB of a bucket of gradients on the CPU and on CUDA. On CUDA, a sum has a higher fixed cost.
+const BUCKET_CAP_MB: (u32, u32) = (4, 25);
 
 impl Collective {
     /// Returns the collective of a single process.
@@ -199,8 +199,13 @@ impl Collective {
         Ok(())
     }
 
-    /// Returns buckets that sum the gradients of `params` over all processes.
-    pub(crate) fn gradients(&self, params: &[Param], device: Device) -> Result<Gradients> {
+    /// Returns buckets of at most `cap_mb` MiB that sum the gradients of `params` over all processes.
+    pub(crate) fn gradients(
+        &self,
+        params: &[Param],
+        cap_mb: Option<u32>,
+        device: Device,
+    ) -> Result<Gradients> {
         let Some((ranks, group)) = self.group(device) else {
             return Ok(Gradients { summed: None });
         };
@@ -210,8 +215,9 @@ impl Collective {
             .rev()
             .map(|p| p.tensor.shallow_clone())
             .collect();
-        let (cpu, cuda) = BUCKET_BYTES;
-        let capacity = if device.is_cuda() { cuda } else { cpu };
+        let (cpu, cuda) = BUCKET_CAP_MB;
+        let usual = if device.is_cuda() { cuda } else { cpu };
+        let capacity = i64::from(cap_mb.unwrap_or(usual)) << 20;
         let buckets = Buckets::new(group, &params, capacity)?;
         Ok(Gradients {
             summed: Some(Summed {
@@ -423,7 +429,9 @@ mod tests {
         assert_eq!(alone.gather(7, "").expect("gathered"), [7]);
         let sum = alone.sum(Tensor::from(2.5), "").expect("summed");
         assert_eq!(sum.double_value(&[]), 2.5);
-        let gradients = alone.gradients(&[], Device::Cpu).expect("nothing to sum");
+        let gradients = alone
+            .gradients(&[], None, Device::Cpu)
+            .expect("nothing to sum");
         assert!(gradients.begin(true).is_ok() && gradients.wait().is_ok());
     }
 }

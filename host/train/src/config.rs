@@ -101,6 +101,9 @@ pub struct TrainConfig {
     pub on_nonfinite: OnNonfinite,
     /// Threads for training on the CPU. `None`: one per core.
     pub threads: Option<usize>,
+    /// The maximum size, in MiB, of a bucket of gradients that several ranks sum at once. The rounding of the sums
+    /// depends on it. `None`: 4 on the CPU, 25 on CUDA.
+    pub bucket_cap_mb: Option<u32>,
     /// Use deterministic algorithms on CUDA, which are slower. The CPU always uses them.
     pub deterministic: bool,
 }
@@ -195,6 +198,7 @@ impl Default for TrainConfig {
             keep_checkpoints: 0,
             on_nonfinite: OnNonfinite::Stop,
             threads: None,
+            bucket_cap_mb: None,
             deterministic: false,
         }
     }

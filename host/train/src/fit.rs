@@ -24,7 +24,7 @@ impl Trainer {
             thread::scope(|scope| {
                 let (mut training, mut boundary) = Training::begin(self, ports, scope)?;
                 let params = &training.state.model.params;
-                let gradients = collective.gradients(params, device)?;
+                let gradients = collective.gradients(params, config.bucket_cap_mb, device)?;
                 while let Some(orders) = boundary.next(&mut training)? {
                     let state = &mut training.state;
                     let batches = state.next_batches(
