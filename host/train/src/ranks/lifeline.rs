@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 /// How long a rank tries to connect to the lead, and how long the lead waits for the greeting of a new connection.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Maximum number of connections without a greeting. The port is open to other programs, too.
-const MAX_UNKNOWN: usize = 4096;
+/// Maximum number of connections without a greeting. The port is open to other programs, too, which must not use up
+/// the process's file descriptors.
+const MAX_UNKNOWN: usize = 256;
 
 /// A rank's end of the connections. Without a connection, for example if a firewall blocks it, a death is noticed
 /// later, by the missing signs of life.

@@ -9,9 +9,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use host_core::{Control, Error, ErrorKind, Result, StopReason};
-use serde::{Deserialize, Serialize};
-
 use rustix::process::{Signal, getpid, kill_process};
+use serde::{Deserialize, Serialize};
 
 use super::card::{Card, name};
 use super::lifeline::Lifelines;
@@ -695,7 +694,8 @@ impl Watcher {
         );
         drop(state);
         // A stuck terminal does not keep the process alive.
-        let _ = thread::Builder::new().spawn(move || eprintln!("{text}"));
+        let last_words = thread::Builder::new().name("last words".to_owned());
+        let _ = last_words.spawn(move || eprintln!("{text}"));
         thread::sleep(LAST_WORDS);
         let _ = kill_process(getpid(), Signal::KILL);
     }
